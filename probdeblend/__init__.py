@@ -1,0 +1,62 @@
+"""Posteriors over the fluxes and the masks of overlapping galaxies.
+
+A *blend* of two galaxies goes in; a *posterior* over their fluxes, and over which pixels belong to whom,
+comes out of a network whose forward pass returns a distribution. The names below are the ones that most users
+need; each is imported from its module at its first use.
+
+Examples
+--------
+>>> import probdeblend
+>>> deblender = probdeblend.load()  # doctest: +SKIP
+>>> posterior = deblender(image, sky_rms=0.003)  # doctest: +SKIP
+>>> posterior.summary()  # doctest: +SKIP
+"""
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .posterior import Flag, Posterior
+    from .prior import Prior
+    from .scene import Blend, Components, Instrument
+    from .weights import Deblender, load
+
+__all__ = [
+    "Blend",
+    "Components",
+    "Deblender",
+    "Flag",
+    "Instrument",
+    "Posterior",
+    "Prior",
+    "__version__",
+    "load",
+]
+
+_MODULE_OF = {
+    "Blend": "scene",
+    "Components": "scene",
+    "Deblender": "weights",
+    "Flag": "posterior",
+    "Instrument": "scene",
+    "Posterior": "posterior",
+    "Prior": "prior",
+    "load": "weights",
+}
+
+try:
+    __version__ = metadata.version(__name__)
+except metadata.PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

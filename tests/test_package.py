@@ -1,0 +1,117 @@
+"""The package as a whole: its names, what importing it costs, and that contracts, docs and code agree."""
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import probdeblend
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(module.name for module in pkgutil.walk_packages(probdeblend.__path__, "probdeblend."))
+
+
+def run_python(*arguments):
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def layers():
+    contracts = ConfigParser()
+    contracts.read(ROOT / "setup.cfg")
+    lines = contracts["importlinter:contract:house"]["layers"].split("\n")
+    return [{room.strip() for room in line.split("|")} for line in lines if line.strip()]
+
+
+def documented_layers():
+    """Rooms of each layer in docs/layout.md, top to bottom; a package with layers of its own counts once."""
+    text = (ROOT / "docs" / "layout.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `([\w.]+)`", text, re.M)
+    by_layer = {}
+    for layer, room in rows:
+        by_layer.setdefault(int(layer), set()).add(room.split(".")[0])
+    rooms = [by_layer[layer] for layer in sorted(by_layer, reverse=True)]
+    return [room for room, above in pairwise([*rooms, set()]) if room != above]
+
+
+def test_version_is_that_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert probdeblend.__version__ == project["version"]
+
+
+def test_module_run_prints_the_version():
+    assert probdeblend.__version__ in run_python("-m", "probdeblend", "--version")
+
+
+@pytest.mark.parametrize("heavy", ["galsim", "matplotlib", "sep", "arviz"])
+def test_import_is_light(heavy):
+    code = f"import probdeblend, sys; print({heavy!r} in sys.modules)"
+    assert run_python("-c", code).strip() == "False"
+
+
+@pytest.mark.parametrize("name", probdeblend.__all__)
+def test_public_name_resolves(name):
+    assert getattr(probdeblend, name) is not None
+    assert name in dir(probdeblend)
+
+
+def test_public_names_stay_light():
+    code = (
+        "import sys, probdeblend\n"
+        "for name in probdeblend.__all__: getattr(probdeblend, name)\n"
+        "print({'galsim', 'matplotlib', 'arviz'} & set(sys.modules))"
+    )
+    assert run_python("-c", code).strip() == "set()"
+
+
+def test_unknown_name_is_refused():
+    with pytest.raises(AttributeError, match="module 'probdeblend' has no attribute 'deblend_everything'"):
+        _ = probdeblend.deblend_everything
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_says_what_is_public(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    assert [public for public in module.__all__ if not hasattr(module, public)] == []
+
+
+def test_types_are_shipped():
+    assert files("probdeblend").joinpath("py.typed").is_file()
+
+
+def test_layout_page_shows_the_contract():
+    """The picture of the house in the docs and the contract that is checked are the same."""
+    contract = [rooms - {"__main__"} for rooms in layers()]
+    assert [rooms for rooms in contract if rooms] == documented_layers()
+
+
+def test_conventions_page_lists_the_flags():
+    text = (ROOT / "docs" / "conventions.md").read_text()
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", text, re.M)
+    assert [(name, int(bit)) for name, bit in rows] == [(flag.name, flag.value) for flag in probdeblend.Flag]
+
+
+def test_api_page_documents_every_public_name():
+    listed = re.findall(r"^ {3}(probdeblend[\w.]*)$", (ROOT / "docs" / "api.rst").read_text(), re.M)
+    documented = {name for module in listed for name in importlib.import_module(module).__all__}
+    public = {name for module in MODULES for name in importlib.import_module(module).__all__}
+    assert public <= documented
+
+
+def test_readme_commands_are_the_two_of_the_docs():
+    """Continuous integration runs the first block of the README; the docs show the same."""
+    block = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    assert block.splitlines() == [
+        "python -m pip install . && probdeblend deblend",
+        "python -m pip install '.[test]' && pytest",
+    ]
+    assert block in (ROOT / "docs" / "getting_started.md").read_text()
