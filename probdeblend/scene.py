@@ -1,0 +1,306 @@
+"""The vocabulary of the package: instruments, light components, and batches of blends.
+
+Axes are always ``(blend, band, y, x)`` for images and ``(blend, galaxy, band)`` for fluxes. Pixel (0, 0) is the
+centre of the first pixel, a stamp is 128 x 128 pixels with its centre at (63.5, 63.5), and galaxy 0 is the central
+one. Angles are in radians from +x towards +y, sizes in arcsec.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "GALAXY_TYPES",
+    "PARAMETERS",
+    "STAMP_CENTER",
+    "STAMP_SIZE",
+    "Blend",
+    "Components",
+    "Instrument",
+    "Parameter",
+]
+
+STAMP_SIZE = 128
+STAMP_CENTER = (STAMP_SIZE - 1) / 2
+GALAXY_TYPES = ("sph", "disk", "sphd", "irr")
+
+
+class Parameter(NamedTuple):
+    """Name, unit and valid range of one number that describes a light component."""
+
+    name: str
+    unit: str
+    low: float
+    high: float
+
+
+PARAMETERS = (
+    Parameter("flux", "image units", -math.inf, math.inf),
+    Parameter("half_light_radius", "arcsec", 0.0, math.inf),
+    Parameter("sersic_index", "", 0.5, 6.0),
+    Parameter("axis_ratio", "", 0.0, 1.0),
+    Parameter("angle", "rad", -math.inf, math.inf),
+    Parameter("x", "pixel", -math.inf, math.inf),
+    Parameter("y", "pixel", -math.inf, math.inf),
+)
+
+
+@cache
+def _shipped_psf(name: str) -> np.ndarray:
+    with (files("probdeblend") / "data" / f"psf_{name}.npy").open("rb") as file:
+        return np.load(file, allow_pickle=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Instrument:
+    """What turns light into pixels: sampling, effective PSF, units and noise.
+
+    Parameters
+    ----------
+    pixel_scale
+        Size of a pixel in arcsec.
+    psf
+        The effective PSF ``(y, x)``, sampled at `pixel_scale`: square, an odd number of pixels a side, the pixel's
+        own response included, with unit sum.
+    zero_point
+        AB magnitude of a source of unit flux.
+    sky_rms
+        Standard deviation of the sky's pixels as they are in the image, in image units.
+    exposure
+        Effective exposure: counts per unit of flux, for photon noise; infinite for none.
+    noise_kernel
+        Kernel that, convolved with white noise, gives the correlation of the sky noise; None for white noise.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive or the PSF is not a square array with an odd side and unit sum.
+    """
+
+    pixel_scale: float
+    psf: Tensor
+    zero_point: float
+    sky_rms: float
+    exposure: float = math.inf
+    noise_kernel: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("pixel_scale", "sky_rms", "exposure"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        shape = tuple(self.psf.shape)
+        if len(shape) != 2 or shape[0] != shape[1] or shape[0] % 2 == 0:
+            raise ValueError(f"psf must be square with an odd number of pixels a side, got shape {shape}")
+        total = float(self.psf.sum())
+        if not abs(total - 1) < 1e-3:
+            raise ValueError(f"psf must have unit sum, got {total:.6g}")
+
+    @classmethod
+    def candels_f160w(cls, *, sky_rms: float = 3e-3, exposure: float = 3200.0) -> Instrument:
+        """HST WFC3/F160W as in the CANDELS mosaics (Koekemoer et al. 2011, doi:10.1088/0067-0049/197/2/36).
+
+        Parameters
+        ----------
+        sky_rms
+            Sky noise of a pixel in e-/s; the mosaics have 2e-3 to 8e-3.
+        exposure
+            Exposure time in s.
+
+        Returns
+        -------
+        Instrument
+            Pixels of 0.06 arcsec, zero point 25.9463, the PSF fitted by ``probdeblend fit-psf`` and the correlation
+            of drizzled noise with a drop of 0.8 pixels.
+        """
+        edge, corner = 0.2910, 0.1252
+        kernel = torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])
+        psf = torch.from_numpy(_shipped_psf("f160w").astype(np.float32))
+        return cls(0.06, psf / psf.sum(), 25.9463, sky_rms, exposure, kernel)
+
+    def replace(self, **changes: object) -> Instrument:
+        """Return a copy with some fields changed.
+
+        Parameters
+        ----------
+        **changes
+            New values by field name.
+
+        Returns
+        -------
+        Instrument
+            The changed copy.
+        """
+        return replace(self, **changes)
+
+    def to(self, device: torch.device | str) -> Instrument:
+        """Return a copy whose tensors live on a device.
+
+        Parameters
+        ----------
+        device
+            Where to.
+
+        Returns
+        -------
+        Instrument
+            The moved copy.
+        """
+        kernel = None if self.noise_kernel is None else self.noise_kernel.to(device)
+        return replace(self, psf=self.psf.to(device), noise_kernel=kernel)
+
+    def describe(self) -> str:
+        """Return the instrument's numbers (not its arrays) as JSON, to be stored beside data and weights."""
+        numbers = {name: getattr(self, name) for name in ("pixel_scale", "zero_point", "sky_rms")}
+        return json.dumps(numbers | {"exposure": self.exposure if math.isfinite(self.exposure) else None})
+
+
+class _Batch:
+    """A frozen dataclass of tensors whose first axis counts blends; fields may be None."""
+
+    def select(self, index: Tensor | slice) -> _Batch:
+        """Return the blends that `index` picks, with every axis kept."""
+        picked = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{name: None if value is None else value[index] for name, value in picked.items()})
+
+    def to(self, device: torch.device | str) -> _Batch:
+        """Return a copy on a device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Components(_Batch):
+    """The light of the galaxies of a batch of blends as elliptical Sérsic components.
+
+    Every field is a tensor ``(blend, galaxy, component)``: one component for a spheroid or a disk, more for a bulge
+    with a disk or for knots. Units and ranges are those of `PARAMETERS`.
+
+    Parameters
+    ----------
+    flux
+        Total flux (the profile's integral) in image units.
+    half_light_radius
+        Circularised half-light radius in arcsec.
+    sersic_index
+        Sérsic index, 0.5 to 6.
+    axis_ratio
+        Minor over major axis, in (0, 1].
+    angle
+        Position angle of the major axis in radians from +x to +y.
+    x, y
+        Centre in pixels of the stamp.
+    present
+        Which components exist; the others are padding and cost nothing.
+
+    Raises
+    ------
+    ValueError
+        If the fields differ in shape.
+    """
+
+    flux: Tensor
+    half_light_radius: Tensor
+    sersic_index: Tensor
+    axis_ratio: Tensor
+    angle: Tensor
+    x: Tensor
+    y: Tensor
+    present: Tensor
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.flux.shape)
+        if len(shape) != 3:
+            raise ValueError(f"flux must have the axes (blend, galaxy, component), got shape {shape}")
+        for field in fields(self):
+            given = tuple(getattr(self, field.name).shape)
+            if given != shape:
+                raise ValueError(f"{field.name} must have the shape of flux {shape}, got {given}")
+
+    def __len__(self) -> int:
+        return len(self.flux)
+
+    @property
+    def total_flux(self) -> Tensor:
+        """Total flux of each galaxy ``(blend, galaxy)`` in image units."""
+        return (self.flux * self.present).sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Blend(_Batch):
+    """A batch of blends: images and their noise, and where it is known the truth.
+
+    Parameters
+    ----------
+    image
+        Sky-subtracted pixels ``(blend, band, y, x)``.
+    sky_rms
+        Sky noise of a pixel ``(blend,)`` in image units.
+    flux
+        Total flux of each galaxy ``(blend, galaxy, band)``.
+    auto_flux
+        Kron (AUTO) flux of each isolated galaxy, same shape; NaN where it was not measured.
+    mask
+        Pixels ``(blend, galaxy, y, x)`` where a galaxy's own noiseless light exceeds 3 `sky_rms`.
+    isolated
+        Noiseless image ``(blend, galaxy, band, y, x)`` of each galaxy alone.
+    x, y
+        Centres ``(blend, galaxy)`` in pixels.
+    galaxy_type
+        Index into `GALAXY_TYPES` ``(blend, galaxy)``.
+    half_light_radius
+        Major-axis half-light radius of the whole galaxy ``(blend, galaxy)`` in arcsec.
+    exposure
+        Counts per unit of flux ``(blend,)``.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or a sky noise is not positive and finite.
+    """
+
+    image: Tensor
+    sky_rms: Tensor
+    flux: Tensor | None = None
+    auto_flux: Tensor | None = None
+    mask: Tensor | None = None
+    isolated: Tensor | None = None
+    x: Tensor | None = None
+    y: Tensor | None = None
+    galaxy_type: Tensor | None = None
+    half_light_radius: Tensor | None = None
+    exposure: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 4:
+            raise ValueError(f"image must have the axes (blend, band, y, x), got shape {tuple(self.image.shape)}")
+        blends, bands, *pixels = self.image.shape
+        galaxies = 2 if self.flux is None else self.flux.shape[1]
+        per_galaxy = (blends, galaxies)
+        shapes = {
+            "sky_rms": (blends,),
+            "flux": (*per_galaxy, bands),
+            "auto_flux": (*per_galaxy, bands),
+            "mask": (*per_galaxy, *pixels),
+            "isolated": (*per_galaxy, bands, *pixels),
+            "exposure": (blends,),
+        }
+        for name in ("x", "y", "galaxy_type", "half_light_radius"):
+            shapes[name] = per_galaxy
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+        if not bool((torch.isfinite(self.sky_rms) & (self.sky_rms > 0)).all()):
+            raise ValueError("sky_rms must be positive and finite for every blend")
+
+    def __len__(self) -> int:
+        return len(self.image)
