@@ -1,0 +1,493 @@
+"""The population of blends: one prior for the simulators, the Pyro model and the calibration tests.
+
+A galaxy is a spheroid, a disk, a bulge with a disk, or an irregular, in the proportions of the 1,050 distinct
+galaxies in the published test set of Boucaud et al. (2020, doi:10.1093/mnras/stz3056). Given its type, magnitude and
+logarithm of the major-axis half-light radius are jointly a mixture of Gaussians fitted to those galaxies by
+``probdeblend fit-prior``; the mixture is continued to fainter magnitudes along the fitted relation of size with
+magnitude, down to a signal-to-noise ratio of about 5 in CANDELS. The published table has no profile shapes: Sérsic
+indices, axis ratios, bulge fractions and knots follow broad distributions around the ranges seen in CANDELS by
+van der Wel et al. (2012, doi:10.1088/0067-0049/203/2/24) and, for knots, Guo et al. (2015,
+doi:10.1088/0004-637X/800/1/39).
+
+Two galaxies make a blend if their magnitudes differ by less than two. The published separations are, to the precision
+of the table, uniform in the area between two circles that follow from the radii R1 and R2 of the pair: the outer one
+is ``r = min(4 min(R1, R2), 64 px)``, the inner one ``max(R1, R2)``, or ``0.8 r`` where that is larger than ``r``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from .scene import GALAXY_TYPES, STAMP_CENTER, STAMP_SIZE, Components, Instrument
+
+__all__ = ["SEPARATIONS", "Prior", "fit_prior"]
+
+PUBLISHED_PIXEL_SCALE = 0.06
+RADIUS_RANGE = (0.06, 3.0)
+MAX_KNOTS = 8
+MAX_COMPONENTS = 1 + MAX_KNOTS
+FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))
+
+
+def _uniform(low: Tensor | float, high: Tensor | float, like: Tensor) -> Tensor:
+    return low + (high - low) * torch.rand_like(like)
+
+
+def _annulus(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
+    distance = _uniform(inner.square(), outer.square(), inner).sqrt()
+    direction = _uniform(0.0, 2 * math.pi, inner)
+    return distance * direction.cos(), distance * direction.sin()
+
+
+def _separation_limits(radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner and outer separation in pixels from the pair's radii ``(blend, 2)`` in pixels."""
+    outer = (4 * radius.amin(-1)).clamp(max=STAMP_SIZE / 2)
+    inner = radius.amax(-1)
+    return torch.where(inner > outer, 0.8 * outer, inner), outer
+
+
+def _published(radius: Tensor) -> tuple[Tensor, Tensor]:
+    return _annulus(*_separation_limits(radius))
+
+
+def _public_code(radius: Tensor) -> tuple[Tensor, Tensor]:
+    inner, outer = _separation_limits(radius)
+    shift = torch.full((len(radius), 2), math.nan)
+    todo = torch.ones(len(radius), dtype=torch.bool)
+    for attempt in range(200):
+        trial = torch.round((2 * torch.rand(len(radius), 2) - 1) * outer[:, None])
+        distance = trial.norm(dim=-1)
+        slack = 0.5 if attempt > 100 else 0.0
+        good = todo & (distance >= inner - slack) & (distance <= outer + slack)
+        shift[good] = trial[good]
+        todo &= ~good
+        if not todo.any():
+            break
+    # An annulus narrower than the pixel grid holds no integer shift: such pairs get its continuous law.
+    dx, dy = _published(radius)
+    return torch.where(todo, dx, shift[:, 0]), torch.where(todo, dy, shift[:, 1])
+
+
+def _paper_text(radius: Tensor) -> tuple[Tensor, Tensor]:
+    low = 0.5 * radius.amax(-1, keepdim=True)
+    size = _uniform(low, STAMP_SIZE / 2, low.expand(-1, 2))
+    sign = 1 - 2 * torch.randint(0, 2, size.shape)
+    dx, dy = (size * sign).unbind(-1)
+    return dx, dy
+
+
+def _anywhere(radius: Tensor) -> tuple[Tensor, Tensor]:
+    half = STAMP_SIZE / 2 - 8.0
+    return _uniform(-half, half, radius[:, 0]), _uniform(-half, half, radius[:, 0])
+
+
+SEPARATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "published": _published,
+    "public-code": _public_code,
+    "paper-text": _paper_text,
+    "anywhere": _anywhere,
+}
+"""Rules for the companion's offset (dx, dy) in pixels, given the pair's major-axis radii (blend, 2) in pixels.
+
+``published`` is the law of the published table; ``public-code`` its discrete form with integer shifts in the square;
+``paper-text`` the paper's words, between half the larger radius and half the stamp on each axis; ``anywhere`` uniform
+over the stamp but for 8 pixels at its edge.
+"""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The joint distribution of the two galaxies of a blend.
+
+    Parameters
+    ----------
+    type_probabilities
+        Probability of each of `GALAXY_TYPES`.
+    weights, means, covariances
+        For each type a Gaussian mixture over AB magnitude and ln(major-axis half-light radius in arcsec).
+    magnitude_range
+        Brightest and faintest magnitude.
+    max_difference
+        Largest difference of the pair's magnitudes.
+    separation
+        One of `SEPARATIONS`.
+    anywhere_fraction
+        Fraction of pairs whose companion lies anywhere instead.
+
+    Raises
+    ------
+    ValueError
+        If the rule for separations is unknown or a number is out of its range.
+    """
+
+    type_probabilities: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...]
+    means: tuple[tuple[tuple[float, float], ...], ...]
+    covariances: tuple[tuple[tuple[tuple[float, float], tuple[float, float]], ...], ...]
+    magnitude_range: tuple[float, float] = (18.0, 26.0)
+    max_difference: float = 2.0
+    separation: str = "published"
+    anywhere_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.separation not in SEPARATIONS:
+            raise ValueError(f"separation must be one of {', '.join(SEPARATIONS)}, got {self.separation!r}")
+        if not 0 <= self.anywhere_fraction <= 1:
+            raise ValueError(f"anywhere_fraction must be between 0 and 1, got {self.anywhere_fraction}")
+        low, high = self.magnitude_range
+        if not low < high:
+            raise ValueError(f"magnitude_range must increase, got {self.magnitude_range}")
+        if not self.max_difference > 0:
+            raise ValueError(f"max_difference must be positive, got {self.max_difference}")
+
+    @classmethod
+    def published(cls, *, separation: str = "published") -> Prior:
+        """Return the population of the published test set: magnitudes 18 to 23.
+
+        Parameters
+        ----------
+        separation
+            One of `SEPARATIONS`.
+
+        Returns
+        -------
+        Prior
+            The fitted prior.
+        """
+        text = (files("probdeblend") / "data" / "prior_boucaud2020.json").read_text()
+        numbers = json.loads(text)["prior"]
+        return cls(**{name: _tuples(value) for name, value in numbers.items()} | {"separation": separation})
+
+    @classmethod
+    def default(cls) -> Prior:
+        """Return the population that networks are trained on.
+
+        It is the published one, continued to magnitude 26, with companions anywhere in a fifth of the blends.
+
+        Returns
+        -------
+        Prior
+            The prior.
+        """
+        return replace(cls.published().extended(0.3), anywhere_fraction=0.2)
+
+    def extended(self, fraction: float, *, faintest: float = 26.0) -> Prior:
+        """Return the prior continued to faint magnitudes along each type's relation of size with magnitude.
+
+        Parameters
+        ----------
+        fraction
+            Fraction of galaxies in the continuation.
+        faintest
+            New limiting magnitude.
+
+        Returns
+        -------
+        Prior
+            The wider prior.
+
+        Raises
+        ------
+        ValueError
+            If the fraction is not between 0 and 1.
+        """
+        if not 0 <= fraction < 1:
+            raise ValueError(f"fraction must be at least 0 and less than 1, got {fraction}")
+        weights, means, covariances = [], [], []
+        for w, m, c in zip(self.weights, self.means, self.covariances, strict=True):
+            share = np.array(w)[:, None]
+            mean = (share * np.array(m)).sum(0)
+            spread = np.array(m) - mean
+            total = (share[..., None] * (np.array(c) + spread[:, :, None] * spread[:, None, :])).sum(0)
+            slope = total[0, 1] / total[0, 0]
+            scatter = total[1, 1] - slope * total[0, 1]
+            added = [(mag, float(mean[1] + slope * (mag - mean[0]))) for mag, _ in FAINT_MAGNITUDES]
+            width = [
+                ((sd**2, slope * sd**2), (slope * sd**2, slope**2 * sd**2 + scatter)) for _, sd in FAINT_MAGNITUDES
+            ]
+            weights.append([x * (1 - fraction) for x in w] + [fraction / len(added)] * len(added))
+            means.append([*m, *added])
+            covariances.append([*c, *width])
+        return replace(
+            self,
+            weights=_tuples(weights),
+            means=_tuples(means),
+            covariances=_tuples(covariances),
+            magnitude_range=(self.magnitude_range[0], faintest),
+        )
+
+    def magnitude_and_radius(self, galaxy_type: Tensor) -> dist.MixtureSameFamily:
+        """Distribution of AB magnitude and ln(major-axis half-light radius in arcsec), given the type.
+
+        Parameters
+        ----------
+        galaxy_type
+            Index into `GALAXY_TYPES`, of any shape.
+
+        Returns
+        -------
+        pyro.distributions.MixtureSameFamily
+            With the batch shape of `galaxy_type` and event shape (2,), not truncated.
+        """
+        weights, means = torch.tensor(self.weights), torch.tensor(self.means)
+        parts = dist.MultivariateNormal(means[galaxy_type], torch.tensor(self.covariances)[galaxy_type])
+        return dist.MixtureSameFamily(dist.Categorical(weights[galaxy_type]), parts)
+
+    def galaxies(self) -> dict[str, Tensor]:
+        """Pyro program of one galaxy's latent variables; plates around it give it a batch shape.
+
+        Returns
+        -------
+        dict
+            The values of the sample sites: ``galaxy_type``, ``magnitude_and_radius``, ``shape`` (the quantile of
+            the Sérsic index within its type), ``axis_ratio``, ``angle``, ``bulge_fraction``.
+        """
+        kind = pyro.sample("galaxy_type", dist.Categorical(torch.tensor(self.type_probabilities)))
+        round_ = kind == GALAXY_TYPES.index("sph")
+        low = torch.where(round_, 0.4, 0.2)
+        flat = pyro.sample("flattening", dist.Beta(torch.where(round_, 1.2, 1.4), torch.where(round_, 2.0, 1.6)))
+        return {
+            "galaxy_type": kind,
+            "magnitude_and_radius": pyro.sample("magnitude_and_radius", self.magnitude_and_radius(kind)),
+            "shape": pyro.sample("shape", dist.Beta(torch.full_like(low, 2.0), torch.full_like(low, 2.0))),
+            "axis_ratio": 1 - flat * (1 - low),
+            "angle": pyro.sample("angle", dist.Uniform(torch.zeros_like(low), math.pi)),
+            "bulge_fraction": pyro.sample("bulge_fraction", dist.Beta(torch.full_like(low, 2.0), 2.2)),
+        }
+
+    def sample(self, count: int, *, seed: int) -> dict[str, Tensor]:
+        """Draw pairs of galaxies that make a blend.
+
+        Parameters
+        ----------
+        count
+            Number of blends.
+        seed
+            Same seed, same blends.
+
+        Returns
+        -------
+        dict
+            Tensors ``(blend, 2)``: ``galaxy_type``, ``magnitude``, ``half_light_radius`` (major axis, arcsec),
+            ``shape``, ``axis_ratio``, ``angle``, ``bulge_fraction`` and the centres ``x``, ``y`` in pixels.
+
+        Raises
+        ------
+        ValueError
+            If the count is negative.
+        """
+        if count < 0:
+            raise ValueError(f"count must not be negative, got {count}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            drawn: list[dict[str, Tensor]] = []
+            while sum(len(d["angle"]) for d in drawn) < count or not drawn:
+                drawn.append(self._accepted(max(256, 2 * count)))
+            pairs = {name: torch.cat([d[name] for d in drawn])[:count] for name in drawn[0]}
+            return pairs | self._positions(pairs["half_light_radius"] / PUBLISHED_PIXEL_SCALE)
+
+    def _accepted(self, count: int) -> dict[str, Tensor]:
+        with pyro.plate("galaxy", 2, dim=-1), pyro.plate("blend", count, dim=-2):
+            pairs = self.galaxies()
+        magnitude, log_radius = pairs.pop("magnitude_and_radius").unbind(-1)
+        low, high = self.magnitude_range
+        inside = (magnitude >= low) & (magnitude <= high)
+        keep = inside.all(-1) & ((magnitude[:, 0] - magnitude[:, 1]).abs() < self.max_difference)
+        pairs |= {"magnitude": magnitude, "half_light_radius": log_radius.exp().clamp(*RADIUS_RANGE)}
+        return {name: value[keep] for name, value in pairs.items()}
+
+    def _positions(self, radius: Tensor) -> dict[str, Tensor]:
+        dx, dy = SEPARATIONS[self.separation](radius)
+        far_x, far_y = _anywhere(radius)
+        anywhere = torch.rand(len(radius)) < self.anywhere_fraction
+        x0, y0 = (STAMP_CENTER + 2 * torch.rand(2, len(radius)) - 1).unbind(0)
+        x1 = x0 + torch.where(anywhere, far_x, dx)
+        y1 = y0 + torch.where(anywhere, far_y, dy)
+        return {"x": torch.stack([x0, x1], -1), "y": torch.stack([y0, y1], -1)}
+
+    def components(self, pairs: Mapping[str, Tensor], instrument: Instrument, *, seed: int) -> Components:
+        """Turn galaxies into the Sérsic components of their light.
+
+        A spheroid or disk is one component; a bulge with a disk two, scaled so that the whole has the drawn
+        half-light radius; an irregular a faint disk with 3 to 8 knots strewn lopsidedly over it.
+
+        Parameters
+        ----------
+        pairs
+            What `sample` returns.
+        instrument
+            Pixel scale and zero point.
+        seed
+            Seed of the finer structure that `sample` does not name.
+
+        Returns
+        -------
+        Components
+            The light, in the instrument's units.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _components(pairs, instrument)
+
+    def describe(self) -> str:
+        """Return the prior's numbers as JSON, to be stored beside data and weights."""
+        return json.dumps(asdict(self))
+
+
+def _tuples(value: object) -> object:
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _growth(radius: Tensor, sersic_index: Tensor) -> Tensor:
+    """Fraction of a Sérsic profile's flux within `radius` in half-light radii."""
+    shape = 2 * sersic_index
+    scale = shape - 1 / 3 + 4 / (405 * sersic_index) + 46 / (25515 * sersic_index.square())
+    return torch.special.gammainc(shape, scale * radius.clamp(min=0).pow(1 / sersic_index))
+
+
+def _half_light_radius(fraction: Tensor, ratio: Tensor, bulge_index: Tensor) -> Tensor:
+    """Half-light radius of bulge + exponential disk in units of the disk's, by bisection."""
+    low, high = torch.zeros_like(ratio), torch.full_like(ratio, 2.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        enclosed = fraction * _growth(middle / ratio, bulge_index) + (1 - fraction) * _growth(
+            middle, torch.ones_like(ratio)
+        )
+        low, high = torch.where(enclosed < 0.5, middle, low), torch.where(enclosed < 0.5, high, middle)
+    return (low + high) / 2
+
+
+def _components(pairs: Mapping[str, Tensor], instrument: Instrument) -> Components:
+    kind, shape, axis_ratio = pairs["galaxy_type"], pairs["shape"], pairs["axis_ratio"]
+    flux = 10 ** (-0.4 * (pairs["magnitude"] - instrument.zero_point))
+    radius = pairs["half_light_radius"] * axis_ratio.sqrt()
+    size = (*kind.shape, MAX_COMPONENTS)
+    light = {name: torch.zeros(size) for name in ("flux", "dx", "dy")}
+    light |= {name: torch.ones(size) for name in ("half_light_radius", "sersic_index", "axis_ratio")}
+    light["angle"] = pairs["angle"][..., None].expand(size).clone()
+    present = torch.zeros(size, dtype=torch.bool)
+    present[..., 0] = True
+    light["flux"][..., 0], light["half_light_radius"][..., 0] = flux, radius
+    light["axis_ratio"][..., 0] = axis_ratio
+    single = torch.where(kind == GALAXY_TYPES.index("sph"), 1.5 + 4.5 * shape, 0.5 + 1.3 * shape)
+    light["sersic_index"][..., 0] = single
+    _add_disk(light, present, kind == GALAXY_TYPES.index("sphd"), pairs)
+    _add_knots(light, present, kind == GALAXY_TYPES.index("irr"))
+    dx, dy = light.pop("dx") / instrument.pixel_scale, light.pop("dy") / instrument.pixel_scale
+    return Components(**light, x=pairs["x"][..., None] + dx, y=pairs["y"][..., None] + dy, present=present)
+
+
+def _add_disk(light: dict[str, Tensor], present: Tensor, where: Tensor, pairs: Mapping[str, Tensor]) -> None:
+    """Make the galaxies `where` a bulge (component 0) with an exponential disk (component 1)."""
+    fraction = pairs["bulge_fraction"][where]
+    bulge_index = 1.5 + 4.0 * pairs["shape"][where]
+    ratio = _uniform(math.log(0.15), math.log(0.7), fraction).exp()
+    disk_radius = light["half_light_radius"][..., 0][where] / _half_light_radius(fraction, ratio, bulge_index)
+    bulge_axis_ratio = _uniform(0.6, 1.0, fraction)
+    total = light["flux"][..., 0][where]
+    rows = light["flux"][where]
+    rows[:, 0], rows[:, 1] = fraction * total, (1 - fraction) * total
+    light["flux"][where] = rows
+    values = {
+        "half_light_radius": (ratio * disk_radius, disk_radius),
+        "sersic_index": (bulge_index, torch.ones_like(fraction)),
+        "axis_ratio": (bulge_axis_ratio, light["axis_ratio"][..., 0][where]),
+    }
+    for name, (bulge, disk) in values.items():
+        rows = light[name][where]
+        rows[:, 0], rows[:, 1] = bulge, disk
+        light[name][where] = rows
+    present[..., 1] |= where
+
+
+def _add_knots(light: dict[str, Tensor], present: Tensor, where: Tensor) -> None:
+    """Move part of the light of the galaxies `where` into knots strewn lopsidedly over the disk."""
+    rows = {name: value[where] for name, value in light.items()}
+    count = len(rows["flux"])
+    number = torch.randint(3, MAX_KNOTS + 1, (count, 1))
+    exists = torch.arange(MAX_KNOTS) < number
+    share = torch.rand(count, MAX_KNOTS).clamp(min=1e-3).log().neg() * exists
+    share = share / share.sum(-1, keepdim=True).clamp(min=1e-6)
+    knotty = 0.05 + 0.5 * dist.Beta(1.5, 2.5).sample((count, 1))
+    total = rows["flux"][:, :1]
+    radius, axis_ratio, angle = (rows[name][:, :1] for name in ("half_light_radius", "axis_ratio", "angle"))
+    # An exponential disk's radii are Gamma(2) distributed, with half the light within 1.678 scale lengths.
+    distance = dist.Gamma(2.0, 1.0).sample((count, MAX_KNOTS)).clamp(max=4.0) / 1.678 * radius
+    side = _uniform(0.0, 2 * math.pi, radius)
+    turn = side + math.pi * (2 * torch.rand(count, MAX_KNOTS) - 1) * _uniform(0.5, 1.0, radius)
+    major, minor = distance * turn.cos() / axis_ratio.sqrt(), distance * turn.sin() * axis_ratio.sqrt()
+    rows["dx"][:, 1:] = major * angle.cos() - minor * angle.sin()
+    rows["dy"][:, 1:] = major * angle.sin() + minor * angle.cos()
+    rows["flux"][:, 1:] = total * knotty * share
+    rows["flux"][:, :1] = total * (1 - knotty)
+    rows["half_light_radius"][:, 1:] = _uniform(0.05, 0.3, share) * radius.clamp(min=0.1)
+    rows["sersic_index"][:, 1:] = _uniform(0.5, 1.0, share)
+    rows["axis_ratio"][:, 1:] = _uniform(0.6, 1.0, share)
+    for name, value in rows.items():
+        light[name][where] = value
+    present[where] = torch.cat([torch.ones(count, 1, dtype=torch.bool), exists], -1)
+
+
+def fit_prior(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray, *, seed: int = 0) -> Prior:
+    """Fit the prior's types, magnitudes and radii to a sample of distinct galaxies.
+
+    For each type a Gaussian mixture of one to three components, chosen by the Bayesian information criterion
+    (scikit-learn).
+
+    Parameters
+    ----------
+    types
+        Names out of `GALAXY_TYPES`, one a galaxy.
+    magnitudes
+        AB magnitudes.
+    radii
+        Major-axis half-light radii in arcsec.
+    seed
+        Seed of the fit's starting points.
+
+    Returns
+    -------
+    Prior
+        The fitted prior, with the sample's range of magnitudes rounded outwards to whole ones.
+
+    Raises
+    ------
+    ValueError
+        If a type is unknown, has fewer than 30 galaxies, or a value is not finite or positive.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    types, magnitudes, radii = np.asarray(types), np.asarray(magnitudes, float), np.asarray(radii, float)
+    unknown = sorted(set(types.tolist()) - set(GALAXY_TYPES))
+    if unknown:
+        raise ValueError(f"types must be among {', '.join(GALAXY_TYPES)}, got {', '.join(map(str, unknown))}")
+    if not (np.isfinite(magnitudes).all() and np.isfinite(radii).all() and (radii > 0).all()):
+        raise ValueError("magnitudes must be finite and radii finite and positive")
+    fits = []
+    for name in GALAXY_TYPES:
+        sample = np.column_stack([magnitudes, np.log(radii)])[types == name]
+        if len(sample) < 30:
+            raise ValueError(f"at least 30 galaxies of each type are needed, got {len(sample)} of type {name}")
+        trials = [GaussianMixture(k, n_init=5, random_state=seed, reg_covar=1e-3).fit(sample) for k in (1, 2, 3)]
+        fits.append(min(trials, key=lambda fit, sample=sample: fit.bic(sample)))
+    most = max(fit.n_components for fit in fits)
+    weights, means, covariances = [], [], []
+    for fit in fits:
+        spare = most - fit.n_components
+        weights.append([*np.round(fit.weights_, 4), *[0.0] * spare])
+        means.append([*np.round(fit.means_, 4), *[fit.means_[0].round(4)] * spare])
+        covariances.append([*np.round(fit.covariances_, 5), *[fit.covariances_[0].round(5)] * spare])
+    share = [round(float((types == name).mean()), 4) for name in GALAXY_TYPES]
+    nested = (np.array(item).tolist() for item in (weights, means, covariances))
+    limits = (math.floor(magnitudes.min()), math.ceil(magnitudes.max()))
+    return Prior(tuple(share), *(_tuples(item) for item in nested), magnitude_range=limits)
