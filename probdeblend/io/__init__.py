@@ -1,0 +1,26 @@
+"""Files: FITS images, rms maps and PSFs in; catalogs, masks and folders out; sets of blends in HDF5.
+
+What is written appears whole or not at all: under another name first, renamed once it is complete. What
+cannot be read raises one sentence that begins with the file's name.
+"""
+
+from .images import FieldImage, read_image, read_map, read_psf, read_stamps
+from .outputs import OUTPUT_FILES, output_folder, whole_file, write_catalog, write_masks
+from .sets import count_blends, read_blends, read_instrument, write_blends
+
+__all__ = [
+    "OUTPUT_FILES",
+    "FieldImage",
+    "count_blends",
+    "output_folder",
+    "read_blends",
+    "read_image",
+    "read_instrument",
+    "read_map",
+    "read_psf",
+    "read_stamps",
+    "whole_file",
+    "write_blends",
+    "write_catalog",
+    "write_masks",
+]

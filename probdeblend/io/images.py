@@ -1,0 +1,337 @@
+"""FITS images, rms maps and PSFs, with every way of being unreadable told in one sentence."""
+
+import contextlib
+import re
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from astropy import units as u
+from astropy.io import fits
+from astropy.utils.exceptions import AstropyUserWarning
+from astropy.wcs import WCS
+from astropy.wcs.utils import proj_plane_pixel_area
+
+from ..scene import STAMP_SIZE
+
+__all__ = ["FieldImage", "read_image", "read_map", "read_psf", "read_stamps"]
+
+ZERO_POINT_CARDS = ("ABMAGZP", "MAGZERO", "MAGZPT", "ZEROPOINT")
+PIXEL_SCALE_CARDS = ("PIXSCALE", "PIXSCL", "PIXSCAL")
+PIXEL_SCALE_TOLERANCE = 0.02
+SIP_CARD = re.compile(r"(A|B|AP|BP)_(ORDER|DMAX|\d+_\d+)")
+
+
+@dataclass(frozen=True, eq=False)
+class FieldImage:
+    """An image, or a cube of stamps, as it was found in a FITS file.
+
+    Parameters
+    ----------
+    data
+        Pixels ``(y, x)``, or ``(blend, y, x)`` for stamps, as native 32- or 64-bit floats.
+    bad_pixels
+        Where `data` is not finite; same shape.
+    wcs
+        Celestial world coordinates, or None where the header has none.
+    pixel_scale
+        Size of a pixel in arcsec by `wcs`, or None.
+    zero_point
+        AB magnitude of unit flux by the header, or None.
+    unit
+        Unit of a pixel, in astropy's spelling where it is known; may be empty.
+    header
+        Header of the image's HDU.
+    """
+
+    data: np.ndarray
+    bad_pixels: np.ndarray
+    wcs: WCS | None
+    pixel_scale: float | None
+    zero_point: float | None
+    unit: str
+    header: fits.Header
+
+
+def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> FieldImage:
+    """Read a two-dimensional image.
+
+    SIP terms are dropped unless CTYPE announces them: some mosaics keep those of their input exposures,
+    with which positions are wrong by seconds to minutes of arc. The zero point comes from one of the cards
+    ABMAGZP, MAGZERO, MAGZPT and ZEROPOINT, or from HST's PHOTFLAM and PHOTPLAM where pixels are electrons
+    or counts per second.
+
+    Parameters
+    ----------
+    path
+        FITS file, possibly compressed.
+    hdu
+        Number or name of the HDU; None takes the only one that holds an image.
+
+    Returns
+    -------
+    FieldImage
+        The image.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged or not FITS, holds no image or several with none chosen, or if the image is not
+        two-dimensional, or without a finite pixel or one that is not zero.
+    """
+    image = _read(path, hdu)
+    shape = _shortened(image.data.shape)
+    if len(shape) != 2:
+        raise ValueError(f"{path}: the image must have two dimensions (y, x), got shape {image.data.shape}")
+    _check_pixels(path, image.data.reshape(1, -1))
+    return _reshaped(image, shape)
+
+
+def read_stamps(path: str | PathLike[str], *, hdu: int | str | None = None) -> FieldImage:
+    """Read one ready stamp, or a cube of them.
+
+    Parameters
+    ----------
+    path
+        FITS file with an image of 128 x 128 pixels or a cube of such.
+    hdu
+        Number or name of the HDU; None takes the only one that holds an image.
+
+    Returns
+    -------
+    FieldImage
+        The stamps ``(blend, y, x)``; world coordinates only where there is one stamp.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        As by `read_image`, and if a stamp has another size.
+    """
+    image = _read(path, hdu)
+    shape = image.data.shape
+    if len(shape) not in (2, 3) or shape[-2:] != (STAMP_SIZE, STAMP_SIZE):
+        expected = f"({STAMP_SIZE}, {STAMP_SIZE}) or (blend, {STAMP_SIZE}, {STAMP_SIZE})"
+        raise ValueError(f"{path}: stamps must have shape {expected}, got {shape}")
+    _check_pixels(path, image.data.reshape(-1, STAMP_SIZE**2))
+    return _reshaped(image, (-1, STAMP_SIZE, STAMP_SIZE))
+
+
+def read_psf(
+    path: str | PathLike[str], *, hdu: int | str | None = None, pixel_scale: float | None = None
+) -> np.ndarray:
+    """Read an effective PSF (pixel included) and normalise it.
+
+    One with an even number of pixels a side is cut to the odd square around its brightest pixel.
+
+    Parameters
+    ----------
+    path
+        FITS file.
+    hdu
+        Number or name of the HDU; None takes the only one that holds an image.
+    pixel_scale
+        Pixel size in arcsec that the PSF must be sampled at, where its header says at which it is.
+
+    Returns
+    -------
+    numpy.ndarray
+        The PSF ``(y, x)`` with an odd number of pixels a side and unit sum.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        As by `read_image`, and if the PSF is not square, larger than the stamp, not finite, without
+        positive sum, off its centre by more than a pixel, or sampled at another scale.
+    """
+    image = read_image(path, hdu=hdu)
+    psf, side = image.data.astype(float), max(image.data.shape)
+    if psf.shape != (side, side):
+        raise ValueError(f"{path}: the PSF must be square, got shape {psf.shape}")
+    if side > STAMP_SIZE:
+        raise ValueError(
+            f"{path}: the PSF must not be larger than a stamp of {STAMP_SIZE} pixels, got {side}"
+        )
+    if image.bad_pixels.any():
+        raise ValueError(f"{path}: the PSF must be finite, got {image.bad_pixels.sum()} bad pixels")
+    if not psf.sum() > 0:
+        raise ValueError(f"{path}: the PSF must have a positive sum, got {psf.sum():.6g}")
+    brightest = np.array(np.unravel_index(psf.argmax(), psf.shape))
+    if (abs(brightest - (side - 1) / 2) > 1).any():
+        position = tuple(brightest[::-1].tolist())
+        raise ValueError(
+            f"{path}: the PSF must be centred, its brightest pixel (x, y) is {position} of {side}"
+        )
+    scale = next(
+        (image.header[card] for card in PIXEL_SCALE_CARDS if card in image.header), image.pixel_scale
+    )
+    if pixel_scale and scale and abs(scale / pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
+        raise ValueError(f'{path}: the PSF must be sampled at {pixel_scale:.4g}" a pixel, got {scale:.4g}"')
+    if side % 2 == 0:
+        start_y, start_x = brightest - (side // 2 - 1)
+        psf = psf[start_y : start_y + side - 1, start_x : start_x + side - 1]
+    return psf / psf.sum()
+
+
+def read_map(
+    path: str | PathLike[str],
+    shape: tuple[int, ...],
+    *,
+    hdu: int | str | None = None,
+    bad_pixels: np.ndarray | None = None,
+) -> np.ndarray:
+    """Read a map of the sky's rms.
+
+    Parameters
+    ----------
+    path
+        FITS file.
+    shape
+        Shape of the image that the map belongs to.
+    hdu
+        Number or name of the HDU; None takes the only one that holds an image.
+    bad_pixels
+        The image's bad pixels: there the map may hold anything, and gets its median.
+
+    Returns
+    -------
+    numpy.ndarray
+        The rms of each pixel, positive and finite, in image units.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file cannot be read, the map has another shape than the image, or it is not positive and
+        finite in a good pixel.
+    """
+    rms = _read(path, hdu).data
+    if _shortened(rms.shape) != _shortened(tuple(shape)):
+        raise ValueError(f"{path}: the rms map must have the image's shape {tuple(shape)}, got {rms.shape}")
+    rms = rms.reshape(shape)
+    wrong = ~(np.isfinite(rms) & (rms > 0))
+    if bad_pixels is None:
+        bad_pixels = np.zeros(shape, dtype=bool)
+    if count := (wrong & ~bad_pixels).sum():
+        raise ValueError(f"{path}: the rms map must be positive and finite, got {count} pixels that are not")
+    if wrong.all():
+        raise ValueError(f"{path}: the rms map has no positive, finite pixel")
+    return np.where(wrong, np.median(rms[~wrong]), rms)
+
+
+@contextlib.contextmanager
+def _fits(path: str | PathLike[str]) -> Iterator[fits.HDUList]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", r"(?s).*(truncated|[Mm]issing END card)", AstropyUserWarning)
+        try:
+            with Path(path).open("rb") as file, fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
+                yield hdus
+        except AstropyUserWarning as error:
+            raise ValueError(f"{path}: the file is truncated") from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: not a FITS file, or damaged") from error
+
+
+def _read(path: str | PathLike[str], hdu: int | str | None) -> FieldImage:
+    with _fits(path) as hdus:
+        chosen = _choose(path, hdus, hdu)
+        header = chosen.header
+        try:
+            data = np.asarray(chosen.data)
+        except Exception as error:  # what astropy raises here depends on the damage and on the compression
+            raise ValueError(f"{path}: its pixels cannot be read ({error})") from error
+        data = data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32))
+        wcs = _celestial(header, hdus) if data.size else None
+        unit = _unit(header.get("BUNIT"))
+        zero_point = _zero_point(header, unit) or _zero_point(hdus[0].header, unit)
+    scale = None if wcs is None else 3600 * float(np.sqrt(proj_plane_pixel_area(wcs)))
+    return FieldImage(data, ~np.isfinite(data), wcs, scale, zero_point, unit, header)
+
+
+def _choose(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None) -> fits.ImageHDU:
+    images = {n: item for n, item in enumerate(hdus) if item.is_image and item.header.get("NAXIS", 0) >= 2}
+    if not images:
+        raise ValueError(f"{path}: no HDU holds an image")
+    described = ", ".join(
+        f"{n} {item.name} ({' x '.join(map(str, item.shape[::-1]))})".replace("  ", " ")
+        for n, item in images.items()
+    )
+    if hdu is None:
+        if len(images) > 1:
+            raise ValueError(f"{path}: choose one of the HDUs with an image: {described}")
+        return next(iter(images.values()))
+    for number, item in images.items():
+        if str(hdu).upper() in (str(number), item.name.upper()):
+            return item
+    raise ValueError(f"{path}: HDU {hdu} holds no image, these do: {described}")
+
+
+def _celestial(header: fits.Header, hdus: fits.HDUList) -> WCS | None:
+    header = header.copy()
+    if not str(header.get("CTYPE1", "")).strip().endswith("-SIP"):
+        for card in [name for name in header if SIP_CARD.fullmatch(name)]:
+            del header[card]
+    try:
+        wcs = WCS(header, fobj=hdus, naxis=2)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return wcs if wcs.has_celestial else None
+
+
+def _shortened(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def _unit(text: object) -> str:
+    raw = str(text or "").strip()
+    spelled = re.sub(r"\be-", "electron", re.sub(r"\b(electron|count)s\b", r"\1", raw.lower()))
+    for candidate in (raw, spelled):
+        unit = u.Unit(candidate, parse_strict="silent")
+        if not isinstance(unit, u.UnrecognizedUnit):
+            return unit.to_string()
+    return raw
+
+
+def _zero_point(header: fits.Header, unit: str) -> float | None:
+    cards = {name: header.get(name) for name in (*ZERO_POINT_CARDS, "PHOTFLAM", "PHOTPLAM")}
+    numbers = {name: value for name, value in cards.items() if isinstance(value, int | float) and value > 0}
+    for name in ZERO_POINT_CARDS:
+        if name in numbers:
+            return float(numbers[name])
+    photflam, photplam = numbers.get("PHOTFLAM"), numbers.get("PHOTPLAM")
+    if unit in ("electron / s", "ct / s") and photflam and photplam:
+        return float(-2.5 * np.log10(photflam) - 5 * np.log10(photplam) - 2.408)
+    return None
+
+
+def _check_pixels(path: str | PathLike[str], stamps: np.ndarray) -> None:
+    for number, pixels in enumerate(stamps):
+        which = "the image" if len(stamps) == 1 else f"stamp {number}"
+        good = pixels[np.isfinite(pixels)]
+        if not good.size:
+            raise ValueError(f"{path}: {which} has no finite pixel")
+        if not good.any():
+            raise ValueError(f"{path}: every good pixel of {which} is zero")
+    if not len(stamps):
+        raise ValueError(f"{path}: the image is empty")
+
+
+def _reshaped(image: FieldImage, shape: tuple[int, ...]) -> FieldImage:
+    data, bad_pixels = image.data.reshape(shape), image.bad_pixels.reshape(shape)
+    one = data.ndim == 2 or len(data) == 1
+    return replace(image, data=data, bad_pixels=bad_pixels, wcs=image.wcs if one else None)

@@ -1,0 +1,172 @@
+"""Catalogs, masks and whole folders, which appear complete or not at all."""
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from numpy.typing import ArrayLike
+
+__all__ = ["OUTPUT_FILES", "output_folder", "whole_file", "write_catalog", "write_masks"]
+
+OUTPUT_FILES = ("catalog.ecsv", "masks.fits", "blends.png", "field.png", "draws.nc")
+
+
+def write_catalog(table: Table, path: str | PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a catalog as ECSV, which keeps units, masks and descriptions.
+
+    Parameters
+    ----------
+    table
+        The catalog.
+    path
+        The file.
+    overwrite
+        Whether a file that exists may be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists and `overwrite` is not set.
+    """
+    with whole_file(path, overwrite=overwrite) as temporary:
+        table.write(temporary, format="ascii.ecsv")
+
+
+def write_masks(
+    path: str | PathLike[str],
+    mask: ArrayLike,
+    mask_std: ArrayLike,
+    corners: Table,
+    *,
+    header: fits.Header | None = None,
+) -> None:
+    """Write mask probabilities as FITS.
+
+    The image HDUs are MASK and MASK_STD; the table STAMPS says where in the image each blend's stamp begins.
+
+    Parameters
+    ----------
+    path
+        The file.
+    mask
+        Probability ``(blend, galaxy, y, x)``.
+    mask_std
+        Its spread over the dropout passes, same shape.
+    corners
+        A row a blend: ``blend`` and the position ``x0``, ``y0`` of the stamp's first pixel in the image.
+    header
+        Cards for the primary header, such as the image's world coordinates.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists.
+    ValueError
+        If the shapes do not fit each other.
+    """
+    arrays = {"MASK": np.asarray(mask, dtype=np.float32), "MASK_STD": np.asarray(mask_std, dtype=np.float32)}
+    for name, array in arrays.items():
+        if array.ndim != 4 or array.shape != arrays["MASK"].shape or len(array) != len(corners):
+            axes = f"(blend, galaxy, y, x) with {len(corners)} blends, one a row of corners"
+            raise ValueError(f"{name.lower()} must have the axes {axes}, got shape {array.shape}")
+    hdus = [fits.PrimaryHDU(header=header)]
+    hdus += [fits.ImageHDU(array, name=name) for name, array in arrays.items()]
+    hdus.append(fits.table_to_hdu(corners, name="STAMPS"))
+    with whole_file(path) as temporary:
+        fits.HDUList(hdus).writeto(temporary)
+
+
+@contextlib.contextmanager
+def output_folder(
+    path: str | PathLike[str], *, overwrite: bool = False, files: Iterable[str] = OUTPUT_FILES
+) -> Iterator[Path]:
+    """Fill a folder that appears whole at the end of the ``with`` block, or not at all.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    overwrite
+        Whether an earlier output may be replaced, which happens only once the new one is complete.
+    files
+        The names of what an output may hold: a folder with anything else in it is never replaced.
+
+    Yields
+    ------
+    pathlib.Path
+        A temporary folder to write to.
+
+    Raises
+    ------
+    FileExistsError
+        If `path` exists and is not to be, or must not be, replaced.
+    """
+    target = Path(path).resolve()
+    if target.exists():
+        if not overwrite:
+            raise FileExistsError(f"{path}: exists already")
+        if not target.is_dir():
+            raise FileExistsError(f"{path}: is a file, not a folder, and is not replaced")
+        if foreign := sorted({entry.name for entry in target.iterdir()} - set(files)):
+            raise FileExistsError(f"{path}: is no earlier output and is not replaced, it holds {foreign[0]}")
+    home = next(parent for parent in target.parents if parent.is_dir())
+    temporary = home / f".{target.name}.{secrets.token_hex(4)}.partial"
+    temporary.mkdir()
+    try:
+        yield temporary
+        _put_in_place(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Write a file that appears whole at the end of the ``with`` block, or not at all.
+
+    Parameters
+    ----------
+    path
+        The file.
+    overwrite
+        Whether a file that exists may be replaced.
+
+    Yields
+    ------
+    pathlib.Path
+        A temporary name to write to.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists and `overwrite` is not set.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path}: exists already")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        folder.rename(target)
+        return
+    earlier = folder.with_suffix(".replaced")
+    target.rename(earlier)
+    try:
+        folder.rename(target)
+    except OSError:
+        earlier.rename(target)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)

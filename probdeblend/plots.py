@@ -1,0 +1,368 @@
+"""Every figure of the package: results go in, `Axes` come out.
+
+Figures are made without pyplot, so that nothing is left open and no display is needed; save one with
+``axes.figure.savefig``. The two galaxies of a pair keep their colours throughout: blue for the central one,
+vermilion for its companion (Okabe and Ito's palette, told apart by colour-blind readers).
+"""
+
+import numpy as np
+from astropy.table import Table
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import AsinhNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from numpy.typing import ArrayLike
+from scipy.ndimage import gaussian_filter
+
+from .posterior import Flag, Posterior, describe_flags
+
+__all__ = ["plot_blend", "plot_blends", "plot_field", "plot_fluxes", "plot_image"]
+
+GALAXY_NAMES = ("central", "companion")
+GALAXY_COLORS = ("#0072B2", "#D55E00")
+LONE_COLOR = "#009E73"
+CREDIBLE = (0.95, 0.68)
+MASK_COLORS = "viridis"
+
+
+def plot_image(image: ArrayLike, *, pixel_scale: float | None = None, axes: Axes | None = None) -> Axes:
+    """Show an image with an asinh stretch: linear within the sky noise, logarithmic above.
+
+    Parameters
+    ----------
+    image
+        Pixels ``(y, x)``, of which bad ones may be NaN.
+    pixel_scale
+        Size of a pixel in arcsec: draws a bar of one arcsec in place of the axes' numbers.
+    axes
+        Where to draw; None makes a figure.
+
+    Returns
+    -------
+    Axes
+        What was drawn.
+
+    Raises
+    ------
+    ValueError
+        If `image` is not two-dimensional or has no finite pixel.
+    """
+    image = np.asarray(image, dtype=float)
+    if image.ndim != 2:
+        raise ValueError(f"image must have the axes (y, x), got shape {image.shape}")
+    good = image[np.isfinite(image)]
+    if not good.size:
+        raise ValueError("image must have a finite pixel, got none")
+    axes = axes or Figure(figsize=(5, 5), layout="constrained").subplots()
+    sky = np.median(good)
+    noise = 1.4826 * np.median(abs(good - sky)) or good.std() or 1.0
+    norm = AsinhNorm(2 * noise, vmin=sky - 2 * noise, vmax=max(np.quantile(good, 0.9995), sky + 10 * noise))
+    axes.imshow(image, norm=norm, cmap="gray_r", origin="lower", interpolation="nearest")
+    axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(-0.5, image.shape[0] - 0.5))
+    if pixel_scale is None:
+        axes.set(xlabel="x [pixel]", ylabel="y [pixel]")
+    else:
+        _scale_bar(axes, image.shape, pixel_scale)
+    return axes
+
+
+def plot_fluxes(
+    posterior: Posterior,
+    *,
+    blend: int = 0,
+    band: int = 0,
+    truth: ArrayLike | None = None,
+    axes: Axes | None = None,
+) -> Axes:
+    """Show the joint posterior of a pair's fluxes: draws, 68 % and 95 % regions, and the marginals.
+
+    Parameters
+    ----------
+    posterior
+        The posterior.
+    blend
+        Which blend, by its place in `posterior`.
+    band
+        Which band.
+    truth
+        The true fluxes of the two galaxies, marked by a cross.
+    axes
+        Where to draw; None makes a figure.
+
+    Returns
+    -------
+    Axes
+        The joint distribution; the marginals are its ``child_axes``.
+
+    Raises
+    ------
+    ValueError
+        If the posterior is not one of pairs.
+    """
+    if posterior.flux.sizes["galaxy"] != 2:
+        raise ValueError(f"posterior must be one of pairs, got {posterior.flux.sizes['galaxy']} galaxies")
+    axes = axes or Figure(figsize=(4.4, 4.4), layout="constrained").subplots()
+    flux = posterior.flux.isel(blend=blend, band=band).transpose("galaxy", "chain", "draw")
+    draws = flux.values.reshape(2, -1)
+    unit = flux.attrs["unit"]
+    labels = [f"{name} flux" + (f" [{unit}]" if unit else "") for name in GALAXY_NAMES]
+    axes.set_xlabel(labels[0], color=GALAXY_COLORS[0])
+    axes.set_ylabel(labels[1], color=GALAXY_COLORS[1])
+    axes.locator_params(nbins=4)
+    limits = [_limits(values) for values in draws]
+    axes.set(xlim=limits[0], ylim=limits[1])
+    if np.isfinite(draws).all():
+        _joint(axes, draws, limits)
+    else:
+        missing = " and ".join(GALAXY_NAMES[galaxy] for galaxy in range(2) if np.isnan(draws[galaxy]).any())
+        axes.text(0.5, 0.5, f"{missing}\nnot detected", transform=axes.transAxes, ha="center", va="center")
+        axes.set(
+            **{f"{side}ticks": [] for side, values in zip("xy", draws, strict=True) if np.isnan(values).any()}
+        )
+    _marginals(axes, draws)
+    if truth is not None:
+        axes.plot(
+            *np.asarray(truth, dtype=float).ravel(), "+", color="k", ms=13, mew=2, zorder=5, label="truth"
+        )
+        axes.legend(loc="upper right", frameon=False, handletextpad=0.2, borderpad=0.1)
+    return axes
+
+
+def plot_blend(
+    posterior: Posterior,
+    image: ArrayLike,
+    *,
+    blend: int = 0,
+    truth: ArrayLike | None = None,
+    axes: np.ndarray | None = None,
+) -> np.ndarray:
+    """Show a blend and its answer: the image, the two mask probabilities and the posterior of the fluxes.
+
+    Parameters
+    ----------
+    posterior
+        The posterior, of which the first band is shown.
+    image
+        The blend's stamp ``(y, x)`` or ``(band, y, x)``.
+    blend
+        Which blend, by its place in `posterior`.
+    truth
+        The true fluxes of the two galaxies.
+    axes
+        Four axes to draw in; None makes a figure.
+
+    Returns
+    -------
+    numpy.ndarray
+        The four axes.
+
+    Raises
+    ------
+    ValueError
+        If the posterior is not one of pairs, or the image is no stamp.
+    """
+    if axes is None:
+        axes = _rows(1)[0]
+    image = np.asarray(image)
+    plot_image(image[0] if image.ndim == 3 else image, pixel_scale=_scale(posterior), axes=axes[0])
+    number = int(posterior.dataset["blend"][blend])
+    axes[0].set_title(f"blend {number}", fontsize="medium")
+    bits = int(np.bitwise_or.reduce(posterior.flags.values[blend]))
+    if bits:
+        _note(axes[0], describe_flags(bits).replace(", ", "\n"), (0.03, 0.97), va="top")
+    for galaxy, panel in enumerate(axes[1:3]):
+        _mask(panel, axes[0], posterior, blend, galaxy)
+    plot_fluxes(posterior, blend=blend, truth=truth, axes=axes[3])
+    return axes
+
+
+def plot_blends(posterior: Posterior, images: ArrayLike, *, most: int = 8) -> Figure:
+    """Show blends and their answers, a row each as by `plot_blend`.
+
+    Parameters
+    ----------
+    posterior
+        The posterior.
+    images
+        The stamps ``(blend, y, x)`` or ``(blend, band, y, x)``.
+    most
+        At most so many blends, the first ones, are shown.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
+
+    Raises
+    ------
+    ValueError
+        If there are no blends, or not as many images as blends.
+    """
+    images = np.asarray(images)
+    if len(images) != len(posterior) or not len(posterior):
+        raise ValueError(f"images must hold a stamp for each of {len(posterior)} blends, got {len(images)}")
+    rows = min(len(posterior), most)
+    grid = _rows(rows)
+    figure = grid[0, 0].figure
+    for blend, axes in enumerate(grid):
+        plot_blend(posterior, images[blend], blend=blend, axes=axes)
+    if rows < len(posterior):
+        figure.suptitle(f"the first {rows} of {len(posterior)} blends")
+    return figure
+
+
+def plot_field(image: ArrayLike, catalog: Table, *, axes: Axes | None = None) -> Axes:
+    """Show an image with the sources of a catalog: pairs joined by a line, lone sources apart, all numbered.
+
+    Parameters
+    ----------
+    image
+        Pixels ``(y, x)``.
+    catalog
+        A table as `Posterior.summary` makes it, x and y being positions in `image`.
+    axes
+        Where to draw; None makes a figure.
+
+    Returns
+    -------
+    Axes
+        What was drawn.
+    """
+    axes = plot_image(image, axes=axes or Figure(figsize=(7.5, 7.5), layout="constrained").subplots())
+    lone = (np.asarray(catalog["flags"]) & Flag.SINGLE) > 0
+    x, y, galaxy = (np.asarray(catalog[name], dtype=float) for name in ("x", "y", "galaxy"))
+    groups = {
+        "lone source": (lone, LONE_COLOR),
+        "central galaxy of a pair": (~lone & (galaxy == 0), GALAXY_COLORS[0]),
+        "its companion": (~lone & (galaxy > 0), GALAXY_COLORS[1]),
+    }
+    for blend in np.unique(np.asarray(catalog["blend"])[~lone]):
+        pair = ~lone & (np.asarray(catalog["blend"]) == blend)
+        axes.plot(x[pair], y[pair], color="k", lw=1.2, alpha=0.7)
+    handles, halo = [], [withStroke(linewidth=3.5, foreground="w")]
+    for label, (chosen, color) in groups.items():
+        if chosen.any():
+            style = {
+                "marker": "o",
+                "ms": 11,
+                "mfc": "none",
+                "mec": color,
+                "mew": 1.8,
+                "ls": "none",
+                "path_effects": halo,
+            }
+            axes.plot(x[chosen], y[chosen], **style)
+            handles.append(Line2D([], [], label=f"{label} ({chosen.sum()})", **style))
+    for row in np.flatnonzero(np.isfinite(x + y)):
+        axes.annotate(
+            str(catalog["id"][row]),
+            (x[row], y[row]),
+            (7, 5),
+            textcoords="offset points",
+            fontsize=8,
+            path_effects=halo,
+            annotation_clip=True,
+        )
+    if handles:
+        axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+    return axes
+
+
+def _rows(rows: int) -> np.ndarray:
+    figure = Figure(figsize=(12.5, 3 * rows + 0.3), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)
+    return figure.subplots(rows, 4, squeeze=False, width_ratios=[1, 1, 1.2, 1.2])
+
+
+def _scale(posterior: Posterior) -> float | None:
+    return posterior.dataset.attrs.get("pixel_scale")
+
+
+def _scale_bar(axes: Axes, shape: tuple[int, ...], pixel_scale: float) -> None:
+    axes.set(xticks=[], yticks=[])
+    x, y = 0.05 * shape[1], 0.05 * shape[0]
+    axes.plot([x, x + 1 / pixel_scale], [y, y], color="k", lw=2.5, solid_capstyle="butt")
+    axes.text(x + 0.5 / pixel_scale, y + 0.015 * shape[0], '1"', ha="center", va="bottom")
+
+
+def _note(axes: Axes, text: str, position: tuple[float, float], **style: str) -> None:
+    outline = [withStroke(linewidth=3, foreground="w")]
+    axes.text(*position, text, transform=axes.transAxes, fontsize="small", path_effects=outline, **style)
+
+
+def _mask(panel: Axes, image_axes: Axes, posterior: Posterior, blend: int, galaxy: int) -> None:
+    color = GALAXY_COLORS[galaxy]
+    draws = posterior.flux.isel(blend=blend, galaxy=galaxy, band=0).values
+    low, middle, high = np.quantile(draws, (0.16, 0.5, 0.84))
+    panel.set_title(f"{GALAXY_NAMES[galaxy]}: {_measured(low, middle, high)}", color=color, fontsize="medium")
+    panel.set(xticks=[], yticks=[])
+    if "mask" not in posterior.dataset:
+        panel.set_box_aspect(1)
+        panel.text(
+            0.5,
+            0.5,
+            f"no mask by {posterior.dataset.attrs['method']}",
+            ha="center",
+            transform=panel.transAxes,
+        )
+        return
+    mask = posterior.mask.isel(blend=blend, galaxy=galaxy).values
+    panel.imshow(mask, vmin=0, vmax=1, cmap=MASK_COLORS, origin="lower", interpolation="nearest")
+    if (mask > 0.5).any() and (mask < 0.5).any():
+        panel.contour(mask, [0.5], colors="w", linewidths=1.0)
+        image_axes.contour(mask, [0.5], colors=color, linewidths=1.5)
+    if galaxy == 1:
+        _mask_scale(panel)
+
+
+def _mask_scale(panel: Axes) -> None:
+    bar = panel.inset_axes((1.04, 0, 0.05, 1))
+    panel.figure.colorbar(ScalarMappable(Normalize(0, 1), MASK_COLORS), cax=bar, ticks=[0, 0.5, 1])
+    bar.axhline(0.5, color="w", lw=1)
+    bar.set_ylabel("mask probability", labelpad=3)
+
+
+def _measured(low: float, middle: float, high: float) -> str:
+    error = (high - low) / 2
+    if np.isnan(middle):
+        return "not detected"
+    if not 1e-4 < error < 1e5:
+        return f"{middle:.4g} ± {error:.2g}"
+    digits = max(0, 1 - int(np.floor(np.log10(error))))
+    return f"{middle:.{digits}f} ± {error:.{digits}f}"
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    if not np.isfinite(values).all():
+        return 0.0, 1.0
+    low, middle, high = np.quantile(values, (0.16, 0.5, 0.84))
+    reach = max(4 * (high - low) / 2, 1e-6 * abs(middle), np.finfo(float).tiny)
+    return middle - reach, middle + reach
+
+
+def _joint(axes: Axes, draws: np.ndarray, limits: list[tuple[float, float]]) -> None:
+    axes.plot(*draws[:, :2000], ".", color="0.6", ms=2, alpha=0.5, mew=0, rasterized=True)
+    counts, *edges = np.histogram2d(*draws, bins=64, range=limits)
+    density = gaussian_filter(counts, 3.0)
+    ordered = np.sort(density.ravel())[::-1]
+    share = np.cumsum(ordered) / max(ordered.sum(), 1)
+    levels = np.unique([ordered[min(np.searchsorted(share, part), len(share) - 1)] for part in CREDIBLE])
+    if len(levels) == len(CREDIBLE):
+        centers = [(edge[1:] + edge[:-1]) / 2 for edge in edges]
+        axes.contourf(*centers, density.T, [*levels, np.inf], colors=["0.35", "0.15"], alpha=0.35)
+        axes.contour(*centers, density.T, levels, colors="0.15", linewidths=[1, 1.6])
+    correlation = np.corrcoef(draws)[0, 1] if (draws.std(axis=1) > 0).all() else np.nan
+    _note(axes, f"correlation {correlation:.2f}", (0.03, 0.03), va="bottom")
+
+
+def _marginals(axes: Axes, draws: np.ndarray) -> None:
+    top = axes.inset_axes((0, 1.02, 1, 0.2), sharex=axes)
+    right = axes.inset_axes((1.02, 0, 0.2, 1), sharey=axes)
+    sides = zip((top, right), draws, ("vertical", "horizontal"), GALAXY_COLORS, strict=True)
+    for panel, values, orientation, color in sides:
+        panel.axis("off")
+        if np.isfinite(values).all():
+            bins = np.linspace(*_limits(values), 41)
+            panel.hist(values, bins, color=color, alpha=0.75, orientation=orientation, histtype="stepfilled")

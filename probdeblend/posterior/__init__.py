@@ -1,0 +1,9 @@
+"""`Posterior`: named draws of fluxes and mask probabilities, with their summaries, tables and files.
+
+Every method of the package answers with this one object.
+"""
+
+from .draws import Posterior
+from .flags import Flag, describe_flags
+
+__all__ = ["Flag", "Posterior", "describe_flags"]

@@ -1,0 +1,438 @@
+import gzip
+from dataclasses import fields
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from astropy import units as u
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from astropy.table import QTable, Table
+
+from probdeblend import io
+from probdeblend.scene import Blend, Instrument
+
+
+def write(path, data, *, name="", **cards):
+    header = fits.Header()
+    header.update(cards)
+    fits.PrimaryHDU(data, header).writeto(path)
+    return path
+
+
+def tangent_plane(header, x, y):
+    """Sky position by the header's CD matrix alone, with the formulae of the gnomonic projection."""
+    offset = np.array([x + 1 - header["CRPIX1"], y + 1 - header["CRPIX2"]])
+    matrix = np.array([[header[f"CD{i}_{j}"] for j in (1, 2)] for i in (1, 2)])
+    xi, eta = np.radians(matrix @ offset)
+    ra, dec = np.radians([header["CRVAL1"], header["CRVAL2"]])
+    down = np.cos(dec) - eta * np.sin(dec)
+    sky = ra + np.arctan2(xi, down), np.arctan2(np.sin(dec) + eta * np.cos(dec), np.hypot(xi, down))
+    return np.degrees(sky)
+
+
+@pytest.fixture
+def pixels(rng):
+    return rng.normal(size=(20, 30)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i2", ">i4", "u1"])
+def test_any_type_becomes_native_floats(tmp_path, dtype):
+    data = np.arange(600).reshape(20, 30) % 200
+    image = io.read_image(write(tmp_path / "x.fits", data.astype(dtype)))
+    assert image.data.dtype == (np.float64 if dtype in (">f8", ">i4") else np.float32)
+    assert image.data.dtype.isnative
+    np.testing.assert_array_equal(image.data, data)
+    assert torch.from_numpy(image.data).shape == (20, 30)
+    assert (image.wcs, image.pixel_scale, image.zero_point, image.unit) == (None, None, None, "")
+
+
+def test_bad_pixels_and_degenerate_axes(tmp_path, pixels):
+    pixels[3, 4], pixels[5, 6] = np.nan, np.inf
+    image = io.read_image(write(tmp_path / "x.fits", pixels[None, None]))
+    assert image.data.shape == (20, 30)
+    assert np.argwhere(image.bad_pixels).tolist() == [[3, 4], [5, 6]]
+
+
+def test_compressed_files(tmp_path, pixels):
+    plain = write(tmp_path / "x.fits", pixels)
+    (tmp_path / "x.fits.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    np.testing.assert_array_equal(io.read_image(tmp_path / "x.fits.gz").data, pixels)
+    fits.CompImageHDU(pixels, name="SCI", quantize_level=0, compression_type="GZIP_1").writeto(
+        tmp_path / "x.fz"
+    )
+    np.testing.assert_array_equal(io.read_image(tmp_path / "x.fz").data, pixels)
+
+
+def test_units_and_zero_points(tmp_path, pixels):
+    hst = {"BUNIT": "ELECTRONS/S", "PHOTFLAM": 1.9106037e-20, "PHOTPLAM": 15369.18}
+    image = io.read_image(write(tmp_path / "hst.fits", pixels, **hst))
+    assert u.Unit(image.unit) == u.electron / u.s
+    # The sum of the published formula: -21.1 AB at the pivot wavelength.
+    assert image.zero_point == pytest.approx(-2.5 * np.log10(1.9106037e-20) - 5 * np.log10(15369.18) - 2.408)
+    assert image.zero_point == pytest.approx(25.956, abs=1e-3)
+    counts = io.read_image(write(tmp_path / "raw.fits", pixels, **(hst | {"BUNIT": "ELECTRONS"})))
+    assert (counts.unit, counts.zero_point) == ("electron", None)
+    assert io.read_image(write(tmp_path / "card.fits", pixels, **hst, MAGZERO=25.9463)).zero_point == 25.9463
+    assert io.read_image(write(tmp_path / "text.fits", pixels, MAGZERO="n/a")).zero_point is None
+    assert io.read_image(write(tmp_path / "e.fits", pixels, BUNIT="e-/s")).unit == "electron / s"
+    assert io.read_image(write(tmp_path / "adu.fits", pixels, BUNIT="weird thing")).unit == "weird thing"
+
+
+def test_choosing_an_hdu(tmp_path, pixels):
+    path = tmp_path / "x.fits"
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(pixels, name="SCI"), fits.ImageHDU(2 * pixels, name="WHT")]
+    fits.HDUList(hdus).writeto(path)
+    for hdu in (1, "1", "SCI", "sci"):
+        np.testing.assert_array_equal(io.read_image(path, hdu=hdu).data, pixels)
+    images = r"1 SCI \(30 x 20\), 2 WHT \(30 x 20\)"
+    with pytest.raises(ValueError, match=rf"x.fits: choose one of the HDUs with an image: {images}"):
+        io.read_image(path)
+    for hdu in (0, 7, "MODEL"):
+        with pytest.raises(ValueError, match=rf"x.fits: HDU {hdu} holds no image, these do: {images}"):
+            io.read_image(path, hdu=hdu)
+
+
+def test_unreadable_files(tmp_path, rng):
+    with pytest.raises(FileNotFoundError, match=r"none.fits: no such file"):
+        io.read_image(tmp_path / "none.fits")
+    text = tmp_path / "text.fits"
+    text.write_text("This is no image.\n" * 500)
+    empty = tmp_path / "empty.fits"
+    empty.touch()
+    for path in (text, empty):
+        with pytest.raises(ValueError, match=rf"{path.name}: not a FITS file, or damaged"):
+            io.read_image(path)
+    whole = write(tmp_path / "whole.fits", rng.normal(size=(90, 90)))
+    cut = tmp_path / "cut.fits"
+    cut.write_bytes(whole.read_bytes()[:20000])
+    with pytest.raises(ValueError, match=r"cut.fits: the file is truncated"):
+        io.read_image(cut)
+    packed = tmp_path / "packed.fits.gz"
+    packed.write_bytes(gzip.compress(whole.read_bytes())[:20000])
+    with pytest.raises(
+        ValueError, match=r"packed.fits.gz: (not a FITS file, or damaged|the file is truncated)"
+    ):
+        io.read_image(packed)
+    tiles = tmp_path / "tiles.fits"
+    fits.CompImageHDU(rng.normal(size=(90, 90)).astype("f4"), compression_type="GZIP_1").writeto(tiles)
+    content = bytearray(tiles.read_bytes())
+    content[-6000:-3000] = b"\x07" * 3000
+    tiles.write_bytes(content)
+    with pytest.raises(ValueError, match=r"tiles.fits: its pixels cannot be read"):
+        io.read_image(tiles)
+
+
+def test_images_without_content(tmp_path, pixels):
+    table = tmp_path / "table.fits"
+    Table({"flux": [1.0]}).write(table)
+    with pytest.raises(ValueError, match=r"table.fits: no HDU holds an image"):
+        io.read_image(table)
+    with pytest.raises(ValueError, match=r"zero.fits: every good pixel of the image is zero"):
+        io.read_image(write(tmp_path / "zero.fits", 0 * pixels))
+    with pytest.raises(ValueError, match=r"nan.fits: the image has no finite pixel"):
+        io.read_image(write(tmp_path / "nan.fits", np.nan * pixels))
+    cube = write(tmp_path / "cube.fits", np.ones((3, 20, 30)))
+    with pytest.raises(
+        ValueError, match=r"cube.fits: the image must have two dimensions \(y, x\), got .*3, 20, 30"
+    ):
+        io.read_image(cube)
+
+
+def test_stamps(tmp_path, rng):
+    cube = rng.normal(size=(3, 128, 128))
+    np.testing.assert_array_equal(io.read_stamps(write(tmp_path / "cube.fits", cube)).data, cube)
+    assert io.read_stamps(write(tmp_path / "one.fits", cube[0])).data.shape == (1, 128, 128)
+    with pytest.raises(ValueError, match=r"small.fits: stamps must have shape .*, got \(3, 127, 128\)"):
+        io.read_stamps(write(tmp_path / "small.fits", cube[:, 1:]))
+    cube[1] = np.nan
+    with pytest.raises(ValueError, match=r"nan.fits: stamp 1 has no finite pixel"):
+        io.read_stamps(write(tmp_path / "nan.fits", cube))
+    cube[1] = 0
+    with pytest.raises(ValueError, match=r"zero.fits: every good pixel of stamp 1 is zero"):
+        io.read_stamps(write(tmp_path / "zero.fits", cube))
+
+
+LINEAR = {
+    "CTYPE1": "RA---TAN",
+    "CTYPE2": "DEC--TAN",
+    "CRVAL1": 53.1,
+    "CRVAL2": -27.8,
+    "CRPIX1": -3717.5,
+    "CRPIX2": -1889.5,
+    "CD1_1": -0.06 / 3600,
+    "CD1_2": 0.0,
+    "CD2_1": 0.0,
+    "CD2_2": 0.06 / 3600,
+    "A_ORDER": 2,
+    "B_ORDER": 2,
+    "A_2_0": 1e-5,
+    "B_0_2": 3e-5,
+}
+
+
+def test_sip_terms_count_only_where_announced(tmp_path, pixels):
+    linear = io.read_image(write(tmp_path / "linear.fits", pixels, **LINEAR))
+    assert linear.pixel_scale == pytest.approx(0.06, rel=1e-6)
+    sky = linear.wcs.pixel_to_world(10, 12)
+    np.testing.assert_allclose([sky.ra.deg, sky.dec.deg], tangent_plane(LINEAR, 10, 12), atol=1e-9)
+    announced = LINEAR | {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP"}
+    bent = io.read_image(write(tmp_path / "bent.fits", pixels, **announced))
+    assert bent.wcs.pixel_to_world(10, 12).separation(sky) > 5 * u.arcsec
+
+
+@pytest.mark.parametrize("name", ["egs_H.gf10518", "egs_H.gf12782", "gds_H.gf16440"])
+def test_sky_positions_of_candels(data_dir, name, capfd):
+    image = io.read_image(data_dir / "candels_f160w" / f"{name}.fits", hdu=1)
+    assert "A_ORDER" in image.header
+    assert capfd.readouterr() == ("", "")
+    assert image.pixel_scale == pytest.approx(0.06, rel=1e-4)
+    assert image.unit == "electron / s"
+    sky = image.wcs.pixel_to_world(80, 70)
+    np.testing.assert_allclose([sky.ra.deg, sky.dec.deg], tangent_plane(image.header, 80, 70), atol=1e-8)
+    center = (
+        SkyCoord(214.9, 52.9, unit="deg") if name.startswith("egs") else SkyCoord(53.12, -27.8, unit="deg")
+    )
+    assert sky.separation(center) < 0.4 * u.deg
+
+
+def test_psf(tmp_path):
+    grid = np.arange(41) - 20
+    gaussian = 3 * np.exp(-(grid**2 + grid[:, None] ** 2) / 8)
+    psf = io.read_psf(write(tmp_path / "odd.fits", gaussian, PIXSCALE=0.0601), pixel_scale=0.06)
+    assert psf.shape == (41, 41)
+    assert psf.sum() == pytest.approx(1)
+    for number, window in enumerate([np.s_[1:, 1:], np.s_[:-1, :-1], np.s_[1:, :-1]]):
+        even = io.read_psf(write(tmp_path / f"even{number}.fits", gaussian[window]))
+        np.testing.assert_allclose(even, gaussian[1:-1, 1:-1] / gaussian[1:-1, 1:-1].sum())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda psf: psf[1:], r"the PSF must be square, got shape \(40, 41\)"),
+        (lambda psf: np.pad(psf, 44), "the PSF must not be larger than a stamp of 128 pixels, got 129"),
+        (lambda psf: np.where(psf > 0.9, np.nan, psf), "the PSF must be finite, got 1 bad pixels"),
+        (lambda psf: psf - 1, "the PSF must have a positive sum, got -"),
+        (
+            lambda psf: np.roll(psf, 3, axis=1),
+            r"the PSF must be centred, its brightest pixel \(x, y\) is \(23, 20\)",
+        ),
+    ],
+)
+def test_psf_that_is_none(tmp_path, change, message):
+    grid = np.arange(41) - 20
+    gaussian = np.exp(-(grid**2 + grid[:, None] ** 2) / 8)
+    with pytest.raises(ValueError, match=rf"psf.fits: {message}"):
+        io.read_psf(write(tmp_path / "psf.fits", change(gaussian)))
+
+
+def test_psf_of_another_scale(tmp_path):
+    psf = np.zeros((11, 11))
+    psf[5, 5] = 1
+    path = write(tmp_path / "psf.fits", psf, PIXSCL=0.04)
+    with pytest.raises(ValueError, match=r'psf.fits: the PSF must be sampled at 0.06" a pixel, got 0.04"'):
+        io.read_psf(path, pixel_scale=0.06)
+
+
+def test_rms_map(tmp_path):
+    rms = np.full((20, 30), 2.0)
+    path = write(tmp_path / "rms.fits", rms)
+    np.testing.assert_array_equal(io.read_map(path, (20, 30)), rms)
+    assert io.read_map(path, (1, 20, 30)).shape == (1, 20, 30)
+    with pytest.raises(
+        ValueError, match=r"rms.fits: the rms map must have the image's shape \(30, 20\), got"
+    ):
+        io.read_map(path, (30, 20))
+    rms[0, :3] = 0, -1, np.nan
+    path = write(tmp_path / "holes.fits", rms)
+    with pytest.raises(
+        ValueError, match=r"holes.fits: the rms map must be positive and finite, got 3 pixels"
+    ):
+        io.read_map(path, (20, 30))
+    filled = io.read_map(path, (20, 30), bad_pixels=rms != 2)
+    assert (filled == 2).all()
+    with pytest.raises(ValueError, match=r"none.fits: the rms map has no positive, finite pixel"):
+        io.read_map(
+            write(tmp_path / "none.fits", 0 * rms), (20, 30), bad_pixels=np.ones((20, 30), dtype=bool)
+        )
+
+
+def test_catalog_keeps_units_and_masks(tmp_path):
+    table = QTable({"flux": [1.0, 2.0] * u.electron / u.s, "id": [1, 2]})
+    table["flux"].info.description = "median of the posterior"
+    path = tmp_path / "catalog.ecsv"
+    io.write_catalog(table, path)
+    back = QTable.read(path)
+    assert back["flux"].unit == table["flux"].unit
+    assert back["flux"].info.description == "median of the posterior"
+    with pytest.raises(FileExistsError, match=r"catalog.ecsv: exists already"):
+        io.write_catalog(table, path)
+    io.write_catalog(table[:1], path, overwrite=True)
+    assert len(QTable.read(path)) == 1
+
+
+def test_masks(tmp_path, rng):
+    mask, mask_std = rng.uniform(size=(2, 3, 2, 8, 8))
+    corners = Table({"blend": [0, 1, 2], "x0": [4, -3, 9], "y0": [1, 2, 3]})
+    path = tmp_path / "masks.fits"
+    io.write_masks(path, mask, mask_std, corners, header=fits.Header({"CRVAL1": 53.1}))
+    with fits.open(path) as hdus:
+        assert [hdu.name for hdu in hdus] == ["PRIMARY", "MASK", "MASK_STD", "STAMPS"]
+        assert hdus[0].header["CRVAL1"] == 53.1
+        assert hdus["MASK"].data.dtype == np.dtype(">f4")
+        np.testing.assert_allclose(hdus["MASK"].data, mask, rtol=1e-6)
+        np.testing.assert_allclose(hdus["MASK_STD"].data, mask_std, rtol=1e-6)
+        assert hdus["STAMPS"].data["x0"].tolist() == [4, -3, 9]
+    with pytest.raises(FileExistsError, match=r"masks.fits: exists already"):
+        io.write_masks(path, mask, mask_std, corners)
+    with pytest.raises(ValueError, match=r"mask_std must have the axes .*, got shape \(3, 2, 8\)"):
+        io.write_masks(tmp_path / "x.fits", mask, mask_std[..., 0], corners)
+    with pytest.raises(ValueError, match=r"mask must have the axes .* with 2 blends"):
+        io.write_masks(tmp_path / "x.fits", mask, mask_std, corners[:2])
+
+
+def test_output_folder_appears_whole(tmp_path):
+    target = tmp_path / "runs" / "out"
+    with io.output_folder(target) as folder:
+        (folder / "catalog.ecsv").write_text("first")
+        assert not target.exists()
+    assert (target / "catalog.ecsv").read_text() == "first"
+    with pytest.raises(FileExistsError, match="out: exists already"), io.output_folder(target):
+        pytest.fail("must not get here")
+    with io.output_folder(target, overwrite=True) as folder:
+        (folder / "masks.fits").write_text("second")
+        assert (target / "catalog.ecsv").exists()
+    assert [entry.name for entry in target.iterdir()] == ["masks.fits"]
+    assert [entry.name for entry in target.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_output_folder_leaves_nothing_when_it_fails(tmp_path, earlier):
+    target = tmp_path / "out"
+    if earlier:
+        target.mkdir()
+        (target / "catalog.ecsv").write_text("earlier")
+
+    def fail_halfway():
+        with io.output_folder(target, overwrite=True) as folder:
+            (folder / "catalog.ecsv").write_text("half")
+            raise KeyError("halfway")
+
+    with pytest.raises(KeyError, match="halfway"):
+        fail_halfway()
+    found = {str(entry.relative_to(tmp_path)) for entry in tmp_path.rglob("*")}
+    assert found == ({"out", "out/catalog.ecsv"} if earlier else set())
+    assert not earlier or (target / "catalog.ecsv").read_text() == "earlier"
+
+
+def test_output_folder_never_replaces_other_files(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"no earlier output and is not replaced, it holds thesis.tex"):
+        io.output_folder(tmp_path, overwrite=True).__enter__()
+    with pytest.raises(FileExistsError, match=r"thesis.tex: is a file, not a folder, and is not replaced"):
+        io.output_folder(tmp_path / "thesis.tex", overwrite=True).__enter__()
+    with io.output_folder(tmp_path, overwrite=True, files=["thesis.tex"]) as folder:
+        (folder / "new").touch()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["new"]
+
+
+def make_blend(rng, count):
+    """A batch with every truth field, of stamps whose width is no multiple of eight."""
+    shape = (count, 2)
+    flux = rng.uniform(1, 9, (*shape, 1))
+    return Blend(
+        image=torch.from_numpy(rng.normal(size=(count, 1, 12, 13))).float(),
+        sky_rms=torch.full((count,), 3e-3),
+        flux=torch.from_numpy(flux).float(),
+        auto_flux=torch.full((*shape, 1), torch.nan),
+        mask=torch.from_numpy(rng.uniform(size=(*shape, 12, 13)) > 0.5),
+        isolated=torch.from_numpy(rng.normal(size=(*shape, 1, 12, 13))).float(),
+        x=torch.from_numpy(rng.uniform(size=shape)),
+        y=torch.from_numpy(rng.uniform(size=shape)),
+        galaxy_type=torch.from_numpy(rng.integers(0, 4, shape)),
+        half_light_radius=torch.from_numpy(rng.uniform(size=shape)),
+        exposure=torch.full((count,), torch.inf),
+    )
+
+
+@pytest.fixture
+def instrument():
+    psf = torch.zeros(3, 3)
+    psf[1, 1] = 1
+    return Instrument(0.06, psf, 25.9463, 3e-3, noise_kernel=torch.ones(3, 3))
+
+
+def test_set_of_blends_comes_back(tmp_path, rng, instrument):
+    path = tmp_path / "set.h5"
+    batches = [make_blend(rng, count) for count in (7, 1, 20)]
+    assert io.write_blends(path, iter(batches), instrument=instrument) == 28
+    assert io.count_blends(path) == 28
+    whole, part = io.read_blends(path), io.read_blends(path, 6, 10)
+    assert (len(whole), len(part), len(io.read_blends(path, 28))) == (28, 4, 0)
+    for field in fields(Blend):
+        expected = torch.cat([getattr(batch, field.name) for batch in batches])
+        torch.testing.assert_close(getattr(whole, field.name), expected, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(getattr(part, field.name), expected[6:10], rtol=0, atol=0, equal_nan=True)
+    found = io.read_instrument(path)
+    assert (found.pixel_scale, found.zero_point, found.sky_rms, found.exposure) == (
+        0.06,
+        25.9463,
+        3e-3,
+        np.inf,
+    )
+    torch.testing.assert_close(found.psf, instrument.psf)
+    torch.testing.assert_close(found.noise_kernel, instrument.noise_kernel)
+    with h5py.File(path) as file:
+        assert file["mask"].dtype == np.uint8
+        assert file["mask"].shape == (28, 2, 12, 2)
+        assert file["image"].dtype == np.float32
+
+
+def test_set_without_truth(tmp_path, rng, instrument):
+    path = tmp_path / "set.h5"
+    batch = Blend(torch.zeros(2, 1, 8, 8, dtype=torch.float64), torch.ones(2))
+    io.write_blends(path, [batch], instrument=instrument.replace(noise_kernel=None))
+    assert io.read_blends(path).flux is None
+    assert io.read_blends(path).image.dtype == torch.float32
+    assert io.read_instrument(path).noise_kernel is None
+
+
+def test_sets_appear_whole(tmp_path, rng, instrument):
+    path = tmp_path / "set.h5"
+    full, bare = make_blend(rng, 2), Blend(torch.zeros(2, 1, 12, 13), torch.ones(2))
+    with pytest.raises(
+        ValueError, match="batches must have the same fields, only some have auto_flux, exposure"
+    ):
+        io.write_blends(path, [full, bare], instrument=instrument)
+    with pytest.raises(ValueError, match="batches must hold at least one blend, got none"):
+        io.write_blends(path, [], instrument=instrument)
+    assert not list(tmp_path.iterdir())
+    io.write_blends(path, [full], instrument=instrument)
+    with pytest.raises(FileExistsError, match=r"set.h5: exists already"):
+        io.write_blends(path, [bare], instrument=instrument)
+    io.write_blends(path, [bare], instrument=instrument, overwrite=True)
+    assert io.read_blends(path).mask is None
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set.h5"]
+
+
+def test_sets_that_are_none(tmp_path, rng, instrument):
+    path = tmp_path / "set.h5"
+    with pytest.raises(FileNotFoundError, match=r"set.h5: no such file"):
+        io.read_blends(path)
+    (tmp_path / "text.h5").write_text("no set")
+    with pytest.raises(ValueError, match=r"text.h5: not a set of blends written by probdeblend, or damaged"):
+        io.count_blends(tmp_path / "text.h5")
+    h5py.File(tmp_path / "other.h5", "w").close()
+    with pytest.raises(ValueError, match=r"other.h5: not a set of blends written by probdeblend$"):
+        io.read_instrument(tmp_path / "other.h5")
+    io.write_blends(path, [make_blend(rng, 3)], instrument=instrument)
+    for start, stop in [(-1, 2), (2, 1), (0, 4)]:
+        message = rf"start and stop must be from 0 to 3 and in order, got {start} and {stop}"
+        with pytest.raises(ValueError, match=message):
+            io.read_blends(path, start, stop)
+    with h5py.File(path, "r+") as file:
+        file.attrs["version"] = 7
+    with pytest.raises(ValueError, match=r"set.h5: a set of version 7, this probdeblend reads version 1"):
+        io.read_blends(path)
