@@ -1,0 +1,62 @@
+"""Settings of the documentation: Sphinx, numpydoc, and MyST notebooks that are executed while it is built."""
+
+from importlib.metadata import version as installed_version
+
+project = "probdeblend"
+author = "probdeblend developers"
+copyright = f"2026, {author}"
+release = version = installed_version(project)
+
+extensions = ["myst_nb", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+templates_path = ["_templates"]
+default_role = "py:obj"
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
+
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True}
+python_maximum_signature_line_length = 88
+autodoc_inherit_docstrings = False
+numpydoc_show_class_members = False
+numpydoc_validation_checks = {
+    "all",
+    "ES01",  # one sentence may be enough
+    "EX01",  # examples stand in the pages and tutorials
+    "GL01",  # the summary starts on the line of the quotes
+    "GL02",  # ruff checks where docstrings end
+    "GL08",  # ruff finds what has no docstring
+    "PR04",  # types are in the signature
+    "SA01",  # no "See Also" for its own sake
+    "SA04",
+    "SS05",  # ruff checks the mood, and knows plural nouns
+}
+numpydoc_validation_exclude = {r"\.Flag$", r"\.Parameter\."}
+
+# Names of other libraries cannot be linked without a network; those of this one must resolve.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!probdeblend\b).*"),
+]
+
+myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_timeout = 240
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"{project} {release}"
+html_copy_source = False
+html_sourcelink_suffix = ""
+html_theme_options = {
+    "logo": {"text": project},
+    "show_prev_next": True,
+    "navigation_with_keys": False,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "secondary_sidebar_items": ["page-toc"],
+}
