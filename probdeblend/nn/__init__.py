@@ -1,0 +1,3 @@
+"""Networks: modules whose ``forward(image)`` returns a distribution, or logits for masks."""
+
+__all__: list[str] = []

@@ -1,0 +1,263 @@
+"""Where training batches come from: an endless stream of simulated blends, or a stored set.
+
+Batch number i of a stream depends on the seed and on i alone: workers, resuming and earlier batches do not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from .io import count_blends, read_blends
+from .noise import add_noise
+from .prior import Prior
+from .profiles import render
+from .scene import Blend, Instrument
+
+__all__ = ["Depths", "SimulatedStream", "StoredStream", "training_batch", "turn"]
+
+MASK_THRESHOLD = 3.0
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Range of depths of a training set: log-uniform sky noise and uniform exposure.
+
+    Parameters
+    ----------
+    sky_rms
+        Least and largest sky noise of a pixel in image units.
+    exposure
+        Least and largest exposure in counts per unit of flux.
+
+    Raises
+    ------
+    ValueError
+        If a range is not positive and increasing.
+    """
+
+    sky_rms: tuple[float, float] = (2e-3, 8e-3)
+    exposure: tuple[float, float] = (1800.0, 5000.0)
+
+    def __post_init__(self) -> None:
+        for name in ("sky_rms", "exposure"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be a positive, increasing range, got {(low, high)}")
+
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Draw from torch's default generator.
+
+        Parameters
+        ----------
+        count
+            Number of blends.
+
+        Returns
+        -------
+        tuple of Tensor
+            Sky noise and exposure ``(blend,)``.
+        """
+        low, high = (math.log(value) for value in self.sky_rms)
+        least, most = self.exposure
+        return (low + (high - low) * torch.rand(count)).exp(), least + (most - least) * torch.rand(count)
+
+
+def training_batch(blend: Blend) -> Batch:
+    """Return what a loss takes: image, flux and mask, the first two in units of the sky noise.
+
+    Parameters
+    ----------
+    blend
+        Blends with truth, in one band.
+
+    Returns
+    -------
+    tuple of Tensor
+        ``(blend, band, y, x)``, ``(blend, galaxy)`` and ``(blend, galaxy, y, x)``.
+
+    Raises
+    ------
+    ValueError
+        If the blends have no truth.
+    """
+    if blend.flux is None or blend.mask is None:
+        raise ValueError("blends must have flux and mask to train on, got blends without truth")
+    rms = blend.sky_rms
+    return blend.image / rms[:, None, None, None], blend.flux[..., 0] / rms[:, None], blend.mask
+
+
+def turn(batch: Batch, *, quarters: int, flip: bool) -> Batch:
+    """Turn and flip images and masks; fluxes stay.
+
+    Parameters
+    ----------
+    batch
+        What `training_batch` returns.
+    quarters
+        Number of quarter turns from x to y.
+    flip
+        Whether to flip x first.
+
+    Returns
+    -------
+    tuple of Tensor
+        The turned batch.
+    """
+
+    def turned(pixels: Tensor) -> Tensor:
+        return torch.rot90(pixels.flip(-1) if flip else pixels, -quarters, (-2, -1))
+
+    image, flux, mask = batch
+    return turned(image), flux, turned(mask)
+
+
+def _seed(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class SimulatedStream(IterableDataset[Batch]):
+    """Endless batches of blends drawn from a prior and rendered in torch.
+
+    Parameters
+    ----------
+    prior, instrument
+        Population and instrument.
+    depths
+        Range of sky noise and exposure.
+    batch_size
+        Blends a batch.
+    seed
+        Same seed, same stream.
+    first
+        Number of the first batch.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        instrument: Instrument,
+        *,
+        depths: Depths | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+        first: int = 0,
+    ) -> None:
+        self.prior, self.instrument, self.depths = prior, instrument, depths or Depths()
+        self.batch_size, self.seed, self.first = batch_size, seed, first
+
+    def blend(self, number: int) -> Blend:
+        """Return one batch with its truth.
+
+        Parameters
+        ----------
+        number
+            Number of the batch.
+
+        Returns
+        -------
+        Blend
+            The blends, on the device of the instrument's PSF.
+        """
+        key = (self.seed, number)
+        pairs = self.prior.sample(self.batch_size, seed=_seed(*key, 0))
+        components = self.prior.components(pairs, self.instrument, seed=_seed(*key, 1))
+        psf = self.instrument.psf
+        with torch.random.fork_rng(devices=[psf.device] if psf.is_cuda else []), torch.no_grad():
+            torch.manual_seed(_seed(*key, 2))
+            rms, exposure = (value.to(psf.device) for value in self.depths.sample(self.batch_size))
+            isolated = render(components.to(psf.device), psf, pixel_scale=self.instrument.pixel_scale)
+            light = isolated.sum(1, keepdim=True)
+            image = add_noise(light, self.instrument, sky_rms=rms, exposure=exposure)
+        return Blend(
+            image=image,
+            sky_rms=rms,
+            flux=components.total_flux[..., None].to(psf.device),
+            mask=isolated > MASK_THRESHOLD * rms[:, None, None, None],
+            isolated=isolated[:, :, None],
+            x=pairs["x"].to(psf.device),
+            y=pairs["y"].to(psf.device),
+            galaxy_type=pairs["galaxy_type"].to(psf.device),
+            half_light_radius=pairs["half_light_radius"].to(psf.device),
+            exposure=exposure,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        number, step = (self.first, 1) if worker is None else (self.first + worker.id, worker.num_workers)
+        while True:
+            yield training_batch(self.blend(number))
+            number += step
+
+
+class StoredStream(IterableDataset[Batch]):
+    """Endless batches from a stored set, shuffled anew every epoch by blocks, turned and flipped.
+
+    Memory holds one block of 32 batches at a time.
+
+    Parameters
+    ----------
+    path
+        A set that `probdeblend.io.write_blends` wrote.
+    batch_size
+        Blends a batch.
+    seed
+        Same seed, same order.
+    first
+        Number of the first batch.
+    start, stop
+        Which blends of the set to use.
+
+    Raises
+    ------
+    ValueError
+        If fewer blends are left than a batch holds.
+    """
+
+    block = 32
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        batch_size: int = 64,
+        seed: int = 0,
+        first: int = 0,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> None:
+        stop = count_blends(path) if stop is None else stop
+        if stop - start < batch_size:
+            raise ValueError(f"the set must hold at least one batch of {batch_size} blends, got {stop - start}: {path}")
+        self.path, self.batch_size, self.seed, self.first = path, batch_size, seed, first
+        self.start, self.stop = start, stop
+
+    def _epoch(self, epoch: int) -> Iterator[Batch]:
+        rng = np.random.default_rng((self.seed, epoch))
+        size = self.block * self.batch_size
+        for low in rng.permutation(np.arange(self.start, self.stop, size)):
+            blend = read_blends(self.path, int(low), int(min(low + size, self.stop)))
+            order = torch.from_numpy(rng.permutation(len(blend)))
+            for rows in order.split(self.batch_size):
+                if len(rows) == self.batch_size:
+                    batch = training_batch(blend.select(rows))
+                    yield turn(batch, quarters=int(rng.integers(4)), flip=bool(rng.integers(2)))
+
+    def __iter__(self) -> Iterator[Batch]:
+        skip, epoch = self.first, 0
+        while True:
+            for batch in self._epoch(epoch):
+                if skip:
+                    skip -= 1
+                else:
+                    yield batch
+            epoch += 1
