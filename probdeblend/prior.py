@@ -35,6 +35,7 @@ __all__ = ["SEPARATIONS", "Prior", "fit_prior"]
 PUBLISHED_PIXEL_SCALE = 0.06
 RADIUS_RANGE = (0.06, 3.0)
 MAX_KNOTS = 8
+MAX_KNOT_DISTANCE = 1.8
 MAX_COMPONENTS = 1 + MAX_KNOTS
 FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))
 
@@ -345,7 +346,9 @@ class Prior:
 
 
 def _tuples(value: object) -> object:
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return tuple(_tuples(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _growth(radius: Tensor, sersic_index: Tensor) -> Tensor:
@@ -426,6 +429,9 @@ def _add_knots(light: dict[str, Tensor], present: Tensor, where: Tensor) -> None
     side = _uniform(0.0, 2 * math.pi, radius)
     turn = side + math.pi * (2 * torch.rand(count, MAX_KNOTS) - 1) * _uniform(0.5, 1.0, radius)
     major, minor = distance * turn.cos() / axis_ratio.sqrt(), distance * turn.sin() * axis_ratio.sqrt()
+    # Knots stay within reach of the stamp, whatever the size of the galaxy.
+    near = (MAX_KNOT_DISTANCE / torch.hypot(major, minor).clamp(min=1e-6)).clamp(max=1.0)
+    major, minor = near * major, near * minor
     rows["dx"][:, 1:] = major * angle.cos() - minor * angle.sin()
     rows["dy"][:, 1:] = major * angle.sin() + minor * angle.cos()
     rows["flux"][:, 1:] = total * knotty * share

@@ -1,0 +1,146 @@
+"""Draw a posterior from a network: Monte Carlo dropout over cached features.
+
+The convolutions run once a blend. Each dropout pass drops units behind them, the same for every blend, and turns the
+features into a distribution; draws are shared evenly between the passes. The mixture of the passes is the answer: its
+variance is the mean variance within a pass plus the variance between the passes' means (Gal and Ghahramani 2016,
+arXiv:1506.02142). The spread between passes alone is no uncertainty.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .nn.composite import BlendNumbers
+from .nn.dropout import dropout_passes
+
+__all__ = ["NetworkDraws", "draw", "seed_of"]
+
+CHUNK = 64
+
+
+def seed_of(*key: int) -> int:
+    """Return a seed for torch that depends on a key of integers.
+
+    Parameters
+    ----------
+    *key
+        Integers that are not negative.
+
+    Returns
+    -------
+    int
+        A 63-bit seed.
+    """
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkDraws:
+    """What passes of a network say about a batch of blends, in units of the sky noise.
+
+    Parameters
+    ----------
+    log_flux
+        Draws ``(chain, draw, blend, galaxy)`` of ``log(flux / sky_rms)``; a chain is a pass.
+    mask, mask_std
+        Mask probability, and its spread over the passes ``(blend, galaxy, y, x)``; None without masks.
+    features
+        Last hidden layer without dropout ``(blend, feature)``.
+    """
+
+    log_flux: Tensor
+    mask: Tensor | None
+    mask_std: Tensor | None
+    features: Tensor
+
+
+def draw(
+    network: nn.Module, image: Tensor, *, draws: int = 1000, passes: int = 32, seed: int = 0, first: int = 0
+) -> NetworkDraws:
+    """Draw log-fluxes and masks from a composite network.
+
+    Parameters
+    ----------
+    network
+        `~probdeblend.nn.composite.Blend2Mask2Flux` or `~probdeblend.nn.composite.Blend2Flux`.
+    image
+        Pixels over sky noise ``(blend, band, y, x)``.
+    draws
+        Number of draws, rounded up to a multiple of `passes`.
+    passes
+        Number of dropout passes; 0 for the network without dropout.
+    seed
+        Seed of passes and draws; those of a blend depend on it and on the number of the blend alone.
+    first
+        Number of the first blend, for images that come in pieces.
+
+    Returns
+    -------
+    NetworkDraws
+        On the CPU.
+
+    Raises
+    ------
+    ValueError
+        If `draws` is less than 2, or `passes`, `seed` or `first` is negative.
+    """
+    if draws < 2:
+        raise ValueError(f"draws must be at least 2, got {draws}")
+    for name, value in (("passes", passes), ("seed", seed), ("first", first)):
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+    network.eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        parts = [
+            _draw_chunk(network, chunk, draws=draws, passes=passes, seed=seed, first=first + CHUNK * i)
+            for i, chunk in enumerate(image.split(CHUNK))
+        ]
+    joined = {}
+    for name, axis in (("log_flux", 2), ("mask", 0), ("mask_std", 0), ("features", 0)):
+        values = [getattr(part, name) for part in parts]
+        joined[name] = None if values[0] is None else torch.cat(values, axis)
+    return NetworkDraws(**joined)
+
+
+def _draw_chunk(
+    network: nn.Module, image: Tensor, *, draws: int, passes: int, seed: int, first: int
+) -> NetworkDraws:
+    features = network.encode(image)
+    answers = _passes(network, features, passes=passes, seed=seed)
+    mask, mask_std = _mask_moments([answer.mask for answer in answers])
+    numbers = torch.stack([answer.flux for answer in answers]).cpu()
+    each = math.ceil(draws / len(answers))
+    log_flux = []
+    for blend in range(len(image)):
+        torch.manual_seed(seed_of(seed, 1, first + blend))
+        log_flux.append(network.head.distribution(numbers[:, blend]).sample((each,)).transpose(0, 1))
+    stacked = torch.stack(log_flux, 2) if log_flux else torch.empty(len(answers), each, 0, 2)
+    return NetworkDraws(stacked, mask, mask_std, network.cnn.answer(features.flux).cpu())
+
+
+def _passes(network: nn.Module, features: tuple[Tensor, ...], *, passes: int, seed: int) -> list[BlendNumbers]:
+    if passes == 0:
+        return [network.answer(features)]
+    answers = []
+    with dropout_passes(network):
+        for number in range(passes):
+            torch.manual_seed(seed_of(seed, 0, number))
+            answers.append(network.answer(features))
+    return answers
+
+
+def _mask_moments(logits: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+    if logits[0] is None:
+        return None, None
+    total, square = torch.zeros_like(logits[0]), torch.zeros_like(logits[0])
+    for value in logits:
+        probability = value.sigmoid()
+        total += probability
+        square += probability.square()
+    mean = total / len(logits)
+    return mean.cpu(), (square / len(logits) - mean.square()).clamp(min=0).sqrt().cpu()

@@ -1,0 +1,154 @@
+"""The recipe of the weights that ship with the package, as one function with defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from . import __version__
+from .data import Batch, Depths, SimulatedStream, StoredStream
+from .io import count_blends, read_instrument, whole_file
+from .losses import NegativeLogLikelihood
+from .prior import Prior
+from .scene import Instrument
+from .train import Schedule, fit
+from .weights import Deblender, Description, save
+
+__all__ = ["SETTINGS", "train_weights"]
+
+SETTINGS = {"unet_filters": 8, "first_filters": 32, "hidden": 128, "dropout": 0.1, "end_to_end": False}
+"""Keyword arguments of the `~probdeblend.nn.composite.Blend2Mask2Flux` that ships."""
+
+Sources = tuple[Callable[..., IterableDataset[Batch]], Iterable[Batch], Iterable[Batch]]
+VALIDATION_BATCHES = 16
+FAMILIAR_BATCHES = 64
+
+
+def train_weights(
+    output: Path,
+    *,
+    steps: int = 2800,
+    batch_size: int = 64,
+    seed: int = 0,
+    data: Path | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Deblender:
+    """Train a network on simulated blends, or on a stored set, and write its weights.
+
+    Parameters
+    ----------
+    output
+        The weights file.
+    steps
+        Number of batches.
+    batch_size
+        Blends a batch.
+    seed
+        Seed of the network and of the blends.
+    data
+        A set of blends to train on, its last blends to validate on; None for the endless simulated stream.
+    checkpoint
+        File that keeps the state of training; by default `output` with ``.checkpoint`` appended.
+    resume
+        Go on from the checkpoint.
+    overwrite
+        Replace an existing output or checkpoint.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    Deblender
+        The trained deblender.
+
+    Raises
+    ------
+    ValueError
+        If the set is too small, or there is nothing to resume.
+    FileExistsError
+        If the output, or a checkpoint that is not to be resumed, exists and is not to be replaced.
+    """
+    own_checkpoint = checkpoint is None
+    checkpoint = output.with_name(output.name + ".checkpoint") if own_checkpoint else checkpoint
+    if checkpoint.exists() and not (resume or overwrite):
+        raise FileExistsError(f"{checkpoint}: exists; resume goes on from it, overwrite starts anew")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    instrument = (Instrument.candels_f160w() if data is None else read_instrument(data)).to(device)
+    with whole_file(output, overwrite=overwrite) as partial_output:
+        sources = _simulated if data is None else partial(_stored, data)
+        stream, validation, familiar = sources(instrument, batch_size=batch_size, seed=seed)
+        torch.manual_seed(seed)
+        description = _description(steps=steps, batch_size=batch_size, seed=seed, data=data)
+        network = description.build().to(device)
+        history = fit(
+            NegativeLogLikelihood(network),
+            lambda first: _loader(stream(first=first), device),
+            list(islice(validation, VALIDATION_BATCHES)),
+            schedule=Schedule(steps, validate_every=min(200, steps)),
+            checkpoint=checkpoint,
+            resume=resume,
+            progress=progress,
+        )
+        description.training.update(validation_loss=round(history.best, 4), steps_done=history.step)
+        features = torch.cat([_features(network, image) for image, *_ in islice(familiar, FAMILIAR_BATCHES)])
+        deblender = Deblender(network.cpu(), instrument.to("cpu"), description, features=features)
+        save(deblender, partial_output)
+    if own_checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return deblender
+
+
+def _loader(stream: IterableDataset[Batch], device: str) -> Iterable[Batch]:
+    # On a CPU one worker renders while the network trains; a device renders in turn with it.
+    return DataLoader(stream, batch_size=None, num_workers=0 if device == "cuda" else 1)
+
+
+def _simulated(instrument: Instrument, *, batch_size: int, seed: int) -> Sources:
+    stream = partial(SimulatedStream, Prior.default(), instrument, batch_size=batch_size)
+    return partial(stream, seed=seed), stream(seed=seed + 1), stream(seed=seed + 2)
+
+
+def _stored(path: Path, instrument: Instrument, *, batch_size: int, seed: int) -> Sources:
+    """Keep the last tenth of a set to validate on."""
+    stop = int(0.9 * count_blends(path))
+    stream = partial(StoredStream, path, batch_size=batch_size, seed=seed)
+    return partial(stream, stop=stop), stream(start=stop), stream(stop=stop)
+
+
+def _description(*, steps: int, batch_size: int, seed: int, data: Path | None) -> Description:
+    prior, depths, instrument = Prior.default(), Depths(), Instrument.candels_f160w()
+    fluxes = [10 ** (-0.4 * (magnitude - instrument.zero_point)) for magnitude in prior.magnitude_range]
+    training = {
+        "command": "probdeblend train",
+        "source": "simulated stream" if data is None else data.name,
+        "steps": steps,
+        "batch_size": batch_size,
+        "seed": seed,
+        "torch": torch.__version__,
+        "probdeblend": __version__,
+    }
+    return Description(
+        architecture="Blend2Mask2Flux",
+        head="StudentTHead",
+        settings=dict(SETTINGS),
+        flux_range=(min(fluxes) / max(depths.sky_rms), max(fluxes) / min(depths.sky_rms)),
+        max_difference=prior.max_difference,
+        prior=prior.describe(),
+        training=training,
+    )
+
+
+def _features(network: nn.Module, image: Tensor) -> Tensor:
+    network.eval()
+    with torch.no_grad():
+        encoded = network.encode(image.to(next(network.parameters()).device))
+        return network.cnn.answer(encoded.flux).cpu()

@@ -1,0 +1,423 @@
+"""Trained weights, and the deblender that they make.
+
+A weights file is a safetensors file: the network's tensors, the PSF and noise kernel of the instrument that it was
+trained for, the moments of its features on its training family, and as JSON the architecture, the instrument, the
+prior and how it was trained.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from astropy.convolution import Gaussian2DKernel, interpolate_replace_nans
+from astropy.nddata import NDData
+from astropy.units import Quantity
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .infer import NetworkDraws, draw
+from .nn.composite import Blend2Flux, Blend2Mask2Flux
+from .nn.heads import NormalHead, StudentTHead
+from .posterior import Flag, Posterior
+from .scene import STAMP_CENTER, STAMP_SIZE, Instrument
+
+__all__ = ["Deblender", "Description", "load", "save"]
+
+FORMAT = "probdeblend weights"
+VERSION = 1
+DEFAULT = "weights_f160w.safetensors"
+ARCHITECTURES = {"Blend2Flux": Blend2Flux, "Blend2Mask2Flux": Blend2Mask2Flux}
+HEADS = {"NormalHead": NormalHead, "StudentTHead": StudentTHead}
+SCALE_TOLERANCE = 0.02
+PSF_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a network was built as and trained on.
+
+    Parameters
+    ----------
+    architecture
+        Name of the composite network.
+    head
+        Name of its head.
+    settings
+        Keyword arguments of the network.
+    flux_range
+        Least and largest flux over sky noise in the training set.
+    max_difference
+        Largest difference of the pair's magnitudes in the training set.
+    prior
+        The prior, as `~probdeblend.prior.Prior.describe` gives it.
+    training
+        How it was trained: numbers and words by name.
+    """
+
+    architecture: str
+    head: str
+    settings: dict[str, int | float | bool]
+    flux_range: tuple[float, float]
+    max_difference: float
+    prior: str
+    training: dict[str, int | float | str]
+
+    def build(self) -> nn.Module:
+        """Return the network, not trained.
+
+        Returns
+        -------
+        torch.nn.Module
+            A composite network.
+
+        Raises
+        ------
+        ValueError
+            If this version does not know the architecture or head.
+        """
+        if self.architecture not in ARCHITECTURES or self.head not in HEADS:
+            raise ValueError(f"this version has no network {self.architecture} with a {self.head}")
+        return ARCHITECTURES[self.architecture](**self.settings, head=HEADS[self.head])
+
+
+class Deblender(nn.Module):
+    """A trained network with its instrument: images in, posteriors out.
+
+    Parameters
+    ----------
+    network
+        The trained composite network.
+    instrument
+        What it was trained for.
+    description
+        What it was built as and trained on.
+    features
+        Hidden layer ``(blend, feature)`` on blends of the training family, from which their usual range is
+        measured; None where `familiar` is given.
+    familiar
+        Mean ``(feature,)``, whitening matrix ``(feature, feature)`` and largest usual distance ``()`` of the hidden
+        layer.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        instrument: Instrument,
+        description: Description,
+        *,
+        features: Tensor | None = None,
+        familiar: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.instrument = instrument
+        self.description = description
+        mean, whitening, limit = _familiar(features) if familiar is None else familiar
+        self.register_buffer("feature_mean", mean)
+        self.register_buffer("feature_whitening", whitening)
+        self.register_buffer("feature_limit", limit)
+
+    def forward(
+        self, image: ArrayLike, *, sky_rms: ArrayLike, draws: int = 1000, passes: int = 32, seed: int = 0
+    ) -> Posterior:
+        """Deblend stamps.
+
+        Parameters
+        ----------
+        image
+            Sky-subtracted stamps ``(y, x)``, ``(blend, y, x)`` or ``(blend, band, y, x)`` of 128 x 128 pixels, the
+            central galaxy within a pixel of the middle: an array or tensor of any type and byte order, a masked
+            array, a Quantity or an NDData. Masked and non-finite pixels are bad; they are interpolated.
+        sky_rms
+            Standard deviation of the sky's pixels in the image's units: a number, one a blend, or a map
+            ``(y, x)`` or ``(blend, y, x)``.
+        draws
+            Number of draws, rounded up to a multiple of `passes`.
+        passes
+            Number of dropout passes; 0 for none.
+        seed
+            Same seed, same draws, whatever else is in the batch.
+
+        Returns
+        -------
+        Posterior
+            Total fluxes in the image's units, mask probabilities, light-weighted positions and flags.
+
+        Raises
+        ------
+        ValueError
+            If a stamp has another size or no good pixel, or the noise another shape or no positive value.
+        TypeError
+            If the image is not an array of numbers.
+        """
+        pixels, unit = _pixels(image)
+        noise = _noise(sky_rms, pixels, unit)
+        bad = ~np.isfinite(pixels) | ~np.isfinite(noise)
+        if bad.all((1, 2, 3)).any():
+            raise ValueError(f"image must have good pixels, got none in stamp {int(bad.all((1, 2, 3)).argmax())}")
+        scale = np.nanmedian(np.broadcast_to(noise, pixels.shape), axis=(1, 2, 3))
+        ratio = torch.from_numpy(_filled(pixels / noise).astype(np.float32)).to(self.feature_mean.device)
+        answer = draw(self.network, ratio, draws=draws, passes=passes, seed=seed)
+        return self._posterior(answer, ratio.cpu().numpy(), bad, scale=scale, unit=unit)
+
+    def _posterior(
+        self, answer: NetworkDraws, ratio: NDArray, bad: NDArray, *, scale: NDArray, unit: str
+    ) -> Posterior:
+        log_flux = answer.log_flux.double().numpy()
+        flux = np.exp(log_flux) * scale[:, None]
+        x, y = _positions(ratio, answer.mask)
+        within = flux.var(1).mean(0)
+        between = np.maximum(flux.mean(1).var(0) - within / flux.shape[1], 0)
+        return Posterior.from_draws(
+            flux[..., None].astype(np.float32),
+            flux_kind="total",
+            method="network",
+            mask=None if answer.mask is None else answer.mask.numpy(),
+            mask_std=None if answer.mask_std is None else answer.mask_std.numpy(),
+            x=x,
+            y=y,
+            flags=self._flags(answer, log_flux, bad, x=x, y=y),
+            variance_within=within[..., None],
+            variance_between=between[..., None],
+            flux_unit=unit,
+            pixel_scale=self.instrument.pixel_scale,
+        )
+
+    def _flags(
+        self, answer: NetworkDraws, log_flux: NDArray, bad: NDArray, *, x: NDArray, y: NDArray
+    ) -> NDArray[np.int64]:
+        median = np.median(log_flux, axis=(0, 1))
+        low, high = np.log(self.description.flux_range)
+        difference = 2.5 / math.log(10) * np.abs(median[:, 0] - median[:, 1])
+        outside = (median < low) | (median > high) | (difference > self.description.max_difference)[:, None]
+        distance = _distance(answer.features, self.feature_mean.cpu(), self.feature_whitening.cpu())
+        off_center = np.hypot(x[:, 0] - STAMP_CENTER, y[:, 0] - STAMP_CENTER) > OFF_CENTER
+        flags = Flag.OUTSIDE_PRIOR * outside.astype(np.int64)
+        flags |= Flag.UNFAMILIAR * (distance > float(self.feature_limit)).astype(np.int64)[:, None]
+        flags |= Flag.OFF_CENTER * off_center.astype(np.int64)[:, None]
+        flags |= Flag.BAD_PIXELS * (bad.mean((1, 2, 3)) > 0.1).astype(np.int64)[:, None]
+        return flags | Flag.BAD_CENTER * _bad_center(bad.any(1), x, y).astype(np.int64)
+
+    def check_pixel_scale(self, pixel_scale: float) -> None:
+        """Refuse images that are sampled otherwise than the training set, beyond 2 %.
+
+        Parameters
+        ----------
+        pixel_scale
+            Size of a pixel in arcsec.
+
+        Raises
+        ------
+        ValueError
+            If it differs.
+        """
+        trained = self.instrument.pixel_scale
+        if not abs(pixel_scale / trained - 1) <= SCALE_TOLERANCE:
+            raise ValueError(
+                f'pixel_scale must be {trained:g}" within {SCALE_TOLERANCE:.0%}, which the weights were trained for, '
+                f'got {pixel_scale:g}": resample the image or train weights for it'
+            )
+
+    def check_psf(self, psf: ArrayLike) -> None:
+        """Refuse an effective PSF unlike the one of the training set.
+
+        Its equivalent area, ``1 / sum(psf**2)``, may differ by 10 %: 5 % in width.
+
+        Parameters
+        ----------
+        psf
+            Effective PSF ``(y, x)`` at the instrument's pixel scale.
+
+        Raises
+        ------
+        ValueError
+            If it differs.
+        """
+        given = np.asarray(psf, dtype=np.float64)
+        given = given / given.sum()
+        trained = self.instrument.psf.double().cpu().numpy()
+        ratio = math.sqrt((trained**2).sum() / (given**2).sum())
+        if not abs(ratio - 1) <= PSF_TOLERANCE:
+            raise ValueError(
+                f"psf must have the width that the weights were trained for within {PSF_TOLERANCE:.0%}, "
+                f"got one {ratio:.2f} times as wide: train weights for it"
+            )
+
+
+OFF_CENTER = 3.0
+"""Distance in pixels from the middle, in light-weighted position, beyond which a stamp is off-center."""
+
+
+def load(path: Path | str | None = None) -> Deblender:
+    """Load trained weights.
+
+    Parameters
+    ----------
+    path
+        A weights file; None for the weights that ship with the package.
+
+    Returns
+    -------
+    Deblender
+        On the CPU; ``.to("cuda")`` moves it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, no weights file, of another version, or holds other shapes than it says.
+    """
+    path = Path(str(files("probdeblend") / "data" / DEFAULT)) if path is None else Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: not weights of probdeblend")
+    if metadata.get("version") != str(VERSION):
+        raise ValueError(f"{path}: weights of version {metadata.get('version')}, this one reads {VERSION}")
+    try:
+        return _assemble(metadata, tensors)
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: weights do not fit what the file says of them ({reason})") from None
+
+
+def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Deblender:
+    numbers = json.loads(metadata["description"])
+    numbers["flux_range"] = tuple(numbers["flux_range"])
+    description = Description(**numbers)
+    given = json.loads(metadata["instrument"])
+    instrument = Instrument(
+        psf=tensors.pop("instrument.psf"),
+        noise_kernel=tensors.pop("instrument.noise_kernel", None),
+        **given | {"exposure": given["exposure"] or math.inf},
+    )
+    names = ("feature_mean", "feature_whitening", "feature_limit")
+    familiar = tuple(tensors[name] for name in names)
+    network = description.build()
+    deblender = Deblender(network, instrument, description, familiar=familiar)
+    deblender.load_state_dict(tensors)
+    return deblender
+
+
+def save(deblender: Deblender, path: Path | str) -> None:
+    """Write a weights file.
+
+    Parameters
+    ----------
+    deblender
+        What to write.
+    path
+        Where to; an existing file is replaced.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in deblender.state_dict().items()}
+    tensors["instrument.psf"] = deblender.instrument.psf.cpu().contiguous()
+    if deblender.instrument.noise_kernel is not None:
+        tensors["instrument.noise_kernel"] = deblender.instrument.noise_kernel.cpu().contiguous()
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "description": json.dumps(vars(deblender.description)),
+        "instrument": deblender.instrument.describe(),
+    }
+    save_file(tensors, path, metadata)
+
+
+def _familiar(features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and whitening matrix of features, and the distance that one in a thousand of them exceeds."""
+    if features is None:
+        raise ValueError("features or familiar must be given, got neither")
+    features = features.double()
+    mean = features.mean(0)
+    covariance = torch.cov(features.T) + 1e-3 * features.var(0).mean() * torch.eye(features.shape[1])
+    whitening = torch.linalg.inv(torch.linalg.cholesky(covariance)).float()
+    distance = _distance(features.float(), mean.float(), whitening)
+    return mean.float(), whitening, torch.tensor(float(np.quantile(distance, 0.999)))
+
+
+def _distance(features: Tensor, mean: Tensor, whitening: Tensor) -> NDArray:
+    return ((features - mean) @ whitening.T).norm(dim=-1).numpy()
+
+
+def _pixels(image: ArrayLike) -> tuple[NDArray[np.float64], str]:
+    """Return pixels ``(blend, band, y, x)`` with NaN for bad ones, and the unit."""
+    unit = getattr(image, "unit", None)
+    if isinstance(image, NDData):
+        image = np.ma.array(image.data, mask=False if image.mask is None else image.mask)
+    elif isinstance(image, Quantity):
+        image = image.value
+    elif isinstance(image, Tensor):
+        image = image.detach().cpu().numpy()
+    mask = np.ma.getmaskarray(image) if isinstance(image, np.ma.MaskedArray) else None
+    pixels = np.asarray(image)
+    if pixels.dtype.kind not in "iufb":
+        raise TypeError(f"image must be an array of numbers, got {pixels.dtype}")
+    pixels = pixels.astype(np.float64)
+    if mask is not None:
+        pixels[mask] = np.nan
+    if pixels.ndim not in (2, 3, 4) or pixels.shape[-2:] != (STAMP_SIZE, STAMP_SIZE):
+        raise ValueError(f"image must hold stamps of {STAMP_SIZE} x {STAMP_SIZE} pixels, got shape {pixels.shape}")
+    if pixels.ndim == 4 and pixels.shape[1] != 1:
+        raise ValueError(f"image must have the one band that the weights were trained for, got {pixels.shape[1]}")
+    return pixels.reshape(-1, 1, STAMP_SIZE, STAMP_SIZE), "" if unit is None else str(unit)
+
+
+def _noise(sky_rms: ArrayLike, pixels: NDArray, unit: str) -> NDArray[np.float64]:
+    """Return the sky noise, broadcast against pixels, NaN where it is unknown."""
+    if isinstance(sky_rms, Quantity):
+        sky_rms = sky_rms.to_value(unit) if unit else sky_rms.value
+    noise = np.asarray(sky_rms.detach().cpu() if isinstance(sky_rms, Tensor) else sky_rms, dtype=np.float64)
+    blends, size = len(pixels), (STAMP_SIZE, STAMP_SIZE)
+    shapes = {(): (1, 1, 1, 1), (blends,): (blends, 1, 1, 1), size: (1, 1, *size), (blends, *size): (blends, 1, *size)}
+    if noise.shape not in shapes:
+        raise ValueError(
+            f"sky_rms must be a number, one for each of the {blends} blends, or a map {size}, got shape {noise.shape}"
+        )
+    wrong = ~(noise > 0) if noise.ndim < 2 else noise <= 0
+    if wrong.any() or not np.isfinite(noise).any():
+        value = noise[wrong].flat[0] if wrong.any() else float("nan")
+        raise ValueError(f"sky_rms must be positive and finite, got {value:g}")
+    return noise.reshape(shapes[noise.shape])
+
+
+def _filled(pixels: NDArray) -> NDArray:
+    """Return pixels with bad ones interpolated from their neighbors, or 0 (sky) where there are none."""
+    kernel = Gaussian2DKernel(1.5)
+    for stamp in pixels.reshape(-1, *pixels.shape[-2:]):
+        if not np.isfinite(stamp).all():
+            stamp[~np.isfinite(stamp)] = np.nan
+            stamp[...] = np.nan_to_num(interpolate_replace_nans(stamp, kernel), nan=0.0)
+    return pixels
+
+
+def _positions(image: NDArray, mask: Tensor | None) -> tuple[NDArray, NDArray]:
+    """Return light-weighted positions ``(blend, galaxy)`` inside the masks, without the pixels they share."""
+    if mask is None:
+        return (np.full((len(image), 2), STAMP_CENTER),) * 2
+    probability = mask.numpy().astype(np.float64)
+    other = probability[:, ::-1]
+    light = (probability * (1 - 0.9 * other)) ** 4 * np.clip(image.mean(1, keepdims=True), 0, None) ** 2 + 1e-12
+    total = light.sum((-2, -1))
+    grid = np.arange(image.shape[-1])
+    return (light.sum(-2) * grid).sum(-1) / total, (light.sum(-1) * grid).sum(-1) / total
+
+
+def _bad_center(bad: NDArray, x: NDArray, y: NDArray) -> NDArray[np.bool_]:
+    """Say for each galaxy whether a bad pixel lies within 5 pixels of it."""
+    rows, columns = np.indices(bad.shape[-2:])
+    near = np.hypot(columns - x[..., None, None], rows - y[..., None, None]) <= 5
+    return (near & bad[:, None]).any((-2, -1))
