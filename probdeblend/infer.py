@@ -107,9 +107,7 @@ def draw(
     return NetworkDraws(**joined)
 
 
-def _draw_chunk(
-    network: nn.Module, image: Tensor, *, draws: int, passes: int, seed: int, first: int
-) -> NetworkDraws:
+def _draw_chunk(network: nn.Module, image: Tensor, *, draws: int, passes: int, seed: int, first: int) -> NetworkDraws:
     features = network.encode(image)
     answers = _passes(network, features, passes=passes, seed=seed)
     mask, mask_std = _mask_moments([answer.mask for answer in answers])

@@ -37,7 +37,6 @@ def train_weights(
     batch_size: int = 64,
     seed: int = 0,
     data: Path | None = None,
-    checkpoint: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -56,10 +55,8 @@ def train_weights(
         Seed of the network and of the blends.
     data
         A set of blends to train on, its last blends to validate on; None for the endless simulated stream.
-    checkpoint
-        File that keeps the state of training; by default `output` with ``.checkpoint`` appended.
     resume
-        Go on from the checkpoint.
+        Go on from the checkpoint that an interrupted run left beside the output, with ``.checkpoint`` appended.
     overwrite
         Replace an existing output or checkpoint.
     progress
@@ -77,8 +74,7 @@ def train_weights(
     FileExistsError
         If the output, or a checkpoint that is not to be resumed, exists and is not to be replaced.
     """
-    own_checkpoint = checkpoint is None
-    checkpoint = output.with_name(output.name + ".checkpoint") if own_checkpoint else checkpoint
+    checkpoint = output.with_name(output.name + ".checkpoint")
     if checkpoint.exists() and not (resume or overwrite):
         raise FileExistsError(f"{checkpoint}: exists; resume goes on from it, overwrite starts anew")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -102,8 +98,7 @@ def train_weights(
         features = torch.cat([_features(network, image) for image, *_ in islice(familiar, FAMILIAR_BATCHES)])
         deblender = Deblender(network.cpu(), instrument.to("cpu"), description, features=features)
         save(deblender, partial_output)
-    if own_checkpoint:
-        checkpoint.unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     return deblender
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -166,9 +165,7 @@ def fit(
     if resume and (checkpoint is None or not checkpoint.exists()):
         raise ValueError(f"checkpoint must exist to resume from, got {checkpoint}")
     loss.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(
-        loss.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
-    )
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
     history, best = History(), _copy(loss)
     if resume:
@@ -234,7 +231,7 @@ def _store(
     }
     partial = path.with_name(path.name + ".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _restore(

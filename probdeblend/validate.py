@@ -18,9 +18,20 @@ from .scene import Blend
 __all__ = ["evaluate", "report"]
 
 CHUNK = 128
-COLUMNS = (
-    "method detected mape nmad_mag bias_mag outliers coverage_68 coverage_90 width crps_ln residual_correlation iou"
-).split()
+COLUMNS = [
+    "method",
+    "detected",
+    "mape",
+    "nmad_mag",
+    "bias_mag",
+    "outliers",
+    "coverage_68",
+    "coverage_90",
+    "width",
+    "crps_ln",
+    "residual_correlation",
+    "iou",
+]
 
 
 def evaluate(

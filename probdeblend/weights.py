@@ -15,19 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from astropy.convolution import Gaussian2DKernel, interpolate_replace_nans
-from astropy.nddata import NDData
-from astropy.units import Quantity
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .infer import NetworkDraws, draw
+from .inputs import filled, noise_pixels, stamp_pixels
 from .nn.composite import Blend2Flux, Blend2Mask2Flux
 from .nn.heads import NormalHead, StudentTHead
 from .posterior import Flag, Posterior
-from .scene import STAMP_CENTER, STAMP_SIZE, Instrument
+from .scene import STAMP_CENTER, Instrument
 
 __all__ = ["Deblender", "Description", "load", "save"]
 
@@ -158,19 +156,17 @@ class Deblender(nn.Module):
         TypeError
             If the image is not an array of numbers.
         """
-        pixels, unit = _pixels(image)
-        noise = _noise(sky_rms, pixels, unit)
-        bad = ~np.isfinite(pixels) | ~np.isfinite(noise)
+        pixels, unit = stamp_pixels(image)
+        noise = noise_pixels(sky_rms, pixels, unit=unit)
+        bad = ~np.isfinite(pixels / noise)
         if bad.all((1, 2, 3)).any():
             raise ValueError(f"image must have good pixels, got none in stamp {int(bad.all((1, 2, 3)).argmax())}")
         scale = np.nanmedian(np.broadcast_to(noise, pixels.shape), axis=(1, 2, 3))
-        ratio = torch.from_numpy(_filled(pixels / noise).astype(np.float32)).to(self.feature_mean.device)
+        ratio = torch.from_numpy(filled(pixels / noise).astype(np.float32)).to(self.feature_mean.device)
         answer = draw(self.network, ratio, draws=draws, passes=passes, seed=seed)
         return self._posterior(answer, ratio.cpu().numpy(), bad, scale=scale, unit=unit)
 
-    def _posterior(
-        self, answer: NetworkDraws, ratio: NDArray, bad: NDArray, *, scale: NDArray, unit: str
-    ) -> Posterior:
+    def _posterior(self, answer: NetworkDraws, ratio: NDArray, bad: NDArray, *, scale: NDArray, unit: str) -> Posterior:
         log_flux = answer.log_flux.double().numpy()
         flux = np.exp(log_flux) * scale[:, None]
         x, y = _positions(ratio, answer.mask)
@@ -351,57 +347,6 @@ def _familiar(features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
 
 def _distance(features: Tensor, mean: Tensor, whitening: Tensor) -> NDArray:
     return ((features - mean) @ whitening.T).norm(dim=-1).numpy()
-
-
-def _pixels(image: ArrayLike) -> tuple[NDArray[np.float64], str]:
-    """Return pixels ``(blend, band, y, x)`` with NaN for bad ones, and the unit."""
-    unit = getattr(image, "unit", None)
-    if isinstance(image, NDData):
-        image = np.ma.array(image.data, mask=False if image.mask is None else image.mask)
-    elif isinstance(image, Quantity):
-        image = image.value
-    elif isinstance(image, Tensor):
-        image = image.detach().cpu().numpy()
-    mask = np.ma.getmaskarray(image) if isinstance(image, np.ma.MaskedArray) else None
-    pixels = np.asarray(image)
-    if pixels.dtype.kind not in "iufb":
-        raise TypeError(f"image must be an array of numbers, got {pixels.dtype}")
-    pixels = pixels.astype(np.float64)
-    if mask is not None:
-        pixels[mask] = np.nan
-    if pixels.ndim not in (2, 3, 4) or pixels.shape[-2:] != (STAMP_SIZE, STAMP_SIZE):
-        raise ValueError(f"image must hold stamps of {STAMP_SIZE} x {STAMP_SIZE} pixels, got shape {pixels.shape}")
-    if pixels.ndim == 4 and pixels.shape[1] != 1:
-        raise ValueError(f"image must have the one band that the weights were trained for, got {pixels.shape[1]}")
-    return pixels.reshape(-1, 1, STAMP_SIZE, STAMP_SIZE), "" if unit is None else str(unit)
-
-
-def _noise(sky_rms: ArrayLike, pixels: NDArray, unit: str) -> NDArray[np.float64]:
-    """Return the sky noise, broadcast against pixels, NaN where it is unknown."""
-    if isinstance(sky_rms, Quantity):
-        sky_rms = sky_rms.to_value(unit) if unit else sky_rms.value
-    noise = np.asarray(sky_rms.detach().cpu() if isinstance(sky_rms, Tensor) else sky_rms, dtype=np.float64)
-    blends, size = len(pixels), (STAMP_SIZE, STAMP_SIZE)
-    shapes = {(): (1, 1, 1, 1), (blends,): (blends, 1, 1, 1), size: (1, 1, *size), (blends, *size): (blends, 1, *size)}
-    if noise.shape not in shapes:
-        raise ValueError(
-            f"sky_rms must be a number, one for each of the {blends} blends, or a map {size}, got shape {noise.shape}"
-        )
-    wrong = ~(noise > 0) if noise.ndim < 2 else noise <= 0
-    if wrong.any() or not np.isfinite(noise).any():
-        value = noise[wrong].flat[0] if wrong.any() else float("nan")
-        raise ValueError(f"sky_rms must be positive and finite, got {value:g}")
-    return noise.reshape(shapes[noise.shape])
-
-
-def _filled(pixels: NDArray) -> NDArray:
-    """Return pixels with bad ones interpolated from their neighbors, or 0 (sky) where there are none."""
-    kernel = Gaussian2DKernel(1.5)
-    for stamp in pixels.reshape(-1, *pixels.shape[-2:]):
-        if not np.isfinite(stamp).all():
-            stamp[~np.isfinite(stamp)] = np.nan
-            stamp[...] = np.nan_to_num(interpolate_replace_nans(stamp, kernel), nan=0.0)
-    return pixels
 
 
 def _positions(image: NDArray, mask: Tensor | None) -> tuple[NDArray, NDArray]:

@@ -7,6 +7,8 @@ hidden layers of width f and two fluxes. It has 1.6, 25.7 and 102.7 million para
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -60,7 +62,7 @@ class FluxCNN(nn.Module):
             raise ValueError(f"first_filters must be at least 1, got {first_filters}")
         hidden = hidden or first_filters
         filters = [in_channels, *(first_filters * times for times in (1, 1, 2, 2, 4))]
-        pairs = zip(filters[:-1], filters[1:], strict=True)
+        pairs = pairwise(filters)
         self.convolutions = nn.ModuleList(convolutions(i, o, count=1, norm=norm) for i, o in pairs)
         self.dense = nn.Sequential(
             PassDropout(dropout),

@@ -117,7 +117,11 @@ class NormalHead(PointHead):
             Location and scale.
         """
         n = self.fluxes
-        location, width, lower = numbers[..., :n], numbers[..., n : 2 * n], numbers[..., 2 * n : 2 * n + n * (n - 1) // 2]
+        location, width, lower = (
+            numbers[..., :n],
+            numbers[..., n : 2 * n],
+            numbers[..., 2 * n : 2 * n + n * (n - 1) // 2],
+        )
         width = nn.functional.softplus(width + math.log(math.expm1(_FIRST_SCALE))) + _LEAST_SCALE
         rows, columns = torch.tril_indices(n, n, -1)
         factor = torch.diag_embed(width)
@@ -138,7 +142,7 @@ class NormalHead(PointHead):
             With event shape (fluxes,).
         """
         location, factor = self.location_and_scale(numbers)
-        return dist.MultivariateNormal(location, scale_tril=factor)
+        return dist.MultivariateNormal(location, scale_tril=factor, validate_args=False)
 
 
 class StudentTHead(NormalHead):
@@ -164,4 +168,4 @@ class StudentTHead(NormalHead):
         """
         location, factor = self.location_and_scale(numbers)
         degrees = _LEAST_DEGREES + nn.functional.softplus(numbers[..., -1] + 3.0)
-        return dist.MultivariateStudentT(degrees, location, factor)
+        return dist.MultivariateStudentT(degrees, location, factor, validate_args=False)

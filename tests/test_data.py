@@ -1,0 +1,100 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from probdeblend.data import Depths, SimulatedStream, StoredStream, training_batch, turn
+from probdeblend.io import write_blends
+from probdeblend.prior import Prior
+from probdeblend.scene import Blend, Instrument
+
+
+@pytest.fixture(scope="module")
+def instrument():
+    return Instrument.candels_f160w()
+
+
+@pytest.fixture(scope="module")
+def stream(instrument):
+    return SimulatedStream(Prior.default(), instrument, batch_size=6, seed=4)
+
+
+def test_batches_depend_on_seed_and_number_alone(stream, instrument):
+    torch.manual_seed(123)
+    first = stream.blend(3)
+    state = torch.get_rng_state()
+    again = stream.blend(3)
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first.image, stream.blend(4).image)
+    later = SimulatedStream(Prior.default(), instrument, batch_size=6, seed=4, first=3)
+    image, flux, mask = next(iter(later))
+    expected = training_batch(first)
+    assert all(torch.equal(a, b) for a, b in zip((image, flux, mask), expected, strict=True))
+
+
+def test_workers_do_not_change_the_stream(instrument):
+    def images(workers):
+        stream = SimulatedStream(Prior.default(), instrument, batch_size=2, seed=1)
+        loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers)
+        return torch.stack([batch[0] for batch in itertools.islice(loader, 3)])
+
+    assert torch.equal(images(0), images(2))
+
+
+def test_blend_is_what_it_says(stream):
+    blend = stream.blend(0)
+    rms = blend.sky_rms[:, None, None, None]
+    assert ((blend.sky_rms >= 2e-3) & (blend.sky_rms <= 8e-3)).all()
+    assert torch.equal(blend.mask, blend.isolated[:, :, 0] > 3 * rms)
+    inside = blend.isolated.sum((-2, -1))
+    assert (inside <= blend.flux * 1.001).all()
+    residual = (blend.image[:, 0] - blend.isolated.sum(1)[:, 0]) / rms[:, 0]
+    assert 0.9 < residual.median(-1).values.std() + 1 < 1.2
+    assert residual[:, :8, :8].std().item() == pytest.approx(1.0, abs=0.25)
+
+
+def test_training_batch_is_in_units_of_the_noise(stream):
+    blend = stream.blend(1)
+    image, flux, mask = training_batch(blend)
+    assert torch.allclose(image * blend.sky_rms[:, None, None, None], blend.image, atol=1e-6)
+    assert torch.allclose(flux * blend.sky_rms[:, None], blend.flux[..., 0])
+    assert mask.dtype == torch.bool
+    with pytest.raises(ValueError, match="blends must have flux and mask to train on"):
+        training_batch(Blend(image=blend.image, sky_rms=blend.sky_rms))
+
+
+def test_turn_moves_images_and_masks_together():
+    image = torch.arange(16.0).reshape(1, 1, 4, 4)
+    mask = torch.stack([image[:, 0] > 3, image[:, 0] > 11], 1)
+    flux = torch.ones(1, 2)
+    for quarters, flip in itertools.product(range(4), (False, True)):
+        turned, same, masks = turn((image, flux, mask), quarters=quarters, flip=flip)
+        assert torch.equal(masks[:, 0], turned[:, 0] > 3)
+        assert torch.equal(same, flux)
+    quarter, _, _ = turn((image, flux, mask), quarters=1, flip=False)
+    # A quarter turn from +x to +y brings the pixel at (x, y) = (3, 0) to (3, 3).
+    assert quarter[0, 0, 3, 3] == image[0, 0, 0, 3]
+
+
+def test_stored_stream_sees_every_blend_once_an_epoch(tmp_path, stream, instrument):
+    path = tmp_path / "set.h5"
+    write_blends(path, [stream.blend(i) for i in range(2)], instrument=instrument)
+    stored = StoredStream(path, batch_size=4, seed=0)
+    epoch = list(itertools.islice(stored, 3))
+    assert sum(len(batch[1]) for batch in epoch) == 12
+    seen = np.sort(torch.cat([batch[1] for batch in epoch]).flatten().numpy())
+    stored_flux = torch.cat([training_batch(stream.blend(i))[1] for i in range(2)])
+    assert seen == pytest.approx(np.sort(stored_flux.flatten().numpy()), rel=1e-5)
+    later = next(iter(StoredStream(path, batch_size=4, seed=0, first=2)))
+    assert torch.equal(later[0], epoch[2][0])
+    with pytest.raises(ValueError, match="the set must hold at least one batch of 40 blends, got 12"):
+        StoredStream(path, batch_size=40)
+
+
+def test_depths_errors():
+    with pytest.raises(ValueError, match="sky_rms must be a positive, increasing range"):
+        Depths(sky_rms=(0.0, 1.0))
+    with pytest.raises(ValueError, match="exposure must be a positive, increasing range"):
+        Depths(exposure=(5.0, 1.0))

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import torch
+
+from probdeblend.data import Depths, SimulatedStream
+from probdeblend.io import write_blends
+from probdeblend.posterior import Posterior
+from probdeblend.prior import Prior
+from probdeblend.scene import Blend, Instrument
+from probdeblend.validate import evaluate, report
+
+
+@pytest.fixture(scope="module")
+def blend():
+    stream = SimulatedStream(
+        Prior.published(), Instrument.candels_f160w(), depths=Depths((3e-3, 3e-3), (3200, 3200)), batch_size=130, seed=5
+    )
+    simulated = stream.blend(0)
+    return Blend(**{name: getattr(simulated, name) for name in vars(simulated)} | {"auto_flux": 0.9 * simulated.flux})
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory, blend):
+    path = tmp_path_factory.mktemp("set") / "set.h5"
+    write_blends(path, [blend], instrument=Instrument.candels_f160w())
+    return path
+
+
+class Oracle:
+    """A deblender that knows the truth and errs by a known amount."""
+
+    def __init__(self, blend, *, sd, claimed):
+        self.blend, self.sd, self.claimed, self.done = blend, sd, claimed, 0
+
+    def __call__(self, image, *, sky_rms, draws, passes, seed):
+        rows = slice(self.done, self.done + len(image))
+        self.done += len(image)
+        rng = np.random.default_rng(seed)
+        truth = self.blend.flux[rows].numpy()
+        center = truth * np.exp(rng.normal(0, self.sd, truth.shape))
+        flux = center * np.exp(rng.normal(0, self.claimed, (1, draws, *truth.shape)))
+        mask = self.blend.mask[rows].float().numpy()
+        return Posterior.from_draws(flux, flux_kind="total", method="network", mask=mask)
+
+
+def row(blend, stored, **options):
+    return evaluate(stored, Oracle(blend, **options), draws=500, progress=False)[0]
+
+
+def test_evaluation_finds_what_was_put_in(blend, stored):
+    good = row(blend, stored, sd=0.1, claimed=0.1)
+    assert good["count"] == 260
+    # 260 independent intervals: four binomial standard errors are 0.116, a false alarm in 16,000.
+    assert good["coverage_68"] == pytest.approx(0.68, abs=0.116)
+    assert good["mape"] == pytest.approx(100 * 0.1 * (2 / np.pi) ** 0.5, rel=0.2)
+    assert good["iou"] == pytest.approx(1.0)
+
+
+def test_coverage_fails_on_widths_that_are_wrong(blend, stored):
+    assert row(blend, stored, sd=0.1, claimed=0.05)["coverage_68"] < 0.68 - 0.116
+    assert row(blend, stored, sd=0.1, claimed=0.3)["coverage_68"] > 0.68 + 0.116
+
+
+def test_sep_stands_beside_it(blend, stored):
+    table = evaluate(stored, Oracle(blend, sd=0.1, claimed=0.1), draws=50, progress=False)
+    assert list(table["method"]) == ["network", "sep"]
+    assert 0.5 < table["detected"][1] <= 1
+    text = report(table)
+    assert "coverage_68" in text
+    assert "sep" in text
+
+
+def test_errors(tmp_path, blend):
+    path = tmp_path / "set.h5"
+    blind = Blend(image=blend.image[:3], sky_rms=blend.sky_rms[:3])
+    write_blends(path, [blind], instrument=Instrument.candels_f160w())
+    with pytest.raises(ValueError, match="the set must have truth, got one without flux, auto_flux, mask"):
+        evaluate(path, torch.nn.Identity(), progress=False)
