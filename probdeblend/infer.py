@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .nn.composite import BlendNumbers
-from .nn.dropout import dropout_passes
+from .nn.layers import dropout_passes
 
 __all__ = ["NetworkDraws", "draw", "seed_of"]
 

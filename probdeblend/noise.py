@@ -1,14 +1,15 @@
 """Noise of drizzled images: draw it, and say how its pixels are correlated.
 
-Drizzling spreads every detector pixel over several output pixels, which lowers the scatter of a pixel and correlates
-it with its neighbours; sums over many pixels keep the scatter they had before. The noise here is white noise
-convolved with a kernel and scaled to the wanted standard deviation, so its covariance is positive definite by
-construction. With unit-variance correlation ``rho(dy, dx)``, the scatter of a sum over a large area is
-``sqrt(sum(rho))`` times what independent pixels of the same rms would give (Casertano et al. 2000,
+Drizzling spreads every detector pixel over several output pixels, which lowers the scatter of a pixel and
+correlates it with its neighbours; sums over many pixels keep the scatter they had before. The noise here is
+white noise convolved with a kernel and scaled to the wanted standard deviation, so its covariance is positive
+definite by construction. With unit-variance correlation ``rho(dy, dx)``, the scatter of a sum over a large
+area is ``sqrt(sum(rho))`` times what independent pixels of the same rms would give (Casertano et al. 2000,
 doi:10.1086/316851): 2.25 for CANDELS F160W.
 
 Photon noise is the same field, scaled: a pixel of expected flux ``I`` has the variance
-``sky_rms**2 + I / (exposure * sum(rho))``, so that the flux of a galaxy has Poisson scatter ``sqrt(flux / exposure)``.
+``sky_rms**2 + I / (exposure * sum(rho))``, so that the flux of a galaxy has Poisson scatter ``sqrt(flux /
+exposure)``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def _unit_kernel(kernel: Tensor) -> Tensor:
 
 
 def autocorrelation(kernel: Tensor | None) -> Tensor:
-    """Autocorrelation of white noise convolved with a kernel.
+    """Return the autocorrelation of white noise convolved with a kernel.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ def autocorrelation(kernel: Tensor | None) -> Tensor:
     Returns
     -------
     Tensor
-        Correlation of two pixels by their lag ``(2 y - 1, 2 x - 1)``, one at its centre.
+        Correlation of two pixels by their lag ``(2 y - 1, 2 x - 1)``, one at its center.
     """
     if kernel is None:
         return torch.ones(1, 1)
@@ -46,7 +47,7 @@ def autocorrelation(kernel: Tensor | None) -> Tensor:
 
 
 def correlation_sum(kernel: Tensor | None) -> float:
-    """Variance of a sum over a large area in units of what white noise of the same rms gives.
+    """Return the variance of a sum over a large area in units of what white noise of the same rms gives.
 
     Parameters
     ----------
@@ -98,7 +99,7 @@ def correlated_noise(
 
 
 def noise_rms(light: Tensor, sky_rms: Tensor, exposure: Tensor, *, kernel: Tensor | None) -> Tensor:
-    """Standard deviation of every pixel: sky and photons.
+    """Return the standard deviation of every pixel: sky and photons.
 
     Parameters
     ----------
@@ -119,7 +120,12 @@ def noise_rms(light: Tensor, sky_rms: Tensor, exposure: Tensor, *, kernel: Tenso
 
 
 def add_noise(
-    light: Tensor, instrument: Instrument, *, sky_rms: Tensor, exposure: Tensor, generator: torch.Generator | None = None
+    light: Tensor,
+    instrument: Instrument,
+    *,
+    sky_rms: Tensor,
+    exposure: Tensor,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Add sky and photon noise to noiseless images.
 

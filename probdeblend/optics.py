@@ -115,9 +115,7 @@ class PsfModel:
         )
         detector_axes = (self.strut_angle + 45.0) * galsim.degrees
         boxes = [galsim.Pixel(self.native_pixel * size).rotate(detector_axes) for size in (1.0, self.pixfrac)]
-        return galsim.Convolve(
-            [optics, galsim.Gaussian(sigma=self.jitter), *boxes, galsim.Pixel(pixel_scale)]
-        )
+        return galsim.Convolve([optics, galsim.Gaussian(sigma=self.jitter), *boxes, galsim.Pixel(pixel_scale)])
 
     def draw(self, pixel_scale: float, size: int, *, offset: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
         """Draw the effective PSF on a square of pixels.
@@ -169,9 +167,7 @@ class OpticsFit:
 
 
 def _pack(model: PsfModel, x: float, y: float) -> np.ndarray:
-    return np.array(
-        [model.obscuration, model.strut_width, model.strut_angle, model.jitter, *model.aberrations, x, y]
-    )
+    return np.array([model.obscuration, model.strut_width, model.strut_angle, model.jitter, *model.aberrations, x, y])
 
 
 def _unpack(values: np.ndarray, start: PsfModel) -> tuple[PsfModel, tuple[float, float]]:
@@ -221,9 +217,7 @@ def _check_image(image: np.ndarray, pixel_scale: float) -> np.ndarray:
     return image / image.sum()
 
 
-def fit_psf(
-    image: np.ndarray, pixel_scale: float, *, start: PsfModel | None = None, max_steps: int = 30
-) -> OpticsFit:
+def fit_psf(image: np.ndarray, pixel_scale: float, *, start: PsfModel | None = None, max_steps: int = 30) -> OpticsFit:
     """Fit the optical model to a measured effective PSF.
 
     Least squares over all pixels, with the position and the flux free as well.

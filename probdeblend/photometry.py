@@ -88,9 +88,7 @@ def _native(image: ArrayLike) -> NDArray[np.float64]:
 def _noise(sky_rms: ArrayLike, shape: tuple[int, ...]) -> float | NDArray[np.float64]:
     rms = np.ascontiguousarray(sky_rms, dtype=np.float64)
     if np.ndim(sky_rms) and rms.shape != shape:
-        raise ValueError(
-            f"sky_rms must be a number or have the shape of image {shape}, got shape {rms.shape}"
-        )
+        raise ValueError(f"sky_rms must be a number or have the shape of image {shape}, got shape {rms.shape}")
     if not (rms > 0).all() or not np.isfinite(rms).all():
         raise ValueError(f"sky_rms must be positive and finite, got a minimum of {rms.min()}")
     return rms if np.ndim(sky_rms) else rms.item()
@@ -164,14 +162,10 @@ def detect(
             segmentation_map=True,
         )
     except Exception as error:  # SEP raises nothing more specific
-        raise ValueError(
-            f"image must be sky-subtracted and not one crowded source, SEP says: {error}"
-        ) from error
+        raise ValueError(f"image must be sky-subtracted and not one crowded source, SEP says: {error}") from error
     angle = np.clip(found["theta"], -np.pi / 2, np.pi / 2)
     shape = (found["a"], found["b"], angle)
-    return Detection(
-        segmentation, found["x"], found["y"], *shape, found["flux"], found["npix"].astype(np.int64)
-    )
+    return Detection(segmentation, found["x"], found["y"], *shape, found["flux"], found["npix"].astype(np.int64))
 
 
 def detect_cold_hot(image: ArrayLike, sky_rms: ArrayLike, *, mask: ArrayLike | None = None) -> Detection:
@@ -232,9 +226,7 @@ def isophotal_flux(
     return flux, np.sqrt(variance)
 
 
-def kron_radius(
-    image: ArrayLike, detection: Detection, *, mask: ArrayLike | None = None
-) -> NDArray[np.float64]:
+def kron_radius(image: ArrayLike, detection: Detection, *, mask: ArrayLike | None = None) -> NDArray[np.float64]:
     """Radius of the Kron aperture of each source.
 
     Parameters

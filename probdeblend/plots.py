@@ -118,14 +118,10 @@ def plot_fluxes(
     else:
         missing = " and ".join(GALAXY_NAMES[galaxy] for galaxy in range(2) if np.isnan(draws[galaxy]).any())
         axes.text(0.5, 0.5, f"{missing}\nnot detected", transform=axes.transAxes, ha="center", va="center")
-        axes.set(
-            **{f"{side}ticks": [] for side, values in zip("xy", draws, strict=True) if np.isnan(values).any()}
-        )
+        axes.set(**{f"{side}ticks": [] for side, values in zip("xy", draws, strict=True) if np.isnan(values).any()})
     _marginals(axes, draws)
     if truth is not None:
-        axes.plot(
-            *np.asarray(truth, dtype=float).ravel(), "+", color="k", ms=13, mew=2, zorder=5, label="truth"
-        )
+        axes.plot(*np.asarray(truth, dtype=float).ravel(), "+", color="k", ms=13, mew=2, zorder=5, label="truth")
         axes.legend(loc="upper right", frameon=False, handletextpad=0.2, borderpad=0.1)
     return axes
 

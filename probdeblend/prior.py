@@ -1,24 +1,23 @@
 """The population of blends: one prior for the simulators, the Pyro model and the calibration tests.
 
 A galaxy is a spheroid, a disk, a bulge with a disk, or an irregular, in the proportions of the 1,050 distinct
-galaxies in the published test set of Boucaud et al. (2020, doi:10.1093/mnras/stz3056). Given its type, magnitude and
-logarithm of the major-axis half-light radius are jointly a mixture of Gaussians fitted to those galaxies by
-``probdeblend fit-prior``; the mixture is continued to fainter magnitudes along the fitted relation of size with
-magnitude, down to a signal-to-noise ratio of about 5 in CANDELS. The published table has no profile shapes: Sérsic
-indices, axis ratios, bulge fractions and knots follow broad distributions around the ranges seen in CANDELS by
-van der Wel et al. (2012, doi:10.1088/0067-0049/203/2/24) and, for knots, Guo et al. (2015,
-doi:10.1088/0004-637X/800/1/39).
+galaxies in the published test set of Boucaud et al. (2020, doi:10.1093/mnras/stz3056). Given its type,
+magnitude and logarithm of the major-axis half-light radius are jointly a mixture of Gaussians fitted to those
+galaxies by ``probdeblend fit-prior``; the mixture is continued to fainter magnitudes along the fitted
+relation of size with magnitude, down to a signal-to-noise ratio of about 5 in CANDELS. The published table
+has no profile shapes: Sérsic indices, axis ratios, bulge fractions and knots follow broad distributions
+around the ranges seen in CANDELS by van der Wel et al. (2012, doi:10.1088/0067-0049/203/2/24) and, for knots,
+Guo et al. (2015, doi:10.1088/0004-637X/800/1/39).
 
-Two galaxies make a blend if their magnitudes differ by less than two. The published separations are, to the precision
-of the table, uniform in the area between two circles that follow from the radii R1 and R2 of the pair: the outer one
-is ``r = min(4 min(R1, R2), 64 px)``, the inner one ``max(R1, R2)``, or ``0.8 r`` where that is larger than ``r``.
+Two galaxies make a blend if their magnitudes differ by less than two; `~probdeblend.separation` has the rules
+for their separation, and `~probdeblend.morphology` the shapes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 
@@ -28,82 +27,15 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .scene import GALAXY_TYPES, STAMP_CENTER, STAMP_SIZE, Components, Instrument
+from .morphology import galaxy_components
+from .scene import GALAXY_TYPES, STAMP_CENTER, Components, Instrument
+from .separation import SEPARATIONS
 
 __all__ = ["SEPARATIONS", "Prior", "fit_prior"]
 
 PUBLISHED_PIXEL_SCALE = 0.06
 RADIUS_RANGE = (0.06, 3.0)
-MAX_KNOTS = 8
-MAX_KNOT_DISTANCE = 1.8
-MAX_COMPONENTS = 1 + MAX_KNOTS
 FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))
-
-
-def _uniform(low: Tensor | float, high: Tensor | float, like: Tensor) -> Tensor:
-    return low + (high - low) * torch.rand_like(like)
-
-
-def _annulus(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
-    distance = _uniform(inner.square(), outer.square(), inner).sqrt()
-    direction = _uniform(0.0, 2 * math.pi, inner)
-    return distance * direction.cos(), distance * direction.sin()
-
-
-def _separation_limits(radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner and outer separation in pixels from the pair's radii ``(blend, 2)`` in pixels."""
-    outer = (4 * radius.amin(-1)).clamp(max=STAMP_SIZE / 2)
-    inner = radius.amax(-1)
-    return torch.where(inner > outer, 0.8 * outer, inner), outer
-
-
-def _published(radius: Tensor) -> tuple[Tensor, Tensor]:
-    return _annulus(*_separation_limits(radius))
-
-
-def _public_code(radius: Tensor) -> tuple[Tensor, Tensor]:
-    inner, outer = _separation_limits(radius)
-    shift = torch.full((len(radius), 2), math.nan)
-    todo = torch.ones(len(radius), dtype=torch.bool)
-    for attempt in range(200):
-        trial = torch.round((2 * torch.rand(len(radius), 2) - 1) * outer[:, None])
-        distance = trial.norm(dim=-1)
-        slack = 0.5 if attempt > 100 else 0.0
-        good = todo & (distance >= inner - slack) & (distance <= outer + slack)
-        shift[good] = trial[good]
-        todo &= ~good
-        if not todo.any():
-            break
-    # An annulus narrower than the pixel grid holds no integer shift: such pairs get its continuous law.
-    dx, dy = _published(radius)
-    return torch.where(todo, dx, shift[:, 0]), torch.where(todo, dy, shift[:, 1])
-
-
-def _paper_text(radius: Tensor) -> tuple[Tensor, Tensor]:
-    low = 0.5 * radius.amax(-1, keepdim=True)
-    size = _uniform(low, STAMP_SIZE / 2, low.expand(-1, 2))
-    sign = 1 - 2 * torch.randint(0, 2, size.shape)
-    dx, dy = (size * sign).unbind(-1)
-    return dx, dy
-
-
-def _anywhere(radius: Tensor) -> tuple[Tensor, Tensor]:
-    half = STAMP_SIZE / 2 - 8.0
-    return _uniform(-half, half, radius[:, 0]), _uniform(-half, half, radius[:, 0])
-
-
-SEPARATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
-    "published": _published,
-    "public-code": _public_code,
-    "paper-text": _paper_text,
-    "anywhere": _anywhere,
-}
-"""Rules for the companion's offset (dx, dy) in pixels, given the pair's major-axis radii (blend, 2) in pixels.
-
-``published`` is the law of the published table; ``public-code`` its discrete form with integer shifts in the square;
-``paper-text`` the paper's words, between half the larger radius and half the stamp on each axis; ``anywhere`` uniform
-over the stamp but for 8 pixels at its edge.
-"""
 
 
 @dataclass(frozen=True)
@@ -213,9 +145,8 @@ class Prior:
             slope = total[0, 1] / total[0, 0]
             scatter = total[1, 1] - slope * total[0, 1]
             added = [(mag, float(mean[1] + slope * (mag - mean[0]))) for mag, _ in FAINT_MAGNITUDES]
-            width = [
-                ((sd**2, slope * sd**2), (slope * sd**2, slope**2 * sd**2 + scatter)) for _, sd in FAINT_MAGNITUDES
-            ]
+            variances = [sd**2 for _, sd in FAINT_MAGNITUDES]
+            width = [((v, slope * v), (slope * v, slope**2 * v + scatter)) for v in variances]
             weights.append([x * (1 - fraction) for x in w] + [fraction / len(added)] * len(added))
             means.append([*m, *added])
             covariances.append([*c, *width])
@@ -228,7 +159,7 @@ class Prior:
         )
 
     def magnitude_and_radius(self, galaxy_type: Tensor) -> dist.MixtureSameFamily:
-        """Distribution of AB magnitude and ln(major-axis half-light radius in arcsec), given the type.
+        """Return the distribution of AB magnitude and ln(half-light radius), given the type.
 
         Parameters
         ----------
@@ -238,7 +169,8 @@ class Prior:
         Returns
         -------
         pyro.distributions.MixtureSameFamily
-            With the batch shape of `galaxy_type` and event shape (2,), not truncated.
+            With the batch shape of `galaxy_type` and event shape (2,), not truncated; radii are major-axis,
+            in arcsec.
         """
         weights, means = torch.tensor(self.weights), torch.tensor(self.means)
         parts = dist.MultivariateNormal(means[galaxy_type], torch.tensor(self.covariances)[galaxy_type])
@@ -250,8 +182,8 @@ class Prior:
         Returns
         -------
         dict
-            The values of the sample sites: ``galaxy_type``, ``magnitude_and_radius``, ``shape`` (the quantile of
-            the Sérsic index within its type), ``axis_ratio``, ``angle``, ``bulge_fraction``.
+            The values of the sample sites: ``galaxy_type``, ``magnitude_and_radius``, ``shape`` (the quantile
+            of the Sérsic index within its type), ``axis_ratio``, ``angle``, ``bulge_fraction``.
         """
         kind = pyro.sample("galaxy_type", dist.Categorical(torch.tensor(self.type_probabilities)))
         round_ = kind == GALAXY_TYPES.index("sph")
@@ -279,8 +211,9 @@ class Prior:
         Returns
         -------
         dict
-            Tensors ``(blend, 2)``: ``galaxy_type``, ``magnitude``, ``half_light_radius`` (major axis, arcsec),
-            ``shape``, ``axis_ratio``, ``angle``, ``bulge_fraction`` and the centres ``x``, ``y`` in pixels.
+            Tensors ``(blend, 2)``: ``galaxy_type``, ``magnitude``, ``half_light_radius`` (major axis,
+            arcsec), ``shape``, ``axis_ratio``, ``angle``, ``bulge_fraction`` and the centers ``x``, ``y`` in
+            pixels.
 
         Raises
         ------
@@ -309,7 +242,7 @@ class Prior:
 
     def _positions(self, radius: Tensor) -> dict[str, Tensor]:
         dx, dy = SEPARATIONS[self.separation](radius)
-        far_x, far_y = _anywhere(radius)
+        far_x, far_y = SEPARATIONS["anywhere"](radius)
         anywhere = torch.rand(len(radius)) < self.anywhere_fraction
         x0, y0 = (STAMP_CENTER + 2 * torch.rand(2, len(radius)) - 1).unbind(0)
         x1 = x0 + torch.where(anywhere, far_x, dx)
@@ -338,10 +271,16 @@ class Prior:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _components(pairs, instrument)
+            return galaxy_components(pairs, instrument)
 
     def describe(self) -> str:
-        """Return the prior's numbers as JSON, to be stored beside data and weights."""
+        """Return the prior's numbers as JSON, to be stored beside data and weights.
+
+        Returns
+        -------
+        str
+            One JSON object with the fields of the prior.
+        """
         return json.dumps(asdict(self))
 
 
@@ -349,99 +288,6 @@ def _tuples(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return tuple(_tuples(item) for item in value)
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _growth(radius: Tensor, sersic_index: Tensor) -> Tensor:
-    """Fraction of a Sérsic profile's flux within `radius` in half-light radii."""
-    shape = 2 * sersic_index
-    scale = shape - 1 / 3 + 4 / (405 * sersic_index) + 46 / (25515 * sersic_index.square())
-    return torch.special.gammainc(shape, scale * radius.clamp(min=0).pow(1 / sersic_index))
-
-
-def _half_light_radius(fraction: Tensor, ratio: Tensor, bulge_index: Tensor) -> Tensor:
-    """Half-light radius of bulge + exponential disk in units of the disk's, by bisection."""
-    low, high = torch.zeros_like(ratio), torch.full_like(ratio, 2.0)
-    for _ in range(30):
-        middle = (low + high) / 2
-        enclosed = fraction * _growth(middle / ratio, bulge_index) + (1 - fraction) * _growth(
-            middle, torch.ones_like(ratio)
-        )
-        low, high = torch.where(enclosed < 0.5, middle, low), torch.where(enclosed < 0.5, high, middle)
-    return (low + high) / 2
-
-
-def _components(pairs: Mapping[str, Tensor], instrument: Instrument) -> Components:
-    kind, shape, axis_ratio = pairs["galaxy_type"], pairs["shape"], pairs["axis_ratio"]
-    flux = 10 ** (-0.4 * (pairs["magnitude"] - instrument.zero_point))
-    radius = pairs["half_light_radius"] * axis_ratio.sqrt()
-    size = (*kind.shape, MAX_COMPONENTS)
-    light = {name: torch.zeros(size) for name in ("flux", "dx", "dy")}
-    light |= {name: torch.ones(size) for name in ("half_light_radius", "sersic_index", "axis_ratio")}
-    light["angle"] = pairs["angle"][..., None].expand(size).clone()
-    present = torch.zeros(size, dtype=torch.bool)
-    present[..., 0] = True
-    light["flux"][..., 0], light["half_light_radius"][..., 0] = flux, radius
-    light["axis_ratio"][..., 0] = axis_ratio
-    single = torch.where(kind == GALAXY_TYPES.index("sph"), 1.5 + 4.5 * shape, 0.5 + 1.3 * shape)
-    light["sersic_index"][..., 0] = single
-    _add_disk(light, present, kind == GALAXY_TYPES.index("sphd"), pairs)
-    _add_knots(light, present, kind == GALAXY_TYPES.index("irr"))
-    dx, dy = light.pop("dx") / instrument.pixel_scale, light.pop("dy") / instrument.pixel_scale
-    return Components(**light, x=pairs["x"][..., None] + dx, y=pairs["y"][..., None] + dy, present=present)
-
-
-def _add_disk(light: dict[str, Tensor], present: Tensor, where: Tensor, pairs: Mapping[str, Tensor]) -> None:
-    """Make the galaxies `where` a bulge (component 0) with an exponential disk (component 1)."""
-    fraction = pairs["bulge_fraction"][where]
-    bulge_index = 1.5 + 4.0 * pairs["shape"][where]
-    ratio = _uniform(math.log(0.15), math.log(0.7), fraction).exp()
-    disk_radius = light["half_light_radius"][..., 0][where] / _half_light_radius(fraction, ratio, bulge_index)
-    bulge_axis_ratio = _uniform(0.6, 1.0, fraction)
-    total = light["flux"][..., 0][where]
-    rows = light["flux"][where]
-    rows[:, 0], rows[:, 1] = fraction * total, (1 - fraction) * total
-    light["flux"][where] = rows
-    values = {
-        "half_light_radius": (ratio * disk_radius, disk_radius),
-        "sersic_index": (bulge_index, torch.ones_like(fraction)),
-        "axis_ratio": (bulge_axis_ratio, light["axis_ratio"][..., 0][where]),
-    }
-    for name, (bulge, disk) in values.items():
-        rows = light[name][where]
-        rows[:, 0], rows[:, 1] = bulge, disk
-        light[name][where] = rows
-    present[..., 1] |= where
-
-
-def _add_knots(light: dict[str, Tensor], present: Tensor, where: Tensor) -> None:
-    """Move part of the light of the galaxies `where` into knots strewn lopsidedly over the disk."""
-    rows = {name: value[where] for name, value in light.items()}
-    count = len(rows["flux"])
-    number = torch.randint(3, MAX_KNOTS + 1, (count, 1))
-    exists = torch.arange(MAX_KNOTS) < number
-    share = torch.rand(count, MAX_KNOTS).clamp(min=1e-3).log().neg() * exists
-    share = share / share.sum(-1, keepdim=True).clamp(min=1e-6)
-    knotty = 0.05 + 0.5 * dist.Beta(1.5, 2.5).sample((count, 1))
-    total = rows["flux"][:, :1]
-    radius, axis_ratio, angle = (rows[name][:, :1] for name in ("half_light_radius", "axis_ratio", "angle"))
-    # An exponential disk's radii are Gamma(2) distributed, with half the light within 1.678 scale lengths.
-    distance = dist.Gamma(2.0, 1.0).sample((count, MAX_KNOTS)).clamp(max=4.0) / 1.678 * radius
-    side = _uniform(0.0, 2 * math.pi, radius)
-    turn = side + math.pi * (2 * torch.rand(count, MAX_KNOTS) - 1) * _uniform(0.5, 1.0, radius)
-    major, minor = distance * turn.cos() / axis_ratio.sqrt(), distance * turn.sin() * axis_ratio.sqrt()
-    # Knots stay within reach of the stamp, whatever the size of the galaxy.
-    near = (MAX_KNOT_DISTANCE / torch.hypot(major, minor).clamp(min=1e-6)).clamp(max=1.0)
-    major, minor = near * major, near * minor
-    rows["dx"][:, 1:] = major * angle.cos() - minor * angle.sin()
-    rows["dy"][:, 1:] = major * angle.sin() + minor * angle.cos()
-    rows["flux"][:, 1:] = total * knotty * share
-    rows["flux"][:, :1] = total * (1 - knotty)
-    rows["half_light_radius"][:, 1:] = _uniform(0.05, 0.3, share) * radius.clamp(min=0.1)
-    rows["sersic_index"][:, 1:] = _uniform(0.5, 1.0, share)
-    rows["axis_ratio"][:, 1:] = _uniform(0.6, 1.0, share)
-    for name, value in rows.items():
-        light[name][where] = value
-    present[where] = torch.cat([torch.ones(count, 1, dtype=torch.bool), exists], -1)
 
 
 def fit_prior(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray, *, seed: int = 0) -> Prior:

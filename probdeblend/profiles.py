@@ -243,9 +243,7 @@ def _light(values: Tensor, nodes: Tensor, shifts: Tensor, pixel_scale: float) ->
 
 
 @cache
-def _tensors(
-    table: Callable[[], tuple[np.ndarray, ...]], dtype: torch.dtype, device: torch.device
-) -> list[Tensor]:
+def _tensors(table: Callable[[], tuple[np.ndarray, ...]], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     with torch.inference_mode(False):
         return [torch.as_tensor(array, dtype=dtype, device=device) for array in table()]
 

@@ -123,9 +123,7 @@ def tabulate(table: Table) -> str:
             f"{row['peak_limit']:7.0e}  {row['flux_error']:10.1e} {row['flux_limit']:7.0e}  "
             f"{row['galsim_time']:6.1f} ms" + ("" if row["passed"] else "  LIMIT EXCEEDED")
         )
-    speed = (
-        "A galaxy takes {torch_time:.2f} ms, in GalSim {galsim_time:.1f} ms: {speed_ratio:.0f} times faster."
-    )
+    speed = "A galaxy takes {torch_time:.2f} ms, in GalSim {galsim_time:.1f} ms: {speed_ratio:.0f} times faster."
     return "\n".join([*lines, speed.format(**table.meta)])
 
 

@@ -1,8 +1,8 @@
 """The vocabulary of the package: instruments, light components, and batches of blends.
 
-Axes are always ``(blend, band, y, x)`` for images and ``(blend, galaxy, band)`` for fluxes. Pixel (0, 0) is the
-centre of the first pixel, a stamp is 128 x 128 pixels with its centre at (63.5, 63.5), and galaxy 0 is the central
-one. Angles are in radians from +x towards +y, sizes in arcsec.
+Axes are always ``(blend, band, y, x)`` for images and ``(blend, galaxy, band)`` for fluxes. Pixel (0, 0) is
+the center of the first pixel, a stamp is 128 x 128 pixels with its center at (63.5, 63.5), and galaxy 0 is
+the central one. Angles are in radians from +x towards +y, sizes in arcsec.
 """
 
 from __future__ import annotations
@@ -35,7 +35,17 @@ GALAXY_TYPES = ("sph", "disk", "sphd", "irr")
 
 
 class Parameter(NamedTuple):
-    """Name, unit and valid range of one number that describes a light component."""
+    """Name, unit and valid range of one number that describes a light component.
+
+    Parameters
+    ----------
+    name
+        Name of the field of `Components`.
+    unit
+        Unit; empty for a pure number.
+    low, high
+        Valid range.
+    """
 
     name: str
     unit: str
@@ -69,8 +79,8 @@ class Instrument:
     pixel_scale
         Size of a pixel in arcsec.
     psf
-        The effective PSF ``(y, x)``, sampled at `pixel_scale`: square, an odd number of pixels a side, the pixel's
-        own response included, with unit sum.
+        The effective PSF ``(y, x)``, sampled at `pixel_scale`: square, an odd number of pixels a side, the
+        pixel's own response included, with unit sum.
     zero_point
         AB magnitude of a source of unit flux.
     sky_rms
@@ -118,8 +128,8 @@ class Instrument:
         Returns
         -------
         Instrument
-            Pixels of 0.06 arcsec, zero point 25.9463, the PSF fitted by ``probdeblend fit-psf`` and the correlation
-            of drizzled noise with a drop of 0.8 pixels.
+            Pixels of 0.06 arcsec, zero point 25.9463, the PSF fitted by ``probdeblend fit-psf`` and the
+            correlation of drizzled noise with a drop of 0.8 pixels.
         """
         edge, corner = 0.2910, 0.1252
         kernel = torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])
@@ -158,7 +168,13 @@ class Instrument:
         return replace(self, psf=self.psf.to(device), noise_kernel=kernel)
 
     def describe(self) -> str:
-        """Return the instrument's numbers (not its arrays) as JSON, to be stored beside data and weights."""
+        """Return the instrument's numbers (not its arrays) as JSON, to be stored beside data and weights.
+
+        Returns
+        -------
+        str
+            One JSON object; an infinite exposure is null.
+        """
         numbers = {name: getattr(self, name) for name in ("pixel_scale", "zero_point", "sky_rms")}
         return json.dumps(numbers | {"exposure": self.exposure if math.isfinite(self.exposure) else None})
 
@@ -181,15 +197,15 @@ class _Batch:
 class Components(_Batch):
     """The light of the galaxies of a batch of blends as elliptical Sérsic components.
 
-    Every field is a tensor ``(blend, galaxy, component)``: one component for a spheroid or a disk, more for a bulge
-    with a disk or for knots. Units and ranges are those of `PARAMETERS`.
+    Every field is a tensor ``(blend, galaxy, component)``: one component for a spheroid or a disk, more for a
+    bulge with a disk or for knots. Units and ranges are those of `PARAMETERS`.
 
     Parameters
     ----------
     flux
         Total flux (the profile's integral) in image units.
     half_light_radius
-        Circularised half-light radius in arcsec.
+        Circularized half-light radius in arcsec.
     sersic_index
         Sérsic index, 0.5 to 6.
     axis_ratio
@@ -197,7 +213,7 @@ class Components(_Batch):
     angle
         Position angle of the major axis in radians from +x to +y.
     x, y
-        Centre in pixels of the stamp.
+        Center in pixels of the stamp.
     present
         Which components exist; the others are padding and cost nothing.
 
@@ -253,7 +269,7 @@ class Blend(_Batch):
     isolated
         Noiseless image ``(blend, galaxy, band, y, x)`` of each galaxy alone.
     x, y
-        Centres ``(blend, galaxy)`` in pixels.
+        Centers ``(blend, galaxy)`` in pixels.
     galaxy_type
         Index into `GALAXY_TYPES` ``(blend, galaxy)``.
     half_light_radius

@@ -57,9 +57,7 @@ def _scatter(values: NDArray[np.float64]) -> float:
 
 def _blank(pixels: NDArray[np.float64], segmentation: NDArray[np.int32]) -> NDArray[np.bool_]:
     if segmentation.shape != pixels.shape:
-        raise ValueError(
-            f"segmentation must have the shape of image {pixels.shape}, got {segmentation.shape}"
-        )
+        raise ValueError(f"segmentation must have the shape of image {pixels.shape}, got {segmentation.shape}")
     return (dilate(segmentation) == 0) & np.isfinite(pixels)
 
 
@@ -214,9 +212,7 @@ def _blank_place(
     return places[rng.choice(near)]
 
 
-def _halves(
-    box: tuple[slice, ...], footprint: NDArray[np.bool_]
-) -> list[tuple[tuple[slice, ...], NDArray[np.bool_]]]:
+def _halves(box: tuple[slice, ...], footprint: NDArray[np.bool_]) -> list[tuple[tuple[slice, ...], NDArray[np.bool_]]]:
     axis = int(np.argmax(footprint.shape))
     middle = footprint.shape[axis] // 2
     halves = []
@@ -227,9 +223,7 @@ def _halves(
     return halves
 
 
-def _draw_noise(
-    shape: tuple[int, ...], kernel: ArrayLike | None, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _draw_noise(shape: tuple[int, ...], kernel: ArrayLike | None, rng: np.random.Generator) -> NDArray[np.float64]:
     if kernel is None:
         return rng.normal(size=shape)
     weights = np.asarray(kernel, dtype=np.float64)

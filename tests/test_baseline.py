@@ -24,9 +24,7 @@ def detection(*sources):
     """Detections (x, y, flux) without pixels."""
     x, y, flux = np.array(sources, dtype=float).reshape(-1, 3).T
     one = np.ones(len(x))
-    return photometry.Detection(
-        np.zeros((SIZE, SIZE), np.int32), x, y, one, one, 0 * one, flux, one.astype(int)
-    )
+    return photometry.Detection(np.zeros((SIZE, SIZE), np.int32), x, y, one, one, 0 * one, flux, one.astype(int))
 
 
 EXPECTED = np.array([[63.0, 63.0], [80.0, 63.0]])
@@ -103,9 +101,7 @@ def test_masks_are_the_segmentation(blends):
     assert posterior.mask[0, 1, 60, 85] == 1
 
 
-@pytest.mark.parametrize(
-    ("kind", "flux"), [("auto", photometry.kron_flux), ("isophotal", photometry.isophotal_flux)]
-)
+@pytest.mark.parametrize(("kind", "flux"), [("auto", photometry.kron_flux), ("isophotal", photometry.isophotal_flux)])
 def test_draws_have_the_quoted_errors(blends, false_alarm, kind, flux):
     posterior = baseline.sep_posterior(blends[:1], SKY_RMS, kind=kind, exposure=100, draws=4000)
     assert posterior.flux.attrs["flux_kind"] == kind
@@ -119,8 +115,7 @@ def test_draws_have_the_quoted_errors(blends, false_alarm, kind, flux):
 
 def test_positions_may_swap_the_galaxies(blends):
     found, swapped = (
-        baseline.sep_posterior(blends[:1], SKY_RMS, x=x, y=y)
-        for x, y in ((X[:1], Y[:1]), (X[:1, ::-1], Y[:1, ::-1]))
+        baseline.sep_posterior(blends[:1], SKY_RMS, x=x, y=y) for x, y in ((X[:1], Y[:1]), (X[:1, ::-1], Y[:1, ::-1]))
     )
     np.testing.assert_array_equal(swapped.mask[0].values, found.mask[0].values[::-1])
 

@@ -59,9 +59,7 @@ def test_compressed_files(tmp_path, pixels):
     plain = write(tmp_path / "x.fits", pixels)
     (tmp_path / "x.fits.gz").write_bytes(gzip.compress(plain.read_bytes()))
     np.testing.assert_array_equal(io.read_image(tmp_path / "x.fits.gz").data, pixels)
-    fits.CompImageHDU(pixels, name="SCI", quantize_level=0, compression_type="GZIP_1").writeto(
-        tmp_path / "x.fz"
-    )
+    fits.CompImageHDU(pixels, name="SCI", quantize_level=0, compression_type="GZIP_1").writeto(tmp_path / "x.fz")
     np.testing.assert_array_equal(io.read_image(tmp_path / "x.fz").data, pixels)
 
 
@@ -111,9 +109,7 @@ def test_unreadable_files(tmp_path, rng):
         io.read_image(cut)
     packed = tmp_path / "packed.fits.gz"
     packed.write_bytes(gzip.compress(whole.read_bytes())[:20000])
-    with pytest.raises(
-        ValueError, match=r"packed.fits.gz: (not a FITS file, or damaged|the file is truncated)"
-    ):
+    with pytest.raises(ValueError, match=r"packed.fits.gz: (not a FITS file, or damaged|the file is truncated)"):
         io.read_image(packed)
     tiles = tmp_path / "tiles.fits"
     fits.CompImageHDU(rng.normal(size=(90, 90)).astype("f4"), compression_type="GZIP_1").writeto(tiles)
@@ -134,9 +130,7 @@ def test_images_without_content(tmp_path, pixels):
     with pytest.raises(ValueError, match=r"nan.fits: the image has no finite pixel"):
         io.read_image(write(tmp_path / "nan.fits", np.nan * pixels))
     cube = write(tmp_path / "cube.fits", np.ones((3, 20, 30)))
-    with pytest.raises(
-        ValueError, match=r"cube.fits: the image must have two dimensions \(y, x\), got .*3, 20, 30"
-    ):
+    with pytest.raises(ValueError, match=r"cube.fits: the image must have two dimensions \(y, x\), got .*3, 20, 30"):
         io.read_image(cube)
 
 
@@ -191,9 +185,7 @@ def test_sky_positions_of_candels(data_dir, name, capfd):
     assert image.unit == "electron / s"
     sky = image.wcs.pixel_to_world(80, 70)
     np.testing.assert_allclose([sky.ra.deg, sky.dec.deg], tangent_plane(image.header, 80, 70), atol=1e-8)
-    center = (
-        SkyCoord(214.9, 52.9, unit="deg") if name.startswith("egs") else SkyCoord(53.12, -27.8, unit="deg")
-    )
+    center = SkyCoord(214.9, 52.9, unit="deg") if name.startswith("egs") else SkyCoord(53.12, -27.8, unit="deg")
     assert sky.separation(center) < 0.4 * u.deg
 
 
@@ -241,22 +233,16 @@ def test_rms_map(tmp_path):
     path = write(tmp_path / "rms.fits", rms)
     np.testing.assert_array_equal(io.read_map(path, (20, 30)), rms)
     assert io.read_map(path, (1, 20, 30)).shape == (1, 20, 30)
-    with pytest.raises(
-        ValueError, match=r"rms.fits: the rms map must have the image's shape \(30, 20\), got"
-    ):
+    with pytest.raises(ValueError, match=r"rms.fits: the rms map must have the image's shape \(30, 20\), got"):
         io.read_map(path, (30, 20))
     rms[0, :3] = 0, -1, np.nan
     path = write(tmp_path / "holes.fits", rms)
-    with pytest.raises(
-        ValueError, match=r"holes.fits: the rms map must be positive and finite, got 3 pixels"
-    ):
+    with pytest.raises(ValueError, match=r"holes.fits: the rms map must be positive and finite, got 3 pixels"):
         io.read_map(path, (20, 30))
     filled = io.read_map(path, (20, 30), bad_pixels=rms != 2)
     assert (filled == 2).all()
     with pytest.raises(ValueError, match=r"none.fits: the rms map has no positive, finite pixel"):
-        io.read_map(
-            write(tmp_path / "none.fits", 0 * rms), (20, 30), bad_pixels=np.ones((20, 30), dtype=bool)
-        )
+        io.read_map(write(tmp_path / "none.fits", 0 * rms), (20, 30), bad_pixels=np.ones((20, 30), dtype=bool))
 
 
 def test_catalog_keeps_units_and_masks(tmp_path):
@@ -402,9 +388,7 @@ def test_set_without_truth(tmp_path, rng, instrument):
 def test_sets_appear_whole(tmp_path, rng, instrument):
     path = tmp_path / "set.h5"
     full, bare = make_blend(rng, 2), Blend(torch.zeros(2, 1, 12, 13), torch.ones(2))
-    with pytest.raises(
-        ValueError, match="batches must have the same fields, only some have auto_flux, exposure"
-    ):
+    with pytest.raises(ValueError, match="batches must have the same fields, only some have auto_flux, exposure"):
         io.write_blends(path, [full, bare], instrument=instrument)
     with pytest.raises(ValueError, match="batches must hold at least one blend, got none"):
         io.write_blends(path, [], instrument=instrument)

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from probdeblend.nn.composite import Blend2Flux, Blend2Mask2Flux, stretch
-from probdeblend.nn.dropout import PassDropout, dropout_passes
 from probdeblend.nn.flux import FluxCNN
 from probdeblend.nn.heads import NormalHead, PointHead, StudentTHead
+from probdeblend.nn.layers import PassDropout, dropout_passes
 from probdeblend.nn.unet import UNet
 
 

@@ -107,9 +107,7 @@ def test_shipped_array_against_the_measured_psf(shipped, data_dir):
     """The file's own pixel is taken out and that of the array put in, without the model."""
     numbers, array = shipped
     image = fits.getdata(data_dir / "psf" / "f160w.fits").astype(float)
-    measured = galsim.InterpolatedImage(
-        galsim.Image(image / image.sum(), scale=0.04), x_interpolant="quintic"
-    )
+    measured = galsim.InterpolatedImage(galsim.Image(image / image.sum(), scale=0.04), x_interpolant="quintic")
     pixels = galsim.Convolve(galsim.Deconvolve(galsim.Pixel(0.04)), galsim.Pixel(0.06))
     offset = [-numbers["fit"][axis] * 0.04 / 0.06 for axis in "xy"]
     rescaled = galsim.Convolve(measured, pixels).drawImage(

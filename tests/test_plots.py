@@ -29,18 +29,14 @@ def posterior(rng):
 
 
 def texts(axes):
-    return " ".join(
-        [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(text.get_text() for text in axes.texts)]
-    )
+    return " ".join([axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(text.get_text() for text in axes.texts)])
 
 
 def drawn(figure):
     """Draw with the canvas that needs no display; warnings are errors here."""
     assert isinstance(figure, Figure)
     figure.canvas.draw()
-    return (
-        np.asarray(figure.canvas.buffer_rgba()).std() > 0 if hasattr(figure.canvas, "buffer_rgba") else True
-    )
+    return np.asarray(figure.canvas.buffer_rgba()).std() > 0 if hasattr(figure.canvas, "buffer_rgba") else True
 
 
 def test_image_survives_bad_pixels_and_flat_skies(rng):

@@ -238,22 +238,16 @@ def test_open_refuses_other_files(posterior, tmp_path):
     with pytest.raises(ValueError, match=r"other.nc: not a posterior written by probdeblend$"):
         Posterior.open(tmp_path / "other.nc")
     Posterior(posterior.dataset.assign_attrs(version=99)).save(tmp_path / "new.nc")
-    with pytest.raises(
-        ValueError, match=r"new.nc: a posterior of version 99, this probdeblend reads version 1"
-    ):
+    with pytest.raises(ValueError, match=r"new.nc: a posterior of version 99, this probdeblend reads version 1"):
         Posterior.open(tmp_path / "new.nc")
 
 
 def test_from_draws_refuses_wrong_input(draws):
-    with pytest.raises(
-        ValueError, match=r"flux must have the axes \(chain, .*\), got shape \(2, 500, 3, 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"flux must have the axes \(chain, .*\), got shape \(2, 500, 3, 2\)"):
         Posterior.from_draws(draws[..., 0], flux_kind="total", method="network")
     with pytest.raises(ValueError, match="flux_kind must be one of total, auto, isophotal, got 'petro'"):
         Posterior.from_draws(draws, flux_kind="petro", method="network")
-    with pytest.raises(
-        ValueError, match=r"x must have the axes \(blend, galaxy\) with .*, got shape \(2, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"x must have the axes \(blend, galaxy\) with .*, got shape \(2, 3\)"):
         Posterior.from_draws(draws, flux_kind="total", method="network", x=np.ones((2, 3)))
     with pytest.raises(ValueError, match=r"mask_std must have the axes .*, got shape \(3, 2, 5, 5\)"):
         Posterior.from_draws(

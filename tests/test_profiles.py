@@ -94,9 +94,7 @@ def test_half_of_the_light_is_within_the_half_light_radius():
     one = torch.ones_like(index)
     profile = sersic_surface_brightness((0.3 * edges) ** 2, one, 0.3 * one, index)
     growth = torch.cumulative_trapezoid(profile * 2 * np.pi * (0.3 * edges) ** 2, edges.log())
-    torch.testing.assert_close(
-        growth[:, 13999], torch.full((6,), 0.5, dtype=torch.float64), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(growth[:, 13999], torch.full((6,), 0.5, dtype=torch.float64), atol=1e-5, rtol=0)
     torch.testing.assert_close(growth[:5, -1], torch.ones(5, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
@@ -111,9 +109,7 @@ def test_surface_brightness_agrees_with_galsim():
 
 def test_flux_is_conserved():
     rows = [(1.0, 0.15, index, 0.6, 0.3, 63.2, 63.9) for index in (0.5, 1.0, 2.0)]
-    torch.testing.assert_close(
-        draw(*rows).sum((-2, -1)), torch.ones(3, dtype=torch.float64), atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(draw(*rows).sum((-2, -1)), torch.ones(3, dtype=torch.float64), atol=1e-3, rtol=0)
     everything = draw((1.0, 1.0, 4.0, 0.7, 0.3, 512.0, 512.0), size=1024).sum()
     stamp = draw((1.0, 1.0, 4.0, 0.7, 0.3, 63.5, 63.5)).sum()
     assert 0.97 < everything < 1.0
@@ -163,8 +159,7 @@ def test_components_add_and_absent_ones_contribute_nothing():
 def test_absent_components_may_hold_anything():
     parts = random_components()
     filled = {
-        name: torch.where(parts.present, getattr(parts, name), torch.nan)
-        for name in ("flux", "sersic_index", "x")
+        name: torch.where(parts.present, getattr(parts, name), torch.nan) for name in ("flux", "sersic_index", "x")
     }
     spoiled = Components(**{**vars(parts), **filled})
     torch.testing.assert_close(

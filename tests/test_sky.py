@@ -66,9 +66,7 @@ def test_correlation_factor_of_drizzled_noise(rng, size):
 
 def test_correlation_factor_of_white_noise(rng):
     image = rng.normal(size=(400, 400))
-    assert sky.noise_correlation_factor(image, np.zeros(image.shape, dtype=np.int32)) == pytest.approx(
-        1, abs=0.06
-    )
+    assert sky.noise_correlation_factor(image, np.zeros(image.shape, dtype=np.int32)) == pytest.approx(1, abs=0.06)
 
 
 def test_correlation_factor_takes_smaller_boxes_where_there_is_no_room(rng):
@@ -138,9 +136,7 @@ def test_same_seed_same_sky():
     mask = disks(image.shape, (20, 20, 5)) > 0
     first, second = (sky.replace_with_sky(image, mask, np.random.default_rng(3)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(
-        sky.replace_with_sky(image, np.zeros_like(mask), np.random.default_rng(3)), image
-    )
+    np.testing.assert_array_equal(sky.replace_with_sky(image, np.zeros_like(mask), np.random.default_rng(3)), image)
 
 
 def test_sky_needs_an_image():
@@ -173,7 +169,5 @@ def test_masks_fit(rng, name):
 
 
 def test_drawn_noise_needs_a_scatter(rng):
-    with pytest.raises(
-        ValueError, match="sky_rms must be given where the image has no blank pixels, got None"
-    ):
+    with pytest.raises(ValueError, match="sky_rms must be given where the image has no blank pixels, got None"):
         sky.replace_with_sky(np.zeros((8, 8)), np.ones((8, 8)), rng)

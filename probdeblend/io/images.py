@@ -158,9 +158,7 @@ def read_psf(
     if psf.shape != (side, side):
         raise ValueError(f"{path}: the PSF must be square, got shape {psf.shape}")
     if side > STAMP_SIZE:
-        raise ValueError(
-            f"{path}: the PSF must not be larger than a stamp of {STAMP_SIZE} pixels, got {side}"
-        )
+        raise ValueError(f"{path}: the PSF must not be larger than a stamp of {STAMP_SIZE} pixels, got {side}")
     if image.bad_pixels.any():
         raise ValueError(f"{path}: the PSF must be finite, got {image.bad_pixels.sum()} bad pixels")
     if not psf.sum() > 0:
@@ -168,12 +166,8 @@ def read_psf(
     brightest = np.array(np.unravel_index(psf.argmax(), psf.shape))
     if (abs(brightest - (side - 1) / 2) > 1).any():
         position = tuple(brightest[::-1].tolist())
-        raise ValueError(
-            f"{path}: the PSF must be centred, its brightest pixel (x, y) is {position} of {side}"
-        )
-    scale = next(
-        (image.header[card] for card in PIXEL_SCALE_CARDS if card in image.header), image.pixel_scale
-    )
+        raise ValueError(f"{path}: the PSF must be centred, its brightest pixel (x, y) is {position} of {side}")
+    scale = next((image.header[card] for card in PIXEL_SCALE_CARDS if card in image.header), image.pixel_scale)
     if pixel_scale and scale and abs(scale / pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
         raise ValueError(f'{path}: the PSF must be sampled at {pixel_scale:.4g}" a pixel, got {scale:.4g}"')
     if side % 2 == 0:
@@ -266,8 +260,7 @@ def _choose(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None
     if not images:
         raise ValueError(f"{path}: no HDU holds an image")
     described = ", ".join(
-        f"{n} {item.name} ({' x '.join(map(str, item.shape[::-1]))})".replace("  ", " ")
-        for n, item in images.items()
+        f"{n} {item.name} ({' x '.join(map(str, item.shape[::-1]))})".replace("  ", " ") for n, item in images.items()
     )
     if hdu is None:
         if len(images) > 1:

@@ -12,8 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .dropout import PassDropout
-from .unet import convolutions
+from .layers import PassDropout, convolutions
 
 __all__ = ["FluxCNN"]
 

@@ -10,35 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .dropout import PassDropout
+from .layers import PassDropout, convolutions
 
-__all__ = ["UNet", "convolutions"]
-
-
-def convolutions(inputs: int, outputs: int, *, count: int, norm: bool) -> nn.Sequential:
-    """Build 3 x 3 convolutions, each followed by ReLU and before it, if asked, by group normalization.
-
-    Parameters
-    ----------
-    inputs, outputs
-        Number of channels.
-    count
-        Number of convolutions.
-    norm
-        Normalize in groups of up to 8 channels (Wu and He 2018, arXiv:1803.08494).
-
-    Returns
-    -------
-    torch.nn.Sequential
-        The layers.
-    """
-    layers: list[nn.Module] = []
-    for i in range(count):
-        layers.append(nn.Conv2d(outputs if i else inputs, outputs, 3, padding=1))
-        if norm:
-            layers.append(nn.GroupNorm(max(1, outputs // 8), outputs))
-        layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
+__all__ = ["UNet"]
 
 
 class UNet(nn.Module):

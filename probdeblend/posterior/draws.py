@@ -130,9 +130,7 @@ class Posterior:
         if dataset.attrs.get("format") != FORMAT or "flux" not in dataset:
             raise ValueError(f"{path}: not a posterior written by probdeblend")
         if (version := dataset.attrs.get("version")) != VERSION:
-            raise ValueError(
-                f"{path}: a posterior of version {version}, this probdeblend reads version {VERSION}"
-            )
+            raise ValueError(f"{path}: a posterior of version {version}, this probdeblend reads version {VERSION}")
         return cls(dataset)
 
     @classmethod
@@ -165,12 +163,8 @@ class Posterior:
                     raise ValueError(f"posteriors must have the same {name}, got {pair[0]!r} and {pair[1]!r}")
             if not first.isel(blend=slice(0)).identical(other.isel(blend=slice(0))):
                 shapes = " and ".join(str(dict(dataset.sizes)) for dataset in (first, other))
-                raise ValueError(
-                    f"posteriors must have the same variables and axes but for blend, got {shapes}"
-                )
-        joined = xr.concat(
-            datasets, "blend", data_vars="minimal", coords="minimal", compat="override", join="exact"
-        )
+                raise ValueError(f"posteriors must have the same variables and axes but for blend, got {shapes}")
+        joined = xr.concat(datasets, "blend", data_vars="minimal", coords="minimal", compat="override", join="exact")
         return cls(joined.assign_coords(blend=np.arange(joined.sizes["blend"])))
 
     def __len__(self) -> int:

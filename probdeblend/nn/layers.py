@@ -1,4 +1,4 @@
-"""Dropout that can be drawn as passes: one pass is one network, the same for every blend of a batch.
+"""The layers that the networks share: convolutions, and dropout that can be drawn as passes.
 
 Gal and Ghahramani (2016, arXiv:1506.02142) read dropout at prediction time as samples of networks. Here a pass drops
 the same units for all blends, so that an answer does not depend on what else is in the batch.
@@ -12,7 +12,33 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PassDropout", "dropout_passes"]
+__all__ = ["PassDropout", "convolutions", "dropout_passes"]
+
+
+def convolutions(inputs: int, outputs: int, *, count: int, norm: bool) -> nn.Sequential:
+    """Build 3 x 3 convolutions, each followed by ReLU and before it, if asked, by group normalization.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Number of channels.
+    count
+        Number of convolutions.
+    norm
+        Normalize in groups of up to 8 channels (Wu and He 2018, arXiv:1803.08494).
+
+    Returns
+    -------
+    torch.nn.Sequential
+        The layers.
+    """
+    layers: list[nn.Module] = []
+    for i in range(count):
+        layers.append(nn.Conv2d(outputs if i else inputs, outputs, 3, padding=1))
+        if norm:
+            layers.append(nn.GroupNorm(max(1, outputs // 8), outputs))
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
 
 
 class PassDropout(nn.Module):

@@ -1,0 +1,137 @@
+"""The shapes of galaxies: from a galaxy's type, size and magnitude to the Sérsic components of its light.
+
+A spheroid or disk is one component; a bulge with a disk two, scaled so that the whole has the wanted
+half-light radius; an irregular a disk with 3 to 8 knots strewn lopsidedly over it. Sérsic indices, bulge
+fractions and knots follow broad distributions around the ranges that van der Wel et al. (2012,
+doi:10.1088/0067-0049/203/2/24) and, for knots, Guo et al. (2015, doi:10.1088/0004-637X/800/1/39) see in
+CANDELS.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import Beta, Gamma
+
+from .scene import GALAXY_TYPES, Components, Instrument
+
+__all__ = ["MAX_COMPONENTS", "galaxy_components"]
+
+MAX_KNOTS = 8
+MAX_KNOT_DISTANCE = 1.8
+MAX_COMPONENTS = 1 + MAX_KNOTS
+
+
+def galaxy_components(pairs: Mapping[str, Tensor], instrument: Instrument) -> Components:
+    """Turn galaxies into the components of their light; the finer structure is drawn from torch's generator.
+
+    Parameters
+    ----------
+    pairs
+        Tensors ``(blend, galaxy)``: ``galaxy_type``, ``magnitude``, ``half_light_radius`` (major axis,
+        arcsec), ``shape`` and ``bulge_fraction`` (0 to 1), ``axis_ratio``, ``angle``, and the centers ``x``,
+        ``y`` in pixels.
+    instrument
+        Pixel scale and zero point.
+
+    Returns
+    -------
+    Components
+        The light, in the instrument's units.
+    """
+    kind, shape, axis_ratio = pairs["galaxy_type"], pairs["shape"], pairs["axis_ratio"]
+    flux = 10 ** (-0.4 * (pairs["magnitude"] - instrument.zero_point))
+    radius = pairs["half_light_radius"] * axis_ratio.sqrt()
+    size = (*kind.shape, MAX_COMPONENTS)
+    light = {name: torch.zeros(size) for name in ("flux", "dx", "dy")}
+    light |= {name: torch.ones(size) for name in ("half_light_radius", "sersic_index", "axis_ratio")}
+    light["angle"] = pairs["angle"][..., None].expand(size).clone()
+    present = torch.zeros(size, dtype=torch.bool)
+    present[..., 0] = True
+    light["flux"][..., 0], light["half_light_radius"][..., 0] = flux, radius
+    light["axis_ratio"][..., 0] = axis_ratio
+    single = torch.where(kind == GALAXY_TYPES.index("sph"), 1.5 + 4.5 * shape, 0.5 + 1.3 * shape)
+    light["sersic_index"][..., 0] = single
+    _add_disk(light, present, kind == GALAXY_TYPES.index("sphd"), pairs)
+    _add_knots(light, present, kind == GALAXY_TYPES.index("irr"))
+    dx, dy = light.pop("dx") / instrument.pixel_scale, light.pop("dy") / instrument.pixel_scale
+    return Components(**light, x=pairs["x"][..., None] + dx, y=pairs["y"][..., None] + dy, present=present)
+
+
+def _uniform(low: Tensor | float, high: Tensor | float, like: Tensor) -> Tensor:
+    return low + (high - low) * torch.rand_like(like)
+
+
+def _growth(radius: Tensor, sersic_index: Tensor) -> Tensor:
+    """Fraction of a Sérsic profile's flux within `radius` in half-light radii."""
+    shape = 2 * sersic_index
+    scale = shape - 1 / 3 + 4 / (405 * sersic_index) + 46 / (25515 * sersic_index.square())
+    return torch.special.gammainc(shape, scale * radius.clamp(min=0).pow(1 / sersic_index))
+
+
+def _half_light_radius(fraction: Tensor, ratio: Tensor, bulge_index: Tensor) -> Tensor:
+    """Half-light radius of bulge + exponential disk in units of the disk's, by bisection."""
+    low, high = torch.zeros_like(ratio), torch.full_like(ratio, 2.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        disk = _growth(middle, torch.ones_like(ratio))
+        enclosed = fraction * _growth(middle / ratio, bulge_index) + (1 - fraction) * disk
+        low, high = torch.where(enclosed < 0.5, middle, low), torch.where(enclosed < 0.5, high, middle)
+    return (low + high) / 2
+
+
+def _add_disk(light: dict[str, Tensor], present: Tensor, where: Tensor, pairs: Mapping[str, Tensor]) -> None:
+    """Make the galaxies `where` a bulge (component 0) with an exponential disk (component 1)."""
+    fraction = pairs["bulge_fraction"][where]
+    bulge_index = 1.5 + 4.0 * pairs["shape"][where]
+    ratio = _uniform(math.log(0.15), math.log(0.7), fraction).exp()
+    disk_radius = light["half_light_radius"][..., 0][where] / _half_light_radius(fraction, ratio, bulge_index)
+    bulge_axis_ratio = _uniform(0.6, 1.0, fraction)
+    total = light["flux"][..., 0][where]
+    rows = light["flux"][where]
+    rows[:, 0], rows[:, 1] = fraction * total, (1 - fraction) * total
+    light["flux"][where] = rows
+    values = {
+        "half_light_radius": (ratio * disk_radius, disk_radius),
+        "sersic_index": (bulge_index, torch.ones_like(fraction)),
+        "axis_ratio": (bulge_axis_ratio, light["axis_ratio"][..., 0][where]),
+    }
+    for name, (bulge, disk) in values.items():
+        rows = light[name][where]
+        rows[:, 0], rows[:, 1] = bulge, disk
+        light[name][where] = rows
+    present[..., 1] |= where
+
+
+def _add_knots(light: dict[str, Tensor], present: Tensor, where: Tensor) -> None:
+    """Move part of the light of the galaxies `where` into knots strewn lopsidedly over the disk."""
+    rows = {name: value[where] for name, value in light.items()}
+    count = len(rows["flux"])
+    number = torch.randint(3, MAX_KNOTS + 1, (count, 1))
+    exists = torch.arange(MAX_KNOTS) < number
+    share = torch.rand(count, MAX_KNOTS).clamp(min=1e-3).log().neg() * exists
+    share = share / share.sum(-1, keepdim=True).clamp(min=1e-6)
+    knotty = 0.05 + 0.5 * Beta(1.5, 2.5).sample((count, 1))
+    total = rows["flux"][:, :1]
+    radius, axis_ratio, angle = (rows[name][:, :1] for name in ("half_light_radius", "axis_ratio", "angle"))
+    # An exponential disk's radii are Gamma(2) distributed, with half the light within 1.678 scale lengths.
+    distance = Gamma(2.0, 1.0).sample((count, MAX_KNOTS)).clamp(max=4.0) / 1.678 * radius
+    side = _uniform(0.0, 2 * math.pi, radius)
+    turn = side + math.pi * (2 * torch.rand(count, MAX_KNOTS) - 1) * _uniform(0.5, 1.0, radius)
+    major, minor = distance * turn.cos() / axis_ratio.sqrt(), distance * turn.sin() * axis_ratio.sqrt()
+    # Knots stay within reach of the stamp, whatever the size of the galaxy.
+    near = (MAX_KNOT_DISTANCE / torch.hypot(major, minor).clamp(min=1e-6)).clamp(max=1.0)
+    major, minor = near * major, near * minor
+    rows["dx"][:, 1:] = major * angle.cos() - minor * angle.sin()
+    rows["dy"][:, 1:] = major * angle.sin() + minor * angle.cos()
+    rows["flux"][:, 1:] = total * knotty * share
+    rows["flux"][:, :1] = total * (1 - knotty)
+    rows["half_light_radius"][:, 1:] = _uniform(0.05, 0.3, share) * radius.clamp(min=0.1)
+    rows["sersic_index"][:, 1:] = _uniform(0.5, 1.0, share)
+    rows["axis_ratio"][:, 1:] = _uniform(0.6, 1.0, share)
+    for name, value in rows.items():
+        light[name][where] = value
+    present[where] = torch.cat([torch.ones(count, 1, dtype=torch.bool), exists], -1)

@@ -1,0 +1,119 @@
+"""Ready stamps, each with a blend in its middle: their sky noise, their answers and one catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.table import QTable, Table
+from astropy.units import Quantity
+from astropy.wcs import WCS
+from numpy.typing import ArrayLike, NDArray
+
+from .photometry import detect_cold_hot
+from .posterior import Posterior
+from .sky import sky_scatter
+
+__all__ = ["StampResult", "deblend_stamps"]
+
+NORMAL_MAD = 1.482602218505602
+ROUNDS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class StampResult:
+    """What `deblend_stamps` found; `image` and `noise_factor` belong to fields alone.
+
+    Parameters
+    ----------
+    catalog
+        A row a galaxy, as `Posterior.summary` makes it.
+    posterior
+        The posterior of all stamps.
+    stamps
+        The stamps ``(blend, y, x)`` in image units.
+    corners
+        A row a blend: ``blend``, ``x0`` and ``y0``, which are 0 as positions are those in the stamp.
+    sky_rms
+        Median sky noise of a pixel in image units.
+    rms_factor
+        What a map of the rms was multiplied with to match the scatter in the stamps.
+    """
+
+    catalog: QTable
+    posterior: Posterior
+    stamps: NDArray[np.floating]
+    corners: Table
+    sky_rms: float
+    rms_factor: float = 1.0
+    image: None = None
+    noise_factor: None = None
+
+
+def deblend_stamps(
+    stamps: NDArray[np.floating] | Quantity,
+    deblender: Callable[..., Posterior],
+    *,
+    rms: ArrayLike | None = None,
+    rms_as_is: bool = False,
+    zero_point: float | None = None,
+    wcs: WCS | None = None,
+    **sampling: int,
+) -> StampResult:
+    """Deblend stamps whose central galaxy is in the middle and whose sky is subtracted.
+
+    Parameters
+    ----------
+    stamps
+        Pixels ``(blend, y, x)``, also as a Quantity; those that are not finite are bad.
+    deblender
+        Called as ``deblender(stamps, sky_rms=..., **sampling)``; answers with a `Posterior`.
+    rms
+        Sky noise of a pixel in image units, a number or a map ``(blend, y, x)``; None measures it in each.
+    rms_as_is
+        Whether a map is taken at its word. Otherwise it is scaled to the scatter of the stamps' sky.
+    zero_point
+        AB magnitude of unit flux; None leaves magnitudes out.
+    wcs
+        World coordinates, where there is one stamp; adds ra and dec to the catalog.
+    **sampling
+        ``draws``, ``passes`` and ``seed`` for the deblender.
+
+    Returns
+    -------
+    StampResult
+        Catalog, posterior and sky noise.
+
+    Raises
+    ------
+    ValueError
+        If the noise is to be measured where the sky does not scatter or there is too little of
+        it, or where the deblender raises it.
+    """
+    factor = 1.0
+    pixels = np.asarray(stamps)
+    noise = np.asarray([_measured(stamp) for stamp in pixels] if rms is None else rms, dtype=np.float64)
+    if noise.ndim == 3 and not rms_as_is:
+        factor = float(np.median([_scatter(*pair) for pair in zip(pixels, noise, strict=True)]))
+        noise = noise * factor
+    posterior = deblender(stamps, sky_rms=noise, **sampling)
+    if zero_point is not None:
+        posterior = Posterior(posterior.dataset.assign_attrs(zero_point=zero_point))
+    corners = Table({"blend": np.arange(len(stamps)), "x0": [0] * len(stamps), "y0": [0] * len(stamps)})
+    return StampResult(posterior.summary(wcs=wcs), posterior, pixels, corners, float(np.median(noise)), factor)
+
+
+def _measured(stamp: NDArray[np.floating]) -> float:
+    good = stamp[np.isfinite(stamp)]
+    noise = NORMAL_MAD * float(np.median(np.abs(good - np.median(good))))
+    for _ in range(ROUNDS):
+        if not noise > 0:
+            raise ValueError("rms must be given for a stamp whose sky does not scatter, got None")
+        noise *= _scatter(stamp, noise)
+    return noise
+
+
+def _scatter(stamp: NDArray[np.floating], noise: ArrayLike) -> float:
+    """Scatter of a stamp's sky in units of its noise."""
+    return sky_scatter(stamp / noise, detect_cold_hot(stamp, noise).segmentation)
