@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
+from scipy.ndimage import gaussian_filter, maximum_filter
 from torch import Tensor, nn
 
 from .infer import NetworkDraws, draw
@@ -36,6 +37,8 @@ ARCHITECTURES = {"Blend2Flux": Blend2Flux, "Blend2Mask2Flux": Blend2Mask2Flux}
 HEADS = {"NormalHead": NormalHead, "StudentTHead": StudentTHead}
 SCALE_TOLERANCE = 0.02
 PSF_TOLERANCE = 0.05
+CENTRAL = 3.5
+OFF_CENTER = 6.0
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class Deblender(nn.Module):
     def _posterior(self, answer: NetworkDraws, ratio: NDArray, bad: NDArray, *, scale: NDArray, unit: str) -> Posterior:
         log_flux = answer.log_flux.double().numpy()
         flux = np.exp(log_flux) * scale[:, None]
-        x, y = _positions(ratio, answer.mask)
+        x, y, distance = _positions(ratio, answer.mask)
         within = flux.var(1).mean(0)
         between = np.maximum(flux.mean(1).var(0) - within / flux.shape[1], 0)
         return Posterior.from_draws(
@@ -180,27 +183,24 @@ class Deblender(nn.Module):
             mask_std=None if answer.mask_std is None else answer.mask_std.numpy(),
             x=x,
             y=y,
-            flags=self._flags(answer, log_flux, bad, x=x, y=y),
+            flags=self._flags(answer, log_flux, distance)
+            | Flag.BAD_CENTER * _bad_center(bad.any(1), x, y)
+            | Flag.BAD_PIXELS * (bad.mean((1, 2, 3)) > 0.1)[:, None],
             variance_within=within[..., None],
             variance_between=between[..., None],
             flux_unit=unit,
             pixel_scale=self.instrument.pixel_scale,
         )
 
-    def _flags(
-        self, answer: NetworkDraws, log_flux: NDArray, bad: NDArray, *, x: NDArray, y: NDArray
-    ) -> NDArray[np.int64]:
+    def _flags(self, answer: NetworkDraws, log_flux: NDArray, off_center: NDArray) -> NDArray[np.int64]:
         median = np.median(log_flux, axis=(0, 1))
         low, high = np.log(self.description.flux_range)
         difference = 2.5 / math.log(10) * np.abs(median[:, 0] - median[:, 1])
         outside = (median < low) | (median > high) | (difference > self.description.max_difference)[:, None]
         distance = _distance(answer.features, self.feature_mean.cpu(), self.feature_whitening.cpu())
-        off_center = np.hypot(x[:, 0] - STAMP_CENTER, y[:, 0] - STAMP_CENTER) > OFF_CENTER
         flags = Flag.OUTSIDE_PRIOR * outside.astype(np.int64)
         flags |= Flag.UNFAMILIAR * (distance > float(self.feature_limit)).astype(np.int64)[:, None]
-        flags |= Flag.OFF_CENTER * off_center.astype(np.int64)[:, None]
-        flags |= Flag.BAD_PIXELS * (bad.mean((1, 2, 3)) > 0.1).astype(np.int64)[:, None]
-        return flags | Flag.BAD_CENTER * _bad_center(bad.any(1), x, y).astype(np.int64)
+        return flags | Flag.OFF_CENTER * (off_center > OFF_CENTER).astype(np.int64)[:, None]
 
     def check_pixel_scale(self, pixel_scale: float) -> None:
         """Refuse images that are sampled otherwise than the training set, beyond 2 %.
@@ -246,10 +246,6 @@ class Deblender(nn.Module):
                 f"psf must have the width that the weights were trained for within {PSF_TOLERANCE:.0%}, "
                 f"got one {ratio:.2f} times as wide: train weights for it"
             )
-
-
-OFF_CENTER = 3.0
-"""Distance in pixels from the middle, in light-weighted position, beyond which a stamp is off-center."""
 
 
 def load(path: Path | str | None = None) -> Deblender:
@@ -330,7 +326,7 @@ def save(deblender: Deblender, path: Path | str) -> None:
         "description": json.dumps(vars(deblender.description)),
         "instrument": deblender.instrument.describe(),
     }
-    save_file(tensors, path, metadata)
+    Path(path).write_bytes(serialize(tensors, metadata))
 
 
 def _familiar(features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -349,16 +345,35 @@ def _distance(features: Tensor, mean: Tensor, whitening: Tensor) -> NDArray:
     return ((features - mean) @ whitening.T).norm(dim=-1).numpy()
 
 
-def _positions(image: NDArray, mask: Tensor | None) -> tuple[NDArray, NDArray]:
-    """Return light-weighted positions ``(blend, galaxy)`` inside the masks, without the pixels they share."""
-    if mask is None:
-        return (np.full((len(image), 2), STAMP_CENTER),) * 2
-    probability = mask.numpy().astype(np.float64)
-    other = probability[:, ::-1]
-    light = (probability * (1 - 0.9 * other)) ** 4 * np.clip(image.mean(1, keepdims=True), 0, None) ** 2 + 1e-12
-    total = light.sum((-2, -1))
-    grid = np.arange(image.shape[-1])
-    return (light.sum(-2) * grid).sum(-1) / total, (light.sum(-1) * grid).sum(-1) / total
+def _positions(image: NDArray, mask: Tensor | None) -> tuple[NDArray, NDArray, NDArray]:
+    """Return positions ``(blend, galaxy)`` of the light's peaks, and how far from the middle galaxy 0 peaks.
+
+    Galaxy 0 is at the peak nearest to the middle, or in the middle where there is none within `CENTRAL` pixels.
+    Galaxy 1 is where the light inside its mask is brightest, away from galaxy 0.
+    """
+    x, y = np.full((2, len(image), 2), STAMP_CENTER)
+    distance = np.zeros(len(image))
+    rows, columns = np.indices(image.shape[-2:])
+    middle = np.hypot(columns - STAMP_CENTER, rows - STAMP_CENTER)
+    for i, pixels in enumerate(image.mean(1)):
+        light = gaussian_filter(pixels, 1.0)
+        peaks = np.flatnonzero((light == maximum_filter(light, 3)) & (light > 1))
+        nearest = peaks[middle.flat[peaks].argmin()] if len(peaks) else 0
+        distance[i] = middle.flat[nearest]
+        if distance[i] <= CENTRAL:
+            x[i, 0], y[i, 0] = _centroid(light, nearest)
+        if mask is not None:
+            away = 1 - np.exp(-((columns - x[i, 0]) ** 2 + (rows - y[i, 0]) ** 2) / 18)
+            x[i, 1], y[i, 1] = _centroid(light, (light * mask[i, 1].numpy() ** 2 * away).argmax())
+    return x, y, distance
+
+
+def _centroid(light: NDArray, peak: int) -> tuple[float, float]:
+    """Return the center of light within 2.5 pixels of a peak."""
+    rows, columns = np.indices(light.shape)
+    weight = np.clip(light, 0, None) * (np.hypot(columns - columns.flat[peak], rows - rows.flat[peak]) <= 2.5)
+    total = weight.sum() + 1e-12
+    return float((weight * columns).sum() / total), float((weight * rows).sum() / total)
 
 
 def _bad_center(bad: NDArray, x: NDArray, y: NDArray) -> NDArray[np.bool_]:

@@ -126,6 +126,18 @@ def test_flags_of_unusual_stamps(deblender, blend):
     deblender.feature_limit.fill_(0.0)
     assert (deblender(noise, sky_rms=1.0, **OPTIONS).flags.values & Flag.UNFAMILIAR).all()
     deblender.feature_limit.fill_(1e9)
+    rows, columns = np.indices((128, 128))
+    far = 100 * np.exp(-np.hypot(rows - 63.5, columns - 80) / 3)
+    middle = 100 * np.exp(-np.hypot(rows - 63.5, columns - 64) / 3)
+    flags = deblender(np.stack([noise + far, noise + middle]), sky_rms=1.0, **OPTIONS).flags.values
+    assert (flags[0] & Flag.OFF_CENTER).all()
+    assert not (flags[1] & Flag.OFF_CENTER).any()
+
+
+def test_positions(deblender, blend):
+    posterior = deblender(blend.image, sky_rms=blend.sky_rms, **OPTIONS)
+    distance = np.hypot(posterior.dataset["x"][:, 0] - blend.x[:, 0], posterior.dataset["y"][:, 0] - blend.y[:, 0])
+    assert float(np.median(distance)) < 1
 
 
 @pytest.mark.parametrize(

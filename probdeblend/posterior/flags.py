@@ -10,7 +10,7 @@ class Flag(IntFlag):
 
     - ``BAD_PIXELS`` (1): more than 10 % of the stamp's pixels are bad.
     - ``BAD_CENTER`` (2): a bad pixel lies within 5 pixels of a galaxy's centre.
-    - ``OFF_CENTER`` (4): the central galaxy is more than a pixel away from the stamp's centre.
+    - ``OFF_CENTER`` (4): no peak of light lies within 6 pixels of the middle of the stamp.
     - ``CROWDED`` (8): more than two galaxies overlap; they were measured pair by pair.
     - ``OUTSIDE_PRIOR`` (16): a magnitude, or the pair's difference, is outside the prior of the training set.
     - ``NOT_DETECTED`` (32): SEP did not find the galaxy.
