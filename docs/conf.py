@@ -1,6 +1,10 @@
 """Settings of the documentation: Sphinx, numpydoc, and MyST notebooks that are executed while it is built."""
 
+import os
 from importlib.metadata import version as installed_version
+
+# Kernels inherit this: notebooks run without ipywidgets, and their progress bars are text.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 
 project = "probdeblend"
 author = "probdeblend developers"
@@ -33,7 +37,7 @@ numpydoc_validation_checks = {
     "SA04",
     "SS05",  # ruff checks the mood, and knows plural nouns
 }
-numpydoc_validation_exclude = {r"\.Flag$", r"\.Parameter\."}
+numpydoc_validation_exclude = {r"\.Flag$", r"\.Result$", r"\.Parameter\.", r"\.Blend(Features|Numbers|Answer)\."}
 
 # Names of other libraries cannot be linked without a network; those of this one must resolve.
 nitpicky = True

@@ -119,8 +119,7 @@ def simulate_blends(
     """Simulate blends with their truth, batch by batch.
 
     Batch i depends on the seed, the batch size and i alone, so that a longer set begins with the shorter one.
-    Noise
-    levels are those of the instrument.
+    Noise levels are those of the instrument.
 
     Parameters
     ----------
@@ -137,9 +136,9 @@ def simulate_blends(
     batch_size
         Blends a batch; the last one holds what is left.
 
-    Yields
-    ------
-    Blend
+    Returns
+    -------
+    iterator of Blend
         Blends in one band with all their truth, on the CPU. AUTO fluxes are those of the isolated, noiseless
         images.
 

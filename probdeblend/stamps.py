@@ -23,7 +23,7 @@ ROUNDS = 2
 
 @dataclass(frozen=True, eq=False)
 class StampResult:
-    """What `deblend_stamps` found; `image` and `noise_factor` belong to fields alone.
+    """What `deblend_stamps` found.
 
     Parameters
     ----------
@@ -39,6 +39,8 @@ class StampResult:
         Median sky noise of a pixel in image units.
     rms_factor
         What a map of the rms was multiplied with to match the scatter in the stamps.
+    image, noise_factor
+        None: they belong to fields.
     """
 
     catalog: QTable

@@ -14,8 +14,8 @@ def write_sersic_table(path: str | PathLike[str]) -> None:
     """Tabulate the Fourier transform of the Sérsic profile, as GalSim computes it.
 
     The profile has unit flux and unit half-light radius. The table is a ``.npy`` file of 32-bit floats of
-    shape (Sérsic index, wavenumber), on the nodes `~probdeblend.profiles.TABLE_INDEX` and
-    `~probdeblend.profiles.TABLE_WAVENUMBER`. It takes a few minutes, most of them at the steepest profiles.
+    shape (Sérsic index, wavenumber), on the nodes ``TABLE_INDEX`` and
+    ``TABLE_WAVENUMBER``. It takes a few minutes, most of them at the steepest profiles.
 
     Parameters
     ----------

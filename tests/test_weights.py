@@ -136,7 +136,8 @@ def test_flags_of_unusual_stamps(deblender, blend):
 
 def test_positions(deblender, blend):
     posterior = deblender(blend.image, sky_rms=blend.sky_rms, **OPTIONS)
-    distance = np.hypot(posterior.dataset["x"][:, 0] - blend.x[:, 0], posterior.dataset["y"][:, 0] - blend.y[:, 0])
+    x, y = (posterior.dataset[name].values[:, 0] for name in ("x", "y"))
+    distance = np.hypot(x - blend.x[:, 0].numpy(), y - blend.y[:, 0].numpy())
     assert float(np.median(distance)) < 1
 
 

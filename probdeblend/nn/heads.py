@@ -96,7 +96,15 @@ class PointHead(nn.Module):
 
 
 class NormalHead(PointHead):
-    """Features to a normal distribution of the log-fluxes with full covariance."""
+    """Features to a normal distribution of the log-fluxes with full covariance.
+
+    Parameters
+    ----------
+    in_features
+        Number of features.
+    fluxes
+        Number of fluxes.
+    """
 
     @property
     def count(self) -> int:
@@ -146,7 +154,15 @@ class NormalHead(PointHead):
 
 
 class StudentTHead(NormalHead):
-    """Features to a Student-t distribution of the log-fluxes with full covariance and free degrees of freedom."""
+    """Features to a Student-t distribution of the log-fluxes with full covariance and free degrees of freedom.
+
+    Parameters
+    ----------
+    in_features
+        Number of features.
+    fluxes
+        Number of fluxes.
+    """
 
     @property
     def count(self) -> int:
