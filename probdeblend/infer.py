@@ -94,7 +94,8 @@ def draw(
     for name, value in (("passes", passes), ("seed", seed), ("first", first)):
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
-    network.eval()
+    network.eval().to(memory_format=torch.channels_last)
+    image = image.contiguous(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         parts = [
             _draw_chunk(network, chunk, draws=draws, passes=passes, seed=seed, first=first + CHUNK * i)
@@ -116,7 +117,7 @@ def _draw_chunk(network: nn.Module, image: Tensor, *, draws: int, passes: int, s
     log_flux = []
     for blend in range(len(image)):
         torch.manual_seed(seed_of(seed, 1, first + blend))
-        log_flux.append(network.head.distribution(numbers[:, blend]).sample((each,)).transpose(0, 1))
+        log_flux.append(network.head.sample(numbers[:, blend], each).transpose(0, 1))
     stacked = torch.stack(log_flux, 2) if log_flux else torch.empty(len(answers), each, 0, 2)
     return NetworkDraws(stacked, mask, mask_std, network.cnn.answer(features.flux).cpu())
 

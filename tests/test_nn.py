@@ -107,6 +107,23 @@ def test_head_distributions():
     assert PointHead(3)(torch.randn(4, 3), torch.ones(4, 2)).sample().shape == (4, 2)
 
 
+def test_student_draws_stay_in_the_99_percent_region():
+    torch.manual_seed(0)
+    head = StudentTHead(3)
+    numbers = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.5, -4.0]])
+    exact = head.distribution(numbers)
+    free, kept = exact.sample((20_000,)), head.sample(numbers, 20_000)
+    assert kept.shape == (20_000, 1, 2)
+
+    def radius(draws):
+        whitened = torch.linalg.solve_triangular(exact.scale_tril, (draws - exact.loc)[..., None], upper=False)
+        return whitened.square().sum((-2, -1)).flatten().sqrt()
+
+    edge = radius(free).quantile(0.99)
+    assert radius(kept).max() == pytest.approx(edge.item(), rel=0.1)
+    assert radius(kept).median() == pytest.approx(radius(free).median().item(), rel=0.03)
+
+
 def test_head_fits_a_correlated_gaussian():
     # Maximum likelihood must find mean and covariance: the head has no blind spot.
     torch.manual_seed(1)
