@@ -1,58 +1,193 @@
+from dataclasses import fields, replace
+
+import galsim
+import numpy as np
 import pytest
 import torch
 
+from probdeblend.io import read_blends, write_blends
+from probdeblend.photometry import auto_flux
 from probdeblend.prior import Prior
-from probdeblend.scene import Instrument
+from probdeblend.scene import GALAXY_TYPES, STAMP_CENTER, Blend, Components, Instrument
 from probdeblend.simulate import render_galsim, render_torch, simulate_blends
 
 
 @pytest.fixture(scope="module")
-def instrument():
+def hst():
     return Instrument.candels_f160w()
 
 
-def simulated(count, instrument, **options):
-    settings = {"prior": Prior.published(), "seed": 3, "render": render_torch} | options
-    return list(simulate_blends(count, instrument=instrument, **settings))
+@pytest.fixture(scope="module")
+def prior():
+    return Prior.published()
 
 
-def test_galsim_and_torch_draw_the_same(instrument):
-    prior = Prior.published()
-    pairs = prior.sample(6, seed=5)
-    components = prior.components(pairs, instrument, seed=5)
-    reference, fast = render_galsim(components, instrument), render_torch(components, instrument)
-    error = (fast - reference).abs().amax((-2, -1)) / reference.amax((-2, -1))
-    assert error.max() < 1e-3
-    assert torch.allclose(fast.sum((-2, -1)), reference.sum((-2, -1)), rtol=3e-3)
+def simulated(count, prior, instrument, **options):
+    options = {"seed": 1, "render": render_torch, "batch_size": 8} | options
+    return list(simulate_blends(count, prior=prior, instrument=instrument, **options))
 
 
-def test_batches_and_seeds(instrument):
-    blends = simulated(7, instrument, batch_size=3)
-    assert [len(blend) for blend in blends] == [3, 3, 1]
-    again = simulated(3, instrument, batch_size=3)
-    assert torch.equal(blends[0].image, again[0].image)
-    other = simulated(3, instrument, batch_size=3, seed=4)
-    assert not torch.equal(other[0].image, again[0].image)
+def joined(batches):
+    names = [field.name for field in fields(Blend)]
+    return Blend(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in names})
 
 
-def test_truth(instrument):
-    (blend,) = simulated(12, instrument)
-    assert torch.equal(blend.mask, blend.isolated[:, :, 0] > 3 * instrument.sky_rms)
-    magnitude = -2.5 * torch.log10(blend.auto_flux / blend.flux)
-    # AUTO misses some light of every galaxy, most of a spheroid's wings.
-    assert 0 < float(magnitude.nanmedian()) < 0.25
-    residual = (blend.image[:, 0] - blend.isolated.sum(1)[:, 0])[:, :20, :20] / instrument.sky_rms
-    assert float(residual.std()) == pytest.approx(1.0, abs=0.2)
-    assert (blend.sky_rms == instrument.sky_rms).all()
+@pytest.fixture(scope="module")
+def blends(prior, hst):
+    return joined(simulated(60, prior, hst, batch_size=32))
 
 
-def test_galsim_set_has_all_its_truth(instrument):
-    (blend,) = simulated(2, instrument, render=render_galsim)
-    assert all(getattr(blend, name) is not None for name in vars(blend))
+def test_galsim_and_torch_draw_the_same_galaxies(hst):
+    """Twelve blends with every type, faint and bright, companions anywhere in some of them."""
+    prior = replace(Prior.default(), anywhere_fraction=0.3)
+    pairs = prior.sample(12, seed=4)
+    kinds = torch.arange(24).reshape(12, 2) % len(GALAXY_TYPES)
+    light = prior.components(pairs | {"galaxy_type": kinds}, hst, seed=5)
+    assert set(light.present.sum(-1).flatten().tolist()) > {1, 2, 4}
+    galsim_images, torch_images = render_galsim(light, hst), render_torch(light, hst)
+    assert galsim_images.dtype == torch_images.dtype == torch.float32
+    peak = galsim_images.amax((-2, -1))
+    assert float(((galsim_images - torch_images).abs().amax((-2, -1)) / peak).max()) < 1e-3
+    missing = (galsim_images - torch_images).sum((-2, -1)) / light.total_flux
+    assert float(missing.abs().max()) < 3e-3
 
 
-def test_errors(instrument):
-    with pytest.raises(ValueError, match="count"):
-        simulated(-1, instrument)
-    with pytest.raises(ValueError, match="batch_size"):
-        simulated(1, instrument, batch_size=0)
+def one_galaxy(**changes):
+    numbers = {"flux": 5.0, "half_light_radius": 0.3, "sersic_index": 1.0, "axis_ratio": 0.5, "angle": 0.4}
+    numbers |= {"x": STAMP_CENTER, "y": STAMP_CENTER} | changes
+    present = torch.ones(1, 1, 1, dtype=torch.bool)
+    return Components(**{name: torch.full((1, 1, 1), value) for name, value in numbers.items()}, present=present)
+
+
+@pytest.mark.parametrize("render", [render_galsim, render_torch])
+def test_positions_and_angles(hst, render):
+    """The light's moments against those of a round galaxy at the center, which the PSF's own are taken out with."""
+    y, x = torch.meshgrid(*(torch.arange(128.0).double(),) * 2, indexing="ij")
+
+    def moments(**changes):
+        image = render(one_galaxy(**changes), hst)[0, 0].double()
+        assert float(image.sum()) == pytest.approx(5, rel=2e-3)
+        share = image / image.sum()
+        center = [float((share * axis).sum()) for axis in (x, y)]
+        dx, dy = x - center[0], y - center[1]
+        return np.array(center), np.array([float((share * p).sum()) for p in (dx * dx, dy * dy, dx * dy)])
+
+    center, second = moments(x=70.0, y=50.25)
+    middle, round_ = moments(axis_ratio=1.0)
+    np.testing.assert_allclose(center - middle, [70.0 - STAMP_CENTER, 50.25 - STAMP_CENTER], atol=0.05)
+    xx, yy, xy = second - round_
+    assert 0.5 * np.arctan2(2 * xy, xx - yy) == pytest.approx(0.4, abs=0.03)
+
+
+def test_galsim_draws_sums_and_leaves_out_what_is_absent(hst):
+    parts = [one_galaxy(x=60.0), one_galaxy(flux=2.0, sersic_index=2.0, y=70.0)]
+    names = [field.name for field in fields(Components)]
+    both = Components(**{name: torch.cat([getattr(p, name) for p in parts], -1) for name in names})
+    images = [render_galsim(light, hst) for light in parts]
+    torch.testing.assert_close(render_galsim(both, hst), sum(images), atol=2e-5, rtol=0)
+    first = replace(both, present=torch.tensor([[[True, False]]]))
+    torch.testing.assert_close(render_galsim(first, hst), images[0], atol=1e-6, rtol=0)
+    none = replace(both, present=torch.zeros(1, 1, 2, dtype=torch.bool))
+    assert not render_galsim(none, hst).any()
+
+
+def test_galsim_refuses_what_it_cannot_draw(hst):
+    with pytest.raises(galsim.GalSimRangeError, match="Sersic index"):
+        render_galsim(one_galaxy(sersic_index=9.0), hst)
+
+
+def test_truth_belongs_to_the_image(blends, hst):
+    assert blends.image.shape == (60, 1, 128, 128)
+    assert all(getattr(blends, field.name) is not None for field in fields(Blend))
+    assert (blends.sky_rms == torch.tensor(hst.sky_rms)).all()
+    assert (blends.exposure == hst.exposure).all()
+    assert torch.equal(blends.mask, blends.isolated[:, :, 0] > 3 * torch.tensor(hst.sky_rms))
+    assert float(blends.mask.sum((-2, -1)).float().min()) > 20
+    inside = blends.isolated.sum((-2, -1)) / blends.flux
+    assert float(inside.max()) < 1.005
+    assert float(inside.median()) > 0.97
+
+
+def test_rules_of_a_blend(blends, hst):
+    magnitude = hst.zero_point - 2.5 * torch.log10(blends.flux[..., 0])
+    assert float((magnitude[:, 0] - magnitude[:, 1]).abs().max()) < 2.001
+    for center in (blends.x, blends.y):
+        assert float((center[:, 0] - STAMP_CENTER).abs().max()) <= 1
+
+
+def test_auto_flux_is_that_of_each_galaxy_alone(blends, hst):
+    expected = auto_flux(blends.isolated[3, 1, 0].numpy(), hst.sky_rms)
+    assert float(blends.auto_flux[3, 1, 0]) == pytest.approx(expected)
+    ratio = blends.auto_flux / blends.flux
+    assert 0.85 < float(ratio.nanmedian()) < 1
+    assert float(ratio.isnan().float().mean()) < 0.02
+
+
+def test_what_is_left_is_noise(blends, hst):
+    """Residuals over their expected scatter: unit variance, and correlated as drizzled pixels are."""
+    light = blends.isolated.sum(1)
+    residual = blends.image - light
+    assert abs(float(residual.mean())) < 5 * hst.sky_rms * 2.25 / (residual.numel() ** 0.5)
+    sky = residual[light < 0.01 * hst.sky_rms]
+    assert float(sky.std()) == pytest.approx(hst.sky_rms, rel=0.02)
+    neighbors = (residual[..., 1:] * residual[..., :-1]).mean() / residual.square().mean()
+    assert float(neighbors) == pytest.approx(0.52, abs=0.03)
+    bright = light > 10 * hst.sky_rms
+    assert residual[bright].std() > 1.05 * sky.std()
+
+
+def test_same_seed_same_bits_whatever_the_count(prior, hst):
+    before = torch.random.get_rng_state()
+    short, long = (joined(simulated(count, prior, hst)) for count in (5, 11))
+    for field in fields(Blend):
+        first, second = getattr(short, field.name), getattr(long, field.name)[:5]
+        torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+    other = simulated(5, prior, hst, seed=2)[0]
+    assert not torch.equal(other.x, short.x)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_batches_differ_and_both_renderers_draw_the_same_truth(prior, hst):
+    one, two = simulated(4, prior, hst, batch_size=2)
+    assert not torch.equal(one.x, two.x)
+    (drawn,) = simulated(2, prior, hst, batch_size=2, render=render_galsim)
+    for name in ("x", "y", "flux", "galaxy_type", "half_light_radius"):
+        assert torch.equal(getattr(drawn, name), getattr(one, name))
+    torch.testing.assert_close(drawn.image, one.image, atol=2e-3 * float(one.isolated.max()), rtol=0)
+
+
+def test_noise_can_be_white_and_without_photons(prior, hst):
+    quiet = hst.replace(noise_kernel=None, exposure=float("inf"))
+    blend = joined(simulated(8, prior, quiet))
+    residual = (blend.image - blend.isolated.sum(1)) / hst.sky_rms
+    assert float(residual.std()) == pytest.approx(1, abs=0.01)
+    assert float((residual[..., 1:] * residual[..., :-1]).mean()) == pytest.approx(0, abs=0.01)
+    assert torch.isinf(blend.exposure).all()
+
+
+def test_lengths_of_batches(prior, hst):
+    assert [len(batch) for batch in simulated(9, prior, hst, batch_size=4)] == [4, 4, 1]
+    assert simulated(0, prior, hst) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": -1}, "count must not be negative, got -1"),
+        ({"batch_size": 0}, "batch_size must be positive, got 0"),
+        ({"seed": -3}, "seed must not be negative, got -3"),
+    ],
+)
+def test_messages_come_at_once(prior, hst, options, message):
+    options = {"count": 1, "seed": 0} | options
+    with pytest.raises(ValueError, match=message):
+        simulate_blends(options.pop("count"), prior=prior, instrument=hst, **options)
+
+
+def test_a_stored_set_is_what_was_simulated(prior, hst, tmp_path):
+    path = tmp_path / "blends.h5"
+    count = write_blends(path, iter(simulated(5, prior, hst, batch_size=3)), instrument=hst)
+    stored, expected = read_blends(path), joined(simulated(5, prior, hst, batch_size=3))
+    assert count == 5
+    for field in fields(Blend):
+        np.testing.assert_array_equal(getattr(stored, field.name), getattr(expected, field.name))
