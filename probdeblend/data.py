@@ -21,7 +21,7 @@ from .prior import Prior
 from .profiles import render
 from .scene import Blend, Instrument
 
-__all__ = ["Depths", "SimulatedStream", "StoredStream", "training_batch", "turn"]
+__all__ = ["Depths", "SimulatedStream", "StoredStream", "seed_of", "training_batch", "turn"]
 
 MASK_THRESHOLD = 3.0
 
@@ -121,7 +121,19 @@ def turn(batch: Batch, *, quarters: int, flip: bool) -> Batch:
     return turned(image), flux, turned(mask)
 
 
-def _seed(*key: int) -> int:
+def seed_of(*key: int) -> int:
+    """Return a seed for torch that depends on a key of integers.
+
+    Parameters
+    ----------
+    *key
+        Integers that are not negative.
+
+    Returns
+    -------
+    int
+        A 63-bit seed.
+    """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -169,11 +181,11 @@ class SimulatedStream(IterableDataset[Batch]):
             The blends, on the device of the instrument's PSF.
         """
         key = (self.seed, number)
-        pairs = self.prior.sample(self.batch_size, seed=_seed(*key, 0))
-        components = self.prior.components(pairs, self.instrument, seed=_seed(*key, 1))
+        pairs = self.prior.sample(self.batch_size, seed=seed_of(*key, 0))
+        components = self.prior.components(pairs, self.instrument, seed=seed_of(*key, 1))
         psf = self.instrument.psf
         with torch.random.fork_rng(devices=[psf.device] if psf.is_cuda else []), torch.no_grad():
-            torch.manual_seed(_seed(*key, 2))
+            torch.manual_seed(seed_of(*key, 2))
             rms, exposure = (value.to(psf.device) for value in self.depths.sample(self.batch_size))
             isolated = render(components.to(psf.device), psf, pixel_scale=self.instrument.pixel_scale)
             light = isolated.sum(1, keepdim=True)

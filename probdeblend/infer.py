@@ -11,32 +11,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .data import seed_of
 from .nn.composite import BlendNumbers
 from .nn.layers import dropout_passes
 
-__all__ = ["NetworkDraws", "draw", "seed_of"]
+__all__ = ["NetworkDraws", "draw"]
 
 CHUNK = 64
-
-
-def seed_of(*key: int) -> int:
-    """Return a seed for torch that depends on a key of integers.
-
-    Parameters
-    ----------
-    *key
-        Integers that are not negative.
-
-    Returns
-    -------
-    int
-        A 63-bit seed.
-    """
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from astropy.stats import mad_std
 from astropy.table import QTable, Table
 from astropy.units import Quantity
 from astropy.wcs import WCS
@@ -17,7 +18,6 @@ from .sky import sky_scatter
 
 __all__ = ["StampResult", "deblend_stamps"]
 
-NORMAL_MAD = 1.482602218505602
 ROUNDS = 2
 
 
@@ -108,7 +108,7 @@ def deblend_stamps(
 
 def _measured(stamp: NDArray[np.floating]) -> float:
     good = stamp[np.isfinite(stamp)]
-    noise = NORMAL_MAD * float(np.median(np.abs(good - np.median(good))))
+    noise = float(mad_std(good))
     for _ in range(ROUNDS):
         if not noise > 0:
             raise ValueError("rms must be given for a stamp whose sky does not scatter, got None")
