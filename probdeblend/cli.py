@@ -221,8 +221,8 @@ def simulate(output: Path, **options: object) -> None:
 
 @main.command()
 @click.argument("output", type=FILE, default="weights.safetensors")
-@click.option("--steps", type=click.IntRange(1), default=2800, show_default=True, help="Number of batches.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Blends a batch.")
+@click.option("--steps", type=click.IntRange(1), default=20_000, show_default=True, help="Number of batches.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Blends a batch.")
 @_seed
 @click.option("--data", type=FILE, help="A set of blends to train on.  [default: an endless simulated stream]")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")

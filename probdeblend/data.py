@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +22,30 @@ from .prior import Prior
 from .profiles import render
 from .scene import Blend, Instrument
 
-__all__ = ["Depths", "SimulatedStream", "StoredStream", "seed_of", "training_batch", "turn"]
+__all__ = ["Batch", "Depths", "SimulatedStream", "StoredStream", "seed_of", "training_batch", "turn"]
 
 MASK_THRESHOLD = 3.0
 
-Batch = tuple[Tensor, Tensor, Tensor]
+
+class Batch(NamedTuple):
+    """What a loss takes; all but the mask in units of the sky noise.
+
+    Parameters
+    ----------
+    image
+        Pixels ``(blend, band, y, x)``.
+    flux
+        True total flux ``(blend, galaxy)``.
+    mask
+        True masks ``(blend, galaxy, y, x)``.
+    light
+        Image of each galaxy alone ``(blend, galaxy, y, x)``.
+    """
+
+    image: Tensor
+    flux: Tensor
+    mask: Tensor
+    light: Tensor
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,7 @@ class Depths:
 
 
 def training_batch(blend: Blend) -> Batch:
-    """Return what a loss takes: image, flux and mask, the first two in units of the sky noise.
+    """Return what a loss takes.
 
     Parameters
     ----------
@@ -82,22 +102,22 @@ def training_batch(blend: Blend) -> Batch:
 
     Returns
     -------
-    tuple of Tensor
-        ``(blend, band, y, x)``, ``(blend, galaxy)`` and ``(blend, galaxy, y, x)``.
+    Batch
+        In units of the sky noise.
 
     Raises
     ------
     ValueError
         If the blends have no truth.
     """
-    if blend.flux is None or blend.mask is None:
-        raise ValueError("blends must have flux and mask to train on, got blends without truth")
-    rms = blend.sky_rms
-    return blend.image / rms[:, None, None, None], blend.flux[..., 0] / rms[:, None], blend.mask
+    if blend.flux is None or blend.mask is None or blend.isolated is None:
+        raise ValueError("blends must have flux, mask and isolated to train on, got blends without truth")
+    rms = blend.sky_rms[:, None, None, None]
+    return Batch(blend.image / rms, blend.flux[..., 0] / rms[:, :, 0, 0], blend.mask, blend.isolated[:, :, 0] / rms)
 
 
 def turn(batch: Batch, *, quarters: int, flip: bool) -> Batch:
-    """Turn and flip images and masks; fluxes stay.
+    """Turn and flip what has pixels; fluxes stay.
 
     Parameters
     ----------
@@ -110,15 +130,14 @@ def turn(batch: Batch, *, quarters: int, flip: bool) -> Batch:
 
     Returns
     -------
-    tuple of Tensor
+    Batch
         The turned batch.
     """
 
     def turned(pixels: Tensor) -> Tensor:
         return torch.rot90(pixels.flip(-1) if flip else pixels, -quarters, (-2, -1))
 
-    image, flux, mask = batch
-    return turned(image), flux, turned(mask)
+    return Batch(turned(batch.image), batch.flux, turned(batch.mask), turned(batch.light))
 
 
 def seed_of(*key: int) -> int:

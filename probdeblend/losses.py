@@ -1,7 +1,8 @@
-"""Losses: each is a module whose ``forward(image, flux, mask)`` returns a scalar mean per blend.
+"""Losses: each is a module whose ``forward(image, flux, mask, light)`` returns a scalar mean per blend.
 
-`image` ``(blend, band, y, x)`` and `flux` ``(blend, galaxy)`` are in units of the sky noise, `mask` is
-``(blend, galaxy, y, x)``. Networks answer in ``log(flux / sky_rms)``.
+`image` ``(blend, band, y, x)``, `flux` ``(blend, galaxy)`` and `light` ``(blend, galaxy, y, x)``, the image of each
+galaxy alone, are in units of the sky noise, `mask` is ``(blend, galaxy, y, x)``. Networks answer in
+``log(flux / sky_rms)``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,19 @@ def _mask_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     return nn.functional.binary_cross_entropy_with_logits(logits, mask.to(logits))
 
 
+def _share_entropy(logits: Tensor, light: Tensor) -> Tensor:
+    """Return the cross-entropy of the central galaxy's share of the light, pixels weighted by the root of their light.
+
+    It is least where the logits give the expected share; the root lets outskirts count beside cores.
+    """
+    light = light.clamp(min=0)
+    total = light.sum(1)
+    share = light[:, 0] / total.clamp(min=1e-6)
+    weight = total.sqrt() / total.sqrt().sum((-2, -1), keepdim=True).clamp(min=1e-6)
+    entropy = nn.functional.binary_cross_entropy_with_logits(logits, share, reduction="none")
+    return (weight * entropy).sum((-2, -1)).mean()
+
+
 class _Loss(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -35,12 +49,12 @@ class FluxError(_Loss):
         A composite network; the mean of its distribution is its estimate.
     """
 
-    def forward(self, image: Tensor, flux: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, image: Tensor, flux: Tensor, mask: Tensor, light: Tensor) -> Tensor:
         """Return the error in percent.
 
         Parameters
         ----------
-        image, flux, mask
+        image, flux, mask, light
             As the module says.
 
         Returns
@@ -60,12 +74,12 @@ class MaskEntropy(_Loss):
         A network whose ``forward`` returns mask logits.
     """
 
-    def forward(self, image: Tensor, flux: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, image: Tensor, flux: Tensor, mask: Tensor, light: Tensor) -> Tensor:
         """Return the cross-entropy, mean over pixels.
 
         Parameters
         ----------
-        image, flux, mask
+        image, flux, mask, light
             As the module says.
 
         Returns
@@ -95,12 +109,12 @@ class JointError(_Loss):
         self.mask_weight = mask_weight
         self.flux_weight = flux_weight
 
-    def forward(self, image: Tensor, flux: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, image: Tensor, flux: Tensor, mask: Tensor, light: Tensor) -> Tensor:
         """Return the weighted sum.
 
         Parameters
         ----------
-        image, flux, mask
+        image, flux, mask, light
             As the module says.
 
         Returns
@@ -114,7 +128,7 @@ class JointError(_Loss):
 
 
 class NegativeLogLikelihood(_Loss):
-    """Negative log-likelihood of the log-fluxes, plus that of the masks: training by simulation (forward KL).
+    """Negative log-likelihood of the log-fluxes, plus that of the U-Net's answers: training by simulation (forward KL).
 
     Parameters
     ----------
@@ -122,18 +136,21 @@ class NegativeLogLikelihood(_Loss):
         A composite network.
     mask_weight
         Weight of the mask cross-entropy (mean over pixels) beside the flux term (sum over galaxies).
+    share_weight
+        Weight of the cross-entropy of the shares of the light (weighted mean over pixels).
     """
 
-    def __init__(self, network: nn.Module, *, mask_weight: float = 50.0) -> None:
+    def __init__(self, network: nn.Module, *, mask_weight: float = 50.0, share_weight: float = 50.0) -> None:
         super().__init__(network)
         self.mask_weight = mask_weight
+        self.share_weight = share_weight
 
-    def forward(self, image: Tensor, flux: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, image: Tensor, flux: Tensor, mask: Tensor, light: Tensor) -> Tensor:
         """Return the negative log-likelihood in nat.
 
         Parameters
         ----------
-        image, flux, mask
+        image, flux, mask, light
             As the module says.
 
         Returns
@@ -143,4 +160,7 @@ class NegativeLogLikelihood(_Loss):
         """
         answer = self.network(image)
         loss = -answer.flux.log_prob(torch.log(flux)).mean()
-        return loss if answer.mask is None else loss + self.mask_weight * _mask_entropy(answer.mask, mask)
+        if answer.mask is None:
+            return loss
+        pixels = self.share_weight * _share_entropy(answer.share, light)
+        return loss + self.mask_weight * _mask_entropy(answer.mask, mask) + pixels

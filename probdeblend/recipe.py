@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
@@ -22,19 +23,26 @@ from .weights import Deblender, Description, save
 
 __all__ = ["SETTINGS", "train_weights"]
 
-SETTINGS = {"unet_filters": 8, "first_filters": 32, "hidden": 128, "dropout": 0.1, "end_to_end": False}
+SETTINGS = {
+    "patch": 2,
+    "unet_filters": 16,
+    "depth": 4,
+    "first_filters": 64,
+    "hidden": 128,
+    "dropout": 0.1,
+}
 """Keyword arguments of the `~probdeblend.nn.composite.Blend2Mask2Flux` that ships."""
 
 Sources = tuple[Callable[..., IterableDataset[Batch]], Iterable[Batch], Iterable[Batch]]
-VALIDATION_BATCHES = 16
-FAMILIAR_BATCHES = 64
+VALIDATION_BLENDS = 1024
+FAMILIAR_BLENDS = 4096
 
 
 def train_weights(
     output: Path,
     *,
-    steps: int = 2800,
-    batch_size: int = 64,
+    steps: int = 20_000,
+    batch_size: int = 16,
     seed: int = 0,
     data: Path | None = None,
     resume: bool = False,
@@ -85,17 +93,20 @@ def train_weights(
         torch.manual_seed(seed)
         description = _description(steps=steps, batch_size=batch_size, seed=seed, data=data)
         network = description.build().to(device)
+        # The masks are to stay probabilities: they learn from their own loss alone.
+        network.end_to_end = False
         history = fit(
             NegativeLogLikelihood(network),
             lambda first: _loader(stream(first=first), device),
-            list(islice(validation, VALIDATION_BATCHES)),
-            schedule=Schedule(steps, validate_every=min(200, steps)),
+            list(islice(validation, math.ceil(VALIDATION_BLENDS / batch_size))),
+            schedule=Schedule(steps, validate_every=min(1000, steps)),
             checkpoint=checkpoint,
             resume=resume,
             progress=progress,
         )
         description.training.update(validation_loss=round(history.best, 4), steps_done=history.step)
-        features = torch.cat([_features(network, image) for image, *_ in islice(familiar, FAMILIAR_BATCHES)])
+        familiar = islice(familiar, math.ceil(FAMILIAR_BLENDS / batch_size))
+        features = torch.cat([_features(network, batch.image) for batch in familiar])
         deblender = Deblender(network.cpu(), instrument.to("cpu"), description, features=features)
         save(deblender, partial_output)
     checkpoint.unlink(missing_ok=True)

@@ -335,7 +335,7 @@ def _familiar(features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         raise ValueError("features or familiar must be given, got neither")
     features = features.double()
     mean = features.mean(0)
-    covariance = torch.cov(features.T) + 1e-3 * features.var(0).mean() * torch.eye(features.shape[1])
+    covariance = torch.cov(features.T) + (1e-3 * features.var(0).mean() + 1e-6) * torch.eye(features.shape[1])
     whitening = torch.linalg.inv(torch.linalg.cholesky(covariance)).float()
     distance = _distance(features.float(), mean.float(), whitening)
     return mean.float(), whitening, torch.tensor(float(np.quantile(distance, 0.999)))

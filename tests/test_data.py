@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from probdeblend.data import Depths, SimulatedStream, StoredStream, training_batch, turn
+from probdeblend.data import Batch, Depths, SimulatedStream, StoredStream, training_batch, turn
 from probdeblend.io import write_blends
 from probdeblend.prior import Prior
 from probdeblend.scene import Blend, Instrument
@@ -29,9 +29,8 @@ def test_batches_depend_on_seed_and_number_alone(stream, instrument):
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(first.image, stream.blend(4).image)
     later = SimulatedStream(Prior.default(), instrument, batch_size=6, seed=4, first=3)
-    image, flux, mask = next(iter(later))
     expected = training_batch(first)
-    assert all(torch.equal(a, b) for a, b in zip((image, flux, mask), expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(next(iter(later)), expected, strict=True))
 
 
 def test_workers_do_not_change_the_stream(instrument):
@@ -57,11 +56,12 @@ def test_blend_is_what_it_says(stream):
 
 def test_training_batch_is_in_units_of_the_noise(stream):
     blend = stream.blend(1)
-    image, flux, mask = training_batch(blend)
+    image, flux, mask, light = training_batch(blend)
+    assert torch.allclose(light * blend.sky_rms[:, None, None, None], blend.isolated[:, :, 0])
     assert torch.allclose(image * blend.sky_rms[:, None, None, None], blend.image, atol=1e-6)
     assert torch.allclose(flux * blend.sky_rms[:, None], blend.flux[..., 0])
     assert mask.dtype == torch.bool
-    with pytest.raises(ValueError, match="blends must have flux and mask to train on"):
+    with pytest.raises(ValueError, match="blends must have flux, mask and isolated to train on"):
         training_batch(Blend(image=blend.image, sky_rms=blend.sky_rms))
 
 
@@ -70,10 +70,11 @@ def test_turn_moves_images_and_masks_together():
     mask = torch.stack([image[:, 0] > 3, image[:, 0] > 11], 1)
     flux = torch.ones(1, 2)
     for quarters, flip in itertools.product(range(4), (False, True)):
-        turned, same, masks = turn((image, flux, mask), quarters=quarters, flip=flip)
+        turned, same, masks, light = turn(Batch(image, flux, mask, 2.0 * mask), quarters=quarters, flip=flip)
+        assert torch.equal(light, 2.0 * masks)
         assert torch.equal(masks[:, 0], turned[:, 0] > 3)
         assert torch.equal(same, flux)
-    quarter, _, _ = turn((image, flux, mask), quarters=1, flip=False)
+    quarter = turn(Batch(image, flux, mask, mask), quarters=1, flip=False).image
     # A quarter turn from +x to +y brings the pixel at (x, y) = (3, 0) to (3, 3).
     assert quarter[0, 0, 3, 3] == image[0, 0, 0, 3]
 

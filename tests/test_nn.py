@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 
 from probdeblend.nn.composite import Blend2Flux, Blend2Mask2Flux, stretch
 from probdeblend.nn.flux import FluxCNN
 from probdeblend.nn.heads import NormalHead, PointHead, StudentTHead
-from probdeblend.nn.layers import PassDropout, dropout_passes
+from probdeblend.nn.layers import PassDropout, dropout_passes, fold, unfold
 from probdeblend.nn.unet import UNet
 
 
@@ -33,15 +35,23 @@ def test_paper_unet_size():
     assert count(unet) / 1e6 == pytest.approx(7.76, abs=0.02)
 
 
+@pytest.mark.parametrize(("filters", "millions"), [(64, 9.4), (128, 14.2), (256, 33.5)])
+def test_composite_size(filters, millions):
+    with torch.device("meta"):
+        network = Blend2Mask2Flux(first_filters=filters, head=PointHead)
+    assert count(network) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
 @pytest.mark.parametrize("batch", [0, 1, 7])
-@pytest.mark.parametrize("norm", [False, True])
-def test_composite_shapes(batch, norm):
-    network = small(norm=norm).eval()
+@pytest.mark.parametrize(("norm", "patch"), [(False, 1), (True, 1), (False, 2), (True, 4)])
+def test_composite_shapes(batch, norm, patch):
+    network = small(norm=norm, patch=patch).eval()
     answer = network(torch.randn(batch, 1, 128, 128))
     assert answer.mask.shape == (batch, 2, 128, 128)
+    assert answer.share.shape == (batch, 128, 128)
     assert answer.flux.batch_shape == (batch,)
     assert answer.flux.event_shape == (2,)
-    flux = Blend2Flux(first_filters=2, norm=norm).eval()(torch.randn(batch, 1, 128, 128))
+    flux = Blend2Flux(first_filters=2, norm=norm, patch=patch).eval()(torch.randn(batch, 1, 128, 128))
     assert flux.mask is None
     assert flux.flux.batch_shape == (batch,)
 
@@ -50,14 +60,17 @@ def test_composite_shapes(batch, norm):
 def test_gradient_reaches_every_parameter(head):
     network = small(head=head, dropout=0.0)
     answer = network(3 * torch.randn(4, 1, 128, 128))
-    (answer.mask.square().mean() - answer.flux.log_prob(torch.randn(4, 2)).mean()).backward()
+    (
+        answer.mask.square().mean() + answer.share.square().mean() - answer.flux.log_prob(torch.randn(4, 2)).mean()
+    ).backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
 
 
 def test_flux_loss_trains_the_masks_only_end_to_end():
     for end_to_end in (True, False):
-        network = small(end_to_end=end_to_end, dropout=0.0)
+        network = small(dropout=0.0)
+        network.end_to_end = end_to_end
         network(torch.randn(3, 1, 128, 128)).flux.log_prob(torch.zeros(3, 2)).sum().backward()
         trained = network.unet.out.weight.grad is not None
         assert trained is end_to_end
@@ -143,9 +156,13 @@ def test_head_fits_a_correlated_gaussian():
     assert torch.allclose(fitted.covariance_matrix[0], torch.cov(data.T), atol=0.006)
 
 
-def test_stretch_is_asinh_and_linear():
+def test_stretch_is_asinh_and_linear_and_knows_the_middle():
     image = 10 * torch.randn(2, 1, 16, 16)
     channels = stretch(image)
+    assert channels.shape == (2, 3, 16, 16)
+    corner = 7.5 * 2**0.5
+    assert channels[:, 2, 0, 15].tolist() == pytest.approx([math.exp(-corner / 10)] * 2)
+    assert torch.equal(channels[:, 2], channels[:, 2].flip(-1).mT)
     assert torch.allclose(channels[:, :1].sinh(), image, rtol=1e-4, atol=1e-4)
     assert channels[:, 1].amax((-2, -1)).tolist() == pytest.approx([1.0, 1.0])
 
@@ -159,3 +176,44 @@ def test_errors():
         FluxCNN(1, first_filters=0)
     with pytest.raises(ValueError, match="probability must be at least 0 and below 1, got 1"):
         PassDropout(1.0)
+
+
+def test_patches_stay_where_they_are():
+    # One pixel changes the features, and the logits without convolutions, in its own patch alone.
+    torch.manual_seed(0)
+    unet = UNet(1, 1, depth=1, first_filters=4, patch=2).eval()
+    image = torch.randn(1, 1, 16, 16)
+    touched = image.clone()
+    touched[0, 0, 9, 4] += 10
+    changed = (unet(touched) - unet(image))[0, 0].abs() > 1e-6
+    rows, columns = changed.nonzero(as_tuple=True)
+    # Two 3 x 3 convolutions over patches reach two patches around the pixel's own.
+    assert (rows.min(), rows.max()) == (4, 13)
+    assert (columns.min(), columns.max()) == (0, 9)
+
+
+def test_the_signal_keeps_its_strength_through_the_network():
+    torch.manual_seed(0)
+    unet = UNet(3, 3, depth=4, first_filters=16, patch=2).eval()
+    features = unet.encode(torch.randn(4, 3, 128, 128))
+    assert 0.3 < features.square().mean() < 30
+
+
+def test_light_is_divided_by_the_shares():
+    network = small(dropout=0.0).eval()
+    image = torch.rand(2, 1, 128, 128) + 1
+    with torch.no_grad():
+        network.unet.out.weight.zero_()
+        network.unet.out.bias.copy_(torch.tensor([50.0, -50.0, math.log(3.0)]))
+        start = network.encode(image).start.exp()
+    light = image.sum((-3, -2, -1))
+    torch.testing.assert_close(start, torch.stack([0.75 * light, 0.25 * light], 1))
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_fold_is_pixel_unshuffle_also_without_images(patch):
+    image = torch.arange(2 * 3 * 8 * 16.0).reshape(2, 3, 8, 16)
+    folded = fold(image, patch)
+    assert torch.equal(folded, torch.nn.functional.pixel_unshuffle(image, patch))
+    assert torch.equal(unfold(folded, patch), image)
+    assert fold(image[:0], patch).shape == (0, 3 * patch**2, 8 // patch, 16 // patch)

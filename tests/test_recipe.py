@@ -12,8 +12,8 @@ from probdeblend.weights import load
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     monkeypatch.setattr(recipe, "SETTINGS", {"unet_filters": 2, "depth": 2, "first_filters": 2, "hidden": 4})
-    monkeypatch.setattr(recipe, "VALIDATION_BATCHES", 1)
-    monkeypatch.setattr(recipe, "FAMILIAR_BATCHES", 2)
+    monkeypatch.setattr(recipe, "VALIDATION_BLENDS", 4)
+    monkeypatch.setattr(recipe, "FAMILIAR_BLENDS", 8)
 
 
 def test_training_writes_weights_that_load(tmp_path):

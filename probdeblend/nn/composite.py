@@ -1,9 +1,9 @@
 """Blend2Flux and Blend2Mask2Flux: image over sky noise to the distribution of both log-fluxes, and to both masks.
 
 The networks of Boucaud et al. (2020, doi:10.1093/mnras/stz3056) with distributions in place of numbers. Blend2Flux
-sees the image alone; Blend2Mask2Flux sees the image and the two mask probabilities that its U-Net gives, and counts
-the log-fluxes from the light inside each of them: photometry through the masks is the start, the network's task is
-what the masks miss.
+sees the image alone. Blend2Mask2Flux sees the image and what its U-Net says of every pixel: the probability that it
+belongs to each galaxy, and the share of its light that is the central one's. The light inside the masks, divided so, is
+the start of the log-fluxes; the network's task is what this photometry misses.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from .heads import StudentTHead
 from .unet import UNet
 
 __all__ = ["Blend2Flux", "Blend2Mask2Flux", "BlendAnswer", "BlendFeatures", "BlendNumbers", "stretch"]
+
+_CENTER_SCALE = 10.0
 
 
 class BlendFeatures(NamedTuple):
@@ -48,10 +50,13 @@ class BlendNumbers(NamedTuple):
         Numbers from which the head makes the distribution ``(blend, number)``.
     mask
         Logits of the masks ``(blend, galaxy, y, x)``; None for a network without masks.
+    share
+        Logits of the central galaxy's share of the light ``(blend, y, x)``; None for a network without masks.
     """
 
     flux: Tensor
     mask: Tensor | None
+    share: Tensor | None
 
 
 class BlendAnswer(NamedTuple):
@@ -63,14 +68,20 @@ class BlendAnswer(NamedTuple):
         Distribution of ``log(flux / sky_rms)``, event shape (galaxy,).
     mask
         Logits of the masks ``(blend, galaxy, y, x)``; None for a network without masks.
+    share
+        Logits of the central galaxy's share of the light ``(blend, y, x)``; None for a network without masks.
     """
 
     flux: dist.TorchDistribution
     mask: Tensor | None
+    share: Tensor | None
 
 
 def stretch(image: Tensor) -> Tensor:
-    """Return two views of an image over its sky noise: asinh, and linear over the peak.
+    """Return what networks see: asinh of the image, the image over its peak, and where the middle of the stamp is.
+
+    Convolutions treat all places alike. The last channel, ``exp(-r / 10)`` with the distance r from the middle in
+    pixels, tells which galaxy is the central one.
 
     Parameters
     ----------
@@ -80,16 +91,18 @@ def stretch(image: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        Channels ``(blend, 2 band, y, x)``.
+        Channels ``(blend, 2 band + 1, y, x)``.
     """
     peak = image.amax((-3, -2, -1), keepdim=True).clamp(min=1.0)
-    return torch.cat([torch.asinh(image), image / peak], 1)
+    y, x = (torch.arange(size, device=image.device) - (size - 1) / 2 for size in image.shape[-2:])
+    center = torch.exp(-torch.hypot(y[:, None], x) / _CENTER_SCALE).to(image)
+    return torch.cat([torch.asinh(image), image / peak, center.expand(len(image), 1, -1, -1)], 1)
 
 
-def _log_light(image: Tensor, weight: Tensor) -> Tensor:
-    """Return the logarithm of the light inside weights ``(blend, galaxy, y, x)``, shared where they overlap."""
-    share = weight.square() / weight.sum(1, keepdim=True).clamp(min=1e-3)
-    return (share * image.mean(1, keepdim=True)).sum((-2, -1)).clamp(min=1.0).log()
+def _divide(image: Tensor, mask: Tensor, share: Tensor) -> Tensor:
+    """Return the light of each galaxy ``(blend, galaxy, y, x)``: inside either mask, divided by the shares."""
+    inside = 1 - (1 - mask).prod(1, keepdim=True)
+    return inside * torch.stack([share, 1 - share], 1) * image.mean(1, keepdim=True)
 
 
 class Blend2Flux(nn.Module):
@@ -97,7 +110,7 @@ class Blend2Flux(nn.Module):
 
     Parameters
     ----------
-    first_filters, hidden, norm, dropout
+    first_filters, hidden, norm, dropout, patch
         Of the `~probdeblend.nn.flux.FluxCNN`.
     head
         Class of the head, called with the number of features.
@@ -110,10 +123,11 @@ class Blend2Flux(nn.Module):
         hidden: int | None = None,
         norm: bool = False,
         dropout: float = 0.2,
+        patch: int = 1,
         head: type[nn.Module] = StudentTHead,
     ) -> None:
         super().__init__()
-        self.cnn = FluxCNN(2, first_filters=first_filters, hidden=hidden, norm=norm, dropout=dropout)
+        self.cnn = FluxCNN(3, patch=patch, first_filters=first_filters, hidden=hidden, norm=norm, dropout=dropout)
         self.head = head(self.cnn.out_features)
 
     def encode(self, image: Tensor) -> BlendFeatures:
@@ -145,7 +159,7 @@ class Blend2Flux(nn.Module):
         BlendNumbers
             Without masks.
         """
-        return BlendNumbers(self.head.numbers(self.cnn.answer(features.flux), features.start), None)
+        return BlendNumbers(self.head.numbers(self.cnn.answer(features.flux), features.start), None, None)
 
     def forward(self, image: Tensor) -> BlendAnswer:
         """Return the distribution of the log-fluxes.
@@ -160,11 +174,11 @@ class Blend2Flux(nn.Module):
         BlendAnswer
             Without masks.
         """
-        return BlendAnswer(self.head.distribution(self.answer(self.encode(image)).flux), None)
+        return BlendAnswer(self.head.distribution(self.answer(self.encode(image)).flux), None, None)
 
 
 class Blend2Mask2Flux(nn.Module):
-    """Image over sky noise to mask logits and the distribution of both log-fluxes over sky noise.
+    """Image over sky noise to masks, shares of the light and the distribution of both log-fluxes over sky noise.
 
     Parameters
     ----------
@@ -176,11 +190,16 @@ class Blend2Mask2Flux(nn.Module):
         Group normalization in both.
     dropout
         Dropout probability in both.
-    end_to_end
-        Let the flux loss train the masks too, as in the paper. It tightens them, and they are no longer the
-        probabilities that the mask loss asks for.
+    patch
+        Side in pixels of the squares that both fold into channels before their first convolution; 1 for none.
     head
         Class of the head, called with the number of features.
+
+    Attributes
+    ----------
+    end_to_end : bool
+        Whether the flux loss trains the U-Net too, as in the paper. It tightens the masks, and they are no longer the
+        probabilities that the mask loss asks for; set it to False to keep them.
     """
 
     def __init__(
@@ -192,14 +211,15 @@ class Blend2Mask2Flux(nn.Module):
         hidden: int | None = None,
         norm: bool = False,
         dropout: float = 0.2,
-        end_to_end: bool = True,
+        patch: int = 1,
         head: type[nn.Module] = StudentTHead,
     ) -> None:
         super().__init__()
-        self.unet = UNet(2, depth=depth, first_filters=unet_filters, norm=norm, dropout=dropout / 2)
-        self.cnn = FluxCNN(4, first_filters=first_filters, hidden=hidden, extra=2, norm=norm, dropout=dropout)
+        layers = {"norm": norm, "patch": patch}
+        self.unet = UNet(3, 3, depth=depth, first_filters=unet_filters, dropout=dropout / 2, **layers)
+        self.cnn = FluxCNN(7, first_filters=first_filters, hidden=hidden, extra=2, dropout=dropout, **layers)
         self.head = head(self.cnn.out_features)
-        self.end_to_end = end_to_end
+        self.end_to_end = True
 
     def encode(self, image: Tensor) -> BlendFeatures:
         """Return the features from which `answer` goes on.
@@ -212,19 +232,22 @@ class Blend2Mask2Flux(nn.Module):
         Returns
         -------
         BlendFeatures
-            With the light inside each mask as the start of the log-fluxes.
+            With the light inside the masks, divided by the shares, as the start of the log-fluxes.
         """
         channels = stretch(image)
         features = self.unet.encode(channels)
-        mask = self.unet.out(features).float().sigmoid()
+        seen = self.unet.logits(features).float().sigmoid()
         if not self.end_to_end:
-            mask = mask.detach()
-        start = _log_light(image, mask)
+            seen = seen.detach()
+        mask, share = seen[:, :2], seen[:, 2]
+        light = _divide(image, mask, share)
+        start = light.sum((-2, -1)).clamp(min=1.0).log()
         # The logarithms lie between 0 and 14; the hidden layers like numbers around one.
-        return BlendFeatures(self.cnn.encode(torch.cat([channels, mask], 1), start / 4 - 2), start, features)
+        flux = self.cnn.encode(torch.cat([channels, mask, torch.asinh(light)], 1), start / 4 - 2)
+        return BlendFeatures(flux, start, features)
 
     def answer(self, features: BlendFeatures) -> BlendNumbers:
-        """Return mask logits and the head's numbers, from features.
+        """Return the U-Net's logits and the head's numbers, from features.
 
         Parameters
         ----------
@@ -237,10 +260,11 @@ class Blend2Mask2Flux(nn.Module):
             Both.
         """
         flux = self.head.numbers(self.cnn.answer(features.flux), features.start)
-        return BlendNumbers(flux, self.unet.answer(features.mask).float())
+        logits = self.unet.answer(features.mask).float()
+        return BlendNumbers(flux, logits[:, :2], logits[:, 2])
 
     def forward(self, image: Tensor) -> BlendAnswer:
-        """Return mask logits and the distribution of the log-fluxes.
+        """Return the U-Net's logits and the distribution of the log-fluxes.
 
         Parameters
         ----------
@@ -253,4 +277,4 @@ class Blend2Mask2Flux(nn.Module):
             Both.
         """
         numbers = self.answer(self.encode(image))
-        return BlendAnswer(self.head.distribution(numbers.flux), numbers.mask)
+        return BlendAnswer(self.head.distribution(numbers.flux), numbers.mask, numbers.share)

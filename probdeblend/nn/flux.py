@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .layers import PassDropout, convolutions
+from .layers import PassDropout, convolutions, fold, he_normal
 
 __all__ = ["FluxCNN"]
 
@@ -31,16 +31,18 @@ class FluxCNN(nn.Module):
     extra
         Number of further inputs to the hidden layers, beside those from the image.
     size
-        Pixels on a side of the image, divisible by 16.
+        Pixels on a side of the image, divisible by 16 times the patch.
     norm
         Group normalization (the paper has none).
     dropout
         Probability that a unit is dropped before each hidden layer.
+    patch
+        Side in pixels of the squares that are folded into channels, as in the U-Net; 1 for none (the paper's).
 
     Raises
     ------
     ValueError
-        If the size is not divisible by 16 or there are no filters.
+        If the size does not fit or there are no filters.
     """
 
     def __init__(
@@ -53,22 +55,25 @@ class FluxCNN(nn.Module):
         size: int = 128,
         norm: bool = False,
         dropout: float = 0.2,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        if size % 16 or size < 16:
-            raise ValueError(f"size must be divisible by 16, got {size}")
+        if size % (16 * patch) or size < 16 * patch:
+            raise ValueError(f"size must be divisible by {16 * patch}, got {size}")
         if first_filters < 1:
             raise ValueError(f"first_filters must be at least 1, got {first_filters}")
         hidden = hidden or first_filters
-        filters = [in_channels, *(first_filters * times for times in (1, 1, 2, 2, 4))]
+        self.patch = patch
+        filters = [in_channels * patch**2, *(first_filters * times for times in (1, 1, 2, 2, 4))]
         pairs = pairwise(filters)
         self.convolutions = nn.ModuleList(convolutions(i, o, count=1, norm=norm) for i, o in pairs)
+        flat = filters[-1] * (size // (16 * patch)) ** 2 + extra
         self.dense = nn.Sequential(
             PassDropout(dropout),
-            nn.Linear(filters[-1] * (size // 16) ** 2 + extra, hidden),
+            he_normal(nn.Linear(flat, hidden), fan=flat),
             nn.ReLU(),
             PassDropout(dropout),
-            nn.Linear(hidden, hidden),
+            he_normal(nn.Linear(hidden, hidden), fan=hidden),
             nn.ReLU(),
         )
         self.out_features = hidden
@@ -88,6 +93,7 @@ class FluxCNN(nn.Module):
         Tensor
             Features ``(blend, feature)``.
         """
+        image = fold(image, self.patch)
         for level, block in enumerate(self.convolutions):
             image = block(nn.functional.max_pool2d(image, 2) if level else image)
         flat = image.flatten(1)

@@ -12,7 +12,72 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PassDropout", "convolutions", "dropout_passes"]
+__all__ = ["PassDropout", "convolutions", "dropout_passes", "fold", "he_normal", "unfold"]
+
+
+def he_normal(layer: nn.Module, *, fan: int, gain: float = 2.0) -> nn.Module:
+    """Start a layer so that the signal keeps its variance.
+
+    Without it, a deep network without normalization starts out silent.
+
+    Parameters
+    ----------
+    layer
+        A layer with weight and bias.
+    fan
+        Number of inputs to each output.
+    gain
+        Variance that the layer must make up for; 2 before a ReLU (He et al. 2015, arXiv:1502.01852), 1 otherwise.
+
+    Returns
+    -------
+    torch.nn.Module
+        The layer.
+    """
+    nn.init.normal_(layer.weight, std=(gain / fan) ** 0.5)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def fold(image: Tensor, patch: int) -> Tensor:
+    """Fold each square of pixels into the channels of one position, also where there is no image to fold.
+
+    Parameters
+    ----------
+    image
+        ``(blend, channel, y, x)``.
+    patch
+        Side of the squares in pixels.
+
+    Returns
+    -------
+    Tensor
+        ``(blend, channel * patch ** 2, y / patch, x / patch)``, channels last in memory.
+    """
+    blend, channel, y, x = image.shape
+    squares = image.reshape(blend, channel, y // patch, patch, x // patch, patch).permute(0, 1, 3, 5, 2, 4)
+    folded = squares.reshape(blend, channel * patch**2, y // patch, x // patch)
+    return folded.contiguous(memory_format=torch.channels_last)
+
+
+def unfold(features: Tensor, patch: int) -> Tensor:
+    """Undo `fold`.
+
+    Parameters
+    ----------
+    features
+        ``(blend, channel * patch ** 2, y / patch, x / patch)``.
+    patch
+        Side of the squares in pixels.
+
+    Returns
+    -------
+    Tensor
+        ``(blend, channel, y, x)``.
+    """
+    blend, channel, y, x = features.shape
+    squares = features.reshape(blend, channel // patch**2, patch, patch, y, x).permute(0, 1, 4, 2, 5, 3)
+    return squares.reshape(blend, channel // patch**2, y * patch, x * patch)
 
 
 def convolutions(inputs: int, outputs: int, *, count: int, norm: bool) -> nn.Sequential:
@@ -34,7 +99,8 @@ def convolutions(inputs: int, outputs: int, *, count: int, norm: bool) -> nn.Seq
     """
     layers: list[nn.Module] = []
     for i in range(count):
-        layers.append(nn.Conv2d(outputs if i else inputs, outputs, 3, padding=1))
+        channels = outputs if i else inputs
+        layers.append(he_normal(nn.Conv2d(channels, outputs, 3, padding=1), fan=9 * channels))
         if norm:
             layers.append(nn.GroupNorm(max(1, outputs // 8), outputs))
         layers.append(nn.ReLU())
