@@ -37,7 +37,12 @@ numpydoc_validation_checks = {
     "SA04",
     "SS05",  # ruff checks the mood, and knows plural nouns
 }
-numpydoc_validation_exclude = {r"\.Flag$", r"\.Result$", r"\.Parameter\.", r"\.(Batch|Blend(Features|Numbers|Answer))\."}
+numpydoc_validation_exclude = {
+    r"\.Flag$",
+    r"\.Result$",
+    r"\.Parameter\.",
+    r"\.(Batch|Blend(Features|Numbers|Answer))\.",
+}
 
 # Names of other libraries cannot be linked without a network; those of this one must resolve.
 nitpicky = True

@@ -77,7 +77,8 @@ def write_masks(
             raise ValueError(f"{name.lower()} must have the axes {axes}, got shape {array.shape}")
     hdus = [fits.PrimaryHDU(header=header)]
     hdus += [fits.ImageHDU(array, name=name) for name, array in arrays.items()]
-    hdus.append(fits.table_to_hdu(corners, name="STAMPS"))
+    hdus.append(fits.table_to_hdu(corners))
+    hdus[-1].name = "STAMPS"
     with whole_file(path) as temporary:
         fits.HDUList(hdus).writeto(temporary)
 
