@@ -451,7 +451,10 @@ def test_fit_prior_makes_the_prior_that_ships(run, data_dir, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 def test_an_interrupt_leaves_nothing(tmp_path):
     """Ctrl-C during a long command: no traceback, no partial file."""
-    command = [sys.executable, "-m", "probdeblend", "simulate", "set.h5", "--count", "100000", "--renderer", "torch"]
+    # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
+    heed = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    run = f"{heed}; runpy.run_module('probdeblend', run_name='__main__')"
+    command = [sys.executable, "-c", run, "simulate", "set.h5", "--count", "100000", "--renderer", "torch"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     try:
