@@ -62,6 +62,10 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
 
 
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
+_resume = click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
+_workers = click.option(
+    "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that work; 0 for this one alone."
+)
 _weights = click.option("--weights", type=FILE, help="A weights file.  [default: those of the package]")
 _seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same answer.")
 _sampling = _options(
@@ -183,19 +187,21 @@ def _rms(found: FieldImage, options: dict) -> object:
 @click.option("--separation", metavar="RULE", help="published, public-code, paper-text or anywhere.")
 @click.option("--sky-rms", type=float, default=3e-3, show_default=True, help="Sky noise of a pixel in e-/s.")
 @click.option("--exposure", type=float, default=3200.0, show_default=True, help="Exposure in s; inf for no photons.")
+@_workers
+@_resume
 @_overwrite
 def simulate(output: Path, **options: object) -> None:
-    """Simulate blends with their truth in CANDELS F160W conditions and write them to OUTPUT, an HDF5 file.
+    """Simulate blends with their truth in CANDELS F160W conditions and write them to OUTPUT, a folder of HDF5 files.
 
     \b
     Example:
-      probdeblend simulate test.h5 --count 2000 --seed 1
+      probdeblend simulate test --count 2000 --seed 1
     """  # noqa: D301
     from dataclasses import replace
 
     from tqdm import tqdm
 
-    from .io import write_blends
+    from .io import finished_batches, write_blends
     from .prior import Prior
     from .scene import Instrument
     from .simulate import render_galsim, render_torch, simulate_blends
@@ -206,6 +212,9 @@ def simulate(output: Path, **options: object) -> None:
     instrument = Instrument.candels_f160w(sky_rms=options["sky_rms"], exposure=options["exposure"])
     render = {"galsim": render_galsim, "torch": render_torch}[options["renderer"]]
     size = min(options["count"], 64)
+    names = ("count", "seed", "renderer", "prior", "separation", "sky_rms", "exposure")
+    settings = {"command": "simulate"} | {name: options[name] for name in names}
+    first = finished_batches(output, settings) if options["resume"] else 0
     batches = simulate_blends(
         options["count"],
         prior=prior,
@@ -213,9 +222,12 @@ def simulate(output: Path, **options: object) -> None:
         seed=options["seed"],
         render=render,
         batch_size=size,
+        first=first,
+        workers=options["workers"],
     )
-    bar = tqdm(batches, total=-(-options["count"] // size), desc="simulate", unit="batch")
-    count = write_blends(output, bar, instrument=instrument, overwrite=options["overwrite"])
+    bar = tqdm(batches, total=-(-options["count"] // size), initial=first, desc="simulate", unit="batch")
+    writing = {"instrument": instrument, "settings": settings, "first": first}
+    count = write_blends(output, bar, **writing, overwrite=options["overwrite"])
     click.echo(f"{count} blends written to {output}")
 
 
@@ -225,7 +237,7 @@ def simulate(output: Path, **options: object) -> None:
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Blends a batch.")
 @_seed
 @click.option("--data", type=FILE, help="A set of blends to train on.  [default: an endless simulated stream]")
-@click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
+@_resume
 @_overwrite
 def train(output: Path, **options: object) -> None:
     """Train a network on simulated blends and write its weights to OUTPUT (weights.safetensors).
@@ -253,7 +265,7 @@ def evaluate(blends: Path, **options: object) -> None:
 
     \b
     Example:
-      probdeblend evaluate test.h5 --output accuracy.ecsv
+      probdeblend evaluate test --output accuracy.ecsv
     """  # noqa: D301
     from . import validate, weights
     from .io import whole_file

@@ -276,6 +276,11 @@ class Blend(_Batch):
         Major-axis half-light radius of the whole galaxy ``(blend, galaxy)`` in arcsec.
     exposure
         Counts per unit of flux ``(blend,)``.
+    count
+        How many galaxies the stamp holds ``(blend,)``; all are pairs if None. The galaxies that a blend lacks
+        are the last ones: their flux is NaN, their mask and light are empty.
+    identity
+        Number of each galaxy in the library that it comes from ``(blend, galaxy)``, -1 for none.
 
     Raises
     ------
@@ -294,6 +299,8 @@ class Blend(_Batch):
     galaxy_type: Tensor | None = None
     half_light_radius: Tensor | None = None
     exposure: Tensor | None = None
+    count: Tensor | None = None
+    identity: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 4:
@@ -308,8 +315,9 @@ class Blend(_Batch):
             "mask": (*per_galaxy, *pixels),
             "isolated": (*per_galaxy, bands, *pixels),
             "exposure": (blends,),
+            "count": (blends,),
         }
-        for name in ("x", "y", "galaxy_type", "half_light_radius"):
+        for name in ("x", "y", "galaxy_type", "half_light_radius", "identity"):
             shapes[name] = per_galaxy
         for name, shape in shapes.items():
             value = getattr(self, name)

@@ -13,6 +13,7 @@ et al. (2020, doi:10.1093/mnras/stz3056).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import galsim
 import numpy as np
@@ -24,6 +25,7 @@ from .noise import add_noise
 from .photometry import auto_flux
 from .prior import Prior
 from .scene import STAMP_CENTER, STAMP_SIZE, Blend, Components, Instrument
+from .workers import in_order
 
 __all__ = ["Renderer", "render_galsim", "render_torch", "simulate_blends"]
 
@@ -115,6 +117,8 @@ def simulate_blends(
     seed: int,
     render: Renderer = render_galsim,
     batch_size: int = 64,
+    first: int = 0,
+    workers: int = 0,
 ) -> Iterator[Blend]:
     """Simulate blends with their truth, batch by batch.
 
@@ -135,6 +139,10 @@ def simulate_blends(
         `render_galsim` or `render_torch`.
     batch_size
         Blends a batch; the last one holds what is left.
+    first
+        Number of the first batch to make.
+    workers
+        Number of processes that simulate; 0 for none but this one. The blends do not depend on it.
 
     Returns
     -------
@@ -153,15 +161,16 @@ def simulate_blends(
         raise ValueError(f"batch_size must be positive, got {batch_size}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    starts = enumerate(range(0, count, batch_size))
-    scene = (prior, instrument, render)
-    return (_batch((seed, i), batch_size, min(batch_size, count - start), *scene) for i, start in starts)
+    keys = [((seed, i), min(batch_size, count - start)) for i, start in enumerate(range(0, count, batch_size))]
+    draw = partial(_batch, size=batch_size, prior=prior, instrument=instrument, render=render)
+    return in_order(draw, keys[first:], workers=workers)
 
 
 def _batch(
-    key: tuple[int, int], size: int, count: int, prior: Prior, instrument: Instrument, render: Renderer
+    task: tuple[tuple[int, int], int], *, size: int, prior: Prior, instrument: Instrument, render: Renderer
 ) -> Blend:
     """Draw a batch of `size` blends and keep the first `count`, which thus do not depend on `count`."""
+    key, count = task
     states = np.random.SeedSequence(key).generate_state(3, np.uint64) >> np.uint64(1)
     pair_seed, shape_seed, noise_seed = (int(state) for state in states)
     pairs = prior.sample(size, seed=pair_seed)

@@ -346,22 +346,23 @@ def test_the_example_goes_through_the_weights_that_ship(run, tmp_path):
 @pytest.mark.parametrize("renderer", ["galsim", "torch"])
 def test_simulate_writes_a_set(run, tmp_path, renderer):
     options = ["--count", 3, "--seed", 5, "--renderer", renderer, "--separation", "public-code", "--exposure", "inf"]
-    result = run("simulate", "set.h5", *options, "--prior", "default", "--sky-rms", 0.004)
+    result = run("simulate", "set", *options, "--prior", "default", "--sky-rms", 0.004)
     assert result.exit_code == 0, result.output
-    assert "3 blends written to set.h5" in result.output
-    assert count_blends(tmp_path / "set.h5") == 3
-    assert read_blends(tmp_path / "set.h5").flux.shape == (3, 2, 1)
-    instrument = read_instrument(tmp_path / "set.h5")
+    assert "3 blends written to set" in result.output
+    assert count_blends(tmp_path / "set") == 3
+    assert read_blends(tmp_path / "set").flux.shape == (3, 2, 1)
+    instrument = read_instrument(tmp_path / "set")
     assert (instrument.sky_rms, instrument.exposure) == (0.004, np.inf)
-    answer = run("simulate", "set.h5", *options)
+    answer = run("simulate", "set", *options)
     assert answer.exit_code == 1
-    assert "set.h5: exists already; --overwrite replaces it" in answer.stderr
+    assert "set: exists already; --overwrite replaces it" in answer.stderr
 
 
 def test_simulate_refuses_what_makes_no_sense(run, tmp_path):
-    refused(run("simulate", "set.h5", "--sky-rms", -1), "sky_rms must be positive, got -1")
-    refused(run("simulate", "set.h5", "--separation", "far"), "separation must be one of published, public-code")
-    assert run("simulate", "set.h5", "--count", 0).exit_code == 2
+    refused(run("simulate", "set", "--resume"), "set.partial: no unfinished set to go on from")
+    refused(run("simulate", "set", "--sky-rms", -1), "sky_rms must be positive, got -1")
+    refused(run("simulate", "set", "--separation", "far"), "separation must be one of published, public-code")
+    assert run("simulate", "set", "--count", 0).exit_code == 2
     assert not list(tmp_path.iterdir())
 
 
@@ -371,21 +372,21 @@ def test_train_hands_its_options_on(run, monkeypatch):
     seen = []
     monkeypatch.setattr(recipe, "train_weights", lambda output, **options: seen.append((output, options)))
     assert run("train").output == "weights written to weights.safetensors\n"
-    assert run("train", "my.safetensors", "--steps", 10, "--resume", "--data", "set.h5").exit_code == 0
+    assert run("train", "my.safetensors", "--steps", 10, "--resume", "--data", "set").exit_code == 0
     defaults = {"steps": 20_000, "batch_size": 16, "seed": 0, "data": None}
     defaults |= {"resume": False, "overwrite": False}
     assert seen[0] == (Path("weights.safetensors"), defaults)
-    changed = {"steps": 10, "resume": True, "data": Path("set.h5")}
+    changed = {"steps": 10, "resume": True, "data": Path("set")}
     assert seen[1] == (Path("my.safetensors"), defaults | changed)
 
 
 def test_evaluate_prints_a_row_a_method(run, fake, tmp_path):
-    assert run("simulate", "set.h5", "--count", 4, "--renderer", "torch").exit_code == 0
-    result = run("evaluate", "set.h5", "--draws", 64, "--output", "accuracy.ecsv")
+    assert run("simulate", "set", "--count", 4, "--renderer", "torch").exit_code == 0
+    result = run("evaluate", "set", "--draws", 64, "--output", "accuracy.ecsv")
     assert result.exit_code == 0, result.output
     assert [row.split()[0] for row in result.stdout.splitlines()[-2:]] == ["network", "sep"]
     assert Table.read(tmp_path / "accuracy.ecsv")["method"].tolist() == ["network", "sep"]
-    refused(run("evaluate", "set.h5", "--output", "accuracy.ecsv"), "accuracy.ecsv: exists already")
+    refused(run("evaluate", "set", "--output", "accuracy.ecsv"), "accuracy.ecsv: exists already")
     refused(run("evaluate", "accuracy.ecsv"), "not a set of blends")
 
 
@@ -454,7 +455,7 @@ def test_an_interrupt_leaves_nothing(tmp_path):
     # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
     heed = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     run = f"{heed}; runpy.run_module('probdeblend', run_name='__main__')"
-    command = [sys.executable, "-c", run, "simulate", "set.h5", "--count", "100000", "--renderer", "torch"]
+    command = [sys.executable, "-c", run, "simulate", "set", "--count", "100000", "--renderer", "torch"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     try:

@@ -1,7 +1,5 @@
 import gzip
-from dataclasses import fields
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 
 from probdeblend import io
-from probdeblend.scene import Blend, Instrument
 
 
 def write(path, data, *, name="", **cards):
@@ -322,101 +319,3 @@ def test_output_folder_never_replaces_other_files(tmp_path):
     with io.output_folder(tmp_path, overwrite=True, files=["thesis.tex"]) as folder:
         (folder / "new").touch()
     assert [entry.name for entry in tmp_path.iterdir()] == ["new"]
-
-
-def make_blend(rng, count):
-    """A batch with every truth field, of stamps whose width is no multiple of eight."""
-    shape = (count, 2)
-    flux = rng.uniform(1, 9, (*shape, 1))
-    return Blend(
-        image=torch.from_numpy(rng.normal(size=(count, 1, 12, 13))).float(),
-        sky_rms=torch.full((count,), 3e-3),
-        flux=torch.from_numpy(flux).float(),
-        auto_flux=torch.full((*shape, 1), torch.nan),
-        mask=torch.from_numpy(rng.uniform(size=(*shape, 12, 13)) > 0.5),
-        isolated=torch.from_numpy(rng.normal(size=(*shape, 1, 12, 13))).float(),
-        x=torch.from_numpy(rng.uniform(size=shape)),
-        y=torch.from_numpy(rng.uniform(size=shape)),
-        galaxy_type=torch.from_numpy(rng.integers(0, 4, shape)),
-        half_light_radius=torch.from_numpy(rng.uniform(size=shape)),
-        exposure=torch.full((count,), torch.inf),
-    )
-
-
-@pytest.fixture
-def instrument():
-    psf = torch.zeros(3, 3)
-    psf[1, 1] = 1
-    return Instrument(0.06, psf, 25.9463, 3e-3, noise_kernel=torch.ones(3, 3))
-
-
-def test_set_of_blends_comes_back(tmp_path, rng, instrument):
-    path = tmp_path / "set.h5"
-    batches = [make_blend(rng, count) for count in (7, 1, 20)]
-    assert io.write_blends(path, iter(batches), instrument=instrument) == 28
-    assert io.count_blends(path) == 28
-    whole, part = io.read_blends(path), io.read_blends(path, 6, 10)
-    assert (len(whole), len(part), len(io.read_blends(path, 28))) == (28, 4, 0)
-    for field in fields(Blend):
-        expected = torch.cat([getattr(batch, field.name) for batch in batches])
-        torch.testing.assert_close(getattr(whole, field.name), expected, rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(getattr(part, field.name), expected[6:10], rtol=0, atol=0, equal_nan=True)
-    found = io.read_instrument(path)
-    assert (found.pixel_scale, found.zero_point, found.sky_rms, found.exposure) == (
-        0.06,
-        25.9463,
-        3e-3,
-        np.inf,
-    )
-    torch.testing.assert_close(found.psf, instrument.psf)
-    torch.testing.assert_close(found.noise_kernel, instrument.noise_kernel)
-    with h5py.File(path) as file:
-        assert file["mask"].dtype == np.uint8
-        assert file["mask"].shape == (28, 2, 12, 2)
-        assert file["image"].dtype == np.float32
-
-
-def test_set_without_truth(tmp_path, rng, instrument):
-    path = tmp_path / "set.h5"
-    batch = Blend(torch.zeros(2, 1, 8, 8, dtype=torch.float64), torch.ones(2))
-    io.write_blends(path, [batch], instrument=instrument.replace(noise_kernel=None))
-    assert io.read_blends(path).flux is None
-    assert io.read_blends(path).image.dtype == torch.float32
-    assert io.read_instrument(path).noise_kernel is None
-
-
-def test_sets_appear_whole(tmp_path, rng, instrument):
-    path = tmp_path / "set.h5"
-    full, bare = make_blend(rng, 2), Blend(torch.zeros(2, 1, 12, 13), torch.ones(2))
-    with pytest.raises(ValueError, match="batches must have the same fields, only some have auto_flux, exposure"):
-        io.write_blends(path, [full, bare], instrument=instrument)
-    with pytest.raises(ValueError, match="batches must hold at least one blend, got none"):
-        io.write_blends(path, [], instrument=instrument)
-    assert not list(tmp_path.iterdir())
-    io.write_blends(path, [full], instrument=instrument)
-    with pytest.raises(FileExistsError, match=r"set.h5: exists already"):
-        io.write_blends(path, [bare], instrument=instrument)
-    io.write_blends(path, [bare], instrument=instrument, overwrite=True)
-    assert io.read_blends(path).mask is None
-    assert [entry.name for entry in tmp_path.iterdir()] == ["set.h5"]
-
-
-def test_sets_that_are_none(tmp_path, rng, instrument):
-    path = tmp_path / "set.h5"
-    with pytest.raises(FileNotFoundError, match=r"set.h5: no such file"):
-        io.read_blends(path)
-    (tmp_path / "text.h5").write_text("no set")
-    with pytest.raises(ValueError, match=r"text.h5: not a set of blends written by probdeblend, or damaged"):
-        io.count_blends(tmp_path / "text.h5")
-    h5py.File(tmp_path / "other.h5", "w").close()
-    with pytest.raises(ValueError, match=r"other.h5: not a set of blends written by probdeblend$"):
-        io.read_instrument(tmp_path / "other.h5")
-    io.write_blends(path, [make_blend(rng, 3)], instrument=instrument)
-    for start, stop in [(-1, 2), (2, 1), (0, 4)]:
-        message = rf"start and stop must be from 0 to 3 and in order, got {start} and {stop}"
-        with pytest.raises(ValueError, match=message):
-            io.read_blends(path, start, stop)
-    with h5py.File(path, "r+") as file:
-        file.attrs["version"] = 7
-    with pytest.raises(ValueError, match=r"set.h5: a set of version 7, this probdeblend reads version 1"):
-        io.read_blends(path)

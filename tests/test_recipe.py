@@ -33,11 +33,11 @@ def test_training_writes_weights_that_load(tmp_path):
 def test_training_on_a_stored_set(tmp_path):
     instrument = Instrument.candels_f160w()
     stream = SimulatedStream(Prior.default(), instrument, batch_size=40, seed=2)
-    write_blends(tmp_path / "set.h5", [stream.blend(0)], instrument=instrument)
+    write_blends(tmp_path / "set", [stream.blend(0)], instrument=instrument)
     trained = recipe.train_weights(
-        tmp_path / "w.safetensors", steps=2, batch_size=4, data=tmp_path / "set.h5", progress=False
+        tmp_path / "w.safetensors", steps=2, batch_size=4, data=tmp_path / "set", progress=False
     )
-    assert trained.description.training["source"] == "set.h5"
+    assert trained.description.training["source"] == "set"
 
 
 def test_checkpoint_in_the_way(tmp_path):

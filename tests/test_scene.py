@@ -27,11 +27,11 @@ def components(blends=2, galaxies=2, parts=3, **changes):
     return Components(**(values | {"present": torch.rand(shape) < 0.5} | changes))
 
 
-def blend(count=3, galaxies=2, bands=1, size=8, **changes):
-    one, many = (count, galaxies), (count, galaxies, bands)
+def blend(length=3, galaxies=2, bands=1, size=8, **changes):
+    one, many = (length, galaxies), (length, galaxies, bands)
     values = {
-        "image": torch.rand(count, bands, size, size),
-        "sky_rms": torch.rand(count) + 0.1,
+        "image": torch.rand(length, bands, size, size),
+        "sky_rms": torch.rand(length) + 0.1,
         "flux": torch.rand(many),
         "auto_flux": torch.rand(many),
         "mask": torch.rand(*one, size, size) < 0.5,
@@ -40,7 +40,9 @@ def blend(count=3, galaxies=2, bands=1, size=8, **changes):
         "y": torch.rand(one),
         "galaxy_type": torch.randint(0, len(GALAXY_TYPES), one),
         "half_light_radius": torch.rand(one),
-        "exposure": torch.rand(count),
+        "exposure": torch.rand(length),
+        "count": torch.randint(1, 4, (length,)),
+        "identity": torch.randint(0, 9, one),
     }
     return Blend(**(values | changes))
 

@@ -6,12 +6,13 @@ cannot be read raises one sentence that begins with the file's name.
 
 from .images import FieldImage, read_image, read_map, read_psf, read_stamps
 from .outputs import OUTPUT_FILES, output_folder, whole_file, write_catalog, write_masks
-from .sets import count_blends, read_blends, read_instrument, write_blends
+from .sets import count_blends, finished_batches, read_blends, read_instrument, write_blends
 
 __all__ = [
     "OUTPUT_FILES",
     "FieldImage",
     "count_blends",
+    "finished_batches",
     "output_folder",
     "read_blends",
     "read_image",

@@ -1,0 +1,57 @@
+"""Work shared out among processes, with results in order and no more of them in memory than are being made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+__all__ = ["in_order"]
+
+
+class _Results(Dataset):
+    def __init__(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
+        self.function, self.tasks = function, tasks
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, number: int) -> object:
+        return self.function(self.tasks[number])
+
+
+def in_order(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int = 0) -> Iterator[Any]:
+    """Apply a function to each task and yield the results in the order of the tasks.
+
+    Parameters
+    ----------
+    function
+        What to do; it must give the same result in every process.
+    tasks
+        Its arguments.
+    workers
+        Number of processes; 0 works in this one. Each worker is at most two results ahead.
+
+    Returns
+    -------
+    iterator
+        A result a task.
+
+    Raises
+    ------
+    ValueError
+        If the number of workers is negative.
+    """
+    if workers < 0:
+        raise ValueError(f"workers must not be negative, got {workers}")
+    return _each(DataLoader(_Results(function, tasks), batch_size=None, num_workers=workers, collate_fn=_unchanged))
+
+
+def _each(loader: DataLoader) -> Iterator[Any]:
+    """Start the workers when the first result is asked for, not before."""
+    yield from loader
+
+
+def _unchanged(result: object) -> object:
+    return result
