@@ -19,10 +19,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 from .io import count_blends, read_blends
 from .noise import add_noise
 from .prior import Prior
-from .profiles import render
+from .profiles import render, reshape_psf
 from .scene import Blend, Instrument
 
-__all__ = ["Batch", "Depths", "SimulatedStream", "StoredStream", "seed_of", "training_batch", "turn"]
+__all__ = ["Batch", "Conditions", "SimulatedStream", "StoredStream", "seed_of", "training_batch", "turn"]
 
 MASK_THRESHOLD = 3.0
 
@@ -49,33 +49,41 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Depths:
-    """Range of depths of a training set: log-uniform sky noise and uniform exposure.
+class Conditions:
+    """What varies from image to image of a training set: depth and PSF.
 
     Parameters
     ----------
     sky_rms
-        Least and largest sky noise of a pixel in image units.
+        Least and largest sky noise of a pixel in image units, log-uniform between.
     exposure
-        Least and largest exposure in counts per unit of flux.
+        Least and largest exposure in counts per unit of flux, uniform between.
+    psf_growth
+        Least and largest width of the PSF over that of the instrument's, uniform between.
+    psf_shear
+        Largest reduced shear of the PSF, (a - b) / (a + b) of its half-axes; uniform in the plane of shears.
 
     Raises
     ------
     ValueError
-        If a range is not positive and increasing.
+        If a range is not positive and increasing, or the shear not between 0 and 1.
     """
 
     sky_rms: tuple[float, float] = (2e-3, 8e-3)
     exposure: tuple[float, float] = (1800.0, 5000.0)
+    psf_growth: tuple[float, float] = (0.95, 1.05)
+    psf_shear: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("sky_rms", "exposure"):
+        for name in ("sky_rms", "exposure", "psf_growth"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} must be a positive, increasing range, got {(low, high)}")
+        if not 0 <= self.psf_shear < 1:
+            raise ValueError(f"psf_shear must be at least 0 and less than 1, got {self.psf_shear}")
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Draw from torch's default generator.
+        """Draw depths from torch's default generator.
 
         Parameters
         ----------
@@ -90,6 +98,27 @@ class Depths:
         low, high = (math.log(value) for value in self.sky_rms)
         least, most = self.exposure
         return (low + (high - low) * torch.rand(count)).exp(), least + (most - least) * torch.rand(count)
+
+    def sample_psf(self, psf: Tensor) -> Tensor:
+        """Draw a PSF from torch's default generator.
+
+        Parameters
+        ----------
+        psf
+            The instrument's effective PSF ``(y, x)``.
+
+        Returns
+        -------
+        Tensor
+            A PSF of the family, of the same shape.
+        """
+        low, high = self.psf_growth
+        if low == high == 1 and self.psf_shear == 0:
+            return psf
+        growth = low + (high - low) * torch.rand(1)
+        size, turn = self.psf_shear * torch.rand(1).sqrt(), 2 * math.pi * torch.rand(1)
+        shear = torch.stack([size * turn.cos(), size * turn.sin()], -1)
+        return reshape_psf(psf, growth.to(psf), shear.to(psf))[0]
 
 
 def training_batch(blend: Blend) -> Batch:
@@ -163,8 +192,8 @@ class SimulatedStream(IterableDataset[Batch]):
     ----------
     prior, instrument
         Population and instrument.
-    depths
-        Range of sky noise and exposure.
+    conditions
+        Range of depths and PSFs.
     batch_size
         Blends a batch.
     seed
@@ -178,12 +207,12 @@ class SimulatedStream(IterableDataset[Batch]):
         prior: Prior,
         instrument: Instrument,
         *,
-        depths: Depths | None = None,
+        conditions: Conditions | None = None,
         batch_size: int = 64,
         seed: int = 0,
         first: int = 0,
     ) -> None:
-        self.prior, self.instrument, self.depths = prior, instrument, depths or Depths()
+        self.prior, self.instrument, self.conditions = prior, instrument, conditions or Conditions()
         self.batch_size, self.seed, self.first = batch_size, seed, first
 
     def blend(self, number: int) -> Blend:
@@ -205,8 +234,9 @@ class SimulatedStream(IterableDataset[Batch]):
         psf = self.instrument.psf
         with torch.random.fork_rng(devices=[psf.device] if psf.is_cuda else []), torch.no_grad():
             torch.manual_seed(seed_of(*key, 2))
-            rms, exposure = (value.to(psf.device) for value in self.depths.sample(self.batch_size))
-            isolated = render(components.to(psf.device), psf, pixel_scale=self.instrument.pixel_scale)
+            rms, exposure = (value.to(psf.device) for value in self.conditions.sample(self.batch_size))
+            varied = self.conditions.sample_psf(psf)
+            isolated = render(components.to(psf.device), varied, pixel_scale=self.instrument.pixel_scale)
             light = isolated.sum(1, keepdim=True)
             image = add_noise(light, self.instrument, sky_rms=rms, exposure=exposure)
         return Blend(

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .scene import STAMP_SIZE, Components
 
-__all__ = ["TABLE_INDEX", "TABLE_WAVENUMBER", "render", "sersic_surface_brightness"]
+__all__ = ["TABLE_INDEX", "TABLE_WAVENUMBER", "render", "reshape_psf", "sersic_surface_brightness"]
 
 _FIELDS = ("flux", "half_light_radius", "sersic_index", "axis_ratio", "angle", "x", "y")
 _INDEX_RANGE = (0.5, 6.0)
@@ -74,6 +74,41 @@ def sersic_surface_brightness(
     log_area = torch.lgamma(twice + 1) - twice * scale.log() + (torch.pi * half_light_radius**2).log()
     reduced = (radius_squared / half_light_radius**2).clamp(min=torch.finfo(flux.dtype).tiny)
     return flux * torch.exp(-scale * reduced ** (1 / twice) - log_area)
+
+
+def reshape_psf(psf: Tensor, growth: Tensor, shear: Tensor) -> Tensor:
+    """Make a PSF wider and elliptical, as focus, jitter and drizzling do from image to image.
+
+    The sampled PSF is taken as band-limited (interpolated with sinc functions), stretched about its center, and
+    normalized to the light that it had.
+
+    Parameters
+    ----------
+    psf
+        Effective PSF ``(y, x)``, square with an odd side.
+    growth
+        Factors of the width ``(number,)``.
+    shear
+        Reduced shears ``(number, 2)``: (a - b) / (a + b) of the ellipse with half-axes a and b that a circle
+        becomes, times the cosine and the sine of twice its angle from +x to +y.
+
+    Returns
+    -------
+    Tensor
+        PSFs ``(number, y, x)``.
+    """
+    half = psf.shape[-1] // 2
+    places = torch.arange(-half, half + 1, dtype=psf.dtype, device=psf.device)
+    y, x = torch.meshgrid(places, places, indexing="ij")
+    scale = growth * (1 - shear.square().sum(-1)).sqrt()
+    first, second, scale = (value[:, None, None] for value in (*shear.unbind(-1), scale))
+    # The inverse of the shear's matrix ((1 + g1, g2), (g2, 1 - g1)) / sqrt(1 - g^2), times the growth.
+    source_x = ((1 - first) * x - second * y) / scale
+    source_y = ((1 + first) * y - second * x) / scale
+    along_x = torch.sinc(source_x[..., None] - places)
+    along_y = torch.sinc(source_y[..., None] - places)
+    stretched = torch.einsum("...j,...i,ji->...", along_y, along_x, psf)
+    return stretched * (psf.sum() / stretched.sum((-2, -1), keepdim=True))
 
 
 def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int = STAMP_SIZE) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from . import __version__
-from .data import Batch, Depths, SimulatedStream, StoredStream
+from .data import Batch, Conditions, SimulatedStream, StoredStream
 from .io import count_blends, read_instrument, whole_file
 from .losses import NegativeLogLikelihood
 from .prior import Prior
@@ -131,7 +131,7 @@ def _stored(path: Path, instrument: Instrument, *, batch_size: int, seed: int) -
 
 
 def _description(*, steps: int, batch_size: int, seed: int, data: Path | None) -> Description:
-    prior, depths, instrument = Prior.default(), Depths(), Instrument.candels_f160w()
+    prior, conditions, instrument = Prior.default(), Conditions(), Instrument.candels_f160w()
     fluxes = [10 ** (-0.4 * (magnitude - instrument.zero_point)) for magnitude in prior.magnitude_range]
     training = {
         "command": "probdeblend train",
@@ -146,7 +146,7 @@ def _description(*, steps: int, batch_size: int, seed: int, data: Path | None) -
         architecture="Blend2Mask2Flux",
         head="StudentTHead",
         settings=dict(SETTINGS),
-        flux_range=(min(fluxes) / max(depths.sky_rms), max(fluxes) / min(depths.sky_rms)),
+        flux_range=(min(fluxes) / max(conditions.sky_rms), max(fluxes) / min(conditions.sky_rms)),
         max_difference=prior.max_difference,
         prior=prior.describe(),
         training=training,

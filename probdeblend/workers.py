@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 __all__ = ["in_order"]
@@ -45,7 +46,10 @@ def in_order(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: i
     """
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}")
-    return _each(DataLoader(_Results(function, tasks), batch_size=None, num_workers=workers, collate_fn=_unchanged))
+    results = _Results(function, tasks)
+    # A generator of its own: a loader draws a seed for its workers, by default from the global one.
+    settings = {"batch_size": None, "collate_fn": _unchanged, "generator": torch.Generator()}
+    return _each(DataLoader(results, num_workers=workers, **settings))
 
 
 def _each(loader: DataLoader) -> Iterator[Any]:

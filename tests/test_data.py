@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from probdeblend.data import Batch, Depths, SimulatedStream, StoredStream, training_batch, turn
+from probdeblend.data import Batch, Conditions, SimulatedStream, StoredStream, training_batch, turn
 from probdeblend.io import write_blends
 from probdeblend.prior import Prior
 from probdeblend.scene import Blend, Instrument
@@ -94,8 +94,33 @@ def test_stored_stream_sees_every_blend_once_an_epoch(tmp_path, stream, instrume
         StoredStream(path, batch_size=40)
 
 
-def test_depths_errors():
+def test_conditions_errors():
     with pytest.raises(ValueError, match="sky_rms must be a positive, increasing range"):
-        Depths(sky_rms=(0.0, 1.0))
+        Conditions(sky_rms=(0.0, 1.0))
     with pytest.raises(ValueError, match="exposure must be a positive, increasing range"):
-        Depths(exposure=(5.0, 1.0))
+        Conditions(exposure=(5.0, 1.0))
+    with pytest.raises(ValueError, match="psf_growth must be a positive, increasing range"):
+        Conditions(psf_growth=(1.1, 0.9))
+    with pytest.raises(ValueError, match="psf_shear must be at least 0 and less than 1, got 1"):
+        Conditions(psf_shear=1.0)
+
+
+def test_psf_varies_within_its_range(instrument):
+    """Widths by the second moment within 8 pixels, relative to the instrument's."""
+    places = torch.arange(-32, 33.0)
+    near = (places[:, None].square() + places.square() < 64).float()
+
+    def moments(psf):
+        light = psf * near / (psf * near).sum()
+        return (light * places.square()).sum(), (light * places[:, None].square()).sum()
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        drawn = [Conditions().sample_psf(instrument.psf) for _ in range(60)]
+    nominal = sum(moments(instrument.psf))
+    size = torch.stack([(sum(moments(psf)) / nominal).sqrt() for psf in drawn])
+    assert 0.96 < float(size.min()) < 0.98
+    assert 1.02 < float(size.max()) < 1.04
+    x, y = torch.tensor([moments(psf) for psf in drawn]).T
+    assert 0.01 < float(((x - y) / (x + y)).std()) < 0.03
+    assert Conditions(psf_growth=(1, 1), psf_shear=0).sample_psf(instrument.psf) is instrument.psf

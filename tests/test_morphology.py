@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import special
-from scipy.stats import kstest
+from scipy.stats import binomtest, kstest, ttest_1samp
 
 from probdeblend.morphology import MAX_COMPONENTS, galaxy_components
 from probdeblend.scene import GALAXY_TYPES, STAMP_CENTER, Components, Instrument
@@ -56,7 +56,7 @@ def test_number_of_components(made):
     kind, _, light = made
     assert light.flux.shape == (COUNT, 2, MAX_COMPONENTS)
     numbers = set(light.present.sum(-1).flatten().tolist())
-    assert numbers == {"sph": {1}, "disk": {1}, "sphd": {2}, "irr": {4, 5, 6, 7, 8, 9}}[kind]
+    assert numbers == {"sph": {1}, "disk": {1, 2, 7}, "sphd": {2, 3, 8}, "irr": {4, 5, 6, 7, 8, 9}}[kind]
     assert light.present[..., 0].all()
 
 
@@ -79,8 +79,10 @@ def test_index_of_single_profiles(hst, kind, low, high):
 
 
 def bulge_and_disk(light):
+    """Bulges and disks of the galaxies whose disk is smooth, and which galaxies those are."""
+    smooth = light.present.sum(-1) == 2
     names = ("flux", "half_light_radius", "sersic_index", "axis_ratio")
-    return (getattr(light, name)[..., :2].reshape(-1, 2).double().numpy() for name in names)
+    return *(getattr(light, name)[smooth][:, :2].double().numpy() for name in names), smooth
 
 
 def test_bulge_and_disk_share_the_flux_as_drawn(hst):
@@ -95,8 +97,8 @@ def test_bulge_and_disk_share_the_flux_as_drawn(hst):
 def test_half_of_the_light_is_within_the_half_light_radius(hst):
     """The curve of growth by SciPy, for bulge and disk of one axis ratio."""
     drawn = pairs("sphd")
-    flux, radius, index, _ = bulge_and_disk(light_of(drawn, hst))
-    whole = (drawn["half_light_radius"] * drawn["axis_ratio"].sqrt()).double().numpy().reshape(-1, 1)
+    flux, radius, index, _, smooth = bulge_and_disk(light_of(drawn, hst))
+    whole = (drawn["half_light_radius"] * drawn["axis_ratio"].sqrt())[smooth].double().numpy()[:, None]
     scale = special.gammaincinv(2 * index, 0.5)
     enclosed = flux * special.gammainc(2 * index, scale * (whole / radius) ** (1 / index))
     np.testing.assert_allclose(enclosed.sum(-1) / flux.sum(-1), 0.5, atol=1e-4)
@@ -104,9 +106,9 @@ def test_half_of_the_light_is_within_the_half_light_radius(hst):
 
 def test_half_light_radius_in_ellipses_of_the_disk(hst, rng):
     """A bulge is rounder than its disk, which moves the half-light ellipse of the disk's shape by a few percent."""
-    drawn = pairs("sphd", count=100)
-    values = bulge_and_disk(light_of(drawn, hst))
-    whole = (drawn["half_light_radius"] * drawn["axis_ratio"].sqrt()).flatten().numpy()
+    drawn = pairs("sphd", count=200)
+    *values, smooth = bulge_and_disk(light_of(drawn, hst))
+    whole = (drawn["half_light_radius"] * drawn["axis_ratio"].sqrt())[smooth].numpy()
     ratios = []
     for flux, radius, index, ratio, expected in zip(*values, whole, strict=True):
         part = (rng.random(20000) > flux[0] / flux.sum()).astype(int)
@@ -143,7 +145,43 @@ def test_knots_are_lopsided_to_no_preferred_side(hst, false_alarm):
     turn = torch.atan2(y, x).flatten().numpy() / (2 * np.pi) + 0.5
     assert kstest(turn, "uniform").pvalue > false_alarm
     share = total / light.total_flux
-    assert 0.05 <= float(share.min()) < float(share.max()) <= 0.55
+    assert 0.05 <= float(share.min()) < float(share.max()) <= 0.35
+
+
+@pytest.mark.parametrize(("kind", "disk"), [("disk", 0), ("sphd", 1)])
+def test_arms_and_patches_of_disks(hst, false_alarm, kind, disk):
+    """How many disks have arms or a patch, how much light is in them, and where in the disk's plane they lie."""
+    drawn = pairs(kind)
+    light = light_of(drawn, hst)
+    extra = light.present[..., 2:].sum(-1)
+    for knots, share in ((6, 0.35), (1, 0.25)):
+        assert binomtest(int((extra == knots).sum()), 2 * COUNT, share).pvalue > false_alarm
+    moved = (light.flux * light.present)[..., 2:].sum(-1) / (light.total_flux - (disk * light.flux[..., 0]))
+    for knots, most in ((6, 0.3), (1, 0.25)):
+        assert 0.05 <= float(moved[extra == knots].min()) < float(moved[extra == knots].max()) <= most + 1e-5
+    radius, ratio, angle = (
+        getattr(light, name)[..., disk, None] for name in ("half_light_radius", "axis_ratio", "angle")
+    )
+    dx, dy = ((value - value[..., :1])[..., 2:] * hst.pixel_scale for value in (light.x, light.y))
+    major = (dx * angle.cos() + dy * angle.sin()) * ratio.sqrt() / radius
+    minor = (dy * angle.cos() - dx * angle.sin()) / ratio.sqrt() / radius
+    small = (radius / ratio.sqrt() < 1.0)[..., 0]
+    distance = torch.hypot(major, minor)
+    arms = distance[(extra == 6) & small][:, :6]
+    assert 0.39 < float(arms.min()) < 0.5
+    assert 1.3 < float(arms.max()) < 1.41
+    assert (arms[:, 4:].mean(-1) > arms[:, :2].mean(-1)).all()
+    assert float(distance[(extra == 1) & small][:, 0].min() + 1e-3) >= 0.2
+
+
+def test_two_arms_lie_opposite_to_each_other(hst, false_alarm):
+    light = light_of(pairs("disk", axis_ratio=torch.ones(COUNT, 2), half_light_radius=torch.full((COUNT, 2), 0.3)), hst)
+    arms = light.present.sum(-1) == 7
+    turn = torch.atan2(*((value - value[..., :1])[arms][:, 2:4] for value in (light.y, light.x)))
+    apart = (turn[:, 1] - turn[:, 0]).remainder(2 * torch.pi) / torch.pi
+    # The arms wind by less than a quarter turn between the two knots, to either side.
+    assert ((apart > 0.5) & (apart < 1.5)).float().mean() > 0.6
+    assert ttest_1samp(torch.sin(apart * torch.pi), 0).pvalue > false_alarm
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])

@@ -9,6 +9,7 @@ from probdeblend.profiles import (
     _sersic_transform,
     _tensors,
     render,
+    reshape_psf,
     sersic_surface_brightness,
 )
 from probdeblend.scene import Components, Instrument
@@ -277,3 +278,24 @@ def test_shipped_table_is_the_transform_of_the_exponential_profile():
     torch.testing.assert_close(result, expected, atol=2e-6, rtol=0)
     assert TABLE_WAVENUMBER[0] == 0
     assert TABLE_INDEX[[0, -1]] == pytest.approx([0.5, 6.0])
+
+
+@pytest.mark.parametrize(
+    ("growth", "g1", "g2"), [(1.0, 0.0, 0.0), (0.95, 0.0, 0.0), (1.05, 0.01, -0.02), (1.0, 0.0, 0.05)]
+)
+def test_reshaped_psf_is_that_of_galsim(growth, g1, g2):
+    """The pixels within 20 of the middle; beyond, GalSim's interpolation meets the edge of the array."""
+    kernel = galsim.InterpolatedImage(galsim.Image(PSF.numpy(), scale=1.0), x_interpolant=galsim.Lanczos(31))
+    drawn = kernel.dilate(growth).shear(g1=g1, g2=g2).drawImage(nx=65, ny=65, scale=1.0, method="no_pixel").array
+    made = reshape_psf(PSF, torch.tensor([growth]).double(), torch.tensor([[g1, g2]]).double())[0]
+    assert float(made.sum()) == pytest.approx(float(PSF.sum()), rel=1e-9)
+    inner = slice(12, -12)
+    assert np.abs(made.numpy() - drawn * (float(PSF.sum()) / drawn.sum()))[inner, inner].max() < 1e-3 * float(PSF.max())
+
+
+def test_reshaped_psf_keeps_itself_and_grows():
+    growth = torch.tensor([1.0, 0.95, 1.05], dtype=torch.float64)
+    same, narrow, wide = reshape_psf(PSF, growth, torch.zeros(3, 2, dtype=torch.float64))
+    torch.testing.assert_close(same, PSF, atol=1e-9, rtol=0)
+    assert float(narrow.max()) / float(PSF.max()) == pytest.approx(0.95**-2, rel=0.01)
+    assert float(wide.max()) / float(PSF.max()) == pytest.approx(1.05**-2, rel=0.01)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from probdeblend.data import Depths, SimulatedStream
+from probdeblend.data import Conditions, SimulatedStream
 from probdeblend.io import write_blends
 from probdeblend.posterior import Posterior
 from probdeblend.prior import Prior
@@ -13,7 +13,11 @@ from probdeblend.validate import evaluate, report
 @pytest.fixture(scope="module")
 def blend():
     stream = SimulatedStream(
-        Prior.published(), Instrument.candels_f160w(), depths=Depths((3e-3, 3e-3), (3200, 3200)), batch_size=130, seed=5
+        Prior.published(),
+        Instrument.candels_f160w(),
+        conditions=Conditions((3e-3, 3e-3), (3200, 3200)),
+        batch_size=130,
+        seed=5,
     )
     simulated = stream.blend(0)
     return Blend(**{name: getattr(simulated, name) for name in vars(simulated)} | {"auto_flux": 0.9 * simulated.flux})
