@@ -5,16 +5,20 @@ cannot be read raises one sentence that begins with the file's name.
 """
 
 from .images import FieldImage, read_image, read_map, read_psf, read_stamps
+from .mosaics import Mosaic, open_mosaic, read_columns
 from .outputs import OUTPUT_FILES, output_folder, whole_file, write_catalog, write_masks
 from .sets import count_blends, finished_batches, read_blends, read_instrument, write_blends
 
 __all__ = [
     "OUTPUT_FILES",
     "FieldImage",
+    "Mosaic",
     "count_blends",
     "finished_batches",
+    "open_mosaic",
     "output_folder",
     "read_blends",
+    "read_columns",
     "read_image",
     "read_instrument",
     "read_map",

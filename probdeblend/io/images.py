@@ -224,15 +224,15 @@ def read_map(
 
 
 @contextlib.contextmanager
-def _fits(path: str | PathLike[str]) -> Iterator[fits.HDUList]:
+def _readable(path: str | PathLike[str]) -> Iterator[None]:
+    """Turn whatever astropy raises of a file into one sentence."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", r"(?s).*(truncated|[Mm]issing END card)", AstropyUserWarning)
         try:
-            with Path(path).open("rb") as file, fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
-                yield hdus
+            yield
         except AstropyUserWarning as error:
             raise ValueError(f"{path}: the file is truncated") from error
         except (OSError, EOFError, zlib.error) as error:
@@ -240,7 +240,7 @@ def _fits(path: str | PathLike[str]) -> Iterator[fits.HDUList]:
 
 
 def _read(path: str | PathLike[str], hdu: int | str | None) -> FieldImage:
-    with _fits(path) as hdus:
+    with _readable(path), Path(path).open("rb") as file, fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
         chosen = _choose(path, hdus, hdu)
         header = chosen.header
         try:

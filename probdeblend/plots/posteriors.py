@@ -1,71 +1,24 @@
-"""Every figure of the package: results go in, `Axes` come out.
-
-Figures are made without pyplot, so that nothing is left open and no display is needed; save one with
-``axes.figure.savefig``. The two galaxies of a pair keep their colours throughout: blue for the central one,
-vermilion for its companion (Okabe and Ito's palette, told apart by colour-blind readers).
-"""
+"""Posteriors: fluxes, masks, and catalogs over their image."""
 
 import numpy as np
 from astropy.table import Table
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import AsinhNorm, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
-from .posterior import Flag, Posterior, describe_flags
+from ..posterior import Flag, Posterior, describe_flags
+from .images import GALAXY_COLORS, LONE_COLOR, plot_image
 
-__all__ = ["plot_blend", "plot_blends", "plot_field", "plot_fluxes", "plot_image"]
+__all__ = ["plot_blend", "plot_blends", "plot_field", "plot_fluxes"]
 
 GALAXY_NAMES = ("central", "companion")
-GALAXY_COLORS = ("#0072B2", "#D55E00")
-LONE_COLOR = "#009E73"
 CREDIBLE = (0.95, 0.68)
 MASK_COLORS = "viridis"
-
-
-def plot_image(image: ArrayLike, *, pixel_scale: float | None = None, axes: Axes | None = None) -> Axes:
-    """Show an image with an asinh stretch: linear within the sky noise, logarithmic above.
-
-    Parameters
-    ----------
-    image
-        Pixels ``(y, x)``, of which bad ones may be NaN.
-    pixel_scale
-        Size of a pixel in arcsec: draws a bar of one arcsec in place of the axes' numbers.
-    axes
-        Where to draw; None makes a figure.
-
-    Returns
-    -------
-    Axes
-        What was drawn.
-
-    Raises
-    ------
-    ValueError
-        If `image` is not two-dimensional or has no finite pixel.
-    """
-    image = np.asarray(image, dtype=float)
-    if image.ndim != 2:
-        raise ValueError(f"image must have the axes (y, x), got shape {image.shape}")
-    good = image[np.isfinite(image)]
-    if not good.size:
-        raise ValueError("image must have a finite pixel, got none")
-    axes = axes or Figure(figsize=(5, 5), layout="constrained").subplots()
-    sky = np.median(good)
-    noise = 1.4826 * np.median(abs(good - sky)) or good.std() or 1.0
-    norm = AsinhNorm(2 * noise, vmin=sky - 2 * noise, vmax=max(np.quantile(good, 0.9995), sky + 10 * noise))
-    axes.imshow(image, norm=norm, cmap="gray_r", origin="lower", interpolation="nearest")
-    axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(-0.5, image.shape[0] - 0.5))
-    if pixel_scale is None:
-        axes.set(xlabel="x [pixel]", ylabel="y [pixel]")
-    else:
-        _scale_bar(axes, image.shape, pixel_scale)
-    return axes
 
 
 def plot_fluxes(
@@ -274,13 +227,6 @@ def _rows(rows: int) -> np.ndarray:
 
 def _scale(posterior: Posterior) -> float | None:
     return posterior.dataset.attrs.get("pixel_scale")
-
-
-def _scale_bar(axes: Axes, shape: tuple[int, ...], pixel_scale: float) -> None:
-    axes.set(xticks=[], yticks=[])
-    x, y = 0.05 * shape[1], 0.05 * shape[0]
-    axes.plot([x, x + 1 / pixel_scale], [y, y], color="k", lw=2.5, solid_capstyle="butt")
-    axes.text(x + 0.5 / pixel_scale, y + 0.015 * shape[0], '1"', ha="center", va="bottom")
 
 
 def _note(axes: Axes, text: str, position: tuple[float, float], **style: str) -> None:

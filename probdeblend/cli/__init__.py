@@ -1,0 +1,28 @@
+"""The command line: flags to calls.
+
+Every command imports what it needs when it runs, so that ``--help`` is quick. What a user can do wrong ends
+in one sentence on standard error and exit status 1, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+from .answers import deblend, evaluate
+from .fits import fit_prior, fit_psf
+from .galaxies import pair, reobserve, stamps
+from .options import Group
+from .training import render_check, simulate, train
+
+__all__ = ["main"]
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="probdeblend")
+def main() -> None:
+    """Posteriors over the fluxes and the masks of overlapping galaxies."""
+
+
+for _command in (deblend, evaluate, simulate, train, stamps, reobserve, pair, render_check, fit_psf, fit_prior):
+    main.add_command(_command)

@@ -1,0 +1,129 @@
+"""Deblend an image, and measure how well that goes."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from math import inf, nan
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import FILE, finite, overwrite_option, sampling_options, weights_option
+
+if TYPE_CHECKING:
+    from ..field import FieldResult
+    from ..io import FieldImage
+    from ..stamps import StampResult
+    from ..weights import Deblender
+
+__all__: list[str] = []  # what is here is used from the command line
+
+
+@click.command()
+@click.argument("image", type=FILE, required=False)
+@click.option("--stamps", is_flag=True, help="IMAGE is a 128 x 128 stamp, or a cube of them, without sky.")
+@click.option("--hdu", metavar="HDU", help="Number or name of the image's HDU.")
+@click.option("--rms", metavar="VALUE|FILE", help="Sky noise of a pixel.  [default: measured in the image]")
+@click.option("--rms-as-is", is_flag=True, help="Do not scale an rms map to the scatter in the image.")
+@click.option("--no-background", is_flag=True, help="The sky is subtracted already.")
+@click.option("--psf", type=FILE, help="Effective PSF of the image, to check against that of the weights.")
+@click.option("--pixel-scale", type=float, help="Arcsec a pixel.  [default: from the header]")
+@click.option(
+    "--zero-point", type=float, callback=finite, help="AB magnitude of unit flux.  [default: from the header]"
+)
+@click.option("--exposure", type=float, help="Counts per unit of flux, for photon noise in SEP's errors.")
+@sampling_options
+@click.option("--output", type=FILE, default="probdeblend-output", show_default=True, help="Folder to write.")
+@overwrite_option
+@click.option("--save-draws", is_flag=True, help="Write the draws too, as draws.nc.")
+@weights_option
+def deblend(image: Path | None, **options: object) -> None:
+    """Find the blends of IMAGE and deblend them; without IMAGE, the example that ships.
+
+    \b
+    Example:
+      probdeblend deblend field.fits --hdu 1 --rms rms.fits --output field
+    """  # noqa: D301
+    from .. import weights
+    from ..example import EXAMPLE_PATH
+    from ..io import output_folder
+    from ..results import report, write_results
+
+    with output_folder(options["output"], overwrite=options["overwrite"]) as folder:
+        if image is None:
+            image, options["stamps"] = EXAMPLE_PATH, True
+        found = _read(image, options)
+        result = _deblend(found, weights.load(options["weights"]), options)
+        names = write_results(folder, result, wcs=found.wcs, save_draws=options["save_draws"])
+    click.echo(report(result, rms=options["rms"]))
+    click.echo(f"written to {options['output']}: {', '.join(names)}")
+
+
+def _read(image: Path, options: dict) -> FieldImage:
+    from ..io import read_image, read_stamps
+
+    return (read_stamps if options["stamps"] else read_image)(image, hdu=options["hdu"])
+
+
+def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> FieldResult | StampResult:
+    from astropy.units import Quantity, Unit
+
+    from ..field import deblend_field
+    from ..io import read_psf
+    from ..stamps import deblend_stamps
+
+    scale = found.pixel_scale if options["pixel_scale"] is None else options["pixel_scale"]
+    if scale is None:
+        raise ValueError("pixel_scale must be given with --pixel-scale where the header has none, got None")
+    deblender.check_pixel_scale(scale)
+    if options["psf"] is not None:
+        deblender.check_psf(read_psf(options["psf"], pixel_scale=scale))
+    zero_point = found.zero_point if options["zero_point"] is None else options["zero_point"]
+    noise = {"rms": _rms(found, options), "rms_as_is": options["rms_as_is"]}
+    sampling = {name: options[name] for name in ("draws", "passes", "seed")}
+    image = Quantity(found.data, Unit(found.unit, parse_strict="silent"))
+    if options["stamps"]:
+        return deblend_stamps(image, deblender, **noise, zero_point=zero_point, wcs=found.wcs, **sampling)
+    instrument = deblender.instrument.replace(
+        zero_point=nan if zero_point is None else zero_point,
+        exposure=inf if options["exposure"] is None else options["exposure"],
+    )
+    settings = {"background": not options["no_background"], "instrument": instrument, "wcs": found.wcs}
+    return deblend_field(image, deblender, **noise, **settings, **sampling)
+
+
+def _rms(found: FieldImage, options: dict) -> object:
+    from ..io import read_map
+
+    given = options["rms"]
+    if given is None:
+        return found.header.get("SKYRMS") if options["stamps"] else None
+    try:
+        return float(given)
+    except ValueError:
+        return read_map(given, found.data.shape, bad_pixels=found.bad_pixels)
+
+
+@click.command()
+@click.argument("blends", type=FILE)
+@weights_option
+@sampling_options
+@click.option("--output", type=FILE, help="Write the whole table there too, as ECSV.")
+@overwrite_option
+def evaluate(blends: Path, **options: object) -> None:
+    """Measure accuracy and coverage of the network and of SEP on BLENDS, a set that `simulate` wrote.
+
+    \b
+    Example:
+      probdeblend evaluate test --output accuracy.ecsv
+    """  # noqa: D301
+    from .. import validate, weights
+    from ..io import whole_file
+
+    output, overwrite = options.pop("output"), options.pop("overwrite")
+    with nullcontext() if output is None else whole_file(output, overwrite=overwrite) as temporary:
+        table = validate.evaluate(blends, weights.load(options.pop("weights")), **options)
+        if temporary is not None:
+            table.write(temporary, format="ascii.ecsv")
+    click.echo(validate.report(table))

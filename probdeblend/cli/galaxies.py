@@ -1,0 +1,160 @@
+"""Make libraries of lone galaxies, and blends of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from .options import FILE, finite, overwrite_option, resume_option, seed_option, workers_option
+
+__all__: list[str] = []  # what is here is used from the command line
+
+PARTS = ("training", "validation", "test")
+
+
+@click.command()
+@click.argument("images", type=FILE, nargs=-1, required=True)
+@click.option("--output", type=FILE, required=True, help="Folder to write.")
+@click.option("--catalog", type=FILE, help="Galaxies of the one image, in FITS, ECSV or CSV.  [default: SEP's]")
+@click.option(
+    "--columns",
+    metavar="NAME=COLUMN,...",
+    default="",
+    help="The catalog's columns for x, y (from 0) or ra, dec; magnitude; id; p_sph, p_disk, p_irr.",
+)
+@click.option("--hdu", metavar="HDU", help="Number or name of the images' HDU.")
+@click.option("--rms", type=FILE, help="Map of the sky noise of the one image.")
+@click.option("--magnitude", type=float, default=23.5, show_default=True, callback=finite, help="Faintest magnitude.")
+@click.option("--probability", type=float, default=0.8, show_default=True, help="Least probability of a type.")
+@click.option("--zero-point", type=float, callback=finite, help="AB magnitude of unit flux, where headers have none.")
+@click.option("--exposure", type=float, help="Counts per unit of flux.")
+@seed_option
+@overwrite_option
+def stamps(images: tuple[Path, ...], **options: object) -> None:
+    """Cut lone galaxies out of IMAGES: a library, its contact sheets, and keep.csv, the list to edit.
+
+    \b
+    Example:
+      probdeblend stamps mosaic.fits --catalog sources.fits --columns magnitude=H_MAG,p_sph=P_SPH --output lone
+    """  # noqa: D301
+    from ..collect import collect_mosaics, report, write_collection
+    from ..galaxies import Selection
+    from ..scene import Instrument
+
+    changes = {name: options[name] for name in ("zero_point", "exposure") if options[name] is not None}
+    _refuse_existing(options["output"], overwrite=options["overwrite"])
+    collection = collect_mosaics(
+        images,
+        catalog=options["catalog"],
+        columns=_columns(options["columns"]),
+        hdu=options["hdu"],
+        rms=options["rms"],
+        instrument=Instrument.candels_f160w().replace(**changes),
+        selection=Selection(options["magnitude"], options["probability"]),
+        seed=options["seed"],
+    )
+    names = write_collection(options["output"], collection, overwrite=options["overwrite"])
+    click.echo(report(collection))
+    click.echo(f"written to {options['output']}: {', '.join(names)}")
+
+
+def _columns(text: str) -> dict[str, str]:
+    pairs = [part.split("=") for part in text.split(",") if part]
+    if wrong := ["=".join(pair) for pair in pairs if len(pair) != 2]:
+        raise ValueError(f"columns must be NAME=COLUMN, separated by commas, got {wrong[0]!r}")
+    return {name.strip(): column.strip() for name, column in pairs}
+
+
+def _refuse_existing(output: Path, *, overwrite: bool) -> None:
+    """Say before long work that its output exists."""
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output}: exists already")
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@click.option("--output", type=FILE, required=True, help="Folder to write.")
+@click.option("--identity", help="Name of the one galaxy whose stamps FILE holds.  [default: FILE's name]")
+@click.option("--sky-rms", type=float, default=3e-3, show_default=True, help="Sky noise of a pixel in e-/s.")
+@click.option("--exposure", type=float, default=3200.0, show_default=True, help="Exposure in s.")
+@seed_option
+@overwrite_option
+def reobserve(file: Path, **options: object) -> None:
+    """Observe the galaxies of FILE as CANDELS F160W would: a RealGalaxy catalog of GalSim, or a cube of stamps.
+
+    \b
+    Example:
+      probdeblend reobserve real_galaxy_catalog.fits --output cosmos
+    """  # noqa: D301
+    from ..collect import collect_reobserved, report, write_collection
+    from ..scene import Instrument
+
+    instrument = Instrument.candels_f160w(sky_rms=options["sky_rms"], exposure=options["exposure"])
+    _refuse_existing(options["output"], overwrite=options["overwrite"])
+    settings = {"identity": options["identity"], "instrument": instrument, "seed": options["seed"]}
+    collection = collect_reobserved(file, **settings)
+    names = write_collection(options["output"], collection, overwrite=options["overwrite"])
+    click.echo(report(collection))
+    click.echo(f"written to {options['output']}: {', '.join(names)}")
+
+
+@click.command()
+@click.argument("libraries", type=FILE, nargs=-1, required=True)
+@click.option("--output", type=FILE, required=True, help="Set to write.")
+@click.option("--count", type=click.IntRange(1), default=2000, show_default=True, help="Number of blends.")
+@click.option("--part", type=click.Choice([*PARTS, "all"]), default="all", show_default=True, help="Galaxies to use.")
+@click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the 60/20/20 split.")
+@click.option("--separation", metavar="RULE", default="published", show_default=True, help="As for `simulate`.")
+@click.option("--sky", type=click.Choice(["one", "both"]), default="one", show_default=True, help="Whose sky is kept.")
+@click.option("--dimming", type=float, default=1.0, show_default=True, help="Galaxies are up to so much fainter [mag].")
+@click.option("--crowding", default="0,1", show_default=True, help="Probabilities of one, two, ... galaxies.")
+@seed_option
+@workers_option
+@resume_option
+@overwrite_option
+def pair(libraries: tuple[Path, ...], **options: object) -> None:
+    """Blend the lone galaxies of LIBRARIES and write a set with its truth.
+
+    \b
+    Example:
+      probdeblend pair lone cosmos --part training --count 10000 --output real-training
+    """  # noqa: D301
+    from ..collect import read_libraries
+    from ..galaxies import PairRules, pair_blends
+    from ..io import finished_batches, write_blends
+    from ..scene import Instrument
+
+    library = read_libraries(libraries)
+    library = library.select(library.keep)
+    if options["part"] != "all":
+        library = library.split(seed=options["split_seed"])[PARTS.index(options["part"])]
+    rules = PairRules(counts=probabilities(options["crowding"]))
+    rules = replace(rules, **{name: options[name] for name in ("separation", "sky", "dimming")})
+    names = ("count", "part", "split_seed", "separation", "sky", "dimming", "crowding", "seed")
+    settings = {"command": "pair"} | {name: options[name] for name in names}
+    settings["libraries"] = [path.name for path in libraries]
+    first = finished_batches(options["output"], settings) if options["resume"] else 0
+    size = min(options["count"], 64)
+    instrument = Instrument.candels_f160w()
+    work = {"seed": options["seed"], "batch_size": size, "first": first, "workers": options["workers"]}
+    batches = pair_blends(library, options["count"], instrument=instrument, rules=rules, **work)
+    writing = {"instrument": instrument, "settings": settings, "first": first, "overwrite": options["overwrite"]}
+    count = write_blends(options["output"], progress(batches, options["count"], size, first), **writing)
+    click.echo(f"{count} blends of {len(set(library.identity))} galaxies written to {options['output']}")
+
+
+def probabilities(text: str) -> tuple[float, ...]:
+    """Read probabilities that are separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"crowding must be numbers separated by commas, got {text!r}") from None
+
+
+def progress(batches: object, count: int, size: int, first: int) -> object:
+    """Show a bar over batches."""
+    from tqdm import tqdm
+
+    return tqdm(batches, total=-(-count // size), initial=first, unit="batch")

@@ -1,0 +1,67 @@
+"""What commands share: options, and how a mistake of the user's is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from pathlib import Path
+
+import click
+
+__all__: list[str] = []  # what is here is used from the command line
+
+FILE = click.Path(path_type=Path)
+
+
+class Group(click.Group):
+    """A group whose commands end with a sentence where the input is at fault."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (ValueError, TypeError, OSError) as error:
+            raise click.ClickException(_sentence(error)) from error
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"
+    hint = "; --overwrite replaces it" if str(error).endswith("exists already") else ""
+    return " ".join(str(error).split()) + hint
+
+
+def combine(*options: Callable) -> Callable:
+    """Make one decorator of several options."""
+
+    def add(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """Refuse infinities and NaN."""
+    if value is not None and not isfinite(value):
+        raise ValueError(f"{option.name} must be finite, got {value}")
+    return value
+
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
+resume_option = click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
+workers_option = click.option(
+    "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that work; 0 for this one alone."
+)
+weights_option = click.option("--weights", type=FILE, help="A weights file.  [default: those of the package]")
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same answer."
+)
+sampling_options = combine(
+    click.option("--draws", type=click.IntRange(1), default=1000, show_default=True, help="Draws of each flux."),
+    click.option("--passes", type=click.IntRange(0), default=32, show_default=True, help="Dropout passes; 0 for none."),
+    seed_option,
+)

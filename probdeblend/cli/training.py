@@ -1,0 +1,117 @@
+"""Make sets of blends and weights, and check the renderer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import FILE, overwrite_option, resume_option, seed_option, workers_option
+
+__all__: list[str] = []  # what is here is used from the command line
+
+
+@click.command()
+@click.argument("output", type=FILE)
+@click.option("--count", type=click.IntRange(1), default=2000, show_default=True, help="Number of blends.")
+@seed_option
+@click.option(
+    "--renderer",
+    type=click.Choice(["galsim", "torch"]),
+    default="galsim",
+    show_default=True,
+    help="Who draws.",
+)
+@click.option(
+    "--prior",
+    type=click.Choice(["default", "published"]),
+    default="published",
+    show_default=True,
+    help="The galaxies: those of the published test set, or fainter ones too as for training.",
+)
+@click.option("--separation", metavar="RULE", help="published, public-code, paper-text or anywhere.")
+@click.option("--sky-rms", type=float, default=3e-3, show_default=True, help="Sky noise of a pixel in e-/s.")
+@click.option("--exposure", type=float, default=3200.0, show_default=True, help="Exposure in s; inf for no photons.")
+@workers_option
+@resume_option
+@overwrite_option
+def simulate(output: Path, **options: object) -> None:
+    """Simulate blends with their truth in CANDELS F160W conditions and write them to OUTPUT, a folder of HDF5 files.
+
+    \b
+    Example:
+      probdeblend simulate test --count 2000 --seed 1
+    """  # noqa: D301
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from ..io import finished_batches, write_blends
+    from ..prior import Prior
+    from ..scene import Instrument
+    from ..simulate import render_galsim, render_torch, simulate_blends
+
+    prior = getattr(Prior, options["prior"])()
+    if options["separation"] is not None:
+        prior = replace(prior, separation=options["separation"], anywhere_fraction=0.0)
+    instrument = Instrument.candels_f160w(sky_rms=options["sky_rms"], exposure=options["exposure"])
+    render = {"galsim": render_galsim, "torch": render_torch}[options["renderer"]]
+    size = min(options["count"], 64)
+    names = ("count", "seed", "renderer", "prior", "separation", "sky_rms", "exposure")
+    settings = {"command": "simulate"} | {name: options[name] for name in names}
+    first = finished_batches(output, settings) if options["resume"] else 0
+    batches = simulate_blends(
+        options["count"],
+        prior=prior,
+        instrument=instrument,
+        seed=options["seed"],
+        render=render,
+        batch_size=size,
+        first=first,
+        workers=options["workers"],
+    )
+    bar = tqdm(batches, total=-(-options["count"] // size), initial=first, desc="simulate", unit="batch")
+    writing = {"instrument": instrument, "settings": settings, "first": first}
+    count = write_blends(output, bar, **writing, overwrite=options["overwrite"])
+    click.echo(f"{count} blends written to {output}")
+
+
+@click.command()
+@click.argument("output", type=FILE, default="weights.safetensors")
+@click.option("--steps", type=click.IntRange(1), default=20_000, show_default=True, help="Number of batches.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Blends a batch.")
+@seed_option
+@click.option("--data", type=FILE, help="A set of blends to train on.  [default: an endless simulated stream]")
+@resume_option
+@overwrite_option
+def train(output: Path, **options: object) -> None:
+    """Train a network on simulated blends and write its weights to OUTPUT (weights.safetensors).
+
+    With its defaults this makes the weights that ship with the package.
+
+    \b
+    Example:
+      probdeblend train my.safetensors --resume
+    """  # noqa: D301
+    from ..recipe import train_weights
+
+    train_weights(output, **options)
+    click.echo(f"weights written to {output}")
+
+
+@click.command("render-check")
+def render_check() -> None:
+    """Compare the torch renderer with GalSim over a grid of galaxies: pixels, fluxes and speed.
+
+    Exit status 1 where a limit is exceeded.
+
+    \b
+    Example:
+      probdeblend render-check
+    """  # noqa: D301
+    from .. import rendercheck
+
+    table = rendercheck.render_check()
+    click.echo(rendercheck.tabulate(table))
+    if exceeded := int((~table["passed"]).sum()):
+        raise click.ClickException(f"limits exceeded for {exceeded} of {len(table)} profiles")

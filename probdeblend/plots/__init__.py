@@ -1,0 +1,20 @@
+"""Every figure of the package: results go in, `Axes` come out.
+
+Figures are made without pyplot, so that nothing is left open and no display is needed; save one with
+``axes.figure.savefig``. The two galaxies of a pair keep their colours throughout: blue for the central one,
+vermilion for its companion (Okabe and Ito's palette, told apart by colour-blind readers).
+"""
+
+from .images import GALAXY_COLORS, LONE_COLOR, plot_image, plot_stamps
+from .posteriors import plot_blend, plot_blends, plot_field, plot_fluxes
+
+__all__ = [
+    "GALAXY_COLORS",
+    "LONE_COLOR",
+    "plot_blend",
+    "plot_blends",
+    "plot_field",
+    "plot_fluxes",
+    "plot_image",
+    "plot_stamps",
+]

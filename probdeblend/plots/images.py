@@ -1,0 +1,119 @@
+"""Images and stamps."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import AsinhNorm
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+__all__ = ["plot_image", "plot_stamps"]
+
+GALAXY_COLORS = ("#0072B2", "#D55E00")
+LONE_COLOR = "#009E73"
+
+
+def plot_image(image: ArrayLike, *, pixel_scale: float | None = None, axes: Axes | None = None) -> Axes:
+    """Show an image with an asinh stretch: linear within the sky noise, logarithmic above.
+
+    Parameters
+    ----------
+    image
+        Pixels ``(y, x)``, of which bad ones may be NaN.
+    pixel_scale
+        Size of a pixel in arcsec: draws a bar of one arcsec in place of the axes' numbers.
+    axes
+        Where to draw; None makes a figure.
+
+    Returns
+    -------
+    Axes
+        What was drawn.
+
+    Raises
+    ------
+    ValueError
+        If `image` is not two-dimensional or has no finite pixel.
+    """
+    image = np.asarray(image, dtype=float)
+    if image.ndim != 2:
+        raise ValueError(f"image must have the axes (y, x), got shape {image.shape}")
+    good = image[np.isfinite(image)]
+    if not good.size:
+        raise ValueError("image must have a finite pixel, got none")
+    axes = axes or Figure(figsize=(5, 5), layout="constrained").subplots()
+    sky = np.median(good)
+    noise = 1.4826 * np.median(abs(good - sky)) or good.std() or 1.0
+    norm = AsinhNorm(2 * noise, vmin=sky - 2 * noise, vmax=max(np.quantile(good, 0.9995), sky + 10 * noise))
+    axes.imshow(image, norm=norm, cmap="gray_r", origin="lower", interpolation="nearest")
+    axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(-0.5, image.shape[0] - 0.5))
+    if pixel_scale is None:
+        axes.set(xlabel="x [pixel]", ylabel="y [pixel]")
+    else:
+        _scale_bar(axes, image.shape, pixel_scale)
+    return axes
+
+
+def plot_stamps(
+    stamps: ArrayLike,
+    titles: Sequence[str],
+    *,
+    outlines: ArrayLike | None = None,
+    colors: Sequence[str] | None = None,
+    columns: int = 6,
+) -> Figure:
+    """Show a page of stamps, such as a contact sheet.
+
+    Parameters
+    ----------
+    stamps
+        Pixels ``(stamp, y, x)``.
+    titles
+        A title a stamp; may have several lines.
+    outlines
+        Masks ``(stamp, outline, y, x)`` to draw as contours, in the colors of the two galaxies.
+    colors
+        A frame's color a stamp; None for gray.
+    columns
+        Stamps in a row.
+
+    Returns
+    -------
+    Figure
+        What was drawn.
+
+    Raises
+    ------
+    ValueError
+        If there is no stamp, or the lengths differ.
+    """
+    stamps = np.asarray(stamps)
+    if not len(stamps) or len(titles) != len(stamps):
+        raise ValueError(f"titles must be as many as stamps, and at least one, got {len(titles)} for {len(stamps)}")
+    rows = -(-len(stamps) // columns)
+    figure = Figure(figsize=(2.0 * columns, 2.5 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for number, axes in enumerate(panels):
+        if number >= len(stamps):
+            axes.axis("off")
+            continue
+        plot_image(stamps[number], axes=axes)
+        axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
+        axes.set_title(titles[number], fontsize=7)
+        for mask, color in zip(
+            () if outlines is None else outlines[number], (*GALAXY_COLORS, LONE_COLOR), strict=False
+        ):
+            if np.any(mask):
+                axes.contour(np.asarray(mask, dtype=float), [0.5], colors=[color], linewidths=0.7)
+        if colors is not None:
+            for spine in axes.spines.values():
+                spine.set(color=colors[number], linewidth=2)
+    return figure
+
+
+def _scale_bar(axes: Axes, shape: tuple[int, ...], pixel_scale: float) -> None:
+    axes.set(xticks=[], yticks=[])
+    x, y = 0.05 * shape[1], 0.05 * shape[0]
+    axes.plot([x, x + 1 / pixel_scale], [y, y], color="k", lw=2.5, solid_capstyle="butt")
+    axes.text(x + 0.5 / pixel_scale, y + 0.015 * shape[0], '1"', ha="center", va="bottom")
