@@ -13,19 +13,11 @@ from astropy.io import fits
 from astropy.table import Table
 from tqdm.auto import tqdm
 
-from .galaxies import (
-    Library,
-    Selection,
-    cut_galaxies,
-    describe_quality,
-    fit_aperture_correction,
-    join,
-    library_of,
-    observe_real_galaxies,
-    observe_stamps,
-    read_library,
-    write_library,
-)
+from .galaxies.aperture import fit_aperture_correction
+from .galaxies.files import read_library, write_library
+from .galaxies.library import Library, describe_quality, join
+from .galaxies.other import observe_real_galaxies, observe_stamps
+from .galaxies.survey import Selection, cut_galaxies, library_of
 from .io import Mosaic, open_mosaic, output_folder, read_columns
 from .plots import plot_stamps
 from .scene import Instrument

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FluxError", "JointError", "MaskEntropy", "NegativeLogLikelihood"]
+from .nn.fcn import labels
+
+__all__ = ["FluxError", "JointError", "LabelEntropy", "MaskEntropy", "NegativeLogLikelihood"]
 
 
 def _absolute_percentage(log_flux: Tensor, flux: Tensor) -> Tensor:
@@ -88,6 +90,31 @@ class MaskEntropy(_Loss):
             Scalar.
         """
         return _mask_entropy(self.network(image), mask)
+
+
+class LabelEntropy(_Loss):
+    """Cross-entropy of the four labels of `~probdeblend.nn.fcn.FullyConvolutional`: a proper score.
+
+    Parameters
+    ----------
+    network
+        A network whose ``forward`` returns logits of the labels.
+    """
+
+    def forward(self, image: Tensor, flux: Tensor, mask: Tensor, light: Tensor) -> Tensor:
+        """Return the cross-entropy, mean over pixels.
+
+        Parameters
+        ----------
+        image, flux, mask, light
+            As the module says.
+
+        Returns
+        -------
+        Tensor
+            Scalar.
+        """
+        return torch.nn.functional.cross_entropy(self.network(image).float(), labels(mask))
 
 
 class JointError(_Loss):

@@ -16,6 +16,8 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
+from .pixels import iou
+
 if TYPE_CHECKING:
     from .posterior import Posterior
 
@@ -25,7 +27,6 @@ __all__ = [
     "coverage",
     "crps",
     "interval_width",
-    "iou",
     "magnitude_error",
     "nmad",
     "outlier_fraction",
@@ -253,34 +254,6 @@ def pulls(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
     """
     draws, truth = _draws(draws, truth)
     return (draws.mean(0) - truth) / draws.std(0, ddof=1)
-
-
-def iou(estimate: ArrayLike, truth: ArrayLike, *, threshold: float = 0.5) -> NDArray[np.float64]:
-    """Intersection over union of masks; two masks without pixels agree (1).
-
-    Parameters
-    ----------
-    estimate, truth
-        Masks ``(..., y, x)``: booleans, or numbers that are in the mask from `threshold` on.
-    threshold
-        Least probability of a pixel in the mask.
-
-    Returns
-    -------
-    NDArray
-        One number a mask ``(...)``.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ.
-    """
-    estimate, truth = np.asarray(estimate), np.asarray(truth)
-    if estimate.shape != truth.shape:
-        raise ValueError(f"estimate must have the shape of truth {truth.shape}, got {estimate.shape}")
-    first, second = estimate >= threshold, truth >= threshold
-    union = (first | second).sum((-2, -1))
-    return np.where(union == 0, 1.0, (first & second).sum((-2, -1)) / np.maximum(union, 1))
 
 
 def residual_correlation(estimate: ArrayLike, truth: ArrayLike) -> float:

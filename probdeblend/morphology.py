@@ -31,7 +31,7 @@ SPIRAL_FRACTION = 0.35
 LOPSIDED_FRACTION = 0.25
 
 
-def galaxy_components(pairs: Mapping[str, Tensor], instrument: Instrument) -> Components:
+def galaxy_components(pairs: Mapping[str, Tensor], instrument: Instrument, *, smooth: bool = False) -> Components:
     """Turn galaxies into the components of their light; the finer structure is drawn from torch's generator.
 
     Parameters
@@ -39,9 +39,11 @@ def galaxy_components(pairs: Mapping[str, Tensor], instrument: Instrument) -> Co
     pairs
         Tensors ``(blend, galaxy)``: ``galaxy_type``, ``magnitude``, ``half_light_radius`` (major axis,
         arcsec), ``shape`` and ``bulge_fraction`` (0 to 1), ``axis_ratio``, ``angle``, and the centers ``x``,
-        ``y`` in pixels.
+        ``y`` in pixels; and if not all galaxies are there, which are ``present``.
     instrument
         Pixel scale and zero point.
+    smooth
+        Make every galaxy one Sérsic profile: bulge and disk together get an index between 1 and 4.
 
     Returns
     -------
@@ -61,12 +63,24 @@ def galaxy_components(pairs: Mapping[str, Tensor], instrument: Instrument) -> Co
     light["axis_ratio"][..., 0] = axis_ratio
     single = torch.where(kind == GALAXY_TYPES.index("sph"), 1.5 + 4.5 * shape, 0.5 + 1.3 * shape)
     light["sersic_index"][..., 0] = single
+    if smooth:
+        both = kind == GALAXY_TYPES.index("sphd")
+        light["sersic_index"][..., 0] = torch.where(both, 1.0 + 3.0 * shape, single)
+        return _components(light, present, pairs, instrument)
     is_a = {name: kind == number for number, name in enumerate(GALAXY_TYPES)}
     _add_disk(light, present, is_a["sphd"], pairs)
     _add_arms(light, present, is_a["disk"], disk=0)
     _add_arms(light, present, is_a["sphd"], disk=1)
     _add_knots(light, present, is_a["irr"])
+    return _components(light, present, pairs, instrument)
+
+
+def _components(
+    light: dict[str, Tensor], present: Tensor, pairs: Mapping[str, Tensor], instrument: Instrument
+) -> Components:
     dx, dy = light.pop("dx") / instrument.pixel_scale, light.pop("dy") / instrument.pixel_scale
+    if "present" in pairs:
+        present = present & pairs["present"][..., None]
     return Components(**light, x=pairs["x"][..., None] + dx, y=pairs["y"][..., None] + dy, present=present)
 
 

@@ -35,6 +35,7 @@ __all__ = ["SEPARATIONS", "Prior", "fit_prior"]
 
 PUBLISHED_PIXEL_SCALE = 0.06
 RADIUS_RANGE = (0.06, 3.0)
+MOST_GALAXIES = 5
 FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))
 
 
@@ -56,6 +57,10 @@ class Prior:
         One of `SEPARATIONS`.
     anywhere_fraction
         Fraction of pairs whose companion lies anywhere instead.
+    smooth
+        Whether every galaxy is one Sérsic profile, whatever its type.
+    crowding
+        Probabilities of one, two, three, ... galaxies in the stamp. The third and later ones lie anywhere.
 
     Raises
     ------
@@ -71,6 +76,8 @@ class Prior:
     max_difference: float = 2.0
     separation: str = "published"
     anywhere_fraction: float = 0.0
+    smooth: bool = False
+    crowding: tuple[float, ...] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.separation not in SEPARATIONS:
@@ -82,6 +89,9 @@ class Prior:
             raise ValueError(f"magnitude_range must increase, got {self.magnitude_range}")
         if not self.max_difference > 0:
             raise ValueError(f"max_difference must be positive, got {self.max_difference}")
+        shares = self.crowding
+        if not 0 < len(shares) <= MOST_GALAXIES or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"crowding must be up to {MOST_GALAXIES} probabilities that sum to 1, got {shares}")
 
     @classmethod
     def published(cls, *, separation: str = "published") -> Prior:
@@ -199,7 +209,7 @@ class Prior:
         }
 
     def sample(self, count: int, *, seed: int) -> dict[str, Tensor]:
-        """Draw pairs of galaxies that make a blend.
+        """Draw galaxies that make a blend.
 
         Parameters
         ----------
@@ -211,9 +221,9 @@ class Prior:
         Returns
         -------
         dict
-            Tensors ``(blend, 2)``: ``galaxy_type``, ``magnitude``, ``half_light_radius`` (major axis,
-            arcsec), ``shape``, ``axis_ratio``, ``angle``, ``bulge_fraction`` and the centers ``x``, ``y`` in
-            pixels.
+            Tensors ``(blend, galaxy)``: ``galaxy_type``, ``magnitude``, ``half_light_radius`` (major axis,
+            arcsec), ``shape``, ``axis_ratio``, ``angle``, ``bulge_fraction``, the centers ``x``, ``y`` in
+            pixels, and which galaxies are ``present``: others are not in the stamp.
 
         Raises
         ------
@@ -228,26 +238,37 @@ class Prior:
             while sum(len(d["angle"]) for d in drawn) < count or not drawn:
                 drawn.append(self._accepted(max(256, 2 * count)))
             pairs = {name: torch.cat([d[name] for d in drawn])[:count] for name in drawn[0]}
-            return pairs | self._positions(pairs["half_light_radius"] / PUBLISHED_PIXEL_SCALE)
+            pairs |= self._positions(pairs["half_light_radius"] / PUBLISHED_PIXEL_SCALE)
+            return pairs | {"present": self._present(pairs["x"])}
 
     def _accepted(self, count: int) -> dict[str, Tensor]:
-        with pyro.plate("galaxy", 2, dim=-1), pyro.plate("blend", count, dim=-2):
+        with pyro.plate("galaxy", max(2, len(self.crowding)), dim=-1), pyro.plate("blend", count, dim=-2):
             pairs = self.galaxies()
         magnitude, log_radius = pairs.pop("magnitude_and_radius").unbind(-1)
         low, high = self.magnitude_range
         inside = (magnitude >= low) & (magnitude <= high)
-        keep = inside.all(-1) & ((magnitude[:, 0] - magnitude[:, 1]).abs() < self.max_difference)
+        keep = inside.all(-1) & ((magnitude[:, 1:] - magnitude[:, :1]).abs() < self.max_difference).all(-1)
         pairs |= {"magnitude": magnitude, "half_light_radius": log_radius.exp().clamp(*RADIUS_RANGE)}
         return {name: value[keep] for name, value in pairs.items()}
 
     def _positions(self, radius: Tensor) -> dict[str, Tensor]:
-        dx, dy = SEPARATIONS[self.separation](radius)
+        dx, dy = SEPARATIONS[self.separation](radius[:, :2])
         far_x, far_y = SEPARATIONS["anywhere"](radius)
         anywhere = torch.rand(len(radius)) < self.anywhere_fraction
         x0, y0 = (STAMP_CENTER + 2 * torch.rand(2, len(radius)) - 1).unbind(0)
         x1 = x0 + torch.where(anywhere, far_x, dx)
         y1 = y0 + torch.where(anywhere, far_y, dy)
-        return {"x": torch.stack([x0, x1], -1), "y": torch.stack([y0, y1], -1)}
+        positions = [(x0, y0), (x1, y1)]
+        for _ in range(2, radius.shape[1]):
+            far_x, far_y = SEPARATIONS["anywhere"](radius)
+            positions.append((x0 + far_x, y0 + far_y))
+        return {name: torch.stack(values, -1) for name, values in zip("xy", zip(*positions, strict=True), strict=True)}
+
+    def _present(self, x: Tensor) -> Tensor:
+        if self.crowding == (0.0, 1.0):
+            return torch.ones_like(x, dtype=torch.bool)
+        number = 1 + dist.Categorical(torch.tensor(self.crowding)).sample((len(x),))
+        return torch.arange(x.shape[1]) < number[:, None]
 
     def components(self, pairs: Mapping[str, Tensor], instrument: Instrument, *, seed: int) -> Components:
         """Turn galaxies into the Sérsic components of their light.
@@ -271,7 +292,7 @@ class Prior:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return galaxy_components(pairs, instrument)
+            return galaxy_components(pairs, instrument, smooth=self.smooth)
 
     def describe(self) -> str:
         """Return the prior's numbers as JSON, to be stored beside data and weights.

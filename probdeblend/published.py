@@ -11,7 +11,7 @@ from astropy.table import Table
 
 from .prior import fit_prior
 
-__all__ = ["describe_fit", "read_galaxies"]
+__all__ = ["describe_fit", "read_blends_table", "read_galaxies"]
 
 PIXEL_SCALE = 0.06
 FITTED = ("type_probabilities", "weights", "means", "covariances", "magnitude_range")
@@ -39,19 +39,55 @@ def read_galaxies(path: str | PathLike[str]) -> tuple[np.ndarray, np.ndarray, np
     ValueError
         If the file is no CSV table, or columns are missing.
     """
+    pairs = _read_pairs(path)
+    columns = (np.concatenate([np.asarray(pairs[f"g{galaxy}_{name}"]) for galaxy in (1, 2)]) for name in COLUMNS)
+    number, magnitude, radius, kind = columns
+    first = np.sort(np.unique(number, return_index=True)[1])
+    return kind[first], magnitude[first], PIXEL_SCALE * radius[first]
+
+
+def read_blends_table(path: str | PathLike[str]) -> dict[str, np.ndarray]:
+    """Read what is known of the pairs of the table, for comparison with a set of blends.
+
+    Parameters
+    ----------
+    path
+        CSV file as for `read_galaxies`, with the column ``distance`` in pixels.
+
+    Returns
+    -------
+    dict
+        ``magnitude``, ``half_light_radius`` (arcsec) and ``type`` of both galaxies of every pair, and
+        ``separation`` (pixels) a pair.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is no CSV table, or columns are missing.
+    """
+    pairs = _read_pairs(path, "distance")
+    both = {name: np.concatenate([np.asarray(pairs[f"g{galaxy}_{name}"]) for galaxy in (1, 2)]) for name in COLUMNS}
+    return {
+        "magnitude": both["mag"].astype(float),
+        "half_light_radius": PIXEL_SCALE * both["rad"].astype(float),
+        "type": both["type"],
+        "separation": np.asarray(pairs["distance"], dtype=float),
+    }
+
+
+def _read_pairs(path: str | PathLike[str], *others: str) -> Table:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
         pairs = Table.read(path, format="ascii.csv")
     except ValueError as error:
         raise ValueError(f"{path}: not a CSV table") from error
-    wanted = [f"g{galaxy}_{name}" for galaxy in (1, 2) for name in COLUMNS]
+    wanted = [f"g{galaxy}_{name}" for galaxy in (1, 2) for name in COLUMNS] + list(others)
     if missing := [name for name in wanted if name not in pairs.colnames]:
         raise ValueError(f"{path}: the table must have the columns of both galaxies, it lacks {', '.join(missing)}")
-    columns = (np.concatenate([np.asarray(pairs[f"g{galaxy}_{name}"]) for galaxy in (1, 2)]) for name in COLUMNS)
-    number, magnitude, radius, kind = columns
-    first = np.sort(np.unique(number, return_index=True)[1])
-    return kind[first], magnitude[first], PIXEL_SCALE * radius[first]
+    return pairs
 
 
 def describe_fit(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray, *, seed: int = 0) -> tuple[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,15 +14,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from . import __version__
-from .data import Batch, Conditions, SimulatedStream, StoredStream
+from .data import Batch, Conditions
 from .io import count_blends, read_instrument, whole_file
 from .losses import NegativeLogLikelihood
 from .prior import Prior
 from .scene import Instrument
+from .streams import Mixture, StoredStream
 from .train import Schedule, fit
 from .weights import Deblender, Description, save
 
-__all__ = ["SETTINGS", "train_weights"]
+__all__ = ["SETTINGS", "default_mixture", "train_weights"]
 
 SETTINGS = {
     "patch": 2,
@@ -44,7 +46,7 @@ def train_weights(
     steps: int = 20_000,
     batch_size: int = 16,
     seed: int = 0,
-    data: Path | None = None,
+    source: Path | tuple[Mixture, Mixture] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -61,8 +63,9 @@ def train_weights(
         Blends a batch.
     seed
         Seed of the network and of the blends.
-    data
-        A set of blends to train on, its last blends to validate on; None for the endless simulated stream.
+    source
+        A set of blends to train on, its last blends to validate on; or the blends to train on and those to validate
+        on, made while training; None for those of the weights that ship, simulated ones.
     resume
         Go on from the checkpoint that an interrupted run left beside the output, with ``.checkpoint`` appended.
     overwrite
@@ -86,12 +89,17 @@ def train_weights(
     if checkpoint.exists() and not (resume or overwrite):
         raise FileExistsError(f"{checkpoint}: exists; resume goes on from it, overwrite starts anew")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    instrument = (Instrument.candels_f160w() if data is None else read_instrument(data)).to(device)
+    stored = isinstance(source, Path)
+    mixtures = source if isinstance(source, tuple) else (default_mixture(),) * 2
+    instrument = (read_instrument(source) if stored else mixtures[0].instrument).to(device)
     with whole_file(output, overwrite=overwrite) as partial_output:
-        sources = _simulated if data is None else partial(_stored, data)
-        stream, validation, familiar = sources(instrument, batch_size=batch_size, seed=seed)
+        work = {"batch_size": batch_size, "seed": seed}
+        sources = _stored(source, **work) if stored else _endless(mixtures, instrument, **work)
+        stream, validation, familiar = sources
         torch.manual_seed(seed)
-        description = _description(steps=steps, batch_size=batch_size, seed=seed, data=data)
+        described = {"steps": steps, "batch_size": batch_size, "seed": seed}
+        described["source"] = source.name if stored else _named(mixtures[0])
+        description = _description(mixtures[0].prior, described)
         network = description.build().to(device)
         # The masks are to stay probabilities: they learn from their own loss alone.
         network.end_to_end = False
@@ -118,30 +126,39 @@ def _loader(stream: IterableDataset[Batch], device: str) -> Iterable[Batch]:
     return DataLoader(stream, batch_size=None, num_workers=0 if device == "cuda" else 1)
 
 
-def _simulated(instrument: Instrument, *, batch_size: int, seed: int) -> Sources:
-    stream = partial(SimulatedStream, Prior.default(), instrument, batch_size=batch_size)
-    return partial(stream, seed=seed), stream(seed=seed + 1), stream(seed=seed + 2)
+def default_mixture() -> Mixture:
+    """Return what the weights that ship learn from: simulated blends of the whole prior.
+
+    Returns
+    -------
+    Mixture
+        Without real galaxies.
+    """
+    return Mixture(Prior.default(), Instrument.candels_f160w())
 
 
-def _stored(path: Path, instrument: Instrument, *, batch_size: int, seed: int) -> Sources:
+def _named(mixture: Mixture) -> str:
+    return "simulated stream" if mixture.real_fraction == 0 else f"{mixture.real_fraction:g} real, others simulated"
+
+
+def _endless(mixtures: tuple[Mixture, Mixture], instrument: Instrument, *, batch_size: int, seed: int) -> Sources:
+    training, validation = (replace(mixture, instrument=instrument) for mixture in mixtures)
+    stream = partial(training.stream, batch_size=batch_size, seed=seed)
+    held_out = partial(validation.stream, batch_size=batch_size)
+    return stream, held_out(seed=seed + 1), partial(training.stream, batch_size=batch_size)(seed=seed + 2)
+
+
+def _stored(path: Path, *, batch_size: int, seed: int) -> Sources:
     """Keep the last tenth of a set to validate on."""
     stop = int(0.9 * count_blends(path))
     stream = partial(StoredStream, path, batch_size=batch_size, seed=seed)
     return partial(stream, stop=stop), stream(start=stop), stream(stop=stop)
 
 
-def _description(*, steps: int, batch_size: int, seed: int, data: Path | None) -> Description:
-    prior, conditions, instrument = Prior.default(), Conditions(), Instrument.candels_f160w()
+def _description(prior: Prior, training: dict[str, object]) -> Description:
+    conditions, instrument = Conditions(), Instrument.candels_f160w()
     fluxes = [10 ** (-0.4 * (magnitude - instrument.zero_point)) for magnitude in prior.magnitude_range]
-    training = {
-        "command": "probdeblend train",
-        "source": "simulated stream" if data is None else data.name,
-        "steps": steps,
-        "batch_size": batch_size,
-        "seed": seed,
-        "torch": torch.__version__,
-        "probdeblend": __version__,
-    }
+    made = {"command": "probdeblend train", "torch": torch.__version__, "probdeblend": __version__}
     return Description(
         architecture="Blend2Mask2Flux",
         head="StudentTHead",
@@ -149,7 +166,7 @@ def _description(*, steps: int, batch_size: int, seed: int, data: Path | None) -
         flux_range=(min(fluxes) / max(conditions.sky_rms), max(fluxes) / min(conditions.sky_rms)),
         max_difference=prior.max_difference,
         prior=prior.describe(),
-        training=training,
+        training=made | training,
     )
 
 

@@ -18,16 +18,18 @@ from functools import partial
 import galsim
 import numpy as np
 import torch
+from astropy.table import Table
+from numpy.typing import NDArray
 from torch import Tensor
 
 from . import profiles
 from .noise import add_noise
 from .photometry import auto_flux
 from .prior import Prior
-from .scene import STAMP_CENTER, STAMP_SIZE, Blend, Components, Instrument
+from .scene import GALAXY_TYPES, STAMP_CENTER, STAMP_SIZE, Blend, Components, Instrument
 from .workers import in_order
 
-__all__ = ["Renderer", "render_galsim", "render_torch", "simulate_blends"]
+__all__ = ["Renderer", "render_galsim", "render_torch", "simulate_blends", "simulate_mosaic"]
 
 Renderer = Callable[[Components, Instrument], Tensor]
 """A function that turns light into noiseless images ``(blend, galaxy, y, x)`` of each galaxy alone."""
@@ -167,7 +169,12 @@ def simulate_blends(
 
 
 def _batch(
-    task: tuple[tuple[int, int], int], *, size: int, prior: Prior, instrument: Instrument, render: Renderer
+    task: tuple[tuple[int, int], int],
+    *,
+    size: int,
+    prior: Prior,
+    instrument: Instrument,
+    render: Renderer,
 ) -> Blend:
     """Draw a batch of `size` blends and keep the first `count`, which thus do not depend on `count`."""
     key, count = task
@@ -175,6 +182,7 @@ def _batch(
     pair_seed, shape_seed, noise_seed = (int(state) for state in states)
     pairs = prior.sample(size, seed=pair_seed)
     components = prior.components(pairs, instrument, seed=shape_seed).select(slice(count))
+    absent = ~pairs["present"][:count]
     isolated = render(components, instrument).cpu()
     light = torch.zeros(size, 1, STAMP_SIZE, STAMP_SIZE)
     light[:count, 0] = isolated.sum(1)
@@ -183,13 +191,81 @@ def _batch(
     generator = torch.Generator().manual_seed(noise_seed)
     image = add_noise(light, instrument.to("cpu"), **noise, generator=generator)
     measured = [[auto_flux(alone, instrument.sky_rms) for alone in blend] for blend in isolated.numpy()]
-    truth = {name: pairs[name][:count] for name in ("x", "y", "galaxy_type", "half_light_radius")}
+    names = ("x", "y", "half_light_radius")
+    truth = {name: pairs[name][:count].masked_fill(absent, torch.nan) for name in names}
     return Blend(
+        count=(~absent).sum(-1),
         image=image[:count],
-        flux=components.total_flux[..., None],
+        flux=components.total_flux.masked_fill(absent, torch.nan)[..., None],
+        galaxy_type=pairs["galaxy_type"][:count].masked_fill(absent, -1),
         auto_flux=torch.tensor(measured)[..., None],
         mask=isolated > MASK_THRESHOLD * instrument.sky_rms,
         isolated=isolated[:, :, None],
         **{name: value[:count] for name, value in noise.items()},
         **truth,
     )
+
+
+def simulate_mosaic(
+    count: int,
+    shape: tuple[int, int],
+    *,
+    prior: Prior,
+    instrument: Instrument,
+    seed: int,
+    render: Renderer = render_torch,
+) -> tuple[NDArray[np.float64], Table]:
+    """Simulate an image with galaxies strewn over it, and the catalog of them.
+
+    Parameters
+    ----------
+    count
+        Number of galaxies.
+    shape
+        Number of pixels ``(y, x)``, at least a stamp a side.
+    prior
+        The population; the galaxies are the central ones of its blends.
+    instrument
+        What the image is taken with.
+    seed
+        Same seed, same image.
+    render
+        `render_torch` or `render_galsim`.
+
+    Returns
+    -------
+    image, catalog
+        Pixels ``(y, x)`` around a sky of zero, and a row a galaxy: ``id``, ``x``, ``y`` (from 0), ``magnitude``,
+        ``half_light_radius`` (arcsec, major axis), ``type`` and total ``flux``.
+
+    Raises
+    ------
+    ValueError
+        If the count is negative or the image smaller than a stamp.
+    """
+    if count < 0:
+        raise ValueError(f"count must not be negative, got {count}")
+    if min(shape) < STAMP_SIZE:
+        raise ValueError(f"shape must be at least {STAMP_SIZE} pixels a side, got {shape}")
+    states = np.random.SeedSequence((seed, count)).generate_state(4, np.uint64) >> np.uint64(1)
+    pair_seed, shape_seed, noise_seed, place_seed = (int(state) for state in states)
+    pairs = prior.sample(count, seed=pair_seed)
+    light = prior.components(pairs, instrument, seed=shape_seed)
+    light.present[:, 1:] = False
+    half = STAMP_SIZE // 2
+    corner = np.random.default_rng(place_seed).integers(-half, np.array(shape)[::-1] - half, (count, 2))
+    image = np.zeros((shape[0] + 2 * STAMP_SIZE, shape[1] + 2 * STAMP_SIZE))
+    stamps = render(light, instrument)[:, 0].cpu().double().numpy()
+    for (x0, y0), stamp in zip(corner + STAMP_SIZE, stamps, strict=True):
+        image[y0 : y0 + STAMP_SIZE, x0 : x0 + STAMP_SIZE] += stamp
+    image = torch.from_numpy(image[STAMP_SIZE:-STAMP_SIZE, STAMP_SIZE:-STAMP_SIZE].copy()).float()[None]
+    noise = {name: torch.tensor([getattr(instrument, name)]) for name in ("sky_rms", "exposure")}
+    generator = torch.Generator().manual_seed(noise_seed)
+    noisy = add_noise(image, instrument.to("cpu"), **noise, generator=generator)[0].double().numpy()
+    x, y = (corner[:, axis] + pairs[name][:, 0].numpy() for axis, name in enumerate("xy"))
+    catalog = Table({"id": np.arange(1, count + 1), "x": x, "y": y})
+    for name in ("magnitude", "half_light_radius"):
+        catalog[name] = pairs[name][:, 0].numpy()
+    catalog["type"] = np.array(GALAXY_TYPES)[pairs["galaxy_type"][:, 0].numpy()]
+    catalog["flux"] = light.total_flux[:, 0].numpy()
+    return noisy, catalog

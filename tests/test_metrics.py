@@ -114,26 +114,6 @@ def test_pulls_tell_the_width(rng, width):
     assert pull.std() == pytest.approx(1 / width, rel=0.06)
 
 
-@pytest.mark.parametrize("kind", [bool, np.uint8, np.float32, np.float64])
-@pytest.mark.parametrize("other", [bool, np.int64, np.float32])
-def test_iou_on_any_dtype(kind, other):
-    first, second = np.zeros((1, 10, 10), dtype=kind), np.zeros((1, 10, 10), dtype=other)
-    first[:, :8], second[:, 2:] = 1, 1
-    np.testing.assert_allclose(metrics.iou(first, second), [0.6])
-
-
-def test_iou_thresholds_probabilities():
-    probability, truth = np.full((2, 2, 2), 0.4), np.ones((2, 2, 2), dtype=bool)
-    np.testing.assert_array_equal(metrics.iou(probability, truth), [0, 0])
-    np.testing.assert_array_equal(metrics.iou(probability, truth, threshold=0.3), [1, 1])
-
-
-def test_iou_of_empty_masks():
-    empty, full = np.zeros((1, 3, 3)), np.ones((1, 3, 3))
-    assert metrics.iou(empty, empty) == 1
-    assert metrics.iou(empty, full) == 0
-
-
 def test_residual_correlation(rng, false_alarm):
     error = rng.multivariate_normal([0, 0], [[1, -0.5], [-0.5, 1]], size=5000)[..., None]
     truth = np.full(error.shape, 100.0)
@@ -232,11 +212,6 @@ def test_level_is_a_probability(level):
         metrics.coverage(np.ones((5, 3)), np.ones(3), level=level)
     with pytest.raises(ValueError, match="level must be between 0 and 1, got"):
         metrics.interval_width(np.ones((5, 3)), level=level)
-
-
-def test_masks_need_one_shape():
-    with pytest.raises(ValueError, match=r"estimate must have the shape of truth \(3, 3\), got \(2, 2\)"):
-        metrics.iou(np.ones((2, 2)), np.ones((3, 3)))
 
 
 def test_residual_correlation_needs_pairs():

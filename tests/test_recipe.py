@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from probdeblend import recipe
-from probdeblend.data import SimulatedStream
 from probdeblend.io import write_blends
 from probdeblend.prior import Prior
 from probdeblend.scene import Instrument
+from probdeblend.streams import SimulatedStream
 from probdeblend.weights import load
 
 
@@ -35,7 +35,7 @@ def test_training_on_a_stored_set(tmp_path):
     stream = SimulatedStream(Prior.default(), instrument, batch_size=40, seed=2)
     write_blends(tmp_path / "set", [stream.blend(0)], instrument=instrument)
     trained = recipe.train_weights(
-        tmp_path / "w.safetensors", steps=2, batch_size=4, data=tmp_path / "set", progress=False
+        tmp_path / "w.safetensors", steps=2, batch_size=4, source=tmp_path / "set", progress=False
     )
     assert trained.description.training["source"] == "set"
 

@@ -22,7 +22,7 @@ def prior():
     return Prior.published()
 
 
-TRUTH = [field.name for field in fields(Blend) if field.name not in ("count", "identity")]
+TRUTH = [field.name for field in fields(Blend) if field.name != "identity"]
 
 
 def simulated(count, prior, instrument, **options):

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from probdeblend.data import Conditions, SimulatedStream
+from probdeblend.data import Conditions
 from probdeblend.io import write_blends
 from probdeblend.posterior import Posterior
 from probdeblend.prior import Prior
 from probdeblend.scene import Blend, Instrument
+from probdeblend.streams import SimulatedStream
 from probdeblend.validate import evaluate, report
 
 

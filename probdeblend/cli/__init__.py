@@ -11,9 +11,9 @@ import click
 from .. import __version__
 from .answers import deblend, evaluate
 from .fits import fit_prior, fit_psf
-from .galaxies import pair, reobserve, stamps
+from .galaxies import inspect, pair, reobserve, stamps, transfer
 from .options import Group
-from .training import render_check, simulate, train
+from .training import render_check, simulate, train, train_labels
 
 __all__ = ["main"]
 
@@ -24,5 +24,8 @@ def main() -> None:
     """Posteriors over the fluxes and the masks of overlapping galaxies."""
 
 
-for _command in (deblend, evaluate, simulate, train, stamps, reobserve, pair, render_check, fit_psf, fit_prior):
+_USE = (deblend, evaluate)
+_MAKE = (simulate, train, train_labels, stamps, reobserve, pair)
+_CHECK = (inspect, transfer, render_check, fit_psf, fit_prior)
+for _command in (*_USE, *_MAKE, *_CHECK):
     main.add_command(_command)

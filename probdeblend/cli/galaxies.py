@@ -7,7 +7,17 @@ from pathlib import Path
 
 import click
 
-from .options import FILE, finite, overwrite_option, resume_option, seed_option, workers_option
+from .options import (
+    FILE,
+    crowding_option,
+    finite,
+    overwrite_option,
+    probabilities,
+    progress,
+    resume_option,
+    seed_option,
+    workers_option,
+)
 
 __all__: list[str] = []  # what is here is used from the command line
 
@@ -40,7 +50,7 @@ def stamps(images: tuple[Path, ...], **options: object) -> None:
       probdeblend stamps mosaic.fits --catalog sources.fits --columns magnitude=H_MAG,p_sph=P_SPH --output lone
     """  # noqa: D301
     from ..collect import collect_mosaics, report, write_collection
-    from ..galaxies import Selection
+    from ..galaxies.survey import Selection
     from ..scene import Instrument
 
     changes = {name: options[name] for name in ("zero_point", "exposure") if options[name] is not None}
@@ -109,7 +119,7 @@ def reobserve(file: Path, **options: object) -> None:
 @click.option("--separation", metavar="RULE", default="published", show_default=True, help="As for `simulate`.")
 @click.option("--sky", type=click.Choice(["one", "both"]), default="one", show_default=True, help="Whose sky is kept.")
 @click.option("--dimming", type=float, default=1.0, show_default=True, help="Galaxies are up to so much fainter [mag].")
-@click.option("--crowding", default="0,1", show_default=True, help="Probabilities of one, two, ... galaxies.")
+@crowding_option
 @seed_option
 @workers_option
 @resume_option
@@ -122,7 +132,7 @@ def pair(libraries: tuple[Path, ...], **options: object) -> None:
       probdeblend pair lone cosmos --part training --count 10000 --output real-training
     """  # noqa: D301
     from ..collect import read_libraries
-    from ..galaxies import PairRules, pair_blends
+    from ..galaxies.pairs import PairRules, pair_blends
     from ..io import finished_batches, write_blends
     from ..scene import Instrument
 
@@ -145,16 +155,50 @@ def pair(libraries: tuple[Path, ...], **options: object) -> None:
     click.echo(f"{count} blends of {len(set(library.identity))} galaxies written to {options['output']}")
 
 
-def probabilities(text: str) -> tuple[float, ...]:
-    """Read probabilities that are separated by commas."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"crowding must be numbers separated by commas, got {text!r}") from None
+@click.command()
+@click.argument("blends", type=FILE)
+@click.option("--table", type=FILE, help="The published table of pairs.  [default: the prior fitted to it]")
+@click.option("--output", type=FILE, default="inspection", show_default=True, help="Folder for the pictures.")
+@overwrite_option
+def inspect(blends: Path, table: Path | None, output: Path, overwrite: bool) -> None:
+    """Say what BLENDS, a set, holds: counts, distributions beside the published ones, and a page of pictures.
+
+    \b
+    Example:
+      probdeblend inspect test --output test-pictures
+    """  # noqa: D301
+    from ..inspection import inspect_set, report, write_inspection
+
+    _refuse_existing(output, overwrite=overwrite)
+    inspection = inspect_set(blends, table=table)
+    names = write_inspection(output, inspection, overwrite=overwrite)
+    click.echo(report(inspection))
+    click.echo(f"written to {output}: {', '.join(names)}")
 
 
-def progress(batches: object, count: int, size: int, first: int) -> object:
-    """Show a bar over batches."""
-    from tqdm import tqdm
+@click.command()
+@click.argument("libraries", type=FILE, nargs=-1)
+@click.option("--output", type=FILE, default="transfer", show_default=True, help="Folder to write.")
+@click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Batches for each network.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Blends a batch.")
+@click.option(
+    "--count", type=click.IntRange(2), default=500, show_default=True, help="Blends of each source to test on."
+)
+@seed_option
+@overwrite_option
+def transfer(libraries: tuple[Path, ...], **options: object) -> None:
+    """Train small networks on each source of blends and test each on every source, real ones from LIBRARIES.
 
-    return tqdm(batches, total=-(-count // size), initial=first, unit="batch")
+    Run again after an interruption, it goes on with the networks that are trained.
+
+    \b
+    Example:
+      probdeblend transfer lone cosmos vela
+    """  # noqa: D301
+    from ..collect import read_libraries
+    from ..transfer import report, transfer
+
+    library = read_libraries(libraries) if libraries else None
+    output = options.pop("output")
+    click.echo(report(transfer(output, library=library, **options)))
+    click.echo(f"written to {output}: transfer.ecsv, transfer.png")

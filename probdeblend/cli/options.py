@@ -51,7 +51,25 @@ def finite(context: click.Context, option: click.Parameter, value: float | None)
     return value
 
 
+def probabilities(text: str) -> tuple[float, ...]:
+    """Read probabilities that are separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"crowding must be numbers separated by commas, got {text!r}") from None
+
+
+def progress(batches: object, count: int, size: int, first: int) -> object:
+    """Show a bar over batches."""
+    from tqdm import tqdm
+
+    return tqdm(batches, total=-(-count // size), initial=first, unit="batch")
+
+
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
+crowding_option = click.option(
+    "--crowding", default="0,1", show_default=True, help="Probabilities of one, two, ... galaxies."
+)
 resume_option = click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 workers_option = click.option(
     "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that work; 0 for this one alone."

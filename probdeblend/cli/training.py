@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .options import FILE, overwrite_option, resume_option, seed_option, workers_option
+from .options import (
+    FILE,
+    crowding_option,
+    overwrite_option,
+    probabilities,
+    progress,
+    resume_option,
+    seed_option,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from ..streams import Mixture
 
 __all__: list[str] = []  # what is here is used from the command line
 
@@ -30,6 +43,9 @@ __all__: list[str] = []  # what is here is used from the command line
     help="The galaxies: those of the published test set, or fainter ones too as for training.",
 )
 @click.option("--separation", metavar="RULE", help="published, public-code, paper-text or anywhere.")
+@click.option("--smooth", is_flag=True, help="Every galaxy is one Sérsic profile.")
+@click.option("--white", is_flag=True, help="Sky noise without correlation.")
+@crowding_option
 @click.option("--sky-rms", type=float, default=3e-3, show_default=True, help="Sky noise of a pixel in e-/s.")
 @click.option("--exposure", type=float, default=3200.0, show_default=True, help="Exposure in s; inf for no photons.")
 @workers_option
@@ -44,8 +60,6 @@ def simulate(output: Path, **options: object) -> None:
     """  # noqa: D301
     from dataclasses import replace
 
-    from tqdm import tqdm
-
     from ..io import finished_batches, write_blends
     from ..prior import Prior
     from ..scene import Instrument
@@ -54,10 +68,13 @@ def simulate(output: Path, **options: object) -> None:
     prior = getattr(Prior, options["prior"])()
     if options["separation"] is not None:
         prior = replace(prior, separation=options["separation"], anywhere_fraction=0.0)
+    prior = replace(prior, smooth=options["smooth"], crowding=probabilities(options["crowding"]))
     instrument = Instrument.candels_f160w(sky_rms=options["sky_rms"], exposure=options["exposure"])
+    instrument = instrument.replace(noise_kernel=None) if options["white"] else instrument
     render = {"galsim": render_galsim, "torch": render_torch}[options["renderer"]]
     size = min(options["count"], 64)
-    names = ("count", "seed", "renderer", "prior", "separation", "sky_rms", "exposure")
+    conditions = ("separation", "smooth", "white", "crowding", "sky_rms", "exposure")
+    names = ("count", "seed", "renderer", "prior", *conditions)
     settings = {"command": "simulate"} | {name: options[name] for name in names}
     first = finished_batches(output, settings) if options["resume"] else 0
     batches = simulate_blends(
@@ -70,7 +87,7 @@ def simulate(output: Path, **options: object) -> None:
         first=first,
         workers=options["workers"],
     )
-    bar = tqdm(batches, total=-(-options["count"] // size), initial=first, desc="simulate", unit="batch")
+    bar = progress(batches, options["count"], size, first)
     writing = {"instrument": instrument, "settings": settings, "first": first}
     count = write_blends(output, bar, **writing, overwrite=options["overwrite"])
     click.echo(f"{count} blends written to {output}")
@@ -82,6 +99,8 @@ def simulate(output: Path, **options: object) -> None:
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Blends a batch.")
 @seed_option
 @click.option("--data", type=FILE, help="A set of blends to train on.  [default: an endless simulated stream]")
+@click.option("--library", type=FILE, multiple=True, help="A library of lone galaxies to blend; may be repeated.")
+@click.option("--real-fraction", type=float, default=0.5, show_default=True, help="Share of blends from libraries.")
 @resume_option
 @overwrite_option
 def train(output: Path, **options: object) -> None:
@@ -95,7 +114,47 @@ def train(output: Path, **options: object) -> None:
     """  # noqa: D301
     from ..recipe import train_weights
 
-    train_weights(output, **options)
+    data, libraries, real = (options.pop(name) for name in ("data", "library", "real_fraction"))
+    if data is not None and libraries:
+        raise ValueError("data and library exclude each other, got both")
+    source = _mixtures(libraries, real) if libraries else data
+    train_weights(output, source=source, **options)
+    click.echo(f"weights written to {output}")
+
+
+def _mixtures(libraries: tuple[Path, ...], real_fraction: float) -> tuple[Mixture, Mixture]:
+    """Train on three fifths of the galaxies and validate on a fifth; the last fifth is left to test on."""
+    from dataclasses import replace
+
+    from ..collect import read_libraries
+    from ..recipe import default_mixture
+
+    library = read_libraries(libraries)
+    training, validation, _ = library.select(library.keep).split()
+    mixture = replace(default_mixture(), library=training, real_fraction=real_fraction)
+    return mixture, replace(mixture, library=validation)
+
+
+@click.command("train-labels")
+@click.argument("data", type=FILE)
+@click.argument("output", type=FILE, default="labels.safetensors")
+@click.option("--steps", type=click.IntRange(1), default=5000, show_default=True, help="Number of batches.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Blends a batch.")
+@seed_option
+@resume_option
+@overwrite_option
+def train_labels(data: Path, output: Path, **options: object) -> None:
+    """Train a fully convolutional network on DATA to tell background, each galaxy, and overlap, pixel by pixel.
+
+    \b
+    Example:
+      probdeblend simulate pairs --count 50000 --renderer torch --smooth --separation anywhere --workers 2
+      probdeblend train-labels pairs
+    """  # noqa: D301
+    from ..segment import train_labels
+
+    scores = train_labels(data, output, **options)
+    click.echo("\n".join(scores.table().pformat()))
     click.echo(f"weights written to {output}")
 
 

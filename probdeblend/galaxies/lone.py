@@ -7,12 +7,14 @@ are the `Quality` flags:
 
 - ``NEIGHBOR``: another source is still found in the stamp, or the neighbors' light took more than a twentieth
   of the galaxy's footprint;
-- ``ASYMMETRIC``: beyond the half-light radius, more than half of the light has no counterpart at the opposite
+- ``ASYMMETRIC``: beyond the half-light radius, more than a quarter of the light has no counterpart at the opposite
   side of the center (Conselice et al. 2000, doi:10.1086/308300), noise allowed for;
 - ``EDGE``: the footprint comes within 4 pixels of the mosaic's edge;
 - ``MISSING``: bad pixels in the footprint, or in a tenth of the stamp;
-- ``DOUBLE``: SEP splits the galaxy in two at a contrast of 0.1;
-- ``TWO_NOISE_LEVELS``: the scatter of the sky differs by more than 1.5 between two quarters of the window.
+- ``DOUBLE``: another source lies within 8 pixels of the center, or SEP splits the galaxy in two at a contrast of
+  0.1;
+- ``TWO_NOISE_LEVELS``: the noise differs by more than a factor of 1.5 between two quarters of the window, or
+  between the galaxy's surroundings and the rest of the stamp.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import sep
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from ..noise import correlation_sum
 from ..photometry import COLD, HOT, Detection, detect, estimate_background, kron_flux, kron_radius
@@ -37,11 +40,13 @@ CENTERING = 8.0  # pixels between a catalog's position and the source that it me
 SEGMENTATION = {"threshold": 3.0, "minimum_area": 10, "contrast": 1.0}
 LONE = HOT | {"contrast": COLD["contrast"]}
 TAKEN = 0.05
-ASYMMETRY = 0.5
+ASYMMETRY = 0.25
 EDGE_MARGIN = 4
 MISSING_SHARE = 0.1
 DOUBLE_CONTRAST = 0.1
 NOISE_RATIO = 1.5
+RING = 10  # pixels around a galaxy whose noise is compared with that farther out
+SMALLEST_SAMPLE = 100
 
 
 class NotAloneError(ValueError):
@@ -171,6 +176,8 @@ def cut_galaxy(
     quality = Quality(0)
     if (footprint & foreign).sum() > TAKEN * footprint.sum():
         quality |= Quality.NEIGHBOR
+    if (np.hypot(found.x - found.x[own - 1], found.y - found.y[own - 1]) < CENTERING).sum() > 1:
+        quality |= Quality.DOUBLE
     quality |= _coverage(window, footprint)
     scaled = pixels if rms is None else pixels / rms
     if _noise_ratio(scaled, found.segmentation) > NOISE_RATIO:
@@ -267,6 +274,8 @@ def measure_galaxy(
     radii = _flux_radii(stamp, found, own, flux[own])
     segmentation = found.segmentation == own + 1
     quality = Quality(quality) | _leftover(stamp, sky_rms, segmentation)
+    if _ring_noise_ratio(stamp, segmentation) > NOISE_RATIO:
+        quality |= Quality.TWO_NOISE_LEVELS
     if _asymmetry(stamp, segmentation, sky_rms, (found.x[own], found.y[own]), radii[1]) > ASYMMETRY:
         quality |= Quality.ASYMMETRIC
     return LoneGalaxy(
@@ -307,6 +316,16 @@ def _leftover(stamp: NDArray[np.float64], sky_rms: float, segmentation: NDArray[
     split = detect(stamp, sky_rms, **(LONE | {"contrast": DOUBLE_CONTRAST})).segmentation
     nuclei = set(np.unique(split[segmentation]).tolist()) - {0}
     return quality | (Quality.DOUBLE if len(nuclei) > 1 else Quality(0))
+
+
+def _ring_noise_ratio(stamp: NDArray[np.float64], segmentation: NDArray[np.bool_]) -> float:
+    """Noise around the galaxy over that far from it, from differences of neighboring pixels: wings cancel."""
+    distance = ndimage.distance_transform_edt(~segmentation)[:, 1:]
+    difference = np.diff(stamp, axis=1)
+    near, far = difference[(distance > 2) & (distance <= RING)], difference[distance > 2 * RING]
+    if min(near.size, far.size) < SMALLEST_SAMPLE:
+        return 1.0
+    return float(np.median(np.abs(near)) / np.median(np.abs(far)))
 
 
 def _asymmetry(

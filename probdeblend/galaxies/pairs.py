@@ -23,7 +23,7 @@ from ..separation import SEPARATIONS
 from ..workers import in_order
 from .library import Library, identity_number
 
-__all__ = ["PairRules", "pair_blends"]
+__all__ = ["PairRules", "PairScene", "blend_batch", "pair_blends"]
 
 MOST_GALAXIES = 5
 CENTERED = int(STAMP_CENTER)
@@ -119,37 +119,97 @@ def pair_blends(
     """
     if count < 0 or seed < 0 or batch_size < 1:
         raise ValueError(f"count, seed and batch_size must not be negative, got {count}, {seed} and {batch_size}")
-    rules = rules or PairRules()
-    kept = library.select(library.keep & np.isfinite(library.magnitude))
-    distinct = len(np.unique(kept.identity))
-    if distinct < len(rules.counts):
-        raise ValueError(f"the library must hold {len(rules.counts)} galaxies to keep, with magnitudes, got {distinct}")
+    scene = PairScene.of(library, instrument, rules or PairRules())
     tasks = [((seed, i), min(batch_size, count - start)) for i, start in enumerate(range(0, count, batch_size))]
-    stamps_of = [np.flatnonzero(kept.identity == name) for name in np.unique(kept.identity)]
-    scene = _Scene(kept, kept.footprint, kept.magnitude, stamps_of, instrument.to("cpu"), rules)
-    return in_order(partial(_batch, scene=scene), tasks[first:], workers=workers)
+    return in_order(partial(_numbered, scene=scene), tasks[first:], workers=workers)
 
 
 @dataclass(frozen=True, eq=False)
-class _Scene:
+class PairScene:
+    """What blends are made of; `PairScene.of` makes it.
+
+    Parameters
+    ----------
+    library
+        The galaxies to keep that have a magnitude.
+    footprint, magnitude
+        Of each galaxy, as the library gives them.
+    stamps_of
+        Numbers of the stamps of each identity.
+    instrument
+        Pixel scale, zero point and noise correlation of the blends.
+    rules
+        How to blend.
+    """
+
     library: Library
     footprint: NDArray[np.bool_]
     magnitude: NDArray[np.float64]
-    stamps_of: list[NDArray[np.int64]]  # of each identity
+    stamps_of: list[NDArray[np.int64]]
     instrument: Instrument
     rules: PairRules
 
+    @classmethod
+    def of(cls, library: Library, instrument: Instrument, rules: PairRules) -> PairScene:
+        """Prepare a library for blending.
 
-def _batch(task: tuple[tuple[int, int], int], *, scene: _Scene) -> Blend:
+        Parameters
+        ----------
+        library
+            The galaxies.
+        instrument
+            Pixel scale, zero point and noise correlation of the blends.
+        rules
+            How to blend.
+
+        Returns
+        -------
+        PairScene
+            What `blend_batch` takes.
+
+        Raises
+        ------
+        ValueError
+            If too few galaxies are left to blend.
+        """
+        kept = library.select(library.keep & np.isfinite(library.magnitude))
+        stamps_of = [np.flatnonzero(kept.identity == name) for name in np.unique(kept.identity)]
+        if len(stamps_of) < len(rules.counts):
+            raise ValueError(
+                f"the library must hold {len(rules.counts)} galaxies to keep, with magnitudes, got {len(stamps_of)}"
+            )
+        return cls(kept, kept.footprint, kept.magnitude, stamps_of, instrument.to("cpu"), rules)
+
+
+def _numbered(task: tuple[tuple[int, int], int], *, scene: PairScene) -> Blend:
     key, count = task
+    return blend_batch(scene, count, key=key)
+
+
+def blend_batch(scene: PairScene, count: int, *, key: tuple[int, ...]) -> Blend:
+    """Blend galaxies.
+
+    Parameters
+    ----------
+    scene
+        What to blend, and how.
+    count
+        Number of blends, at least one.
+    key
+        Same key, same blends; fewer of them are the first ones.
+
+    Returns
+    -------
+    Blend
+        As `pair_blends` yields.
+    """
     rng = np.random.default_rng(key)
     rows = [_blend(scene, rng) for _ in range(count)]
-    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    floats = {name: torch.from_numpy(value) for name, value in stacked.items()}
-    return Blend(**{name: value.float() if value.dtype == torch.float64 else value for name, value in floats.items()})
+    stacked = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    return Blend(**{name: value.float() if value.dtype == torch.float64 else value for name, value in stacked.items()})
 
 
-def _blend(scene: _Scene, rng: np.random.Generator) -> dict[str, NDArray]:
+def _blend(scene: PairScene, rng: np.random.Generator) -> dict[str, NDArray]:
     rules, library = scene.rules, scene.library
     number = 1 + int(rng.choice(len(rules.counts), p=rules.counts))
     chosen, dimmed = _choose(scene, number, rng)
@@ -191,7 +251,7 @@ def _blend(scene: _Scene, rng: np.random.Generator) -> dict[str, NDArray]:
     } | {name: value[:, None] if name in ("flux", "auto_flux") else value for name, value in truth.items()}
 
 
-def _whole(pixels: NDArray, rms: float, move: tuple[int, int], scene: _Scene, rng: np.random.Generator) -> NDArray:
+def _whole(pixels: NDArray, rms: float, move: tuple[int, int], scene: PairScene, rng: np.random.Generator) -> NDArray:
     """Fill what a shift of a whole stamp leaves empty with noise like the stamp's."""
     if move == (0, 0):
         return pixels
@@ -200,7 +260,7 @@ def _whole(pixels: NDArray, rms: float, move: tuple[int, int], scene: _Scene, rn
     return np.where(empty, rms * noise, pixels)
 
 
-def _wanted_variance(scene: _Scene, chosen: list[int], bright: NDArray[np.float64]) -> float:
+def _wanted_variance(scene: PairScene, chosen: list[int], bright: NDArray[np.float64]) -> float:
     """Noise of the undimmed images: dimming does not make an image deeper."""
     own = (bright * scene.library.sky_rms[chosen]) ** 2
     return float(own.sum() if scene.rules.sky == "both" else own[0])
@@ -212,7 +272,7 @@ def _no_galaxies(slots: int) -> dict[str, NDArray]:
     return truth | {"mask": np.zeros((slots, STAMP_SIZE, STAMP_SIZE), dtype=bool)}
 
 
-def _choose(scene: _Scene, number: int, rng: np.random.Generator) -> tuple[list[int], NDArray[np.float64]]:
+def _choose(scene: PairScene, number: int, rng: np.random.Generator) -> tuple[list[int], NDArray[np.float64]]:
     """Draw distinct galaxies, each identity as often as another, whose dimmed magnitudes differ little enough."""
     for _ in range(1000):
         picked = rng.choice(len(scene.stamps_of), size=number, replace=False)
@@ -225,7 +285,7 @@ def _choose(scene: _Scene, number: int, rng: np.random.Generator) -> tuple[list[
     raise ValueError(f"the library must hold {number} galaxies within {most} mag of each other, found none")
 
 
-def _shifts(scene: _Scene, chosen: list[int], rng: np.random.Generator) -> list[tuple[float, float]]:
+def _shifts(scene: PairScene, chosen: list[int], rng: np.random.Generator) -> list[tuple[float, float]]:
     radius = scene.library.half_light_radius[chosen] / scene.instrument.pixel_scale
     shifts = [(0.0, 0.0)]
     with torch.random.fork_rng(devices=[]):

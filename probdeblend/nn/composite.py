@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from .flux import FluxCNN
 from .heads import StudentTHead
+from .layers import stretch
 from .unet import UNet
 
-__all__ = ["Blend2Flux", "Blend2Mask2Flux", "BlendAnswer", "BlendFeatures", "BlendNumbers", "stretch"]
-
-_CENTER_SCALE = 10.0
+__all__ = ["Blend2Flux", "Blend2Mask2Flux", "BlendAnswer", "BlendFeatures", "BlendNumbers"]
 
 
 class BlendFeatures(NamedTuple):
@@ -75,28 +74,6 @@ class BlendAnswer(NamedTuple):
     flux: dist.TorchDistribution
     mask: Tensor | None
     share: Tensor | None
-
-
-def stretch(image: Tensor) -> Tensor:
-    """Return what networks see: asinh of the image, the image over its peak, and where the middle of the stamp is.
-
-    Convolutions treat all places alike. The last channel, ``exp(-r / 10)`` with the distance r from the middle in
-    pixels, tells which galaxy is the central one.
-
-    Parameters
-    ----------
-    image
-        Pixels over sky noise ``(blend, band, y, x)``.
-
-    Returns
-    -------
-    Tensor
-        Channels ``(blend, 2 band + 1, y, x)``.
-    """
-    peak = image.amax((-3, -2, -1), keepdim=True).clamp(min=1.0)
-    y, x = (torch.arange(size, device=image.device) - (size - 1) / 2 for size in image.shape[-2:])
-    center = torch.exp(-torch.hypot(y[:, None], x) / _CENTER_SCALE).to(image)
-    return torch.cat([torch.asinh(image), image / peak, center.expand(len(image), 1, -1, -1)], 1)
 
 
 def _divide(image: Tensor, mask: Tensor, share: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PassDropout", "convolutions", "dropout_passes", "fold", "he_normal", "unfold"]
+__all__ = ["PassDropout", "convolutions", "dropout_passes", "fold", "he_normal", "stretch", "unfold"]
+
+_CENTER_SCALE = 10.0
 
 
 def he_normal(layer: nn.Module, *, fan: int, gain: float = 2.0) -> nn.Module:
@@ -78,6 +80,28 @@ def unfold(features: Tensor, patch: int) -> Tensor:
     blend, channel, y, x = features.shape
     squares = features.reshape(blend, channel // patch**2, patch, patch, y, x).permute(0, 1, 4, 2, 5, 3)
     return squares.reshape(blend, channel // patch**2, y * patch, x * patch)
+
+
+def stretch(image: Tensor) -> Tensor:
+    """Return what networks see: asinh of the image, the image over its peak, and where the middle of the stamp is.
+
+    Convolutions treat all places alike. The last channel, ``exp(-r / 10)`` with the distance r from the middle in
+    pixels, tells which galaxy is the central one.
+
+    Parameters
+    ----------
+    image
+        Pixels over sky noise ``(blend, band, y, x)``.
+
+    Returns
+    -------
+    Tensor
+        Channels ``(blend, 2 band + 1, y, x)``.
+    """
+    peak = image.amax((-3, -2, -1), keepdim=True).clamp(min=1.0)
+    y, x = (torch.arange(size, device=image.device) - (size - 1) / 2 for size in image.shape[-2:])
+    center = torch.exp(-torch.hypot(y[:, None], x) / _CENTER_SCALE).to(image)
+    return torch.cat([torch.asinh(image), image / peak, center.expand(len(image), 1, -1, -1)], 1)
 
 
 def convolutions(inputs: int, outputs: int, *, count: int, norm: bool) -> nn.Sequential:

@@ -7,14 +7,17 @@ vermilion for its companion (Okabe and Ito's palette, told apart by colour-blind
 
 from .images import GALAXY_COLORS, LONE_COLOR, plot_image, plot_stamps
 from .posteriors import plot_blend, plot_blends, plot_field, plot_fluxes
+from .sets import plot_distributions, plot_matrix
 
 __all__ = [
     "GALAXY_COLORS",
     "LONE_COLOR",
     "plot_blend",
     "plot_blends",
+    "plot_distributions",
     "plot_field",
     "plot_fluxes",
     "plot_image",
+    "plot_matrix",
     "plot_stamps",
 ]

@@ -1,13 +1,24 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
+from test_galaxies import made
 
-from probdeblend.data import Batch, Conditions, SimulatedStream, StoredStream, training_batch, turn
+from probdeblend.data import Batch, Conditions, training_batch, turn
 from probdeblend.io import write_blends
 from probdeblend.prior import Prior
 from probdeblend.scene import Blend, Instrument
+from probdeblend.streams import (
+    EndlessStream,
+    LibraryStream,
+    MixedStream,
+    Mixture,
+    SimulatedStream,
+    StoredStream,
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +135,48 @@ def test_psf_varies_within_its_range(instrument):
     x, y = torch.tensor([moments(psf) for psf in drawn]).T
     assert 0.01 < float(((x - y) / (x + y)).std()) < 0.03
     assert Conditions(psf_growth=(1, 1), psf_shear=0).sample_psf(instrument.psf) is instrument.psf
+
+
+def test_real_blends_stream(instrument):
+    stream = LibraryStream(made(), instrument, batch_size=4, seed=3)
+    batch = stream.batch(2)
+    assert torch.equal(batch.image, LibraryStream(made(), instrument, batch_size=4, seed=3, first=2).batch(2).image)
+    assert torch.equal(next(iter(LibraryStream(made(), instrument, batch_size=4, seed=3, first=2))).image, batch.image)
+    assert (batch.flux > 0).all()
+
+
+def test_a_mixture_draws_from_both(instrument, false_alarm):
+    class Constant(EndlessStream):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def batch(self, number):
+            return self.value
+
+    mixed = MixedStream([Constant(0), Constant(1)], (0.7, 0.3), seed=2)
+    drawn = [mixed.batch(number) for number in range(1000)]
+    assert binomtest(sum(drawn), 1000, 0.3).pvalue > false_alarm
+    assert drawn == [MixedStream([Constant(0), Constant(1)], (0.7, 0.3), seed=2).batch(n) for n in range(1000)]
+    with pytest.raises(ValueError, match="fractions must be one for each of 2 streams and sum to 1"):
+        MixedStream([Constant(0), Constant(1)], (0.5, 0.4))
+
+
+def test_mixtures(instrument):
+    prior = Prior.default()
+    work = {"batch_size": 2, "seed": 0}
+    assert isinstance(Mixture(prior, instrument).stream(**work), SimulatedStream)
+    assert isinstance(Mixture(prior, instrument, library=made(), real_fraction=1.0).stream(**work), LibraryStream)
+    both = Mixture(prior, instrument, library=made(), real_fraction=0.5).stream(**work, first=3)
+    assert isinstance(both, MixedStream)
+    assert torch.equal(next(iter(both)).image, both.batch(3).image)
+    with pytest.raises(ValueError, match="real_fraction must be between 0 and 1, got 2"):
+        Mixture(prior, instrument, real_fraction=2)
+    with pytest.raises(ValueError, match=r"library must be given for a real_fraction of 0.5, got None"):
+        Mixture(prior, instrument, real_fraction=0.5)
+
+
+def test_only_pairs_train(instrument):
+    crowded = SimulatedStream(replace(Prior.default(), crowding=(0.5, 0.5)), instrument, batch_size=8)
+    with pytest.raises(ValueError, match="blends must be pairs to train on, got other numbers of galaxies"):
+        crowded.batch(0)

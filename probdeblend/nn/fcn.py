@@ -1,0 +1,116 @@
+"""A fully convolutional network: image to four-label logits of every pixel.
+
+Long, Shelhamer and Darrell (2015, arXiv:1411.4038): five stages of convolutions and pooling, scores of the labels at
+strides 32, 16 and 8, each doubled in size and added to the next finer one, and the last enlarged to the image. The
+labels are background, first galaxy alone, second galaxy alone, and overlap of the two; the probability that a pixel
+belongs to a galaxy is the sum of the two labels that say so.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .layers import PassDropout, convolutions, fold, he_normal, stretch
+
+__all__ = ["LABELS", "FullyConvolutional", "labels", "mask_probabilities"]
+
+LABELS = ("background", "first", "second", "overlap")
+STAGES = 5
+SKIPS = 3
+PATCH = 2
+
+
+class FullyConvolutional(nn.Module):
+    """Image over sky noise to the logits of the four labels ``(blend, label, y, x)``.
+
+    Squares of 2 x 2 pixels are folded into channels first, which is the first halving.
+
+    Parameters
+    ----------
+    first_filters
+        Channels of the first stage; they double up to the fourth.
+    norm
+        Group normalization in the convolutions.
+    dropout
+        Probability that a channel of the coarsest features is dropped.
+
+    Raises
+    ------
+    ValueError
+        If the number of filters is not positive.
+    """
+
+    def __init__(self, *, first_filters: int = 32, norm: bool = False, dropout: float = 0.1) -> None:
+        super().__init__()
+        if first_filters < 1:
+            raise ValueError(f"first_filters must be at least 1, got {first_filters}")
+        widths = [first_filters * 2 ** min(stage, 3) for stage in range(STAGES)]
+        inputs = [3 * PATCH**2, *widths[:-1]]
+        pairs = zip(inputs, widths, strict=True)
+        self.stages = nn.ModuleList(convolutions(before, after, count=2, norm=norm) for before, after in pairs)
+        self.dropout = PassDropout(dropout, channels=True)
+        self.scores = nn.ModuleList(
+            he_normal(nn.Conv2d(width, len(LABELS), 1), fan=width, gain=1.0) for width in widths[: -SKIPS - 1 : -1]
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits of the labels.
+
+        Parameters
+        ----------
+        image
+            Pixels over sky noise ``(blend, band, y, x)`` in one band, sides multiples of 32.
+
+        Returns
+        -------
+        Tensor
+            Logits ``(blend, label, y, x)`` in the order of `LABELS`.
+        """
+        features, kept = fold(stretch(image), PATCH), []
+        for number, stage in enumerate(self.stages):
+            features = stage(nn.functional.max_pool2d(features, 2) if number else features)
+            kept.append(features)
+        total = self.scores[0](self.dropout(kept[-1]))
+        for score, level in zip(self.scores[1:], kept[-2::-1], strict=False):
+            total = score(level) + _enlarge(total, 2)
+        return _enlarge(total, image.shape[-1] // total.shape[-1])
+
+
+def _enlarge(maps: Tensor, factor: int) -> Tensor:
+    return nn.functional.interpolate(maps.float(), scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def labels(mask: Tensor) -> Tensor:
+    """Return the label of every pixel from the masks of two galaxies.
+
+    Parameters
+    ----------
+    mask
+        Masks ``(blend, 2, y, x)``.
+
+    Returns
+    -------
+    Tensor
+        Index into `LABELS` ``(blend, y, x)``.
+    """
+    return mask[:, 0].long() + 2 * mask[:, 1].long()
+
+
+def mask_probabilities(logits: Tensor) -> Tensor:
+    """Return the probability that a pixel belongs to each galaxy.
+
+    The reverse does not hold: two mask probabilities do not say how likely the overlap is.
+
+    Parameters
+    ----------
+    logits
+        Logits of the labels ``(blend, label, y, x)``.
+
+    Returns
+    -------
+    Tensor
+        Probabilities ``(blend, 2, y, x)``.
+    """
+    probability = logits.softmax(1)
+    return torch.stack([probability[:, 1] + probability[:, 3], probability[:, 2] + probability[:, 3]], 1)
