@@ -95,7 +95,7 @@ def collect_mosaics(
     if table is not None and not len(table):
         raise ValueError(f"{catalog}: the catalog must have rows, got none")
     skipped: Counter[str] = Counter()
-    parts = []
+    cut_out = []
     for path in paths:
         with ExitStack() as stack:
             mosaic = stack.enter_context(open_mosaic(path, hdu=hdu))
@@ -107,10 +107,16 @@ def collect_mosaics(
             )
             galaxies = list(tqdm(cut, desc=mosaic.name, unit="galaxy", leave=False))
             if galaxies:
-                depth = float(np.median([galaxy.sky_rms for _, galaxy, _ in galaxies]))
-                correction = fit_aperture_correction(seen.replace(sky_rms=depth))
-                settings = {"instrument": seen, "correction": correction, "mosaic": mosaic}
-                parts.append(library_of(galaxies, origin=mosaic.name, **settings))
+                cut_out.append((mosaic, seen, galaxies))
+    if not cut_out:
+        return _collection([], skipped)
+    # What the correction depends on is in units of the noise, so that one depth serves for all.
+    depth = float(np.median([galaxy.sky_rms for *_, galaxies in cut_out for _, galaxy, _ in galaxies]))
+    correction = fit_aperture_correction(instrument.replace(sky_rms=depth))
+    parts = [
+        library_of(galaxies, origin=mosaic.name, instrument=seen, correction=correction, mosaic=mosaic)
+        for mosaic, seen, galaxies in cut_out
+    ]
     return _collection(parts, skipped)
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
 
 import galsim
@@ -11,10 +12,12 @@ import torch
 from astropy import units
 from astropy.table import Table
 
+from . import simulate
+from .prior import Prior
 from .profiles import render
 from .scene import STAMP_CENTER, STAMP_SIZE, Components, Instrument
 
-__all__ = ["INDICES", "RADII", "render_check", "tabulate"]
+__all__ = ["INDICES", "RADII", "SceneSpeed", "render_check", "scene_check", "tabulate"]
 
 INDICES = (0.5, 0.7, 1.0, 1.5, 2.5, 4.0, 5.0, 6.0)
 RADII = (0.1, 0.3, 0.6, 1.2)
@@ -101,6 +104,61 @@ def render_check(
         "speed_ratio": galsim_time / (1e3 * torch_time),
     }
     return table
+
+
+@dataclass(frozen=True)
+class SceneSpeed:
+    """How the two renderers do on the same blends.
+
+    Parameters
+    ----------
+    blends
+        Number of blends.
+    torch_rate, galsim_rate
+        Blends a second, both galaxies with all their components, on one thread.
+    peak_error
+        Largest difference of a galaxy's pixels over its peak.
+    """
+
+    blends: int
+    torch_rate: float
+    galsim_rate: float
+    peak_error: float
+
+    def __str__(self) -> str:
+        ratio = self.torch_rate / self.galsim_rate
+        return (
+            f"{self.blends} blends of the prior: {self.torch_rate:.0f} a second, in GalSim {self.galsim_rate:.2f}, "
+            f"{ratio:.0f} times faster; largest difference {self.peak_error:.1e} of a galaxy's peak"
+        )
+
+
+def scene_check(count: int = 32, *, seed: int = 0) -> SceneSpeed:
+    """Render the same blends of the published prior with torch and with GalSim, in turn, on one thread.
+
+    Parameters
+    ----------
+    count
+        Number of blends.
+    seed
+        Same seed, same blends.
+
+    Returns
+    -------
+    SceneSpeed
+        Rates and the largest difference.
+    """
+    instrument, prior = Instrument.candels_f160w(), Prior.published()
+    light = prior.components(prior.sample(count, seed=seed), instrument, seed=seed)
+    with _one_thread():
+        simulate.render_torch(light.select(slice(1)), instrument)
+        start = time.perf_counter()
+        images = simulate.render_torch(light, instrument)
+        middle = time.perf_counter()
+        expected = simulate.render_galsim(light, instrument)
+        end = time.perf_counter()
+    error = (images - expected).abs().amax((-2, -1)) / expected.amax((-2, -1))
+    return SceneSpeed(count, count / (middle - start), count / (end - middle), float(error.max()))
 
 
 def tabulate(table: Table) -> str:

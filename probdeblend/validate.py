@@ -88,6 +88,8 @@ def _truth(blend: Blend, path: Path) -> dict[str, np.ndarray]:
     names = ("flux", "auto_flux", "mask")
     if missing := [name for name in names if getattr(blend, name) is None]:
         raise ValueError(f"{path}: the set must have truth, got one without {', '.join(missing)}")
+    if blend.flux.shape[1] != 2 or bool(blend.flux.isnan().any()):
+        raise ValueError(f"{path}: the set must hold pairs, got other numbers of galaxies")
     return {name: getattr(blend, name).numpy() for name in names}
 
 

@@ -396,7 +396,8 @@ def test_render_check_says_where_a_limit_is_exceeded(run, monkeypatch):
     table = Table({"passed": [True, True]})
     monkeypatch.setattr(rendercheck, "render_check", lambda: table)
     monkeypatch.setattr(rendercheck, "tabulate", lambda table: "the table")
-    assert run("render-check").output == "the table\n"
+    monkeypatch.setattr(rendercheck, "scene_check", lambda count: f"{count} blends")
+    assert run("render-check", "--scenes", 5).output == "the table\n5 blends\n"
     table["passed"][1] = False
     result = run("render-check")
     assert result.exit_code == 1

@@ -64,3 +64,10 @@ def test_full_grid():
     table = render_check()
     assert table["passed"].all(), tabulate(table)
     assert table.meta["speed_ratio"] > 10
+
+
+def test_blends_of_the_prior_agree_and_are_faster():
+    speed = rendercheck.scene_check(3, seed=1)
+    assert speed.peak_error < 1e-3
+    assert speed.torch_rate > speed.galsim_rate
+    assert str(speed).startswith("3 blends of the prior: ")

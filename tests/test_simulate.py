@@ -4,12 +4,13 @@ import galsim
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from probdeblend.io import read_blends, write_blends
 from probdeblend.photometry import auto_flux
 from probdeblend.prior import Prior
 from probdeblend.scene import GALAXY_TYPES, STAMP_CENTER, Blend, Components, Instrument
-from probdeblend.simulate import render_galsim, render_torch, simulate_blends
+from probdeblend.simulate import render_galsim, render_torch, simulate_blends, simulate_mosaic
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +207,54 @@ def test_a_later_start_goes_on(prior, hst):
     batches, later = simulated(10, prior, hst, batch_size=4), simulated(10, prior, hst, batch_size=4, first=2)
     assert len(later) == 1
     assert torch.equal(later[0].image, batches[2].image)
+
+
+def test_a_mosaic_holds_the_galaxies_of_its_catalog(hst):
+    image, catalog = simulate_mosaic(10, (300, 420), prior=Prior.published(), instrument=hst, seed=2)
+    assert image.shape == (300, 420)
+    assert len(catalog) == 10
+    assert ((catalog["x"] > -1) & (catalog["x"] < 420) & (catalog["y"] > -1) & (catalog["y"] < 300)).all()
+    magnitude = hst.zero_point - 2.5 * np.log10(catalog["flux"])
+    np.testing.assert_allclose(magnitude, catalog["magnitude"], rtol=1e-5)
+    for row in catalog:
+        x, y = int(np.rint(row["x"])), int(np.rint(row["y"]))
+        assert image[max(y - 4, 0) : y + 5, max(x - 4, 0) : x + 5].mean() > 5 * hst.sky_rms
+    again, _ = simulate_mosaic(10, (300, 420), prior=Prior.published(), instrument=hst, seed=2)
+    assert np.array_equal(again, image)
+    with pytest.raises(ValueError, match=r"shape must be at least 128 pixels a side, got \(100, 300\)"):
+        simulate_mosaic(1, (100, 300), prior=Prior.published(), instrument=hst, seed=2)
+    with pytest.raises(ValueError, match="count must not be negative, got -1"):
+        simulate_mosaic(-1, (300, 300), prior=Prior.published(), instrument=hst, seed=2)
+
+
+def test_crowded_stamps_say_how_many_galaxies_they_hold(hst, false_alarm):
+    prior = replace(Prior.published(), crowding=(0.2, 0.5, 0.2, 0.1))
+    blends = joined(simulated(128, prior, hst, batch_size=64))
+    there = ~blends.flux[..., 0].isnan()
+    assert blends.flux.shape == (128, 4, 1)
+    assert torch.equal(there.sum(1), blends.count)
+    for number, share in enumerate(prior.crowding, start=1):
+        assert binomtest(int((blends.count == number).sum()), 128, share).pvalue > false_alarm
+    assert not blends.isolated[~there].any()
+    assert not blends.mask[~there].any()
+    assert (blends.galaxy_type[~there] == -1).all()
+    for name in ("x", "y", "half_light_radius", "auto_flux"):
+        assert torch.equal(getattr(blends, name).reshape(128, 4).isnan(), ~there), name
+    magnitude = -2.5 * blends.flux[..., 0].log10()
+    assert float((magnitude - magnitude[:, :1]).abs().nan_to_num().max()) < 2
+    # One galaxy fewer changes nothing else: pairs are drawn as before.
+    pairs = joined(simulated(8, replace(prior, crowding=(0.0, 1.0)), hst, batch_size=8))
+    assert pairs.flux.shape == (8, 2, 1)
+
+
+def test_smooth_galaxies_have_one_component(hst):
+    prior = replace(Prior.published(), smooth=True)
+    light = prior.components(prior.sample(40, seed=1), hst, seed=1)
+    assert (light.present.sum(-1) == 1).all()
+    assert float(light.sersic_index.max()) > 2.5
+
+
+def test_crowding_is_a_distribution():
+    for shares in ((0.5, 0.4), (-0.5, 1.5), (), (0.1,) * 10):
+        with pytest.raises(ValueError, match="crowding must be up to 5 probabilities that sum to 1"):
+            replace(Prior.published(), crowding=shares)

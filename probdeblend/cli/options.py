@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import isfinite
 from pathlib import Path
 
@@ -59,11 +59,11 @@ def probabilities(text: str) -> tuple[float, ...]:
         raise ValueError(f"crowding must be numbers separated by commas, got {text!r}") from None
 
 
-def progress(batches: object, count: int, size: int, first: int) -> object:
-    """Show a bar over batches."""
+def progress(batches: Iterator, count: int, size: int, first: int) -> Iterator:
+    """Show a bar over batches, from the first one on."""
     from tqdm import tqdm
 
-    return tqdm(batches, total=-(-count // size), initial=first, unit="batch")
+    yield from tqdm(batches, total=-(-count // size), initial=first, unit="batch")
 
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")

@@ -159,8 +159,9 @@ def train_labels(data: Path, output: Path, **options: object) -> None:
 
 
 @click.command("render-check")
-def render_check() -> None:
-    """Compare the torch renderer with GalSim over a grid of galaxies: pixels, fluxes and speed.
+@click.option("--scenes", type=click.IntRange(1), default=32, show_default=True, help="Blends to time, too.")
+def render_check(scenes: int) -> None:
+    """Compare the torch renderer with GalSim over a grid of galaxies and on blends: pixels, fluxes and speed.
 
     Exit status 1 where a limit is exceeded.
 
@@ -172,5 +173,6 @@ def render_check() -> None:
 
     table = rendercheck.render_check()
     click.echo(rendercheck.tabulate(table))
+    click.echo(rendercheck.scene_check(scenes))
     if exceeded := int((~table["passed"]).sum()):
         raise click.ClickException(f"limits exceeded for {exceeded} of {len(table)} profiles")
