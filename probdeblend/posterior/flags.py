@@ -17,6 +17,7 @@ class Flag(IntFlag):
     - ``TRUNCATED`` (64): the stamp reaches over the edge of the image.
     - ``UNFAMILIAR`` (128): the stamp is unlike the family that the network was trained on.
     - ``SINGLE`` (256): a lone source, measured by SEP.
+    - ``OUTSIDE_CALIBRATION`` (512): beyond the galaxies that the calibrator was fitted on.
     """
 
     BAD_PIXELS = 1
@@ -28,6 +29,7 @@ class Flag(IntFlag):
     TRUNCATED = 64
     UNFAMILIAR = 128
     SINGLE = 256
+    OUTSIDE_CALIBRATION = 512
 
 
 def describe_flags(bits: int) -> str:

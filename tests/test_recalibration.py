@@ -1,0 +1,182 @@
+"""Posteriors that are wrong in known ways, repaired, and checked on galaxies that the repair has not seen."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from probdeblend import calibration
+from probdeblend.posterior import Flag, Posterior
+from probdeblend.recalibration import FEATURES, NODES, Calibrator, estimated_features
+
+
+def wrong(count, *, seed, narrow=0.6, shift=0.0, heavy=False, **named):
+    """Posteriors of pairs that are too narrow, more so the fainter the galaxy, and too faint."""
+    rng = np.random.default_rng(seed)
+    truth = np.exp(rng.uniform(3, 7, (count, 2, 1)))
+    width = 0.3 * (truth / 50) ** -0.5
+    scatter = rng.standard_t(4, truth.shape) if heavy else rng.normal(size=truth.shape)
+    middle = np.log(truth) + width * scatter + shift * width
+    factor = narrow * np.where(truth < 150, 0.7, 1.0)
+    noise = rng.multivariate_normal([0, 0], [[1, -0.8], [-0.8, 1]], size=(4, 100, count))[..., None]
+    flux = np.exp(middle + factor * width * noise)
+    x = np.stack([np.full(count, 63.0), 63.0 + rng.uniform(3, 30, count)], -1)
+    settings = {"flux_kind": "total", "method": "network", "x": x, "y": np.full((count, 2), 63.0)} | named
+    return Posterior.from_draws(flux, **settings), truth
+
+
+def covered(posterior, truth):
+    values = calibration.pit(posterior.draws("blend", "galaxy", "band").transpose(3, 0, 1, 2), truth)
+    return calibration.expected_coverage(values)
+
+
+@pytest.mark.parametrize("settings", [{}, {"narrow": 1.8}, {"shift": 0.7}, {"heavy": True}])
+def test_repaired_intervals_cover_as_they_say(settings):
+    calibrator = Calibrator.fit(*wrong(4000, seed=1, **settings))
+    posterior, truth = wrong(4000, seed=2, **settings)
+    before, after = covered(posterior, truth), covered(calibrator(posterior), truth)
+    assert np.abs(before[:, 1] - before[:, 0]).max() > 0.05
+    assert np.abs(after[:, 1] - after[:, 0]).max() < 0.015
+
+
+def test_each_group_is_repaired(false_alarm):
+    """Faint galaxies are more wrong than bright ones: one factor for all would leave both wrong."""
+    calibrator = Calibrator.fit(*wrong(4000, seed=1))
+    posterior, truth = wrong(4000, seed=2)
+    repaired = calibrator(posterior).draws("blend", "galaxy", "band").transpose(3, 0, 1, 2)
+    snr = estimated_features(posterior)[..., 0]
+    faint = snr < np.median(snr)
+    for side in (faint, ~faint):
+        before, after = (
+            calibration.expected_coverage(calibration.pit(draws[:, side], truth[side]), levels=[0.68])[0, 1]
+            for draws in (posterior.draws("blend", "galaxy", "band").transpose(3, 0, 1, 2), repaired)
+        )
+        assert before < 0.55
+        assert stats.binomtest(round(after * side.sum()), int(side.sum()), 0.68).pvalue > false_alarm
+
+
+def test_the_score_improves_and_the_pair_stays_correlated():
+    calibrator = Calibrator.fit(*wrong(4000, seed=1))
+    posterior, truth = wrong(2000, seed=2)
+    repaired = calibrator(posterior)
+    scores = [
+        calibration.interval_score(part.draws("blend", "galaxy", "band").transpose(3, 0, 1, 2), truth, level=0.9)
+        for part in (posterior, repaired)
+    ]
+    relative = (scores[1] - scores[0]) / truth
+    assert relative.mean() < -5 * relative.std() / np.sqrt(relative.size)
+    ranks = [part.draws("blend", "galaxy", "band")[:, :, 0].argsort(-1).argsort(-1) for part in (posterior, repaired)]
+    assert np.mean(ranks[0] == ranks[1]) > 0.99
+
+
+def test_groups_hold_enough_galaxies():
+    posterior, truth = wrong(3000, seed=1)
+    calibrator = Calibrator.fit(posterior, truth)
+    leaves = calibrator.root.leaves()
+    assert len(leaves) > 8
+    assert min(leaf.galaxies for leaf in leaves) >= 200
+    assert sum(leaf.galaxies for leaf in leaves) == 6000
+    assert {leaf.galaxies for leaf in Calibrator.fit(posterior, truth, least=4000).root.leaves()} == {6000}
+    repeated = Calibrator.fit(posterior, truth, galaxies=np.arange(6000).reshape(3000, 2) % 300)
+    assert {200 <= leaf.galaxies <= 300 for leaf in repeated.root.leaves()} == {True}
+    with pytest.raises(ValueError, match="at least 200 galaxies with an answer are needed to fit, got 150"):
+        Calibrator.fit(posterior, truth, galaxies=np.arange(6000).reshape(3000, 2) % 150)
+
+
+def test_draws_that_are_not_positive():
+    """Normal errors, as SEP quotes them."""
+
+    def quoted(seed):
+        rng = np.random.default_rng(seed)
+        truth = rng.uniform(1, 10, (3000, 2, 1))
+        measured = truth + 2 * rng.normal(size=truth.shape)
+        return Posterior.from_draws(
+            measured + rng.normal(size=(1, 200, 3000, 2, 1)), flux_kind="auto", method="sep"
+        ), truth
+
+    calibrator = Calibrator.fit(*quoted(1))
+    assert not calibrator.logarithmic
+    posterior, truth = quoted(2)
+    after = covered(calibrator(posterior), truth)
+    assert np.abs(after[:, 1] - after[:, 0]).max() < 0.02
+
+
+def test_abstentions_stay(tmp_path):
+    posterior, truth = wrong(500, seed=1)
+    calibrator = Calibrator.fit(posterior, truth)
+    flux = posterior.flux.values.copy()
+    flux[:, :, 3, 1] = np.nan
+    holes = Posterior(posterior.dataset.assign(flux=(posterior.flux.dims, flux, posterior.flux.attrs)))
+    repaired = calibrator(holes)
+    assert np.isnan(repaired.flux.values[:, :, 3, 1]).all()
+    assert np.isfinite(repaired.flux.values[:, :, 3, 0]).all()
+    assert len(Calibrator.fit(holes, truth).root.leaves()) >= 1
+
+
+def test_galaxies_beyond_the_fitted_ones_are_flagged():
+    calibrator = Calibrator.fit(*wrong(500, seed=1))
+    posterior, _ = wrong(20, seed=2)
+    far = posterior.dataset.assign(x=posterior.dataset["x"] + [[0, 60]])
+    assert not (calibrator(posterior).flags.values & Flag.OUTSIDE_CALIBRATION).any()
+    assert (calibrator(Posterior(far)).flags.values & Flag.OUTSIDE_CALIBRATION).all()
+
+
+def test_a_calibrator_comes_back(tmp_path):
+    posterior, truth = wrong(1000, seed=1)
+    calibrator = Calibrator.fit(posterior, truth, fitted_on="made up")
+    calibrator.save(tmp_path / "c.json")
+    again = Calibrator.open(tmp_path / "c.json")
+    assert again == calibrator
+    assert again(posterior).dataset.attrs["calibrated"] == "made up"
+    np.testing.assert_array_equal(again(posterior).flux, calibrator(posterior).flux)
+    with pytest.raises(FileExistsError):
+        calibrator.save(tmp_path / "c.json")
+
+
+def test_calibrators_that_do_not_fit(tmp_path):
+    posterior, truth = wrong(500, seed=1)
+    calibrator = Calibrator.fit(posterior, truth)
+    other, _ = wrong(5, seed=1, flux_kind="auto")
+    with pytest.raises(ValueError, match="the calibrator was fitted on the flux_kind 'total', got 'auto'"):
+        calibrator(other)
+    with pytest.raises(ValueError, match="the calibrator was fitted on the method 'sep', got 'network'"):
+        replace(calibrator, method="sep")(posterior)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        Calibrator.open(tmp_path / "none.json")
+    numbers = json.loads(calibrator.describe())
+    for change, message in [
+        ({"version": 9}, "a calibrator of version 9, this probdeblend reads version 1"),
+        ({"format": "x"}, "not a calibrator written by probdeblend"),
+        ({"nodes": [0.5]}, "a calibrator of other features or levels"),
+    ]:
+        (tmp_path / "c.json").write_text(json.dumps(numbers | change))
+        with pytest.raises(ValueError, match=message):
+            Calibrator.open(tmp_path / "c.json")
+    (tmp_path / "c.json").write_text("no")
+    with pytest.raises(ValueError, match=r"c.json: not a calibrator written by probdeblend"):
+        Calibrator.open(tmp_path / "c.json")
+
+
+def test_truths_that_do_not_fit():
+    posterior, truth = wrong(500, seed=1)
+    with pytest.raises(ValueError, match=r"truth must have the shape \(blend, galaxy, band\) \(500, 2, 1\), got"):
+        Calibrator.fit(posterior, truth[:5])
+    with pytest.raises(ValueError, match="truth must be positive and finite for every galaxy"):
+        Calibrator.fit(posterior, -truth)
+    with pytest.raises(ValueError, match=r"galaxies must have the shape \(blend, galaxy\) \(500, 2\), got"):
+        Calibrator.fit(posterior, truth, galaxies=[1])
+
+
+def test_features_are_estimated():
+    posterior, _ = wrong(10, seed=1)
+    features = estimated_features(posterior)
+    assert features.shape == (10, 2, 1, len(FEATURES))
+    x = posterior.dataset["x"].values
+    np.testing.assert_allclose(features[:, 0, 0, 1], x[:, 1] - x[:, 0])
+    np.testing.assert_allclose(features[:, 0, 0, 2], -features[:, 1, 0, 2])
+    assert sorted(NODES) == list(NODES)
+    single = Posterior.from_draws(np.ones((1, 5, 3, 1, 1)), flux_kind="total", method="network")
+    with pytest.raises(ValueError, match="posterior must be of pairs, got 1 galaxies"):
+        estimated_features(single)
