@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,8 @@ def collect_mosaics(
     rms
         Map of the sky noise of the one mosaic.
     instrument
-        PSF, exposure and noise correlation, and a zero point for images whose header has none; CANDELS F160W if None.
+        PSF, noise correlation, and a zero point for images whose header has none; the exposure is that of fluxes at
+        this zero point, and is converted for images with another. CANDELS F160W if None.
     selection
         Limits of magnitude and type.
     seed
@@ -92,6 +93,8 @@ def collect_mosaics(
     if len(paths) > 1 and (catalog or rms):
         raise ValueError(f"a catalog and an rms map belong to one image, got {len(paths)} images")
     table = None if catalog is None else read_columns(catalog, columns or {}, required=("magnitude",))
+    if columns and {"ra", "dec"} <= set(columns) and not {"x", "y"} & set(columns):
+        table.remove_columns([name for name in ("x", "y") if name in table.colnames])
     if table is not None and not len(table):
         raise ValueError(f"{catalog}: the catalog must have rows, got none")
     skipped: Counter[str] = Counter()
@@ -101,7 +104,7 @@ def collect_mosaics(
             mosaic = stack.enter_context(open_mosaic(path, hdu=hdu))
             noise = None if rms is None else stack.enter_context(open_mosaic(rms))
             _check(mosaic, noise, instrument)
-            seen = instrument if mosaic.zero_point is None else instrument.replace(zero_point=mosaic.zero_point)
+            seen = _in_units_of(mosaic, instrument)
             cut = cut_galaxies(
                 mosaic, table, instrument=seen, selection=selection, seed=seed, rms=noise, report=_counting(skipped)
             )
@@ -111,7 +114,8 @@ def collect_mosaics(
     if not cut_out:
         return _collection([], skipped)
     # What the correction depends on is in units of the noise, so that one depth serves for all.
-    depth = float(np.median([galaxy.sky_rms for *_, galaxies in cut_out for _, galaxy, _ in galaxies]))
+    depths = [galaxy.sky_rms / _unit(seen, instrument) for _, seen, galaxies in cut_out for _, galaxy, _ in galaxies]
+    depth = float(np.median(depths))
     correction = fit_aperture_correction(instrument.replace(sky_rms=depth))
     parts = [
         library_of(galaxies, origin=mosaic.name, instrument=seen, correction=correction, mosaic=mosaic)
@@ -171,7 +175,18 @@ def collect_reobserved(
         form = "neither GalSim's RealGalaxy catalog nor a cube of stamps with their table"
         raise ValueError(f"{path}: {form} ({' '.join(str(error).split())[:80]})") from error
     seen = observe_real_galaxies(catalog, **settings)
-    return _collection([library_of(tqdm(seen, desc=path.name, unit="galaxy", leave=False), **known)], skipped)
+    library = library_of(tqdm(seen, desc=path.name, unit="galaxy", leave=False), **known)
+    return _collection([_placed(library, path)], skipped)
+
+
+def _placed(library: Library, path: Path) -> Library:
+    """Give galaxies the sky positions of their catalog, so that the same ones elsewhere are known as such."""
+    table = Table.read(path, hdu=1)
+    if not {"IDENT", "RA", "DEC"} <= set(table.colnames):
+        return library
+    rows = {f"cosmos:{name}": row for row, name in enumerate(table["IDENT"])}
+    index = [rows[name] for name in library.identity]
+    return replace(library, ra=np.asarray(table["RA"], float)[index], dec=np.asarray(table["DEC"], float)[index])
 
 
 def _cube(path: Path) -> tuple[np.ndarray, Table] | None:
@@ -186,6 +201,8 @@ def _cube(path: Path) -> tuple[np.ndarray, Table] | None:
     if missing := [name for name in STAMP_COLUMNS if name not in table.colnames]:
         there = ", ".join(table.colnames)
         raise ValueError(f"{path}: the columns {', '.join(missing)} are missing, there are {there}")
+    if len(table) != len(data):
+        raise ValueError(f"{path}: the table must have a row for each of {len(data)} stamps, got {len(table)}")
     return np.asarray(data, dtype=np.float64), table
 
 
@@ -194,6 +211,18 @@ def _counting(skipped: Counter[str]) -> object:
         skipped[reason] += 1
 
     return count
+
+
+def _unit(seen: Instrument, instrument: Instrument) -> float:
+    """Return what a flux of the instrument is multiplied with to be one of the image."""
+    return 10 ** (0.4 * (seen.zero_point - instrument.zero_point))
+
+
+def _in_units_of(mosaic: Mosaic, instrument: Instrument) -> Instrument:
+    if mosaic.zero_point is None:
+        return instrument
+    seen = instrument.replace(zero_point=mosaic.zero_point)
+    return seen.replace(exposure=instrument.exposure / _unit(seen, instrument))
 
 
 def _check(mosaic: Mosaic, rms: Mosaic | None, instrument: Instrument) -> None:
@@ -269,7 +298,8 @@ def report(collection: Collection) -> str:
         A few lines.
     """
     library = collection.library
-    lines = [f"{len(library)} galaxies cut out, {library.keep.sum()} to keep ({len(set(library.identity))} distinct)"]
+    kept = library.identity[library.keep]
+    lines = [f"{len(library)} galaxies cut out, {len(kept)} to keep ({len(set(kept))} distinct)"]
     rejected = Counter(describe_quality(quality) for quality in library.quality if quality)
     lines += [f"  rejected, {reasons}: {count}" for reasons, count in rejected.most_common()]
     lines += [f"  left out, {reason}: {count}" for reason, count in collection.skipped.most_common()]

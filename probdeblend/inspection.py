@@ -114,7 +114,8 @@ def inspect_set(path: Path, *, table: Path | None = None, progress: bool = True)
         if blend.identity is not None:
             identities.update(blend.identity.flatten().tolist())
         parts.append(_values(blend, zero_point))
-        for stamp, rms in list(zip(blend.image.numpy(), blend.sky_rms.tolist(), strict=True))[: MOST_DETECTED - start]:
+        part = blend.select(slice(max(0, MOST_DETECTED - start)))
+        for stamp, rms in zip(part.image.numpy(), part.sky_rms.tolist(), strict=True):
             detected[min(3, len(detect_cold_hot(stamp[0], rms)))] += 1
     values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     stamps = read_blends(path, 0, min(PICTURES, total))

@@ -273,8 +273,7 @@ class Prior:
     def components(self, pairs: Mapping[str, Tensor], instrument: Instrument, *, seed: int) -> Components:
         """Turn galaxies into the Sérsic components of their light.
 
-        A spheroid or disk is one component; a bulge with a disk two, scaled so that the whole has the drawn
-        half-light radius; an irregular a faint disk with 3 to 8 knots strewn lopsidedly over it.
+        `~probdeblend.morphology` says which each type has.
 
         Parameters
         ----------

@@ -197,8 +197,8 @@ class _Batch:
 class Components(_Batch):
     """The light of the galaxies of a batch of blends as elliptical Sérsic components.
 
-    Every field is a tensor ``(blend, galaxy, component)``: one component for a spheroid or a disk, more for a
-    bulge with a disk or for knots. Units and ranges are those of `PARAMETERS`.
+    Every field is a tensor ``(blend, galaxy, component)``: one component for a spheroid, more for a
+    bulge with a disk, for arms or for knots. Units and ranges are those of `PARAMETERS`.
 
     Parameters
     ----------

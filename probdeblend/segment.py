@@ -115,7 +115,8 @@ def train_labels(
     with whole_file(output, overwrite=overwrite) as temporary:
         torch.manual_seed(seed)
         network = FullyConvolutional(**settings).to("cuda" if torch.cuda.is_available() else "cpu")
-        validation = read_blends(data, stop, min(stop + VALIDATION_BLENDS, total))
+        test = int((1 - TEST_SHARE) * total)
+        validation = read_blends(data, stop, min(stop + VALIDATION_BLENDS, test))
         parts = torch.arange(len(validation)).split(batch_size)
         fit(
             LabelEntropy(network),
@@ -131,7 +132,7 @@ def train_labels(
             progress=progress,
         )
         network.cpu()
-        scores = evaluate_labels(network, data, start=int((1 - TEST_SHARE) * total), progress=progress)
+        scores = evaluate_labels(network, data, start=test, progress=progress)
         training = {"data": data.name, "steps": steps, "batch_size": batch_size, "seed": seed}
         described = {"settings": settings, "training": training, "iou": scores.iou.tolist()}
         metadata = {"format": FORMAT, "version": VERSION, "description": json.dumps(described)}

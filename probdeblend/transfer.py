@@ -40,7 +40,7 @@ __all__ = ["SMALL_NETWORK", "TestSet", "report", "sources", "transfer"]
 SMALL_NETWORK = {"patch": 2, "unet_filters": 8, "depth": 4, "first_filters": 32, "hidden": 64, "dropout": 0.1}
 """Keyword arguments of the `~probdeblend.nn.composite.Blend2Mask2Flux` that is trained on each source."""
 
-PARTS = (0.5, 0.1, 0.4)
+PARTS = (0.6, 0.4)
 MAGNITUDES = 2.5 / np.log(10)
 FILES = ("transfer.ecsv", "transfer.png")
 CHUNK = 50
@@ -94,7 +94,7 @@ def sources(library: Library | None = None) -> dict[str, tuple[Mixture, Mixture]
         "realistic": (realistic,) * 2,
     }
     if library is not None:
-        training, _, test = library.select(library.keep).split(PARTS)
+        training, test = library.select(library.keep).split(PARTS)
         for name, fraction in (("real", 1.0), ("mixture", 0.5)):
             parts = (replace(realistic, library=part, real_fraction=fraction) for part in (training, test))
             found[name] = tuple(parts)
@@ -196,8 +196,10 @@ def _trained(
     torch.manual_seed(settings["seed"])
     network = Blend2Mask2Flux(**SMALL_NETWORK)
     network.end_to_end = False
-    described = json.dumps({"name": name} | dict(settings))
-    if path.exists() and path.with_suffix(".json").read_text(encoding="utf-8") == described:
+    real = mixture.library.digest() if mixture.real_fraction else None
+    described = json.dumps({"name": name, "library": real} | dict(settings))
+    record = path.with_suffix(".json")
+    if path.exists() and record.exists() and record.read_text(encoding="utf-8") == described:
         network.load_state_dict(load_file(path))
         return network.eval()
     steps, work = settings["steps"], {"batch_size": settings["batch_size"]}
@@ -209,8 +211,9 @@ def _trained(
         schedule=Schedule(steps, validate_every=max(1, steps // 5)),
         progress=progress,
     )
+    record.unlink(missing_ok=True)
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
-    path.with_suffix(".json").write_text(described, encoding="utf-8")
+    record.write_text(described, encoding="utf-8")
     return network.eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,20 @@ class _Results(Dataset):
         return len(self.tasks)
 
     def __getitem__(self, number: int) -> object:
-        return self.function(self.tasks[number])
+        # One thread, as workers have: sums depend on how they are split.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self.function(self.tasks[number])
+        except Exception as error:  # a worker would wrap it; it is raised again by whom it concerns
+            return _Failure(error)
+        finally:
+            torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: Exception
 
 
 def in_order(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int = 0) -> Iterator[Any]:
@@ -54,7 +68,10 @@ def in_order(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: i
 
 def _each(loader: DataLoader) -> Iterator[Any]:
     """Start the workers when the first result is asked for, not before."""
-    yield from loader
+    for result in loader:
+        if isinstance(result, _Failure):
+            raise result.error
+        yield result
 
 
 def _unchanged(result: object) -> object:

@@ -64,6 +64,30 @@ def test_without_a_catalog(survey):
     assert len(found.library) >= 5
 
 
+def test_fluxes_in_another_unit(survey, tmp_path):
+    """The same image in nJy: fluxes times the ratio of the units, corrections and relative errors as before."""
+    with fits.open(survey / "mosaic.fits") as hdus:
+        factor = 10 ** (0.4 * (31.4 - 25.9463))
+        hdus[0].header["ABMAGZP"] = 31.4
+        fits.PrimaryHDU(hdus[0].data * factor, hdus[0].header).writeto(tmp_path / "mosaic.fits")
+    options = {"catalog": survey / "catalog.csv", "columns": {"magnitude": "H"}}
+    first = collected(survey).library
+    second = collect.collect_mosaics([tmp_path / "mosaic.fits"], **options).library
+    np.testing.assert_allclose(second.flux, factor * first.flux, rtol=1e-3)
+    np.testing.assert_allclose(second.flux_error, factor * first.flux_error, rtol=1e-2)
+    np.testing.assert_allclose(second.magnitude, first.magnitude, atol=2e-3)
+
+
+def test_a_mapping_to_sky_positions_wins(survey):
+    table = Table.read(survey / "catalog.csv")
+    table["RA"] = 53.0 - table["x"] * 0.06 / 3600 / np.cos(np.radians(27.0))
+    table["DEC"] = -27.0 + table["y"] * 0.06 / 3600
+    table["x"] = 5000.0
+    table.write(survey / "sky.csv", overwrite=True)
+    columns = {"ra": "RA", "dec": "DEC", "magnitude": "H"}
+    assert len(collected(survey, catalog=survey / "sky.csv", columns=columns).library) >= 5
+
+
 def test_files_that_do_not_fit(survey, tmp_path):
     mosaic = survey / "mosaic.fits"
     with pytest.raises(ValueError, match="a catalog and an rms map belong to one image, got 2 images"):

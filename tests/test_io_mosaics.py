@@ -36,6 +36,21 @@ def test_windows(mosaic):
         assert np.isnan(opened.window(500, 0, 4, 4)).all()
 
 
+def test_zeros_are_no_coverage(tmp_path, rng):
+    """Blocks of exact zeros, wherever a window ends; single zeros are pixels."""
+    image = rng.normal(size=(60, 60))
+    image[:, :20] = 0
+    image[30, 40] = 0
+    fits.PrimaryHDU(image).writeto(tmp_path / "drizzled.fits")
+    with io.open_mosaic(tmp_path / "drizzled.fits") as opened:
+        whole = opened.window(0, 0, 60, 60)
+        assert np.isnan(whole[:, :20]).all()
+        assert whole[30, 40] == 0
+        assert np.isfinite(whole[:, 20:]).all()
+        for corner in (18, 19):
+            np.testing.assert_array_equal(opened.window(corner, 5, 10, 10), whole[5:15, corner : corner + 10])
+
+
 def test_pixels_are_read_when_they_are_asked_for(mosaic):
     with io.open_mosaic(mosaic[0]) as opened:
         assert not opened.hdu._data_loaded

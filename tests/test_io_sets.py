@@ -175,6 +175,23 @@ def test_an_unfinished_set_that_is_complete_is_put_in_place(tmp_path, rng, instr
     assert io.count_blends(tmp_path / "set") == 6
 
 
+def test_remains_of_a_killed_run_are_cleared(tmp_path, rng, instrument, small_shards):
+    batches = [make_blend(rng, 3) for _ in range(4)]
+    io.write_blends(tmp_path / "set", iter(batches[:2]), instrument=instrument)
+    (tmp_path / "set").rename(tmp_path / "set.partial")
+    (tmp_path / "set.partial" / ".blends-00000006.h5.ab12.partial").touch()
+    first = io.finished_batches(tmp_path / "set")
+    io.write_blends(tmp_path / "set", iter(batches[first:]), instrument=instrument, first=first)
+    assert len(list((tmp_path / "set").iterdir())) == 2
+
+
+def test_a_missing_shard_is_told(tmp_path, rng, instrument, small_shards):
+    io.write_blends(tmp_path / "set", iter([make_blend(rng, 3) for _ in range(6)]), instrument=instrument)
+    (tmp_path / "set" / "blends-00000006.h5").unlink()
+    with pytest.raises(ValueError, match=r"set: a shard is missing after blends-00000000.h5"):
+        io.read_blends(tmp_path / "set")
+
+
 def test_later_shards_have_the_fields_of_the_first(tmp_path, rng, instrument, small_shards):
     batches = [make_blend(rng, 2), make_blend(rng, 2), replace(make_blend(rng, 2), auto_flux=None)]
     with pytest.raises(ValueError, match="batches must have the same fields, only some have auto_flux"):

@@ -1,6 +1,7 @@
 """Shared work: order, and the same results for any number of workers."""
 
 import pytest
+import torch
 
 from probdeblend.workers import in_order
 
@@ -24,6 +25,28 @@ def test_nothing_starts_before_it_is_asked_for():
     assert not done
     next(results)
     assert done == [1]
+
+
+def fail(number):
+    raise ValueError(f"task {number} cannot be done")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_is_that_of_the_task(workers):
+    with pytest.raises(ValueError, match=r"^task 3 cannot be done$"):
+        list(in_order(fail, [3], workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_task_has_one_thread(workers):
+    """Sums depend on how they are split among threads."""
+    before = torch.get_num_threads()
+    assert list(in_order(threads, [0], workers=workers)) == [1]
+    assert torch.get_num_threads() == before
+
+
+def threads(number):
+    return torch.get_num_threads()
 
 
 def test_negative_workers_are_refused():

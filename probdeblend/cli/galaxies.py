@@ -39,7 +39,6 @@ PARTS = ("training", "validation", "test")
 @click.option("--magnitude", type=float, default=23.5, show_default=True, callback=finite, help="Faintest magnitude.")
 @click.option("--probability", type=float, default=0.8, show_default=True, help="Least probability of a type.")
 @click.option("--zero-point", type=float, callback=finite, help="AB magnitude of unit flux, where headers have none.")
-@click.option("--exposure", type=float, help="Counts per unit of flux.")
 @seed_option
 @overwrite_option
 def stamps(images: tuple[Path, ...], **options: object) -> None:
@@ -47,13 +46,13 @@ def stamps(images: tuple[Path, ...], **options: object) -> None:
 
     \b
     Example:
-      probdeblend stamps mosaic.fits --catalog sources.fits --columns magnitude=H_MAG,p_sph=P_SPH --output lone
+      probdeblend stamps mosaic.fits --catalog sources.fits --columns ra=RA,dec=DEC,magnitude=H_MAG --output lone
     """  # noqa: D301
     from ..collect import collect_mosaics, report, write_collection
     from ..galaxies.survey import Selection
     from ..scene import Instrument
 
-    changes = {name: options[name] for name in ("zero_point", "exposure") if options[name] is not None}
+    changes = {} if options["zero_point"] is None else {"zero_point": options["zero_point"]}
     _refuse_existing(options["output"], overwrite=options["overwrite"])
     collection = collect_mosaics(
         images,
@@ -144,7 +143,7 @@ def pair(libraries: tuple[Path, ...], **options: object) -> None:
     rules = replace(rules, **{name: options[name] for name in ("separation", "sky", "dimming")})
     names = ("count", "part", "split_seed", "separation", "sky", "dimming", "crowding", "seed")
     settings = {"command": "pair"} | {name: options[name] for name in names}
-    settings["libraries"] = [path.name for path in libraries]
+    settings["library"] = library.digest()
     first = finished_batches(options["output"], settings) if options["resume"] else 0
     size = min(options["count"], 64)
     instrument = Instrument.candels_f160w()

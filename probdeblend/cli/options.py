@@ -29,6 +29,8 @@ class Group(click.Group):
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"
+    if "Original Traceback" in str(error):  # raised in a worker of a data loader
+        return str(error).strip().splitlines()[-1].partition(": ")[2]
     hint = "; --overwrite replaces it" if str(error).endswith("exists already") else ""
     return " ".join(str(error).split()) + hint
 

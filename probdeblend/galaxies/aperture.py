@@ -38,10 +38,15 @@ class ApertureCorrection:
         Predicts the logarithm of the factor from what is measured.
     scatter
         Robust relative scatter of the true factors around the predicted ones.
+    low, high
+        Range of what is measured among the galaxies that it was fitted to ``(feature,)``; beyond, the factor is that
+        of the end.
     """
 
     regression: Pipeline
     scatter: float
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
     def factor(self, galaxy: LoneGalaxy) -> float:
         """Return the factor of a galaxy.
@@ -56,7 +61,8 @@ class ApertureCorrection:
         float
             Total over Kron flux.
         """
-        return float(np.exp(self.regression.predict(_features([galaxy]))[0]))
+        features = np.clip(_features([galaxy]), self.low, self.high)
+        return float(np.exp(self.regression.predict(features)[0]))
 
 
 def fit_aperture_correction(instrument: Instrument, *, count: int = 600, seed: int = 0) -> ApertureCorrection:
@@ -93,7 +99,8 @@ def fit_aperture_correction(instrument: Instrument, *, count: int = 600, seed: i
     features, target = _features(galaxies)[inside], target[inside]
     regression = make_pipeline(StandardScaler(), PolynomialFeatures(2), RidgeCV(np.logspace(-3, 3, 13)))
     left = target - regression.fit(features, target).predict(features)
-    return ApertureCorrection(regression, float(NORMAL_MAD * np.median(np.abs(left - np.median(left)))))
+    scatter = float(NORMAL_MAD * np.median(np.abs(left - np.median(left))))
+    return ApertureCorrection(regression, scatter, features.min(0), features.max(0))
 
 
 def _simulated(count: int, instrument: Instrument, *, seed: int) -> list[tuple[LoneGalaxy, float]]:

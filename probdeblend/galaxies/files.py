@@ -138,7 +138,7 @@ def _kept(path: Path, library: Library) -> np.ndarray:
         raise ValueError(f"{path}: the columns {', '.join(sorted(missing))} are missing")
     if list(table["identity"]) != library.identity.tolist():
         raise ValueError(f"{path}: must have a row for each of the library's {len(library)} galaxies, in its order")
-    answers = np.char.lower(np.char.strip(np.array(table["keep"], dtype=str)))
+    answers = np.char.lower(np.char.strip(np.ma.filled(table["keep"].astype(str), "").astype(str)))
     if wrong := sorted(set(answers.tolist()) - {"yes", "no"}):
         raise ValueError(f"{path}: keep must be yes or no, got {wrong[0]!r}")
     return answers == "yes"

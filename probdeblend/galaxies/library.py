@@ -187,13 +187,14 @@ class Library:
     def split(self, fractions: Sequence[float] = (0.6, 0.2, 0.2), *, seed: int = 0) -> tuple[Library, ...]:
         """Split by galaxy, so that no identity is in two parts.
 
-        The last part (the galaxies to test on) is set aside first: it does not depend on how the rest is
-        split.
+        Where a galaxy goes depends on its identity and the seed alone: it stays there whatever other galaxies the
+        library holds. Parts have the wanted sizes on average.
 
         Parameters
         ----------
         fractions
-            Share of the identities in each part: training, validation, test.
+            Share of the identities in each part: training, validation, test. How the first ones are divided does not
+            move a galaxy into or out of the last one.
         seed
             Same seed, same split.
 
@@ -205,17 +206,17 @@ class Library:
         Raises
         ------
         ValueError
-            If the fractions are not positive with the sum 1, or there are fewer identities than parts.
+            If the fractions are not positive with the sum 1, or a part has no galaxy.
         """
         if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
             raise ValueError(f"fractions must be positive and sum to 1, got {tuple(fractions)}")
-        names = self._shuffled_identities(seed, least=len(fractions))
-        parts, left = [], names
-        for number, fraction in reversed(list(enumerate(fractions))):
-            size = max(1, min(round(fraction * len(names)), len(left) - number))
-            parts.append(left[:size] if number else left)
-            left = left[size:]
-        return tuple(self.select(np.isin(self.identity, part)) for part in reversed(parts))
+        limits = 1 - np.cumsum(fractions[::-1])[::-1]
+        part = np.searchsorted(limits, self._places(seed), side="right") - 1
+        parts = tuple(self.select(part == number) for number in range(len(fractions)))
+        if not all(len(galaxies) for galaxies in parts):
+            distinct = len(np.unique(self.identity))
+            raise ValueError(f"a part of the split has no galaxy, the library holds {distinct}: use folds")
+        return parts
 
     def folds(self, count: int = 5, *, seed: int = 0) -> list[tuple[Library, Library]]:
         """Split several times, for few galaxies: each is in the second part of one fold.
@@ -239,15 +240,28 @@ class Library:
         """
         if count < 2:
             raise ValueError(f"count must be at least 2, got {count}")
-        names = self._shuffled_identities(seed, least=count)
-        held = [np.isin(self.identity, names[number::count]) for number in range(count)]
+        places, names = self._places(seed), np.unique(self.identity)
+        if len(names) < count:
+            raise ValueError(f"the library must hold at least {count} galaxies to be split, got {len(names)}")
+        order = np.unique(places)
+        held = [np.isin(places, order[number::count]) for number in range(count)]
         return [(self.select(~test), self.select(test)) for test in held]
 
-    def _shuffled_identities(self, seed: int, *, least: int) -> NDArray[np.str_]:
-        names = np.unique(self.identity)
-        if len(names) < least:
-            raise ValueError(f"the library must hold at least {least} galaxies to be split, got {len(names)}")
-        return np.random.default_rng(seed).permutation(names)
+    def _places(self, seed: int) -> NDArray[np.float64]:
+        """Numbers from 0 to 1 that identities have by their hash ``(galaxy,)``."""
+        return np.array([identity_number(f"{seed}:{name}") for name in self.identity]) / 2.0**63
+
+    def digest(self) -> str:
+        """Return a fingerprint of the galaxies that are kept: identities, pixels and fluxes.
+
+        Returns
+        -------
+        str
+            32 hexadecimal digits.
+        """
+        kept = self.select(self.keep)
+        parts = ("\n".join(kept.identity).encode(), kept.pixels.tobytes(), kept.flux.tobytes())
+        return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
 def join(libraries: Sequence[Library], *, radius: float = 0.6) -> Library:

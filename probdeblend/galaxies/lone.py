@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ..noise import correlation_sum
-from ..photometry import COLD, HOT, Detection, detect, estimate_background, kron_flux, kron_radius
+from ..photometry import COLD, HOT, SEGMENTATION, Detection, detect, estimate_background, kron_flux, kron_radius
 from ..scene import STAMP_SIZE, Instrument
 from ..sky import dilate, noise_correlation_factor, replace_with_sky, sky_scatter
 from .library import Quality
@@ -37,7 +37,6 @@ __all__ = ["LoneGalaxy", "NotAloneError", "cut_galaxy", "find_galaxies", "measur
 BORDER = 48
 WINDOW = STAMP_SIZE + 2 * BORDER
 CENTERING = 8.0  # pixels between a catalog's position and the source that it means
-SEGMENTATION = {"threshold": 3.0, "minimum_area": 10, "contrast": 1.0}
 LONE = HOT | {"contrast": COLD["contrast"]}
 TAKEN = 0.05
 ASYMMETRY = 0.25
@@ -268,7 +267,8 @@ def measure_galaxy(
     if not len(found) or distance.min() > CENTERING:
         raise NotAloneError("too faint to be found at 3 times the sky noise")
     own = int(np.argmin(distance))
-    flux, error = kron_flux(stamp, found, sky_rms, exposure=exposure)
+    # The noise's correlation multiplies the error of the sky alone: photons of a galaxy's sum are Poisson.
+    flux, error = kron_flux(stamp, found, sky_rms, exposure=exposure * noise_factor**2)
     if not flux[own] > 0:
         raise NotAloneError("its flux is not positive")
     radii = _flux_radii(stamp, found, own, flux[own])

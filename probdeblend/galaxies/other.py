@@ -28,6 +28,7 @@ from .lone import LoneGalaxy, NotAloneError, measure_galaxy
 __all__ = ["observe_real_galaxies", "observe_stamps"]
 
 MOST_NOISE = 2.0
+SMALLEST_SAMPLE = 50
 BORDER = 8  # pixels at the edge of a stamp that hold sky alone
 NORMAL_MAD = 1.482602218505602
 NOISY = "its own noise is more than the instrument's"
@@ -76,10 +77,13 @@ def observe_real_galaxies(
         wanted = 10 ** (-0.4 * (catalog.mag[number] - instrument.zero_point))
         seen = galsim.Convolve(galaxy * (wanted / galaxy.flux), psf)
         image = _drawn(seen, instrument)
-        # The old noise fills the galaxy's own, smaller stamp alone, and may be more than GalSim's model says.
-        own = np.abs(image) > 1e-9 * np.abs(image).max()
+        # The old noise fills the galaxy's own, smaller stamp alone, and may be more than GalSim's model says, which
+        # is for fluxes per pixel of the catalog's size.
+        native = float(catalog.pixel_scale[number])
+        own = _square(min(catalog.getGalImage(number).array.shape) * native, instrument)
         blank = own & (dilate(detect(image, instrument.sky_rms, **HOT).segmentation) == 0)
-        old = max(seen.noise.getVariance(), _scatter(image[blank]) ** 2 if blank.any() else 0.0)
+        model = seen.noise.getVariance() * (instrument.pixel_scale / native) ** 4
+        old = max(model, _scatter(image[blank]) ** 2 if blank.sum() > SMALLEST_SAMPLE else 0.0)
         if old > instrument.sky_rms**2:
             report(NOISY)
             continue
@@ -136,14 +140,17 @@ def observe_stamps(
     described = zip(stamps, magnitudes, zero_points, scales, strict=True)
     for number, (pixels, magnitude, zero_point, scale) in enumerate(described):
         native = np.asarray(pixels, dtype=np.float64) * 10 ** (0.4 * (instrument.zero_point - zero_point))
-        own_rms = _scatter(native[np.minimum.outer(*(_from_edge(length) for length in native.shape)) < BORDER])
+        if not np.isfinite(native).all():
+            report("missing pixels")
+            continue
+        image = _drawn(galsim.InterpolatedImage(galsim.Image(native, scale=scale)), instrument)
+        side = min(native.shape) * scale
+        own = _square(side - 2 * instrument.pixel_scale, instrument)
+        own_rms = _scatter(image[own & ~_square(side - 2 * BORDER * instrument.pixel_scale, instrument)])
         if own_rms > MOST_NOISE * instrument.sky_rms:
             report(NOISY)
             continue
         seen = instrument.replace(sky_rms=max(own_rms, instrument.sky_rms))
-        image = _drawn(galsim.InterpolatedImage(galsim.Image(native, scale=scale)), seen)
-        edge = max(0, int(STAMP_SIZE - min(native.shape) * scale / instrument.pixel_scale) // 2 + 1)
-        own = np.pad(np.ones((STAMP_SIZE - 2 * edge,) * 2, dtype=bool), edge)
         missing = seen.sky_rms**2 - np.where(own, own_rms**2, 0.0)
         try:
             cut = _measured(image + _noise(missing, seen, (seed, number)), seen)
@@ -158,8 +165,10 @@ def _drawn(source: galsim.GSObject, instrument: Instrument) -> NDArray[np.float6
     return source.drawImage(**grid, method="no_pixel", dtype=float).array
 
 
-def _from_edge(length: int) -> NDArray[np.int64]:
-    return np.minimum(np.arange(length), np.arange(length)[::-1])
+def _square(side: float, instrument: Instrument) -> NDArray[np.bool_]:
+    """Pixels of a stamp within a centered square, whose side is in arcsec."""
+    inside = np.abs(np.arange(STAMP_SIZE) - STAMP_CENTER) <= side / instrument.pixel_scale / 2
+    return inside[:, None] & inside
 
 
 def _scatter(values: NDArray[np.float64]) -> float:

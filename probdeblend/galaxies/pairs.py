@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..noise import correlated_noise
+from ..photometry import SEGMENTATION, detect
 from ..scene import STAMP_CENTER, STAMP_SIZE, Blend, Instrument
 from ..separation import SEPARATIONS
 from ..workers import in_order
@@ -109,8 +110,8 @@ def pair_blends(
     Returns
     -------
     iterator of Blend
-        Blends with their truth: total and AUTO fluxes, the lone galaxies' segmentations as masks, their light
-        with its noise, positions, types, identities and the number of galaxies.
+        Blends with their truth: total and AUTO fluxes, masks (SEP's segmentation of each galaxy alone at 3 times the
+        blend's sky noise), the galaxies' light with its noise, positions, types, identities and their number.
 
     Raises
     ------
@@ -220,6 +221,7 @@ def _blend(scene: PairScene, rng: np.random.Generator) -> dict[str, NDArray]:
     image = np.zeros((STAMP_SIZE, STAMP_SIZE))
     variance = 0.0
     gain = 10 ** (0.4 * (scene.instrument.zero_point - library.zero_point[chosen]) - 0.4 * dimmed)
+    wanted = _wanted_variance(scene, chosen, gain * 10 ** (0.4 * dimmed))
     for slot, (index, factor, shift) in enumerate(zip(chosen, gain, shifts, strict=True)):
         turn = int(rng.integers(4)), bool(rng.integers(2))
         center = _turned_center(library.x[index], library.y[index], *turn)
@@ -231,13 +233,13 @@ def _blend(scene: PairScene, rng: np.random.Generator) -> dict[str, NDArray]:
         whole = slot == 0 or rules.sky == "both"
         image += _whole(factor * pixels, factor * library.sky_rms[index], move, scene, rng) if whole else light[slot]
         variance += (factor * library.sky_rms[index]) ** 2 if whole else 0.0
-        truth["mask"][slot] = _moved(_turned(library.segmentation[index], *turn), *move)
+        center = center[0] + move[0], center[1] + move[1]
+        truth["mask"][slot] = _mask(pixels * footprint, factor, np.sqrt(wanted), center)
         truth["flux"][slot], truth["auto_flux"][slot] = factor * library.flux[index], factor * library.auto_flux[index]
-        truth["x"][slot], truth["y"][slot] = (at + by for at, by in zip(center, move, strict=True))
+        truth["x"][slot], truth["y"][slot] = center
         truth["half_light_radius"][slot] = library.half_light_radius[index]
         truth["galaxy_type"][slot] = library.galaxy_type[index]
         truth["identity"][slot] = identity_number(library.identity[index])
-    wanted = _wanted_variance(scene, chosen, gain * 10 ** (0.4 * dimmed))
     if wanted > variance:
         noise = correlated_noise(image.shape, scene.instrument.noise_kernel, generator=_generator(rng))
         image = image + np.sqrt(wanted - variance) * noise.double().numpy()
@@ -258,6 +260,14 @@ def _whole(pixels: NDArray, rms: float, move: tuple[int, int], scene: PairScene,
     empty = ~_moved(np.ones(pixels.shape, dtype=bool), *move)
     noise = correlated_noise(pixels.shape, scene.instrument.noise_kernel, generator=_generator(rng)).double().numpy()
     return np.where(empty, rms * noise, pixels)
+
+
+def _mask(light: NDArray, factor: float, sky_rms: float, center: tuple[float, float]) -> NDArray[np.bool_]:
+    """Pixels that SEP gives to the galaxy at 3 times the blend's sky noise, dimmed as it is."""
+    found = detect(factor * light, sky_rms, **SEGMENTATION)
+    if not len(found):
+        return np.zeros(light.shape, dtype=bool)
+    return found.segmentation == 1 + int(np.argmin(np.hypot(found.x - center[0], found.y - center[1])))
 
 
 def _wanted_variance(scene: PairScene, chosen: list[int], bright: NDArray[np.float64]) -> float:

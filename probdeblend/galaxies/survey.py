@@ -22,6 +22,7 @@ __all__ = ["Selection", "cut_galaxies", "library_of", "morphological_type", "pos
 
 NEAR_EDGE = 16
 TILE, OVERLAP = 1024, 128
+SAME_SOURCE = 5.0  # pixels
 PROBABILITIES = ("p_sph", "p_disk", "p_irr")
 
 
@@ -61,9 +62,18 @@ def morphological_type(catalog: Table, probability: float) -> NDArray[np.int64]:
     -------
     NDArray
         Index into `GALAXY_TYPES`; -1 where no type is probable enough, or the catalog gives no probabilities.
+
+    Raises
+    ------
+    ValueError
+        If only some of the columns are there.
     """
-    if not set(PROBABILITIES) <= set(catalog.colnames):
+    given = [name for name in PROBABILITIES if name in catalog.colnames]
+    if not given:
         return np.full(len(catalog), -1)
+    if missing := [name for name in PROBABILITIES if name not in given]:
+        wanted = ", ".join(PROBABILITIES)
+        raise ValueError(f"the catalog must have all of {wanted} or none, it lacks {', '.join(missing)}")
     known = [np.ma.filled(np.ma.asarray(catalog[name], dtype=float), 0.0) for name in PROBABILITIES]
     sph, disk, irr = (values > probability for values in known)
     chosen = [irr, sph & disk, disk, sph]
@@ -145,6 +155,7 @@ def cut_galaxies(
     magnitude = np.ma.filled(np.ma.asarray(catalog["magnitude"], dtype=float), np.inf)
     names = catalog["id"] if "id" in catalog.colnames else np.arange(len(catalog))
     height, width = mosaic.shape
+    centers: list[tuple[float, float]] = []
     for number in range(len(catalog)):
         if not magnitude[number] < selection.magnitude:
             report("too faint")
@@ -166,7 +177,13 @@ def cut_galaxies(
             except NotAloneError as error:
                 report(str(error))
                 continue
-            yield f"{mosaic.name}:{names[number]}", _moved(cut, x0, y0), int(kind[number])
+            galaxy = _moved(cut, x0, y0)
+            center = galaxy.x0 + galaxy.x, galaxy.y0 + galaxy.y
+            if any(np.hypot(center[0] - x, center[1] - y) < SAME_SOURCE for x, y in centers):
+                report("the same source as that of another row")
+                continue
+            centers.append(center)
+            yield f"{mosaic.name}:{names[number]}", galaxy, int(kind[number])
 
 
 def _moved(galaxy: LoneGalaxy, x0: int, y0: int) -> LoneGalaxy:
@@ -184,7 +201,10 @@ def _detected(mosaic: Mosaic, instrument: Instrument) -> Table:
             good = np.isfinite(window)
             rows_used, columns_used = np.flatnonzero(good.any(1)), np.flatnonzero(good.any(0))
             top, left = rows_used[0], columns_used[0]
-            found, flux = find_galaxies(window[top : rows_used[-1] + 1, left : columns_used[-1] + 1])
+            try:
+                found, flux = find_galaxies(window[top : rows_used[-1] + 1, left : columns_used[-1] + 1])
+            except ValueError:  # no sky in this tile
+                continue
             x, y = found.x + left + x0 - OVERLAP, found.y + top + y0 - OVERLAP
             core = (x >= x0 - 0.5) & (x < x0 + TILE - 0.5) & (y >= y0 - 0.5) & (y < y0 + TILE - 0.5) & (flux > 0)
             magnitude = instrument.zero_point - 2.5 * np.log10(np.where(flux > 0, flux, 1.0))

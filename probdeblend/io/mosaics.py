@@ -14,10 +14,13 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_area
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from .images import _celestial, _choose, _readable, _unit, _zero_point
 
 __all__ = ["Mosaic", "open_mosaic", "read_columns"]
+
+NO_COVERAGE = np.ones((5, 5), dtype=bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +66,16 @@ class Mosaic:
         Returns
         -------
         NDArray
-            Pixels ``(height, width)``, NaN beyond the mosaic.
+            Pixels ``(height, width)``, NaN beyond the mosaic and where 5 x 5 and more exact zeros say that there is
+            no coverage.
         """
+        # A margin, so that blocks of zeros are seen as such wherever a window ends.
+        margin = len(NO_COVERAGE) - 1
+        wide = self._read(x0 - margin, y0 - margin, width + 2 * margin, height + 2 * margin)
+        wide[ndimage.binary_opening(wide == 0, NO_COVERAGE)] = np.nan
+        return wide[margin : margin + height, margin : margin + width]
+
+    def _read(self, x0: int, y0: int, width: int, height: int) -> NDArray[np.float64]:
         window = np.full((height, width), np.nan)
         low_y, high_y = max(y0, 0), min(y0 + height, self.shape[0])
         low_x, high_x = max(x0, 0), min(x0 + width, self.shape[1])

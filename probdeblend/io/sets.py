@@ -86,6 +86,8 @@ def write_blends(
             raise FileExistsError(f"{unfinished}: an unfinished set; --resume goes on, --overwrite starts anew")
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True, exist_ok=True)
+    for remains in unfinished.glob(".*.partial"):
+        remains.unlink()
     attributes = {"format": FORMAT, "version": VERSION, "settings": _settings(settings)}
     shards = _shard_files(unfinished)
     start = _first_blend(shards[-1]) + _length(shards[-1]) if shards else 0
@@ -171,6 +173,8 @@ def read_blends(path: str | PathLike[str], start: int = 0, stop: int | None = No
     parts = []
     for shard, low, high in wanted or [(shards[0], 0, 0)]:
         with _shard(shard) as file:
+            if high > len(file["image"]):
+                raise ValueError(f"{path}: a shard is missing after {shard.name}")
             parts.append(_load(file, low, high))
     return Blend(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
