@@ -39,6 +39,7 @@ numpydoc_validation_checks = {
 }
 numpydoc_validation_exclude = {
     r"\.Flag$",
+    r"\.Quality$",
     r"\.Result$",
     r"\.Parameter\.",
     r"\.(Batch|Blend(Features|Numbers|Answer))\.",

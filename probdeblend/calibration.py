@@ -312,7 +312,7 @@ def ecdf_band(count: int, *, level: float = 0.95) -> tuple[NDArray[np.float64], 
 
 
 def rank_p_value(values: ArrayLike) -> float:
-    """Probability that ranks of an exact posterior stray from uniform as far as these do.
+    """Return the probability that ranks of an exact posterior stray from uniform as far as these do.
 
     Parameters
     ----------
@@ -322,7 +322,7 @@ def rank_p_value(values: ArrayLike) -> float:
     Returns
     -------
     float
-        p-value of the simultaneous test that `ecdf_band` draws; values below 1/4000 are returned as that.
+        The p-value of the simultaneous test that `ecdf_band` draws; values below 1/4000 are returned as that.
 
     Raises
     ------

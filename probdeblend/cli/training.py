@@ -106,7 +106,7 @@ def simulate(output: Path, **options: object) -> None:
 def train(output: Path, **options: object) -> None:
     """Train a network on simulated blends and write its weights to OUTPUT (weights.safetensors).
 
-    With its defaults this makes the weights that ship with the package.
+    Its defaults are the recipe of the weights that ship with the package.
 
     \b
     Example:
