@@ -373,10 +373,10 @@ def test_train_hands_its_options_on(run, monkeypatch):
     monkeypatch.setattr(recipe, "train_weights", lambda output, **options: seen.append((output, options)))
     assert run("train").output == "weights written to weights.safetensors\n"
     assert run("train", "my.safetensors", "--steps", 10, "--resume", "--data", "set").exit_code == 0
-    defaults = {"steps": 20_000, "batch_size": 16, "seed": 0, "data": None}
+    defaults = {"steps": 20_000, "batch_size": 16, "seed": 0, "source": None}
     defaults |= {"resume": False, "overwrite": False}
     assert seen[0] == (Path("weights.safetensors"), defaults)
-    changed = {"steps": 10, "resume": True, "data": Path("set")}
+    changed = {"steps": 10, "resume": True, "source": Path("set")}
     assert seen[1] == (Path("my.safetensors"), defaults | changed)
 
 

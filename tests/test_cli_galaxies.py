@@ -97,6 +97,7 @@ def test_sets_that_are_smooth_white_or_crowded(run, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["set"]
 
 
+@pytest.mark.slow
 def test_labels_from_the_command_line(run, tmp_path):
     succeeded(run("simulate", "set", "--count", 40, "--renderer", "torch", "--smooth", "--separation", "anywhere"))
     assert count_blends(tmp_path / "set") == 40

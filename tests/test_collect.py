@@ -64,6 +64,7 @@ def test_without_a_catalog(survey):
     assert len(found.library) >= 5
 
 
+@pytest.mark.slow
 def test_fluxes_in_another_unit(survey, tmp_path):
     """The same image in nJy: fluxes times the ratio of the units, corrections and relative errors as before."""
     with fits.open(survey / "mosaic.fits") as hdus:

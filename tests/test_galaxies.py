@@ -130,6 +130,7 @@ def test_what_is_left_out_is_counted(field, hst):
     assert set(reasons) == {"off the mosaic"}
 
 
+@pytest.mark.slow
 def test_without_a_catalog_the_same_galaxies_are_found(field, hst):
     mosaic, catalog = field
     found = [galaxy for _, galaxy, _ in cut_galaxies(mosaic, None, instrument=hst, selection=Selection(21.5))]
@@ -265,6 +266,7 @@ def test_positions_need_columns_and_coordinates():
         positions(Table({"ra": [1.0], "dec": [2.0]}), mosaic)
 
 
+@pytest.mark.slow
 def test_types_select(field, hst):
     mosaic, catalog = field
     typed = catalog.copy()
@@ -294,7 +296,7 @@ def test_a_split_separates_identities():
     whole = made(90, identities=names)
     parts = whole.split(seed=5)
     sets = [set(part.identity) for part in parts]
-    assert [len(names) for names in made(3000).split()] == pytest.approx([1800, 600, 600], abs=100)
+    assert [len(names) for names in made(600).split()] == pytest.approx([360, 120, 120], abs=50)
     assert not sets[0] & sets[1]
     assert not sets[0] & sets[2]
     assert not sets[1] & sets[2]
@@ -603,6 +605,7 @@ def test_stamps_on_other_pixels_keep_the_noise_that_they_claim(hst):
     assert sky.std() == pytest.approx(hst.sky_rms, rel=0.1)
 
 
+@pytest.mark.slow
 def test_one_source_is_cut_out_once(field, hst):
     mosaic, catalog = field
     doubled = catalog.copy()

@@ -32,6 +32,7 @@ def test_a_published_set_looks_published(tmp_path):
         inspection.write_inspection(tmp_path / "pictures", found)
 
 
+@pytest.mark.slow
 def test_another_population_shows(tmp_path):
     prior = replace(Prior.default(), separation="anywhere", crowding=(0.4, 0.3, 0.3))
     found = inspection.inspect_set(stored(tmp_path / "set", prior), progress=False)
@@ -41,6 +42,7 @@ def test_another_population_shows(tmp_path):
     assert found.identities == 0
 
 
+@pytest.mark.slow
 def test_the_published_table(tmp_path, data_dir):
     path = stored(tmp_path / "set", Prior.published())
     found = inspection.inspect_set(path, table=data_dir / "boucaud2020/test_results.csv", progress=False)

@@ -146,9 +146,10 @@ def _mixtures(libraries: tuple[Path, ...], real_fraction: float) -> tuple[Mixtur
 def train_labels(data: Path, output: Path, **options: object) -> None:
     """Train a fully convolutional network on DATA to tell background, each galaxy, and overlap, pixel by pixel.
 
+    DATA is a set of pairs, such as `simulate --smooth --separation anywhere` writes.
+
     \b
     Example:
-      probdeblend simulate pairs --count 50000 --renderer torch --smooth --separation anywhere --workers 2
       probdeblend train-labels pairs
     """  # noqa: D301
     from ..segment import train_labels
