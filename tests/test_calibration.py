@@ -76,7 +76,7 @@ def test_coverage_tells_the_width(kind, sign):
         assert (covered > high) if sign > 0 else (covered < low)
 
 
-@pytest.mark.parametrize("score", ["energy_score", "log_score", "interval_score"])
+@pytest.mark.parametrize("score", [pytest.param("energy_score", marks=pytest.mark.slow), "log_score", "interval_score"])
 @pytest.mark.parametrize("kind", WRONG)
 def test_scores_worsen(score, kind):
     """By more than five standard errors of the paired difference."""

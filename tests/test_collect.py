@@ -59,6 +59,7 @@ def test_a_library_of_a_mosaic(survey, tmp_path):
     assert len(set(both.identity)) == len(set(found.library.identity))
 
 
+@pytest.mark.slow
 def test_without_a_catalog(survey):
     found = collected(survey, catalog=None, columns=None)
     assert len(found.library) >= 5
@@ -128,6 +129,7 @@ def cube(path, *, columns=("mag_ab", "zero_point", "pixel_scale")):
     fits.HDUList([fits.PrimaryHDU(pixels), fits.table_to_hdu(table)]).writeto(path)
 
 
+@pytest.mark.slow
 def test_a_cube_of_one_galaxy(tmp_path):
     cube(tmp_path / "cube.fits")
     found = collect.collect_reobserved(tmp_path / "cube.fits", identity="it")

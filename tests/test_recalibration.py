@@ -32,7 +32,15 @@ def covered(posterior, truth):
     return calibration.expected_coverage(values)
 
 
-@pytest.mark.parametrize("settings", [{}, {"narrow": 1.8}, {"shift": 0.7}, {"heavy": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"narrow": 1.8},
+        pytest.param({"shift": 0.7}, marks=pytest.mark.slow),
+        pytest.param({"heavy": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_repaired_intervals_cover_as_they_say(settings):
     calibrator = Calibrator.fit(*wrong(4000, seed=1, **settings))
     posterior, truth = wrong(4000, seed=2, **settings)
