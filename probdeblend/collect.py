@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,20 +13,19 @@ from astropy.io import fits
 from astropy.table import Table
 from tqdm.auto import tqdm
 
-from .galaxies.aperture import fit_aperture_correction
+from .galaxies.aperture import ApertureCorrection, fit_aperture_correction
 from .galaxies.files import read_library, write_library
 from .galaxies.library import Library, describe_quality, join
 from .galaxies.other import observe_real_galaxies, observe_stamps
 from .galaxies.survey import Selection, cut_galaxies, library_of
 from .io import Mosaic, open_mosaic, output_folder, read_columns
 from .plots import plot_stamps
-from .scene import Instrument
+from .scene import PIXEL_SCALE_TOLERANCE, Instrument
 
 __all__ = ["Collection", "collect_mosaics", "collect_reobserved", "read_libraries", "report", "write_collection"]
 
 PER_SHEET = 48
 KEPT, REJECTED = "#009E73", "#D55E00"
-PIXEL_SCALE_TOLERANCE = 0.02
 STAMP_COLUMNS = ("mag_ab", "zero_point", "pixel_scale")
 
 
@@ -40,10 +39,13 @@ class Collection:
         The galaxies.
     skipped
         Number of candidates by the reason for which they were left out.
+    correction
+        What total fluxes were made of AUTO fluxes with.
     """
 
     library: Library
     skipped: Counter[str]
+    correction: ApertureCorrection
 
 
 def collect_mosaics(
@@ -93,6 +95,8 @@ def collect_mosaics(
     if len(paths) > 1 and (catalog or rms):
         raise ValueError(f"a catalog and an rms map belong to one image, got {len(paths)} images")
     table = None if catalog is None else read_columns(catalog, columns or {}, required=("magnitude",))
+    if columns and table is None:
+        raise ValueError("columns belong to a catalog, got none")
     if columns and {"ra", "dec"} <= set(columns) and not {"x", "y"} & set(columns):
         table.remove_columns([name for name in ("x", "y") if name in table.colnames])
     if table is not None and not len(table):
@@ -111,8 +115,7 @@ def collect_mosaics(
             galaxies = list(tqdm(cut, desc=mosaic.name, unit="galaxy", leave=False))
             if galaxies:
                 cut_out.append((mosaic, seen, galaxies))
-    if not cut_out:
-        return _collection([], skipped)
+    _check_some(cut_out, skipped)
     # What the correction depends on is in units of the noise, so that one depth serves for all.
     depths = [galaxy.sky_rms / _unit(seen, instrument) for _, seen, galaxies in cut_out for _, galaxy, _ in galaxies]
     depth = float(np.median(depths))
@@ -121,7 +124,7 @@ def collect_mosaics(
         library_of(galaxies, origin=mosaic.name, instrument=seen, correction=correction, mosaic=mosaic)
         for mosaic, seen, galaxies in cut_out
     ]
-    return _collection(parts, skipped)
+    return Collection(join(parts), skipped, correction)
 
 
 def collect_reobserved(
@@ -168,7 +171,8 @@ def collect_reobserved(
         seen = observe_stamps(pixels, *described, pixel_scale=table["pixel_scale"], identity=name, **settings)
         rows = list(tqdm(seen, total=len(pixels), desc=path.name, unit="galaxy", leave=False))
         library = library_of([row[:3] for row in rows], **known, true_flux=[row[3] for row in rows])
-        return _collection([library], skipped)
+        _check_some(rows, skipped)
+        return Collection(library, skipped, correction)
     try:
         catalog = galsim.RealGalaxyCatalog(path.name, dir=str(path.parent))
     except Exception as error:  # GalSim and astropy raise many kinds
@@ -176,7 +180,8 @@ def collect_reobserved(
         raise ValueError(f"{path}: {form} ({' '.join(str(error).split())[:80]})") from error
     seen = observe_real_galaxies(catalog, **settings)
     library = library_of(tqdm(seen, desc=path.name, unit="galaxy", leave=False), **known)
-    return _collection([_placed(library, path)], skipped)
+    _check_some(library, skipped)
+    return Collection(join([_placed(library, path)]), skipped, correction)
 
 
 def _placed(library: Library, path: Path) -> Library:
@@ -233,11 +238,10 @@ def _check(mosaic: Mosaic, rms: Mosaic | None, instrument: Instrument) -> None:
         raise ValueError(f"{rms.name}: the rms map must have the mosaic's shape {mosaic.shape}, got {rms.shape}")
 
 
-def _collection(parts: Sequence[Library], skipped: Counter[str]) -> Collection:
-    if not sum(len(part) for part in parts):
+def _check_some(found: Sized, skipped: Counter[str]) -> None:
+    if not len(found):
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
         raise ValueError(f"no galaxy is left to cut out: {reasons or 'none was found'}")
-    return Collection(join([part for part in parts if len(part)]), skipped)
 
 
 def write_collection(path: Path, collection: Collection, *, overwrite: bool = False) -> list[str]:
@@ -303,6 +307,10 @@ def report(collection: Collection) -> str:
     rejected = Counter(describe_quality(quality) for quality in library.quality if quality)
     lines += [f"  rejected, {reasons}: {count}" for reasons, count in rejected.most_common()]
     lines += [f"  left out, {reason}: {count}" for reason, count in collection.skipped.most_common()]
+    if (corrected := library.flux_kind == "corrected").any():
+        factor = np.median((library.flux / library.auto_flux)[corrected])
+        scatter = collection.correction.scatter
+        lines.append(f"aperture correction: total over AUTO flux {factor:.3f}, scatter {scatter:.3f}")
     return "\n".join(lines)
 
 

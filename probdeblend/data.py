@@ -1,4 +1,4 @@
-"""What training is made of: batches, the conditions that images are taken in, turns and flips, seeds."""
+"""What training is made of: batches, the conditions that images are taken in, turns and flips."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .profiles import reshape_psf
 from .scene import Blend
 
-__all__ = ["MASK_THRESHOLD", "Batch", "Conditions", "seed_of", "training_batch", "turn"]
-
-MASK_THRESHOLD = 3.0
+__all__ = ["Batch", "Conditions", "training_batch", "turn"]
 
 
 class Batch(NamedTuple):
@@ -160,19 +157,3 @@ def turn(batch: Batch, *, quarters: int, flip: bool) -> Batch:
         return torch.rot90(pixels.flip(-1) if flip else pixels, -quarters, (-2, -1))
 
     return Batch(turned(batch.image), batch.flux, turned(batch.mask), turned(batch.light))
-
-
-def seed_of(*key: int) -> int:
-    """Return a seed for torch that depends on a key of integers.
-
-    Parameters
-    ----------
-    *key
-        Integers that are not negative.
-
-    Returns
-    -------
-    int
-        A 63-bit seed.
-    """
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))

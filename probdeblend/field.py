@@ -28,6 +28,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
+from .io import uncovered
 from .noise import correlated_noise, correlation_sum
 from .photometry import COLD, HOT, Detection, detect, estimate_background, kron_flux, kron_radius
 from .posterior import Flag, Posterior
@@ -41,7 +42,6 @@ REACH = 56  # pixels on each axis within which a companion is well inside the st
 BORDER = 32  # pixels around a stamp where blank sky is looked for too
 PADDING = STAMP_SIZE // 2 + BORDER + 1
 CENTER_RADIUS = 5
-NO_COVERAGE = np.ones((5, 5), dtype=bool)
 CHUNK = 64
 QUANTILES = 999  # odd, so that the median of a lone source is SEP's flux
 
@@ -196,7 +196,7 @@ def _checked_image(image: ArrayLike) -> NDArray[np.float64]:
         raise ValueError("image must have finite pixels, got none")
     if not np.nan_to_num(pixels).any():
         raise ValueError("image must have pixels that are not zero, got none")
-    return np.where(ndimage.binary_opening(pixels == 0, NO_COVERAGE), np.nan, pixels)
+    return np.where(uncovered(pixels), np.nan, pixels)
 
 
 def _checked_rms(rms: ArrayLike, pixels: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .data import seed_of
 from .nn.composite import BlendNumbers
 from .nn.layers import dropout_passes
+from .seeds import seed_of
 
 __all__ = ["NetworkDraws", "draw"]
 

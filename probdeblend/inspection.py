@@ -179,6 +179,11 @@ def write_inspection(path: Path, inspection: Inspection, *, overwrite: bool = Fa
     return list(FILES)
 
 
+def _shares(detected: Counter[int]) -> str:
+    total = sum(detected.values())
+    return ", ".join(f"{detected[n] / total:.1%} {text}" for n, text in enumerate(("none", "one", "two", "more")))
+
+
 def _title(blend: Blend, number: int) -> str:
     kinds = [GALAXY_TYPES[kind] if kind >= 0 else "?" for kind in blend.galaxy_type[number].tolist()]
     there = np.isfinite(blend.flux[number, :, 0].numpy())
@@ -203,8 +208,10 @@ def report(inspection: Inspection) -> str:
     if inspection.identities:
         lines.append(f"{inspection.identities} distinct real galaxies")
     checked = sum(inspection.detected.values())
-    shares = (f"{inspection.detected[n] / checked:.1%} {text}" for n, text in enumerate(("none", "one", "two", "more")))
-    lines.append(f"SEP, cold then hot, finds in {checked} of them: {', '.join(shares)}")
+    lines.append(f"SEP, cold then hot, finds in {checked} of them: {_shares(inspection.detected)}")
+    if "detected" in inspection.reference:
+        published = Counter(np.minimum(inspection.reference["detected"], 3).tolist())
+        lines.append(f"SExtractor in the published pairs: {_shares(published)}")
     lines.append(f"distance to the {inspection.reference_name}:")
     lines += [f"  {LABELS[name]}: {distance:.3f}" for name, distance in inspection.distance.items()]
     low, middle, high = np.nanquantile(inspection.values["blendedness"], (0.05, 0.5, 0.95))

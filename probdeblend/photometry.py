@@ -19,6 +19,8 @@ import sep
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from .scene import MASK_THRESHOLD
+
 __all__ = [
     "Detection",
     "auto_flux",
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 COLD = {"threshold": 5.0, "minimum_area": 10, "contrast": 0.01}
-SEGMENTATION = {"threshold": 3.0, "minimum_area": 10, "contrast": 1.0}
+SEGMENTATION = {"threshold": MASK_THRESHOLD, "minimum_area": 10, "contrast": 1.0}
 HOT = {"threshold": 4.0, "minimum_area": 6, "contrast": 1e-4}
 DEBLEND_LEVELS = 64
 KRON_FACTOR = 2.5

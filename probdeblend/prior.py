@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 
@@ -31,12 +31,29 @@ from .morphology import galaxy_components
 from .scene import GALAXY_TYPES, STAMP_CENTER, Components, Instrument
 from .separation import SEPARATIONS
 
-__all__ = ["SEPARATIONS", "Prior", "fit_prior"]
+__all__ = ["SEPARATIONS", "Prior", "check_crowding", "fit_prior"]
 
 PUBLISHED_PIXEL_SCALE = 0.06
 RADIUS_RANGE = (0.06, 3.0)
 MOST_GALAXIES = 5
 FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))
+
+
+def check_crowding(crowding: Sequence[float]) -> None:
+    """Refuse what is no distribution of the number of galaxies.
+
+    Parameters
+    ----------
+    crowding
+        Probabilities of one, two, three, ... galaxies in a stamp.
+
+    Raises
+    ------
+    ValueError
+        If they are too many or too few, negative, or do not sum to 1.
+    """
+    if not 0 < len(crowding) <= MOST_GALAXIES or min(crowding) < 0 or abs(sum(crowding) - 1) > 1e-6:
+        raise ValueError(f"crowding must be up to {MOST_GALAXIES} probabilities that sum to 1, got {crowding}")
 
 
 @dataclass(frozen=True)
@@ -89,9 +106,7 @@ class Prior:
             raise ValueError(f"magnitude_range must increase, got {self.magnitude_range}")
         if not self.max_difference > 0:
             raise ValueError(f"max_difference must be positive, got {self.max_difference}")
-        shares = self.crowding
-        if not 0 < len(shares) <= MOST_GALAXIES or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-            raise ValueError(f"crowding must be up to {MOST_GALAXIES} probabilities that sum to 1, got {shares}")
+        check_crowding(self.crowding)
 
     @classmethod
     def published(cls, *, separation: str = "published") -> Prior:

@@ -52,13 +52,14 @@ def read_blends_table(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     Parameters
     ----------
     path
-        CSV file as for `read_galaxies`, with the column ``distance`` in pixels.
+        CSV file as for `read_galaxies`, with the columns ``distance`` in pixels and ``detection``, the number of
+        sources that SExtractor found.
 
     Returns
     -------
     dict
         ``magnitude``, ``half_light_radius`` (arcsec) and ``type`` of both galaxies of every pair, and
-        ``separation`` (pixels) a pair.
+        ``separation`` (pixels) and ``detected`` (number of sources found) a pair.
 
     Raises
     ------
@@ -67,13 +68,14 @@ def read_blends_table(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     ValueError
         If the file is no CSV table, or columns are missing.
     """
-    pairs = _read_pairs(path, "distance")
+    pairs = _read_pairs(path, "distance", "detection")
     both = {name: np.concatenate([np.asarray(pairs[f"g{galaxy}_{name}"]) for galaxy in (1, 2)]) for name in COLUMNS}
     return {
         "magnitude": both["mag"].astype(float),
         "half_light_radius": PIXEL_SCALE * both["rad"].astype(float),
         "type": both["type"],
         "separation": np.asarray(pairs["distance"], dtype=float),
+        "detected": np.asarray(pairs["detection"], dtype=int),
     }
 
 

@@ -20,7 +20,7 @@ from .losses import NegativeLogLikelihood
 from .prior import Prior
 from .scene import Instrument
 from .streams import Mixture, StoredStream
-from .train import Schedule, fit
+from .train import Schedule, checkpoint_beside, fit
 from .weights import Deblender, Description, save
 
 __all__ = ["SETTINGS", "default_mixture", "train_weights"]
@@ -85,9 +85,7 @@ def train_weights(
     FileExistsError
         If the output, or a checkpoint that is not to be resumed, exists and is not to be replaced.
     """
-    checkpoint = output.with_name(output.name + ".checkpoint")
-    if checkpoint.exists() and not (resume or overwrite):
-        raise FileExistsError(f"{checkpoint}: exists; resume goes on from it, overwrite starts anew")
+    checkpoint = checkpoint_beside(output, replace=resume or overwrite)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stored = isinstance(source, Path)
     mixtures = source if isinstance(source, tuple) else (default_mixture(),) * 2

@@ -20,7 +20,9 @@ from torch import Tensor
 
 __all__ = [
     "GALAXY_TYPES",
+    "MASK_THRESHOLD",
     "PARAMETERS",
+    "PIXEL_SCALE_TOLERANCE",
     "STAMP_CENTER",
     "STAMP_SIZE",
     "Blend",
@@ -31,6 +33,8 @@ __all__ = [
 
 STAMP_SIZE = 128
 STAMP_CENTER = (STAMP_SIZE - 1) / 2
+MASK_THRESHOLD = 3.0  # sky noise above which a pixel of a galaxy's own light is in its mask
+PIXEL_SCALE_TOLERANCE = 0.02
 GALAXY_TYPES = ("sph", "disk", "sphd", "irr")
 
 

@@ -26,7 +26,7 @@ from .losses import LabelEntropy
 from .nn.fcn import LABELS, FullyConvolutional, labels
 from .pixels import label_iou
 from .streams import StoredStream
-from .train import Schedule, fit
+from .train import Schedule, checkpoint_beside, fit
 
 __all__ = ["LabelScores", "evaluate_labels", "load_labels", "train_labels"]
 
@@ -106,9 +106,7 @@ def train_labels(
     FileExistsError
         If the output, or a checkpoint that is not to be resumed, exists and is not to be replaced.
     """
-    checkpoint = output.with_name(output.name + ".checkpoint")
-    if checkpoint.exists() and not (resume or overwrite):
-        raise FileExistsError(f"{checkpoint}: exists; resume goes on from it, overwrite starts anew")
+    checkpoint = checkpoint_beside(output, replace=resume or overwrite)
     total = count_blends(data)
     stop = int((1 - 2 * TEST_SHARE) * total)
     settings = {"first_filters": 32, "dropout": 0.1}

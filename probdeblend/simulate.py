@@ -13,6 +13,7 @@ et al. (2020, doi:10.1093/mnras/stz3056).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import galsim
@@ -26,7 +27,7 @@ from . import profiles
 from .noise import add_noise
 from .photometry import auto_flux
 from .prior import Prior
-from .scene import GALAXY_TYPES, STAMP_CENTER, STAMP_SIZE, Blend, Components, Instrument
+from .scene import GALAXY_TYPES, MASK_THRESHOLD, STAMP_CENTER, STAMP_SIZE, Blend, Components, Instrument
 from .workers import in_order
 
 __all__ = ["Renderer", "render_galsim", "render_torch", "simulate_blends", "simulate_mosaic"]
@@ -34,7 +35,6 @@ __all__ = ["Renderer", "render_galsim", "render_torch", "simulate_blends", "simu
 Renderer = Callable[[Components, Instrument], Tensor]
 """A function that turns light into noiseless images ``(blend, galaxy, y, x)`` of each galaxy alone."""
 
-MASK_THRESHOLD = 3.0
 _PARAMS = galsim.GSParams(
     folding_threshold=2e-3,
     stepk_minimum_hlr=10,
@@ -249,9 +249,9 @@ def simulate_mosaic(
         raise ValueError(f"shape must be at least {STAMP_SIZE} pixels a side, got {shape}")
     states = np.random.SeedSequence((seed, count)).generate_state(4, np.uint64) >> np.uint64(1)
     pair_seed, shape_seed, noise_seed, place_seed = (int(state) for state in states)
-    pairs = prior.sample(count, seed=pair_seed)
-    light = prior.components(pairs, instrument, seed=shape_seed)
-    light.present[:, 1:] = False
+    alone = replace(prior, crowding=(1.0,))
+    pairs = alone.sample(count, seed=pair_seed)
+    light = alone.components(pairs, instrument, seed=shape_seed)
     half = STAMP_SIZE // 2
     corner = np.random.default_rng(place_seed).integers(-half, np.array(shape)[::-1] - half, (count, 2))
     image = np.zeros((shape[0] + 2 * STAMP_SIZE, shape[1] + 2 * STAMP_SIZE))

@@ -6,6 +6,7 @@ matter.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,15 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .data import MASK_THRESHOLD, Batch, Conditions, seed_of, training_batch, turn
+from .data import Batch, Conditions, training_batch, turn
 from .galaxies.library import Library
 from .galaxies.pairs import PairRules, PairScene, blend_batch
 from .io import count_blends, read_blends
 from .noise import add_noise
 from .prior import Prior
 from .profiles import render
-from .scene import Blend, Instrument
+from .scene import MASK_THRESHOLD, Blend, Instrument
+from .seeds import seed_of
 
 __all__ = ["EndlessStream", "LibraryStream", "MixedStream", "Mixture", "SimulatedStream", "StoredStream"]
 
@@ -38,6 +40,21 @@ class EndlessStream(IterableDataset[Batch]):
     def __init__(self, *, first: int = 0) -> None:
         self.first = first
 
+    @abstractmethod
+    def blend(self, number: int) -> Blend:
+        """Return one batch with its truth.
+
+        Parameters
+        ----------
+        number
+            Number of the batch.
+
+        Returns
+        -------
+        Blend
+            The blends.
+        """
+
     def batch(self, number: int) -> Batch:
         """Return one batch.
 
@@ -51,7 +68,7 @@ class EndlessStream(IterableDataset[Batch]):
         Batch
             In units of the sky noise.
         """
-        raise NotImplementedError
+        return training_batch(self.blend(number))
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -130,21 +147,6 @@ class SimulatedStream(EndlessStream):
             count=pairs["present"].sum(-1).to(psf.device),
         )
 
-    def batch(self, number: int) -> Batch:
-        """Return one batch.
-
-        Parameters
-        ----------
-        number
-            Number of the batch.
-
-        Returns
-        -------
-        Batch
-            In units of the sky noise.
-        """
-        return training_batch(self.blend(number))
-
 
 class LibraryStream(EndlessStream):
     """Endless batches of blends of real galaxies.
@@ -178,21 +180,6 @@ class LibraryStream(EndlessStream):
         super().__init__(first=first)
         self.scene = PairScene.of(library, instrument, rules or PairRules())
         self.batch_size, self.seed = batch_size, seed
-
-    def batch(self, number: int) -> Batch:
-        """Return one batch.
-
-        Parameters
-        ----------
-        number
-            Number of the batch.
-
-        Returns
-        -------
-        Batch
-            In units of the sky noise.
-        """
-        return training_batch(self.blend(number))
 
     def blend(self, number: int) -> Blend:
         """Return one batch with its truth.
@@ -238,8 +225,8 @@ class MixedStream(EndlessStream):
             raise ValueError(f"fractions must be one for each of {len(streams)} streams and sum to 1, got {fractions}")
         self.streams, self.fractions, self.seed = tuple(streams), tuple(fractions), seed
 
-    def batch(self, number: int) -> Batch:
-        """Return one batch.
+    def blend(self, number: int) -> Blend:
+        """Return one batch with its truth.
 
         Parameters
         ----------
@@ -248,11 +235,11 @@ class MixedStream(EndlessStream):
 
         Returns
         -------
-        Batch
-            In units of the sky noise.
+        Blend
+            The blends of the stream that the number draws.
         """
         chosen = np.random.default_rng((self.seed, number)).choice(len(self.streams), p=self.fractions)
-        return self.streams[chosen].batch(number)
+        return self.streams[chosen].blend(number)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,36 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-__all__ = ["History", "Schedule", "fit"]
+__all__ = ["History", "Schedule", "checkpoint_beside", "fit"]
 
 Batches = Callable[[int], Iterable[tuple[Tensor, ...]]]
 _WARM_UP = 0.05
+
+
+def checkpoint_beside(output: Path, *, replace: bool) -> Path:
+    """Return where the checkpoint of weights to be trained stands.
+
+    Parameters
+    ----------
+    output
+        The weights file.
+    replace
+        Whether a checkpoint that is there may be gone on from, or replaced.
+
+    Returns
+    -------
+    Path
+        The output with ``.checkpoint`` appended.
+
+    Raises
+    ------
+    FileExistsError
+        If it is there and is not to be touched.
+    """
+    checkpoint = output.with_name(output.name + ".checkpoint")
+    if checkpoint.exists() and not replace:
+        raise FileExistsError(f"{checkpoint}: exists; resume goes on from it, overwrite starts anew")
+    return checkpoint
 
 
 @dataclass(frozen=True)

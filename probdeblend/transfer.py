@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from .data import training_batch
 from .galaxies.library import Library
 from .infer import draw
-from .io import write_catalog
+from .io import output_folder, write_catalog
 from .losses import NegativeLogLikelihood
 from .metrics import nmad
 from .nn.composite import Blend2Mask2Flux
@@ -158,9 +158,9 @@ def transfer(
         network = _trained(training, path, name, settings, progress=progress)
         rows += [{"trained_on": name, "tested_on": tested} | _scores(network, test) for tested, test in tests.items()]
     table = Table(rows)
-    output.mkdir(parents=True, exist_ok=True)
-    write_catalog(table, output / FILES[0], overwrite=overwrite)
-    _picture(table, list(found)).savefig(output / FILES[1], dpi=120)
+    with output_folder(output, overwrite=overwrite, files=FILES) as folder:
+        write_catalog(table, folder / FILES[0])
+        _picture(table, list(found)).savefig(folder / FILES[1], dpi=120)
     for entry in work.iterdir():
         entry.unlink()
     work.rmdir()

@@ -26,7 +26,7 @@ from .inputs import filled, noise_pixels, stamp_pixels
 from .nn.composite import Blend2Flux, Blend2Mask2Flux
 from .nn.heads import NormalHead, StudentTHead
 from .posterior import Flag, Posterior
-from .scene import STAMP_CENTER, Instrument
+from .scene import PIXEL_SCALE_TOLERANCE, STAMP_CENTER, Instrument
 
 __all__ = ["Deblender", "Description", "load", "save"]
 
@@ -35,7 +35,6 @@ VERSION = 1
 DEFAULT = "weights_f160w.safetensors"
 ARCHITECTURES = {"Blend2Flux": Blend2Flux, "Blend2Mask2Flux": Blend2Mask2Flux}
 HEADS = {"NormalHead": NormalHead, "StudentTHead": StudentTHead}
-SCALE_TOLERANCE = 0.02
 PSF_TOLERANCE = 0.05
 CENTRAL = 3.5
 OFF_CENTER = 6.0
@@ -216,10 +215,10 @@ class Deblender(nn.Module):
             If it differs.
         """
         trained = self.instrument.pixel_scale
-        if not abs(pixel_scale / trained - 1) <= SCALE_TOLERANCE:
+        if not abs(pixel_scale / trained - 1) <= PIXEL_SCALE_TOLERANCE:
             raise ValueError(
-                f'pixel_scale must be {trained:g}" within {SCALE_TOLERANCE:.0%}, which the weights were trained for, '
-                f'got {pixel_scale:g}": resample the image or train weights for it'
+                f'pixel_scale must be {trained:g}" within {PIXEL_SCALE_TOLERANCE:.0%}, which the weights were trained '
+                f'for, got {pixel_scale:g}": resample the image or train weights for it'
             )
 
     def check_psf(self, psf: ArrayLike) -> None:

@@ -491,7 +491,7 @@ def test_no_galaxy_nor_its_turned_copy_crosses_a_split(library, hst):
 
 
 def test_crowded_stamps_say_how_many_galaxies_they_hold(hst, false_alarm):
-    rules = PairRules(counts=(0.3, 0.3, 0.2, 0.2))
+    rules = PairRules(crowding=(0.3, 0.3, 0.2, 0.2))
     blends = joined(pair_blends(made(), 300, instrument=hst, rules=rules))
     there = torch.isfinite(blends.flux[..., 0])
     assert torch.equal(there.sum(1), blends.count)
@@ -499,7 +499,7 @@ def test_crowded_stamps_say_how_many_galaxies_they_hold(hst, false_alarm):
     assert not blends.mask[~there].any()
     assert not blends.isolated[~there].any()
     assert binomtest(int((blends.count == 1).sum()), 300, 0.3).pvalue > false_alarm
-    singles = joined(pair_blends(made(), 5, instrument=hst, rules=PairRules(counts=(1.0,))))
+    singles = joined(pair_blends(made(), 5, instrument=hst, rules=PairRules(crowding=(1.0,))))
     assert singles.flux.shape == (5, 2, 1)
     assert (singles.count == 1).all()
 
@@ -511,7 +511,7 @@ def test_crowded_stamps_say_how_many_galaxies_they_hold(hst, false_alarm):
         ({"sky": "none"}, "sky must be 'one' or 'both', got 'none'"),
         ({"max_difference": 0.0}, "max_difference must be positive"),
         ({"dimming": -1.0}, "dimming must not be negative"),
-        ({"counts": (0.5, 0.4)}, "counts must be up to 5 probabilities that sum to 1"),
+        ({"crowding": (0.5, 0.4)}, "crowding must be up to 5 probabilities that sum to 1"),
     ],
 )
 def test_rules_that_are_none(values, message):

@@ -151,13 +151,13 @@ def test_a_mixture_draws_from_both(instrument, false_alarm):
             super().__init__()
             self.value = value
 
-        def batch(self, number):
+        def blend(self, number):
             return self.value
 
     mixed = MixedStream([Constant(0), Constant(1)], (0.7, 0.3), seed=2)
-    drawn = [mixed.batch(number) for number in range(1000)]
+    drawn = [mixed.blend(number) for number in range(1000)]
     assert binomtest(sum(drawn), 1000, 0.3).pvalue > false_alarm
-    assert drawn == [MixedStream([Constant(0), Constant(1)], (0.7, 0.3), seed=2).batch(n) for n in range(1000)]
+    assert drawn == [MixedStream([Constant(0), Constant(1)], (0.7, 0.3), seed=2).blend(n) for n in range(1000)]
     with pytest.raises(ValueError, match="fractions must be one for each of 2 streams and sum to 1"):
         MixedStream([Constant(0), Constant(1)], (0.5, 0.4))
 

@@ -139,7 +139,7 @@ def pair(libraries: tuple[Path, ...], **options: object) -> None:
     library = library.select(library.keep)
     if options["part"] != "all":
         library = library.split(seed=options["split_seed"])[PARTS.index(options["part"])]
-    rules = PairRules(counts=probabilities(options["crowding"]))
+    rules = PairRules(crowding=probabilities(options["crowding"]))
     rules = replace(rules, **{name: options[name] for name in ("separation", "sky", "dimming")})
     names = ("count", "part", "split_seed", "separation", "sky", "dimming", "crowding", "seed")
     settings = {"command": "pair"} | {name: options[name] for name in names}

@@ -8,7 +8,7 @@ instrument's PSF and noise and measured as real ones are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
+from ..metrics import nmad
 from ..noise import add_noise
 from ..prior import Prior
 from ..scene import Instrument
@@ -24,8 +25,6 @@ from ..simulate import render_torch
 from .lone import LoneGalaxy, NotAloneError, measure_galaxy
 
 __all__ = ["ApertureCorrection", "fit_aperture_correction"]
-
-NORMAL_MAD = 1.482602218505602
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,15 +98,13 @@ def fit_aperture_correction(instrument: Instrument, *, count: int = 600, seed: i
     features, target = _features(galaxies)[inside], target[inside]
     regression = make_pipeline(StandardScaler(), PolynomialFeatures(2), RidgeCV(np.logspace(-3, 3, 13)))
     left = target - regression.fit(features, target).predict(features)
-    scatter = float(NORMAL_MAD * np.median(np.abs(left - np.median(left))))
-    return ApertureCorrection(regression, scatter, features.min(0), features.max(0))
+    return ApertureCorrection(regression, nmad(left), features.min(0), features.max(0))
 
 
 def _simulated(count: int, instrument: Instrument, *, seed: int) -> list[tuple[LoneGalaxy, float]]:
-    prior = Prior.default()
+    prior = replace(Prior.default(), crowding=(1.0,))
     pairs = prior.sample(count, seed=seed)
     light = prior.components(pairs, instrument, seed=seed)
-    light.present[:, 1] = False
     isolated = render_torch(light, instrument)[:, :1].cpu()
     noise = {name: torch.full((count,), getattr(instrument, name)) for name in ("sky_rms", "exposure")}
     generator = torch.Generator().manual_seed(seed)

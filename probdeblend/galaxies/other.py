@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..metrics import nmad
 from ..noise import correlated_noise, correlation_sum
 from ..photometry import HOT, detect
 from ..scene import STAMP_CENTER, STAMP_SIZE, Instrument
+from ..seeds import seed_of
 from ..sky import dilate
 from .lone import LoneGalaxy, NotAloneError, measure_galaxy
 
@@ -30,7 +32,6 @@ __all__ = ["observe_real_galaxies", "observe_stamps"]
 MOST_NOISE = 2.0
 SMALLEST_SAMPLE = 50
 BORDER = 8  # pixels at the edge of a stamp that hold sky alone
-NORMAL_MAD = 1.482602218505602
 NOISY = "its own noise is more than the instrument's"
 Report = Callable[[str], None]
 
@@ -83,7 +84,7 @@ def observe_real_galaxies(
         own = _square(min(catalog.getGalImage(number).array.shape) * native, instrument)
         blank = own & (dilate(detect(image, instrument.sky_rms, **HOT).segmentation) == 0)
         model = seen.noise.getVariance() * (instrument.pixel_scale / native) ** 4
-        old = max(model, _scatter(image[blank]) ** 2 if blank.sum() > SMALLEST_SAMPLE else 0.0)
+        old = max(model, nmad(image[blank]) ** 2 if blank.sum() > SMALLEST_SAMPLE else 0.0)
         if old > instrument.sky_rms**2:
             report(NOISY)
             continue
@@ -146,7 +147,7 @@ def observe_stamps(
         image = _drawn(galsim.InterpolatedImage(galsim.Image(native, scale=scale)), instrument)
         side = min(native.shape) * scale
         own = _square(side - 2 * instrument.pixel_scale, instrument)
-        own_rms = _scatter(image[own & ~_square(side - 2 * BORDER * instrument.pixel_scale, instrument)])
+        own_rms = nmad(image[own & ~_square(side - 2 * BORDER * instrument.pixel_scale, instrument)])
         if own_rms > MOST_NOISE * instrument.sky_rms:
             report(NOISY)
             continue
@@ -171,15 +172,10 @@ def _square(side: float, instrument: Instrument) -> NDArray[np.bool_]:
     return inside[:, None] & inside
 
 
-def _scatter(values: NDArray[np.float64]) -> float:
-    return float(NORMAL_MAD * np.median(np.abs(values - np.median(values))))
-
-
 def _noise(variance: NDArray[np.float64], instrument: Instrument, key: tuple[int, int]) -> NDArray[np.float64]:
     """Draw noise with the instrument's correlation and the variance of each pixel."""
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
     kernel = instrument.to("cpu").noise_kernel
-    noise = correlated_noise(variance.shape, kernel, generator=torch.Generator().manual_seed(seed))
+    noise = correlated_noise(variance.shape, kernel, generator=torch.Generator().manual_seed(seed_of(*key)))
     return np.sqrt(np.maximum(variance, 0.0)) * noise.double().numpy()
 
 

@@ -19,15 +19,13 @@ from numpy.typing import NDArray
 
 from ..noise import correlated_noise
 from ..photometry import SEGMENTATION, detect
+from ..prior import check_crowding
 from ..scene import STAMP_CENTER, STAMP_SIZE, Blend, Instrument
 from ..separation import SEPARATIONS
 from ..workers import in_order
 from .library import Library, identity_number
 
 __all__ = ["PairRules", "PairScene", "blend_batch", "pair_blends"]
-
-MOST_GALAXIES = 5
-CENTERED = int(STAMP_CENTER)
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class PairRules:
     dimming
         A galaxy is made fainter by up to so many magnitudes; its noise then shrinks with it, and new noise brings
         the central galaxy's image back to what it was.
-    counts
+    crowding
         Probabilities of one, two, three, ... galaxies in the stamp. The third and later ones lie anywhere.
 
     Raises
@@ -58,7 +56,7 @@ class PairRules:
     max_difference: float = 2.0
     sky: Literal["one", "both"] = "one"
     dimming: float = 1.0
-    counts: tuple[float, ...] = (0.0, 1.0)
+    crowding: tuple[float, ...] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.separation not in SEPARATIONS:
@@ -69,8 +67,7 @@ class PairRules:
             raise ValueError(f"max_difference must be positive, got {self.max_difference}")
         if not self.dimming >= 0:
             raise ValueError(f"dimming must not be negative, got {self.dimming}")
-        if not 0 < len(self.counts) <= MOST_GALAXIES or min(self.counts) < 0 or abs(sum(self.counts) - 1) > 1e-6:
-            raise ValueError(f"counts must be up to {MOST_GALAXIES} probabilities that sum to 1, got {self.counts}")
+        check_crowding(self.crowding)
 
 
 def pair_blends(
@@ -175,9 +172,9 @@ class PairScene:
         """
         kept = library.select(library.keep & np.isfinite(library.magnitude))
         stamps_of = [np.flatnonzero(kept.identity == name) for name in np.unique(kept.identity)]
-        if len(stamps_of) < len(rules.counts):
+        if len(stamps_of) < len(rules.crowding):
             raise ValueError(
-                f"the library must hold {len(rules.counts)} galaxies to keep, with magnitudes, got {len(stamps_of)}"
+                f"the library must hold {len(rules.crowding)} galaxies to keep, with magnitudes, got {len(stamps_of)}"
             )
         return cls(kept, kept.footprint, kept.magnitude, stamps_of, instrument.to("cpu"), rules)
 
@@ -212,10 +209,10 @@ def blend_batch(scene: PairScene, count: int, *, key: tuple[int, ...]) -> Blend:
 
 def _blend(scene: PairScene, rng: np.random.Generator) -> dict[str, NDArray]:
     rules, library = scene.rules, scene.library
-    number = 1 + int(rng.choice(len(rules.counts), p=rules.counts))
+    number = 1 + int(rng.choice(len(rules.crowding), p=rules.crowding))
     chosen, dimmed = _choose(scene, number, rng)
     shifts = _shifts(scene, chosen, rng)
-    slots = len(rules.counts) if len(rules.counts) > 1 else 2
+    slots = len(rules.crowding) if len(rules.crowding) > 1 else 2
     light = np.zeros((slots, STAMP_SIZE, STAMP_SIZE))
     truth = _no_galaxies(slots)
     image = np.zeros((STAMP_SIZE, STAMP_SIZE))

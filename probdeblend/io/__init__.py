@@ -5,7 +5,7 @@ cannot be read raises one sentence that begins with the file's name.
 """
 
 from .images import FieldImage, read_image, read_map, read_psf, read_stamps
-from .mosaics import Mosaic, open_mosaic, read_columns
+from .mosaics import Mosaic, open_mosaic, read_columns, uncovered
 from .outputs import OUTPUT_FILES, output_folder, whole_file, write_catalog, write_masks
 from .sets import count_blends, finished_batches, read_blends, read_instrument, write_blends
 
@@ -24,6 +24,7 @@ __all__ = [
     "read_map",
     "read_psf",
     "read_stamps",
+    "uncovered",
     "whole_file",
     "write_blends",
     "write_catalog",

@@ -16,13 +16,12 @@ from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_area
 
-from ..scene import STAMP_SIZE
+from ..scene import PIXEL_SCALE_TOLERANCE, STAMP_SIZE
 
 __all__ = ["FieldImage", "read_image", "read_map", "read_psf", "read_stamps"]
 
 ZERO_POINT_CARDS = ("ABMAGZP", "MAGZERO", "MAGZPT", "ZEROPOINT")
 PIXEL_SCALE_CARDS = ("PIXSCALE", "PIXSCL", "PIXSCAL")
-PIXEL_SCALE_TOLERANCE = 0.02
 SIP_CARD = re.compile(r"(A|B|AP|BP)_(ORDER|DMAX|\d+_\d+)")
 
 

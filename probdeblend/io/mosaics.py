@@ -18,9 +18,25 @@ from scipy import ndimage
 
 from .images import _celestial, _choose, _readable, _unit, _zero_point
 
-__all__ = ["Mosaic", "open_mosaic", "read_columns"]
+__all__ = ["Mosaic", "open_mosaic", "read_columns", "uncovered"]
 
 NO_COVERAGE = np.ones((5, 5), dtype=bool)
+
+
+def uncovered(pixels: NDArray) -> NDArray[np.bool_]:
+    """Say which pixels no exposure covers: patches of 5 x 5 and more exact zeros.
+
+    Parameters
+    ----------
+    pixels
+        Image ``(y, x)``.
+
+    Returns
+    -------
+    NDArray
+        Booleans ``(y, x)``.
+    """
+    return ndimage.binary_opening(pixels == 0, NO_COVERAGE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +88,7 @@ class Mosaic:
         # A margin, so that blocks of zeros are seen as such wherever a window ends.
         margin = len(NO_COVERAGE) - 1
         wide = self._read(x0 - margin, y0 - margin, width + 2 * margin, height + 2 * margin)
-        wide[ndimage.binary_opening(wide == 0, NO_COVERAGE)] = np.nan
+        wide[uncovered(wide)] = np.nan
         return wide[margin : margin + height, margin : margin + width]
 
     def _read(self, x0: int, y0: int, width: int, height: int) -> NDArray[np.float64]:

@@ -121,7 +121,7 @@ def output_folder(
     temporary.mkdir()
     try:
         yield temporary
-        _put_in_place(temporary, target)
+        put_in_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -158,7 +158,7 @@ def whole_file(path: str | PathLike[str], *, overwrite: bool = False) -> Iterato
         temporary.unlink(missing_ok=True)
 
 
-def _put_in_place(folder: Path, target: Path) -> None:
+def put_in_place(folder: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
         folder.rename(target)

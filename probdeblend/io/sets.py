@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from ..scene import Blend, Instrument
-from .outputs import whole_file
+from .outputs import put_in_place, whole_file
 
 __all__ = ["count_blends", "finished_batches", "read_blends", "read_instrument", "write_blends"]
 
@@ -105,9 +105,7 @@ def write_blends(
         if not shards:
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    if path.exists():
-        shutil.rmtree(path)
-    unfinished.rename(path)
+    put_in_place(unfinished, path)
     return start
 
 
