@@ -16,10 +16,11 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .deblender import Deblender
     from .posterior import Flag, Posterior
     from .prior import Prior
     from .scene import Blend, Components, Instrument
-    from .weights import Deblender, load
+    from .weights import load
 
 __all__ = [
     "Blend",
@@ -36,7 +37,7 @@ __all__ = [
 _MODULE_OF = {
     "Blend": "scene",
     "Components": "scene",
-    "Deblender": "weights",
+    "Deblender": "deblender",
     "Flag": "posterior",
     "Instrument": "scene",
     "Posterior": "posterior",

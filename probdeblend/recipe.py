@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from . import __version__
 from .data import Batch, Conditions
+from .deblender import Deblender, Description
 from .io import count_blends, read_instrument, whole_file
 from .losses import NegativeLogLikelihood
 from .prior import Prior
 from .scene import Instrument
 from .streams import Mixture, StoredStream
 from .train import Schedule, checkpoint_beside, fit
-from .weights import Deblender, Description, save
+from .weights import save
 
 __all__ = ["SETTINGS", "default_mixture", "train_weights"]
 

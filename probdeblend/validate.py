@@ -53,7 +53,7 @@ def evaluate(
     path
         A set that ``probdeblend simulate`` wrote.
     deblender
-        Called as a `~probdeblend.weights.Deblender`.
+        Called as a `~probdeblend.deblender.Deblender`.
     draws, passes, seed
         Given to the deblender, and draws and seed to SEP.
     progress

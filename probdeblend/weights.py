@@ -1,259 +1,41 @@
-"""Trained weights, and the deblender that they make.
+"""Trained weights in files.
 
 A weights file is a safetensors file: the network's tensors, the PSF and noise kernel of the instrument that it was
 trained for, the moments of its features on its training family, and as JSON the architecture, the instrument, the
-prior and how it was trained.
+prior, how it was trained, and the calibrator that was fitted to it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
-from scipy.ndimage import gaussian_filter, maximum_filter
-from torch import Tensor, nn
+from torch import Tensor
 
-from .infer import NetworkDraws, draw
-from .inputs import filled, noise_pixels, stamp_pixels
-from .nn.composite import Blend2Flux, Blend2Mask2Flux
-from .nn.heads import NormalHead, StudentTHead
-from .posterior import Flag, Posterior
-from .scene import PIXEL_SCALE_TOLERANCE, STAMP_CENTER, Instrument
+from .deblender import Deblender, Description
+from .recalibration import Calibrator
+from .scene import Instrument
 
-__all__ = ["Deblender", "Description", "load", "save"]
+__all__ = ["load", "save"]
 
 FORMAT = "probdeblend weights"
 VERSION = 1
 DEFAULT = "weights_f160w.safetensors"
-ARCHITECTURES = {"Blend2Flux": Blend2Flux, "Blend2Mask2Flux": Blend2Mask2Flux}
-HEADS = {"NormalHead": NormalHead, "StudentTHead": StudentTHead}
-PSF_TOLERANCE = 0.05
-CENTRAL = 3.5
-OFF_CENTER = 6.0
 
 
-@dataclass(frozen=True)
-class Description:
-    """What a network was built as and trained on.
-
-    Parameters
-    ----------
-    architecture
-        Name of the composite network.
-    head
-        Name of its head.
-    settings
-        Keyword arguments of the network.
-    flux_range
-        Least and largest flux over sky noise in the training set.
-    max_difference
-        Largest difference of the pair's magnitudes in the training set.
-    prior
-        The prior, as `~probdeblend.prior.Prior.describe` gives it.
-    training
-        How it was trained: numbers and words by name.
-    """
-
-    architecture: str
-    head: str
-    settings: dict[str, int | float | bool]
-    flux_range: tuple[float, float]
-    max_difference: float
-    prior: str
-    training: dict[str, int | float | str]
-
-    def build(self) -> nn.Module:
-        """Return the network, not trained.
-
-        Returns
-        -------
-        torch.nn.Module
-            A composite network.
-
-        Raises
-        ------
-        ValueError
-            If this version does not know the architecture or head.
-        """
-        if self.architecture not in ARCHITECTURES or self.head not in HEADS:
-            raise ValueError(f"this version has no network {self.architecture} with a {self.head}")
-        return ARCHITECTURES[self.architecture](**self.settings, head=HEADS[self.head])
-
-
-class Deblender(nn.Module):
-    """A trained network with its instrument: images in, posteriors out.
-
-    Parameters
-    ----------
-    network
-        The trained composite network.
-    instrument
-        What it was trained for.
-    description
-        What it was built as and trained on.
-    features
-        Hidden layer ``(blend, feature)`` on blends of the training family, from which their usual range is
-        measured; None where `familiar` is given.
-    familiar
-        Mean ``(feature,)``, whitening matrix ``(feature, feature)`` and largest usual distance ``()`` of the hidden
-        layer.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        instrument: Instrument,
-        description: Description,
-        *,
-        features: Tensor | None = None,
-        familiar: tuple[Tensor, Tensor, Tensor] | None = None,
-    ) -> None:
-        super().__init__()
-        self.network = network.eval().requires_grad_(False)
-        self.instrument = instrument
-        self.description = description
-        mean, whitening, limit = _familiar(features) if familiar is None else familiar
-        self.register_buffer("feature_mean", mean)
-        self.register_buffer("feature_whitening", whitening)
-        self.register_buffer("feature_limit", limit)
-
-    def forward(
-        self, image: ArrayLike, *, sky_rms: ArrayLike, draws: int = 1000, passes: int = 32, seed: int = 0
-    ) -> Posterior:
-        """Deblend stamps.
-
-        Parameters
-        ----------
-        image
-            Sky-subtracted stamps ``(y, x)``, ``(blend, y, x)`` or ``(blend, band, y, x)`` of 128 x 128 pixels, the
-            central galaxy within a pixel of the middle: an array or tensor of any type and byte order, a masked
-            array, a Quantity or an NDData. Masked and non-finite pixels are bad; they are interpolated.
-        sky_rms
-            Standard deviation of the sky's pixels in the image's units: a number, one a blend, or a map
-            ``(y, x)`` or ``(blend, y, x)``.
-        draws
-            Number of draws, rounded up to a multiple of `passes`.
-        passes
-            Number of dropout passes; 0 for none.
-        seed
-            Same seed, same draws, whatever else is in the batch.
-
-        Returns
-        -------
-        Posterior
-            Total fluxes in the image's units, mask probabilities, light-weighted positions and flags.
-
-        Raises
-        ------
-        ValueError
-            If a stamp has another size or no good pixel, or the noise another shape or no positive value.
-        TypeError
-            If the image is not an array of numbers.
-        """
-        pixels, unit = stamp_pixels(image)
-        noise = noise_pixels(sky_rms, pixels, unit=unit)
-        bad = ~np.isfinite(pixels / noise)
-        if bad.all((1, 2, 3)).any():
-            raise ValueError(f"image must have good pixels, got none in stamp {int(bad.all((1, 2, 3)).argmax())}")
-        scale = np.nanmedian(np.broadcast_to(noise, pixels.shape), axis=(1, 2, 3))
-        ratio = torch.from_numpy(filled(pixels / noise).astype(np.float32)).to(self.feature_mean.device)
-        answer = draw(self.network, ratio, draws=draws, passes=passes, seed=seed)
-        return self._posterior(answer, ratio.cpu().numpy(), bad, scale=scale, unit=unit)
-
-    def _posterior(self, answer: NetworkDraws, ratio: NDArray, bad: NDArray, *, scale: NDArray, unit: str) -> Posterior:
-        log_flux = answer.log_flux.double().numpy()
-        flux = np.exp(log_flux) * scale[:, None]
-        x, y, distance = _positions(ratio, answer.mask)
-        within = flux.var(1).mean(0)
-        between = np.maximum(flux.mean(1).var(0) - within / flux.shape[1], 0)
-        return Posterior.from_draws(
-            flux[..., None].astype(np.float32),
-            flux_kind="total",
-            method="network",
-            mask=None if answer.mask is None else answer.mask.numpy(),
-            mask_std=None if answer.mask_std is None else answer.mask_std.numpy(),
-            x=x,
-            y=y,
-            flags=self._flags(answer, log_flux, distance)
-            | Flag.BAD_CENTER * _bad_center(bad.any(1), x, y)
-            | Flag.BAD_PIXELS * (bad.mean((1, 2, 3)) > 0.1)[:, None],
-            variance_within=within[..., None],
-            variance_between=between[..., None],
-            flux_unit=unit,
-            pixel_scale=self.instrument.pixel_scale,
-        )
-
-    def _flags(self, answer: NetworkDraws, log_flux: NDArray, off_center: NDArray) -> NDArray[np.int64]:
-        median = np.median(log_flux, axis=(0, 1))
-        low, high = np.log(self.description.flux_range)
-        difference = 2.5 / math.log(10) * np.abs(median[:, 0] - median[:, 1])
-        outside = (median < low) | (median > high) | (difference > self.description.max_difference)[:, None]
-        distance = _distance(answer.features, self.feature_mean.cpu(), self.feature_whitening.cpu())
-        flags = Flag.OUTSIDE_PRIOR * outside.astype(np.int64)
-        flags |= Flag.UNFAMILIAR * (distance > float(self.feature_limit)).astype(np.int64)[:, None]
-        return flags | Flag.OFF_CENTER * (off_center > OFF_CENTER).astype(np.int64)[:, None]
-
-    def check_pixel_scale(self, pixel_scale: float) -> None:
-        """Refuse images that are sampled otherwise than the training set, beyond 2 %.
-
-        Parameters
-        ----------
-        pixel_scale
-            Size of a pixel in arcsec.
-
-        Raises
-        ------
-        ValueError
-            If it differs.
-        """
-        trained = self.instrument.pixel_scale
-        if not abs(pixel_scale / trained - 1) <= PIXEL_SCALE_TOLERANCE:
-            raise ValueError(
-                f'pixel_scale must be {trained:g}" within {PIXEL_SCALE_TOLERANCE:.0%}, which the weights were trained '
-                f'for, got {pixel_scale:g}": resample the image or train weights for it'
-            )
-
-    def check_psf(self, psf: ArrayLike) -> None:
-        """Refuse an effective PSF unlike the one of the training set.
-
-        Its equivalent area, ``1 / sum(psf**2)``, may differ by 10 %: 5 % in width.
-
-        Parameters
-        ----------
-        psf
-            Effective PSF ``(y, x)`` at the instrument's pixel scale.
-
-        Raises
-        ------
-        ValueError
-            If it differs.
-        """
-        given = np.asarray(psf, dtype=np.float64)
-        given = given / given.sum()
-        trained = self.instrument.psf.double().cpu().numpy()
-        ratio = math.sqrt((trained**2).sum() / (given**2).sum())
-        if not abs(ratio - 1) <= PSF_TOLERANCE:
-            raise ValueError(
-                f"psf must have the width that the weights were trained for within {PSF_TOLERANCE:.0%}, "
-                f"got one {ratio:.2f} times as wide: train weights for it"
-            )
-
-
-def load(path: Path | str | None = None) -> Deblender:
+def load(path: Path | str | None = None, *, calibrator: Path | str | None = None) -> Deblender:
     """Load trained weights.
 
     Parameters
     ----------
     path
         A weights file; None for the weights that ship with the package.
+    calibrator
+        A calibrator's file, to be used instead of the one inside the weights.
 
     Returns
     -------
@@ -265,8 +47,10 @@ def load(path: Path | str | None = None) -> Deblender:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, no weights file, of another version, or holds other shapes than it says.
+        If the file is damaged, no weights file, of another version, or holds other shapes than it says; or if the
+        calibrator is damaged or was fitted on other weights.
     """
+    other = None if calibrator is None else Calibrator.open(calibrator)
     path = Path(str(files("probdeblend") / "data" / DEFAULT)) if path is None else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
@@ -281,10 +65,13 @@ def load(path: Path | str | None = None) -> Deblender:
     if metadata.get("version") != str(VERSION):
         raise ValueError(f"{path}: weights of version {metadata.get('version')}, this one reads {VERSION}")
     try:
-        return _assemble(metadata, tensors)
+        deblender = _assemble(metadata, tensors)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: weights do not fit what the file says of them ({reason})") from None
+    if other is not None:
+        deblender.use(other)
+    return deblender
 
 
 def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Deblender:
@@ -302,6 +89,8 @@ def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Deblender
     network = description.build()
     deblender = Deblender(network, instrument, description, familiar=familiar)
     deblender.load_state_dict(tensors)
+    if "calibrator" in metadata:
+        deblender.use(Calibrator.parse(metadata["calibrator"]))
     return deblender
 
 
@@ -325,58 +114,6 @@ def save(deblender: Deblender, path: Path | str) -> None:
         "description": json.dumps(vars(deblender.description)),
         "instrument": deblender.instrument.describe(),
     }
+    if deblender.calibrator is not None:
+        metadata["calibrator"] = deblender.calibrator.describe()
     Path(path).write_bytes(serialize(tensors, metadata))
-
-
-def _familiar(features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and whitening matrix of features, and the distance that one in a thousand of them exceeds."""
-    if features is None:
-        raise ValueError("features or familiar must be given, got neither")
-    features = features.double()
-    mean = features.mean(0)
-    covariance = torch.cov(features.T) + (1e-3 * features.var(0).mean() + 1e-6) * torch.eye(features.shape[1])
-    whitening = torch.linalg.inv(torch.linalg.cholesky(covariance)).float()
-    distance = _distance(features.float(), mean.float(), whitening)
-    return mean.float(), whitening, torch.tensor(float(np.quantile(distance, 0.999)))
-
-
-def _distance(features: Tensor, mean: Tensor, whitening: Tensor) -> NDArray:
-    return ((features - mean) @ whitening.T).norm(dim=-1).numpy()
-
-
-def _positions(image: NDArray, mask: Tensor | None) -> tuple[NDArray, NDArray, NDArray]:
-    """Return positions ``(blend, galaxy)`` of the light's peaks, and how far from the middle galaxy 0 peaks.
-
-    Galaxy 0 is at the peak nearest to the middle, or in the middle where there is none within `CENTRAL` pixels.
-    Galaxy 1 is where the light inside its mask is brightest, away from galaxy 0.
-    """
-    x, y = np.full((2, len(image), 2), STAMP_CENTER)
-    distance = np.zeros(len(image))
-    rows, columns = np.indices(image.shape[-2:])
-    middle = np.hypot(columns - STAMP_CENTER, rows - STAMP_CENTER)
-    for i, pixels in enumerate(image.mean(1)):
-        light = gaussian_filter(pixels, 1.0)
-        peaks = np.flatnonzero((light == maximum_filter(light, 3)) & (light > 1))
-        nearest = peaks[middle.flat[peaks].argmin()] if len(peaks) else 0
-        distance[i] = middle.flat[nearest]
-        if distance[i] <= CENTRAL:
-            x[i, 0], y[i, 0] = _centroid(light, nearest)
-        if mask is not None:
-            away = 1 - np.exp(-((columns - x[i, 0]) ** 2 + (rows - y[i, 0]) ** 2) / 18)
-            x[i, 1], y[i, 1] = _centroid(light, (light * mask[i, 1].numpy() ** 2 * away).argmax())
-    return x, y, distance
-
-
-def _centroid(light: NDArray, peak: int) -> tuple[float, float]:
-    """Return the center of light within 2.5 pixels of a peak."""
-    rows, columns = np.indices(light.shape)
-    weight = np.clip(light, 0, None) * (np.hypot(columns - columns.flat[peak], rows - rows.flat[peak]) <= 2.5)
-    total = weight.sum() + 1e-12
-    return float((weight * columns).sum() / total), float((weight * rows).sum() / total)
-
-
-def _bad_center(bad: NDArray, x: NDArray, y: NDArray) -> NDArray[np.bool_]:
-    """Say for each galaxy whether a bad pixel lies within 5 pixels of it."""
-    rows, columns = np.indices(bad.shape[-2:])
-    near = np.hypot(columns - x[..., None, None], rows - y[..., None, None]) <= 5
-    return (near & bad[:, None]).any((-2, -1))

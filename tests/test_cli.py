@@ -17,6 +17,7 @@ from click.testing import CliRunner
 import probdeblend
 from probdeblend import weights
 from probdeblend.cli import main
+from probdeblend.deblender import Deblender
 from probdeblend.example import EXAMPLE_PATH, write_example
 from probdeblend.inputs import noise_pixels, stamp_pixels
 from probdeblend.io import count_blends, read_blends, read_instrument
@@ -28,7 +29,7 @@ SHIPPED = Path(weights.__file__).parent / "data" / weights.DEFAULT
 FILES = {"catalog.ecsv", "masks.fits", "blends.png"}
 
 
-class FakeDeblender(weights.Deblender):
+class FakeDeblender(Deblender):
     """The checks of the real one, without a network: two fluxes of 100 and 50 with an error of 1."""
 
     def __init__(self):
@@ -52,7 +53,7 @@ class FakeDeblender(weights.Deblender):
 @pytest.fixture
 def fake(monkeypatch):
     deblender = FakeDeblender()
-    monkeypatch.setattr(weights, "load", lambda path=None: deblender)
+    monkeypatch.setattr(weights, "load", lambda path=None, calibrator=None: deblender)
     return deblender
 
 

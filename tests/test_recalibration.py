@@ -150,14 +150,15 @@ def test_calibrators_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="the calibrator was fitted on the flux_kind 'total', got 'auto'"):
         calibrator(other)
     with pytest.raises(ValueError, match="the calibrator was fitted on the method 'sep', got 'network'"):
-        replace(calibrator, method="sep")(posterior)
+        replace(calibrator, subject=calibrator.subject | {"method": "sep"})(posterior)
     with pytest.raises(FileNotFoundError, match="no such file"):
         Calibrator.open(tmp_path / "none.json")
     numbers = json.loads(calibrator.describe())
     for change, message in [
-        ({"version": 9}, "a calibrator of version 9, this probdeblend reads version 1"),
+        ({"version": 9}, "a calibrator of version 9, this probdeblend reads version 2"),
         ({"format": "x"}, "not a calibrator written by probdeblend"),
-        ({"nodes": [0.5]}, "a calibrator of other features or levels"),
+        ({"features": [0.5]}, "a calibrator of other features"),
+        ({"root": {}}, "a damaged calibrator"),
     ]:
         (tmp_path / "c.json").write_text(json.dumps(numbers | change))
         with pytest.raises(ValueError, match=message):

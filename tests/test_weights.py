@@ -9,11 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import probdeblend
+from probdeblend.deblender import Deblender, Description
 from probdeblend.posterior import Flag
 from probdeblend.prior import Prior
 from probdeblend.scene import Instrument
 from probdeblend.streams import SimulatedStream
-from probdeblend.weights import Deblender, Description, load, save
+from probdeblend.weights import load, save
 
 OPTIONS = {"draws": 64, "passes": 4}
 

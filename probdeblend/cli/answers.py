@@ -12,10 +12,10 @@ import click
 from .options import FILE, finite, overwrite_option, sampling_options, weights_option
 
 if TYPE_CHECKING:
+    from ..deblender import Deblender
     from ..field import FieldResult
     from ..io import FieldImage
     from ..stamps import StampResult
-    from ..weights import Deblender
 
 __all__: list[str] = []  # what is here is used from the command line
 

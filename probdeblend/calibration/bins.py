@@ -1,0 +1,196 @@
+"""The calibration of one quantity in a row of numbers, for all galaxies and in bins of what they are like."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from astropy.table import Table
+from numpy.typing import ArrayLike, NDArray
+
+from ..resampling import bootstrap
+from .arrays import paired_arrays
+from .bands import LEVELS, expected_coverage, rank_p_value
+from .ranks import pit
+from .scores import interval_score
+
+__all__ = ["THIN", "binned_table", "diagnose", "quantile_edges"]
+
+THIN = 100
+SIGMAS = (1, 2, 3)
+
+
+def diagnose(
+    draws: ArrayLike,
+    truth: ArrayLike,
+    *,
+    galaxies: ArrayLike | None = None,
+    levels: Sequence[float] = LEVELS,
+    band: float = 0.95,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Say in numbers how right the uncertainty of one quantity is.
+
+    Parameters
+    ----------
+    draws
+        Posterior draws ``(draw, ...)``, of log-fluxes where errors are relative ones.
+    truth
+        True values ``(...)``.
+    galaxies
+        Which galaxy each value belongs to ``(...)``, where galaxies repeat; all are distinct if None.
+    levels
+        Probabilities of the intervals.
+    band
+        Probability of the bands of the fractions covered.
+    seed
+        Seed of ranks and of the resampling of galaxies.
+
+    Returns
+    -------
+    dict
+        ``count`` and ``galaxies`` with draws; for each level, in percent, ``coverage_68`` with the ends of its band,
+        ``coverage_68_low`` and ``coverage_68_high`` (binomial around the level where galaxies are distinct; else the
+        bootstrap over galaxies around the fraction); ``pull_mean``, ``pull_sd``, and ``within_1``, ``within_2``,
+        ``within_3``: the fractions of errors inside so many standard deviations (as in the Euclid Morphology
+        Challenge, Bretonniere et al. 2023, arXiv:2209.12907); ``interval_score`` (mean, 68 %), ``width`` (median
+        half-width of the 68 % interval) and ``rank_p``, the p-value of the ranks (NaN where galaxies repeat).
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or there are fewer than ten values with draws.
+    """
+    draws, truth = paired_arrays(draws, truth)
+    flat, true = draws.reshape(len(draws), -1), truth.ravel()
+    known = np.isfinite(flat).all(0)
+    flat, true = flat[:, known], true[known]
+    if len(true) < 10:
+        raise ValueError(f"at least 10 values with draws are needed, got {len(true)}")
+    owner = None if galaxies is None else _owners(galaxies, truth)[known]
+    ranks = pit(flat, true, seed=seed)
+    row: dict[str, float] = {"count": len(true), "galaxies": len(true) if owner is None else len(np.unique(owner))}
+    for level, covered, low, high in expected_coverage(ranks, levels=levels, band=band):
+        name = f"coverage_{100 * level:g}"
+        if owner is not None:
+            inside = np.abs(2 * ranks - 1) <= level
+            low, high = bootstrap(partial(_mean_of, inside), owner, level=band, seed=seed)  # noqa: PLW2901
+        row |= {name: covered, f"{name}_low": low, f"{name}_high": high}
+    pull = (flat.mean(0) - true) / flat.std(0, ddof=1)
+    low, high = np.quantile(flat, [0.16, 0.84], axis=0)
+    row |= {"pull_mean": pull.mean(), "pull_sd": pull.std()}
+    row |= {f"within_{sigma}": (np.abs(pull) <= sigma).mean() for sigma in SIGMAS}
+    row |= {"interval_score": interval_score(flat, true).mean(), "width": np.median(high - low) / 2}
+    row["rank_p"] = rank_p_value(ranks) if owner is None else np.nan
+    return {name: value if isinstance(value, int) else float(value) for name, value in row.items()}
+
+
+def _mean_of(values: NDArray[np.bool_], rows: NDArray[np.int64]) -> float:
+    return float(values[rows].mean())
+
+
+def _owners(galaxies: ArrayLike, truth: NDArray) -> NDArray:
+    owner = np.asarray(galaxies)
+    if owner.shape != truth.shape:
+        raise ValueError(f"galaxies must have the shape of truth {truth.shape}, got {owner.shape}")
+    return owner.ravel()
+
+
+def quantile_edges(values: ArrayLike, bins: int = 5) -> NDArray[np.float64]:
+    """Return edges of bins that hold equally many values.
+
+    Parameters
+    ----------
+    values
+        Numbers; those that are not finite are left out.
+    bins
+        How many bins.
+
+    Returns
+    -------
+    NDArray
+        At most ``bins + 1`` ascending edges; equal ones are joined.
+
+    Raises
+    ------
+    ValueError
+        If there are no values or no bins.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if not values.size or bins < 1:
+        raise ValueError(f"values and bins must be at least one, got {values.size} and {bins}")
+    return np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
+
+
+def binned_table(
+    draws: ArrayLike,
+    truth: ArrayLike,
+    feature: ArrayLike,
+    edges: ArrayLike,
+    *,
+    galaxies: ArrayLike | None = None,
+    name: str = "feature",
+    **options: object,
+) -> Table:
+    """Diagnose one quantity in bins of another.
+
+    Parameters
+    ----------
+    draws
+        Posterior draws ``(draw, ...)``.
+    truth
+        True values ``(...)``.
+    feature
+        What bins are made of ``(...)``: *estimated* signal-to-noise ratio, separation over FWHM, flux ratio,
+        blendedness. In bins of something that depends on the truth itself, an exact posterior need not be calibrated.
+    edges
+        Ascending edges; a value on an edge is in the bin above it, and the last edge is in the last bin.
+    galaxies
+        As for `diagnose`.
+    name
+        Name of the feature, for the warning.
+    **options
+        For `diagnose`.
+
+    Returns
+    -------
+    Table
+        A row a bin with at least ten values: ``low``, ``high``, and the numbers of `diagnose`.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or edges do not ascend.
+
+    Warns
+    -----
+    UserWarning
+        Where a bin holds fewer than `THIN` galaxies.
+    """
+    draws, truth = paired_arrays(draws, truth)
+    feature, edges = np.asarray(feature, dtype=np.float64), np.asarray(edges, dtype=np.float64)
+    if feature.shape != truth.shape:
+        raise ValueError(f"{name} must have the shape of truth {truth.shape}, got {feature.shape}")
+    if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
+        raise ValueError(f"edges must ascend, got {edges.tolist()}")
+    owner = None if galaxies is None else _owners(galaxies, truth).reshape(truth.shape)
+    known = np.isfinite(draws).all(0)
+    rows = []
+    for low, high in pairwise(edges):
+        inside = known & (feature >= low) & ((feature < high) if high < edges[-1] else (feature <= high))
+        number = int(inside.sum()) if owner is None else len(np.unique(owner[inside]))
+        if number < THIN:
+            warnings.warn(
+                f"bin {low:g} to {high:g} of {name} holds {number} galaxies, fewer than {THIN}: its numbers say little",
+                stacklevel=2,
+            )
+        if inside.sum() >= 10:
+            found = diagnose(
+                draws[:, inside], truth[inside], galaxies=None if owner is None else owner[inside], **options
+            )
+            rows.append({"low": float(low), "high": float(high)} | found)
+    return Table(rows)

@@ -1,0 +1,112 @@
+"""Proper scores of posteriors: lower is better, for what is right and sharp at once.
+
+Coverage alone does not tell a sharp posterior from a vague one; a score does. Shapes are as in `ranks`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .arrays import draw_covariance, joint_arrays, paired_arrays
+from .ranks import whitened
+
+__all__ = ["energy_score", "interval_score", "log_score"]
+
+
+def energy_score(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
+    """Return the energy score of joint draws, unbiased in their number: lower is better.
+
+    Parameters
+    ----------
+    draws
+        Posterior draws ``(draw, blend, part)``.
+    truth
+        True values ``(blend, part)``.
+
+    Returns
+    -------
+    NDArray
+        ``E|X - truth| - E|X - X'| / 2`` a blend; abstentions are left out.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or there are not more draws than parts.
+
+    References
+    ----------
+    Gneiting & Raftery (2007), doi:10.1198/016214506000001437.
+    """
+    draws, truth = joint_arrays(draws, truth)
+    error = np.linalg.norm(draws - truth, axis=-1).mean(0)
+    number = len(draws)
+    spread = np.zeros(truth.shape[0])
+    for shift in range(1, number):
+        spread += np.linalg.norm(draws[shift:] - draws[:-shift], axis=-1).sum(0)
+    return error - spread / (number * (number - 1))
+
+
+def interval_score(draws: ArrayLike, truth: ArrayLike, *, level: float = 0.68) -> NDArray[np.float64]:
+    """Return the score of the central interval: its width, plus a fine for missing the truth; lower is better.
+
+    Parameters
+    ----------
+    draws
+        Posterior draws ``(draw, ...)``.
+    truth
+        True values ``(...)``.
+    level
+        Probability of the interval.
+
+    Returns
+    -------
+    NDArray
+        ``width + 2 / (1 - level) * distance of the truth from the interval`` ``(...)``, NaN for abstentions.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or the level is not between 0 and 1.
+
+    References
+    ----------
+    Gneiting & Raftery (2007), doi:10.1198/016214506000001437, section 6.2.
+    """
+    draws, truth = paired_arrays(draws, truth)
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    miss = np.maximum(low - truth, 0) + np.maximum(truth - high, 0)
+    return high - low + 2 / (1 - level) * miss
+
+
+def log_score(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
+    """Return minus the log density at the truth of the normal with the draws' mean and covariance.
+
+    Parameters
+    ----------
+    draws
+        Posterior draws ``(draw, blend, part)``, of log-fluxes rather than fluxes, which are nearer to normal.
+    truth
+        True values ``(blend, part)``.
+
+    Returns
+    -------
+    NDArray
+        A value a blend, in nats: lower is better; abstentions are left out.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or there are not more draws than parts.
+
+    References
+    ----------
+    Dawid & Sebastiani (1999), doi:10.1214/aos/1018031101.
+    """
+    draws, truth = joint_arrays(draws, truth)
+    covariance = draw_covariance(draws)
+    error = whitened(draws.mean(0), covariance, truth)
+    volume = np.linalg.slogdet(covariance)[1]
+    return 0.5 * (np.square(error).sum(-1) + volume + truth.shape[1] * np.log(2 * np.pi))

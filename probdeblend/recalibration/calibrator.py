@@ -1,0 +1,354 @@
+"""Repair of posteriors by galaxies of known flux and pixels of known masks.
+
+What is guaranteed is marginal: if a new galaxy is exchangeable with those of a group, an interval at one of the levels
+of `~probdeblend.recalibration.maps.NODES` holds its flux as often as it says, to within one over the number of galaxies
+and the differences in shape among the group's posteriors ("conformal" maps). Nothing is promised for a population that
+differs, nor for each galaxy alone; that the pair is right jointly is measured, not guaranteed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..calibration import Reliability
+from ..io import whole_file
+from ..posterior import Flag, Posterior
+from .groups import FEATURES, LEAST_GALAXIES, Group, effective_galaxies, estimated_features
+from .maps import METHODS, Method
+from .masks import MaskMap, MaskMethod
+
+__all__ = ["Calibrator"]
+
+FORMAT = "probdeblend calibrator"
+VERSION = 2
+SUBJECT = ("flux_kind", "method", "pixel_scale", "network")
+MARGIN = 0.1  # by which a feature may be beyond those that were fitted, in units of their range
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Moves draws, and mask probabilities, to where truths have shown that they should be.
+
+    Parameters
+    ----------
+    root
+        The groups of galaxies, with their maps.
+    low, high
+        Range of each estimated feature among the galaxies that it was fitted on.
+    logarithmic
+        Whether draws are moved in ln flux; else in flux, for posteriors with draws that are not positive.
+    subject
+        Of the posteriors that it was fitted on: kind of flux, method and, where they have them, pixel scale and the
+        digest of the network's weights. Others are refused.
+    repair
+        How maps were fitted: "conformal", "isotonic" or "scale".
+    mask
+        Map of mask probabilities; None leaves them as they are.
+    fitted_on
+        In words, what it was fitted on.
+    """
+
+    root: Group
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    logarithmic: bool
+    subject: dict[str, str | float]
+    repair: Method = "conformal"
+    mask: MaskMap | None = None
+    fitted_on: str = ""
+
+    @classmethod
+    def fit(
+        cls,
+        posterior: Posterior,
+        truth: ArrayLike,
+        *,
+        galaxies: ArrayLike | None = None,
+        repair: Method = "conformal",
+        fitted_on: str = "",
+        least: int = LEAST_GALAXIES,
+    ) -> Calibrator:
+        """Learn from posteriors whose truths are known.
+
+        Parameters
+        ----------
+        posterior
+            Answers for blends that were not trained on.
+        truth
+            True fluxes ``(blend, galaxy, band)``, of the posterior's kind and in its unit.
+        galaxies
+            Which galaxy each is ``(blend, galaxy)``, where they repeat; all are distinct if None.
+        repair
+            "conformal" or "scale", in groups, or "isotonic", for all galaxies at once.
+        fitted_on
+            What the blends are, in words.
+        least
+            Effective number of galaxies that a group holds at least.
+
+        Returns
+        -------
+        Calibrator
+            What moves draws of such posteriors; `with_masks` adds the repair of masks.
+
+        Raises
+        ------
+        ValueError
+            If shapes disagree, a true flux is not positive and finite, the repair is unknown, the posterior is
+            calibrated already, or there are fewer than `least` galaxies.
+        """
+        if repair not in METHODS:
+            raise ValueError(f"repair must be one of {', '.join(METHODS)}, got {repair!r}")
+        if "calibrated" in posterior.dataset.attrs:
+            raise ValueError("posterior must not be calibrated already: ask for it with calibrate=False")
+        draws, truth = posterior.draws("blend", "galaxy", "band"), np.asarray(truth, dtype=np.float64)
+        owner = _owners(draws, truth, galaxies)
+        known = np.isfinite(draws).all(-1)
+        if (distinct := round(effective_galaxies(owner[known]))) < least:
+            raise ValueError(f"at least {least} galaxies with an answer are needed to fit, got {distinct}")
+        logarithmic = bool((draws[known] > 0).all())
+        features = estimated_features(posterior)[known]
+        values, true = draws[known], truth[known]
+        values, true = (np.log(values), np.log(true)) if logarithmic else (values, true)
+        root = Group.fit(
+            features,
+            values,
+            true,
+            owner[known],
+            least=len(true) + 1 if repair == "isotonic" else least,
+            method=repair,
+        )
+        low, high = (tuple(np.round(end(features, axis=0), 5).tolist()) for end in (np.min, np.max))
+        return cls(root, low, high, logarithmic, _subject(posterior), repair, fitted_on=fitted_on)
+
+    def with_masks(self, sums: Reliability, *, method: MaskMethod = "isotonic") -> Calibrator:
+        """Add the repair of mask probabilities.
+
+        Parameters
+        ----------
+        sums
+            What `~probdeblend.recalibration.MaskSums.measure` returned, added up over blends.
+        method
+            "isotonic" or "temperature".
+
+        Returns
+        -------
+        Calibrator
+            A copy that repairs masks too.
+
+        Raises
+        ------
+        ValueError
+            If there are too few pixels, or all are inside or outside the masks.
+        """
+        return replace(self, mask=MaskMap.fit(sums, method=method))
+
+    def __call__(self, posterior: Posterior) -> Posterior:
+        """Repair a posterior.
+
+        Parameters
+        ----------
+        posterior
+            Of the kind of flux, method and weights that this was fitted on.
+
+        Returns
+        -------
+        Posterior
+            The same with moved draws and mask probabilities; galaxies beyond what was fitted on have
+            `Flag.OUTSIDE_CALIBRATION`.
+
+        Raises
+        ------
+        ValueError
+            If the posterior is of another kind of flux, method, pixel scale or network, or is calibrated already.
+        """
+        if "calibrated" in posterior.dataset.attrs:
+            raise ValueError("posterior must not be calibrated already: ask for it with calibrate=False")
+        self.check(_subject(posterior))
+        draws = posterior.draws("blend", "galaxy", "band")
+        known = np.isfinite(draws).all(-1)
+        features = estimated_features(posterior)
+        moved = draws.copy()
+        rows = np.argwhere(known)
+        for leaf, members in zip(self.root.leaves(), self.root.members(features[known]), strict=True):
+            place = tuple(rows[members].T)
+            values = leaf.moved(np.log(draws[place]) if self.logarithmic else draws[place])
+            moved[place] = np.exp(values) if self.logarithmic else values
+        dataset = posterior.dataset
+        sizes = posterior.flux.sizes
+        shape = (*draws.shape[:3], sizes["chain"], sizes["draw"])
+        flux = moved.reshape(shape).transpose(3, 4, 0, 1, 2).astype(posterior.flux.dtype)
+        flags = posterior.flags.values | Flag.OUTSIDE_CALIBRATION * self._outside(features).astype(np.int64)
+        changed: dict[str, Any] = {
+            "flux": (posterior.flux.dims, flux, posterior.flux.attrs),
+            "flags": (("blend", "galaxy"), flags),
+        }
+        if self.mask is not None and "mask" in dataset:
+            changed["mask"] = (dataset["mask"].dims, self.mask(dataset["mask"].values), dataset["mask"].attrs)
+        dataset = dataset.assign(changed).drop_vars(["flux_variance_within", "flux_variance_between"], errors="ignore")
+        return Posterior(dataset.assign_attrs(calibrated=self.fitted_on or "yes"))
+
+    def _outside(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
+        room = MARGIN * (np.array(self.high) - np.array(self.low))
+        beyond = (features < np.array(self.low) - room) | (features > np.array(self.high) + room)
+        return beyond.any((-2, -1))
+
+    def check(self, subject: dict[str, str | float]) -> None:
+        """Refuse posteriors unlike those that this was fitted on.
+
+        Parameters
+        ----------
+        subject
+            Attributes of a posterior by name, as in `subject`.
+
+        Raises
+        ------
+        ValueError
+            If one differs.
+        """
+        for name, fitted in self.subject.items():
+            if (given := subject.get(name)) != fitted:
+                raise ValueError(f"the calibrator was fitted on the {name} {fitted!r}, got {given!r}")
+
+    def report(self) -> str:
+        """Say what it was fitted on and what it guarantees.
+
+        Returns
+        -------
+        str
+            A few lines.
+        """
+        leaves = self.root.leaves()
+        least = min(leaf.galaxies for leaf in leaves)
+        ranges = "; ".join(
+            f"{name} {low:g} to {high:g}" for name, low, high in zip(FEATURES, self.low, self.high, strict=True)
+        )
+        guarantee = (
+            f"guaranteed: marginal coverage within 1/{least + 1} for galaxies exchangeable with those of their group"
+            if self.repair == "conformal"
+            else "no guarantee: right on average over galaxies like those that it was fitted on"
+        )
+        return "\n".join(
+            [
+                f"{self.repair} repair of {self.subject['flux_kind']} fluxes of method {self.subject['method']}",
+                f"fitted on {self.fitted_on or 'blends that nobody described'}",
+                f"{len(leaves)} groups of at least {least} galaxies, {self.root.galaxies} in all",
+                f"range (ln S/N, pixels, ln flux ratio): {ranges}",
+                guarantee,
+                "masks are repaired too" if self.mask else "masks are left as they are",
+            ]
+        )
+
+    def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
+        """Write a JSON file, whole or not at all.
+
+        Parameters
+        ----------
+        path
+            The file.
+        overwrite
+            Whether a file that exists may be replaced.
+        """
+        with whole_file(path, overwrite=overwrite) as temporary:
+            temporary.write_text(self.describe(), encoding="utf-8")
+
+    def describe(self) -> str:
+        """Return everything as JSON.
+
+        Returns
+        -------
+        str
+            One object.
+        """
+        mask = None if self.mask is None else vars(self.mask)
+        numbers = vars(self) | {"root": self.root.plain(), "mask": mask, "features": FEATURES}
+        return json.dumps({"format": FORMAT, "version": VERSION} | numbers)
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Calibrator:
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        Calibrator
+            The calibrator.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is no calibrator, or of another version.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        try:
+            return cls.parse(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def parse(cls, text: str) -> Calibrator:
+        """Make a calibrator of the JSON that `describe` returns.
+
+        Parameters
+        ----------
+        text
+            The JSON.
+
+        Returns
+        -------
+        Calibrator
+            The calibrator.
+
+        Raises
+        ------
+        ValueError
+            If it is no calibrator, or of another version.
+        """
+        try:
+            numbers = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError("not a calibrator written by probdeblend") from error
+        if not isinstance(numbers, dict) or numbers.pop("format", None) != FORMAT:
+            raise ValueError("not a calibrator written by probdeblend")
+        if (version := numbers.pop("version", None)) != VERSION:
+            raise ValueError(f"a calibrator of version {version}, this probdeblend reads version {VERSION}")
+        try:
+            if tuple(numbers.pop("features")) != FEATURES:
+                raise ValueError("a calibrator of other features than this probdeblend has")
+            mask, root = numbers.pop("mask"), Group.of_plain(numbers.pop("root"))
+            mask = None if mask is None else MaskMap(**{name: tuple(value) for name, value in mask.items()})
+            ends = {name: tuple(numbers.pop(name)) for name in ("low", "high")}
+            return cls(root=root, mask=mask, **ends, **numbers)
+        except (KeyError, TypeError) as error:
+            raise ValueError("a damaged calibrator") from error
+
+
+def _subject(posterior: Posterior) -> dict[str, str | float]:
+    attributes = posterior.dataset.attrs
+    return {name: attributes[name] for name in SUBJECT if name in attributes}
+
+
+def _owners(draws: NDArray, truth: NDArray, galaxies: ArrayLike | None) -> NDArray[np.int64]:
+    """Which galaxy each flux is of ``(blend, galaxy, band)``."""
+    if truth.shape != draws.shape[:3]:
+        raise ValueError(f"truth must have the shape (blend, galaxy, band) {draws.shape[:3]}, got {truth.shape}")
+    if not (np.isfinite(truth) & (truth > 0)).all():
+        raise ValueError("truth must be positive and finite for every galaxy")
+    owner = np.arange(truth[..., 0].size).reshape(truth.shape[:2]) if galaxies is None else np.asarray(galaxies)
+    if owner.shape != truth.shape[:2]:
+        raise ValueError(f"galaxies must have the shape (blend, galaxy) {truth.shape[:2]}, got {owner.shape}")
+    return np.broadcast_to(owner[..., None], truth.shape)
