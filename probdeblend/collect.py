@@ -22,7 +22,16 @@ from .io import Mosaic, open_mosaic, output_folder, read_columns
 from .plots import plot_stamps
 from .scene import PIXEL_SCALE_TOLERANCE, Instrument
 
-__all__ = ["Collection", "collect_mosaics", "collect_reobserved", "read_libraries", "report", "write_collection"]
+__all__ = [
+    "Collection",
+    "check_mosaic",
+    "collect_mosaics",
+    "collect_reobserved",
+    "in_units_of",
+    "read_libraries",
+    "report",
+    "write_collection",
+]
 
 PER_SHEET = 48
 KEPT, REJECTED = "#009E73", "#D55E00"
@@ -107,8 +116,8 @@ def collect_mosaics(
         with ExitStack() as stack:
             mosaic = stack.enter_context(open_mosaic(path, hdu=hdu))
             noise = None if rms is None else stack.enter_context(open_mosaic(rms))
-            _check(mosaic, noise, instrument)
-            seen = _in_units_of(mosaic, instrument)
+            check_mosaic(mosaic, noise, instrument)
+            seen = in_units_of(mosaic, instrument)
             cut = cut_galaxies(
                 mosaic, table, instrument=seen, selection=selection, seed=seed, rms=noise, report=_counting(skipped)
             )
@@ -223,14 +232,44 @@ def _unit(seen: Instrument, instrument: Instrument) -> float:
     return 10 ** (0.4 * (seen.zero_point - instrument.zero_point))
 
 
-def _in_units_of(mosaic: Mosaic, instrument: Instrument) -> Instrument:
+def in_units_of(mosaic: Mosaic, instrument: Instrument) -> Instrument:
+    """Return an instrument whose zero point and exposure are in the units of an image.
+
+    Parameters
+    ----------
+    mosaic
+        The image; without a zero point it is taken to have the instrument's.
+    instrument
+        The instrument.
+
+    Returns
+    -------
+    Instrument
+        A copy.
+    """
     if mosaic.zero_point is None:
         return instrument
     seen = instrument.replace(zero_point=mosaic.zero_point)
     return seen.replace(exposure=instrument.exposure / _unit(seen, instrument))
 
 
-def _check(mosaic: Mosaic, rms: Mosaic | None, instrument: Instrument) -> None:
+def check_mosaic(mosaic: Mosaic, rms: Mosaic | None, instrument: Instrument) -> None:
+    """Refuse an image whose pixels have another size, or whose map of the noise another shape.
+
+    Parameters
+    ----------
+    mosaic
+        The image.
+    rms
+        Map of its sky noise, or None.
+    instrument
+        What it is to be like.
+
+    Raises
+    ------
+    ValueError
+        If it does not fit.
+    """
     scale = mosaic.pixel_scale
     if scale is not None and abs(scale / instrument.pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
         raise ValueError(f'{mosaic.name}: pixels must be {instrument.pixel_scale}" within 2%, got {scale:.4g}"')

@@ -37,7 +37,7 @@ class FakeDeblender(Deblender):
         self.instrument = Instrument.candels_f160w()
         self.calls = []
 
-    def forward(self, image, *, sky_rms, draws=1000, passes=32, seed=0):
+    def forward(self, image, *, sky_rms, draws=1000, passes=32, seed=0, calibrate=True):
         pixels, unit = stamp_pixels(image)
         noise = noise_pixels(sky_rms, pixels)
         self.calls.append({"sky_rms": noise, "draws": draws, "passes": passes, "seed": seed})

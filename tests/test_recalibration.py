@@ -65,7 +65,7 @@ def test_each_group_is_repaired(false_alarm):
         assert stats.binomtest(round(after * side.sum()), int(side.sum()), 0.68).pvalue > false_alarm
 
 
-def test_the_score_improves_and_the_pair_stays_correlated():
+def test_the_score_improves_and_the_marginals_stay():
     calibrator = Calibrator.fit(*wrong(4000, seed=1))
     posterior, truth = wrong(2000, seed=2)
     repaired = calibrator(posterior)
@@ -75,8 +75,28 @@ def test_the_score_improves_and_the_pair_stays_correlated():
     ]
     relative = (scores[1] - scores[0]) / truth
     assert relative.mean() < -5 * relative.std() / np.sqrt(relative.size)
-    ranks = [part.draws("blend", "galaxy", "band")[:, :, 0].argsort(-1).argsort(-1) for part in (posterior, repaired)]
-    assert np.mean(ranks[0] == ranks[1]) > 0.99
+    alone = replace(calibrator, coupling=None)(posterior)
+    np.testing.assert_array_equal(*(np.sort(part.draws("blend", "galaxy", "band")) for part in (alone, repaired)))
+
+
+@pytest.mark.parametrize("claimed", [0.0, -0.95])
+def test_the_total_flux_is_repaired(claimed, false_alarm):
+    """Errors correlate -0.7; draws that know of no correlation, or of too much, make the total too wide or narrow."""
+
+    def tied(seed):
+        rng = np.random.default_rng(seed)
+        truth = np.exp(rng.uniform(4, 6, (3000, 2)))
+        middle = np.log(truth) + 0.1 * rng.multivariate_normal([0, 0], [[1, -0.7], [-0.7, 1]], 3000)
+        noise = rng.multivariate_normal([0, 0], [[1, claimed], [claimed, 1]], size=(1, 300, 3000))
+        flux = np.exp(middle + 0.1 * noise)[..., None]
+        return Posterior.from_draws(flux, flux_kind="total", method="network"), truth[..., None]
+
+    calibrator = Calibrator.fit(*tied(1))
+    posterior, truth = tied(2)
+    for part, right in ((posterior, False), (calibrator(posterior), True)):
+        total = part.draws("blend", "galaxy", "band")[:, :, 0].sum(1).T
+        found = calibration.expected_coverage(calibration.pit(total, truth.sum(1)[:, 0]), levels=[0.68])[0, 1]
+        assert (stats.binomtest(round(found * 3000), 3000, 0.68).pvalue > false_alarm) == right
 
 
 def test_groups_hold_enough_galaxies():
@@ -155,7 +175,7 @@ def test_calibrators_that_do_not_fit(tmp_path):
         Calibrator.open(tmp_path / "none.json")
     numbers = json.loads(calibrator.describe())
     for change, message in [
-        ({"version": 9}, "a calibrator of version 9, this probdeblend reads version 2"),
+        ({"version": 9}, "a calibrator of version 9, this probdeblend reads version 3"),
         ({"format": "x"}, "not a calibrator written by probdeblend"),
         ({"features": [0.5]}, "a calibrator of other features"),
         ({"root": {}}, "a damaged calibrator"),

@@ -59,19 +59,18 @@ def _simultaneous(count: int, level: float) -> tuple[NDArray, NDArray, NDArray, 
     """Points, lower and upper ends of the band, and sorted least pointwise p-values of simulated uniform samples."""
     points = np.arange(1, min(count, 200) + 1) / (min(count, 200) + 1)
     rng = np.random.default_rng(20220101)
-    least = np.empty(_SIMULATIONS)
-    for i in range(_SIMULATIONS):
-        least[i] = _least_p_value(rng.random(count), points)
+    between = rng.multinomial(count, np.diff(points, prepend=0.0, append=1.0), size=_SIMULATIONS)
+    least = _least_p_value(between[:, :-1].cumsum(1), count, points)
     gamma = np.quantile(least, 1 - level)
     low, high = (stats.binom.ppf(probability, count, points) / count for probability in (gamma / 2, 1 - gamma / 2))
     return points, low, high, np.sort(least)
 
 
-def _least_p_value(values: NDArray[np.float64], points: NDArray[np.float64]) -> float:
-    below = np.searchsorted(np.sort(values), points, side="right")
-    lower = stats.binom.cdf(below, len(values), points)
-    upper = stats.binom.sf(below - 1, len(values), points)
-    return float(2 * np.minimum(lower, upper).min())
+def _least_p_value(below: NDArray[np.int64], count: int, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least pointwise p-value of the numbers of values below each point ``(..., point)``."""
+    lower = stats.binom.cdf(below, count, points)
+    upper = stats.binom.sf(below - 1, count, points)
+    return 2 * np.minimum(lower, upper).min(-1)
 
 
 def ecdf_band(count: int, *, level: float = 0.95) -> tuple[NDArray[np.float64], ...]:
@@ -127,5 +126,6 @@ def rank_p_value(values: ArrayLike) -> float:
     if len(values) < 10:
         raise ValueError(f"at least 10 values are needed, got {len(values)}")
     points, _, _, least = _simultaneous(len(values), 0.95)
-    rank = np.searchsorted(least, _least_p_value(values, points), side="right")
+    below = np.searchsorted(np.sort(values), points, side="right")
+    rank = np.searchsorted(least, _least_p_value(below, len(values), points), side="right")
     return float(max(rank, 1) / _SIMULATIONS)

@@ -10,6 +10,7 @@ import click
 
 from .. import __version__
 from .answers import deblend, evaluate
+from .calibration import calibrate
 from .fits import fit_prior, fit_psf
 from .galaxies import inspect, pair, reobserve, stamps, transfer
 from .options import Group
@@ -24,7 +25,7 @@ def main() -> None:
     """Posteriors over the fluxes and the masks of overlapping galaxies."""
 
 
-_USE = (deblend, evaluate)
+_USE = (deblend, evaluate, calibrate)
 _MAKE = (simulate, train, train_labels, stamps, reobserve, pair)
 _CHECK = (inspect, transfer, render_check, fit_psf, fit_prior)
 for _command in (*_USE, *_MAKE, *_CHECK):

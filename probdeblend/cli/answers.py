@@ -38,6 +38,8 @@ __all__: list[str] = []  # what is here is used from the command line
 @overwrite_option
 @click.option("--save-draws", is_flag=True, help="Write the draws too, as draws.nc.")
 @weights_option
+@click.option("--calibrator", type=FILE, help="A calibrator's file.  [default: the one inside the weights]")
+@click.option("--no-calibrator", is_flag=True, help="Leave the network's posterior as it is.")
 def deblend(image: Path | None, **options: object) -> None:
     """Find the blends of IMAGE and deblend them; without IMAGE, the example that ships.
 
@@ -54,7 +56,9 @@ def deblend(image: Path | None, **options: object) -> None:
         if image is None:
             image, options["stamps"] = EXAMPLE_PATH, True
         found = _read(image, options)
-        result = _deblend(found, weights.load(options["weights"]), options)
+        if options["no_calibrator"] and options["calibrator"] is not None:
+            raise ValueError("calibrator and no_calibrator exclude each other, got both")
+        result = _deblend(found, weights.load(options["weights"], calibrator=options["calibrator"]), options)
         names = write_results(folder, result, wcs=found.wcs, save_draws=options["save_draws"])
     click.echo(report(result, rms=options["rms"]))
     click.echo(f"written to {options['output']}: {', '.join(names)}")
@@ -82,6 +86,7 @@ def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> FieldRes
     zero_point = found.zero_point if options["zero_point"] is None else options["zero_point"]
     noise = {"rms": _rms(found, options), "rms_as_is": options["rms_as_is"]}
     sampling = {name: options[name] for name in ("draws", "passes", "seed")}
+    sampling["calibrate"] = not options["no_calibrator"]
     image = Quantity(found.data, Unit(found.unit, parse_strict="silent"))
     if options["stamps"]:
         return deblend_stamps(image, deblender, **noise, zero_point=zero_point, wcs=found.wcs, **sampling)
@@ -118,12 +123,12 @@ def evaluate(blends: Path, **options: object) -> None:
     Example:
       probdeblend evaluate test --output accuracy.ecsv
     """  # noqa: D301
-    from .. import validate, weights
+    from .. import evaluation, weights
     from ..io import whole_file
 
     output, overwrite = options.pop("output"), options.pop("overwrite")
     with nullcontext() if output is None else whole_file(output, overwrite=overwrite) as temporary:
-        table = validate.evaluate(blends, weights.load(options.pop("weights")), **options)
+        table = evaluation.evaluate(blends, weights.load(options.pop("weights")), **options)
         if temporary is not None:
             table.write(temporary, format="ascii.ecsv")
-    click.echo(validate.report(table))
+    click.echo(evaluation.report(table))

@@ -9,11 +9,13 @@ import click
 
 from .options import (
     FILE,
+    columns,
     crowding_option,
     finite,
     overwrite_option,
     probabilities,
     progress,
+    refuse_existing,
     resume_option,
     seed_option,
     workers_option,
@@ -53,11 +55,11 @@ def stamps(images: tuple[Path, ...], **options: object) -> None:
     from ..scene import Instrument
 
     changes = {} if options["zero_point"] is None else {"zero_point": options["zero_point"]}
-    _refuse_existing(options["output"], overwrite=options["overwrite"])
+    refuse_existing(options["output"], overwrite=options["overwrite"])
     collection = collect_mosaics(
         images,
         catalog=options["catalog"],
-        columns=_columns(options["columns"]),
+        columns=columns(options["columns"]),
         hdu=options["hdu"],
         rms=options["rms"],
         instrument=Instrument.candels_f160w().replace(**changes),
@@ -67,19 +69,6 @@ def stamps(images: tuple[Path, ...], **options: object) -> None:
     names = write_collection(options["output"], collection, overwrite=options["overwrite"])
     click.echo(report(collection))
     click.echo(f"written to {options['output']}: {', '.join(names)}")
-
-
-def _columns(text: str) -> dict[str, str]:
-    pairs = [part.split("=") for part in text.split(",") if part]
-    if wrong := ["=".join(pair) for pair in pairs if len(pair) != 2]:
-        raise ValueError(f"columns must be NAME=COLUMN, separated by commas, got {wrong[0]!r}")
-    return {name.strip(): column.strip() for name, column in pairs}
-
-
-def _refuse_existing(output: Path, *, overwrite: bool) -> None:
-    """Say before long work that its output exists."""
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output}: exists already")
 
 
 @click.command()
@@ -101,7 +90,7 @@ def reobserve(file: Path, **options: object) -> None:
     from ..scene import Instrument
 
     instrument = Instrument.candels_f160w(sky_rms=options["sky_rms"], exposure=options["exposure"])
-    _refuse_existing(options["output"], overwrite=options["overwrite"])
+    refuse_existing(options["output"], overwrite=options["overwrite"])
     settings = {"identity": options["identity"], "instrument": instrument, "seed": options["seed"]}
     collection = collect_reobserved(file, **settings)
     names = write_collection(options["output"], collection, overwrite=options["overwrite"])
@@ -168,7 +157,7 @@ def inspect(blends: Path, table: Path | None, output: Path, overwrite: bool) -> 
     """  # noqa: D301
     from ..inspection import inspect_set, report, write_inspection
 
-    _refuse_existing(output, overwrite=overwrite)
+    refuse_existing(output, overwrite=overwrite)
     inspection = inspect_set(blends, table=table)
     names = write_inspection(output, inspection, overwrite=overwrite)
     click.echo(report(inspection))

@@ -61,6 +61,20 @@ def probabilities(text: str) -> tuple[float, ...]:
         raise ValueError(f"crowding must be numbers separated by commas, got {text!r}") from None
 
 
+def columns(text: str) -> dict[str, str]:
+    """Read NAME=COLUMN pairs that are separated by commas."""
+    pairs = [part.split("=") for part in text.split(",") if part]
+    if wrong := ["=".join(pair) for pair in pairs if len(pair) != 2]:
+        raise ValueError(f"columns must be NAME=COLUMN, separated by commas, got {wrong[0]!r}")
+    return {name.strip(): column.strip() for name, column in pairs}
+
+
+def refuse_existing(output: Path, *, overwrite: bool) -> None:
+    """Say before long work that its output exists."""
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output}: exists already")
+
+
 def progress(batches: Iterator, count: int, size: int, first: int) -> Iterator:
     """Show a bar over batches, from the first one on."""
     from tqdm import tqdm

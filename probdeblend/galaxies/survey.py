@@ -18,7 +18,7 @@ from .lone import WINDOW, LoneGalaxy, NotAloneError, cut_galaxy, find_galaxies
 if TYPE_CHECKING:
     from ..io import Mosaic
 
-__all__ = ["Selection", "cut_galaxies", "library_of", "morphological_type", "positions"]
+__all__ = ["Selection", "cut_galaxies", "find_sources", "library_of", "morphological_type", "positions"]
 
 NEAR_EDGE = 16
 TILE, OVERLAP = 1024, 128
@@ -148,7 +148,7 @@ def cut_galaxies(
         Name, galaxy, and index into `GALAXY_TYPES` or -1.
     """
     if catalog is None:
-        catalog = _detected(mosaic, instrument)
+        catalog = find_sources(mosaic, instrument)
     x, y = positions(catalog, mosaic)
     kind = morphological_type(catalog, selection.probability)
     typed = set(PROBABILITIES) <= set(catalog.colnames)
@@ -190,8 +190,21 @@ def _moved(galaxy: LoneGalaxy, x0: int, y0: int) -> LoneGalaxy:
     return replace(galaxy, x0=galaxy.x0 + x0, y0=galaxy.y0 + y0)
 
 
-def _detected(mosaic: Mosaic, instrument: Instrument) -> Table:
-    """Find sources with SEP, tile by tile; one belongs to the tile whose core holds its center."""
+def find_sources(mosaic: Mosaic, instrument: Instrument) -> Table:
+    """Find sources with SEP, tile by tile; one belongs to the tile whose core holds its center.
+
+    Parameters
+    ----------
+    mosaic
+        The image.
+    instrument
+        Where the zero point comes from.
+
+    Returns
+    -------
+    Table
+        ``x``, ``y``, ``magnitude`` (Kron) and ``id``, from bright to faint.
+    """
     rows = []
     for y0 in range(0, mosaic.shape[0], TILE):
         for x0 in range(0, mosaic.shape[1], TILE):

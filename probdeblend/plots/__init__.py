@@ -5,6 +5,7 @@ Figures are made without pyplot, so that nothing is left open and no display is 
 vermilion for its companion (Okabe and Ito's palette, told apart by colour-blind readers).
 """
 
+from .calibration import plot_coverage, plot_ranks, plot_reliability
 from .images import GALAXY_COLORS, LONE_COLOR, plot_image, plot_stamps
 from .posteriors import plot_blend, plot_blends, plot_field, plot_fluxes
 from .sets import plot_distributions, plot_matrix
@@ -14,10 +15,13 @@ __all__ = [
     "LONE_COLOR",
     "plot_blend",
     "plot_blends",
+    "plot_coverage",
     "plot_distributions",
     "plot_field",
     "plot_fluxes",
     "plot_image",
     "plot_matrix",
+    "plot_ranks",
+    "plot_reliability",
     "plot_stamps",
 ]

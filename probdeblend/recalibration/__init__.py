@@ -1,6 +1,7 @@
 """Repair of uncertainties: what galaxies of known flux, and pixels of known masks, have shown to be right."""
 
 from .calibrator import Calibrator
+from .coupling import Coupling
 from .groups import FEATURES, LEAST_GALAXIES, Group, estimated_features
 from .maps import NODES, QuantileMap
 from .masks import MaskMap, MaskSums
@@ -10,6 +11,7 @@ __all__ = [
     "LEAST_GALAXIES",
     "NODES",
     "Calibrator",
+    "Coupling",
     "Group",
     "MaskMap",
     "MaskSums",

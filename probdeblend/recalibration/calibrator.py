@@ -20,14 +20,15 @@ from numpy.typing import ArrayLike, NDArray
 from ..calibration import Reliability
 from ..io import whole_file
 from ..posterior import Flag, Posterior
-from .groups import FEATURES, LEAST_GALAXIES, Group, effective_galaxies, estimated_features
-from .maps import METHODS, Method
+from .coupling import Coupling
+from .groups import FEATURES, LEAST_GALAXIES, Group, effective_galaxies, estimated_features, pair_features
+from .maps import METHODS, Method, QuantileMap
 from .masks import MaskMap, MaskMethod
 
 __all__ = ["Calibrator"]
 
 FORMAT = "probdeblend calibrator"
-VERSION = 2
+VERSION = 3
 SUBJECT = ("flux_kind", "method", "pixel_scale", "network")
 MARGIN = 0.1  # by which a feature may be beyond those that were fitted, in units of their range
 
@@ -40,6 +41,8 @@ class Calibrator:
     ----------
     root
         The groups of galaxies, with their maps.
+    coupling
+        The groups of blends, with what ties their fluxes; None leaves their rank correlation as it is.
     low, high
         Range of each estimated feature among the galaxies that it was fitted on.
     logarithmic
@@ -56,6 +59,7 @@ class Calibrator:
     """
 
     root: Group
+    coupling: Group | None
     low: tuple[float, ...]
     high: tuple[float, ...]
     logarithmic: bool
@@ -113,19 +117,27 @@ class Calibrator:
         if (distinct := round(effective_galaxies(owner[known]))) < least:
             raise ValueError(f"at least {least} galaxies with an answer are needed to fit, got {distinct}")
         logarithmic = bool((draws[known] > 0).all())
-        features = estimated_features(posterior)[known]
-        values, true = draws[known], truth[known]
-        values, true = (np.log(values), np.log(true)) if logarithmic else (values, true)
-        root = Group.fit(
-            features,
-            values,
-            true,
-            owner[known],
-            least=len(true) + 1 if repair == "isotonic" else least,
-            method=repair,
-        )
-        low, high = (tuple(np.round(end(features, axis=0), 5).tolist()) for end in (np.min, np.max))
-        return cls(root, low, high, logarithmic, _subject(posterior), repair, fitted_on=fitted_on)
+        features = estimated_features(posterior)
+        values, true = (np.log(draws[known]), np.log(truth[known])) if logarithmic else (draws[known], truth[known])
+
+        def learn(rows: NDArray[np.int64], count: int) -> QuantileMap:
+            return QuantileMap.fit(values[rows], true[rows], method=repair, galaxies=count)
+
+        enough = len(true) + 1 if repair == "isotonic" else least
+        root = Group.fit(features[known], owner[known], learn, least=enough)
+        low, high = (tuple(np.round(end(features[known], axis=0), 5).tolist()) for end in (np.min, np.max))
+        fitted = cls(root, None, low, high, logarithmic, _subject(posterior), repair, fitted_on=fitted_on)
+        pairs = np.nonzero(known.all(1))
+        moved = fitted._moved(draws, features)
+        flux, both, owners = (_of_pairs(array, pairs) for array in (moved, truth, owner))
+        if effective_galaxies(owners) < least:
+            return fitted
+
+        def couple(rows: NDArray[np.int64], count: int) -> Coupling:
+            return Coupling.fit(flux[rows], both[rows])
+
+        coupling = Group.fit(pair_features(features)[pairs], owners, couple, least=2 * least)
+        return replace(fitted, coupling=coupling)
 
     def with_masks(self, sums: Reliability, *, method: MaskMethod = "isotonic") -> Calibrator:
         """Add the repair of mask probabilities.
@@ -171,15 +183,12 @@ class Calibrator:
         if "calibrated" in posterior.dataset.attrs:
             raise ValueError("posterior must not be calibrated already: ask for it with calibrate=False")
         self.check(_subject(posterior))
-        draws = posterior.draws("blend", "galaxy", "band")
-        known = np.isfinite(draws).all(-1)
-        features = estimated_features(posterior)
-        moved = draws.copy()
-        rows = np.argwhere(known)
-        for leaf, members in zip(self.root.leaves(), self.root.members(features[known]), strict=True):
-            place = tuple(rows[members].T)
-            values = leaf.moved(np.log(draws[place]) if self.logarithmic else draws[place])
-            moved[place] = np.exp(values) if self.logarithmic else values
+        draws, features = posterior.draws("blend", "galaxy", "band"), estimated_features(posterior)
+        moved = self._moved(draws, features)
+        if self.coupling is not None:
+            pairs = np.nonzero(np.isfinite(draws).all((1, 3)))
+            tied = self.coupling.apply(_of_pairs(moved, pairs), pair_features(features)[pairs])
+            moved[pairs[0], :, pairs[1]] = tied
         dataset = posterior.dataset
         sizes = posterior.flux.sizes
         shape = (*draws.shape[:3], sizes["chain"], sizes["draw"])
@@ -193,6 +202,14 @@ class Calibrator:
             changed["mask"] = (dataset["mask"].dims, self.mask(dataset["mask"].values), dataset["mask"].attrs)
         dataset = dataset.assign(changed).drop_vars(["flux_variance_within", "flux_variance_between"], errors="ignore")
         return Posterior(dataset.assign_attrs(calibrated=self.fitted_on or "yes"))
+
+    def _moved(self, draws: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Repair each flux by itself ``(blend, galaxy, band, draw)``."""
+        known = np.isfinite(draws).all(-1)
+        values = self.root.apply(np.log(draws[known]) if self.logarithmic else draws[known], features[known])
+        moved = draws.copy()
+        moved[known] = np.exp(values) if self.logarithmic else values
+        return moved
 
     def _outside(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
         room = MARGIN * (np.array(self.high) - np.array(self.low))
@@ -267,7 +284,8 @@ class Calibrator:
             One object.
         """
         mask = None if self.mask is None else vars(self.mask)
-        numbers = vars(self) | {"root": self.root.plain(), "mask": mask, "features": FEATURES}
+        coupling = None if self.coupling is None else self.coupling.plain()
+        numbers = vars(self) | {"root": self.root.plain(), "coupling": coupling, "mask": mask, "features": FEATURES}
         return json.dumps({"format": FORMAT, "version": VERSION} | numbers)
 
     @classmethod
@@ -329,10 +347,11 @@ class Calibrator:
         try:
             if tuple(numbers.pop("features")) != FEATURES:
                 raise ValueError("a calibrator of other features than this probdeblend has")
-            mask, root = numbers.pop("mask"), Group.of_plain(numbers.pop("root"))
+            mask, root, coupling = (numbers.pop(name) for name in ("mask", "root", "coupling"))
+            root, coupling = (None if tree is None else Group.of_plain(tree) for tree in (root, coupling))
             mask = None if mask is None else MaskMap(**{name: tuple(value) for name, value in mask.items()})
             ends = {name: tuple(numbers.pop(name)) for name in ("low", "high")}
-            return cls(root=root, mask=mask, **ends, **numbers)
+            return cls(root=root, coupling=coupling, mask=mask, **ends, **numbers)
         except (KeyError, TypeError) as error:
             raise ValueError("a damaged calibrator") from error
 
@@ -340,6 +359,11 @@ class Calibrator:
 def _subject(posterior: Posterior) -> dict[str, str | float]:
     attributes = posterior.dataset.attrs
     return {name: attributes[name] for name in SUBJECT if name in attributes}
+
+
+def _of_pairs(array: NDArray, pairs: tuple[NDArray, NDArray]) -> NDArray:
+    """Pick blends and bands of ``(blend, galaxy, band, ...)``, a row each: ``(row, galaxy, ...)``."""
+    return array[pairs[0], :, pairs[1]]
 
 
 def _owners(draws: NDArray, truth: NDArray, galaxies: ArrayLike | None) -> NDArray[np.int64]:

@@ -6,15 +6,17 @@ halves hold enough galaxies, so that none is too thin to learn from.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..posterior import Posterior
-from .maps import Method, QuantileMap
+from .coupling import Coupling
+from .maps import QuantileMap
 
-__all__ = ["FEATURES", "LEAST_GALAXIES", "Group", "effective_galaxies", "estimated_features"]
+__all__ = ["FEATURES", "LEAST_GALAXIES", "Group", "effective_galaxies", "estimated_features", "pair_features"]
 
 FEATURES = ("snr", "separation", "ratio")
 LEAST_GALAXIES = 200
@@ -72,22 +74,39 @@ def effective_galaxies(owner: NDArray[np.int64]) -> float:
     return float(times.sum() ** 2 / (times**2).sum()) if len(times) else 0.0
 
 
+def pair_features(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what is estimated of a blend from what is of its galaxies.
+
+    Parameters
+    ----------
+    features
+        What `estimated_features` returns ``(blend, galaxy, band, feature)``.
+
+    Returns
+    -------
+    NDArray
+        ``(blend, band, feature)``: mean ln S/N, separation, absolute difference of the log-fluxes.
+    """
+    snr, separation, ratio = np.moveaxis(features, -1, 0)
+    return np.stack([snr.mean(1), separation[:, 0], np.abs(ratio[:, 0])], -1)
+
+
 @dataclass(frozen=True)
 class Group:
-    """Galaxies that are repaired alike, or a division of them in two.
+    """Galaxies, or blends, that are repaired alike, or a division of them in two.
 
     Parameters
     ----------
     galaxies
         Effective number of galaxies that it was fitted on.
-    moved
-        For a group: its map.
+    repair
+        For a group: what moves its draws.
     feature, threshold, below, above
-        For a division: index into `FEATURES`, and the groups of galaxies below the threshold and from it on.
+        For a division: index into `FEATURES`, and the groups below the threshold and from it on.
     """
 
     galaxies: int
-    moved: QuantileMap | None = None
+    repair: QuantileMap | Coupling | None = None
     feature: int = -1
     threshold: float = 0.0
     below: Group | None = None
@@ -97,57 +116,44 @@ class Group:
     def fit(
         cls,
         features: NDArray[np.float64],
-        values: NDArray[np.float64],
-        truth: NDArray[np.float64],
         owner: NDArray[np.int64],
+        learn: Callable[[NDArray[np.int64], int], QuantileMap | Coupling],
         *,
         least: int,
-        method: Method,
-        first: int = 0,
     ) -> Group:
-        """Divide galaxies as long as both halves hold enough, and fit a map to what is left.
+        """Divide rows as long as both halves hold enough galaxies, and learn from each group.
 
         Parameters
         ----------
         features
-            Estimated features ``(galaxy, feature)``.
-        values
-            Draws ``(galaxy, draw)``.
-        truth, owner
-            True value of each, and which galaxy it is ``(galaxy,)``.
+            Estimated features ``(row, feature)``.
+        owner
+            Which galaxies each row is of ``(row, ...)``.
+        learn
+            Called with the rows of a group and its effective number of galaxies.
         least
             Effective number of galaxies that a group holds at least.
-        method
-            How maps are fitted.
-        first
-            The feature at which to divide first.
 
         Returns
         -------
         Group
             A tree.
         """
-        for step in range(len(FEATURES)):
-            feature = (first + step) % len(FEATURES)
-            threshold = float(np.round(np.median(features[:, feature]), 5))
-            below = features[:, feature] < threshold
-            if min(effective_galaxies(owner[side]) for side in (below, ~below)) >= least:
-                sides = [
-                    cls.fit(
-                        features[side],
-                        values[side],
-                        truth[side],
-                        owner[side],
-                        least=least,
-                        method=method,
-                        first=feature + 1,
-                    )
-                    for side in (below, ~below)
-                ]
-                total = sides[0].galaxies + sides[1].galaxies
-                return cls(total, feature=feature, threshold=threshold, below=sides[0], above=sides[1])
-        count = round(effective_galaxies(owner))
-        return cls(count, QuantileMap.fit(values, truth, method=method, galaxies=count))
+
+        def grow(rows: NDArray[np.int64], first: int) -> Group:
+            for step in range(features.shape[1]):
+                feature = (first + step) % features.shape[1]
+                threshold = float(np.round(np.median(features[rows, feature]), 5))
+                below = features[rows, feature] < threshold
+                parts = rows[below], rows[~below]
+                if min(effective_galaxies(owner[part]) for part in parts) >= least:
+                    sides = [grow(part, feature + 1) for part in parts]
+                    total = sides[0].galaxies + sides[1].galaxies
+                    return cls(total, feature=feature, threshold=threshold, below=sides[0], above=sides[1])
+            count = round(effective_galaxies(owner[rows]))
+            return cls(count, learn(rows, count))
+
+        return grow(np.arange(len(features)), 0)
 
     def leaves(self) -> list[Group]:
         """Return the groups that are not divided.
@@ -180,6 +186,26 @@ class Group:
             found += [part[rows] for rows in side.members(features[part])]
         return found
 
+    def apply(self, values: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Repair each row as its group does.
+
+        Parameters
+        ----------
+        values
+            Draws ``(row, ..., draw)``.
+        features
+            Estimated features ``(row, feature)``.
+
+        Returns
+        -------
+        NDArray
+            Moved draws.
+        """
+        moved = values.copy()
+        for leaf, rows in zip(self.leaves(), self.members(features), strict=True):
+            moved[rows] = leaf.repair(values[rows])
+        return moved
+
     def plain(self) -> dict[str, object]:
         """Return the tree as what JSON can hold.
 
@@ -189,7 +215,7 @@ class Group:
             Nested.
         """
         if self.below is None:
-            return {"galaxies": self.galaxies, "moved": vars(self.moved)}
+            return {"galaxies": self.galaxies, "repair": vars(self.repair)}
         sides = {"below": self.below.plain(), "above": self.above.plain()}
         return {"galaxies": self.galaxies, "feature": self.feature, "threshold": self.threshold} | sides
 
@@ -208,7 +234,8 @@ class Group:
             The tree.
         """
         if "below" not in plain:
-            moved = {name: tuple(value) if isinstance(value, list) else value for name, value in plain["moved"].items()}
-            return cls(plain["galaxies"], QuantileMap(**moved))
+            repair = plain["repair"]
+            repair = {name: tuple(value) if isinstance(value, list) else value for name, value in repair.items()}
+            return cls(plain["galaxies"], (Coupling if "factor" in repair else QuantileMap)(**repair))
         sides = {side: cls.of_plain(plain[side]) for side in ("below", "above")}
         return cls(plain["galaxies"], feature=plain["feature"], threshold=plain["threshold"], **sides)

@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
-import torch
 
 from probdeblend.data import Conditions
+from probdeblend.evaluation import evaluate, report
 from probdeblend.io import write_blends
 from probdeblend.posterior import Posterior
 from probdeblend.prior import Prior
 from probdeblend.scene import Blend, Instrument
 from probdeblend.streams import SimulatedStream
-from probdeblend.validate import evaluate, report
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,9 @@ class Oracle:
     def __init__(self, blend, *, sd, claimed):
         self.blend, self.sd, self.claimed, self.done = blend, sd, claimed, 0
 
-    def __call__(self, image, *, sky_rms, draws, passes, seed):
+    calibrator = None
+
+    def __call__(self, image, *, sky_rms, draws, passes, seed, calibrate):
         rows = slice(self.done, self.done + len(image))
         self.done += len(image)
         rng = np.random.default_rng(seed)
@@ -79,5 +80,5 @@ def test_errors(tmp_path, blend):
     path = tmp_path / "set.h5"
     blind = Blend(image=blend.image[:3], sky_rms=blend.sky_rms[:3])
     write_blends(path, [blind], instrument=Instrument.candels_f160w())
-    with pytest.raises(ValueError, match="the set must have truth, got one without flux, auto_flux, mask"):
-        evaluate(path, torch.nn.Identity(), progress=False)
+    with pytest.raises(ValueError, match="blends must have truth, got some without flux, mask, x, y"):
+        evaluate(path, Oracle(blend, sd=0.1, claimed=0.1), progress=False)
