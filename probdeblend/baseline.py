@@ -17,19 +17,21 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .mirror import mirrored_flux
 from .photometry import Detection, detect_cold_hot, isophotal_flux, kron_flux
 from .posterior import Flag, Posterior
 
 __all__ = ["match", "sep_posterior"]
 
 MISSED = -1
+_MEASURES = {"auto": kron_flux, "isophotal": isophotal_flux, "mirrored": mirrored_flux}
 
 
 def sep_posterior(
     image: ArrayLike,
     sky_rms: ArrayLike,
     *,
-    kind: Literal["auto", "isophotal"] = "auto",
+    kind: Literal["auto", "isophotal", "mirrored"] = "auto",
     x: ArrayLike | None = None,
     y: ArrayLike | None = None,
     exposure: ArrayLike | None = None,
@@ -46,7 +48,8 @@ def sep_posterior(
     sky_rms
         Sky noise of a pixel in image units: a number, one a blend, or maps of the shape ``(blend, y, x)``.
     kind
-        Which flux: the Kron (AUTO) one or the sum of the isophotal pixels.
+        Which flux: the Kron (AUTO) one without the pixels of other sources, the sum of the isophotal pixels, or the
+        Kron one with the pixels of other sources mirrored out.
     x, y
         Expected positions of the galaxies ``(blend, galaxy)`` in pixels. Without them the detection nearest
         to the stamp's centre is galaxy 0, and the brightest other one is galaxy 1.
@@ -66,11 +69,11 @@ def sep_posterior(
     Raises
     ------
     ValueError
-        If shapes disagree, the noise or the exposure is not positive, `kind` is neither "auto" nor
-        "isophotal", or there are fewer than two draws.
+        If shapes disagree, the noise or the exposure is not positive, `kind` is unknown, or there are fewer than two
+        draws.
     """
-    if kind not in ("auto", "isophotal"):
-        raise ValueError(f"kind must be 'auto' or 'isophotal', got {kind!r}")
+    if kind not in _MEASURES:
+        raise ValueError(f"kind must be one of {', '.join(_MEASURES)}, got {kind!r}")
     if draws < 2:
         raise ValueError(f"draws must be at least 2, got {draws}")
     pixels = np.asarray(image)
@@ -95,7 +98,7 @@ def sep_posterior(
         found_at[:, i, found] = detection.x[picked], detection.y[picked]
     return Posterior.from_draws(
         _draw(flux, error, draws, seed)[None],
-        flux_kind=kind,
+        flux_kind="isophotal" if kind == "isophotal" else "auto",
         method="sep",
         mask=mask,
         x=found_at[0],
@@ -147,8 +150,7 @@ def _distance(detection: Detection, positions: NDArray[np.float64]) -> NDArray[n
 def _measure(
     pixels: NDArray, detection: Detection, sky_rms: ArrayLike, *, kind: str, exposure: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    measure = kron_flux if kind == "auto" else isophotal_flux
-    return measure(pixels, detection, sky_rms, exposure=exposure)
+    return _MEASURES[kind](pixels, detection, sky_rms, exposure=exposure)
 
 
 def _each_blend(name: str, value: ArrayLike, blends: int, pixels: tuple[int, ...] | None = None) -> NDArray:

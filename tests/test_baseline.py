@@ -165,7 +165,7 @@ def test_quoted_errors_are_too_small_for_a_close_pair(rng):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "total"}, "kind must be 'auto' or 'isophotal', got 'total'"),
+        ({"kind": "total"}, "kind must be one of auto, isophotal, mirrored, got 'total'"),
         ({"draws": 1}, "draws must be at least 2, got 1"),
         (
             {"sky_rms": np.ones(2)},
