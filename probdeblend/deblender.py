@@ -17,7 +17,7 @@ from .infer import NetworkDraws, draw
 from .inputs import filled, noise_pixels, stamp_pixels
 from .nn.composite import Blend2Flux, Blend2Mask2Flux
 from .nn.heads import NormalHead, StudentTHead
-from .posterior import Flag, Posterior
+from .posterior import Flag, Posterior, variance_parts
 from .recalibration import Calibrator
 from .scene import PIXEL_SCALE_TOLERANCE, Instrument
 
@@ -175,8 +175,7 @@ class Deblender(nn.Module):
         log_flux = answer.log_flux.double().numpy()
         flux = np.exp(log_flux) * scale[:, None]
         x, y, distance = light_centers(ratio, None if answer.mask is None else answer.mask.numpy())
-        within = flux.var(1).mean(0)
-        between = np.maximum(flux.mean(1).var(0) - within / flux.shape[1], 0)
+        within, between = variance_parts(flux)
         return Posterior.from_draws(
             flux[..., None].astype(np.float32),
             flux_kind="total",
@@ -190,6 +189,7 @@ class Deblender(nn.Module):
             | Flag.BAD_PIXELS * (bad.mean((1, 2, 3)) > 0.1)[:, None],
             variance_within=within[..., None],
             variance_between=between[..., None],
+            sky_rms=scale,
             flux_unit=unit,
             pixel_scale=self.instrument.pixel_scale,
             network=self.digest,

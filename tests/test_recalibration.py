@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from probdeblend import calibration
-from probdeblend.posterior import Flag, Posterior
+from probdeblend.posterior import Flag, Posterior, variance_parts
 from probdeblend.recalibration import FEATURES, NODES, Calibrator, estimated_features
 
 
@@ -77,6 +77,21 @@ def test_the_score_improves_and_the_marginals_stay():
     assert relative.mean() < -5 * relative.std() / np.sqrt(relative.size)
     alone = replace(calibrator, coupling=None)(posterior)
     np.testing.assert_array_equal(*(np.sort(part.draws("blend", "galaxy", "band")) for part in (alone, repaired)))
+
+
+def test_parts_of_the_variance_follow():
+    """The parts are those of the repaired draws, and the central galaxy's draws stay in their passes."""
+    posterior, truth = wrong(400, seed=1)
+    within, between = variance_parts(posterior.flux)
+    parts = {"flux_variance_within": within, "flux_variance_between": between}
+    dims = ("blend", "galaxy", "band")
+    posterior = Posterior(posterior.dataset.assign({name: (dims, part) for name, part in parts.items()}))
+    repaired = Calibrator.fit(posterior, truth, least=200)(posterior)
+    found = repaired.dataset["flux_variance_within"] + repaired.dataset["flux_variance_between"]
+    np.testing.assert_allclose(found, repaired.flux.var(("chain", "draw")), rtol=0.05)
+    assert float((found / (within + between)).median()) > 1.5
+    before, after = (part.flux.isel(galaxy=0, blend=5, band=0).values.argsort(None) for part in (posterior, repaired))
+    np.testing.assert_array_equal(before, after)
 
 
 @pytest.mark.parametrize("claimed", [0.0, -0.95])
@@ -175,7 +190,7 @@ def test_calibrators_that_do_not_fit(tmp_path):
         Calibrator.open(tmp_path / "none.json")
     numbers = json.loads(calibrator.describe())
     for change, message in [
-        ({"version": 9}, "a calibrator of version 9, this probdeblend reads version 3"),
+        ({"version": 9}, "a calibrator of version 9, this probdeblend reads version 4"),
         ({"format": "x"}, "not a calibrator written by probdeblend"),
         ({"features": [0.5]}, "a calibrator of other features"),
         ({"root": {}}, "a damaged calibrator"),

@@ -12,6 +12,7 @@ import probdeblend
 from probdeblend.deblender import Deblender, Description
 from probdeblend.posterior import Flag
 from probdeblend.prior import Prior
+from probdeblend.recalibration import Calibrator
 from probdeblend.scene import Instrument
 from probdeblend.streams import SimulatedStream
 from probdeblend.weights import load, save
@@ -220,3 +221,55 @@ def test_gpu_gives_the_same_answer(blend):
     here = deblender(blend.image, sky_rms=blend.sky_rms, **OPTIONS)
     there = deblender.to("cuda")(blend.image, sky_rms=blend.sky_rms, **OPTIONS)
     assert np.allclose(here.flux, there.flux, rtol=2e-2)
+
+
+@pytest.fixture(scope="module")
+def calibrator(deblender):
+    """Fitted to made-up truths: all fluxes are twice what the network says."""
+    stream = SimulatedStream(Prior.published(), Instrument.candels_f160w(), batch_size=60, seed=9)
+    batch = stream.blend(0)
+    posterior = deblender(batch.image, sky_rms=batch.sky_rms, **OPTIONS)
+    truth = 2 * np.median(posterior.draws("blend", "galaxy", "band"), -1)
+    return Calibrator.fit(posterior, truth, least=100, fitted_on="made-up truths")
+
+
+@pytest.fixture
+def calibrated(deblender, calibrator):
+    deblender.use(calibrator)
+    yield deblender
+    deblender.calibrator = None
+
+
+def test_a_calibrator_is_applied_by_default(calibrated, blend):
+    repaired = calibrated(blend.image, sky_rms=blend.sky_rms, **OPTIONS)
+    raw = calibrated(blend.image, sky_rms=blend.sky_rms, calibrate=False, **OPTIONS)
+    assert repaired.dataset.attrs["calibrated"] == "made-up truths"
+    assert "calibrated" not in raw.dataset.attrs
+    ratio = repaired.flux.median(("chain", "draw")) / raw.flux.median(("chain", "draw"))
+    np.testing.assert_allclose(ratio, 2, rtol=0.2)
+
+
+def test_a_calibrator_travels_with_the_weights(calibrated, calibrator, blend, tmp_path):
+    save(calibrated, tmp_path / "w.safetensors")
+    again = load(tmp_path / "w.safetensors")
+    assert again.calibrator == calibrator
+    options = {"sky_rms": blend.sky_rms} | OPTIONS
+    np.testing.assert_array_equal(again(blend.image, **options).flux, calibrated(blend.image, **options).flux)
+
+
+def test_another_calibrator_may_be_loaded(deblender, calibrator, blend, tmp_path):
+    save(deblender, tmp_path / "w.safetensors")
+    calibrator.save(tmp_path / "c.json")
+    assert load(tmp_path / "w.safetensors").calibrator is None
+    assert load(tmp_path / "w.safetensors", calibrator=tmp_path / "c.json").calibrator == calibrator
+    with pytest.raises(ValueError, match="the calibrator was fitted on the network"):
+        probdeblend.load(calibrator=tmp_path / "c.json")
+    with pytest.raises(FileNotFoundError, match="none.json: no such file"):
+        probdeblend.load(calibrator=tmp_path / "none.json")
+
+
+def test_shipped_weights_are_calibrated():
+    deblender = probdeblend.load()
+    assert deblender.calibrator is not None
+    assert deblender.calibrator.mask is not None
+    assert "guaranteed" in deblender.calibrator.report()

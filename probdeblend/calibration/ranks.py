@@ -99,9 +99,9 @@ def joint_pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[n
     """
     draws, truth = joint_arrays(draws, truth)
     mean = draws.mean(0)
-    factor = np.linalg.cholesky(draw_covariance(draws))
+    whitening = np.linalg.inv(np.linalg.cholesky(draw_covariance(draws)))
     distance = [
-        np.square(np.linalg.solve(factor, error[..., None])).sum((-2, -1)) for error in (draws - mean, truth - mean)
+        np.square(np.einsum("...bi,bji->...bj", error, whitening)).sum(-1) for error in (draws - mean, truth - mean)
     ]
     return pit(*distance, seed=seed)
 

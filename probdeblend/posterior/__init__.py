@@ -3,7 +3,7 @@
 Every method of the package answers with this one object.
 """
 
-from .draws import Posterior
+from .draws import Posterior, variance_parts
 from .flags import Flag, describe_flags
 
-__all__ = ["Flag", "Posterior", "describe_flags"]
+__all__ = ["Flag", "Posterior", "describe_flags", "variance_parts"]

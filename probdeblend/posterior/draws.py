@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from .tables import tabulate
 
-__all__ = ["Posterior"]
+__all__ = ["Posterior", "variance_parts"]
 
 FORMAT = "probdeblend posterior"
 VERSION = 1
@@ -28,6 +28,7 @@ OPTIONAL_DIMS = (
     dict.fromkeys(("mask", "mask_std"), ("blend", "galaxy", "y", "x"))
     | dict.fromkeys(("x", "y", "flags"), ("blend", "galaxy"))
     | dict.fromkeys(("variance_within", "variance_between"), ("blend", "galaxy", "band"))
+    | {"sky_rms": ("blend",)}
 )
 
 
@@ -40,7 +41,8 @@ class Posterior:
     dataset
         The variable ``flux (chain, draw, blend, galaxy, band)`` and, where they are known, ``mask`` and
         ``mask_std (blend, galaxy, y, x)``; ``x``, ``y`` and ``flags (blend, galaxy)``;
-        ``flux_variance_within`` and ``flux_variance_between (blend, galaxy, band)``. The attributes
+        ``flux_variance_within`` and ``flux_variance_between (blend, galaxy, band)``; ``sky_rms (blend,)``, the noise
+        of a pixel of sky in image units. The attributes
         ``flux_kind``, ``method``, ``flux_unit`` and, where they are known, ``zero_point`` and
         ``pixel_scale``.
     """
@@ -62,7 +64,8 @@ class Posterior:
         **named
             Arrays, or None: ``mask`` (probability) and ``mask_std`` (its spread over the dropout passes)
             ``(blend, galaxy, y, x)``; ``x``, ``y`` (pixels) and ``flags (blend, galaxy)``;
-            ``variance_within`` and ``variance_between`` the passes ``(blend, galaxy, band)``. Any other name
+            ``variance_within`` and ``variance_between`` the passes ``(blend, galaxy, band)``; ``sky_rms``
+            ``(blend,)``. Any other name
             becomes an attribute (None leaves it out): ``flux_unit``, ``zero_point`` (AB magnitude of unit
             flux), ``pixel_scale`` (arcsec) and what else is worth storing.
 
@@ -311,6 +314,25 @@ class Posterior:
         if name not in self.dataset:
             raise AttributeError(f"this posterior of method {self.dataset.attrs['method']!r} has no {name}")
         return self.dataset[name].drop_vars(["x", "y"], errors="ignore")
+
+
+def variance_parts(flux: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the variance of draws into that within the chains and that between them.
+
+    Parameters
+    ----------
+    flux
+        Draws ``(chain, draw, ...)``; chains are dropout passes.
+
+    Returns
+    -------
+    within, between
+        Mean variance within a chain, and the variance of the chains' means beyond what so few draws scatter by
+        themselves ``(...)``.
+    """
+    flux = np.asarray(flux, dtype=float)
+    within = flux.var(1).mean(0)
+    return within, np.maximum(flux.mean(1).var(0) - within / flux.shape[1], 0)
 
 
 def _checked(name: str, value: object, dims: tuple[str, ...], sizes: dict[str, int]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Repair of posteriors by galaxies of known flux and pixels of known masks.
 
-What is guaranteed is marginal: if a new galaxy is exchangeable with those of a group, an interval at one of the levels
-of `~probdeblend.recalibration.maps.NODES` holds its flux as often as it says, to within one over the number of galaxies
-and the differences in shape among the group's posteriors ("conformal" maps). Nothing is promised for a population that
+What is guaranteed is marginal: if a new galaxy is exchangeable with those of a group, an interval between the
+levels of `~probdeblend.recalibration.maps.NODES` holds its flux as often as it says, to within two over the number of
+galaxies in the group ("conformal" maps). Nothing is promised for a population that
 differs, nor for each galaxy alone; that the pair is right jointly is measured, not guaranteed.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..calibration import Reliability
 from ..io import whole_file
-from ..posterior import Flag, Posterior
+from ..posterior import Flag, Posterior, variance_parts
 from .coupling import Coupling
 from .groups import FEATURES, LEAST_GALAXIES, Group, effective_galaxies, estimated_features, pair_features
 from .maps import METHODS, Method, QuantileMap
@@ -28,7 +28,7 @@ from .masks import MaskMap, MaskMethod
 __all__ = ["Calibrator"]
 
 FORMAT = "probdeblend calibrator"
-VERSION = 3
+VERSION = 4
 SUBJECT = ("flux_kind", "method", "pixel_scale", "network")
 MARGIN = 0.1  # by which a feature may be beyond those that were fitted, in units of their range
 
@@ -185,23 +185,22 @@ class Calibrator:
         self.check(_subject(posterior))
         draws, features = posterior.draws("blend", "galaxy", "band"), estimated_features(posterior)
         moved = self._moved(draws, features)
+        flags = posterior.flags.values | Flag.OUTSIDE_CALIBRATION * self._outside(features).astype(np.int64)
+        changed: dict[str, Any] = {"flags": (("blend", "galaxy"), flags)}
+        if "flux_variance_within" in posterior.dataset:
+            # The coupling moves draws between the passes, but changes no galaxy's own.
+            for name, part in zip(("within", "between"), variance_parts(_in_chains(moved, posterior)), strict=True):
+                changed[f"flux_variance_{name}"] = (("blend", "galaxy", "band"), part)
         if self.coupling is not None:
             pairs = np.nonzero(np.isfinite(draws).all((1, 3)))
             tied = self.coupling.apply(_of_pairs(moved, pairs), pair_features(features)[pairs])
             moved[pairs[0], :, pairs[1]] = tied
-        dataset = posterior.dataset
-        sizes = posterior.flux.sizes
-        shape = (*draws.shape[:3], sizes["chain"], sizes["draw"])
-        flux = moved.reshape(shape).transpose(3, 4, 0, 1, 2).astype(posterior.flux.dtype)
-        flags = posterior.flags.values | Flag.OUTSIDE_CALIBRATION * self._outside(features).astype(np.int64)
-        changed: dict[str, Any] = {
-            "flux": (posterior.flux.dims, flux, posterior.flux.attrs),
-            "flags": (("blend", "galaxy"), flags),
-        }
-        if self.mask is not None and "mask" in dataset:
-            changed["mask"] = (dataset["mask"].dims, self.mask(dataset["mask"].values), dataset["mask"].attrs)
-        dataset = dataset.assign(changed).drop_vars(["flux_variance_within", "flux_variance_between"], errors="ignore")
-        return Posterior(dataset.assign_attrs(calibrated=self.fitted_on or "yes"))
+        flux = _in_chains(moved, posterior).astype(posterior.flux.dtype)
+        changed["flux"] = (posterior.flux.dims, flux, posterior.flux.attrs)
+        if self.mask is not None and "mask" in posterior.dataset:
+            mask = posterior.dataset["mask"]
+            changed["mask"] = (mask.dims, self.mask(mask.values), mask.attrs)
+        return Posterior(posterior.dataset.assign(changed).assign_attrs(calibrated=self.fitted_on or "yes"))
 
     def _moved(self, draws: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Repair each flux by itself ``(blend, galaxy, band, draw)``."""
@@ -247,7 +246,7 @@ class Calibrator:
             f"{name} {low:g} to {high:g}" for name, low, high in zip(FEATURES, self.low, self.high, strict=True)
         )
         guarantee = (
-            f"guaranteed: marginal coverage within 1/{least + 1} for galaxies exchangeable with those of their group"
+            f"guaranteed: marginal coverage within 2/{least + 1} for galaxies exchangeable with those of their group"
             if self.repair == "conformal"
             else "no guarantee: right on average over galaxies like those that it was fitted on"
         )
@@ -256,7 +255,7 @@ class Calibrator:
                 f"{self.repair} repair of {self.subject['flux_kind']} fluxes of method {self.subject['method']}",
                 f"fitted on {self.fitted_on or 'blends that nobody described'}",
                 f"{len(leaves)} groups of at least {least} galaxies, {self.root.galaxies} in all",
-                f"range (ln S/N, pixels, ln flux ratio): {ranges}",
+                f"range (logarithms, and pixels): {ranges}",
                 guarantee,
                 "masks are repaired too" if self.mask else "masks are left as they are",
             ]
@@ -359,6 +358,12 @@ class Calibrator:
 def _subject(posterior: Posterior) -> dict[str, str | float]:
     attributes = posterior.dataset.attrs
     return {name: attributes[name] for name in SUBJECT if name in attributes}
+
+
+def _in_chains(draws: NDArray, posterior: Posterior) -> NDArray:
+    """Put draws ``(blend, galaxy, band, draw)`` in the axes of the posterior's flux."""
+    sizes = posterior.flux.sizes
+    return draws.reshape(*draws.shape[:3], sizes["chain"], sizes["draw"]).transpose(3, 4, 0, 1, 2)
 
 
 def _of_pairs(array: NDArray, pairs: tuple[NDArray, NDArray]) -> NDArray:

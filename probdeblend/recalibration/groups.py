@@ -18,7 +18,7 @@ from .maps import QuantileMap
 
 __all__ = ["FEATURES", "LEAST_GALAXIES", "Group", "effective_galaxies", "estimated_features", "pair_features"]
 
-FEATURES = ("snr", "separation", "ratio")
+FEATURES = ("snr", "separation", "ratio", "brightness")
 LEAST_GALAXIES = 200
 
 
@@ -35,7 +35,8 @@ def estimated_features(posterior: Posterior) -> NDArray[np.float64]:
     NDArray
         ``(blend, galaxy, band, feature)`` in the order of `FEATURES`: logarithm of the ratio of median flux to half
         the width of the 68 % interval; separation in pixels (0 where it is not known); difference of the pair's
-        log-fluxes, from the other galaxy to this one. NaN for abstentions.
+        log-fluxes, from the other galaxy to this one; logarithm of the median flux over the noise of a pixel of sky (0
+        where that is not known). NaN for abstentions.
 
     Raises
     ------
@@ -53,7 +54,12 @@ def estimated_features(posterior: Posterior) -> NDArray[np.float64]:
     if "x" in posterior.dataset and "y" in posterior.dataset:
         x, y = posterior.dataset["x"].values, posterior.dataset["y"].values
         separation += np.nan_to_num(np.hypot(x[:, 1] - x[:, 0], y[:, 1] - y[:, 0]))[:, None, None]
-    features = np.stack([np.clip(snr, -10, 20), separation, ratio], -1)
+    over_noise = np.zeros(median.shape)
+    if "sky_rms" in posterior.dataset:
+        over_noise += np.nan_to_num(
+            brightness - np.log(posterior.dataset["sky_rms"].values)[:, None, None], neginf=-10.0
+        )
+    features = np.stack([np.clip(snr, -10, 20), separation, ratio, over_noise], -1)
     return np.where(np.isfinite(median)[..., None], features, np.nan)
 
 
@@ -85,10 +91,13 @@ def pair_features(features: NDArray[np.float64]) -> NDArray[np.float64]:
     Returns
     -------
     NDArray
-        ``(blend, band, feature)``: mean ln S/N, separation, absolute difference of the log-fluxes.
+        ``(blend, band, feature)``: mean ln S/N, separation, absolute difference of the log-fluxes, logarithm of the
+        total flux over the noise.
     """
-    snr, separation, ratio = np.moveaxis(features, -1, 0)
-    return np.stack([snr.mean(1), separation[:, 0], np.abs(ratio[:, 0])], -1)
+    snr, separation, ratio, brightness = np.moveaxis(features, -1, 0)
+    with np.errstate(invalid="ignore"):  # abstentions
+        total = np.logaddexp(brightness[:, 0], brightness[:, 1])
+    return np.stack([snr.mean(1), separation[:, 0], np.abs(ratio[:, 0]), total], -1)
 
 
 @dataclass(frozen=True)
