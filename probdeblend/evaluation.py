@@ -71,7 +71,7 @@ def evaluate(
     posteriors = {"network": trial.calibrated}
     if deblender.calibrator is not None:
         posteriors["uncalibrated"] = trial.network
-    posteriors["sep"] = trial.sep
+    posteriors["sep"] = trial.sep["auto"]
     truths = {name: trial.truth["auto_flux" if name == "sep" else "flux"] for name in posteriors}
     table = accuracy_table(posteriors, truths)
     table["iou"] = [trial.iou["sep" if name == "sep" else "network"].mean() for name in table["method"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +12,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from .calibration import Reliability
 from .deblender import Deblender
+from .galaxies.library import Library, identity_number
+from .galaxies.pairs import pair_blends
 from .io import output_folder
 from .plots import plot_coverage
 from .posterior import Posterior
 from .recalibration import LEAST_GALAXIES, Calibrator
+from .recalibration.maps import Method
+from .scene import Blend, Instrument
 from .scorecard import scorecard
 from .trial import Trial
 from .weights import save
 
-__all__ = ["Fit", "fit_calibrator", "folds_of", "report", "write_fit"]
+__all__ = ["FOLDS", "Fit", "fit_calibrator", "folds_of", "pairs_in_folds", "report", "write_fit"]
 
 FILES = ("calibrator.json", "weights.safetensors", "report.txt", "tested.ecsv", "calibration.png")
 FOLDS = 5
@@ -72,6 +77,50 @@ def folds_of(galaxies: ArrayLike, *, folds: int = FOLDS, seed: int = 0) -> NDArr
     return part[owner].reshape(np.shape(galaxies))
 
 
+def pairs_in_folds(
+    library: Library, count: int, *, instrument: Instrument, seed: int = 0
+) -> tuple[Iterator[Blend], Callable[[NDArray[np.int64]], NDArray[np.int64]]]:
+    """Blend lone galaxies with others of their fold, so that every blend can be tested.
+
+    Parameters
+    ----------
+    library
+        Lone galaxies.
+    count
+        Number of blends, rounded up to a multiple of the folds.
+    instrument
+        Pixel scale, zero point and noise correlation of the blends.
+    seed
+        Same seed, same folds and blends.
+
+    Returns
+    -------
+    blends, folds
+        Batches, and a function from the identities of galaxies in them to the numbers of their folds.
+
+    Raises
+    ------
+    ValueError
+        If there are not two galaxies for each fold.
+    """
+    names = np.unique(library.identity)
+    if len(names) < 2 * FOLDS:
+        raise ValueError(f"library must hold at least {2 * FOLDS} galaxies for {FOLDS} folds, got {len(names)}")
+    fold = folds_of(names[:, None], seed=seed)[:, 0]
+    numbers = np.array([identity_number(name) for name in names])
+    order = np.argsort(numbers)
+
+    def blends() -> Iterator[Blend]:
+        for part in range(FOLDS):
+            some = library.select(np.isin(library.identity, names[fold == part]))
+            yield from pair_blends(some, -(-count // FOLDS), instrument=instrument, seed=seed + part)
+
+    def folds(identity: NDArray[np.int64]) -> NDArray[np.int64]:
+        return fold[order][np.searchsorted(numbers[order], identity)]
+
+    return blends(), folds
+
+
 def fit_calibrator(
     posterior: Posterior,
     trial: Trial,
@@ -79,9 +128,9 @@ def fit_calibrator(
     truth: ArrayLike | None = None,
     masks: Reliability | None = None,
     least: int = LEAST_GALAXIES,
+    repair: Method = "conformal",
     fitted_on: str = "",
     folds: ArrayLike | None = None,
-    seed: int = 0,
 ) -> Fit:
     """Fit a calibrator, and test it in five folds: each galaxy once, by a calibrator fitted on blends without it.
 
@@ -97,13 +146,13 @@ def fit_calibrator(
         Sums to fit the repair of masks to.
     least
         Effective number of galaxies that a group holds at least.
+    repair
+        How each flux is repaired, as for `~probdeblend.recalibration.Calibrator`.
     fitted_on
         What the blends are, in words.
     folds
         Number of the fold of each galaxy ``(blend, galaxy)``; `folds_of` draws them if None. Blends of galaxies of
         two folds are not tested.
-    seed
-        Seed of the folds.
 
     Returns
     -------
@@ -116,24 +165,27 @@ def fit_calibrator(
         If there are too few galaxies or pixels.
     """
     truth = trial.truth["flux"] if truth is None else np.asarray(truth)
-    calibrator = Calibrator.fit(posterior, truth, galaxies=trial.galaxies, least=least, fitted_on=fitted_on)
+    settings = {"repair": repair, "fitted_on": fitted_on}
+    calibrator = Calibrator.fit(posterior, truth, galaxies=trial.galaxies, least=least, **settings)
     if masks is not None:
         calibrator = calibrator.with_masks(masks)
     owner = np.arange(truth[..., 0].size).reshape(truth.shape[:2]) if trial.galaxies is None else trial.galaxies
     # Distinct galaxies meet only in their blend, which stays whole.
     if folds is None:
-        folds = folds_of(owner if trial.galaxies is not None else np.repeat(owner[:, :1], 2, axis=1), seed=seed)
+        folds = folds_of(owner if trial.galaxies is not None else np.repeat(owner[:, :1], 2, axis=1))
     fold = np.asarray(folds)
     parts = []
     for number in range(FOLDS):
         train, test = (fold != number).all(1), (fold == number).all(1)
         if not test.any():
             continue
-        fitted = Calibrator.fit(posterior.select(train), truth[train], galaxies=owner[train], least=least * 3 // 4)
+        fitted = Calibrator.fit(
+            posterior.select(train), truth[train], galaxies=owner[train], least=least * 3 // 4, repair=repair
+        )
         parts.append((np.flatnonzero(test), fitted(posterior.select(test))))
     rows = np.concatenate([number for number, _ in parts])
     after = _joined([repaired for _, repaired in parts])
-    settings = {"floor": trial.truth["sky_rms"][rows], "seed": seed}
+    settings = {"floor": trial.truth["sky_rms"][rows]}
     settings["galaxies"] = None if trial.galaxies is None else trial.galaxies[rows]
     tables = []
     for state, answer in (("before", posterior.select(rows)), ("after", after)):

@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 from astropy.table import Table
 
+from .accuracy import (
+    MAGNITUDE_DIFFERENCE_EDGES,
+    SEPARATION_EDGES,
+    accuracy_by,
+    binned_accuracy,
+    magnitude_difference,
+    pair_accuracy,
+)
+from .metrics import magnitude_error
 from .prior import fit_prior
 
-__all__ = ["describe_fit", "read_blends_table", "read_galaxies"]
+__all__ = [
+    "accuracy_summary",
+    "describe_fit",
+    "published_results",
+    "read_blends_table",
+    "read_galaxies",
+    "summarize_results",
+]
 
 PIXEL_SCALE = 0.06
 FITTED = ("type_probabilities", "weights", "means", "covariances", "magnitude_range")
 COLUMNS = ("id", "mag", "rad", "type")
+METHODS = {"blend2flux": "b2f", "blend2mask2flux": "b2m2f", "SExtractor, isophotal": "sex"}
+ZERO_POINT, SEXTRACTOR_ZERO_POINT = 25.96, 25.67
+ERROR_EDGES = np.linspace(-1, 1, 41)
+RESULTS = "results_boucaud2020.json"
 
 
 def read_galaxies(path: str | PathLike[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -113,3 +134,97 @@ def describe_fit(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray, *
     prior = fit_prior(types, magnitudes, radii, seed=seed)
     numbers = {name: getattr(prior, name) for name in FITTED}
     return json.dumps({"prior": numbers, "galaxies": len(types)}, indent=1), len(types)
+
+
+def summarize_results(path: str | PathLike[str]) -> dict[str, dict]:
+    """Measure the methods that the published table compares.
+
+    Parameters
+    ----------
+    path
+        CSV file as for `read_blends_table`, with the true fluxes ``g1_flux`` and ``g2_flux`` and those of each method,
+        such as ``g1_flux_b2f``; SExtractor's are isophotal, at a zero point of 25.67 instead of 25.96.
+
+    Returns
+    -------
+    dict
+        By method: what `accuracy_summary` returns.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is no CSV table, or columns are missing.
+    """
+    columns = [
+        f"g{galaxy}_flux{end}" for galaxy in (1, 2) for end in ("", *(f"_{short}" for short in METHODS.values()))
+    ]
+    pairs = _read_pairs(path, "distance", *columns)
+
+    def fluxes(end: str = "") -> np.ndarray:
+        parts = [np.ma.filled(np.ma.asarray(pairs[f"g{galaxy}_flux{end}"], dtype=float), np.nan) for galaxy in (1, 2)]
+        return np.stack(parts, -1)[..., None]
+
+    kind = np.stack([np.asarray(pairs[f"g{galaxy}_type"]).astype(str) for galaxy in (1, 2)], -1)
+    found = {}
+    for name, short in METHODS.items():
+        unit = 10 ** (0.4 * (ZERO_POINT - SEXTRACTOR_ZERO_POINT)) if short == "sex" else 1.0
+        found[name] = accuracy_summary(unit * fluxes(f"_{short}"), fluxes(), np.asarray(pairs["distance"], float), kind)
+    return found
+
+
+def accuracy_summary(estimate: np.ndarray, truth: np.ndarray, separation: np.ndarray, kind: np.ndarray) -> dict:
+    """Measure fluxes as the figures 5 to 9 of the paper show them.
+
+    Parameters
+    ----------
+    estimate, truth
+        Fluxes ``(blend, galaxy, band)``.
+    separation
+        Of the pair in pixels ``(blend,)``.
+    kind
+        Name of the type of each galaxy ``(blend, galaxy)``.
+
+    Returns
+    -------
+    dict
+        Rows of `~probdeblend.accuracy.pair_accuracy` (``pair``), of `~probdeblend.accuracy.binned_accuracy` by
+        ``magnitude_difference`` and ``separation``, of `~probdeblend.accuracy.accuracy_by` by ``type``, and the
+        ``errors`` in magnitudes: edges of bins, and the fraction of galaxies in each.
+    """
+    error = magnitude_error(estimate, truth)
+    share = np.histogram(np.clip(error[np.isfinite(error)], *ERROR_EDGES[[0, -1]]), ERROR_EDGES)[0] / error.size
+    difference = binned_accuracy(estimate, truth, magnitude_difference(truth), MAGNITUDE_DIFFERENCE_EDGES)
+    return {
+        "pair": _rows(pair_accuracy(estimate, truth)),
+        "magnitude_difference": _rows(difference),
+        "separation": _rows(binned_accuracy(estimate, truth, separation, SEPARATION_EDGES)),
+        "type": _rows(accuracy_by(estimate, truth, kind)),
+        "errors": {"edges": ERROR_EDGES.round(6).tolist(), "fraction": share.round(5).tolist()},
+    }
+
+
+def _rows(table: Table) -> list[dict]:
+    """Return plain rows, numbers to five digits, None for NaN."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, np.str_ | str):
+            return str(value)
+        number = float(value)
+        if not np.isfinite(number):
+            return None
+        return int(number) if isinstance(value, np.integer) else float(f"{number:.5g}")
+
+    return [{name: plain(row[name]) for name in table.colnames} for row in table]
+
+
+def published_results() -> dict[str, dict]:
+    """Return what `summarize_results` said of the published table; its numbers ship with the package.
+
+    Returns
+    -------
+    dict
+        By method.
+    """
+    return json.loads((files("probdeblend") / "data" / RESULTS).read_text())

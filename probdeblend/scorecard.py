@@ -92,7 +92,7 @@ def scorecard(
     draws, true = log_fluxes(posterior, truth, floor)
     owner = None if galaxies is None else np.asarray(galaxies)
     rows = [{"quantity": "each flux"} | diagnose(draws, true, galaxies=owner, band=band, seed=seed)]
-    total = np.logaddexp(draws[..., 0], draws[..., 1]), np.logaddexp(true[:, 0], true[:, 1])
+    total = np.log(np.exp(draws).sum(-1)), np.log(np.exp(true).sum(-1))
     first = None if owner is None else owner[:, 0]
     rows.append({"quantity": "total flux"} | diagnose(*total, galaxies=first, band=band, seed=seed))
     rows.append({"quantity": "both jointly"} | _joint(draws, true, band=band, seed=seed))

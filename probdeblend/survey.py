@@ -21,9 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from .collect import check_mosaic, collect_mosaics, in_units_of
-from .fitting import FOLDS, Fit, fit_calibrator, folds_of
-from .galaxies.library import Library, identity_number
-from .galaxies.pairs import PairRules, pair_blends
+from .fitting import FOLDS, Fit, fit_calibrator, pairs_in_folds
+from .galaxies.library import Library
 from .galaxies.survey import Selection, find_sources
 from .io import Mosaic, open_mosaic, read_columns
 from .noise import correlated_noise, noise_rms
@@ -36,7 +35,15 @@ from .simulate import render_torch
 from .sky import dilate, replace_with_sky, sky_scatter
 from .trial import run_trial
 
-__all__ = ["Sky", "Survey", "calibrate_survey", "magnitude_weights", "simulated_in_sky", "sky_patches"]
+__all__ = [
+    "Sky",
+    "Survey",
+    "calibrate_survey",
+    "magnitude_weights",
+    "simulated_in_sky",
+    "sky_patches",
+    "survey_magnitudes",
+]
 
 BORDER = 32
 PATCHES = 200
@@ -296,9 +303,9 @@ def calibrate_survey(
         )
     made = _blends_of_own(survey, library, seed=seed) if own else _blends_of_simulated(survey, seed=seed)
     blends, folds, words = made
-    trial = run_trial(tqdm(blends, desc="blends", unit="batch"), deblender, sep=False, seed=seed, **sampling)
+    trial = run_trial(tqdm(blends, desc="blends", unit="batch"), deblender, sep=(), seed=seed, **sampling)
     magnitude = survey.instrument.zero_point - 2.5 * np.log10(trial.truth["flux"][..., 0])
-    target = _survey_magnitudes(survey)
+    target = survey_magnitudes(survey)
     weight = magnitude_weights(magnitude, target)
     rows = np.random.default_rng(seed).choice(len(weight), size=len(weight), p=weight / weight.sum())
     images = ", ".join(path.name for path in survey.images)
@@ -310,12 +317,22 @@ def calibrate_survey(
         truth={name: values[rows] for name, values in trial.truth.items()},
     )
     folds = None if folds is None else folds(drawn.truth["identity"])
-    return fit_calibrator(
-        drawn.network, drawn, masks=trial.sums, least=least, fitted_on=fitted_on, folds=folds, seed=seed
-    )
+    return fit_calibrator(drawn.network, drawn, masks=trial.sums, least=least, fitted_on=fitted_on, folds=folds)
 
 
-def _survey_magnitudes(survey: Survey) -> NDArray[np.float64]:
+def survey_magnitudes(survey: Survey) -> NDArray[np.float64]:
+    """Return the magnitudes that the blends are to have.
+
+    Parameters
+    ----------
+    survey
+        The survey.
+
+    Returns
+    -------
+    NDArray
+        Of its catalog, or of what SEP finds in its images.
+    """
     if survey.catalog is not None:
         table = read_columns(survey.catalog, dict(survey.columns), required=("magnitude",))
         return np.ma.filled(np.ma.asarray(table["magnitude"], dtype=float), np.nan)
@@ -347,22 +364,9 @@ def _own_galaxies(survey: Survey, *, seed: int) -> Library | None:
 def _blends_of_own(
     survey: Survey, library: Library, *, seed: int
 ) -> tuple[Iterator[Blend], Callable[[NDArray], NDArray], str]:
-    """Pair galaxies within folds, so that every blend can be tested."""
-    names = np.unique(library.identity)
-    fold = folds_of(names[:, None], seed=seed)[:, 0]
-    numbers = np.array([identity_number(name) for name in names])
-    order = np.argsort(numbers)
-
-    def blends() -> Iterator[Blend]:
-        for part in range(FOLDS):
-            some = library.select(np.isin(library.identity, names[fold == part]))
-            each = -(-survey.count // FOLDS)
-            yield from pair_blends(some, each, instrument=survey.instrument, rules=PairRules(), seed=seed + part)
-
-    def folds(identity: NDArray[np.int64]) -> NDArray[np.int64]:
-        return fold[order][np.searchsorted(numbers[order], identity)]
-
-    return blends(), folds, f"{len(names)} lone galaxies"
+    names = len(set(library.identity))
+    blends, folds = pairs_in_folds(library, survey.count, instrument=survey.instrument, seed=seed)
+    return blends, folds, f"{names} lone galaxies"
 
 
 def _blends_of_simulated(survey: Survey, *, seed: int) -> tuple[Iterator[Blend], None, str]:

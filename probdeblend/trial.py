@@ -1,15 +1,15 @@
 """A trial: what the network and SEP answer for blends whose truth is known.
 
 Posteriors are kept, masks are summed up on the way, so that memory grows with the draws alone. Pixels are judged in
-two regions, both of which an observer can tell without the truth:
+two regions, without the empty sky, where every mask is right:
 
-- "faint": 0.5 to 10 times the sky noise in the image;
+- "faint": where the light of both galaxies, without noise, is 0.5 to 10 times the sky noise;
 - "overlap": where both masks have a probability above 0.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -53,7 +53,7 @@ class Trial:
     calibrated
         The same after the calibrator; as the network gives it where there is none.
     sep
-        SEP's posterior; None where it was not asked.
+        SEP's posteriors by kind of flux: "auto", "isophotal", "mirrored"; those that were asked for.
     truth
         By name: ``flux`` and ``auto_flux (blend, galaxy, band)``; ``x``, ``y``, ``galaxy_type``,
         ``half_light_radius``, ``identity`` and ``blendedness (blend, galaxy)``; ``sky_rms (blend,)``. Those that the
@@ -69,7 +69,7 @@ class Trial:
 
     network: Posterior
     calibrated: Posterior
-    sep: Posterior | None
+    sep: dict[str, Posterior]
     truth: dict[str, NDArray]
     iou: dict[str, NDArray]
     masks: dict[str, Reliability]
@@ -151,7 +151,7 @@ def run_trial(
     deblender: Callable[..., Posterior],
     *,
     calibrator: Calibrator | None = None,
-    sep: bool = True,
+    sep: Sequence[str] = ("auto",),
     draws: int = 1000,
     passes: int = 32,
     seed: int = 0,
@@ -169,7 +169,7 @@ def run_trial(
     calibrator
         What repairs the answers; that of the deblender is a good choice.
     sep
-        Whether SEP is asked too.
+        Which of SEP's fluxes are measured too, as `~probdeblend.baseline.sep_posterior` names them.
     draws, passes, seed
         Given to the deblender, and draws and seed to SEP.
 
@@ -188,7 +188,7 @@ def run_trial(
         _check(blend)
         sampling = {"draws": draws, "seed": seed + start}
         answer = deblender(blend.image, sky_rms=blend.sky_rms, passes=passes, calibrate=False, **sampling)
-        chunks.append(_chunk(blend, answer, calibrator, _sep(blend, **sampling) if sep else None))
+        chunks.append(_chunk(blend, answer, calibrator, {kind: _sep(blend, kind, **sampling) for kind in sep}))
         start += len(blend)
     if not chunks:
         raise ValueError("blends must hold at least one batch, got none")
@@ -202,27 +202,31 @@ def _check(blend: Blend) -> None:
         raise ValueError("blends must be pairs, got other numbers of galaxies")
 
 
-def _sep(blend: Blend, *, draws: int, seed: int) -> Posterior:
+def _sep(blend: Blend, kind: str, *, draws: int, seed: int) -> Posterior:
     x, y, exposure = (None if value is None else value.numpy() for value in (blend.x, blend.y, blend.exposure))
-    return sep_posterior(
-        blend.image.numpy(), blend.sky_rms.numpy(), x=x, y=y, exposure=exposure, draws=draws, seed=seed
-    )
+    settings = {"kind": kind, "exposure": exposure, "draws": draws, "seed": seed}
+    return sep_posterior(blend.image.numpy(), blend.sky_rms.numpy(), x=x, y=y, **settings)
 
 
-def _chunk(blend: Blend, answer: Posterior, calibrator: Calibrator | None, sep: Posterior | None) -> dict[str, dict]:
+def _chunk(
+    blend: Blend, answer: Posterior, calibrator: Calibrator | None, sep: dict[str, Posterior]
+) -> dict[str, dict]:
     truth = {name: getattr(blend, name).numpy() for name in TRUTHS if getattr(blend, name) is not None}
     if blend.isolated is not None:
         truth["blendedness"] = blendedness(blend.isolated[:, :, 0].numpy())
     mask = blend.mask.numpy()
     posteriors, overlaps, masks = {"network": _without_masks(answer)}, {}, {}
+    posteriors |= {kind: _without_masks(found) for kind, found in sep.items()}
     if "mask" in answer.dataset:
         probability = answer.mask.values
-        snr = (blend.image[:, 0] / blend.sky_rms[:, None, None]).numpy()
+        noise = blend.sky_rms[:, None, None]
+        snr = (blend.image[:, 0] / noise).numpy()
+        light = snr if blend.isolated is None else (blend.isolated[:, :, 0].sum(1) / noise).numpy()
         overlaps["network"] = iou(probability, mask)
         mapping = None if calibrator is None else calibrator.mask
-        masks = _reliability(probability, mask, snr, mapping) | {"sums": MaskSums.measure(probability, mask, snr)}
-    if sep is not None:
-        posteriors["sep"], overlaps["sep"] = _without_masks(sep), iou(sep.mask.values, mask)
+        masks = _reliability(probability, mask, light, mapping) | {"sums": MaskSums.measure(probability, mask, snr)}
+    for found in list(sep.values())[:1]:  # detection, and so the segmentation, is the same for all
+        overlaps["sep"] = iou(found.mask.values, mask)
     return {"posteriors": posteriors, "truth": truth, "iou": overlaps, "masks": masks}
 
 
@@ -230,8 +234,10 @@ def _without_masks(posterior: Posterior) -> Posterior:
     return Posterior(posterior.dataset.drop_vars(["mask", "mask_std"], errors="ignore"))
 
 
-def _reliability(probability: NDArray, mask: NDArray, snr: NDArray, mapping: MaskMap | None) -> dict[str, Reliability]:
-    faint = np.broadcast_to(((snr > FAINT[0]) & (snr < FAINT[1]))[:, None], mask.shape)
+def _reliability(
+    probability: NDArray, mask: NDArray, light: NDArray, mapping: MaskMap | None
+) -> dict[str, Reliability]:
+    faint = np.broadcast_to(((light > FAINT[0]) & (light < FAINT[1]))[:, None], mask.shape)
     overlap = np.broadcast_to((probability > OVERLAP).all(1, keepdims=True), mask.shape)
     found = {}
     for region, inside in zip(REGIONS, (faint, overlap), strict=True):
@@ -250,6 +256,6 @@ def _joined(chunks: list[dict[str, dict]], calibrator: Calibrator | None) -> Tri
     }
     masks = {name: reduce(add, [chunk["masks"][name] for chunk in chunks]) for name in chunks[0]["masks"]}
     sums = masks.pop("sums", None)
-    network = posteriors["network"]
+    network = posteriors.pop("network")
     calibrated = network if calibrator is None else calibrator(network)
-    return Trial(network, calibrated, posteriors.get("sep"), arrays("truth"), arrays("iou"), masks, sums)
+    return Trial(network, calibrated, posteriors, arrays("truth"), arrays("iou"), masks, sums)

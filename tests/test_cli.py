@@ -36,6 +36,7 @@ class FakeDeblender(Deblender):
         torch.nn.Module.__init__(self)
         self.instrument = Instrument.candels_f160w()
         self.calls = []
+        self.calibrator = None
 
     def forward(self, image, *, sky_rms, draws=1000, passes=32, seed=0, calibrate=True):
         pixels, unit = stamp_pixels(image)

@@ -92,7 +92,7 @@ def test_sets_that_are_smooth_white_or_crowded(run, tmp_path):
     assert blends.flux.shape == (12, 3, 1)
     assert np.isfinite(blends.flux.numpy()).sum() == blends.count.sum()
     refused(run("train", "w.safetensors", "--data", "set", "--batch-size", 2), "blends must be pairs to train on")
-    refused(run("evaluate", "set"), "the set must hold pairs")
+    refused(run("evaluate", "set"), "blends must be pairs")
     refused(run("simulate", "y", "--crowding", "0.5,0.2"), "crowding must be up to 5 probabilities that sum to 1")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["set"]
 

@@ -10,10 +10,12 @@ import click
 
 from .. import __version__
 from .answers import deblend, evaluate
-from .calibration import calibrate
-from .fits import fit_prior, fit_psf
+from .calibration import calibrate, validate
+from .fits import fit_prior, fit_psf, summarize_published
 from .galaxies import inspect, pair, reobserve, stamps, transfer
 from .options import Group
+from .population import population
+from .repeat import repeat
 from .training import render_check, simulate, train, train_labels
 
 __all__ = ["main"]
@@ -27,6 +29,6 @@ def main() -> None:
 
 _USE = (deblend, evaluate, calibrate)
 _MAKE = (simulate, train, train_labels, stamps, reobserve, pair)
-_CHECK = (inspect, transfer, render_check, fit_psf, fit_prior)
+_CHECK = (validate, repeat, population, inspect, transfer, render_check, fit_psf, fit_prior, summarize_published)
 for _command in (*_USE, *_MAKE, *_CHECK):
     main.add_command(_command)

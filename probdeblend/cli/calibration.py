@@ -12,6 +12,7 @@ from .options import (
     finite,
     overwrite_option,
     refuse_existing,
+    resume_option,
     sampling_options,
     weights_option,
 )
@@ -83,7 +84,7 @@ def _fit_blends(deblender: Deblender, options: dict) -> Fit:
     else:
         words = f"blends of the set {options['blends'].name}"
         blends = set_batches(options["blends"])
-    trial = run_trial(blends, deblender, sep=False, **sampling)
+    trial = run_trial(blends, deblender, sep=(), **sampling)
     words = f"{len(trial.network)} {words}"
     return fit_calibrator(trial.network, trial, masks=trial.sums, least=options["least"], fitted_on=words)
 
@@ -110,3 +111,35 @@ def _fit_images(deblender: Deblender, options: dict) -> Fit:
     )
     sampling = {name: options[name] for name in ("draws", "passes")}
     return calibrate_survey(survey, deblender, least=options["least"], seed=options["seed"], **sampling)
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="About two minutes, with wide bands.")
+@click.option("--library", type=FILE, multiple=True, help="Lone real galaxies, for the sections on them.")
+@weights_option
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Same seed, same report.")
+@click.option("--output", type=FILE, default="validation", show_default=True, help="Folder to write.")
+@resume_option
+@overwrite_option
+def validate(**options: object) -> None:
+    """Make the validation report: one page with pictures, report.html, and every number, report.json.
+
+    Accuracy beside SEP and the published networks, calibration before and after the calibrator, the ladder of
+    misfits, real galaxies, GalSim, masks and the population. Without --quick it takes hours.
+
+    \b
+    Example:
+      probdeblend validate --quick --output validation
+    """  # noqa: D301
+    from ..collect import read_libraries
+    from ..validation import Plan
+    from ..validation import validate as make_report
+    from ..weights import load
+
+    libraries = options["library"]
+    library = read_libraries(libraries) if libraries else None
+    library = None if library is None else library.select(library.keep)
+    make = Plan.quick if options["quick"] else Plan
+    plan = make(load(options["weights"]), library=library, seed=options["seed"])
+    names = make_report(options["output"], plan, resume=options["resume"], overwrite=options["overwrite"])
+    click.echo(f"written to {options['output']}: {', '.join(names)}")

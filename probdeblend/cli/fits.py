@@ -59,3 +59,29 @@ def fit_prior(table: Path, output: Path, seed: int, overwrite: bool) -> None:
         text, count = describe_fit(*read_galaxies(table), seed=seed)
         temporary.write_text(text, encoding="utf-8")
     click.echo(f"prior of {count} galaxies written to {output}")
+
+
+@click.command("summarize-published")
+@click.argument("table", type=FILE)
+@click.option("--output", type=FILE, default="results.json", show_default=True, help="File to write.")
+@overwrite_option
+def summarize_published(table: Path, output: Path, overwrite: bool) -> None:
+    """Measure the methods in TABLE, the published results of Boucaud et al. (2020), for `validate` to compare with.
+
+    \b
+    Example:
+      probdeblend summarize-published test_results.csv --output results.json
+    """  # noqa: D301
+    import json
+
+    from ..io import whole_file
+    from ..published import summarize_results
+
+    with whole_file(output, overwrite=overwrite) as temporary:
+        results = summarize_results(table)
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for method, numbers in results.items():
+        flux = numbers["pair"][0]
+        rest = f"{flux['nmad_mag']:.3f} mag NMAD, {flux['outliers']:.2%} beyond 0.75 mag"
+        click.echo(f"{method}: MAPE {flux['mape']:.1f} %, {rest}, {flux['detected']:.1%} detected")
+    click.echo(f"written to {output}")

@@ -11,12 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from ..calibration import Reliability, ecdf_band
-from .images import GALAXY_COLORS
+from .images import EXACT_COLOR, PALETTE
 
 __all__ = ["plot_coverage", "plot_ranks", "plot_reliability"]
-
-COLORS = (*GALAXY_COLORS, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-EXACT = "0.6"
 
 
 def plot_coverage(table: Table, *, group: str = "state") -> Figure:
@@ -39,9 +36,9 @@ def plot_coverage(table: Table, *, group: str = "state") -> Figure:
     levels = np.array([float(name.removeprefix("coverage_")) / 100 for name in names])
     figure = Figure(figsize=(4 * len(quantities), 4), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
-        axes.plot([0, 1], [0, 1], color=EXACT, lw=1)
+        axes.plot([0, 1], [0, 1], color=EXACT_COLOR, lw=1)
         rows = table[table["quantity"] == quantity]
-        for row, color, shift in zip(rows, COLORS, np.linspace(-0.006, 0.006, len(rows)), strict=False):
+        for row, color, shift in zip(rows, PALETTE, np.linspace(-0.006, 0.006, len(rows)), strict=False):
             covered, low, high = (np.array([row[f"{name}{end}"] for name in names]) for end in ("", "_low", "_high"))
             middle = (low + high) / 2  # a binomial band lies around the level, a bootstrap one around the fraction
             error = np.stack([middle - low, high - middle])
@@ -72,8 +69,9 @@ def plot_ranks(ranks: Mapping[str, ArrayLike], *, level: float = 0.99, axes: Axe
     axes = axes or Figure(figsize=(4.8, 3.6), layout="constrained").subplots()
     values = {name: np.sort(np.ravel(np.asarray(found, dtype=float))) for name, found in ranks.items()}
     points, low, high = ecdf_band(min(len(found) for found in values.values()), level=level)
-    axes.fill_between(points, low - points, high - points, color=EXACT, alpha=0.35, lw=0, label=f"{level:.0%} band")
-    for (name, found), color in zip(values.items(), COLORS, strict=False):
+    band = {"color": EXACT_COLOR, "alpha": 0.35, "lw": 0, "label": f"{level:.0%} band"}
+    axes.fill_between(points, low - points, high - points, **band)
+    for (name, found), color in zip(values.items(), PALETTE, strict=False):
         below = np.searchsorted(found, points, side="right") / len(found)
         axes.plot(points, below - points, color=color, lw=1.4, label=name)
     axes.axhline(0, color="k", lw=0.6)
@@ -98,8 +96,8 @@ def plot_reliability(masks: Mapping[str, Reliability], *, axes: Axes | None = No
         The reliability curves; the area of a point grows with the number of its pixels.
     """
     axes = axes or Figure(figsize=(4.4, 4.2), layout="constrained").subplots()
-    axes.plot([0, 1], [0, 1], color=EXACT, lw=1)
-    for (name, sums), color in zip(masks.items(), COLORS, strict=False):
+    axes.plot([0, 1], [0, 1], color=EXACT_COLOR, lw=1)
+    for (name, sums), color in zip(masks.items(), PALETTE, strict=False):
         curve = sums.curve()
         size = 120 * np.sqrt(curve["count"] / curve["count"].max()) + 4
         label = f"{name} (ECE {sums.calibration_error:.3f})"

@@ -8,10 +8,12 @@ from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-__all__ = ["plot_image", "plot_stamps"]
+__all__ = ["EXACT_COLOR", "PALETTE", "plot_image", "plot_stamps"]
 
 GALAXY_COLORS = ("#0072B2", "#D55E00")
 LONE_COLOR = "#009E73"
+PALETTE = (*GALAXY_COLORS, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#B5A900")  # told apart by all
+EXACT_COLOR = "0.6"  # of what an exact answer would give
 
 
 def plot_image(image: ArrayLike, *, pixel_scale: float | None = None, axes: Axes | None = None) -> Axes:

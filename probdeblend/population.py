@@ -1,0 +1,285 @@
+"""Counts and flux ratios of a population of blends, recovered from posteriors that were made under another one.
+
+The tested population differs from the training prior in magnitudes alone: its galaxies gather about a faint magnitude,
+where errors are as large as bins. The two galaxies of a pair are no independent draws, so that
+`~probdeblend.deconvolution` is given both magnitudes. Networks see images in units of the sky noise alone: their prior
+is that of flux over noise, over all depths of the training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from astropy.table import Table, vstack
+from numpy.typing import ArrayLike, NDArray
+
+from .data import Conditions
+from .deblender import Deblender
+from .deconvolution import agreement, recover_population, stack
+from .io import output_folder
+from .plots.population import plot_population
+from .prior import Prior
+from .scorecard import log_fluxes
+from .seeds import seed_of
+from .trial import Trial, run_trial, simulated_batches
+
+__all__ = ["FILES", "concentrated", "population_result", "population_table", "report", "write_population"]
+
+FILES = ("population.ecsv", "population.png")
+MAGNITUDE = 2.5 / np.log(10)
+LEVELS = (0.68, 0.95)
+TESTED = {"center": 24.3, "width": 0.6}
+SKY_RMS = 4e-3  # the middle of the training's, in e-/s
+EXPOSURE = 3200.0
+CELL = 0.125
+PAIRS = 50  # of the prior for each blend, so that their noise is small beside that of the blends
+DEPTHS = 8  # at which each of them is used
+CHUNK = 50_000
+MAGNITUDES = (22.0, 23.0, *np.arange(23.25, 25.75, 0.25).tolist(), 26.5)
+LOG_RATIOS = (-1.85, *np.arange(-1.4, 1.5, 0.2).round(1).tolist(), 1.85)
+
+
+def concentrated(prior: Prior, *, center: float, width: float) -> Prior:
+    """Return the prior with galaxies weighted by a Gaussian in magnitude, and nothing else changed.
+
+    Types, radii and shapes of galaxies of a magnitude stay, so that posteriors under the one prior tell of the other.
+
+    Parameters
+    ----------
+    prior
+        The prior.
+    center, width
+        AB magnitude and standard deviation of the Gaussian.
+
+    Returns
+    -------
+    Prior
+        Gaussians times a Gaussian are Gaussians: the product is exact.
+
+    Raises
+    ------
+    ValueError
+        If the width is not positive.
+    """
+    if not width > 0:
+        raise ValueError(f"width must be positive, got {width}")
+    mean, covariance = np.array(prior.means), np.array(prior.covariances)
+    variance = covariance[..., 0, 0] + width**2
+    offset, gain = center - mean[..., 0], covariance[..., 0] / variance[..., None]
+    weight = np.array(prior.weights) * np.exp(-(offset**2) / (2 * variance)) / np.sqrt(variance)
+    share = np.array(prior.type_probabilities) * weight.sum(1)
+    return replace(
+        prior,
+        type_probabilities=_tuples(share / share.sum()),
+        weights=_tuples(weight / weight.sum(1, keepdims=True)),
+        means=_tuples(mean + gain * offset[..., None]),
+        covariances=_tuples(covariance - gain[..., None] * covariance[..., :1, :]),
+    )
+
+
+def _tuples(numbers: NDArray) -> tuple:
+    return tuple(_tuples(row) if row.ndim else float(row) for row in numbers)
+
+
+def population_table(
+    trial: Trial,
+    prior: ArrayLike,
+    truth: ArrayLike,
+    *,
+    zero_point: float,
+    samples: int = 500,
+    seed: int = 0,
+) -> Table:
+    """Recover the population of a trial's blends, beside what stacking gives.
+
+    Parameters
+    ----------
+    trial
+        Pairs of one depth; their calibrated posteriors are used.
+    prior
+        Pairs of magnitudes from the prior of the network, at the depth of the trial ``(pair, galaxy)``.
+    truth
+        Pairs of magnitudes from the true population ``(pair, galaxy)``.
+    zero_point
+        AB magnitude of unit flux.
+    samples
+        Number of draws of the population.
+    seed
+        Same seed, same answer.
+
+    Returns
+    -------
+    Table
+        A row a bin, first of the "magnitude" of all galaxies, then of the "ln flux ratio", companion over central
+        one: ``low`` and ``high`` ends; shares of the ``truth``; ``recovered`` with the ends ``low_68``, ``high_68``,
+        ``low_95``, ``high_95`` of its bands; of stacked ``medians`` and ``draws``. In the metadata, the number of
+        ``blends``, of those ``unused``, and by quantity the ``p_values`` of the three
+        (`~probdeblend.deconvolution.agreement`).
+
+    Raises
+    ------
+    ValueError
+        If pairs of magnitudes have another shape.
+    """
+    prior, truth = (_pairs(name, value) for name, value in (("prior", prior), ("truth", truth)))
+    log_flux, _ = log_fluxes(trial.calibrated, trial.truth["flux"], trial.truth["sky_rms"])
+    draws = zero_point - MAGNITUDE * log_flux
+    cells = np.arange(np.floor(prior.min()), np.ceil(prior.max()) + CELL, CELL)
+    found = recover_population(draws, prior, (cells, cells), samples=samples, seed=seed)
+    counts = (found.histogram(prior[:, 0], MAGNITUDES) + found.histogram(prior[:, 1], MAGNITUDES)) / 2
+    ratios = found.histogram(_log_ratio(prior), LOG_RATIOS)
+    table = vstack(
+        [
+            _rows("magnitude", MAGNITUDES, counts, truth=truth, draws=draws, seed=seed),
+            _rows("ln flux ratio", LOG_RATIOS, ratios, truth=_log_ratio(truth), draws=_log_ratio(draws), seed=seed),
+        ],
+        metadata_conflicts="silent",
+    )
+    table.meta = {"blends": draws.shape[1], "unused": found.unused, "p_values": table.meta}
+    return table
+
+
+def _pairs(name: str, value: ArrayLike) -> NDArray[np.float64]:
+    pairs = np.asarray(value, dtype=np.float64)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
+        raise ValueError(f"{name} must be pairs of magnitudes (pair, 2), got shape {pairs.shape}")
+    return pairs
+
+
+def _log_ratio(magnitudes: NDArray) -> NDArray:
+    return (magnitudes[..., 0] - magnitudes[..., 1]) / MAGNITUDE
+
+
+def _rows(
+    quantity: str, edges: Sequence[float], recovered: NDArray, *, truth: NDArray, draws: NDArray, seed: int
+) -> Table:
+    """Return the rows of a quantity, with its p-values as metadata."""
+    share = np.histogram(truth, edges)[0] / truth.size
+    histograms = {"recovered": recovered}
+    rng = np.random.default_rng((seed, len(edges)))
+    for name, added in zip(("medians", "draws"), stack(draws, edges), strict=True):
+        blends = len(added)
+        histograms[name] = rng.multinomial(blends, np.full(blends, 1 / blends), size=len(recovered)) / blends @ added
+    columns = {"quantity": [quantity] * len(share), "low": edges[:-1], "high": edges[1:], "truth": share}
+    columns["recovered"] = recovered.mean(0)
+    for level in LEVELS:
+        ends = np.quantile(recovered, ((1 - level) / 2, (1 + level) / 2), axis=0)
+        columns |= {f"{name}_{100 * level:g}": end for name, end in zip(("low", "high"), ends, strict=True)}
+    columns |= {name: histograms[name].mean(0) for name in ("medians", "draws")}
+    return Table(columns, meta={quantity: {name: agreement(found, share) for name, found in histograms.items()}})
+
+
+def population_result(
+    deblender: Deblender,
+    *,
+    count: int = 10_000,
+    draws: int = 1000,
+    passes: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+) -> Table:
+    """Simulate blends of a population unlike the training prior, deblend them, and recover the population.
+
+    Parameters
+    ----------
+    deblender
+        Trained on `Prior.default` at the depths of `~probdeblend.data.Conditions`, as the weights that ship are.
+    count
+        Number of blends.
+    draws, passes
+        Given to the deblender.
+    seed
+        Same seed, same answer.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    Table
+        What `population_table` returns.
+
+    Raises
+    ------
+    ValueError
+        If there are no blends.
+    """
+    if count < 1:
+        raise ValueError(f"count must be positive, got {count}")
+    trained = Prior.default()
+    tested = concentrated(trained, **TESTED)
+    depth = Conditions(sky_rms=(SKY_RMS, SKY_RMS), exposure=(EXPOSURE, EXPOSURE))
+    simulated = {"prior": tested, "conditions": depth, "instrument": deblender.instrument}
+    blends = simulated_batches(count, seed=seed_of(seed, 0), progress=progress, **simulated)
+    sampling = {"draws": draws, "passes": passes, "seed": seed}
+    trial = run_trial(blends, deblender, calibrator=deblender.calibrator, sep=(), **sampling)
+    prior = _at_depths(_magnitudes(trained, PAIRS * count, seed=seed_of(seed, 1)), seed=seed_of(seed, 2))
+    truth = _magnitudes(tested, PAIRS * count, seed=seed_of(seed, 3))
+    return population_table(trial, prior, truth, zero_point=deblender.instrument.zero_point, seed=seed)
+
+
+def _magnitudes(prior: Prior, count: int, *, seed: int) -> NDArray[np.float64]:
+    sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
+    drawn = [prior.sample(size, seed=seed_of(seed, number))["magnitude"] for number, size in enumerate(sizes)]
+    return np.concatenate([magnitude.numpy() for magnitude in drawn]).astype(np.float64)
+
+
+def _at_depths(magnitudes: NDArray, *, seed: int) -> NDArray[np.float64]:
+    """Return the magnitudes, at the depth of the test, of galaxies that look as these do at those of the training."""
+    low, high = np.log(Conditions().sky_rms)
+    pairs = np.tile(magnitudes, (DEPTHS, 1))
+    rms = np.random.default_rng(seed).uniform(low, high, size=(len(pairs), 1))
+    return pairs + MAGNITUDE * (rms - np.log(SKY_RMS))
+
+
+def report(table: Table) -> str:
+    """Say how well the population was recovered, and how badly by stacking.
+
+    Parameters
+    ----------
+    table
+        What `population_table` returns.
+
+    Returns
+    -------
+    str
+        A line a quantity.
+    """
+    lines = [f"{table.meta['blends']} blends, {table.meta['unused']} of them beyond the prior"]
+    for quantity, p_values in table.meta["p_values"].items():
+        rows = table[table["quantity"] == quantity]
+        inside = np.mean((rows["low_95"] <= rows["truth"]) & (rows["truth"] <= rows["high_95"]))
+        worst = {name: np.abs(rows[name] - rows["truth"]).sum() / 2 for name in p_values}
+        found = "; ".join(f"{name} {worst[name]:.1%} (p = {p:.2g})" for name, p in p_values.items())
+        lines.append(f"{quantity}: {inside:.0%} of {len(rows)} bins inside the 95 % band; in the wrong bin: {found}")
+    return "\n".join(lines)
+
+
+def write_population(path: Path, table: Table, *, overwrite: bool = False) -> list[str]:
+    """Write the table and its figure.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    table
+        What `population_table` returns.
+    overwrite
+        Whether an earlier output may be replaced.
+
+    Returns
+    -------
+    list of str
+        Names of the files.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder exists and is not to be, or must not be, replaced.
+    """
+    with output_folder(path, overwrite=overwrite, files=FILES) as folder:
+        table.write(folder / FILES[0], format="ascii.ecsv")
+        plot_population(table).savefig(folder / FILES[1], dpi=100)
+    return list(FILES)

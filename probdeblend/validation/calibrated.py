@@ -1,0 +1,155 @@
+"""Calibration on fresh blends of the training family, before and after the calibrator."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from astropy.table import Table, vstack
+from numpy.typing import NDArray
+
+from ..calibration import binned_table, joint_pit, pit, quantile_edges, tarp
+from ..calibration.bins import THIN
+from ..plots import plot_coverage, plot_ranks, plot_reliability
+from ..posterior import Posterior
+from ..recalibration import estimated_features
+from ..scene import GALAXY_TYPES, Instrument
+from ..scorecard import log_fluxes, scorecard
+from ..trial import REGIONS, Trial, run_trial, simulated_batches
+from .plan import Plan
+from .section import Section, plain_rows
+
+__all__ = ["calibration_section", "full_width_half_maximum"]
+
+COVERAGE = tuple(f"coverage_{level}" for level in (50, 68, 90, 95))
+SHOWN = ("state", "quantity", "count", *COVERAGE, "pull_mean", "pull_sd", "within_1", "within_2", "within_3", "width")
+SCORES = ("interval_score", "energy_score", "log_score", "correlation", "rank_p")
+BINNED = ("feature", "low", "high", "count", *COVERAGE, "coverage_68_low", "coverage_68_high", "pull_sd", "width")
+FRESH = 7919  # keeps the blends apart from those that the calibrator was fitted on
+RANKS_DRAWS = 250
+
+
+def calibration_section(plan: Plan) -> Section:
+    """Judge the posteriors of fresh blends, drawn as the training set was.
+
+    Parameters
+    ----------
+    plan
+        What to run.
+
+    Returns
+    -------
+    Section
+        Tables and figures.
+    """
+    deblender = plan.deblender
+    blends = simulated_batches(plan.calibration, seed=FRESH + plan.seed, progress=True)
+    trial = run_trial(blends, deblender, calibrator=deblender.calibrator, sep=(), **plan.sampling)
+    states = {"network": trial.network}
+    if deblender.calibrator is not None:
+        states["calibrated"] = trial.calibrated
+    truth, floor = trial.truth["flux"], trial.truth["sky_rms"]
+    cards = []
+    for state, posterior in states.items():
+        card = scorecard(posterior, truth, floor=floor, seed=plan.seed)
+        card.add_column([state] * len(card), name="state", index=0)
+        cards.append(card)
+    card = vstack(cards)
+    last = list(states)[-1]
+    return Section(
+        "Calibration on the training family",
+        [
+            f"{plan.calibration} fresh blends of the family that the network was trained on: all magnitudes, depths "
+            "and PSFs of the training, other galaxies. The calibrator was fitted on blends that are not among them.",
+            "Numbers are those of ln flux. Binomial bands of 95 % surround each level; galaxies of a pair are tied, so "
+            f"that bands of each flux are a little too narrow. Bins with fewer than {THIN} galaxies say little.",
+        ],
+        {
+            "Coverage and pulls": plain_rows(card, SHOWN),
+            "Scores and ranks": plain_rows(card, ("state", "quantity", *SCORES)),
+            "Masks": _mask_rows(trial, states),
+            f"In bins ({last})": plain_rows(_binned(states[last], trial)),
+        },
+        {
+            "Coverage against the probability of the interval": plot_coverage(card),
+            "Ranks of the truth among the draws of each flux": _ranks_figure(states, trial),
+            "Ranks of the pair: Mahalanobis distance, total flux, TARP": _joint_figure(states[last], trial),
+            "Reliability of the masks, before and after": plot_reliability(
+                {name: sums for name, sums in trial.masks.items() if len(states) > 1 or name in REGIONS}
+            ).figure,
+        },
+    )
+
+
+def _mask_rows(trial: Trial, states: dict[str, Posterior]) -> list[dict]:
+    rows = []
+    for region in REGIONS:
+        for state in states:
+            sums = trial.masks[f"{region} calibrated" if state == "calibrated" else region]
+            scores = {"ECE": sums.calibration_error, "Brier": sums.brier_score}
+            rows.append({"state": state, "pixels": region, "count": int(sums.count.sum())} | scores)
+    return plain_rows(rows)
+
+
+def full_width_half_maximum(instrument: Instrument) -> float:
+    """Width of the effective PSF.
+
+    Parameters
+    ----------
+    instrument
+        The instrument.
+
+    Returns
+    -------
+    float
+        Diameter in pixels of the circle with the area of the pixels above half the peak, between whose profile it is
+        interpolated.
+    """
+    psf = instrument.psf.double().cpu().numpy()
+    rows, columns = np.indices(psf.shape)
+    peak = np.unravel_index(psf.argmax(), psf.shape)
+    radius = np.hypot(rows - peak[0], columns - peak[1]).ravel()
+    order = np.argsort(radius)
+    rings = np.round(radius[order] * 2) / 2
+    profile = np.array([psf.ravel()[order][rings == ring].mean() for ring in np.unique(rings)])
+    return float(2 * np.interp(-0.5, -profile / psf.max(), np.unique(rings)))
+
+
+def _binned(posterior: Posterior, trial: Trial) -> Table:
+    """Rows of bins by what is estimated, and by blendedness and type, which are true ones."""
+    draws, truth = log_fluxes(posterior, trial.truth["flux"], trial.truth["sky_rms"])
+    snr, separation, ratio, _ = np.moveaxis(estimated_features(posterior)[:, :, 0], -1, 0)
+    features = {
+        "estimated S/N": np.exp(snr),
+        "estimated separation over FWHM": separation / full_width_half_maximum(Instrument.candels_f160w()),
+        "estimated ln flux ratio": ratio,
+        "blendedness": trial.truth["blendedness"],
+    }
+    tables = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # thin bins: the section says which they are
+        for name, values in features.items():
+            table = binned_table(draws, truth, values, quantile_edges(values))
+            table.add_column([name] * len(table), name="feature", index=0)
+            tables.append(table)
+        edges = np.arange(len(GALAXY_TYPES) + 1) - 0.5
+        table = binned_table(draws, truth, trial.truth["galaxy_type"], edges)
+        names = [GALAXY_TYPES[round(low + 0.5)] for low in table["low"]]
+        table.add_column([f"type {name}" for name in names], name="feature", index=0)
+    return vstack([*tables, table])[list(BINNED)]
+
+
+def _ranks_figure(states: dict[str, Posterior], trial: Trial) -> object:
+    found = {}
+    for state, posterior in states.items():
+        draws, truth = log_fluxes(posterior, trial.truth["flux"], trial.truth["sky_rms"])
+        found[state] = pit(draws, truth)
+    return plot_ranks(found).figure
+
+
+def _joint_figure(posterior: Posterior, trial: Trial) -> object:
+    draws, truth = log_fluxes(posterior, trial.truth["flux"], trial.truth["sky_rms"])
+    some: NDArray = draws[:: max(1, len(draws) // RANKS_DRAWS)]
+    total = np.log(np.exp(draws).sum(-1)), np.log(np.exp(truth).sum(-1))
+    found = {"distance": joint_pit(draws, truth), "total flux": pit(*total), "TARP": tarp(some, truth)}
+    return plot_ranks(found).figure
