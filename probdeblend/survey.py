@@ -2,9 +2,9 @@
 
 Either the survey's lone galaxies are cut out and blended, each image keeping the sky of its central galaxy; or
 simulated galaxies, convolved with the survey's PSF and with their photon noise, are put into patches of the survey's
-sky, from which the sources are taken out. Blends are then weighted so that the magnitudes of their galaxies are
-distributed as those of the survey: iterative proportional fitting (Deming & Stephan 1940,
-doi:10.1214/aoms/1177731829).
+sky, from which the sources are taken out. The magnitudes of their galaxies are distributed as those of the survey:
+blends of its own galaxies are weighted, pairs of simulated ones drawn, by iterative proportional fitting (Deming &
+Stephan 1940, doi:10.1214/aoms/1177731829).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .recalibration import LEAST_GALAXIES
 from .scene import MASK_THRESHOLD, STAMP_SIZE, Blend, Instrument
 from .simulate import render_torch
 from .sky import dilate, replace_with_sky, sky_scatter
-from .trial import run_trial
+from .trial import Trial, run_trial
 
 __all__ = [
     "Sky",
@@ -49,6 +49,7 @@ BORDER = 32
 PATCHES = 200
 MOST_SOURCES = 0.4  # largest share of a patch that sources may have covered
 BATCH = 64
+CHOICE = 40  # pairs of the prior from which one is drawn
 BIN = 0.5  # magnitudes
 
 
@@ -175,7 +176,9 @@ def _patch(mosaic: Mosaic, instrument: Instrument, rng: np.random.Generator) -> 
     return clean[inner], sky_scatter(clean[inner], np.zeros((STAMP_SIZE, STAMP_SIZE), dtype=np.int32))
 
 
-def simulated_in_sky(sky: Sky, count: int, *, prior: Prior, seed: int = 0) -> Iterator[Blend]:
+def simulated_in_sky(
+    sky: Sky, count: int, *, prior: Prior, magnitudes: ArrayLike | None = None, seed: int = 0
+) -> Iterator[Blend]:
     """Put simulated pairs into patches of sky.
 
     Parameters
@@ -186,6 +189,8 @@ def simulated_in_sky(sky: Sky, count: int, *, prior: Prior, seed: int = 0) -> It
         Number of blends.
     prior
         The galaxies.
+    magnitudes
+        Of a survey, as which those of the galaxies are to be distributed; those of the prior if None.
     seed
         Same seed, same blends.
 
@@ -199,7 +204,7 @@ def simulated_in_sky(sky: Sky, count: int, *, prior: Prior, seed: int = 0) -> It
         size = min(BATCH, count - start)
         rng = np.random.default_rng((seed, start))
         pair_seed, shape_seed, noise_seed = (int(value) for value in rng.integers(2**62, size=3))
-        pairs = prior.sample(size, seed=pair_seed)
+        pairs = _drawn_pairs(prior, size, magnitudes, seed=pair_seed)
         components = prior.components(pairs, sky.instrument, seed=shape_seed)
         isolated = render_torch(components, sky.instrument).cpu()
         chosen = rng.integers(len(sky.pixels), size=size)
@@ -218,6 +223,15 @@ def simulated_in_sky(sky: Sky, count: int, *, prior: Prior, seed: int = 0) -> It
             identity=2 * torch.arange(start, start + size)[:, None] + torch.arange(2),
             **{name: pairs[name] for name in ("x", "y", "half_light_radius", "galaxy_type")},
         )
+
+
+def _drawn_pairs(prior: Prior, count: int, magnitudes: ArrayLike | None, *, seed: int) -> dict[str, torch.Tensor]:
+    if magnitudes is None:
+        return prior.sample(count, seed=seed)
+    pairs = prior.sample(CHOICE * count, seed=seed)
+    weight = magnitude_weights(pairs["magnitude"].numpy(), magnitudes)
+    chosen = np.random.default_rng(seed).choice(len(weight), size=count, p=weight / weight.sum())
+    return {name: values[torch.from_numpy(chosen)] for name, values in pairs.items()}
 
 
 def magnitude_weights(magnitude: ArrayLike, target: ArrayLike, *, rounds: int = 50) -> NDArray[np.float64]:
@@ -301,23 +315,28 @@ def calibrate_survey(
             f"at least {max(least, 2 * FOLDS)} lone galaxies are needed, got {distinct}: lower least, add images, "
             "or simulate the galaxies"
         )
-    made = _blends_of_own(survey, library, seed=seed) if own else _blends_of_simulated(survey, seed=seed)
+    target = survey_magnitudes(survey)
+    made = _blends_of_own(survey, library, seed=seed) if own else _blends_of_simulated(survey, target, seed=seed)
     blends, folds, words = made
     trial = run_trial(tqdm(blends, desc="blends", unit="batch"), deblender, sep=(), seed=seed, **sampling)
+    images = ", ".join(path.name for path in survey.images)
+    words = f"{len(trial.network)} blends of {words}, with magnitudes as in {images}"
+    drawn = _weighted(trial, survey, target, seed=seed) if own else trial
+    folds = None if folds is None else folds(drawn.truth["identity"])
+    return fit_calibrator(drawn.network, drawn, masks=trial.sums, least=least, fitted_on=words, folds=folds)
+
+
+def _weighted(trial: Trial, survey: Survey, target: NDArray[np.float64], *, seed: int) -> Trial:
+    """Draw blends again, so that their magnitudes are distributed as the survey's."""
     magnitude = survey.instrument.zero_point - 2.5 * np.log10(trial.truth["flux"][..., 0])
-    target = survey_magnitudes(survey)
     weight = magnitude_weights(magnitude, target)
     rows = np.random.default_rng(seed).choice(len(weight), size=len(weight), p=weight / weight.sum())
-    images = ", ".join(path.name for path in survey.images)
-    fitted_on = f"{len(weight)} blends of {words}, with magnitudes as in {images}"
-    drawn = replace(
+    return replace(
         trial,
         network=trial.network.select(rows),
         calibrated=trial.calibrated.select(rows),
         truth={name: values[rows] for name, values in trial.truth.items()},
     )
-    folds = None if folds is None else folds(drawn.truth["identity"])
-    return fit_calibrator(drawn.network, drawn, masks=trial.sums, least=least, fitted_on=fitted_on, folds=folds)
 
 
 def survey_magnitudes(survey: Survey) -> NDArray[np.float64]:
@@ -369,11 +388,13 @@ def _blends_of_own(
     return blends, folds, f"{names} lone galaxies"
 
 
-def _blends_of_simulated(survey: Survey, *, seed: int) -> tuple[Iterator[Blend], None, str]:
+def _blends_of_simulated(
+    survey: Survey, target: NDArray[np.float64], *, seed: int
+) -> tuple[Iterator[Blend], None, str]:
     with ExitStack() as stack:
         mosaics = [stack.enter_context(open_mosaic(path, hdu=survey.hdu)) for path in survey.images]
         for mosaic in mosaics:
             check_mosaic(mosaic, None, survey.instrument)
         sky = sky_patches(mosaics, survey.instrument, seed=seed)
-    blends = simulated_in_sky(sky, survey.count, prior=Prior.default(), seed=seed)
+    blends = simulated_in_sky(sky, survey.count, prior=Prior.default(), magnitudes=target, seed=seed)
     return blends, None, f"simulated galaxies in {len(sky.pixels)} patches of sky"

@@ -77,9 +77,10 @@ class Trial:
 
     @property
     def galaxies(self) -> NDArray[np.int64] | None:
-        """Which galaxy each is ``(blend, galaxy)``, where they repeat."""
+        """Which galaxy each is ``(blend, galaxy)``; None where all are distinct, or nobody knows."""
         identity = self.truth.get("identity")
-        return None if identity is None or (identity < 0).any() else identity
+        known = identity is not None and (identity >= 0).all()
+        return identity if known and len(np.unique(identity)) < identity.size else None
 
 
 def set_batches(path: str | PathLike[str], *, progress: bool = True) -> Iterator[Blend]:
