@@ -55,7 +55,9 @@ def test_calibrate_and_deblend(run, tmp_path):
         fluxes[name] = probdeblend.Posterior.open(tmp_path / name / "draws.nc").flux.values
     np.testing.assert_array_equal(fluxes["calibrator"], fluxes["weights"])
     assert not np.array_equal(fluxes["calibrator"], fluxes["none"])
-    refused(run("deblend", "--calibrator", "fitted/calibrator.json", "--no-calibrator", "--output", "x"), "exclude each")
+    refused(
+        run("deblend", "--calibrator", "fitted/calibrator.json", "--no-calibrator", "--output", "x"), "exclude each"
+    )
 
 
 @pytest.mark.slow
@@ -80,7 +82,10 @@ def test_calibrate_on_own_sky(run, tmp_path):
         (("--blends", "a", "--images", "b"), "blends and images exclude each other, got both"),
         (("--blends", "missing"), "missing: no such"),
         (("--images", "missing.fits"), "missing.fits: no such file"),
-        (("--images", "a.fits", "--images", "b.fits", "--catalog", "c"), "a catalog belongs to one image, got 2 images"),
+        (
+            ("--images", "a.fits", "--images", "b.fits", "--catalog", "c"),
+            "a catalog belongs to one image, got 2 images",
+        ),
         (("--images", "a.fits", "--columns", "x"), "columns must be NAME=COLUMN"),
         (("--count", 100, "--least", 5000, *FAST), "at least 5000 galaxies with an answer are needed to fit, got 200"),
     ],

@@ -10,7 +10,7 @@ from astropy.wcs import WCS
 from click.testing import CliRunner
 
 from probdeblend import repeat, weights
-from probdeblend.cli import repeat as command
+from probdeblend.cli import main
 from probdeblend.cli.options import Group
 from probdeblend.deblender import Deblender
 from probdeblend.plots.repeat import plot_repeat
@@ -293,7 +293,7 @@ def run(tmp_path, monkeypatch):
     for name, pixels, zero_point in (("a", first, 25.0), ("b", 10 * second, 27.5)):
         fits.PrimaryHDU(pixels, plane()).writeto(f"{name}.fits")
         fits.setval(f"{name}.fits", "ABMAGZP", value=zero_point)
-    group = Group(commands={"repeat": command.repeat})
+    group = Group(commands={"repeat": main.commands["repeat"]})
     return lambda *arguments: CliRunner().invoke(group, ["repeat", *map(str, arguments)])
 
 

@@ -128,6 +128,7 @@ def test_weights_match_the_magnitudes():
         magnitude_weights(sampled, [15.0])
 
 
+@pytest.mark.slow
 def test_simulated_galaxies_in_the_own_sky(folder, deblender):
     fit = calibrate_survey(
         survey_of(folder, galaxies="simulated", count=500), deblender, least=100, draws=100, passes=0

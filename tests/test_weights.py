@@ -264,7 +264,7 @@ def test_another_calibrator_may_be_loaded(deblender, calibrator, blend, tmp_path
     assert load(tmp_path / "w.safetensors", calibrator=tmp_path / "c.json").calibrator == calibrator
     with pytest.raises(ValueError, match="the calibrator was fitted on the network"):
         probdeblend.load(calibrator=tmp_path / "c.json")
-    with pytest.raises(FileNotFoundError, match="none.json: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"none\.json: no such file"):
         probdeblend.load(calibrator=tmp_path / "none.json")
 
 
