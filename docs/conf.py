@@ -12,7 +12,8 @@ copyright = f"2026, {author}"
 release = version = installed_version(project)
 
 extensions = ["myst_nb", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "published", "**/.ipynb_checkpoints"]
+html_extra_path = ["published"]  # pages that are ready: copied as they are
 templates_path = ["_templates"]
 default_role = "py:obj"
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}

@@ -186,13 +186,15 @@ def binned_average_precision(
 
     Parameters
     ----------
-    estimate, truth, scores, threshold
+    estimate, truth
         As for `average_precision`.
     feature
         A number a blend ``(blend,)``, such as the largest `~probdeblend.pixels.blendedness` of its galaxies. Bins hold
         whole blends, because a mask that matches nothing is of no galaxy.
     edges
         Ascending edges, as for `~probdeblend.accuracy.in_bins`; from minus to plus infinity is all.
+    scores, threshold
+        As for `average_precision`.
 
     Returns
     -------

@@ -147,7 +147,7 @@ def fit_calibrator(
     least
         Effective number of galaxies that a group holds at least.
     repair
-        How each flux is repaired, as for `~probdeblend.recalibration.Calibrator`.
+        How each flux is repaired, as for `~probdeblend.recalibration.calibrator.Calibrator`.
     fitted_on
         What the blends are, in words.
     folds

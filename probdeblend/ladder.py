@@ -118,7 +118,7 @@ def climb(
     -------
     Table
         A row a rung and ``state`` ("network", and "calibrated" where there is a calibrator): the numbers of
-        `~probdeblend.calibration.diagnose` in ln flux, ``bias_mag`` and ``nmad_mag``, and the fraction of blends
+        `~probdeblend.calibration.bins.diagnose` in ln flux, ``bias_mag`` and ``nmad_mag``, and the fraction of blends
         with each flag. Bands of real galaxies are over galaxies.
     """
     rungs: list[tuple[str, Iterator[Blend]]] = [(rung, rung_blends(rung, count, seed=seed)) for rung in RUNGS]

@@ -80,7 +80,7 @@ def scorecard(
     -------
     Table
         The rows "each flux", "total flux" and "both jointly", with the columns of
-        `~probdeblend.calibration.diagnose`. Of the last one, coverage is that of regions by Mahalanobis distance,
+        `~probdeblend.calibration.bins.diagnose`. Of the last one, coverage is that of regions by Mahalanobis distance,
         ``pull_sd`` the scatter of the whitened errors, ``correlation`` theirs, and ``energy_score`` and
         ``log_score`` are means.
 

@@ -64,7 +64,7 @@ class Trial:
         Reliability of the mask probabilities by region, before ("faint", "overlap") and after the calibrator
         ("faint calibrated", "overlap calibrated").
     sums
-        What a `~probdeblend.recalibration.MaskMap` is fitted to.
+        What a `~probdeblend.recalibration.masks.MaskMap` is fitted to.
     """
 
     network: Posterior

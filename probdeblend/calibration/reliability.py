@@ -84,7 +84,7 @@ class Reliability:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error: mean of |observed - predicted| over bins, weighted by their pixels."""
+        """Expected calibration error: mean distance of observed from predicted over bins, weighted by their pixels."""
         return float(np.abs(self.observed - self.predicted).sum() / self._total)
 
     @property

@@ -1,9 +1,9 @@
 """Repair of posteriors by galaxies of known flux and pixels of known masks.
 
-What is guaranteed is marginal: if a new galaxy is exchangeable with those of a group, an interval between the
-levels of `~probdeblend.recalibration.maps.NODES` holds its flux as often as it says, to within two over the number of
-galaxies in the group ("conformal" maps). Nothing is promised for a population that
-differs, nor for each galaxy alone; that the pair is right jointly is measured, not guaranteed.
+What is guaranteed is marginal: if a new galaxy is exchangeable with those of a group, an interval between the levels of
+``NODES`` holds its flux as often as it says, to within two over the number of galaxies in the group
+("conformal" maps). Nothing is promised for a population that differs, nor for each galaxy alone; that the pair is right
+jointly is measured, not guaranteed.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Calibrator:
         Parameters
         ----------
         sums
-            What `~probdeblend.recalibration.MaskSums.measure` returned, added up over blends.
+            What `~probdeblend.recalibration.masks.MaskSums.measure` returned, added up over blends.
         method
             "isotonic" or "temperature".
 
