@@ -40,7 +40,8 @@ def render_page(title: str, sections: Mapping[str, Section], *, settings: Mappin
         HTML.
     """
     links = "".join(f'<a href="#{escape(name)}">{escape(part.title)}</a>' for name, part in sections.items())
-    body = [f"<h1>{escape(title)}</h1>", _table("What was run", [dict(settings)]), f"<nav>{links}</nav>"]
+    run = [{"setting": name, "value": value} for name, value in settings.items()]
+    body = [f"<h1>{escape(title)}</h1>", _table("What was run", run), f"<nav>{links}</nav>"]
     for name, section in sections.items():
         body.append(f'<h2 id="{escape(name)}">{escape(section.title)}</h2>')
         body += [f"<p>{escape(words)}</p>" for words in section.words]
