@@ -33,6 +33,7 @@ def refused(result, message):
     assert message in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_calibrate_and_deblend(run, tmp_path):
     """Fit on simulated blends, then deblend the example with the calibrator, with its weights, and without."""
     result = run("calibrate", "--count", 150, "--output", "fitted", *FAST)

@@ -139,6 +139,7 @@ def test_a_cube_of_one_galaxy(tmp_path):
     assert set(collect.collect_reobserved(tmp_path / "cube.fits").library.identity) == {"cube"}
 
 
+@pytest.mark.slow
 def test_files_that_hold_no_galaxies(tmp_path):
     cube(tmp_path / "cube.fits", columns=("mag_ab", "zero_point"))
     with pytest.raises(ValueError, match="the columns pixel_scale are missing, there are mag_ab, zero_point"):

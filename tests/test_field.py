@@ -234,6 +234,7 @@ def test_sky_without_scatter_needs_an_rms():
         deblend(image)
 
 
+@pytest.mark.slow
 def test_real_images(data_dir):
     from probdeblend.io import read_image
 

@@ -490,6 +490,7 @@ def test_no_galaxy_nor_its_turned_copy_crosses_a_split(library, hst):
     assert not prints(drawn[0]) & prints(drawn[1])
 
 
+@pytest.mark.slow
 def test_crowded_stamps_say_how_many_galaxies_they_hold(hst, false_alarm):
     rules = PairRules(crowding=(0.3, 0.3, 0.2, 0.2))
     blends = joined(pair_blends(made(), 300, instrument=hst, rules=rules))

@@ -19,6 +19,7 @@ def stored(path, prior, count=120):
     return path
 
 
+@pytest.mark.slow
 def test_a_published_set_looks_published(tmp_path):
     found = inspection.inspect_set(stored(tmp_path / "set", Prior.published()), progress=False)
     assert found.blends == 120

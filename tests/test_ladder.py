@@ -6,6 +6,7 @@ from probdeblend.ladder import RUNGS, climb, rung_blends
 
 
 @pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.slow
 def test_rungs_change_one_thing(rung):
     blend = next(iter(rung_blends(rung, 4, seed=1)))
     usual = next(iter(rung_blends("all types, as trained on", 4, seed=1)))

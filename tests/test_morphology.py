@@ -104,6 +104,7 @@ def test_half_of_the_light_is_within_the_half_light_radius(hst):
     np.testing.assert_allclose(enclosed.sum(-1) / flux.sum(-1), 0.5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_half_light_radius_in_ellipses_of_the_disk(hst, rng):
     """A bulge is rounder than its disk, which moves the half-light ellipse of the disk's shape by a few percent."""
     drawn = pairs("sphd", count=200)

@@ -37,6 +37,7 @@ def recovered():
     return fit_psf(270 * image.astype(">f4"), 0.06)
 
 
+@pytest.mark.slow
 def test_fit_recovers_the_model_that_drew_the_image(recovered):
     model = recovered.model
     assert model.obscuration == pytest.approx(TRUTH.obscuration, abs=0.01)
@@ -47,6 +48,7 @@ def test_fit_recovers_the_model_that_drew_the_image(recovered):
     assert (recovered.x, recovered.y) == pytest.approx((0.3, -0.2), abs=0.01)
 
 
+@pytest.mark.slow
 def test_fit_quality_of_a_perfect_model(recovered):
     assert recovered.max_residual < 2e-3
     assert recovered.rms_residual < recovered.max_residual
@@ -55,6 +57,7 @@ def test_fit_quality_of_a_perfect_model(recovered):
         assert measured == pytest.approx(fitted, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_fit_keeps_what_it_does_not_fit():
     start = PsfModel(wavelength=1250.0, pixfrac=1.0)
     fit = fit_psf(start.draw(0.06, 41), 0.06, start=start, max_steps=1)
@@ -126,6 +129,7 @@ def test_fit_of_the_measured_psf_gives_the_shipped_numbers(shipped, data_dir, tm
     np.testing.assert_allclose(np.load(array_path), shipped[1], atol=1e-4 * shipped[1].max())
 
 
+@pytest.mark.slow
 def test_write_and_read(recovered, tmp_path):
     array_path, numbers_path = write_psf(recovered, tmp_path / "new", name="test", pixel_scale=0.08, size=31)
     assert read_psf(numbers_path) == recovered.model
@@ -168,6 +172,7 @@ def test_bad_models(changes, message):
         PsfModel(**changes)
 
 
+@pytest.mark.slow
 def test_bad_drawing(recovered, tmp_path):
     with pytest.raises(ValueError, match="pixel_scale must be positive, got 0"):
         TRUTH.effective(0)

@@ -76,6 +76,7 @@ def test_faint_continuation_follows_the_relation_of_size_with_magnitude():
     assert log_radius[faint].mean() < log_radius[~faint].mean()
 
 
+@pytest.mark.slow
 def test_fit_finds_a_known_population(rng):
     types = np.repeat(GALAXY_TYPES, 400)
     magnitudes = rng.normal(21, 0.5, 1600)

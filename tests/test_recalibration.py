@@ -49,6 +49,7 @@ def test_repaired_intervals_cover_as_they_say(settings):
     assert np.abs(after[:, 1] - after[:, 0]).max() < 0.015
 
 
+@pytest.mark.slow
 def test_each_group_is_repaired(false_alarm):
     """Faint galaxies are more wrong than bright ones: one factor for all would leave both wrong."""
     calibrator = Calibrator.fit(*wrong(4000, seed=1))
@@ -65,6 +66,7 @@ def test_each_group_is_repaired(false_alarm):
         assert stats.binomtest(round(after * side.sum()), int(side.sum()), 0.68).pvalue > false_alarm
 
 
+@pytest.mark.slow
 def test_the_score_improves_and_the_marginals_stay():
     calibrator = Calibrator.fit(*wrong(4000, seed=1))
     posterior, truth = wrong(2000, seed=2)
@@ -114,6 +116,7 @@ def test_the_total_flux_is_repaired(claimed, false_alarm):
         assert (stats.binomtest(round(found * 3000), 3000, 0.68).pvalue > false_alarm) == right
 
 
+@pytest.mark.slow
 def test_groups_hold_enough_galaxies():
     posterior, truth = wrong(3000, seed=1)
     calibrator = Calibrator.fit(posterior, truth)

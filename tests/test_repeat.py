@@ -136,6 +136,7 @@ def test_photon_noise_enters_the_errors_of_sep():
         np.testing.assert_allclose(counted[name], expected, rtol=0.15)  # quantiles of 1000 draws
 
 
+@pytest.mark.slow
 def test_common_exposures_need_their_correlation():
     own = noise(3)
     sky = np.tile(light(TILE, PAIR), (PAIRS, 1))

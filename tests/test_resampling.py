@@ -13,6 +13,7 @@ def test_band_of_a_mean_has_its_standard_error(rng):
     assert (high - low) / 2 == pytest.approx(1 / np.sqrt(2000), rel=0.15)
 
 
+@pytest.mark.slow
 def test_band_covers_over_galaxies_not_over_rows(rng, false_alarm):
     """Twenty galaxies seen a hundred times each: 200 experiments; rows drawn one by one would cover a tenth."""
     galaxy = np.repeat(np.arange(20), 100)

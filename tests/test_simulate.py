@@ -40,6 +40,7 @@ def blends(prior, hst):
     return joined(simulated(60, prior, hst, batch_size=32))
 
 
+@pytest.mark.slow
 def test_galsim_and_torch_draw_the_same_galaxies(hst):
     """Twelve blends with every type, faint and bright, companions anywhere in some of them."""
     prior = replace(Prior.default(), anywhere_fraction=0.3)
@@ -227,6 +228,7 @@ def test_a_mosaic_holds_the_galaxies_of_its_catalog(hst):
         simulate_mosaic(-1, (300, 300), prior=Prior.published(), instrument=hst, seed=2)
 
 
+@pytest.mark.slow
 def test_crowded_stamps_say_how_many_galaxies_they_hold(hst, false_alarm):
     prior = replace(Prior.published(), crowding=(0.2, 0.5, 0.2, 0.1))
     blends = joined(simulated(128, prior, hst, batch_size=64))

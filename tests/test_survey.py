@@ -154,6 +154,7 @@ def test_own_galaxies(folder, deblender):
     assert after["galaxies"] <= 40
 
 
+@pytest.mark.slow
 def test_too_few_lone_galaxies(folder, deblender):
     with pytest.raises(
         ValueError, match=r"at least 200 lone galaxies are needed, got \d+: lower least, add images, or"

@@ -20,7 +20,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.isotonic import IsotonicRegression
 
 __all__ = ["METHODS", "NODES", "Method", "QuantileMap"]
 
@@ -133,6 +132,8 @@ def _place(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def _isotonic(values: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    from sklearn.isotonic import IsotonicRegression  # takes a second to import, and only fitting needs it
+
     rank = np.sort(((values < truth[:, None]).sum(-1) + 0.5) / (values.shape[-1] + 1))
     uniform = (np.arange(len(rank)) + 0.5) / len(rank)
     regression = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(rank, uniform)

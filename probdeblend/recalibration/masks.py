@@ -13,8 +13,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 from ..calibration import Reliability
 
@@ -87,6 +85,9 @@ class MaskMap:
         ValueError
             If there are fewer than 10,000 pixels, or they are all inside the masks, or all outside.
         """
+        from sklearn.isotonic import IsotonicRegression  # takes a second to import, and only fitting needs it
+        from sklearn.linear_model import LogisticRegression
+
         total, inside = sums.count.sum(), sums.observed.sum()
         if total < LEAST_PIXELS:
             raise ValueError(f"masks need at least {LEAST_PIXELS} pixels above the sky noise, got {total:.0f}")
