@@ -9,9 +9,9 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
-from .calibration import diagnose, energy_score, expected_coverage, joint_pit, log_score, rank_p_value, whitened
+from .calibration import diagnose, energy_score, joint_pit, log_score, rank_p_value, whitened
 from .calibration.arrays import draw_covariance
-from .calibration.bands import LEVELS
+from .calibration.bins import coverage_row
 from .posterior import Posterior
 
 __all__ = ["log_fluxes", "scorecard"]
@@ -70,7 +70,7 @@ def scorecard(
     floor
         Least flux ``(blend,)``.
     galaxies
-        Which galaxy each is ``(blend, galaxy)``, where they repeat.
+        Which galaxy each is ``(blend, galaxy)``, where they repeat; pairs are resampled by their central one.
     band
         Probability of the bands.
     seed
@@ -95,19 +95,19 @@ def scorecard(
     total = np.log(np.exp(draws).sum(-1)), np.log(np.exp(true).sum(-1))
     first = None if owner is None else owner[:, 0]
     rows.append({"quantity": "total flux"} | diagnose(*total, galaxies=first, band=band, seed=seed))
-    rows.append({"quantity": "both jointly"} | _joint(draws, true, band=band, seed=seed))
+    rows.append({"quantity": "both jointly"} | _joint(draws, true, first, band=band, seed=seed))
     return Table(rows)
 
 
-def _joint(draws: NDArray, truth: NDArray, *, band: float, seed: int) -> dict[str, float]:
+def _joint(draws: NDArray, truth: NDArray, owner: NDArray | None, *, band: float, seed: int) -> dict[str, float]:
     known = np.isfinite(draws).all((0, 2)) & (draws.std(0) > 0).all(-1)
     draws, truth = draws[:, known], truth[known]
     ranks = joint_pit(draws, truth, seed=seed)
-    row: dict[str, float] = {"count": len(ranks), "galaxies": 2 * len(ranks)}
-    for level, covered, low, high in expected_coverage(ranks, levels=LEVELS, central=False, band=band):
-        name = f"coverage_{100 * level:g}"
-        row |= {name: covered, f"{name}_low": low, f"{name}_high": high}
+    owner = None if owner is None else owner[known]
+    galaxies = 2 * len(ranks) if owner is None else len(np.unique(owner))
+    row: dict[str, float] = {"count": len(ranks), "galaxies": galaxies}
+    row |= coverage_row(ranks, owner, central=False, band=band, seed=seed)
     error = whitened(draws.mean(0), draw_covariance(draws), truth)
     row |= {"pull_mean": error.mean(), "pull_sd": error.std(), "correlation": np.corrcoef(error.T)[0, 1]}
     row |= {"energy_score": energy_score(draws[:200], truth).mean(), "log_score": log_score(draws, truth).mean()}
-    return row | {"rank_p": rank_p_value(ranks)}
+    return row | {"rank_p": rank_p_value(ranks) if owner is None else np.nan}

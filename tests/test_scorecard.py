@@ -50,6 +50,18 @@ def test_abstentions_and_negative_draws():
     assert true.shape == (500, 2)
 
 
+def test_bands_are_over_galaxies_where_they_repeat():
+    """Of the pair jointly too: twenty central galaxies tell little, however often they are blended."""
+    posterior, truth, floor = pairs(20)
+    rows = np.arange(600) % 20
+    galaxies = np.stack([rows, rows + 20], 1)
+    for row in scorecard(posterior.select(rows), truth[rows], floor=floor[rows], galaxies=galaxies):
+        assert row["coverage_68_high"] - row["coverage_68_low"] > 0.15
+        assert row["galaxies"] == (40 if row["quantity"] == "each flux" else 20)
+    for row in scorecard(posterior.select(rows), truth[rows], floor=floor[rows]):
+        assert row["coverage_68_high"] - row["coverage_68_low"] < 0.12
+
+
 def test_mistakes():
     posterior, truth, floor = pairs(20)
     with pytest.raises(ValueError, match=r"truth must have the shape \(blend, galaxy, band\) of \(20, 2\), got"):

@@ -17,7 +17,7 @@ from .bands import LEVELS, expected_coverage, rank_p_value
 from .ranks import pit
 from .scores import interval_score
 
-__all__ = ["THIN", "binned_table", "diagnose", "quantile_edges"]
+__all__ = ["THIN", "binned_table", "coverage_row", "diagnose", "quantile_edges"]
 
 THIN = 100
 SIGMAS = (1, 2, 3)
@@ -52,7 +52,7 @@ def diagnose(
     Returns
     -------
     dict
-        ``count`` and ``galaxies`` with draws; for each level, in percent, ``coverage_68`` with the ends of its band,
+        ``count`` and ``galaxies`` with draws; for each level ``coverage_68`` (a fraction) with the ends of its band,
         ``coverage_68_low`` and ``coverage_68_high`` (binomial around the level where galaxies are distinct; else the
         bootstrap over galaxies around the fraction); ``pull_mean``, ``pull_sd``, and ``within_1``, ``within_2``,
         ``within_3``: the fractions of errors inside so many standard deviations (as in the Euclid Morphology
@@ -73,12 +73,7 @@ def diagnose(
     owner = None if galaxies is None else _owners(galaxies, truth)[known]
     ranks = pit(flat, true, seed=seed)
     row: dict[str, float] = {"count": len(true), "galaxies": len(true) if owner is None else len(np.unique(owner))}
-    for level, covered, low, high in expected_coverage(ranks, levels=levels, band=band):
-        name = f"coverage_{100 * level:g}"
-        if owner is not None:
-            inside = np.abs(2 * ranks - 1) <= level
-            low, high = bootstrap(partial(_mean_of, inside), owner, level=band, seed=seed)  # noqa: PLW2901
-        row |= {name: covered, f"{name}_low": low, f"{name}_high": high}
+    row |= coverage_row(ranks, owner, levels=levels, band=band, seed=seed)
     pull = (flat.mean(0) - true) / flat.std(0, ddof=1)
     low, high = np.quantile(flat, [0.16, 0.84], axis=0)
     row |= {"pull_mean": pull.mean(), "pull_sd": pull.std()}
@@ -86,6 +81,42 @@ def diagnose(
     row |= {"interval_score": interval_score(flat, true).mean(), "width": np.median(high - low) / 2}
     row["rank_p"] = rank_p_value(ranks) if owner is None else np.nan
     return {name: value if isinstance(value, int) else float(value) for name, value in row.items()}
+
+
+def coverage_row(
+    ranks: NDArray[np.float64],
+    owner: NDArray | None,
+    *,
+    levels: Sequence[float] = LEVELS,
+    central: bool = True,
+    band: float = 0.95,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return coverage with its bands, by the names that `diagnose` gives them.
+
+    Parameters
+    ----------
+    ranks
+        Of the truth among the draws ``(value,)``.
+    owner
+        Which galaxy each is of; None where all are distinct.
+    levels, central, band
+        As for `~probdeblend.calibration.bands.expected_coverage`.
+    seed
+        Seed of the resampling.
+
+    Returns
+    -------
+    dict
+        Three numbers a level.
+    """
+    row: dict[str, float] = {}
+    for level, covered, *ends in expected_coverage(ranks, levels=levels, central=central, band=band):
+        inside = (np.abs(2 * ranks - 1) if central else ranks) <= level
+        low, high = ends if owner is None else bootstrap(partial(_mean_of, inside), owner, level=band, seed=seed)
+        name = f"coverage_{100 * level:g}"
+        row |= {name: covered, f"{name}_low": low, f"{name}_high": high}
+    return row
 
 
 def _mean_of(values: NDArray[np.bool_], rows: NDArray[np.int64]) -> float:
