@@ -114,7 +114,7 @@ def _fit_images(deblender: Deblender, options: dict) -> Fit:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="About two minutes, with wide bands.")
+@click.option("--quick", is_flag=True, help="A few minutes, with wide bands.")
 @click.option("--library", type=FILE, multiple=True, help="Lone real galaxies, for the sections on them.")
 @weights_option
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Same seed, same report.")
@@ -125,7 +125,7 @@ def validate(**options: object) -> None:
     """Make the validation report: one page with pictures, report.html, and every number, report.json.
 
     Accuracy beside SEP and the published networks, calibration before and after the calibrator, the ladder of
-    misfits, real galaxies, GalSim, masks and the population. Without --quick it takes hours.
+    misfits, real galaxies, GalSim, masks and the population. Without --quick it takes half an hour and more.
 
     \b
     Example:

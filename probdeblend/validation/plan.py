@@ -46,7 +46,7 @@ class Plan:
 
     @classmethod
     def quick(cls, deblender: Deblender, **changes: object) -> Plan:
-        """Return a plan of about two minutes.
+        """Return a plan of a few minutes.
 
         Parameters
         ----------
