@@ -1,7 +1,6 @@
 """Repair of uncertainties: what galaxies of known flux, and pixels of known masks, have shown to be right."""
 
 from .calibrator import Calibrator
-from .coupling import Coupling
 from .groups import FEATURES, LEAST_GALAXIES, Group, estimated_features
 from .maps import NODES, QuantileMap
 from .masks import MaskMap, MaskSums
@@ -11,7 +10,6 @@ __all__ = [
     "LEAST_GALAXIES",
     "NODES",
     "Calibrator",
-    "Coupling",
     "Group",
     "MaskMap",
     "MaskSums",

@@ -1,9 +1,11 @@
 """Repair of posteriors by galaxies of known flux and pixels of known masks.
 
-What is guaranteed is marginal: if a new galaxy is exchangeable with those of a group, an interval between the levels of
-``NODES`` holds its flux as often as it says, to within two over the number of galaxies in the group
-("conformal" maps). Nothing is promised for a population that differs, nor for each galaxy alone; that the pair is right
-jointly is measured, not guaranteed.
+What is guaranteed is marginal: if a new blend is exchangeable with those of a group, an interval between the levels of
+``NODES`` holds its total flux, and its flux ratio, as often as it says, to within two over the number of blends in the
+group ("conformal" maps), as far as the maps of single galaxies, which come before and are learned from the same blends,
+have not adapted to them; where the other galaxy has no answer, the same is true of the flux of the one that has.
+Nothing is promised for a population that differs, nor for each blend alone; that each flux of a pair, and both jointly,
+are right too is measured, not guaranteed.
 """
 
 from __future__ import annotations
@@ -19,16 +21,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..calibration import Reliability
 from ..io import whole_file
-from ..posterior import Flag, Posterior, variance_parts
-from .coupling import Coupling
+from ..posterior import Flag, Posterior
 from .groups import FEATURES, LEAST_GALAXIES, Group, effective_galaxies, estimated_features, pair_features
 from .maps import METHODS, Method, QuantileMap
 from .masks import MaskMap, MaskMethod
+from .pairs import PairMap, apart, second_is_brighter, swapped, together
 
 __all__ = ["Calibrator"]
 
 FORMAT = "probdeblend calibrator"
-VERSION = 4
+VERSION = 5
 SUBJECT = ("flux_kind", "method", "pixel_scale", "network")
 MARGIN = 0.1  # by which a feature may be beyond those that were fitted, in units of their range
 
@@ -41,8 +43,8 @@ class Calibrator:
     ----------
     root
         The groups of galaxies, with their maps.
-    coupling
-        The groups of blends, with what ties their fluxes; None leaves their rank correlation as it is.
+    pairs
+        The groups of blends, with the maps that come after; None where there were too few blends.
     low, high
         Range of each estimated feature among the galaxies that it was fitted on.
     logarithmic
@@ -59,7 +61,7 @@ class Calibrator:
     """
 
     root: Group
-    coupling: Group | None
+    pairs: Group | None
     low: tuple[float, ...]
     high: tuple[float, ...]
     logarithmic: bool
@@ -132,12 +134,15 @@ class Calibrator:
         flux, both, owners = (_of_pairs(array, pairs) for array in (moved, truth, owner))
         if effective_galaxies(owners) < least:
             return fitted
+        swap = second_is_brighter(flux)
+        places, true_places = (apart(swapped(array, swap), logarithmic=logarithmic) for array in (flux, both))
 
-        def couple(rows: NDArray[np.int64], count: int) -> Coupling:
-            return Coupling.fit(flux[rows], both[rows])
+        def learn_pair(rows: NDArray[np.int64], count: int) -> PairMap:
+            return PairMap.fit(places[rows], true_places[rows], method=repair, blends=count // 2)
 
-        coupling = Group.fit(pair_features(features)[pairs], owners, couple, least=2 * least)
-        return replace(fitted, coupling=coupling)
+        # Two galaxies are one blend: groups hold as many blends as those of galaxies hold galaxies.
+        enough = 2 * enough if repair == "isotonic" else 2 * least
+        return replace(fitted, pairs=Group.fit(pair_features(features)[pairs], owners, learn_pair, least=enough))
 
     def with_masks(self, sums: Reliability, *, method: MaskMethod = "isotonic") -> Calibrator:
         """Add the repair of mask probabilities.
@@ -185,16 +190,16 @@ class Calibrator:
         self.check(_subject(posterior))
         draws, features = posterior.draws("blend", "galaxy", "band"), estimated_features(posterior)
         moved = self._moved(draws, features)
+        if self.pairs is not None:
+            both = np.nonzero(np.isfinite(draws).all((1, 3)))
+            moved[both[0], :, both[1]] = self._moved_pairs(_of_pairs(moved, both), pair_features(features)[both])
         flags = posterior.flags.values | Flag.OUTSIDE_CALIBRATION * self._outside(features).astype(np.int64)
         changed: dict[str, Any] = {"flags": (("blend", "galaxy"), flags)}
         if "flux_variance_within" in posterior.dataset:
-            # The coupling moves draws between the passes, but changes no galaxy's own.
-            for name, part in zip(("within", "between"), variance_parts(_in_chains(moved, posterior)), strict=True):
-                changed[f"flux_variance_{name}"] = (("blend", "galaxy", "band"), part)
-        if self.coupling is not None:
-            pairs = np.nonzero(np.isfinite(draws).all((1, 3)))
-            tied = self.coupling.apply(_of_pairs(moved, pairs), pair_features(features)[pairs])
-            moved[pairs[0], :, pairs[1]] = tied
+            # Draws of a pair move between the passes, so that the parts keep their shares.
+            grown = moved.var(-1) / np.maximum(draws.var(-1), np.finfo(float).tiny)
+            for name in ("flux_variance_within", "flux_variance_between"):
+                changed[name] = posterior.dataset[name] * grown
         flux = _in_chains(moved, posterior).astype(posterior.flux.dtype)
         changed["flux"] = (posterior.flux.dims, flux, posterior.flux.attrs)
         if self.mask is not None and "mask" in posterior.dataset:
@@ -209,6 +214,15 @@ class Calibrator:
         moved = draws.copy()
         moved[known] = np.exp(values) if self.logarithmic else values
         return moved
+
+    def _moved_pairs(self, flux: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Repair both fluxes ``(pair, galaxy, draw)``; the central galaxy's draws keep their order."""
+        swap = second_is_brighter(flux)
+        values = self.pairs.apply(apart(swapped(flux, swap), logarithmic=self.logarithmic), features)
+        moved = swapped(together(values, logarithmic=self.logarithmic), swap)
+        ascending = np.take_along_axis(moved, moved[:, :1].argsort(-1), -1)
+        ranks = flux[:, :1].argsort(-1, kind="stable").argsort(-1, kind="stable")
+        return np.take_along_axis(ascending, ranks, -1)
 
     def _outside(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
         room = MARGIN * (np.array(self.high) - np.array(self.low))
@@ -240,13 +254,16 @@ class Calibrator:
         str
             A few lines.
         """
-        leaves = self.root.leaves()
-        least = min(leaf.galaxies for leaf in leaves)
+        groups, members = (self.root, "galaxies") if self.pairs is None else (self.pairs, "blends")
+        each = 1 if self.pairs is None else 2
+        least = min(leaf.galaxies for leaf in groups.leaves()) // each
         ranges = "; ".join(
             f"{name} {low:g} to {high:g}" for name, low, high in zip(FEATURES, self.low, self.high, strict=True)
         )
+        subjects = "each flux" if self.pairs is None else "total flux and flux ratio"
         guarantee = (
-            f"guaranteed: marginal coverage within 2/{least + 1} for galaxies exchangeable with those of their group"
+            f"guaranteed: marginal coverage of {subjects} within 2/{least + 1} "
+            f"for {members} exchangeable with those of their group"
             if self.repair == "conformal"
             else "no guarantee: right on average over galaxies like those that it was fitted on"
         )
@@ -254,7 +271,7 @@ class Calibrator:
             [
                 f"{self.repair} repair of {self.subject['flux_kind']} fluxes of method {self.subject['method']}",
                 f"fitted on {self.fitted_on or 'blends that nobody described'}",
-                f"{len(leaves)} groups of at least {least} galaxies, {self.root.galaxies} in all",
+                f"{len(groups.leaves())} groups of at least {least} {members}, {groups.galaxies // each} in all",
                 f"range (logarithms, and pixels): {ranges}",
                 guarantee,
                 "masks are repaired too" if self.mask else "masks are left as they are",
@@ -283,8 +300,8 @@ class Calibrator:
             One object.
         """
         mask = None if self.mask is None else vars(self.mask)
-        coupling = None if self.coupling is None else self.coupling.plain()
-        numbers = vars(self) | {"root": self.root.plain(), "coupling": coupling, "mask": mask, "features": FEATURES}
+        pairs = None if self.pairs is None else self.pairs.plain()
+        numbers = vars(self) | {"root": self.root.plain(), "pairs": pairs, "mask": mask, "features": FEATURES}
         return json.dumps({"format": FORMAT, "version": VERSION} | numbers)
 
     @classmethod
@@ -346,11 +363,11 @@ class Calibrator:
         try:
             if tuple(numbers.pop("features")) != FEATURES:
                 raise ValueError("a calibrator of other features than this probdeblend has")
-            mask, root, coupling = (numbers.pop(name) for name in ("mask", "root", "coupling"))
-            root, coupling = (None if tree is None else Group.of_plain(tree) for tree in (root, coupling))
+            mask, root, pairs = (numbers.pop(name) for name in ("mask", "root", "pairs"))
+            root, pairs = (None if tree is None else Group.of_plain(tree) for tree in (root, pairs))
             mask = None if mask is None else MaskMap(**{name: tuple(value) for name, value in mask.items()})
             ends = {name: tuple(numbers.pop(name)) for name in ("low", "high")}
-            return cls(root=root, coupling=coupling, mask=mask, **ends, **numbers)
+            return cls(root=root, pairs=pairs, mask=mask, **ends, **numbers)
         except (KeyError, TypeError) as error:
             raise ValueError("a damaged calibrator") from error
 

@@ -7,14 +7,14 @@ halves hold enough galaxies, so that none is too thin to learn from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..posterior import Posterior
-from .coupling import Coupling
 from .maps import QuantileMap
+from .pairs import PairMap
 
 __all__ = ["FEATURES", "LEAST_GALAXIES", "Group", "effective_galaxies", "estimated_features", "pair_features"]
 
@@ -115,7 +115,7 @@ class Group:
     """
 
     galaxies: int
-    repair: QuantileMap | Coupling | None = None
+    repair: QuantileMap | PairMap | None = None
     feature: int = -1
     threshold: float = 0.0
     below: Group | None = None
@@ -126,7 +126,7 @@ class Group:
         cls,
         features: NDArray[np.float64],
         owner: NDArray[np.int64],
-        learn: Callable[[NDArray[np.int64], int], QuantileMap | Coupling],
+        learn: Callable[[NDArray[np.int64], int], QuantileMap | PairMap],
         *,
         least: int,
     ) -> Group:
@@ -224,7 +224,7 @@ class Group:
             Nested.
         """
         if self.below is None:
-            return {"galaxies": self.galaxies, "repair": vars(self.repair)}
+            return {"galaxies": self.galaxies, "repair": asdict(self.repair)}
         sides = {"below": self.below.plain(), "above": self.above.plain()}
         return {"galaxies": self.galaxies, "feature": self.feature, "threshold": self.threshold} | sides
 
@@ -243,8 +243,13 @@ class Group:
             The tree.
         """
         if "below" not in plain:
-            repair = plain["repair"]
-            repair = {name: tuple(value) if isinstance(value, list) else value for name, value in repair.items()}
-            return cls(plain["galaxies"], (Coupling if "factor" in repair else QuantileMap)(**repair))
+            return cls(plain["galaxies"], _repair(plain["repair"]))
         sides = {side: cls.of_plain(plain[side]) for side in ("below", "above")}
         return cls(plain["galaxies"], feature=plain["feature"], threshold=plain["threshold"], **sides)
+
+
+def _repair(plain: dict) -> QuantileMap | PairMap:
+    if "places" in plain:
+        total, ratio = (_repair(plain[name]) for name in ("total", "ratio"))
+        return PairMap(total, ratio, tuple(map(tuple, plain["places"])))
+    return QuantileMap(plain["method"], tuple(plain["given"]), tuple(plain["wanted"]))
