@@ -51,12 +51,18 @@ class Population:
         Number of blends without a draw in any cell, which were left out.
     accepted
         Fraction of the steps of the Markov chain that were taken.
+    edges
+        Edges of the cells of each quantity.
+    number
+        Number, among the cells with shares, of each cell between the edges, and of those outside; -1 for none.
     """
 
     shares: NDArray[np.float64]
     prior_cell: NDArray[np.int64]
     unused: int
     accepted: float
+    edges: tuple[NDArray[np.float64], ...]
+    number: NDArray[np.int64]
 
     def histogram(self, values: ArrayLike, edges: ArrayLike) -> NDArray[np.float64]:
         """Return draws of the distribution of any quantity.
@@ -87,6 +93,33 @@ class Population:
         inside = there & (place < bins)
         joint = np.bincount(place[inside] * cells + self.prior_cell[inside], minlength=bins * cells)
         return self.shares @ (joint.reshape(bins, cells) / np.bincount(self.prior_cell[there], minlength=cells)).T
+
+    def weights(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Return how often to take each of many values, so that they are distributed as this population.
+
+        Parameters
+        ----------
+        values
+            The quantities ``(value, quantity)``.
+
+        Returns
+        -------
+        NDArray
+            Probabilities ``(value,)``: the mean share of a value's cell over the number of values there.
+
+        Raises
+        ------
+        ValueError
+            If no value lies in a cell of the population.
+        """
+        cell = self.number[_cells(np.asarray(values, dtype=np.float64), self.edges)]
+        inside = cell >= 0
+        if not inside.any():
+            raise ValueError("values must lie in cells of the population, got none that does")
+        weight = np.zeros(len(cell))
+        share, count = self.shares.mean(0), np.bincount(cell[inside], minlength=self.shares.shape[1])
+        weight[inside] = share[cell[inside]] / count[cell[inside]]
+        return weight / weight.sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +209,7 @@ def recover_population(
     model = _Model(likelihood[known], np.log(share), _modes(centers / scale))
     chain, accepted = _sample(model, _mode(model), samples=samples, rng=np.random.default_rng(seed))
     shares = np.stack([model.shares(coefficients) for coefficients in chain])
-    return Population(shares, number[place], int((~known).sum()), accepted)
+    return Population(shares, number[place], int((~known).sum()), accepted, tuple(limits), number)
 
 
 def _ascending(edges: ArrayLike) -> NDArray[np.float64]:

@@ -14,14 +14,15 @@ from probdeblend.deconvolution import agreement, recover_population, stack
 from probdeblend.plots.population import plot_population
 from probdeblend.population import (
     MAGNITUDE,
-    concentrated,
     population_result,
     population_table,
+    recover,
     report,
     write_population,
 )
 from probdeblend.posterior import Posterior
 from probdeblend.prior import Prior
+from probdeblend.reweighting import Imitation, concentrated
 from probdeblend.scene import Instrument
 
 ERROR = 0.4
@@ -222,7 +223,7 @@ def test_the_table_of_a_population(table):
             assert sum(rows[name]) == pytest.approx(1, abs=0.03)
         for name in ("low_95", "low_68"):
             assert (rows[name] <= rows[name.replace("low", "high")]).all()
-        assert set(table.meta["p_values"][quantity]) == {"recovered", "medians", "draws"}
+        assert set(table.meta["p_values"][quantity]) == {"recovered", "uncorrected", "medians", "draws"}
         # Medians that are all alike are no distribution.
         assert table.meta["p_values"][quantity]["medians"] < 0.01
     assert "70 blends, 0 of them beyond the prior" in report(table)
@@ -245,28 +246,66 @@ def test_errors_of_the_experiment():
     with pytest.raises(ValueError, match="count must be positive, got 0"):
         population_result(Guess(), count=0)
     pairs = np.zeros((4, 2))
-    for changed in ("prior", "truth"):
-        given = {"prior": pairs, "truth": pairs} | {changed: np.zeros(4)}
-        with pytest.raises(ValueError, match=rf"{changed} must be pairs of magnitudes \(pair, 2\), got shape \(4,\)"):
-            population_table(None, given["prior"], given["truth"], zero_point=25)
+    shape = r"must be pairs of magnitudes \(pair, 2\), got shape \(4,\)"
+    with pytest.raises(ValueError, match=f"prior {shape}"):
+        recover(None, np.zeros(4), zero_point=25)
+    with pytest.raises(ValueError, match=f"truth {shape}"):
+        population_table(None, np.zeros(4))
+    with pytest.raises(ValueError, match=f"imitated {shape}"):
+        population_table(None, pairs, again=SimpleNamespace(), imitated=np.zeros(4))
+
+
+ZERO_POINT = 25.9
+
+
+def normal_trial(truth, *, seed, shift=0.0):
+    """Posteriors of magnitudes with an error of 0.2, under a prior of unit width around 23; too faint by a shift."""
+    rng = np.random.default_rng(seed)
+    narrower = 1 / (1 + 0.2**2)
+    middle = 23.0 + (truth + rng.normal(0, 0.2, truth.shape) - 23.0) * narrower + shift
+    magnitudes = middle + 0.2 * narrower**0.5 * rng.normal(size=(200, *truth.shape))
+    flux = np.exp((ZERO_POINT - magnitudes) / MAGNITUDE)[None, ..., None]
+    answers = Posterior.from_draws(flux, flux_kind="total", method="network")
+    known = {"flux": np.exp((ZERO_POINT - truth) / MAGNITUDE)[..., None], "sky_rms": np.full(len(truth), 1e-3)}
+    return SimpleNamespace(calibrated=answers, truth=known)
 
 
 def test_a_trial_of_exact_posteriors(rng):
-    """Magnitudes of blends with known errors, under a prior of the same width at every depth."""
-    truth = rng.normal(23.3, 0.2, (900, 2))
-    prior, error, zero_point = rng.normal(23.0, 1.0, (60_000, 2)), 0.2, 25.9
-    narrower = 1 / (1 + error**2)
-    middle = 23.0 + (truth + rng.normal(0, error, truth.shape) - 23.0) * narrower
-    magnitudes = middle + error * narrower**0.5 * rng.normal(size=(200, *truth.shape))
-    flux = np.exp((zero_point - magnitudes) / MAGNITUDE)[None, ..., None]
-    answers = Posterior.from_draws(flux, flux_kind="total", method="network")
-    known = {"flux": np.exp((zero_point - truth) / MAGNITUDE)[..., None], "sky_rms": np.full(900, 1e-3)}
-    trial = SimpleNamespace(calibrated=answers, truth=known)
-    table = population_table(trial, prior, rng.normal(23.3, 0.2, (200_000, 2)), zero_point=zero_point)
+    prior = rng.normal(23.0, 1.0, (60_000, 2))
+    first = recover(normal_trial(rng.normal(23.3, 0.2, (900, 2)), seed=1), prior, zero_point=ZERO_POINT)
+    table = population_table(first, rng.normal(23.3, 0.2, (200_000, 2)))
     for p_values in table.meta["p_values"].values():
+        assert p_values["recovered"] == p_values["uncorrected"]
         assert p_values["recovered"] > 0.01
         assert p_values["medians"] < 0.004
         assert p_values["draws"] < 0.004
+
+
+def test_errors_that_posteriors_share_are_taken_off(rng):
+    """Posteriors all too faint by 0.05 mag, a quarter of their error: seen only where many are put together."""
+    prior = rng.normal(23.0, 1.0, (60_000, 2))
+    truth = rng.normal(23.3, 0.2, (900, 2))
+    first = recover(normal_trial(truth, seed=1, shift=0.05), prior, zero_point=ZERO_POINT)
+    weights = first.found.weights(prior)
+    assert weights.sum() == pytest.approx(1)
+    assert weights @ prior[:, 0] == pytest.approx(23.35, abs=0.03)
+    imitated = prior[rng.choice(len(prior), 200_000, p=weights)]
+    again = recover(normal_trial(imitated[:900], seed=2, shift=0.05), prior, zero_point=ZERO_POINT)
+    found = population_table(first, rng.normal(23.3, 0.2, (200_000, 2)), again=again, imitated=imitated)
+    assert found.meta["p_values"]["magnitude"]["uncorrected"] < 0.004
+    for p_values in found.meta["p_values"].values():
+        assert p_values["recovered"] > 0.01
+    with pytest.raises(ValueError, match="values must lie in cells of the population, got none that does"):
+        first.found.weights(prior + 99)
+
+
+def test_an_imitation_is_drawn_as_was_found():
+    prior = Prior.default()
+    pool = prior.sample(400, seed=1)
+    probability = np.where(np.arange(400) < 3, 1 / 3, 0.0)
+    drawn = Imitation(prior, pool, probability).sample(50, seed=2)
+    assert set(drawn) == set(pool)
+    assert {value.item() for value in drawn["magnitude"][:, 0]} == {value.item() for value in pool["magnitude"][:3, 0]}
 
 
 def test_the_command(tmp_path, monkeypatch):
