@@ -13,11 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from .centers import bad_center, light_centers
+from .data import Conditions
+from .flux_prior import FluxPrior
 from .infer import NetworkDraws, draw
 from .inputs import filled, noise_pixels, stamp_pixels
 from .nn.composite import Blend2Flux, Blend2Mask2Flux
 from .nn.heads import NormalHead, StudentTHead
 from .posterior import Flag, Posterior, variance_parts
+from .prior import Prior
 from .recalibration import Calibrator
 from .scene import PIXEL_SCALE_TOLERANCE, Instrument
 
@@ -193,7 +196,15 @@ class Deblender(nn.Module):
             flux_unit=unit,
             pixel_scale=self.instrument.pixel_scale,
             network=self.digest,
+            flux_prior=None if self.flux_prior is None else self.flux_prior.describe(),
         )
+
+    @cached_property
+    def flux_prior(self) -> FluxPrior | None:
+        """Density of the pair's ln(flux / sky_rms) in the training; None where that was not on simulated blends."""
+        if self.description.training.get("source") != "simulated stream":
+            return None
+        return FluxPrior.of(Prior.parse(self.description.prior), Conditions(), self.instrument.zero_point)
 
     @cached_property
     def digest(self) -> str:

@@ -29,6 +29,8 @@ MAX_COMPONENTS = 2 + MAX_KNOTS
 ARM_KNOTS = 3
 SPIRAL_FRACTION = 0.35
 LOPSIDED_FRACTION = 0.25
+# Sérsic index of a galaxy of one profile, for each of `GALAXY_TYPES`: the least, and the range of its quantiles.
+SMOOTH_INDEX = ((1.5, 4.5), (0.5, 1.3), (1.0, 3.0), (0.5, 1.3))
 
 
 def galaxy_components(pairs: Mapping[str, Tensor], instrument: Instrument, *, smooth: bool = False) -> Components:
@@ -61,11 +63,9 @@ def galaxy_components(pairs: Mapping[str, Tensor], instrument: Instrument, *, sm
     present[..., 0] = True
     light["flux"][..., 0], light["half_light_radius"][..., 0] = flux, radius
     light["axis_ratio"][..., 0] = axis_ratio
-    single = torch.where(kind == GALAXY_TYPES.index("sph"), 1.5 + 4.5 * shape, 0.5 + 1.3 * shape)
-    light["sersic_index"][..., 0] = single
+    least, span = torch.tensor(SMOOTH_INDEX)[kind].unbind(-1)
+    light["sersic_index"][..., 0] = least + span * shape
     if smooth:
-        both = kind == GALAXY_TYPES.index("sphd")
-        light["sersic_index"][..., 0] = torch.where(both, 1.0 + 3.0 * shape, single)
         return _components(light, present, pairs, instrument)
     is_a = {name: kind == number for number, name in enumerate(GALAXY_TYPES)}
     _add_disk(light, present, is_a["sphd"], pairs)

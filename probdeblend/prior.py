@@ -31,10 +31,12 @@ from .morphology import galaxy_components
 from .scene import GALAXY_TYPES, STAMP_CENTER, Components, Instrument
 from .separation import SEPARATIONS
 
-__all__ = ["SEPARATIONS", "Prior", "check_crowding", "fit_prior"]
+__all__ = ["SEPARATIONS", "Prior", "check_crowding"]
 
 PUBLISHED_PIXEL_SCALE = 0.06
 RADIUS_RANGE = (0.06, 3.0)
+# Least axis ratio, and the two numbers of the beta distribution of what is left: of spheroids, and of all others.
+FLATTENING = ((0.4, 1.2, 2.0), (0.2, 1.4, 1.6))
 MOST_GALAXIES = 5
 FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))
 
@@ -212,8 +214,8 @@ class Prior:
         """
         kind = pyro.sample("galaxy_type", dist.Categorical(torch.tensor(self.type_probabilities)))
         round_ = kind == GALAXY_TYPES.index("sph")
-        low = torch.where(round_, 0.4, 0.2)
-        flat = pyro.sample("flattening", dist.Beta(torch.where(round_, 1.2, 1.4), torch.where(round_, 2.0, 1.6)))
+        low, first, second = (torch.where(round_, *ends) for ends in zip(*FLATTENING, strict=True))
+        flat = pyro.sample("flattening", dist.Beta(first, second))
         return {
             "galaxy_type": kind,
             "magnitude_and_radius": pyro.sample("magnitude_and_radius", self.magnitude_and_radius(kind)),
@@ -253,7 +255,7 @@ class Prior:
             while sum(len(d["angle"]) for d in drawn) < count or not drawn:
                 drawn.append(self._accepted(max(256, 2 * count)))
             pairs = {name: torch.cat([d[name] for d in drawn])[:count] for name in drawn[0]}
-            pairs |= self._positions(pairs["half_light_radius"] / PUBLISHED_PIXEL_SCALE)
+            pairs |= self.positions(pairs["half_light_radius"] / PUBLISHED_PIXEL_SCALE)
             return pairs | {"present": self._present(pairs["x"])}
 
     def _accepted(self, count: int) -> dict[str, Tensor]:
@@ -266,7 +268,19 @@ class Prior:
         pairs |= {"magnitude": magnitude, "half_light_radius": log_radius.exp().clamp(*RADIUS_RANGE)}
         return {name: value[keep] for name, value in pairs.items()}
 
-    def _positions(self, radius: Tensor) -> dict[str, Tensor]:
+    def positions(self, radius: Tensor) -> dict[str, Tensor]:
+        """Draw the centers of the galaxies of blends from torch's generator.
+
+        Parameters
+        ----------
+        radius
+            Major-axis half-light radii in pixels of 0.06 arcsec ``(blend, galaxy)``.
+
+        Returns
+        -------
+        dict
+            ``x`` and ``y (blend, galaxy)`` in pixels of the stamp.
+        """
         dx, dy = SEPARATIONS[self.separation](radius[:, :2])
         far_x, far_y = SEPARATIONS["anywhere"](radius)
         anywhere = torch.rand(len(radius)) < self.anywhere_fraction
@@ -318,63 +332,24 @@ class Prior:
         """
         return json.dumps(asdict(self))
 
+    @classmethod
+    def parse(cls, text: str) -> Prior:
+        """Make a prior of the JSON that `describe` returns.
+
+        Parameters
+        ----------
+        text
+            The JSON.
+
+        Returns
+        -------
+        Prior
+            The prior.
+        """
+        return cls(**{name: _tuples(value) for name, value in json.loads(text).items()})
+
 
 def _tuples(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return tuple(_tuples(item) for item in value)
     return value.item() if isinstance(value, np.generic) else value
-
-
-def fit_prior(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray, *, seed: int = 0) -> Prior:
-    """Fit the prior's types, magnitudes and radii to a sample of distinct galaxies.
-
-    For each type a Gaussian mixture of one to three components, chosen by the Bayesian information criterion
-    (scikit-learn).
-
-    Parameters
-    ----------
-    types
-        Names out of `GALAXY_TYPES`, one a galaxy.
-    magnitudes
-        AB magnitudes.
-    radii
-        Major-axis half-light radii in arcsec.
-    seed
-        Seed of the fit's starting points.
-
-    Returns
-    -------
-    Prior
-        The fitted prior, with the sample's range of magnitudes rounded outwards to whole ones.
-
-    Raises
-    ------
-    ValueError
-        If a type is unknown, has fewer than 30 galaxies, or a value is not finite or positive.
-    """
-    from sklearn.mixture import GaussianMixture
-
-    types, magnitudes, radii = np.asarray(types), np.asarray(magnitudes, float), np.asarray(radii, float)
-    unknown = sorted(set(types.tolist()) - set(GALAXY_TYPES))
-    if unknown:
-        raise ValueError(f"types must be among {', '.join(GALAXY_TYPES)}, got {', '.join(map(str, unknown))}")
-    if not (np.isfinite(magnitudes).all() and np.isfinite(radii).all() and (radii > 0).all()):
-        raise ValueError("magnitudes must be finite and radii finite and positive")
-    fits = []
-    for name in GALAXY_TYPES:
-        sample = np.column_stack([magnitudes, np.log(radii)])[types == name]
-        if len(sample) < 30:
-            raise ValueError(f"at least 30 galaxies of each type are needed, got {len(sample)} of type {name}")
-        trials = [GaussianMixture(k, n_init=5, random_state=seed, reg_covar=1e-3).fit(sample) for k in (1, 2, 3)]
-        fits.append(min(trials, key=lambda fit, sample=sample: fit.bic(sample)))
-    most = max(fit.n_components for fit in fits)
-    weights, means, covariances = [], [], []
-    for fit in fits:
-        spare = most - fit.n_components
-        weights.append([*np.round(fit.weights_, 4), *[0.0] * spare])
-        means.append([*np.round(fit.means_, 4), *[fit.means_[0].round(4)] * spare])
-        covariances.append([*np.round(fit.covariances_, 5), *[fit.covariances_[0].round(5)] * spare])
-    share = [round(float((types == name).mean()), 4) for name in GALAXY_TYPES]
-    nested = (np.array(item).tolist() for item in (weights, means, covariances))
-    limits = (math.floor(magnitudes.min()), math.ceil(magnitudes.max()))
-    return Prior(tuple(share), *(_tuples(item) for item in nested), magnitude_range=limits)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .scene import STAMP_SIZE, Components
 
-__all__ = ["TABLE_INDEX", "TABLE_WAVENUMBER", "render", "reshape_psf", "sersic_surface_brightness"]
+__all__ = ["TABLE_INDEX", "TABLE_WAVENUMBER", "render", "reshape_psf", "sersic_surface_brightness", "widen_psf"]
 
 _FIELDS = ("flux", "half_light_radius", "sersic_index", "axis_ratio", "angle", "x", "y")
 _INDEX_RANGE = (0.5, 6.0)
@@ -111,6 +111,28 @@ def reshape_psf(psf: Tensor, growth: Tensor, shear: Tensor) -> Tensor:
     return stretched * (psf.sum() / stretched.sum((-2, -1), keepdim=True))
 
 
+def widen_psf(psf: Tensor, growth: Tensor) -> Tensor:
+    """Make a PSF wider, as `reshape_psf` does, but faster.
+
+    Parameters
+    ----------
+    psf
+        Effective PSF ``(y, x)``, square with an odd side.
+    growth
+        Factors of the width ``(number,)``.
+
+    Returns
+    -------
+    Tensor
+        PSFs ``(number, y, x)``.
+    """
+    half = psf.shape[-1] // 2
+    places = torch.arange(-half, half + 1, dtype=psf.dtype, device=psf.device)
+    matrix = torch.sinc(places[:, None] / growth.to(psf)[:, None, None] - places)
+    stretched = matrix @ psf @ matrix.mT
+    return stretched * (psf.sum() / stretched.sum((-2, -1), keepdim=True))
+
+
 def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int = STAMP_SIZE) -> Tensor:
     """Render each galaxy of each blend, convolved with the effective PSF and without noise.
 
@@ -122,8 +144,8 @@ def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int
         The light of the galaxies; components that are not present contribute and cost nothing. Centers
         may lie outside the stamp by at most a quarter of its size.
     psf
-        Effective PSF ``(y, x)`` sampled at `pixel_scale`, pixel included: square, with an odd number of
-        pixels a side, no larger than the stamp.
+        Effective PSF ``(y, x)``, or one a blend ``(blend, y, x)``, sampled at `pixel_scale`, pixel included: square,
+        with an odd number of pixels a side, no larger than the stamp.
     pixel_scale
         Size of a pixel in arcsec.
     size
@@ -141,7 +163,7 @@ def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int
         an axis ratio outside (0, 1] or a center too far out; if the pixel scale is not positive or the PSF is
         of a wrong shape.
     """
-    _check_shapes(psf, pixel_scale, size)
+    _check_shapes(psf, len(components), pixel_scale=pixel_scale, size=size)
     _check_values(components, size)
     values = torch.stack([getattr(components, name) for name in _FIELDS], -1).flatten(0, 1)
     present = components.present.flatten(0, 1)
@@ -154,19 +176,22 @@ def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int
             continue
         transfer = _transfer(psf.to(values), length)
         for galaxies in chosen.nonzero()[:, 0].split(chunk):
-            stamps.append(_render(values[galaxies], present[galaxies], transfer, pixel_scale, size))
+            seen = transfer if psf.ndim == 2 else transfer[galaxies // components.flux.shape[1]]
+            stamps.append(_render(values[galaxies], present[galaxies], seen, pixel_scale, size))
             order.append(galaxies)
     images = torch.cat(stamps).index_select(0, torch.cat(order).argsort())
     return images.reshape(*components.flux.shape[:2], size, size)
 
 
-def _check_shapes(psf: Tensor, pixel_scale: float, size: int) -> None:
+def _check_shapes(psf: Tensor, blends: int, *, pixel_scale: float, size: int) -> None:
     if not pixel_scale > 0:
         raise ValueError(f"pixel_scale must be positive, got {pixel_scale}")
+    if psf.ndim == 3 and len(psf) != blends:
+        raise ValueError(f"psf must be one for all or one for each of {blends} blends, got {len(psf)}")
     shape = tuple(psf.shape)
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] % 2 == 0:
+    if psf.ndim not in (2, 3) or shape[-2] != shape[-1] or shape[-1] % 2 == 0:
         raise ValueError(f"psf must be square with an odd number of pixels a side, got shape {shape}")
-    if shape[0] > size:
+    if shape[-1] > size:
         raise ValueError(f"psf must be no larger than the stamp of {size} pixels, got shape {shape}")
 
 
@@ -205,8 +230,8 @@ def _is_extended(values: Tensor, present: Tensor, length: int, pixel_scale: floa
 
 
 def _render(values: Tensor, present: Tensor, transfer: Tensor, pixel_scale: float, size: int) -> Tensor:
-    """Images (galaxy, y, x) from parameters (galaxy, component, parameter) and the transform of the PSF."""
-    length, number = len(transfer), len(values)
+    """Images (galaxy, y, x) from parameters (galaxy, component, parameter) and the transform of the PSF or PSFs."""
+    length, number = transfer.shape[-2], len(values)
     values, owner = values[present], present.nonzero()[:, 0]
     spectra = _spectra(values, length, pixel_scale)
     total = spectra.new_zeros(number, *spectra.shape[1:]).index_add(0, owner, spectra)
@@ -215,10 +240,10 @@ def _render(values: Tensor, present: Tensor, transfer: Tensor, pixel_scale: floa
 
 
 def _transfer(psf: Tensor, length: int) -> Tensor:
-    """Transform (2 l, l + 1) of the centered PSF."""
+    """Transform (..., 2 l, l + 1) of the centered PSF."""
     half = psf.shape[-1] // 2
     padding = length - psf.shape[-1]
-    centered = torch.nn.functional.pad(psf, (0, padding, 0, padding)).roll((-half, -half), (0, 1))
+    centered = torch.nn.functional.pad(psf, (0, padding, 0, padding)).roll((-half, -half), (-2, -1))
     # The highest frequency of an even grid has no sign, so it cannot carry a shift or a shear.
     keep = torch.ones(length, dtype=psf.dtype, device=psf.device)
     keep[length // 2] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
@@ -19,11 +20,13 @@ from .accuracy import (
     pair_accuracy,
 )
 from .metrics import magnitude_error
-from .prior import fit_prior
+from .prior import Prior
+from .scene import GALAXY_TYPES
 
 __all__ = [
     "accuracy_summary",
     "describe_fit",
+    "fit_prior",
     "published_results",
     "read_blends_table",
     "read_galaxies",
@@ -119,7 +122,7 @@ def describe_fit(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray, *
     Parameters
     ----------
     types, magnitudes, radii, seed
-        As for `~probdeblend.prior.fit_prior`.
+        As for `~probdeblend.published.fit_prior`.
 
     Returns
     -------
@@ -129,7 +132,7 @@ def describe_fit(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray, *
     Raises
     ------
     ValueError
-        As by `~probdeblend.prior.fit_prior`.
+        As by `~probdeblend.published.fit_prior`.
     """
     prior = fit_prior(types, magnitudes, radii, seed=seed)
     numbers = {name: getattr(prior, name) for name in FITTED}
@@ -228,3 +231,59 @@ def published_results() -> dict[str, dict]:
         By method.
     """
     return json.loads((files("probdeblend") / "data" / RESULTS).read_text())
+
+
+def fit_prior(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray, *, seed: int = 0) -> Prior:
+    """Fit the prior's types, magnitudes and radii to a sample of distinct galaxies.
+
+    For each type a Gaussian mixture of one to three components, chosen by the Bayesian information criterion
+    (scikit-learn).
+
+    Parameters
+    ----------
+    types
+        Names out of `GALAXY_TYPES`, one a galaxy.
+    magnitudes
+        AB magnitudes.
+    radii
+        Major-axis half-light radii in arcsec.
+    seed
+        Seed of the fit's starting points.
+
+    Returns
+    -------
+    Prior
+        The fitted prior, with the sample's range of magnitudes rounded outwards to whole ones.
+
+    Raises
+    ------
+    ValueError
+        If a type is unknown, has fewer than 30 galaxies, or a value is not finite or positive.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    types, magnitudes, radii = np.asarray(types), np.asarray(magnitudes, float), np.asarray(radii, float)
+    unknown = sorted(set(types.tolist()) - set(GALAXY_TYPES))
+    if unknown:
+        raise ValueError(f"types must be among {', '.join(GALAXY_TYPES)}, got {', '.join(map(str, unknown))}")
+    if not (np.isfinite(magnitudes).all() and np.isfinite(radii).all() and (radii > 0).all()):
+        raise ValueError("magnitudes must be finite and radii finite and positive")
+    fits = []
+    for name in GALAXY_TYPES:
+        sample = np.column_stack([magnitudes, np.log(radii)])[types == name]
+        if len(sample) < 30:
+            raise ValueError(f"at least 30 galaxies of each type are needed, got {len(sample)} of type {name}")
+        trials = [GaussianMixture(k, n_init=5, random_state=seed, reg_covar=1e-3).fit(sample) for k in (1, 2, 3)]
+        fits.append(min(trials, key=lambda fit, sample=sample: fit.bic(sample)))
+    most = max(fit.n_components for fit in fits)
+    weights, means, covariances = [], [], []
+    for fit in fits:
+        spare = most - fit.n_components
+        weights.append([*np.round(fit.weights_, 4), *[0.0] * spare])
+        means.append([*np.round(fit.means_, 4), *[fit.means_[0].round(4)] * spare])
+        covariances.append([*np.round(fit.covariances_, 5), *[fit.covariances_[0].round(5)] * spare])
+    share = [round(float((types == name).mean()), 4) for name in GALAXY_TYPES]
+    nested = {"weights": weights, "means": means, "covariances": covariances}
+    numbers = {name: np.array(value).tolist() for name, value in nested.items()} | {"type_probabilities": share}
+    limits = (math.floor(magnitudes.min()), math.ceil(magnitudes.max()))
+    return Prior.parse(json.dumps(numbers | {"magnitude_range": limits}))

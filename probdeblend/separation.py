@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .scene import STAMP_SIZE
 
-__all__ = ["SEPARATIONS"]
+__all__ = ["SEPARATIONS", "separation_limits"]
 
 
 def _annulus(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,19 +25,30 @@ def _annulus(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
     return distance * direction.cos(), distance * direction.sin()
 
 
-def _separation_limits(radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner and outer separation in pixels from the pair's radii ``(blend, 2)`` in pixels."""
+def separation_limits(radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the circles between which published companions lie.
+
+    Parameters
+    ----------
+    radius
+        Major-axis half-light radii of the pair in pixels ``(..., 2)``.
+
+    Returns
+    -------
+    inner, outer
+        Least and largest separation in pixels ``(...)``.
+    """
     outer = (4 * radius.amin(-1)).clamp(max=STAMP_SIZE / 2)
     inner = radius.amax(-1)
     return torch.where(inner > outer, 0.8 * outer, inner), outer
 
 
 def _published(radius: Tensor) -> tuple[Tensor, Tensor]:
-    return _annulus(*_separation_limits(radius))
+    return _annulus(*separation_limits(radius))
 
 
 def _public_code(radius: Tensor) -> tuple[Tensor, Tensor]:
-    inner, outer = _separation_limits(radius)
+    inner, outer = separation_limits(radius)
     shift = torch.full((len(radius), 2), math.nan)
     todo = torch.ones(len(radius), dtype=torch.bool)
     for attempt in range(200):

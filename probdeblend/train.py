@@ -128,7 +128,8 @@ class History:
 def _forward(loss: nn.Module, batch: Sequence[Tensor], *, mixed: bool) -> Tensor:
     device = next(loss.parameters()).device
     moved = [part.to(device, non_blocking=True) for part in batch]
-    moved[0] = moved[0].contiguous(memory_format=torch.channels_last)
+    if moved[0].ndim == 4:
+        moved[0] = moved[0].contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
         return loss(*moved)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from probdeblend.prior import Prior, fit_prior
-from probdeblend.published import read_galaxies
+from probdeblend.prior import Prior
+from probdeblend.published import fit_prior, read_galaxies
 from probdeblend.scene import GALAXY_TYPES, STAMP_CENTER
 
 

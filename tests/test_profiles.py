@@ -256,7 +256,8 @@ def test_refuses_impossible_parameters(name, value, message):
     [
         ((4, 4), r"psf must be square with an odd number of pixels a side, got shape \(4, 4\)"),
         ((3, 5), r"psf must be square with an odd number of pixels a side, got shape \(3, 5\)"),
-        ((1, 3, 3), r"psf must be square with an odd number of pixels a side, got shape \(1, 3, 3\)"),
+        ((1, 1, 3, 3), r"psf must be square with an odd number of pixels a side, got shape \(1, 1, 3, 3\)"),
+        ((7, 3, 3), r"psf must be one for all or one for each of 1 blends, got 7"),
         ((17, 17), r"psf must be no larger than the stamp of 16 pixels, got shape \(17, 17\)"),
     ],
 )

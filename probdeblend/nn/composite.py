@@ -19,7 +19,7 @@ from .heads import StudentTHead
 from .layers import stretch
 from .unet import UNet
 
-__all__ = ["Blend2Flux", "Blend2Mask2Flux", "BlendAnswer", "BlendFeatures", "BlendNumbers"]
+__all__ = ["Blend2Flux", "Blend2Mask2Flux", "BlendAnswer", "BlendFeatures", "BlendNumbers", "divide_light"]
 
 
 class BlendFeatures(NamedTuple):
@@ -76,8 +76,23 @@ class BlendAnswer(NamedTuple):
     share: Tensor | None
 
 
-def _divide(image: Tensor, mask: Tensor, share: Tensor) -> Tensor:
-    """Return the light of each galaxy ``(blend, galaxy, y, x)``: inside either mask, divided by the shares."""
+def divide_light(image: Tensor, mask: Tensor, share: Tensor) -> Tensor:
+    """Divide the light inside either mask between the galaxies.
+
+    Parameters
+    ----------
+    image
+        Pixels over sky noise ``(blend, band, y, x)``.
+    mask
+        Mask probabilities ``(blend, galaxy, y, x)``.
+    share
+        Share of the light that is the central galaxy's ``(blend, y, x)``.
+
+    Returns
+    -------
+    Tensor
+        Light of each galaxy ``(blend, galaxy, y, x)``, the mean of the bands.
+    """
     inside = 1 - (1 - mask).prod(1, keepdim=True)
     return inside * torch.stack([share, 1 - share], 1) * image.mean(1, keepdim=True)
 
@@ -217,7 +232,7 @@ class Blend2Mask2Flux(nn.Module):
         if not self.end_to_end:
             seen = seen.detach()
         mask, share = seen[:, :2], seen[:, 2]
-        light = _divide(image, mask, share)
+        light = divide_light(image, mask, share)
         start = light.sum((-2, -1)).clamp(min=1.0).log()
         # The logarithms lie between 0 and 14; the hidden layers like numbers around one.
         flux = self.cnn.encode(torch.cat([channels, mask, torch.asinh(light)], 1), start / 4 - 2)

@@ -5,7 +5,7 @@ The first two dimensions are ArviZ's. Covariances are plain moments of the draws
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -248,6 +248,31 @@ class Posterior:
         """
         index = np.arange(len(self))[blends if isinstance(blends, slice) else np.asarray(blends)]
         return type(self)(self.dataset.isel(blend=np.atleast_1d(index)))
+
+    def reweight(self, log_density: Callable[[np.ndarray], ArrayLike], **settings: object) -> Self:
+        """Replace the prior of the training by the user's own.
+
+        Parameters
+        ----------
+        log_density
+            Called with all fluxes ``(chain, draw, blend, galaxy)`` in image units, returns ``(chain, draw, blend)``:
+            the logarithm of a prior density in ln flux.
+        **settings
+            As for `~probdeblend.importance.reweight`.
+
+        Returns
+        -------
+        Posterior
+            Draws under that prior, with ``effective_samples (blend,)``.
+
+        Raises
+        ------
+        ValueError
+            If a blend has too few effective draws, or it is not known under which prior the draws are.
+        """
+        from ..importance import reweight
+
+        return reweight(self, log_density, **settings)
 
     def summary(self, *, wcs: WCS | None = None) -> QTable:
         """Tabulate the galaxies, a row each (and for each band where there are several).

@@ -1,0 +1,142 @@
+"""Training of the joint guide: simulated blends to features once, then maximum likelihood on these.
+
+The encoder is frozen, so that what it says of each blend is computed a single time; the hidden layers and the head then
+learn from it in minutes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .guide import JointGuide
+from .model import BlendModel
+from .seeds import seed_of
+from .train import History, Schedule, fit
+
+__all__ = ["GuideLikelihood", "encoded_blends", "train_guide"]
+
+CHUNK = 64
+
+
+class GuideLikelihood(nn.Module):
+    """Negative log-likelihood of the unknowns of simulated blends, given features (forward KL).
+
+    Parameters
+    ----------
+    guide
+        The guide.
+    """
+
+    def __init__(self, guide: JointGuide) -> None:
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, features: Tensor, start: Tensor, unknown: Tensor) -> Tensor:
+        """Return the negative log-likelihood in nat.
+
+        Parameters
+        ----------
+        features, start
+            What the guide's ``encode`` returns.
+        unknown
+            True unknowns ``(blend, number)``.
+
+        Returns
+        -------
+        Tensor
+            Scalar.
+        """
+        distribution = self.guide.head.distribution(self.guide.numbers(features.float(), start))
+        return -distribution.log_prob(unknown).mean()
+
+
+def encoded_blends(
+    guide: JointGuide, model: BlendModel, count: int, *, seed: int = 0, progress: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Simulate blends and encode them.
+
+    Parameters
+    ----------
+    guide
+        Its encoder is used.
+    model
+        What blends are drawn from.
+    count
+        Number of blends.
+    seed
+        Same seed, same blends.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    features, start, unknown
+        ``(blend, feature)`` in half precision, and ``(blend, number)`` twice.
+    """
+    parts = []
+    for number in tqdm(range(math.ceil(count / CHUNK)), disable=not progress, desc="blends", unit="batch", leave=False):
+        observed, unknown = model.simulate(min(CHUNK, count - number * CHUNK), seed=seed_of(seed, number))
+        features, start = guide.encode(observed.image[:, None])
+        parts.append((features.half(), start, unknown))
+    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+
+
+def train_guide(
+    guide: JointGuide,
+    model: BlendModel,
+    *,
+    blends: int = 40_000,
+    steps: int = 6000,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = True,
+) -> History:
+    """Train a guide on blends drawn from the model, a tenth of them to validate on.
+
+    Parameters
+    ----------
+    guide
+        The guide; it is left trained and in evaluation mode.
+    model
+        The generative model.
+    blends
+        Number of blends that are drawn.
+    steps, batch_size
+        Number of batches, and blends in each.
+    seed
+        Same seed, same guide.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    History
+        The losses.
+
+    Raises
+    ------
+    ValueError
+        If there are too few blends for two batches.
+    """
+    held_out = blends // 10
+    if held_out < 1 or blends - held_out < batch_size:
+        raise ValueError(f"blends must be enough for a batch of {batch_size} and a tenth to validate on, got {blends}")
+    data = encoded_blends(guide, model, blends, seed=seed, progress=progress)
+    training, validation = ([part[rows] for part in data] for rows in (slice(held_out, None), slice(held_out)))
+    guide.normalize(training[0].float())
+
+    def batches(first: int) -> Iterator[tuple[Tensor, ...]]:
+        for number in range(first, steps):
+            generator = torch.Generator().manual_seed(seed_of(seed, 1, number))
+            rows = torch.randint(len(training[0]), (batch_size,), generator=generator)
+            yield tuple(part[rows] for part in training)
+
+    parts = zip(*(part.split(1024) for part in validation), strict=True)
+    schedule = Schedule(steps, learning_rate=1e-3, validate_every=max(1, steps // 20))
+    torch.manual_seed(seed_of(seed, 2))
+    return fit(GuideLikelihood(guide), batches, list(parts), schedule=schedule, mixed=False, progress=progress)

@@ -1,0 +1,374 @@
+"""Refinement: from a guess of all unknowns of a blend to their posterior under the generative model.
+
+A few damped Gauss-Newton steps (Levenberg 1944, doi:10.1090/qam/10666) lead from the guess to the mode; a Student-t
+distribution around it, as wide as the curvature says, proposes draws; these are weighted by the model's density over
+that of the proposal, with Pareto-smoothed weights (Vehtari et al. 2024, arXiv:1507.02646); and the weighted moments
+make a second proposal. What comes out is exact up to the weights' noise, *if the model is right*: importance weights
+judge the proposal by the model, not the model by the sky.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from torch import Tensor
+
+from .latents import LATENTS
+from .likelihood import expected_periodogram, whitened
+from .model import BlendModel, Observed
+from .scene import MASK_THRESHOLD
+from .seeds import seed_of
+
+__all__ = ["Refined", "prior_moments", "refine", "sensitivity"]
+
+# Steps of central differences: of each latent but the flux, and of the PSF's width.
+STEPS = {"x": 0.02, "y": 0.02, "log_radius": 0.01, "index": 0.03, "stretch_plus": 0.02, "stretch_cross": 0.02}
+GROWTH_STEP = 0.005
+# Farthest that one step goes, by latent and nuisance.
+REACH = {
+    "log_flux": 0.7,
+    "x": 2.0,
+    "y": 2.0,
+    "log_radius": 0.5,
+    "index": 1.0,
+    "stretch_plus": 0.4,
+    "stretch_cross": 0.4,
+}
+NUISANCE_REACH = (0.2, 0.05)
+DAMPING, LESS, MORE = 1e-2, 0.2, 5.0
+DEGREES = 6.0
+OWN = 50.0  # effective draws that the curvature is worth beside the weighted covariance
+PRIOR_DRAWS = 4096
+CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """The posterior of all unknowns, as weighted draws, and how good it is.
+
+    Parameters
+    ----------
+    unknown
+        Draws ``(draw, blend, number)``, in the order of ``BlendModel.split``.
+    log_weight
+        Smoothed and normalized ``(draw, blend)``: exponentials sum to one over the draws.
+    k_hat
+        Shape of the Pareto tail of the weights ``(blend,)``; above ``min(1 - 1 / log10(draws), 0.7)`` they are no use.
+    effective
+        Effective number of draws ``(blend,)``.
+    chi_square
+        Mean square of residuals over their standard deviation, in the pixels where a galaxy is brighter than three
+        times the sky noise ``(blend, galaxy)``; about one where the model is right, NaN where no pixel is.
+    log_evidence, log_evidence_error
+        ln of the mean weight and its standard error ``(blend,)``.
+    """
+
+    unknown: NDArray[np.float64]
+    log_weight: NDArray[np.float64]
+    k_hat: NDArray[np.float64]
+    effective: NDArray[np.float64]
+    chi_square: NDArray[np.float64]
+    log_evidence: NDArray[np.float64]
+    log_evidence_error: NDArray[np.float64]
+
+    def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return weighted means and covariances.
+
+        Returns
+        -------
+        mean, covariance
+            ``(blend, number)`` and ``(blend, number, number)``.
+        """
+        return _moments(self.unknown, np.exp(self.log_weight))
+
+    def resampled(self, draws: int, *, seed: int = 0) -> NDArray[np.float64]:
+        """Return draws without weights, by systematic resampling.
+
+        Parameters
+        ----------
+        draws
+            Number of draws.
+        seed
+            Same seed, same draws.
+
+        Returns
+        -------
+        NDArray
+            ``(draw, blend, number)``; some come more than once.
+        """
+        rng = np.random.default_rng(seed)
+        places = (np.arange(draws)[:, None] + rng.random((draws, self.unknown.shape[1]))) / draws
+        edges = np.exp(self.log_weight).cumsum(0)
+        chosen = [np.searchsorted(edge / edge[-1], place) for edge, place in zip(edges.T, places.T, strict=True)]
+        chosen = rng.permuted(np.minimum(np.stack(chosen, 1), len(edges) - 1), axis=0)
+        return np.take_along_axis(self.unknown, chosen[..., None], 0)
+
+
+def prior_moments(model: BlendModel, observed: Observed, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return mean and precision of the unknowns under the prior.
+
+    Parameters
+    ----------
+    model
+        The model.
+    observed
+        How the images were taken.
+    seed
+        Seed of the draws that they are measured on.
+
+    Returns
+    -------
+    mean, precision
+        ``(blend, number)`` and ``(number, number)``: those of a normal distribution of the same moments.
+    """
+    drawn = model.draw_unknown(PRIOR_DRAWS, sky_rms=torch.ones(PRIOR_DRAWS), seed=seed).double()
+    fixed = torch.tensor([model.sky_level, model.psf_growth]) == 0
+    covariance = torch.cov(drawn.T)
+    covariance[-2:, -2:] += torch.diag(torch.where(fixed, 1e-12, 0.0))
+    mean = drawn.mean(0).expand(len(observed.sky_rms), -1).clone()
+    for galaxy in range(model.galaxies):
+        mean[:, galaxy * len(LATENTS)] -= observed.sky_rms.double().log()
+    return mean, torch.linalg.inv(covariance)
+
+
+def sensitivity(model: BlendModel, unknown: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the expected light, and its derivatives with respect to all unknowns.
+
+    Parameters
+    ----------
+    model
+        The model.
+    unknown
+        ``(blend, number)``.
+
+    Returns
+    -------
+    light, derivatives
+        ``(blend, galaxy, y, x)`` and ``(blend, number, y, x)``, over the sky noise: by central differences, but for
+        fluxes and the sky level.
+    """
+    latents, _, growth = model.split(unknown)
+    light = model.light(latents, growth)
+    columns = {"log_flux": light}
+    for name, step in STEPS.items():
+        moved = torch.zeros(len(LATENTS)).to(latents)
+        moved[LATENTS.index(name)] = step
+        columns[name] = (model.light(latents + moved, growth) - model.light(latents - moved, growth)) / (2 * step)
+    per_galaxy = torch.stack([columns[name] for name in LATENTS], 2).flatten(1, 2)
+    wider, narrower = (model.light(latents, growth + sign * GROWTH_STEP).sum(1) for sign in (1, -1))
+    nuisances = torch.stack([torch.ones_like(wider), (wider - narrower) / (2 * GROWTH_STEP)], 1)
+    return light, torch.cat([per_galaxy, nuisances], 1)
+
+
+def refine(
+    model: BlendModel,
+    observed: Observed,
+    start: Tensor,
+    *,
+    draws: int = 400,
+    steps: int = 8,
+    rounds: int = 2,
+    seed: int = 0,
+) -> Refined:
+    """Find the posterior under the model.
+
+    Parameters
+    ----------
+    model
+        The generative model.
+    observed
+        Images of its size.
+    start
+        A guess of the unknowns ``(blend, number)``, such as the mean of a guide.
+    draws
+        Number of draws of each round.
+    steps
+        Number of Gauss-Newton steps.
+    rounds
+        Number of proposals, each from the draws of the one before.
+    seed
+        Seed of the draws; those of a blend depend on it and on its number in the batch alone.
+
+    Returns
+    -------
+    Refined
+        The draws of the round with the most effective draws.
+
+    Raises
+    ------
+    ValueError
+        If images have another size than the model, the start another shape, or a number is not positive.
+    """
+    _check(model, observed, start, draws=draws, steps=steps, rounds=rounds)
+    parts = []
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for first in range(0, len(start), CHUNK):
+            rows = slice(first, first + CHUNK)
+            part = Observed(*(value[rows] for value in observed))
+            mode, precision = find_mode(model, part, start[rows], steps=steps)
+            parts.append(_weigh(model, part, mode, precision, draws=draws, rounds=rounds, seed=(seed, first)))
+    axes = {"unknown": 1, "log_weight": 1}
+    return Refined(
+        **{name: np.concatenate([vars(part)[name] for part in parts], axes.get(name, 0)) for name in vars(parts[0])}
+    )
+
+
+def _check(model: BlendModel, observed: Observed, start: Tensor, *, draws: int, steps: int, rounds: int) -> None:
+    if tuple(observed.image.shape[1:]) != (model.size, model.size):
+        raise ValueError(f"image must have the model's {model.size} pixels a side, got {tuple(observed.image.shape)}")
+    wanted = (len(observed.image), model.numbers)
+    if tuple(start.shape) != wanted:
+        raise ValueError(f"start must have the shape (blend, number) {wanted}, got {tuple(start.shape)}")
+    for name, value, least in (("draws", draws, 100), ("steps", steps, 1), ("rounds", rounds, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def find_mode(model: BlendModel, observed: Observed, start: Tensor, *, steps: int) -> tuple[Tensor, Tensor]:
+    """Climb to the mode of the posterior, the prior taken as normal.
+
+    Parameters
+    ----------
+    model, observed
+        The model and its images.
+    start
+        ``(blend, number)``.
+    steps
+        Number of damped Gauss-Newton steps.
+
+    Returns
+    -------
+    mode, precision
+        ``(blend, number)`` and ``(blend, number, number)``: the curvature there.
+    """
+    mean, prior_precision = prior_moments(model, observed)
+    reach = torch.tensor([*[REACH[name] for name in LATENTS] * model.galaxies, *NUISANCE_REACH]).double()
+    place = start.double()
+    damping = torch.full((len(place), 1), DAMPING).double()
+    information, gradient, value = _normal_equations(model, observed, place, mean=mean, precision=prior_precision)
+    for _ in range(steps):
+        diagonal = information.diagonal(dim1=-2, dim2=-1)
+        step = torch.linalg.solve(information + torch.diag_embed(damping * diagonal), gradient)
+        ahead = place + step * (reach / step.abs().clamp(min=1e-12)).amin(-1, keepdim=True).clamp(max=1.0)
+        found = _normal_equations(model, observed, ahead, mean=mean, precision=prior_precision)
+        better = found[2] > value
+        place = torch.where(better[:, None], ahead, place)
+        information = torch.where(better[:, None, None], found[0], information)
+        gradient = torch.where(better[:, None], found[1], gradient)
+        value = torch.where(better, found[2], value)
+        damping = damping * torch.where(better, LESS, MORE)[:, None]
+    return place, information
+
+
+def _normal_equations(
+    model: BlendModel, observed: Observed, unknown: Tensor, *, mean: Tensor, precision: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the information, the gradient and the logarithm of the posterior with a normal prior."""
+    light, derivatives = sensitivity(model, unknown.float())
+    noisy = model.noisy(light.sum(1), unknown[:, -2].float(), observed)
+    power = expected_periodogram(model.instrument.noise_kernel, model.size)
+    residual = whitened(noisy.residual(observed.image), power).flatten(1).double()
+    rows = whitened(derivatives / noisy.standard_deviation[:, None], power).flatten(2)
+    information = (rows @ rows.mT).double() + precision
+    offset = unknown - mean
+    gradient = (rows @ residual.float()[..., None])[..., 0].double() - offset @ precision
+    value = noisy.log_prob(observed.image).double() - (offset @ precision * offset).sum(-1) / 2
+    return information, gradient, value
+
+
+def _weigh(
+    model: BlendModel,
+    observed: Observed,
+    mode: Tensor,
+    precision: Tensor,
+    *,
+    draws: int,
+    rounds: int,
+    seed: tuple[int, int],
+) -> Refined:
+    """Draw from proposals and weigh; each blend keeps its best round."""
+    center, covariance, best = mode, torch.linalg.inv(precision), None
+    for number in range(rounds):
+        found = _round(model, observed, center, covariance, draws=draws, seed=(*seed, number))
+        best = found if best is None else _better(best, found)
+        if number + 1 < rounds:
+            mean, scatter = (torch.from_numpy(array) for array in found.moments())
+            trust = torch.from_numpy(found.effective / (found.effective + OWN))
+            center = torch.lerp(center, mean, trust[:, None])
+            covariance = torch.lerp(covariance, scatter, trust[:, None, None])
+    return best
+
+
+def _round(
+    model: BlendModel, observed: Observed, center: Tensor, covariance: Tensor, *, draws: int, seed: tuple[int, ...]
+) -> Refined:
+    scale = torch.linalg.cholesky(covariance * (DEGREES - 2) / DEGREES)
+    proposal = dist.MultivariateStudentT(torch.tensor(DEGREES).double(), center, scale, validate_args=False)
+    drawn = []
+    for blend in range(len(center)):
+        torch.manual_seed(seed_of(*seed, blend))
+        normal = torch.randn(draws, center.shape[-1], dtype=torch.float64)
+        stretch = (DEGREES / torch.distributions.Chi2(DEGREES).sample((draws, 1))).double().sqrt()
+        drawn.append(center[blend] + stretch * normal @ scale[blend].T)
+    unknown = torch.stack(drawn, 1)
+    log_density = model.log_prior(unknown.float(), observed).double()
+    log_density = log_density + _in_pieces(model, unknown.float(), observed)
+    log_weight = (log_density - proposal.log_prob(unknown)).nan_to_num(nan=-math.inf).numpy()
+    smoothed, k_hat = _smoothed(log_weight)
+    effective = 1 / np.exp(2 * smoothed).sum(0)
+    evidence = logsumexp(log_weight, axis=0) - math.log(draws)
+    error = np.sqrt(np.maximum(1 / effective - 1 / draws, 0))
+    mean, _ = _moments(unknown.numpy(), np.exp(smoothed))
+    chi_square = _chi_square(model, observed, torch.from_numpy(mean).float())
+    return Refined(unknown.numpy(), smoothed, k_hat, effective, chi_square, evidence, error)
+
+
+def _in_pieces(model: BlendModel, unknown: Tensor, observed: Observed) -> Tensor:
+    each = max(1, CHUNK // unknown.shape[1])
+    return torch.cat([model.log_likelihood(piece, observed) for piece in unknown.split(each)]).double()
+
+
+def _smoothed(log_weight: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return Pareto-smoothed, normalized log-weights ``(draw, blend)``, and the shapes of their tails."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+        import arviz
+    usable = np.isfinite(log_weight).sum(0) > len(log_weight) // 4
+    finite = np.where(np.isfinite(log_weight), log_weight, log_weight.max(0) - 1e3)
+    finite = np.where(usable, finite, 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        smoothed, k_hat = arviz.psislw(finite.T)
+    smoothed = np.where(usable, np.asarray(smoothed).T, -np.log(len(log_weight)))
+    smoothed = smoothed - logsumexp(smoothed, axis=0)
+    return smoothed, np.where(usable, np.asarray(k_hat), np.inf)
+
+
+def _chi_square(model: BlendModel, observed: Observed, unknown: Tensor) -> NDArray[np.float64]:
+    latents, sky_level, growth = model.split(unknown)
+    light = model.light(latents, growth)
+    residual = model.noisy(light.sum(1), sky_level, observed).residual(observed.image)[:, None]
+    inside = (light > MASK_THRESHOLD).float()
+    return ((residual.square() * inside).sum((-2, -1)) / inside.sum((-2, -1))).double().numpy()
+
+
+def _better(first: Refined, second: Refined) -> Refined:
+    improved = (second.effective > first.effective) & (second.k_hat < np.maximum(first.k_hat, 0.7))
+    axes = {"unknown": improved[None, :, None], "log_weight": improved[None], "chi_square": improved[:, None]}
+    chosen = {
+        name: np.where(axes.get(name, improved), vars(second)[name], value) for name, value in vars(first).items()
+    }
+    return Refined(**chosen)
+
+
+def _moments(values: NDArray, weight: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    mean = np.einsum("dbn,db->bn", values, weight)
+    offset = values - mean
+    return mean, np.einsum("dbn,dbm,db->bnm", offset, offset, weight)
