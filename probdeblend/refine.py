@@ -46,6 +46,8 @@ DAMPING, LESS, MORE = 1e-2, 0.2, 5.0
 DEGREES = 6.0
 OWN = 50.0  # effective draws that the curvature is worth beside the weighted covariance
 PRIOR_DRAWS = 4096
+NOTHING = -700.0  # ln of a weight that is none
+CONVERGED = 0.02  # gain of a step in ln of the posterior
 CHUNK = 64
 
 
@@ -259,11 +261,14 @@ def find_mode(model: BlendModel, observed: Observed, start: Tensor, *, steps: in
         ahead = place + step * (reach / step.abs().clamp(min=1e-12)).amin(-1, keepdim=True).clamp(max=1.0)
         found = _normal_equations(model, observed, ahead, mean=mean, precision=prior_precision)
         better = found[2] > value
+        settled = better & (found[2] - value < CONVERGED)
         place = torch.where(better[:, None], ahead, place)
         information = torch.where(better[:, None, None], found[0], information)
         gradient = torch.where(better[:, None], found[1], gradient)
         value = torch.where(better, found[2], value)
         damping = damping * torch.where(better, LESS, MORE)[:, None]
+        if bool(settled.all()):
+            break
     return place, information
 
 
@@ -347,7 +352,7 @@ def _smoothed(log_weight: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDA
         warnings.simplefilter("ignore", UserWarning)
         smoothed, k_hat = arviz.psislw(finite.T)
     smoothed = np.where(usable, np.asarray(smoothed).T, -np.log(len(log_weight)))
-    smoothed = smoothed - logsumexp(smoothed, axis=0)
+    smoothed = np.maximum(smoothed - logsumexp(smoothed, axis=0), NOTHING)
     return smoothed, np.where(usable, np.asarray(k_hat), np.inf)
 
 

@@ -1,0 +1,398 @@
+"""How many galaxies a stamp holds: training, reliability, and the central flux whatever their number.
+
+A galaxy counts if it can be seen: if its own noiseless light exceeds 3 sky rms, the threshold of masks, in at least
+`VISIBLE_PIXELS` pixels of the stamp, as a galaxy alone must to be segmented (`~probdeblend.photometry.SEGMENTATION`).
+This is a little more than the core of a PSF; what is fainter is sky to every method. Its center may lie off the stamp.
+
+The loss is the cross-entropy, a proper score, on stamps of one, two, three and more galaxies; probabilities are under
+the shares of these in the training, ``crowding``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from astropy.table import Table
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .accuracy import in_bins
+from .calibration.reliability import Reliability
+from .nn.count import CountNetwork
+from .photometry import SEGMENTATION
+from .scene import Blend
+from .seeds import seed_of
+from .streams import EndlessStream
+from .train import History, Schedule, fit
+
+__all__ = [
+    "CROWDING",
+    "SEPARATION_EDGES",
+    "VISIBLE_PIXELS",
+    "CountLikelihood",
+    "CountedBlends",
+    "count_reliability",
+    "count_scores",
+    "counted_blends",
+    "marginal_central_flux",
+    "train_counts",
+    "visible_galaxies",
+]
+
+VISIBLE_PIXELS: int = SEGMENTATION["minimum_area"]
+CROWDING = (6 / 18, 6 / 18, 3 / 18, 2 / 18, 1 / 18)
+"""Shares of one to five galaxies in the training: as many of one as of two, and as of three or more."""
+SEPARATION_EDGES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+"""Edges of the bins of separation over the FWHM of the PSF."""
+
+
+class CountedBlends(NamedTuple):
+    """What is learned from.
+
+    Parameters
+    ----------
+    features
+        What the network's ``encode`` says of each blend ``(blend, feature)``.
+    count
+        Number of visible galaxies, at least 1 ``(blend,)``.
+    separation
+        Least distance between two visible galaxies in pixels ``(blend,)``; NaN where there are not two.
+    """
+
+    features: Tensor
+    count: Tensor
+    separation: Tensor
+
+
+class CountLikelihood(nn.Module):
+    """Cross-entropy of the number of galaxies, given features.
+
+    Parameters
+    ----------
+    network
+        The network.
+    """
+
+    def __init__(self, network: CountNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor, count: Tensor) -> Tensor:
+        """Return the cross-entropy in nat.
+
+        Parameters
+        ----------
+        features
+            What the network's ``encode`` returns.
+        count
+            True numbers of galaxies ``(blend,)``, from 1.
+
+        Returns
+        -------
+        Tensor
+            Scalar.
+        """
+        return nn.functional.cross_entropy(self.network.logits(features), self.network.label(count))
+
+
+def visible_galaxies(blend: Blend) -> tuple[Tensor, Tensor]:
+    """Count the galaxies that can be seen, and measure how close they are.
+
+    Parameters
+    ----------
+    blend
+        Blends with true masks and positions.
+
+    Returns
+    -------
+    count, separation
+        Number of visible galaxies ``(blend,)``, and the least distance between two of them in pixels ``(blend,)``,
+        NaN where there are not two.
+
+    Raises
+    ------
+    ValueError
+        If there are no masks or no positions.
+    """
+    if blend.mask is None or blend.x is None or blend.y is None:
+        raise ValueError("blend must have masks and positions to count galaxies, got one without")
+    visible = blend.mask.sum((-2, -1)) >= VISIBLE_PIXELS
+    places = torch.stack([blend.x, blend.y], -1)
+    itself = torch.eye(visible.shape[1], dtype=torch.bool, device=visible.device)
+    two = visible[:, :, None] & visible[:, None] & ~itself
+    least = torch.cdist(places, places).masked_fill(~two, math.inf).amin((-2, -1))
+    return visible.sum(-1), least.masked_fill(least.isinf(), math.nan)
+
+
+def counted_blends(
+    network: CountNetwork, stream: EndlessStream, blends: int, *, progress: bool = True
+) -> CountedBlends:
+    """Encode the first blends of a stream, and count what they show.
+
+    Parameters
+    ----------
+    network
+        Its encoder is used.
+    stream
+        Blends with masks and positions.
+    blends
+        Number of blends.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    CountedBlends
+        On the network's device. A stamp in which nothing can be seen counts as one galaxy, the one that is asked for.
+
+    Raises
+    ------
+    ValueError
+        If there are no blends to encode.
+    """
+    if blends < 1:
+        raise ValueError(f"blends must be at least 1, got {blends}")
+    device, done, parts = network.feature_mean.device, 0, []
+    with tqdm(total=blends, disable=not progress, desc="blends", unit="blend", leave=False) as bar:
+        while done < blends:
+            blend = stream.blend(len(parts))
+            count, separation = visible_galaxies(blend)
+            features = network.encode((blend.image / blend.sky_rms[:, None, None, None]).to(device))
+            parts.append((features, count.clamp(min=1).to(device), separation.to(device)))
+            done += len(blend)
+            bar.update(len(blend))
+    return CountedBlends(*(torch.cat(values)[:blends] for values in zip(*parts, strict=True)))
+
+
+def train_counts(
+    network: CountNetwork,
+    stream: EndlessStream,
+    *,
+    blends: int = 40_000,
+    steps: int = 4000,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = True,
+) -> History:
+    """Train a network on blends of a stream, a tenth of them to validate on and to fit the temperature.
+
+    Parameters
+    ----------
+    network
+        The network; it is left trained, with its temperature, and in evaluation mode.
+    stream
+        Blends with masks and positions: a `~probdeblend.streams.SimulatedStream` whose prior has `CROWDING`.
+    blends
+        Number of blends, the first ones of the stream.
+    steps, batch_size
+        Number of batches, and blends in each.
+    seed
+        Seed of the batches and of dropout.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    History
+        The losses.
+
+    Raises
+    ------
+    ValueError
+        If there are too few blends for a batch and a tenth to validate on.
+    """
+    held_out = blends // 10
+    if held_out < 1 or blends - held_out < batch_size:
+        raise ValueError(f"blends must be enough for a batch of {batch_size} and a tenth to validate on, got {blends}")
+    counted = counted_blends(network, stream, blends, progress=progress)
+    rows = (slice(held_out, None), slice(held_out))
+    training, validation = (CountedBlends(*(part[chosen] for part in counted)) for chosen in rows)
+    network.normalize(training.features)
+    network.temperature.fill_(1.0)
+
+    def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for number in range(first, steps):
+            generator = torch.Generator().manual_seed(seed_of(seed, 0, number))
+            rows = torch.randint(len(training.count), (batch_size,), generator=generator)
+            yield training.features[rows], training.count[rows]
+
+    schedule = Schedule(steps, learning_rate=1e-3, weight_decay=1e-2, validate_every=max(1, steps // 20))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, 1))
+        history = fit(
+            CountLikelihood(network), batches, [validation[:2]], schedule=schedule, mixed=False, progress=progress
+        )
+    network.fit_temperature(validation.features, validation.count)
+    return history
+
+
+def count_scores(probability: ArrayLike, truth: ArrayLike) -> Table:
+    """Score probabilities of the number of galaxies.
+
+    Parameters
+    ----------
+    probability
+        Probabilities of one galaxy, two, ..., and as many as there are classes or more ``(blend, class)``.
+    truth
+        True numbers ``(blend,)``, from 1.
+
+    Returns
+    -------
+    Table
+        A row a class: ``galaxies``, its number; ``predicted`` and ``observed``, its mean probability and its share;
+        ``accuracy``, the fraction of its blends in which it is the most probable one (NaN of none);
+        ``calibration_error`` and ``brier_score`` of its probability. The table's ``meta`` has the same of all:
+        ``blends``, ``accuracy``, ``calibration_error`` (mean over classes), ``brier_score`` (sum over classes, as Brier
+        1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2, has it), and ``log_loss``, the cross-entropy in nat.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, there are no blends, a row is no distribution, or a truth is no number from 1.
+    """
+    probability, truth = _answers(probability, truth)
+    classes, label = probability.shape[1], np.minimum(truth, probability.shape[1]) - 1
+    right = probability.argmax(1) == label
+    rows = []
+    for number in range(classes):
+        true = label == number
+        sums = Reliability.measure(probability[:, number], true)
+        rows.append(
+            {
+                "galaxies": str(number + 1) if number + 1 < classes else f"{classes}+",
+                "predicted": probability[:, number].mean(),
+                "observed": true.mean(),
+                "accuracy": right[true].mean() if true.any() else np.nan,
+                "calibration_error": sums.calibration_error,
+                "brier_score": sums.brier_score,
+            }
+        )
+    table = Table(rows)
+    true_probability = np.maximum(probability[np.arange(len(label)), label], np.finfo(float).tiny)
+    table.meta = {
+        "blends": len(label),
+        "accuracy": float(right.mean()),
+        "calibration_error": float(table["calibration_error"].mean()),
+        "brier_score": float(table["brier_score"].sum()),
+        "log_loss": float(-np.log(true_probability).mean()),
+    }
+    return table
+
+
+def count_reliability(
+    probability: ArrayLike, truth: ArrayLike, separation: ArrayLike, *, edges: ArrayLike = SEPARATION_EDGES
+) -> Table:
+    """Say how often a blend is taken for one galaxy, and whether its probability is right, in bins of separation.
+
+    With the *true* separation, which single galaxies do not have, ``unrecognized`` and ``probability_two`` say what can
+    be told from images; ``observed`` is then 1, and what ``predicted`` lacks is no error. With a separation that is
+    *estimated*, for single galaxies too (from the positions of a posterior of pairs), calibrated probabilities have
+    ``observed`` between ``low_observed`` and ``high_observed``.
+
+    Parameters
+    ----------
+    probability
+        Probabilities of one galaxy, two, ..., and as many as there are classes or more ``(blend, class)``.
+    truth
+        True numbers ``(blend,)``, from 1.
+    separation
+        Separation over the FWHM of the PSF ``(blend,)``; NaN where there is none.
+    edges
+        Ascending edges of the bins; a value on an edge is in the bin above it, and the last edge is in the last bin.
+
+    Returns
+    -------
+    Table
+        A row a bin: ``low``, ``high``, the number of ``blends``; ``predicted``, their mean probability of two or more,
+        and ``observed``, the share with two or more, with the ends of the binomial 95 % band around ``predicted``;
+        the number of true ``pairs``, their mean ``probability_two`` (of two or more), and ``unrecognized``, the
+        fraction of them that is called single with more than 50 %. NaN of none. Its ``meta`` is that of `count_scores`.
+
+    Raises
+    ------
+    ValueError
+        As `count_scores`; if there is not a separation a blend, or edges do not ascend.
+    """
+    scores = count_scores(probability, truth)
+    probability, truth = _answers(probability, truth)
+    separation = np.asarray(separation, dtype=np.float64)
+    if separation.shape != truth.shape:
+        raise ValueError(f"separation must have the shape of truth {truth.shape}, got {separation.shape}")
+    several = 1 - np.clip(probability[:, 0], 0, 1)
+    rows = [
+        {"low": low, "high": high} | _reliability_row(several[inside], truth[inside])
+        for low, high, inside in in_bins(separation, edges)
+    ]
+    return Table(rows, meta=scores.meta)
+
+
+def _reliability_row(several: NDArray[np.float64], truth: NDArray[np.int64]) -> dict[str, float]:
+    names = ("predicted", "observed", "low_observed", "high_observed")
+    curve = Reliability.measure(several, truth > 1, edges=(0.0, 1.0)).curve()
+    values = [curve[name.removesuffix("_observed")] for name in names]
+    pairs = several[truth == 2]
+    return (
+        {"blends": len(truth)}
+        | {name: float(value[0]) if len(value) else np.nan for name, value in zip(names, values, strict=True)}
+        | {
+            "pairs": len(pairs),
+            "probability_two": pairs.mean() if len(pairs) else np.nan,
+            "unrecognized": (pairs < 0.5).mean() if len(pairs) else np.nan,
+        }
+    )
+
+
+def _answers(probability: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    truth = np.asarray(truth)
+    if truth.ndim != 1 or not len(truth) or truth.dtype.kind not in "iu" or truth.min() < 1:
+        raise ValueError(f"truth must be at least one whole number from 1 a blend, got {truth.tolist()}")
+    return _distributions(probability, len(truth)), truth
+
+
+def _distributions(probability: ArrayLike, blends: int) -> NDArray[np.float64]:
+    probability = np.asarray(probability, dtype=np.float64)
+    if probability.ndim != 2 or probability.shape[0] != blends or probability.shape[1] < 2:
+        raise ValueError(f"probability must have the shape ({blends}, class >= 2), got {probability.shape}")
+    if not ((probability >= 0).all() and np.allclose(probability.sum(1), 1, atol=1e-4)):
+        raise ValueError("probability must not be negative and must sum to 1 over the classes")
+    return probability
+
+
+def marginal_central_flux(draws: ArrayLike, probability: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
+    """Marginalize the central galaxy's flux over the number of galaxies.
+
+    If there is one galaxy, all light that a posterior of pairs divides is its own: the pair's total, which is the
+    simplest honest flux of a single galaxy that such a posterior can give, though it has never seen one. If there are
+    two or more, the central galaxy's flux is that of the posterior. The answer is the mixture of both.
+
+    Parameters
+    ----------
+    draws
+        Posterior draws ``(draw, blend, galaxy)`` of the fluxes of pairs, the central galaxy first; not logarithms.
+    probability
+        Probabilities of one galaxy, two, ... ``(blend, class)``.
+    seed
+        Same seed, same draws; those of a blend depend on it and on the number of the blend alone.
+
+    Returns
+    -------
+    NDArray
+        Draws ``(draw, blend)`` of the central galaxy's flux.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, or a row of the probabilities is no distribution.
+    """
+    draws = np.asarray(draws, dtype=np.float64)
+    if draws.ndim != 3 or draws.shape[2] != 2:
+        raise ValueError(f"draws must have the shape (draw, blend, 2), got {draws.shape}")
+    probability = _distributions(probability, draws.shape[1])
+    uniform = [np.random.default_rng([seed, blend]).random(len(draws)) for blend in range(draws.shape[1])]
+    single = probability[:, 0] > np.reshape(uniform, draws.shape[1::-1]).T
+    return np.where(single, draws.sum(2), draws[:, :, 0])

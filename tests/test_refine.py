@@ -1,0 +1,186 @@
+"""Refinement under the model, the bound on it, and the reference that judges it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from probdeblend.bound import fisher_information, van_trees_bound
+from probdeblend.latents import LATENTS
+from probdeblend.model import BlendModel, Observed
+from probdeblend.prior import Prior
+from probdeblend.reference import Reference, sample_reference
+from probdeblend.refine import Refined, find_mode, prior_moments, refine, sensitivity
+from probdeblend.scene import Instrument
+
+FLUX = [0, len(LATENTS)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return BlendModel(Prior.default(), Instrument.candels_f160w(), size=48)
+
+
+def near_pairs(model, count, *, seed):
+    """Blends whose companion is well inside the small images, and a guess that is off."""
+    observed, unknown = model.simulate(6 * count, seed=seed)
+    place = unknown[:, [8, 9]].abs().amax(-1)
+    rows = (place < 14).nonzero()[:count, 0]
+    assert len(rows) == count
+    unknown = unknown[rows]
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.tensor([0.1, 0.2, 0.2, 0.2, 0.5, 0.1, 0.1] * 2 + [0.0, 0.0])
+    start = unknown + scale * torch.randn(unknown.shape, generator=generator)
+    return Observed(*(value[rows] for value in observed)), unknown, start
+
+
+@pytest.fixture(scope="module")
+def pairs(model):
+    return near_pairs(model, 5, seed=2)
+
+
+@pytest.fixture(scope="module")
+def refined(model, pairs):
+    observed, _, start = pairs
+    return refine(model, observed, start, draws=200, seed=1)
+
+
+def test_derivatives_are_those_of_the_light(model, pairs):
+    """Central differences over a step twice as long agree."""
+    _, unknown, _ = pairs
+    light, derivatives = sensitivity(model, unknown)
+    assert light.shape == (5, 2, 48, 48)
+    assert derivatives.shape == (5, 16, 48, 48)
+    for number, step in ((0, 0.02), (1, 0.05), (10, 0.02), (12, 0.05), (15, 0.01)):
+        moved = torch.zeros(16)
+        moved[number] = step
+        ends = []
+        for sign in (1, -1):
+            latents, _, growth = model.split(unknown + sign * moved)
+            ends.append(model.light(latents, growth).sum(1))
+        found = (ends[0] - ends[1]) / (2 * step)
+        scale = found.abs().amax((-2, -1)).clamp(min=1.0)
+        assert float(((found - derivatives[:, number]).abs().amax((-2, -1)) / scale).max()) < 0.02
+
+
+def test_the_mode_is_found(model, pairs):
+    """Errors of the mode, in units of the curvature, are those of a normal distribution; the guess is far off."""
+    observed, unknown, start = pairs
+    mode, precision = find_mode(model, observed, start, steps=10)
+    covariance = torch.linalg.inv(precision)
+    scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    assert float(((start - unknown) / scale).square().mean().sqrt()) > 3
+    assert float(((mode - unknown) / scale)[:, FLUX].abs().max()) < 4.5
+    assert float(((mode - unknown) / scale).square().mean().sqrt()) < 1.6
+
+
+def test_refined_draws(model, pairs, refined):
+    _, unknown, _ = pairs
+    np.testing.assert_allclose(np.exp(refined.log_weight).sum(0), 1)
+    assert (refined.effective > 30).mean() > 0.6
+    assert (refined.k_hat < 0.7).mean() > 0.6
+    good = refined.k_hat < 0.7
+    mean, covariance = refined.moments()
+    scale = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    assert np.abs((mean - unknown.numpy()) / scale)[good][:, FLUX].max() < 5
+    assert np.nanmedian(refined.chi_square[good]) == pytest.approx(1, abs=0.15)
+    assert refined.log_evidence_error.max() < 1
+    bound = np.sqrt(np.diagonal(van_trees_bound(model, pairs[0], unknown), axis1=1, axis2=2))
+    assert 0.7 < np.median((scale / bound)[good][:, FLUX]) < 1.5
+
+
+def test_weights_become_draws(refined):
+    drawn = refined.resampled(4000, seed=3)
+    mean, covariance = refined.moments()
+    scale = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    assert drawn.shape == (4000, 5, 16)
+    # Systematic resampling: means follow the weights closer than independent draws would.
+    assert np.abs((drawn.mean(0) - mean) / scale).max() < 4 / np.sqrt(4000) * 2
+    np.testing.assert_array_equal(drawn, refined.resampled(4000, seed=3))
+
+
+@pytest.mark.slow
+def test_same_seed_same_answer_in_any_batch(model, pairs):
+    observed, _, start = pairs
+    first, again = (refine(model, observed, start, draws=100, steps=2, rounds=1, seed=5) for _ in range(2))
+    np.testing.assert_array_equal(first.unknown, again.unknown)
+    few = Observed(*(value[:2] for value in observed))
+    part = refine(model, few, start[:2], draws=100, steps=2, rounds=1, seed=5)
+    np.testing.assert_allclose(part.unknown, first.unknown[:, :2], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_wrong_model_shows_in_chi_square(model, pairs):
+    """A ring that no Sérsic galaxy has."""
+    observed, _, start = pairs
+    axis = torch.arange(48) - 23.5
+    distance = torch.hypot(axis[:, None], axis)
+    ringed = observed._replace(image=observed.image + 40 * torch.exp(-((distance - 6) ** 2)))
+    found = refine(model, ringed, start, draws=100, steps=4, rounds=1)
+    assert (found.chi_square[:, 0] > 2).all()
+
+
+def test_more_exposure_is_more_information(model, pairs):
+    observed, unknown, _ = pairs
+    deeper = observed._replace(exposure=4 * observed.exposure)
+    first, second = (fisher_information(model, taken, unknown) for taken in (observed, deeper))
+    assert bool((second.diagonal(dim1=-2, dim2=-1) >= first.diagonal(dim1=-2, dim2=-1) * 0.999).all())
+    bound, known = (
+        np.diagonal(van_trees_bound(chosen, observed, unknown), axis1=1, axis2=2)
+        for chosen in (model, replace(model, sky_level=1e-6, psf_growth=1e-6))
+    )
+    assert (known[:, FLUX] <= bound[:, FLUX] * 1.001).all()
+    assert (known[:, FLUX] < 0.99 * bound[:, FLUX]).any()
+
+
+def test_moments_of_the_prior(model, pairs):
+    observed, _, _ = pairs
+    mean, precision = prior_moments(model, observed)
+    drawn = model.draw_unknown(3000, sky_rms=observed.sky_rms[:1].expand(3000), seed=9).double()
+    np.testing.assert_allclose(mean[0], drawn.mean(0), atol=4 * drawn.std(0).max() / np.sqrt(3000))
+    scale = torch.linalg.inv(precision).diagonal().sqrt()
+    np.testing.assert_allclose(scale / drawn.std(0), 1, atol=0.08)
+
+
+def test_refuses(model, pairs, refined):
+    observed, _, start = pairs
+    with pytest.raises(ValueError, match=r"image must have the model's 64 pixels a side, got \(5, 48, 48\)"):
+        refine(replace(model, size=64), observed, start)
+    with pytest.raises(ValueError, match=r"start must have the shape \(blend, number\) \(5, 16\), got \(5, 3\)"):
+        refine(model, observed, start[:, :3])
+    for name, least in (("draws", 100), ("steps", 1), ("rounds", 1)):
+        with pytest.raises(ValueError, match=f"{name} must be at least {least}, got 0"):
+            refine(model, observed, start, **{name: 0})
+    for changed, message in (
+        ({"blend": 5}, "blend must be one of 5, got 5"),
+        ({"chains": 1}, "chains must be at least 2, so that they can be compared, got 1"),
+        ({"draws": 3}, "draws must be at least 50 a chain, got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_reference(model, observed, refined, **changed)
+
+
+def test_what_counts_as_converged():
+    draws = np.zeros((2, 5, 3))
+    good = Reference(draws, np.full(3, 1.005), np.full(3, 500.0))
+    assert good.converged
+    assert not replace(good, r_hat=np.array([1.0, 1.02, 1.0])).converged
+    assert not replace(good, effective=np.array([500.0, 500.0, 300.0])).converged
+
+
+@pytest.mark.slow
+def test_the_reference_agrees(model, pairs):
+    """NUTS on the same density: means and widths within what so few draws tell."""
+    observed, _, start = pairs
+    found = refine(model, observed, start, draws=400, seed=1)
+    assert isinstance(found, Refined)
+    blend = int(found.effective.argmax())
+    reference = sample_reference(model, observed, found, blend=blend, draws=60, progress=False)
+    assert reference.unknown.shape == (2, 60, 16)
+    assert (reference.r_hat < 1.2).all()
+    drawn = reference.unknown.reshape(-1, 16)
+    mean, covariance = (moment[blend] for moment in found.moments())
+    scale = np.sqrt(np.diag(covariance))
+    assert np.abs((drawn.mean(0) - mean) / scale).max() < 0.6
+    assert np.exp(np.abs(np.log(drawn.std(0) / scale))).max() < 1.6
