@@ -323,7 +323,7 @@ def count_reliability(
     separation = np.asarray(separation, dtype=np.float64)
     if separation.shape != truth.shape:
         raise ValueError(f"separation must have the shape of truth {truth.shape}, got {separation.shape}")
-    several = 1 - np.clip(probability[:, 0], 0, 1)
+    several = 1 - probability[:, 0]
     rows = [
         {"low": low, "high": high} | _reliability_row(several[inside], truth[inside])
         for low, high, inside in in_bins(separation, edges)
@@ -360,7 +360,7 @@ def _distributions(probability: ArrayLike, blends: int) -> NDArray[np.float64]:
         raise ValueError(f"probability must have the shape ({blends}, class >= 2), got {probability.shape}")
     if not ((probability >= 0).all() and np.allclose(probability.sum(1), 1, atol=1e-4)):
         raise ValueError("probability must not be negative and must sum to 1 over the classes")
-    return probability
+    return np.minimum(probability, 1)
 
 
 def marginal_central_flux(draws: ArrayLike, probability: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
@@ -368,7 +368,8 @@ def marginal_central_flux(draws: ArrayLike, probability: ArrayLike, *, seed: int
 
     If there is one galaxy, all light that a posterior of pairs divides is its own: the pair's total, which is the
     simplest honest flux of a single galaxy that such a posterior can give, though it has never seen one. If there are
-    two or more, the central galaxy's flux is that of the posterior. The answer is the mixture of both.
+    two or more, the central galaxy's flux is that of the posterior, which has not seen three or more either: there it
+    is off, and so is the answer, the mixture of both.
 
     Parameters
     ----------

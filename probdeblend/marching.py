@@ -196,7 +196,7 @@ def march(
         raise ValueError(f"noise_draws must be at least {LEAST_DRAWS}, got {noise_draws}")
     scenes = scenes or Scenes()
     sampling = {"draws": draws, "passes": passes}
-    prior_sd, fwhm = _prior_sd(), _full_width_half_maximum(deblender.instrument)
+    prior_sd, fwhm = _prior_sd(), deblender.instrument.fwhm
     stage = _Stage.of(scenes, deblender.instrument.to("cpu"))
     rows: dict[str, list[dict[str, object]]] = {}
     with tqdm(total=len(scenes) * noise_draws, desc="march", unit="image", disable=not progress, leave=False) as bar:
@@ -316,15 +316,6 @@ def _prior_sd() -> NDArray[np.float64]:
     log_flux = -0.4 * math.log(10) * magnitude
     each = log_flux.std()
     return np.array([each, each, np.logaddexp(*log_flux.T).std()])
-
-
-def _full_width_half_maximum(instrument: Instrument) -> float:
-    """Return the FWHM in pixels of a Gaussian through the PSF's core, which is above half its peak."""
-    psf = instrument.psf.double().cpu().numpy()
-    rows, columns = np.indices(psf.shape) - len(psf) // 2
-    core = psf > psf.max() / 2
-    slope, _ = np.polyfit((rows**2 + columns**2)[core], np.log(psf[core]), 1)
-    return 2 * math.sqrt(-math.log(2) / slope)
 
 
 def report(table: Table) -> str:

@@ -7,7 +7,8 @@ doi:10.1002/jae.3950080507).
 
 The tested population differs from the training prior in magnitudes alone: its galaxies gather within 0.2 mag of 23.3,
 about as closely as the errors of two galaxies that overlap. The two galaxies of a pair are no independent draws, so
-that `~probdeblend.deconvolution` is given both magnitudes. Networks see images in units of the sky noise alone: their
+that `~probdeblend.deconvolution` is given both: the magnitude of the two together, which is known best, and the
+difference. Networks see images in units of the sky noise alone: their
 prior is that of flux over noise, over all depths of the training.
 """
 
@@ -50,7 +51,7 @@ LEVELS = (0.68, 0.95)
 TESTED = {"center": 23.3, "width": 0.2}
 SKY_RMS = 4e-3  # the middle of the training's, in e-/s
 EXPOSURE = 3200.0
-CELL = 0.125
+CELLS = (0.05, 0.1)  # of the magnitude of both together, which is known best, and of the difference
 PAIRS = 50  # of the prior for each blend, so that their noise is small beside that of the blends
 DEPTHS = 8  # at which each of them is used
 CHUNK = 50_000
@@ -69,7 +70,7 @@ class Recovered:
     magnitudes
         Posterior draws ``(draw, blend, galaxy)``.
     found
-        The distribution of pairs of magnitudes.
+        The distribution of the magnitude of both galaxies together, and of the difference.
     histograms
         Draws of the share of each bin ``(sample, bin)``, of "magnitude" and "ln flux ratio".
     """
@@ -108,8 +109,12 @@ def recover(trial: Trial, prior: ArrayLike, *, zero_point: float, samples: int =
     prior = _pairs("prior", prior)
     log_flux, _ = log_fluxes(trial.calibrated, trial.truth["flux"], trial.truth["sky_rms"])
     magnitudes = zero_point - MAGNITUDE * log_flux
-    cells = np.arange(np.floor(prior.min()), np.ceil(prior.max()) + CELL, CELL)
-    found = recover_population(magnitudes, prior, (cells, cells), samples=samples, seed=seed)
+    coordinates = _coordinates(prior)
+    cells = [
+        np.arange(np.floor(low), np.ceil(high) + width, width)
+        for low, high, width in zip(coordinates.min(0), coordinates.max(0), CELLS, strict=True)
+    ]
+    found = recover_population(_coordinates(magnitudes), coordinates, cells, samples=samples, seed=seed)
     counts = (found.histogram(prior[:, 0], MAGNITUDES) + found.histogram(prior[:, 1], MAGNITUDES)) / 2
     ratios = found.histogram(_log_ratio(prior), LOG_RATIOS)
     return Recovered(magnitudes, found, dict(zip(BINS, (counts, ratios), strict=True)))
@@ -184,6 +189,12 @@ def _pairs(name: str, value: ArrayLike) -> NDArray[np.float64]:
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
         raise ValueError(f"{name} must be pairs of magnitudes (pair, 2), got shape {pairs.shape}")
     return pairs
+
+
+def _coordinates(magnitudes: NDArray) -> NDArray[np.float64]:
+    """Return the magnitude of both galaxies together, and the difference of their magnitudes ``(..., 2)``."""
+    total = -MAGNITUDE * np.logaddexp(-magnitudes[..., 0] / MAGNITUDE, -magnitudes[..., 1] / MAGNITUDE)
+    return np.stack([total, magnitudes[..., 0] - magnitudes[..., 1]], -1)
 
 
 def _log_ratio(magnitudes: NDArray) -> NDArray:
@@ -262,11 +273,20 @@ def population_result(
         return recover(trial, prior, zero_point=zero_point, seed=seed + number)
 
     first = ask(tested, 0)
-    imitation = Imitation(trained, pool, first.found.weights(_magnitudes(pool)))
+    imitation = _imitation(first.found, trained, pool, seed=seed_of(seed, 6))
     again = ask(imitation, 4)
     imitated = _magnitudes(imitation.sample(pairs, seed=seed_of(seed, 5)))
     truth = _magnitudes(_sampled(tested, pairs, seed=seed_of(seed, 3)))
     return population_table(first, truth, again=again, imitated=imitated, seed=seed)
+
+
+def _imitation(found: Population, prior: Prior, pool: dict[str, Tensor], *, seed: int) -> Imitation:
+    """Return what was found, made of pairs that are drawn around it, so that few come twice."""
+    magnitudes = _magnitudes(pool)
+    weights = found.weights(_coordinates(magnitudes)) @ np.stack([magnitudes, magnitudes**2]).sum(-1).T / 2
+    center, width = weights[0], 2 * np.sqrt(weights[1] - weights[0] ** 2)
+    near = _sampled(concentrated(prior, center=center, width=width), len(magnitudes), seed=seed)
+    return Imitation(prior, near, found.weights(_coordinates(_magnitudes(near))))
 
 
 def _sampled(prior: Prior, count: int, *, seed: int) -> dict[str, Tensor]:

@@ -140,6 +140,18 @@ class Instrument:
         psf = torch.from_numpy(_shipped_psf("f160w").astype(np.float32))
         return cls(0.06, psf / psf.sum(), 25.9463, sky_rms, exposure, kernel)
 
+    @property
+    def fwhm(self) -> float:
+        """Full width at half maximum of the effective PSF in pixels, from its profile in rings of half a pixel."""
+        psf = self.psf.double().cpu().numpy()
+        rows, columns = np.indices(psf.shape)
+        peak = np.unravel_index(psf.argmax(), psf.shape)
+        radius = np.hypot(rows - peak[0], columns - peak[1]).ravel()
+        rings = np.round(radius * 2) / 2
+        steps = np.unique(rings)
+        profile = np.array([psf.ravel()[rings == step].mean() for step in steps])
+        return float(2 * np.interp(-0.5, -profile / psf.max(), steps))
+
     def replace(self, **changes: object) -> Instrument:
         """Return a copy with some fields changed.
 

@@ -258,6 +258,12 @@ def test_errors_of_the_experiment():
 ZERO_POINT = 25.9
 
 
+def pair_coordinates(magnitudes):
+    """Magnitude of both galaxies together, and the difference."""
+    together = -2.5 * np.log10((10 ** (-0.4 * magnitudes)).sum(-1))
+    return np.stack([together, magnitudes[..., 0] - magnitudes[..., 1]], -1)
+
+
 def normal_trial(truth, *, seed, shift=0.0):
     """Posteriors of magnitudes with an error of 0.2, under a prior of unit width around 23; too faint by a shift."""
     rng = np.random.default_rng(seed)
@@ -270,8 +276,9 @@ def normal_trial(truth, *, seed, shift=0.0):
     return SimpleNamespace(calibrated=answers, truth=known)
 
 
+@pytest.mark.slow
 def test_a_trial_of_exact_posteriors(rng):
-    prior = rng.normal(23.0, 1.0, (60_000, 2))
+    prior = rng.normal(23.0, 1.0, (600_000, 2))
     first = recover(normal_trial(rng.normal(23.3, 0.2, (900, 2)), seed=1), prior, zero_point=ZERO_POINT)
     table = population_table(first, rng.normal(23.3, 0.2, (200_000, 2)))
     for p_values in table.meta["p_values"].values():
@@ -281,12 +288,13 @@ def test_a_trial_of_exact_posteriors(rng):
         assert p_values["draws"] < 0.004
 
 
+@pytest.mark.slow
 def test_errors_that_posteriors_share_are_taken_off(rng):
     """Posteriors all too faint by 0.05 mag, a quarter of their error: seen only where many are put together."""
-    prior = rng.normal(23.0, 1.0, (60_000, 2))
+    prior = rng.normal(23.0, 1.0, (600_000, 2))
     truth = rng.normal(23.3, 0.2, (900, 2))
     first = recover(normal_trial(truth, seed=1, shift=0.05), prior, zero_point=ZERO_POINT)
-    weights = first.found.weights(prior)
+    weights = first.found.weights(pair_coordinates(prior))
     assert weights.sum() == pytest.approx(1)
     assert weights @ prior[:, 0] == pytest.approx(23.35, abs=0.03)
     imitated = prior[rng.choice(len(prior), 200_000, p=weights)]
@@ -296,7 +304,7 @@ def test_errors_that_posteriors_share_are_taken_off(rng):
     for p_values in found.meta["p_values"].values():
         assert p_values["recovered"] > 0.01
     with pytest.raises(ValueError, match="values must lie in cells of the population, got none that does"):
-        first.found.weights(prior + 99)
+        first.found.weights(pair_coordinates(prior + 99))
 
 
 def test_an_imitation_is_drawn_as_was_found():

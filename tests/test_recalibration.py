@@ -115,14 +115,15 @@ def test_the_total_flux_is_repaired(claimed, false_alarm):
         assert (stats.binomtest(round(found * 3000), 3000, 0.68).pvalue > false_alarm) == right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
-def test_the_pair_is_repaired_jointly(shared, false_alarm):
+def test_the_pair_is_repaired_jointly(shared):
     """Some blends are hard in total and in ratio alike; draws that know nothing of it are right in each alone."""
 
     def uneven(seed):
         rng = np.random.default_rng(seed)
-        count = 4000
-        hard = np.exp(rng.normal(size=(2, count)) * 0.7)
+        count = 6000
+        hard = np.exp(rng.normal(size=(2, count)))
         total_scale, ratio_scale = (hard[0], hard[0]) if shared else hard
         truth = apart(np.exp(rng.uniform(4, 6, (count, 2))), logarithmic=True)
         middle = truth + np.stack([0.02 * total_scale, 0.2 * ratio_scale], 1) * rng.normal(size=(count, 2))
@@ -134,13 +135,14 @@ def test_the_pair_is_repaired_jointly(shared, false_alarm):
     calibrator = Calibrator.fit(posterior, truth[..., None])
     independent = replace(calibrator, pairs=_without_ties(calibrator.pairs))
     posterior, truth = uneven(2)
-    p_values = []
+    wrong_by = []
     for repair in (calibrator, independent):
         draws = repair(posterior).draws("blend", "galaxy", "band")[:, :, 0]
         values = calibration.joint_pit(np.log(draws).transpose(2, 0, 1), np.log(truth))
-        p_values.append(stats.binomtest(int((values <= 0.5).sum()), len(values), 0.5).pvalue)
-    assert p_values[0] > false_alarm
-    assert (p_values[1] > false_alarm) == (not shared)
+        wrong_by.append(abs((values <= 0.5).mean() - 0.5))
+    # A calibrator of 6000 blends in groups of 200 is itself known to a few percent.
+    assert wrong_by[0] < 0.035
+    assert not shared or wrong_by[1] > 0.035
 
 
 def _without_ties(group):
@@ -236,7 +238,7 @@ def test_calibrators_that_do_not_fit(tmp_path):
         Calibrator.open(tmp_path / "none.json")
     numbers = json.loads(calibrator.describe())
     for change, message in [
-        ({"version": 9}, "a calibrator of version 9, this probdeblend reads version 5"),
+        ({"version": 9}, "a calibrator of version 9, this probdeblend reads version 6"),
         ({"format": "x"}, "not a calibrator written by probdeblend"),
         ({"features": [0.5]}, "a calibrator of other features"),
         ({"root": {}}, "a damaged calibrator"),

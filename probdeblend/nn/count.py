@@ -1,9 +1,12 @@
 """How many galaxies: image to the logits of one, two, and three or more.
 
 The way down of a trained U-Net is the encoder, and stays as it is. The mean and the largest value of its features at
-every resolution say how much there is and how far apart; two hidden layers turn them into logits. Networks of flux and
-masks learn from pairs, and yet know more of the number than the same number of blends can teach convolutions of one's
-own. The temperature that divides the logits (Guo et al. 2017, arXiv:1706.04599) is fitted on held-out blends.
+every resolution say how much there is and how far apart; two hidden layers turn them into logits. The U-Net has learned
+from pairs, and yet its features say more of the number than convolutions that learn from the same stamps.
+
+The central galaxy of a simulated stamp is in the middle, whatever lies beside it, so that light off the middle would
+betray a companion that nothing else does. A catalog has no such middle: it has the center of the light, of one galaxy
+or two. Every image is therefore moved first, until its light is in the middle.
 """
 
 from __future__ import annotations
@@ -19,10 +22,45 @@ from torch import Tensor, nn
 from .composite import Blend2Mask2Flux
 from .layers import PassDropout, fold, stretch
 
-__all__ = ["CountNetwork"]
+__all__ = ["CountNetwork", "recenter"]
 
 LIMIT = 10.0
+WINDOW = 4.0  # standard deviation of the window in pixels, a little more than the FWHM of a PSF
+FARTHEST = 8.0
+ROUNDS = 10
+PROJECTIONS = (("byx,by->bx", 1), ("byx,bx->by", 0))
 CHUNK = 64
+
+
+def recenter(image: Tensor) -> Tensor:
+    """Move each image by whole pixels, so that the light around the middle is centered there.
+
+    The center is that of the light in a Gaussian window, which follows it: the windowed position of SExtractor (Bertin
+    & Arnouts 1996, doi:10.1051/aas:1996164). It stays within 8 pixels of the middle.
+
+    Parameters
+    ----------
+    image
+        Pixels over sky noise ``(blend, band, y, x)``; square.
+
+    Returns
+    -------
+    Tensor
+        The moved image; what leaves it on one side comes in on the other one, as zeros would tell the distance.
+    """
+    light, size = image.mean(1), image.shape[-1]
+    places = torch.arange(size, device=image.device)
+    center = image.new_zeros(len(image), 2)
+    for _ in range(ROUNDS):
+        distance = places - (size - 1) / 2 - center[..., None]
+        weight = torch.exp(-distance.square() / (2 * WINDOW**2))
+        along_x, along_y = (torch.einsum(sums, light, weight[:, other]) for sums, other in PROJECTIONS)
+        first = torch.stack([along_x, along_y], 1) * weight
+        total = first[:, :1].sum(-1).clamp(min=1.0)
+        center = (center + 2 * (first * distance).sum(-1) / total).clamp(-FARTHEST, FARTHEST)
+    column, row = ((places + shift[:, None]) % size for shift in center.round().long().unbind(-1))
+    blend = torch.arange(len(image), device=image.device)[:, None, None]
+    return image[blend, :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
 
 
 class CountNetwork(nn.Module):
@@ -47,7 +85,7 @@ class CountNetwork(nn.Module):
         If there are fewer than two classes or no hidden units.
     """
 
-    def __init__(self, encoder: Blend2Mask2Flux, *, hidden: int = 128, dropout: float = 0.2, classes: int = 3) -> None:
+    def __init__(self, encoder: Blend2Mask2Flux, *, hidden: int = 128, dropout: float = 0.1, classes: int = 3) -> None:
         super().__init__()
         if not isinstance(encoder, Blend2Mask2Flux):
             raise TypeError(f"encoder must be a Blend2Mask2Flux, which has a U-Net, got {type(encoder).__name__}")
@@ -98,11 +136,12 @@ class CountNetwork(nn.Module):
         Returns
         -------
         Tensor
-            Features ``(blend, feature)``: mean and largest value over the pixels, resolution by resolution.
+            Features ``(blend, feature)`` of the recentered image: mean and largest value over the pixels, resolution by
+            resolution.
         """
         pooled = []
         with torch.no_grad():
-            features = fold(stretch(image), self.encoder.patch)
+            features = fold(stretch(recenter(image)), self.encoder.patch)
             for level, block in enumerate(self.encoder.down):
                 features = block(nn.functional.max_pool2d(features, 2) if level else features)
                 pooled += [features.mean((-2, -1)), features.amax((-2, -1))]

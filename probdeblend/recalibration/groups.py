@@ -252,4 +252,4 @@ def _repair(plain: dict) -> QuantileMap | PairMap:
     if "places" in plain:
         total, ratio = (_repair(plain[name]) for name in ("total", "ratio"))
         return PairMap(total, ratio, tuple(map(tuple, plain["places"])))
-    return QuantileMap(plain["method"], tuple(plain["given"]), tuple(plain["wanted"]))
+    return QuantileMap.of_plain(plain)

@@ -87,6 +87,22 @@ class QuantileMap:
         outward = np.where(np.array(NODES) < 0.5, np.floor(rank), np.ceil(rank)) / (count + 1)
         return cls(method, NODES, _rounded(np.maximum.accumulate(np.quantile(true, np.clip(outward, 0, 1)))))
 
+    @classmethod
+    def of_plain(cls, plain: dict) -> QuantileMap:
+        """Make a map of its fields, as JSON gives them.
+
+        Parameters
+        ----------
+        plain
+            Fields by name, lists for tuples.
+
+        Returns
+        -------
+        QuantileMap
+            The map.
+        """
+        return cls(plain["method"], tuple(plain["given"]), tuple(plain["wanted"]))
+
     def __call__(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Move draws.
 

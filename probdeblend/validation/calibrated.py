@@ -19,7 +19,7 @@ from ..trial import REGIONS, Trial, run_trial, simulated_batches
 from .plan import Plan
 from .section import Section, plain_rows
 
-__all__ = ["calibration_section", "full_width_half_maximum"]
+__all__ = ["calibration_section"]
 
 COVERAGE = tuple(f"coverage_{level}" for level in (50, 68, 90, 95))
 SHOWN = ("state", "quantity", "count", *COVERAGE, "pull_mean", "pull_sd", "within_1", "within_2", "within_3", "width")
@@ -91,37 +91,13 @@ def _mask_rows(trial: Trial, states: dict[str, Posterior]) -> list[dict]:
     return plain_rows(rows)
 
 
-def full_width_half_maximum(instrument: Instrument) -> float:
-    """Width of the effective PSF.
-
-    Parameters
-    ----------
-    instrument
-        The instrument.
-
-    Returns
-    -------
-    float
-        Diameter in pixels of the circle with the area of the pixels above half the peak, between whose profile it is
-        interpolated.
-    """
-    psf = instrument.psf.double().cpu().numpy()
-    rows, columns = np.indices(psf.shape)
-    peak = np.unravel_index(psf.argmax(), psf.shape)
-    radius = np.hypot(rows - peak[0], columns - peak[1]).ravel()
-    order = np.argsort(radius)
-    rings = np.round(radius[order] * 2) / 2
-    profile = np.array([psf.ravel()[order][rings == ring].mean() for ring in np.unique(rings)])
-    return float(2 * np.interp(-0.5, -profile / psf.max(), np.unique(rings)))
-
-
 def _binned(posterior: Posterior, trial: Trial) -> Table:
     """Rows of bins by what is estimated, and by blendedness and type, which are true ones."""
     draws, truth = log_fluxes(posterior, trial.truth["flux"], trial.truth["sky_rms"])
     snr, separation, ratio, _ = np.moveaxis(estimated_features(posterior)[:, :, 0], -1, 0)
     features = {
         "estimated S/N": np.exp(snr),
-        "estimated separation over FWHM": separation / full_width_half_maximum(Instrument.candels_f160w()),
+        "estimated separation over FWHM": separation / Instrument.candels_f160w().fwhm,
         "estimated ln flux ratio": ratio,
         "blendedness": trial.truth["blendedness"],
     }
