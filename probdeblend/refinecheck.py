@@ -1,0 +1,186 @@
+"""Refinement on blends of the model's own kind, against the bound on what can be known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from astropy.table import Table
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .bound import van_trees_bound
+from .calibration import expected_coverage, joint_pit, pit
+from .deblender import Deblender
+from .guide import JointGuide
+from .io import output_folder
+from .latents import LATENTS
+from .model import BlendModel, Observed
+from .prior import Prior
+from .refine import Refined, refine
+from .seeds import seed_of
+
+__all__ = ["FILES", "refine_check", "report", "write_refine_check"]
+
+FILES = ("refined.ecsv",)
+LEVELS = (0.68, 0.95)
+CHUNK = 16
+LARGEST_K_HAT = 0.7
+FLUXES = [0, len(LATENTS)]
+
+
+def refine_check(
+    deblender: Deblender,
+    *,
+    count: int = 200,
+    draws: int = 400,
+    passes: int = 32,
+    start: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Table:
+    """Refine blends that the model drew, and compare with the bound, and with the network.
+
+    Parameters
+    ----------
+    deblender
+        Trained weights: they guess, and answer beside.
+    count
+        Number of blends.
+    draws, passes
+        Draws of each proposal, and of the network; dropout passes of the network.
+    start
+        From images over the sky noise ``(blend, 1, y, x)`` to a guess of all unknowns; the moments of the light that
+        the U-Net gives to each galaxy if None.
+    seed
+        Same seed, same table.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    Table
+        A row a method ("refined" and "network"): ``nmad_over_bound``, the normalized median absolute deviation of
+        errors of ln flux in units of the bound; ``coverage_68`` and ``coverage_95`` of each flux, and ``joint_68`` and
+        ``joint_95`` of both. In the metadata the number of ``blends``, the median ``effective`` fraction of the draws,
+        the fraction ``usable`` with a k-hat below 0.7, and the median ``chi_square``.
+
+    Raises
+    ------
+    ValueError
+        If there are no blends.
+    """
+    if count < 1:
+        raise ValueError(f"count must be positive, got {count}")
+    model = BlendModel(Prior.default(), deblender.instrument)
+    start = start or _moments_start(deblender)
+    parts, quality = [], []
+    for number in tqdm(range(0, count, CHUNK), disable=not progress, desc="blends", unit="batch", leave=False):
+        observed, unknown = model.simulate(min(CHUNK, count - number), seed=seed_of(seed, number))
+        found = refine(model, observed, start(observed.image[:, None]), draws=draws, seed=seed + number)
+        posterior = deblender(
+            observed.image, sky_rms=np.ones(len(unknown)), draws=draws, passes=passes, seed=seed + number
+        )
+        answers = {
+            "refined": found.resampled(draws, seed=seed)[..., FLUXES],
+            "network": np.log(posterior.draws("blend", "galaxy", "band")[:, :, 0]).transpose(2, 0, 1)[:draws],
+        }
+        parts.append((answers, unknown[:, FLUXES].double().numpy(), _bound(model, observed, unknown)))
+        quality.append(_quality(found, draws))
+    table = Table([_row(name, parts) for name in ("refined", "network")])
+    effective, usable, chi_square = (np.concatenate(values) for values in zip(*quality, strict=True))
+    table.meta = {
+        "blends": count,
+        "effective": float(np.median(effective)),
+        "usable": float(usable.mean()),
+        "chi_square": float(np.nanmedian(chi_square)),
+    }
+    return table
+
+
+def _moments_start(deblender: Deblender) -> Callable[[Tensor], Tensor]:
+    guide = JointGuide(deblender.network, pixel_scale=deblender.instrument.pixel_scale)
+    return lambda image: guide.encode(image)[1]
+
+
+def _bound(model: BlendModel, observed: Observed, unknown: Tensor) -> NDArray[np.float64]:
+    """Return the least standard deviations of both ln fluxes ``(blend, galaxy)``."""
+    with torch.no_grad():
+        covariance = van_trees_bound(model, observed, unknown)
+    return np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)[:, FLUXES])
+
+
+def _quality(found: Refined, draws: int) -> tuple[NDArray, NDArray, NDArray]:
+    return found.effective / draws, found.k_hat < LARGEST_K_HAT, found.chi_square.ravel()
+
+
+def _row(name: str, parts: list[tuple[dict[str, NDArray], NDArray, NDArray]]) -> dict[str, object]:
+    draws = np.concatenate([answers[name] for answers, _, _ in parts], 1)
+    truth, bound = (np.concatenate([part[place] for part in parts]) for place in (1, 2))
+    scatter = stats.median_abs_deviation((np.median(draws, 0) - truth) / bound, axis=None, scale="normal")
+    row: dict[str, object] = {"method": name, "nmad_over_bound": float(scatter)}
+    for kind, values in (("coverage", pit(draws, truth)), ("joint", joint_pit(draws, truth))):
+        if kind == "joint":
+            found = [float((values <= level).mean()) for level in LEVELS]
+        else:
+            found = expected_coverage(values, levels=list(LEVELS))[:, 1].tolist()
+        row |= {f"{kind}_{100 * level:.0f}": part for level, part in zip(LEVELS, found, strict=True)}
+    return row
+
+
+def report(table: Table) -> str:
+    """Say how close to the bound refinement comes, and how far its weights can be trusted.
+
+    Parameters
+    ----------
+    table
+        What `refine_check` returns.
+
+    Returns
+    -------
+    str
+        A few lines.
+    """
+    meta = table.meta
+    lines = [
+        f"{meta['blends']} blends of the model: {meta['effective']:.0%} of the draws effective (median), k-hat below "
+        f"{LARGEST_K_HAT} for {meta['usable']:.1%}, chi-square {meta['chi_square']:.3f} a pixel"
+    ]
+    for row in table:
+        lines.append(
+            f"{row['method']}: errors {row['nmad_over_bound']:.2f} times the bound; 68 % and 95 % intervals cover "
+            f"{row['coverage_68']:.1%} and {row['coverage_95']:.1%}, jointly {row['joint_68']:.1%} and "
+            f"{row['joint_95']:.1%}"
+        )
+    return "\n".join(lines)
+
+
+def write_refine_check(path: Path, table: Table, *, overwrite: bool = False) -> list[str]:
+    """Write the table.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    table
+        What `refine_check` returns.
+    overwrite
+        Whether an earlier output may be replaced.
+
+    Returns
+    -------
+    list of str
+        Names of the files.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder exists and is not to be, or must not be, replaced.
+    """
+    with output_folder(path, overwrite=overwrite, files=FILES) as folder:
+        table.write(folder / FILES[0], format="ascii.ecsv")
+    return list(FILES)

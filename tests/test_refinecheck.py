@@ -1,0 +1,87 @@
+"""The check of refinement: what it measures, with the model's own truth as an answer."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from astropy.table import Table
+from click.testing import CliRunner
+
+from probdeblend import marching, refinecheck, weights
+from probdeblend.cli.bayes import march, refine_check
+from probdeblend.posterior import Posterior
+from probdeblend.scene import Instrument
+
+
+class Oracle:
+    """A deblender that says ln flux 8, with an error of 0.3."""
+
+    instrument = Instrument.candels_f160w()
+    network = None
+
+    def __call__(self, image, *, sky_rms, draws, passes, seed):
+        rng = np.random.default_rng(seed)
+        flux = np.exp(8 + 0.3 * rng.normal(size=(1, draws, len(image), 2, 1)))
+        return Posterior.from_draws(flux, flux_kind="total", method="network")
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Refinement that draws around the truth as widely as the bound says, and blends without images."""
+    rng = np.random.default_rng(3)
+
+    def simulate(self, count, *, seed):
+        unknown = torch.from_numpy(rng.normal(8, 0.1, (count, 16)))
+        return SimpleNamespace(image=unknown), unknown
+
+    def refined(model, observed, start, *, draws, seed):
+        middle = observed.image.numpy() + 0.1 * rng.normal(size=(len(observed.image), 16))
+        drawn = middle + 0.1 * rng.normal(size=(draws, *middle.shape))
+        good = np.full(len(middle), 0.1)
+        return SimpleNamespace(
+            resampled=lambda count, seed: drawn,
+            effective=np.full(len(middle), draws / 2),
+            k_hat=np.where(np.arange(len(middle)) == 0, 0.9, good),
+            chi_square=np.ones((len(middle), 2)),
+        )
+
+    monkeypatch.setattr(refinecheck.BlendModel, "simulate", simulate)
+    monkeypatch.setattr(refinecheck, "refine", refined)
+    monkeypatch.setattr(refinecheck, "_bound", lambda model, observed, unknown: np.full((len(unknown), 2), 0.1))
+
+
+def start(image):
+    return image[:, 0]
+
+
+def test_an_exact_refinement_reaches_the_bound(exact):
+    table = refinecheck.refine_check(Oracle(), count=400, draws=200, start=start, progress=False)
+    refined, network = table
+    # The NMAD of 800 errors is known to 4 %.
+    assert refined["nmad_over_bound"] == pytest.approx(1, abs=0.15)
+    assert refined["coverage_68"] == pytest.approx(0.68, abs=0.06)
+    assert refined["joint_95"] == pytest.approx(0.95, abs=0.04)
+    assert network["coverage_68"] > 0.9
+    assert table.meta["effective"] == 0.5
+    assert table.meta["usable"] == pytest.approx(1 - 1 / 16)
+    assert "400 blends of the model: 50% of the draws effective" in refinecheck.report(table)
+    with pytest.raises(ValueError, match="count must be positive, got 0"):
+        refinecheck.refine_check(Oracle(), count=0)
+
+
+def test_the_commands(tmp_path, monkeypatch, exact):
+    table = refinecheck.refine_check(Oracle(), count=20, draws=100, start=start, progress=False)
+    monkeypatch.setattr(weights, "load", lambda path=None: Oracle())
+    monkeypatch.setattr(refinecheck, "refine_check", lambda deblender, **settings: table)
+    options = ["--count", "5", "--output", str(tmp_path / "refined")]
+    answer = CliRunner().invoke(refine_check, options, catch_exceptions=False)
+    assert "times the bound" in answer.output
+    assert Table.read(tmp_path / "refined" / "refined.ecsv").meta["blends"] == 20
+    assert isinstance(CliRunner().invoke(refine_check, options).exception, FileExistsError)
+    monkeypatch.setattr(marching, "march", lambda deblender, **settings: table)
+    monkeypatch.setattr(marching, "report", lambda table: "the report")
+    monkeypatch.setattr(marching, "write_march", lambda path, table, overwrite: ["march.ecsv"])
+    answer = CliRunner().invoke(march, ["--output", str(tmp_path / "march")], catch_exceptions=False)
+    assert "the report" in answer.output
+    assert "march.ecsv" in answer.output
