@@ -10,7 +10,7 @@ import click
 
 from .. import __version__
 from .answers import deblend, evaluate
-from .bayes import march, refine_check
+from .bayes import march, refine_check, train_guide
 from .calibration import calibrate, validate
 from .fits import fit_prior, fit_psf, summarize_published
 from .galaxies import inspect, pair, reobserve, stamps, transfer
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 _USE = (deblend, evaluate, calibrate)
-_MAKE = (simulate, train, train_labels, stamps, reobserve, pair)
+_MAKE = (simulate, train, train_labels, train_guide, stamps, reobserve, pair)
 _CHECK = (validate, repeat, population, march, refine_check, inspect, transfer, render_check)
 _FIT = (fit_psf, fit_prior, summarize_published)
 for _command in (*_USE, *_MAKE, *_CHECK, *_FIT):
