@@ -1,7 +1,7 @@
 """How many galaxies a stamp holds: training, reliability, and the central flux whatever their number.
 
 A galaxy counts if it can be seen: if its own noiseless light exceeds 3 sky rms, the threshold of masks, in at least
-`VISIBLE_PIXELS` pixels of the stamp, as a galaxy alone must to be segmented (`~probdeblend.photometry.SEGMENTATION`).
+`VISIBLE_PIXELS` pixels of the stamp, as a galaxy alone must to be segmented (``probdeblend.photometry.SEGMENTATION``).
 This is a little more than the core of a PSF; what is fainter is sky to every method. Its center may lie off the stamp.
 
 The loss is the cross-entropy, a proper score, on stamps of one, two, three and more galaxies; probabilities are under

@@ -43,7 +43,7 @@ def light_moments(light: Tensor, *, pixel_scale: float) -> Tensor:
     Returns
     -------
     Tensor
-        ``(blend, galaxy, latent)`` in the order of `~probdeblend.latents.LATENTS`; the index is that of an exponential.
+        ``(blend, galaxy, latent)`` in the order of ``probdeblend.latents.LATENTS``, with the index of an exponential.
     """
     weight = light.clamp(min=0)
     total = weight.sum((-2, -1)).clamp(min=1.0)

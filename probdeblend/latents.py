@@ -104,7 +104,7 @@ class GalaxyPrior(dist.TorchDistribution):
     zero_point
         AB magnitude of unit flux.
     log_noise
-        ln of the sky noise, in flux units: one value for each element of the batch.
+        Natural logarithm of the sky noise, in flux units: one value for each element of the batch.
     validate_args
         As for every distribution.
     """
@@ -126,6 +126,8 @@ class GalaxyPrior(dist.TorchDistribution):
         ----------
         batch_shape
             The new shape.
+        _instance
+            Not used; torch's own distributions have it.
 
         Returns
         -------
@@ -232,6 +234,8 @@ class PositionPrior(dist.TorchDistribution):
         ----------
         batch_shape
             The new shape.
+        _instance
+            Not used; torch's own distributions have it.
 
         Returns
         -------

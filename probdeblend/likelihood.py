@@ -113,6 +113,8 @@ class NoisyImage(dist.TorchDistribution):
         ----------
         batch_shape
             The new shape.
+        _instance
+            Not used; torch's own distributions have it.
 
         Returns
         -------

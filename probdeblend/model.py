@@ -130,7 +130,7 @@ class BlendModel:
         latents
             ``(blend, galaxy, latent)``.
         log_psf_growth
-            ln of the PSF's width over the instrument's ``(blend,)``.
+            Natural logarithm of the PSF's width over the instrument's ``(blend,)``.
         present
             Which galaxies exist ``(blend, galaxy)``; all if None.
 

@@ -69,7 +69,7 @@ class Refined:
         Mean square of residuals over their standard deviation, in the pixels where a galaxy is brighter than three
         times the sky noise ``(blend, galaxy)``; about one where the model is right, NaN where no pixel is.
     log_evidence, log_evidence_error
-        ln of the mean weight and its standard error ``(blend,)``.
+        Natural logarithm of the mean weight, and its standard error ``(blend,)``.
     """
 
     unknown: NDArray[np.float64]
