@@ -4,6 +4,7 @@ Every method of the package answers with this one object.
 """
 
 from .draws import Posterior, variance_parts
+from .ensemble import combine
 from .flags import Flag, describe_flags
 
-__all__ = ["Flag", "Posterior", "describe_flags", "variance_parts"]
+__all__ = ["Flag", "Posterior", "combine", "describe_flags", "variance_parts"]

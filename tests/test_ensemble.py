@@ -1,0 +1,59 @@
+"""Members of an ensemble become chains."""
+
+import numpy as np
+import pytest
+
+from probdeblend.posterior import Flag, Posterior, combine
+
+
+def member(seed, *, shift=0.0, draws=50, **named):
+    rng = np.random.default_rng(seed)
+    flux = 100 * np.exp(shift + 0.1 * rng.normal(size=(2, draws, 5, 2, 1)))
+    settings = {"flux_kind": "total", "method": "network", "network": str(seed), "flux_prior": "{}"} | named
+    return Posterior.from_draws(
+        flux,
+        mask=np.full((5, 2, 4, 4), 0.5 + 0.2 * shift),
+        mask_std=np.full((5, 2, 4, 4), 0.1),
+        flags=np.full((5, 2), Flag.UNFAMILIAR if seed == 2 else 0),
+        **settings,
+    )
+
+
+def test_members_are_chains():
+    joined = combine([member(1), member(2, shift=0.5), member(3)])
+    assert joined.flux.sizes["chain"] == 6
+    assert len(joined) == 5
+    np.testing.assert_array_equal(joined.flux.values[2:4], member(2, shift=0.5).flux)
+    assert (joined.flags == Flag.UNFAMILIAR).all()
+    assert joined.dataset.attrs["members"] == 3
+    assert "network" not in joined.dataset.attrs
+    np.testing.assert_allclose(joined.mask, 0.5 + 0.1 / 3)
+    np.testing.assert_allclose(joined.mask_std, np.sqrt(0.1**2 + 0.1**2 * 2 / 9))
+    assert combine([joined, member(4)]).flux.sizes["chain"] == 8
+
+
+def test_disagreement_is_variance_between(false_alarm):
+    alike, apart = (combine([member(1), member(5, shift=shift)]) for shift in (0.0, 0.5))
+    parts = [
+        float((each.dataset["flux_variance_between"] / each.dataset["flux_variance_within"]).mean())
+        for each in (alike, apart)
+    ]
+    assert parts[0] < 0.2
+    assert parts[1] > 3
+    total = apart.dataset["flux_variance_within"] + apart.dataset["flux_variance_between"]
+    np.testing.assert_allclose(total, apart.flux.var(("chain", "draw")), rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ([], "posteriors must be at least two, got 1"),
+        ([member(2, draws=40)], "posteriors must have the same number of draws, got 50 and 40"),
+        ([member(2, flux_kind="auto")], "posteriors must have the same flux_kind, got 'total' and 'auto'"),
+        ([member(2, calibrated="yes")], "posteriors must not be calibrated: ask for them with calibrate=False"),
+        ([member(2).select([0, 1])], "posteriors must have the same number of blends, got 5 and 2"),
+    ],
+)
+def test_refuses(others, message):
+    with pytest.raises(ValueError, match=message):
+        combine([member(1), *others])
