@@ -167,6 +167,7 @@ def test_draws_follow_the_density(head, false_alarm):
 
 
 @both
+@pytest.mark.slow
 def test_score_of_draws_is_zero_on_average_in_14_dimensions(head, false_alarm):
     # The gradient of log q by what q depends on has mean zero over draws from q, and from nothing else in general.
     network = bent(head, 14)
@@ -192,6 +193,7 @@ def test_gradients_of_the_density(head):
     assert torch.autograd.gradcheck(lambda n, v: network.distribution(n).log_prob(v), (numbers, value))
 
 
+@pytest.mark.slow
 def test_gradients_of_reparameterized_draws():
     network = bent(SplineHead, 3)
 
@@ -233,6 +235,7 @@ def test_guide_under_a_plate(head):
     assert trace.nodes["flux"]["value"].unique().numel() == 70
 
 
+@pytest.mark.slow
 def test_elbo_trains_the_spline_head():
     # The divergence, zero at best, of the guide from a model without data is what the ELBO loses.
     torch.manual_seed(2)
@@ -327,6 +330,7 @@ def test_exact_posterior_of_a_linear_model(head):
     torch.testing.assert_close(found.mean(0), expected, atol=0.1, rtol=0)
 
 
+@pytest.mark.slow
 def test_bent_heads_beat_the_normal_head_on_a_bent_target_with_two_modes():
     def simulate(count):
         features = torch.rand(count, 1) * 2 - 1

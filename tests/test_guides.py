@@ -32,6 +32,7 @@ def trained(deblender, tmp_path_factory):
     return path, history
 
 
+@pytest.mark.slow
 def test_training_learns_and_comes_back(deblender, trained):
     path, history = trained
     assert history.step == 40

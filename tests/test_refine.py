@@ -75,6 +75,7 @@ def test_the_mode_is_found(model, pairs):
     assert float(((mode - unknown) / scale).square().mean().sqrt()) < 1.6
 
 
+@pytest.mark.slow
 def test_refined_draws(model, pairs, refined):
     _, unknown, _ = pairs
     np.testing.assert_allclose(np.exp(refined.log_weight).sum(0), 1)
@@ -90,6 +91,7 @@ def test_refined_draws(model, pairs, refined):
     assert 0.7 < np.median((scale / bound)[good][:, FLUX]) < 1.5
 
 
+@pytest.mark.slow
 def test_weights_become_draws(refined):
     drawn = refined.resampled(4000, seed=3)
     mean, covariance = refined.moments()
@@ -143,6 +145,7 @@ def test_moments_of_the_prior(model, pairs):
     np.testing.assert_allclose(scale / drawn.std(0), 1, atol=0.08)
 
 
+@pytest.mark.slow
 def test_refuses(model, pairs, refined):
     observed, _, start = pairs
     with pytest.raises(ValueError, match=r"image must have the model's 64 pixels a side, got \(5, 48, 48\)"):

@@ -85,13 +85,13 @@ def write_blends(
         if not overwrite:
             raise FileExistsError(f"{unfinished}: an unfinished set; --resume goes on, --overwrite starts anew")
         shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True, exist_ok=True)
-    for remains in unfinished.glob(".*.partial"):
-        remains.unlink()
     attributes = {"format": FORMAT, "version": VERSION, "settings": _settings(settings)}
     shards = _shard_files(unfinished)
     start = _first_blend(shards[-1]) + _length(shards[-1]) if shards else 0
     try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        for remains in unfinished.glob(".*.partial"):
+            remains.unlink()
         for group in _groups(iter(batches)):
             shard = unfinished / f"blends-{start:08d}.h5"
             with whole_file(shard) as temporary, h5py.File(temporary, "w") as file:
