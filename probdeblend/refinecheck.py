@@ -66,8 +66,9 @@ def refine_check(
     Table
         A row a method ("refined" and "network"): ``nmad_over_bound``, the normalized median absolute deviation of
         errors of ln flux in units of the bound; ``coverage_68`` and ``coverage_95`` of each flux, and ``joint_68`` and
-        ``joint_95`` of both. In the metadata the number of ``blends``, the median ``effective`` fraction of the draws,
-        the fraction ``usable`` with a k-hat below 0.7, and the median ``chi_square``.
+        ``joint_95`` of both; where k-hat is 0.7 and more, refinement abstains and is left out. In the metadata the
+        number of ``blends``, the median ``effective`` fraction of the draws, the fraction ``usable`` with a k-hat below
+        0.7, and the median ``chi_square``.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def refine_check(
             observed.image, sky_rms=np.ones(len(unknown)), draws=draws, passes=passes, seed=seed + number
         )
         answers = {
-            "refined": found.resampled(draws, seed=seed)[..., FLUXES],
+            "refined": _usable(found, draws, seed=seed),
             "network": np.log(posterior.draws("blend", "galaxy", "band")[:, :, 0]).transpose(2, 0, 1)[:draws],
         }
         parts.append((answers, unknown[:, FLUXES].double().numpy(), _bound(model, observed, unknown)))
@@ -114,6 +115,13 @@ def _bound(model: BlendModel, observed: Observed, unknown: Tensor) -> NDArray[np
     return np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)[:, FLUXES])
 
 
+def _usable(found: Refined, draws: int, *, seed: int) -> NDArray[np.float64]:
+    """Return draws of ln fluxes ``(draw, blend, galaxy)``; NaN, an abstention, where the weights are no use."""
+    log_flux = found.resampled(draws, seed=seed)[..., FLUXES].copy()
+    log_flux[:, ~(found.k_hat < LARGEST_K_HAT)] = np.nan
+    return log_flux
+
+
 def _quality(found: Refined, draws: int) -> tuple[NDArray, NDArray, NDArray]:
     return found.effective / draws, found.k_hat < LARGEST_K_HAT, found.chi_square.ravel()
 
@@ -121,11 +129,12 @@ def _quality(found: Refined, draws: int) -> tuple[NDArray, NDArray, NDArray]:
 def _row(name: str, parts: list[tuple[dict[str, NDArray], NDArray, NDArray]]) -> dict[str, object]:
     draws = np.concatenate([answers[name] for answers, _, _ in parts], 1)
     truth, bound = (np.concatenate([part[place] for part in parts]) for place in (1, 2))
-    scatter = stats.median_abs_deviation((np.median(draws, 0) - truth) / bound, axis=None, scale="normal")
+    error = (np.median(draws, 0) - truth) / bound
+    scatter = stats.median_abs_deviation(error, axis=None, scale="normal", nan_policy="omit")
     row: dict[str, object] = {"method": name, "nmad_over_bound": float(scatter)}
     for kind, values in (("coverage", pit(draws, truth)), ("joint", joint_pit(draws, truth))):
         if kind == "joint":
-            found = [float((values <= level).mean()) for level in LEVELS]
+            found = [float((values[np.isfinite(values)] <= level).mean()) for level in LEVELS]
         else:
             found = expected_coverage(values, levels=list(LEVELS))[:, 1].tolist()
         row |= {f"{kind}_{100 * level:.0f}": part for level, part in zip(LEVELS, found, strict=True)}
