@@ -32,7 +32,7 @@ def test_members_are_chains():
     assert combine([joined, member(4)]).flux.sizes["chain"] == 8
 
 
-def test_disagreement_is_variance_between(false_alarm):
+def test_disagreement_is_variance_between():
     alike, apart = (combine([member(1), member(5, shift=shift)]) for shift in (0.0, 0.5))
     parts = [
         float((each.dataset["flux_variance_between"] / each.dataset["flux_variance_within"]).mean())
