@@ -7,7 +7,6 @@ learn from it in minutes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 from .guide import JointGuide
 from .model import BlendModel
 from .seeds import seed_of
-from .train import History, Schedule, fit
+from .train import History, Schedule, fit_tensors, held_out
 
 __all__ = ["GuideLikelihood", "encoded_blends", "train_guide"]
 
@@ -123,20 +122,9 @@ def train_guide(
     ValueError
         If there are too few blends for two batches.
     """
-    held_out = blends // 10
-    if held_out < 1 or blends - held_out < batch_size:
-        raise ValueError(f"blends must be enough for a batch of {batch_size} and a tenth to validate on, got {blends}")
+    held = held_out(blends, batch_size)
     data = encoded_blends(guide, model, blends, seed=seed, progress=progress)
-    training, validation = ([part[rows] for part in data] for rows in (slice(held_out, None), slice(held_out)))
-    guide.normalize(training[0].float())
-
-    def batches(first: int) -> Iterator[tuple[Tensor, ...]]:
-        for number in range(first, steps):
-            generator = torch.Generator().manual_seed(seed_of(seed, 1, number))
-            rows = torch.randint(len(training[0]), (batch_size,), generator=generator)
-            yield tuple(part[rows] for part in training)
-
-    parts = zip(*(part.split(1024) for part in validation), strict=True)
+    guide.readout.normalize(data[0][held:].float())
     schedule = Schedule(steps, learning_rate=1e-3, validate_every=max(1, steps // 20))
-    torch.manual_seed(seed_of(seed, 2))
-    return fit(GuideLikelihood(guide), batches, list(parts), schedule=schedule, mixed=False, progress=progress)
+    sampling = {"batch_size": batch_size, "seed": seed, "progress": progress}
+    return fit_tensors(GuideLikelihood(guide), data, schedule=schedule, **sampling)

@@ -13,17 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .likelihood import expected_periodogram, whitened
 from .model import BlendModel, Observed
-from .refine import prior_moments, sensitivity
+from .refine import linearized, prior_moments
 
 __all__ = ["fisher_information", "van_trees_bound"]
 
 
 def fisher_information(model: BlendModel, observed: Observed, unknown: Tensor) -> Tensor:
     """Return what images tell of their unknowns.
-
-    What the noise's own size tells of the light is left out: it is little where photons are many.
 
     Parameters
     ----------
@@ -40,10 +37,7 @@ def fisher_information(model: BlendModel, observed: Observed, unknown: Tensor) -
         ``(blend, number, number)``.
     """
     with torch.no_grad():
-        light, derivatives = sensitivity(model, unknown.float())
-        noisy = model.noisy(light.sum(1), unknown[:, -2].float(), observed)
-        power = expected_periodogram(model.instrument.noise_kernel, model.size)
-        rows = whitened(derivatives / noisy.standard_deviation[:, None], power).flatten(2)
+        _, _, rows = linearized(model, observed, unknown)
         return (rows @ rows.mT).double()
 
 

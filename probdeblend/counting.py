@@ -11,7 +11,6 @@ the shares of these in the training, ``crowding``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +25,8 @@ from .calibration.reliability import Reliability
 from .nn.count import CountNetwork
 from .photometry import SEGMENTATION
 from .scene import Blend
-from .seeds import seed_of
 from .streams import EndlessStream
-from .train import History, Schedule, fit
+from .train import History, Schedule, fit_tensors, held_out
 
 __all__ = [
     "CROWDING",
@@ -157,7 +155,7 @@ def counted_blends(
     """
     if blends < 1:
         raise ValueError(f"blends must be at least 1, got {blends}")
-    device, done, parts = network.feature_mean.device, 0, []
+    device, done, parts = network.temperature.device, 0, []
     with tqdm(total=blends, disable=not progress, desc="blends", unit="blend", leave=False) as bar:
         while done < blends:
             blend = stream.blend(len(parts))
@@ -206,28 +204,14 @@ def train_counts(
     ValueError
         If there are too few blends for a batch and a tenth to validate on.
     """
-    held_out = blends // 10
-    if held_out < 1 or blends - held_out < batch_size:
-        raise ValueError(f"blends must be enough for a batch of {batch_size} and a tenth to validate on, got {blends}")
+    held = held_out(blends, batch_size)
     counted = counted_blends(network, stream, blends, progress=progress)
-    rows = (slice(held_out, None), slice(held_out))
-    training, validation = (CountedBlends(*(part[chosen] for part in counted)) for chosen in rows)
-    network.normalize(training.features)
+    network.readout.normalize(counted.features[held:])
     network.temperature.fill_(1.0)
-
-    def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for number in range(first, steps):
-            generator = torch.Generator().manual_seed(seed_of(seed, 0, number))
-            rows = torch.randint(len(training.count), (batch_size,), generator=generator)
-            yield training.features[rows], training.count[rows]
-
     schedule = Schedule(steps, learning_rate=1e-3, weight_decay=1e-2, validate_every=max(1, steps // 20))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, 1))
-        history = fit(
-            CountLikelihood(network), batches, [validation[:2]], schedule=schedule, mixed=False, progress=progress
-        )
-    network.fit_temperature(validation.features, validation.count)
+    sampling = {"batch_size": batch_size, "seed": seed, "progress": progress}
+    history = fit_tensors(CountLikelihood(network), counted[:2], schedule=schedule, **sampling)
+    network.fit_temperature(counted.features[:held], counted.count[:held])
     return history
 
 

@@ -25,10 +25,10 @@ from scipy.special import ndtr
 
 from .data import Conditions
 from .prior import Prior
+from .scene import LN_FLUX_UNIT
 
 __all__ = ["FluxPrior"]
 
-MAGNITUDE = 2.5 / math.log(10)
 CHUNK = 16_384  # rows whose arrays stay in a processor's cache
 STEPS = 4000  # of the integral over magnitude
 
@@ -171,15 +171,15 @@ class FluxPrior:
         return float(trapezoid((density @ weight) * (other @ weight), magnitude[:, 0]))
 
     def _density(self, rows: NDArray) -> NDArray[np.float64]:
-        unit = self.zero_point - MAGNITUDE * rows  # magnitudes of the galaxies if the sky noise were one
-        first, last = MAGNITUDE * np.log(self.sky_rms)
+        unit = self.zero_point - LN_FLUX_UNIT * rows  # magnitudes of the galaxies if the sky noise were one
+        first, last = LN_FLUX_UNIT * np.log(self.sky_rms)
         low, high = self.magnitude_range
         begin, end = np.maximum(unit.max(1) - high, first), np.minimum(unit.min(1) - low, last)
         with np.errstate(invalid="ignore"):
             inside = (begin <= end) & (np.abs(unit[:, 0] - unit[:, 1]) < self.max_difference)
         density = np.where(np.isnan(rows).any(1), np.nan, 0.0)
         density[inside] = self._integral(unit[inside], begin[inside], end[inside])
-        density[inside] *= MAGNITUDE**2 / self._accepted / (last - first or 1.0)
+        density[inside] *= LN_FLUX_UNIT**2 / self._accepted / (last - first or 1.0)
         return density
 
     def _integral(self, unit: NDArray, begin: NDArray, end: NDArray) -> NDArray[np.float64]:

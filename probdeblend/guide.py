@@ -20,7 +20,7 @@ from .latents import LATENTS
 from .model import NUISANCES, POSITION, SHAPE, BlendModel
 from .nn.composite import Blend2Mask2Flux, divide_light
 from .nn.heads import StudentTHead
-from .nn.layers import PassDropout
+from .nn.layers import Readout
 
 __all__ = ["JointGuide", "light_moments"]
 
@@ -91,16 +91,7 @@ class JointGuide(nn.Module):
         self.encoder = encoder.eval().requires_grad_(False)
         self.pixel_scale = pixel_scale
         inputs = encoder.cnn.dense[1].in_features + 2 * STARTS
-        self.register_buffer("feature_mean", torch.zeros(inputs))
-        self.register_buffer("feature_scale", torch.ones(inputs))
-        self.dense = nn.Sequential(
-            PassDropout(dropout),
-            nn.Linear(inputs, hidden),
-            nn.ReLU(),
-            PassDropout(dropout),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-        )
+        self.readout = Readout(inputs, hidden, dropout=dropout)
         self.head = head(hidden, 2 * STARTS + len(NUISANCES))
 
     def train(self, mode: bool = True) -> JointGuide:
@@ -141,17 +132,6 @@ class JointGuide(nn.Module):
             start = torch.cat([start, start.new_zeros(len(start), len(NUISANCES))], -1)
             return torch.cat([found.flux.float(), start[:, : 2 * STARTS]], -1), start
 
-    def normalize(self, features: Tensor) -> None:
-        """Make features of unit scale from now on.
-
-        Parameters
-        ----------
-        features
-            Features of many blends ``(blend, feature)``, as `encode` returns them.
-        """
-        self.feature_mean.copy_(features.mean(0))
-        self.feature_scale.copy_(features.std(0).clamp(min=1e-3))
-
     def numbers(self, features: Tensor, start: Tensor) -> Tensor:
         """Return the head's numbers, from features.
 
@@ -165,8 +145,7 @@ class JointGuide(nn.Module):
         Tensor
             ``(blend, number)``.
         """
-        scaled = (features - self.feature_mean) / self.feature_scale
-        return self.head.numbers(self.dense(scaled.clamp(-10, 10)), start)
+        return self.head.numbers(self.readout(features), start)
 
     def forward(self, image: Tensor) -> dist.TorchDistribution:
         """Return the distribution of all unknowns.

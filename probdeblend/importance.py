@@ -4,7 +4,7 @@ The draws of a network are of the posterior under the prior that it was trained 
 (`~probdeblend.flux_prior.FluxPrior`). Weighted by the user's prior over that one they are of the posterior under the
 user's prior, where they are dense enough: the number of draws that are worth as much as the weighted ones,
 ``(sum w)**2 / sum w**2`` (Kish 1965, "Survey Sampling"), tells whether they are. Weights are taken as they are, without
-Pareto smoothing, and draws by systematic resampling (Kitagawa 1996, doi:10.1080/10618600.1996.10474692).
+Pareto smoothing, and draws by systematic resampling (`~probdeblend.posterior.systematic`).
 
 What else a galaxy is, given its flux, stays as in the training. Where training never was, a draw is the network's
 error: it has no likelihood and gets no weight.
@@ -19,7 +19,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from .flux_prior import FluxPrior
-from .posterior import Posterior
+from .posterior import Posterior, systematic
 
 __all__ = ["LogDensity", "effective_samples", "log_prior", "reweight"]
 
@@ -145,7 +145,7 @@ def reweight(
     weights = _weights(posterior, log_density, flux_prior)
     effective = _effective(posterior, weights)
     _refuse(effective, least)
-    index = _resampled(weights, sizes["chain"] * draws, seed=seed)
+    index = systematic(weights, sizes["chain"] * draws, rng=np.random.default_rng(seed))
     flux = np.take_along_axis(posterior.draws("blend", "galaxy", "band"), index[:, None, None], -1)
     flux[np.isnan(effective.values)] = np.nan
     flux = flux.reshape(*flux.shape[:3], sizes["chain"], draws).transpose(3, 4, 0, 1, 2).astype(posterior.flux.dtype)
@@ -210,14 +210,3 @@ def _refuse(effective: xr.DataArray, least: float) -> None:
             f"{effective.size} blends, first in blend {below['blend'].values[0]} with {below.values[0]:.1f}: ask for "
             "more draws, or select the blends in which effective_samples is large enough"
         )
-
-
-def _resampled(weights: NDArray, count: int, *, seed: int) -> NDArray[np.int64]:
-    """Return numbers of draws ``(blend, count)``, in random order."""
-    rng = np.random.default_rng(seed)
-    place, order = (np.arange(count) + rng.random()) / count, rng.permutation(count)
-    index = np.zeros((len(weights), count), dtype=np.int64)
-    for row, weight in zip(index, np.cumsum(weights, axis=1), strict=True):
-        if weight[-1] > 0:
-            row[:] = np.searchsorted(weight / weight[-1], place[order], side="right")
-    return index

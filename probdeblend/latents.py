@@ -20,14 +20,13 @@ from torch import Tensor
 
 from .morphology import SMOOTH_INDEX
 from .prior import FLATTENING, PUBLISHED_PIXEL_SCALE, RADIUS_RANGE, Prior
-from .scene import GALAXY_TYPES, STAMP_CENTER, STAMP_SIZE, Components
+from .scene import GALAXY_TYPES, LN_FLUX_UNIT, STAMP_CENTER, STAMP_SIZE, Components
 from .separation import separation_limits
 
-__all__ = ["LATENTS", "MAGNITUDE", "SHAPE_LATENTS", "GalaxyPrior", "PositionPrior", "to_components", "to_latents"]
+__all__ = ["LATENTS", "SHAPE_LATENTS", "GalaxyPrior", "PositionPrior", "to_components", "to_latents"]
 
 LATENTS = ("log_flux", "x", "y", "log_radius", "index", "stretch_plus", "stretch_cross")
 SHAPE_LATENTS = ("log_flux", "log_radius", "index", "stretch_plus", "stretch_cross")
-MAGNITUDE = 2.5 / math.log(10)
 INDEX_RANGE = (0.5, 6.0)
 ANYWHERE = STAMP_SIZE / 2 - 8.0
 LEAST_STRETCH = 1e-6
@@ -159,7 +158,7 @@ class GalaxyPrior(dist.TorchDistribution):
         fraction = (low + width * drawn["shape"] - INDEX_RANGE[0]) / (INDEX_RANGE[1] - INDEX_RANGE[0])
         log_radius = log_major.clamp(*(math.log(end) for end in RADIUS_RANGE)) + axis_ratio.log() / 2
         stretch = -axis_ratio.log()
-        log_flux = (self.zero_point - magnitude) / MAGNITUDE
+        log_flux = (self.zero_point - magnitude) / LN_FLUX_UNIT
         parts = [log_flux, log_radius, fraction.logit(eps=1e-5), stretch * twice.cos(), stretch * twice.sin()]
         values = torch.stack(parts, -1).to(self.log_noise).reshape(*shape, len(SHAPE_LATENTS))
         values[..., 0] -= self.log_noise
@@ -179,7 +178,7 @@ class GalaxyPrior(dist.TorchDistribution):
             ``(...)``; minus infinity for magnitudes beyond the prior's limits.
         """
         log_flux, log_radius, index, plus, cross = value.unbind(-1)
-        magnitude = self.zero_point - MAGNITUDE * (log_flux + self.log_noise)
+        magnitude = self.zero_point - LN_FLUX_UNIT * (log_flux + self.log_noise)
         stretch = (plus.square() + cross.square() + LEAST_STRETCH**2).sqrt()
         fraction, span = index.sigmoid(), INDEX_RANGE[1] - INDEX_RANGE[0]
         place = torch.stack([magnitude, log_radius + stretch / 2], -1)
@@ -189,7 +188,7 @@ class GalaxyPrior(dist.TorchDistribution):
         appearance = self.prior.magnitude_and_radius(kinds).log_prob(place.float()).to(value)
         shape = _log_beta((INDEX_RANGE[0] + span * fraction - low) / width, 2.0, 2.0) - width.log()
         share = torch.tensor(self.prior.type_probabilities).to(value).log().reshape(kinds.shape)
-        slope = (span * fraction * (1 - fraction)).log() + math.log(MAGNITUDE)
+        slope = (span * fraction * (1 - fraction)).log() + math.log(LN_FLUX_UNIT)
         total = slope + torch.logsumexp(share + appearance + shape + _log_stretch(stretch, kinds), 0)
         least, most = self.prior.magnitude_range
         return total.masked_fill((magnitude < least) | (magnitude > most), -math.inf)

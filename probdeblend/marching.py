@@ -267,7 +267,7 @@ def _refined(instrument: Instrument, blend: Blend, start: Callable[[Tensor], Ten
     size = len(found.unknown)
     latents, *_ = model.split(torch.from_numpy(found.resampled(size, seed=seed)))
     flux = latents[..., 0].exp().numpy() * blend.sky_rms.numpy()[:, None]
-    flux[:, found.k_hat >= min(1 - 1 / math.log10(size), 0.7)] = np.nan
+    flux[:, ~found.usable] = np.nan
     return Posterior.from_draws(flux[None, ..., None], flux_kind="total", method="refined")
 
 

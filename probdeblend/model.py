@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from .data import Conditions
-from .latents import LATENTS, MAGNITUDE, SHAPE_LATENTS, GalaxyPrior, PositionPrior, to_components, to_latents
+from .latents import LATENTS, SHAPE_LATENTS, GalaxyPrior, PositionPrior, to_components, to_latents
 from .likelihood import NoisyImage
 from .prior import Prior
 from .profiles import render, widen_psf
-from .scene import STAMP_SIZE, Instrument
+from .scene import LN_FLUX_UNIT, STAMP_SIZE, Instrument
 from .seeds import seed_of
 
 __all__ = ["NUISANCES", "BlendModel", "Observed"]
@@ -202,7 +202,7 @@ class BlendModel:
 
     def _beyond(self, latents: Tensor, present: Tensor | None = None) -> Tensor:
         """Say which blends the prior excludes for the difference of their magnitudes."""
-        beyond = MAGNITUDE * (latents[..., 1:, 0] - latents[..., :1, 0]).abs() >= self.prior.max_difference
+        beyond = LN_FLUX_UNIT * (latents[..., 1:, 0] - latents[..., :1, 0]).abs() >= self.prior.max_difference
         return (beyond if present is None else beyond & present[..., 1:]).any(-1)
 
     def draw_unknown(self, count: int, *, sky_rms: Tensor, seed: int = 0) -> Tensor:

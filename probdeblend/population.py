@@ -31,6 +31,7 @@ from .io import output_folder
 from .plots.population import plot_population
 from .prior import Prior
 from .reweighting import Imitation, concentrated
+from .scene import LN_FLUX_UNIT
 from .scorecard import log_fluxes
 from .seeds import seed_of
 from .trial import Trial, run_trial, simulated_batches
@@ -46,7 +47,6 @@ __all__ = [
 ]
 
 FILES = ("population.ecsv", "population.png")
-MAGNITUDE = 2.5 / np.log(10)
 LEVELS = (0.68, 0.95)
 TESTED = {"center": 23.3, "width": 0.2}
 SKY_RMS = 4e-3  # the middle of the training's, in e-/s
@@ -108,7 +108,7 @@ def recover(trial: Trial, prior: ArrayLike, *, zero_point: float, samples: int =
     """
     prior = _pairs("prior", prior)
     log_flux, _ = log_fluxes(trial.calibrated, trial.truth["flux"], trial.truth["sky_rms"])
-    magnitudes = zero_point - MAGNITUDE * log_flux
+    magnitudes = zero_point - LN_FLUX_UNIT * log_flux
     coordinates = _coordinates(prior)
     cells = [
         np.arange(np.floor(low), np.ceil(high) + width, width)
@@ -193,12 +193,12 @@ def _pairs(name: str, value: ArrayLike) -> NDArray[np.float64]:
 
 def _coordinates(magnitudes: NDArray) -> NDArray[np.float64]:
     """Return the magnitude of both galaxies together, and the difference of their magnitudes ``(..., 2)``."""
-    total = -MAGNITUDE * np.logaddexp(-magnitudes[..., 0] / MAGNITUDE, -magnitudes[..., 1] / MAGNITUDE)
+    total = -LN_FLUX_UNIT * np.logaddexp(-magnitudes[..., 0] / LN_FLUX_UNIT, -magnitudes[..., 1] / LN_FLUX_UNIT)
     return np.stack([total, magnitudes[..., 0] - magnitudes[..., 1]], -1)
 
 
 def _log_ratio(magnitudes: NDArray) -> NDArray:
-    return (magnitudes[..., 0] - magnitudes[..., 1]) / MAGNITUDE
+    return (magnitudes[..., 0] - magnitudes[..., 1]) / LN_FLUX_UNIT
 
 
 def _stacked(draws: NDArray, edges: Sequence[float], *, seed: int) -> dict[str, NDArray]:
@@ -304,7 +304,7 @@ def _at_depths(magnitudes: NDArray, *, seed: int) -> NDArray[np.float64]:
     low, high = np.log(Conditions().sky_rms)
     pairs = np.tile(magnitudes, (DEPTHS, 1))
     rms = np.random.default_rng(seed).uniform(low, high, size=(len(pairs), 1))
-    return pairs + MAGNITUDE * (rms - np.log(SKY_RMS))
+    return pairs + LN_FLUX_UNIT * (rms - np.log(SKY_RMS))
 
 
 def report(table: Table) -> str:

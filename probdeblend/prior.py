@@ -31,7 +31,7 @@ from .morphology import galaxy_components
 from .scene import GALAXY_TYPES, STAMP_CENTER, Components, Instrument
 from .separation import SEPARATIONS
 
-__all__ = ["SEPARATIONS", "Prior", "check_crowding"]
+__all__ = ["SEPARATIONS", "Prior", "check_crowding", "nested_tuples"]
 
 PUBLISHED_PIXEL_SCALE = 0.06
 RADIUS_RANGE = (0.06, 3.0)
@@ -126,7 +126,7 @@ class Prior:
         """
         text = (files("probdeblend") / "data" / "prior_boucaud2020.json").read_text()
         numbers = json.loads(text)["prior"]
-        return cls(**{name: _tuples(value) for name, value in numbers.items()} | {"separation": separation})
+        return cls(**{name: nested_tuples(value) for name, value in numbers.items()} | {"separation": separation})
 
     @classmethod
     def default(cls) -> Prior:
@@ -179,9 +179,9 @@ class Prior:
             covariances.append([*c, *width])
         return replace(
             self,
-            weights=_tuples(weights),
-            means=_tuples(means),
-            covariances=_tuples(covariances),
+            weights=nested_tuples(weights),
+            means=nested_tuples(means),
+            covariances=nested_tuples(covariances),
             magnitude_range=(self.magnitude_range[0], faintest),
         )
 
@@ -346,10 +346,22 @@ class Prior:
         Prior
             The prior.
         """
-        return cls(**{name: _tuples(value) for name, value in json.loads(text).items()})
+        return cls(**{name: nested_tuples(value) for name, value in json.loads(text).items()})
 
 
-def _tuples(value: object) -> object:
+def nested_tuples(value: object) -> object:
+    """Return nested lists as nested tuples, as the fields of a prior are.
+
+    Parameters
+    ----------
+    value
+        Lists or tuples of such, or of numbers.
+
+    Returns
+    -------
+    object
+        Tuples of tuples, down to Python's numbers.
+    """
     if isinstance(value, (list, tuple)):
-        return tuple(_tuples(item) for item in value)
+        return tuple(nested_tuples(item) for item in value)
     return value.item() if isinstance(value, np.generic) else value

@@ -91,7 +91,8 @@ def sample_reference(
     Raises
     ------
     ValueError
-        If there is no such blend, there are fewer than two chains, or too few draws to judge them.
+        If there is no such blend, or its refinement is of no use; if there are fewer than two chains, or too few draws
+        to judge them.
     """
     if not 0 <= blend < len(refined.k_hat):
         raise ValueError(f"blend must be one of {len(refined.k_hat)}, got {blend}")
@@ -99,6 +100,8 @@ def sample_reference(
         raise ValueError(f"chains must be at least 2, so that they can be compared, got {chains}")
     if draws < 50:
         raise ValueError(f"draws must be at least 50 a chain, got {draws}")
+    if not refined.usable[blend]:
+        raise ValueError(f"blend must have usable weights to start from, got a k-hat of {refined.k_hat[blend]:.2f}")
     one = Observed(*(value[blend : blend + 1] for value in observed))
     mean, covariance = (torch.from_numpy(array[blend]) for array in refined.moments())
     scale = torch.linalg.cholesky(covariance + 1e-12 * torch.eye(len(mean)))
@@ -110,7 +113,7 @@ def sample_reference(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, chain))
             energy = _energy(model, one, mean, scale)
-            kernel = NUTS(potential_fn=energy, max_tree_depth=DEEPEST, adapt_mass_matrix=False, jit_compile=False)
+            kernel = NUTS(potential_fn=energy, max_tree_depth=DEEPEST, adapt_mass_matrix=False)
             sampler = MCMC(
                 kernel, draws, warmup_steps=draws // 3, initial_params={"z": place[:, 0]}, disable_progbar=not progress
             )

@@ -21,12 +21,13 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from .latents import LATENTS
-from .likelihood import expected_periodogram, whitened
+from .likelihood import NoisyImage, expected_periodogram, whitened
 from .model import BlendModel, Observed
+from .posterior import systematic
 from .scene import MASK_THRESHOLD
 from .seeds import seed_of
 
-__all__ = ["Refined", "prior_moments", "refine", "sensitivity"]
+__all__ = ["Refined", "find_mode", "linearized", "prior_moments", "refine", "sensitivity"]
 
 # Steps of central differences: of each latent but the flux, and of the PSF's width.
 STEPS = {"x": 0.02, "y": 0.02, "log_radius": 0.01, "index": 0.03, "stretch_plus": 0.02, "stretch_cross": 0.02}
@@ -46,6 +47,7 @@ DAMPING, LESS, MORE = 1e-2, 0.2, 5.0
 DEGREES = 6.0
 OWN = 50.0  # effective draws that the curvature is worth beside the weighted covariance
 PRIOR_DRAWS = 4096
+LARGEST_K_HAT = 0.7
 NOTHING = -700.0  # ln of a weight that is none
 CONVERGED = 0.02  # gain of a step in ln of the posterior
 CHUNK = 64
@@ -62,7 +64,7 @@ class Refined:
     log_weight
         Smoothed and normalized ``(draw, blend)``: exponentials sum to one over the draws.
     k_hat
-        Shape of the Pareto tail of the weights ``(blend,)``; above ``min(1 - 1 / log10(draws), 0.7)`` they are no use.
+        Shape of the Pareto tail of the weights ``(blend,)``; `usable` compares it with the limit.
     effective
         Effective number of draws ``(blend,)``.
     chi_square
@@ -79,6 +81,11 @@ class Refined:
     chi_square: NDArray[np.float64]
     log_evidence: NDArray[np.float64]
     log_evidence_error: NDArray[np.float64]
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Which blends have weights that can be used ``(blend,)``: k-hat below ``min(1 - 1 / log10(draws), 0.7)``."""
+        return self.k_hat < min(1 - 1 / math.log10(len(self.unknown)), LARGEST_K_HAT)
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return weighted means and covariances.
@@ -106,10 +113,7 @@ class Refined:
             ``(draw, blend, number)``; some come more than once.
         """
         rng = np.random.default_rng(seed)
-        places = (np.arange(draws)[:, None] + rng.random((draws, self.unknown.shape[1]))) / draws
-        edges = np.exp(self.log_weight).cumsum(0)
-        chosen = [np.searchsorted(edge / edge[-1], place) for edge, place in zip(edges.T, places.T, strict=True)]
-        chosen = rng.permuted(np.minimum(np.stack(chosen, 1), len(edges) - 1), axis=0)
+        chosen = systematic(np.exp(self.log_weight).T, draws, rng=rng).T
         return np.take_along_axis(self.unknown, chosen[..., None], 0)
 
 
@@ -167,6 +171,30 @@ def sensitivity(model: BlendModel, unknown: Tensor) -> tuple[Tensor, Tensor]:
     wider, narrower = (model.light(latents, growth + sign * GROWTH_STEP).sum(1) for sign in (1, -1))
     nuisances = torch.stack([torch.ones_like(wider), (wider - narrower) / (2 * GROWTH_STEP)], 1)
     return light, torch.cat([per_galaxy, nuisances], 1)
+
+
+def linearized(model: BlendModel, observed: Observed, unknown: Tensor) -> tuple[NoisyImage, Tensor, Tensor]:
+    """Return the distribution of images, and what they tell of their unknowns: the model as if it were linear there.
+
+    Parameters
+    ----------
+    model
+        The model.
+    observed
+        How the images were taken; the pixels are not used.
+    unknown
+        ``(blend, number)``.
+
+    Returns
+    -------
+    noisy, power, rows
+        The distribution; the expected periodogram of its noise; whitened derivatives ``(blend, number, value)``, whose
+        products are the Fisher information. What the noise's own size tells of the light is left out.
+    """
+    light, derivatives = sensitivity(model, unknown.float())
+    noisy = model.noisy(light.sum(1), unknown[:, -2].float(), observed)
+    power = expected_periodogram(model.instrument.noise_kernel, model.size)
+    return noisy, power, whitened(derivatives / noisy.standard_deviation[:, None], power).flatten(2)
 
 
 def refine(
@@ -276,14 +304,11 @@ def _normal_equations(
     model: BlendModel, observed: Observed, unknown: Tensor, *, mean: Tensor, precision: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the information, the gradient and the logarithm of the posterior with a normal prior."""
-    light, derivatives = sensitivity(model, unknown.float())
-    noisy = model.noisy(light.sum(1), unknown[:, -2].float(), observed)
-    power = expected_periodogram(model.instrument.noise_kernel, model.size)
-    residual = whitened(noisy.residual(observed.image), power).flatten(1).double()
-    rows = whitened(derivatives / noisy.standard_deviation[:, None], power).flatten(2)
+    noisy, power, rows = linearized(model, observed, unknown)
+    residual = whitened(noisy.residual(observed.image), power).flatten(1)
     information = (rows @ rows.mT).double() + precision
     offset = unknown - mean
-    gradient = (rows @ residual.float()[..., None])[..., 0].double() - offset @ precision
+    gradient = (rows @ residual[..., None])[..., 0].double() - offset @ precision
     value = noisy.log_prob(observed.image).double() - (offset @ precision * offset).sum(-1) / 2
     return information, gradient, value
 

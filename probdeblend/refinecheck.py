@@ -66,7 +66,7 @@ def refine_check(
     Table
         A row a method ("refined" and "network"): ``nmad_over_bound``, the normalized median absolute deviation of
         errors of ln flux in units of the bound; ``coverage_68`` and ``coverage_95`` of each flux, and ``joint_68`` and
-        ``joint_95`` of both; where k-hat is 0.7 and more, refinement abstains and is left out. In the metadata the
+        ``joint_95`` of both; where its weights are no use, refinement abstains and is left out. In the metadata the
         number of ``blends``, the median ``effective`` fraction of the draws, the fraction ``usable`` with a k-hat below
         0.7, and the median ``chi_square``.
 
@@ -118,7 +118,7 @@ def _bound(model: BlendModel, observed: Observed, unknown: Tensor) -> NDArray[np
 def _usable(found: Refined, draws: int, *, seed: int) -> NDArray[np.float64]:
     """Return draws of ln fluxes ``(draw, blend, galaxy)``; NaN, an abstention, where the weights are no use."""
     log_flux = found.resampled(draws, seed=seed)[..., FLUXES].copy()
-    log_flux[:, ~(found.k_hat < LARGEST_K_HAT)] = np.nan
+    log_flux[:, ~found.usable] = np.nan
     return log_flux
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .prior import Prior
+from .prior import Prior, nested_tuples
 from .scene import Components, Instrument
 
 __all__ = ["Imitation", "concentrated"]
@@ -100,12 +100,8 @@ def concentrated(prior: Prior, *, center: float, width: float) -> Prior:
     share = np.array(prior.type_probabilities) * weight.sum(1)
     return replace(
         prior,
-        type_probabilities=_tuples(share / share.sum()),
-        weights=_tuples(weight / weight.sum(1, keepdims=True)),
-        means=_tuples(mean + gain * offset[..., None]),
-        covariances=_tuples(covariance - gain[..., None] * covariance[..., :1, :]),
+        type_probabilities=nested_tuples((share / share.sum()).tolist()),
+        weights=nested_tuples((weight / weight.sum(1, keepdims=True)).tolist()),
+        means=nested_tuples((mean + gain * offset[..., None]).tolist()),
+        covariances=nested_tuples((covariance - gain[..., None] * covariance[..., :1, :]).tolist()),
     )
-
-
-def _tuples(numbers: NDArray) -> tuple:
-    return tuple(_tuples(row) if row.ndim else float(row) for row in numbers)

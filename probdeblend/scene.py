@@ -20,6 +20,7 @@ from torch import Tensor
 
 __all__ = [
     "GALAXY_TYPES",
+    "LN_FLUX_UNIT",
     "MASK_THRESHOLD",
     "PARAMETERS",
     "PIXEL_SCALE_TOLERANCE",
@@ -35,6 +36,7 @@ STAMP_SIZE = 128
 STAMP_CENTER = (STAMP_SIZE - 1) / 2
 MASK_THRESHOLD = 3.0  # sky noise above which a pixel of a galaxy's own light is in its mask
 PIXEL_SCALE_TOLERANCE = 0.02
+LN_FLUX_UNIT = 2.5 / math.log(10)  # magnitudes that a factor of e in flux makes
 GALAXY_TYPES = ("sph", "disk", "sphd", "irr")
 
 

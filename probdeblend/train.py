@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-__all__ = ["History", "Schedule", "checkpoint_beside", "fit"]
+from .seeds import seed_of
+
+__all__ = ["History", "Schedule", "checkpoint_beside", "fit", "fit_tensors", "held_out"]
 
 Batches = Callable[[int], Iterable[tuple[Tensor, ...]]]
 _WARM_UP = 0.05
+_VALIDATION_ROWS = 1024
 
 
 def checkpoint_beside(output: Path, *, replace: bool) -> Path:
@@ -228,6 +231,84 @@ def fit(
     loss.load_state_dict(best)
     loss.eval()
     return history
+
+
+def held_out(blends: int, batch_size: int) -> int:
+    """Return how many of a number of blends to validate on: a tenth.
+
+    Parameters
+    ----------
+    blends
+        Number of blends.
+    batch_size
+        Blends a batch.
+
+    Returns
+    -------
+    int
+        The number.
+
+    Raises
+    ------
+    ValueError
+        If what is left is less than a batch, or there is none to validate on.
+    """
+    count = blends // 10
+    if count < 1 or blends - count < batch_size:
+        raise ValueError(f"blends must be enough for a batch of {batch_size} and a tenth to validate on, got {blends}")
+    return count
+
+
+def fit_tensors(
+    loss: nn.Module,
+    data: Sequence[Tensor],
+    *,
+    schedule: Schedule,
+    batch_size: int,
+    seed: int = 0,
+    progress: bool = True,
+) -> History:
+    """Train on tensors that are in memory, the first tenth of which validates.
+
+    Parameters
+    ----------
+    loss
+        Module whose ``forward(*batch)`` is the scalar to minimize.
+    data
+        Arguments of the loss, a row a blend.
+    schedule
+        How long and how fast.
+    batch_size
+        Rows a batch, drawn anew for each.
+    seed
+        Seed of the batches and of dropout.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    History
+        The losses.
+
+    Raises
+    ------
+    ValueError
+        If there are too few rows.
+    """
+    first = held_out(len(data[0]), batch_size)
+    training, validation = ([part[rows] for part in data] for rows in (slice(first, None), slice(first)))
+
+    def batches(start: int) -> Iterator[tuple[Tensor, ...]]:
+        """Draw batches by their number."""
+        for number in range(start, schedule.steps):
+            generator = torch.Generator().manual_seed(seed_of(seed, 0, number))
+            rows = torch.randint(len(training[0]), (batch_size,), generator=generator)
+            yield tuple(part[rows] for part in training)
+
+    parts = list(zip(*(part.split(_VALIDATION_ROWS) for part in validation), strict=True))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, 1))
+        return fit(loss, batches, parts, schedule=schedule, mixed=False, progress=progress)
 
 
 def _copy(loss: nn.Module) -> dict[str, Tensor]:

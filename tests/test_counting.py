@@ -77,7 +77,7 @@ def test_the_network_answers(count):
 def test_a_gradient_reaches_the_hidden_layers_but_not_the_encoder():
     network = tiny().train()
     assert not network.encoder.training
-    assert network.dense.training
+    assert network.readout.training
     CountLikelihood(network)(network.encode(torch.rand(5, 1, 128, 128)), torch.tensor([1, 2, 3, 4, 1])).backward()
     for name, parameter in network.named_parameters():
         assert parameter.requires_grad != name.startswith("encoder"), name
@@ -86,9 +86,9 @@ def test_a_gradient_reaches_the_hidden_layers_but_not_the_encoder():
 
 def test_a_saved_network_gives_the_same_probabilities():
     first, second = tiny(), tiny()
-    first.normalize(first.encode(torch.randn(20, 1, 128, 128)))
-    first.fit_temperature(torch.randn(20, len(first.feature_mean)), torch.randint(1, 4, (20,)))
-    for parameter in first.dense.parameters():
+    first.readout.normalize(first.encode(torch.randn(20, 1, 128, 128)))
+    first.fit_temperature(torch.randn(20, len(first.readout.mean)), torch.randint(1, 4, (20,)))
+    for parameter in first.readout.parameters():
         nn.init.normal_(parameter)
     image = torch.rand(70, 1, 128, 128)  # more than a chunk
     assert not np.allclose(first.probability(image[:3]), second.probability(image[:3]))
@@ -130,7 +130,7 @@ def test_the_temperature_is_found(false_alarm):
     probability = logits.softmax(1)
     count = 1 + torch.multinomial(probability, 1, generator=generator)[:, 0]
     network = tiny()
-    network.dense, network.feature_mean, network.feature_scale = nn.Identity(), torch.zeros(3), torch.ones(3)
+    network.readout, network.out = nn.Identity(), nn.Identity()
     found = network.fit_temperature(2 * logits, count)
     mean = (probability * logits).sum(1)
     information = float(((probability * logits.square()).sum(1) - mean.square()).sum())
@@ -168,7 +168,7 @@ def test_visible_galaxies_count():
 def test_blends_are_counted():
     network, stream = tiny(), SpotStream()
     counted = counted_blends(network, stream, 70, progress=False)
-    assert counted.features.shape == (70, len(network.feature_mean))
+    assert counted.features.shape == (70, len(network.readout.mean))
     second = stream.blend(1)
     np.testing.assert_array_equal(counted.count[64:], second.count[:6])
     torch.testing.assert_close(counted.features[64:], network.encode(second.image / 2)[:6])

@@ -3,16 +3,17 @@ import pytest
 from scipy.stats import multivariate_normal, norm
 
 from probdeblend.data import Conditions
-from probdeblend.flux_prior import MAGNITUDE, FluxPrior
+from probdeblend.flux_prior import FluxPrior
 from probdeblend.importance import effective_samples, log_prior, reweight
 from probdeblend.posterior import Posterior
 from probdeblend.prior import Prior
+from probdeblend.scene import LN_FLUX_UNIT
 
 CHAINS, DRAWS, BLENDS = 4, 1000, 60
 WIDTH = 0.8
 LIKELIHOOD = np.array([[0.10, -0.06], [-0.06, 0.15]])
 # One Gaussian at one depth, and all pairs accepted: ln(flux / sky_rms) of each galaxy is normal around 3.
-TRAINED = FluxPrior(((1.0, 22.0, WIDTH * MAGNITUDE),), (2.0, 42.0), 40.0, (1.0, 1.0), 22.0 + 3 * MAGNITUDE)
+TRAINED = FluxPrior(((1.0, 22.0, WIDTH * LN_FLUX_UNIT),), (2.0, 42.0), 40.0, (1.0, 1.0), 22.0 + 3 * LN_FLUX_UNIT)
 # The user's: in ln flux, with the galaxies tied to each other.
 MEAN, COVARIANCE = np.array([-2.3, -2.8]), np.array([[0.3, 0.1], [0.1, 0.2]])
 
@@ -88,7 +89,7 @@ def test_a_flat_prior_leaves_the_likelihood_of_the_trained_population(false_alar
     """Posterior draws by rejection from the sampler of the training, without any density."""
     zero_point, rng, center, sd = 25.946, np.random.default_rng(5), np.array([8.2, 7.9]), 0.25
     magnitude = Prior.default().sample(120_000, seed=6)["magnitude"].numpy().astype(float)
-    ratio = (zero_point - magnitude) / MAGNITUDE - rng.uniform(*np.log(Conditions().sky_rms), (len(magnitude), 1))
+    ratio = (zero_point - magnitude) / LN_FLUX_UNIT - rng.uniform(*np.log(Conditions().sky_rms), (len(magnitude), 1))
     ratio = ratio[rng.random(len(ratio)) < np.exp(-(((ratio - center) / sd) ** 2).sum(1) / 2)]
     draws = made(0.01 * np.exp(ratio)[None, :, None], [0.01])
     flux_prior = FluxPrior.of(Prior.default(), Conditions(), zero_point)

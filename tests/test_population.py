@@ -13,7 +13,6 @@ from probdeblend.cli.population import population
 from probdeblend.deconvolution import agreement, recover_population, stack
 from probdeblend.plots.population import plot_population
 from probdeblend.population import (
-    MAGNITUDE,
     population_result,
     population_table,
     recover,
@@ -23,7 +22,7 @@ from probdeblend.population import (
 from probdeblend.posterior import Posterior
 from probdeblend.prior import Prior
 from probdeblend.reweighting import Imitation, concentrated
-from probdeblend.scene import Instrument
+from probdeblend.scene import LN_FLUX_UNIT, Instrument
 
 ERROR = 0.4
 CENTER, WIDTH = 0.5, 0.3
@@ -270,9 +269,9 @@ def normal_trial(truth, *, seed, shift=0.0):
     narrower = 1 / (1 + 0.2**2)
     middle = 23.0 + (truth + rng.normal(0, 0.2, truth.shape) - 23.0) * narrower + shift
     magnitudes = middle + 0.2 * narrower**0.5 * rng.normal(size=(200, *truth.shape))
-    flux = np.exp((ZERO_POINT - magnitudes) / MAGNITUDE)[None, ..., None]
+    flux = np.exp((ZERO_POINT - magnitudes) / LN_FLUX_UNIT)[None, ..., None]
     answers = Posterior.from_draws(flux, flux_kind="total", method="network")
-    known = {"flux": np.exp((ZERO_POINT - truth) / MAGNITUDE)[..., None], "sky_rms": np.full(len(truth), 1e-3)}
+    known = {"flux": np.exp((ZERO_POINT - truth) / LN_FLUX_UNIT)[..., None], "sky_rms": np.full(len(truth), 1e-3)}
     return SimpleNamespace(calibrated=answers, truth=known)
 
 

@@ -9,6 +9,7 @@ import torch
 from probdeblend.bound import fisher_information, van_trees_bound
 from probdeblend.latents import LATENTS
 from probdeblend.model import BlendModel, Observed
+from probdeblend.posterior import systematic
 from probdeblend.prior import Prior
 from probdeblend.reference import Reference, sample_reference
 from probdeblend.refine import Refined, find_mode, prior_moments, refine, sensitivity
@@ -91,6 +92,16 @@ def test_refined_draws(model, pairs, refined):
     assert 0.7 < np.median((scale / bound)[good][:, FLUX]) < 1.5
 
 
+def test_draws_are_taken_as_often_as_their_weights_say(rng):
+    weights = np.array([[1.0, 2.0, 0.0, 5.0], [0.0, 0.0, 3.0, 0.0], [np.nan] * 4])
+    chosen = systematic(weights, 800, rng=rng)
+    times = [np.bincount(row, minlength=4).tolist() for row in chosen]
+    assert np.abs(np.array(times[0]) - [100, 200, 0, 500]).max() <= 1
+    assert times[1] == [0, 0, 800, 0]
+    assert times[2] == [800, 0, 0, 0]
+    assert (np.diff(chosen[0]) < 0).any()
+
+
 @pytest.mark.slow
 def test_weights_become_draws(refined):
     drawn = refined.resampled(4000, seed=3)
@@ -162,6 +173,16 @@ def test_refuses(model, pairs, refined):
     ):
         with pytest.raises(ValueError, match=message):
             sample_reference(model, observed, refined, **changed)
+
+
+def test_weights_that_are_no_use():
+    """With 100 draws the limit is 1 - 1/2, with very many it is 0.7."""
+    empty = np.zeros((4, 2))
+    found = Refined(np.zeros((100, 4, 3)), empty, np.array([0.4, 0.6, 0.8, np.inf]), *[empty] * 4)
+    assert found.usable.tolist() == [True, False, False, False]
+    assert replace(found, unknown=np.zeros((100_000, 4, 3))).usable.tolist() == [True, True, False, False]
+    with pytest.raises(ValueError, match=r"blend must have usable weights to start from, got a k-hat of 0.80"):
+        sample_reference(None, None, found, blend=2)
 
 
 def test_what_counts_as_converged():

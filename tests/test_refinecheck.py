@@ -43,6 +43,7 @@ def exact(monkeypatch):
             resampled=lambda count, seed: drawn,
             effective=np.full(len(middle), draws / 2),
             k_hat=np.where(np.arange(len(middle)) == 0, 0.9, good),
+            usable=np.arange(len(middle)) > 0,
             chi_square=np.ones((len(middle), 2)),
         )
 

@@ -20,11 +20,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from .composite import Blend2Mask2Flux
-from .layers import PassDropout, fold, stretch
+from .layers import Readout, fold, stretch
 
 __all__ = ["CountNetwork", "recenter"]
 
-LIMIT = 10.0
 WINDOW = 4.0  # standard deviation of the window in pixels, a little more than the FWHM of a PSF
 FARTHEST = 8.0
 ROUNDS = 10
@@ -95,18 +94,9 @@ class CountNetwork(nn.Module):
         self.encoder = encoder.unet.eval().requires_grad_(False)
         self.classes = classes
         inputs = 2 * sum(block[0].out_channels for block in self.encoder.down)
-        self.register_buffer("feature_mean", torch.zeros(inputs))
-        self.register_buffer("feature_scale", torch.ones(inputs))
         self.register_buffer("temperature", torch.ones(()))
-        self.dense = nn.Sequential(
-            PassDropout(dropout),
-            nn.Linear(inputs, hidden),
-            nn.ReLU(),
-            PassDropout(dropout),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, classes),
-        )
+        self.readout = Readout(inputs, hidden, dropout=dropout)
+        self.out = nn.Linear(hidden, classes)
 
     def train(self, mode: bool = True) -> CountNetwork:
         """Switch dropout on or off; the encoder stays without.
@@ -147,17 +137,6 @@ class CountNetwork(nn.Module):
                 pooled += [features.mean((-2, -1)), features.amax((-2, -1))]
         return torch.cat(pooled, 1).float()
 
-    def normalize(self, features: Tensor) -> None:
-        """Make features of unit scale from now on.
-
-        Parameters
-        ----------
-        features
-            Features of many blends ``(blend, feature)``, as `encode` returns them.
-        """
-        self.feature_mean.copy_(features.mean(0))
-        self.feature_scale.copy_(features.std(0).clamp(min=1e-3))
-
     def logits(self, features: Tensor) -> Tensor:
         """Return the logits, from features.
 
@@ -171,8 +150,7 @@ class CountNetwork(nn.Module):
         Tensor
             ``(blend, class)``, divided by the temperature.
         """
-        scaled = (features - self.feature_mean) / self.feature_scale
-        return self.dense(scaled.clamp(-LIMIT, LIMIT)) / self.temperature
+        return self.out(self.readout(features)) / self.temperature
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of one galaxy, two, ..., and as many as there are classes or more.

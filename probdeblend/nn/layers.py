@@ -12,9 +12,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PassDropout", "convolutions", "dropout_passes", "fold", "he_normal", "stretch", "unfold"]
+__all__ = ["PassDropout", "Readout", "convolutions", "dropout_passes", "fold", "he_normal", "stretch", "unfold"]
 
 _CENTER_SCALE = 10.0
+_FARTHEST = 10.0  # in units of a feature's spread, so that one odd feature does not decide
+_LEAST_SPREAD = 1e-3
 
 
 def he_normal(layer: nn.Module, *, fan: int, gain: float = 2.0) -> nn.Module:
@@ -178,6 +180,59 @@ class PassDropout(nn.Module):
         # Drawn on the CPU, so that a pass is the same network on every device.
         kept = torch.rand(shape) < keep if self.drawing else torch.rand(shape, device=features.device) < keep
         return features * (kept.to(features) / keep)
+
+
+class Readout(nn.Module):
+    """Two hidden layers that learn from the features of a frozen encoder.
+
+    Parameters
+    ----------
+    inputs
+        Number of features.
+    hidden
+        Width of the layers.
+    dropout
+        Probability that a unit is dropped before each.
+    """
+
+    def __init__(self, inputs: int, hidden: int, *, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
+        self.dense = nn.Sequential(
+            PassDropout(dropout),
+            nn.Linear(inputs, hidden),
+            nn.ReLU(),
+            PassDropout(dropout),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+        )
+
+    def normalize(self, features: Tensor) -> None:
+        """Make features of unit scale from now on.
+
+        Parameters
+        ----------
+        features
+            Features of many blends ``(blend, feature)``.
+        """
+        self.mean.copy_(features.mean(0))
+        self.scale.copy_(features.std(0).clamp(min=_LEAST_SPREAD))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the last hidden layer.
+
+        Parameters
+        ----------
+        features
+            ``(blend, feature)``.
+
+        Returns
+        -------
+        Tensor
+            ``(blend, hidden)``.
+        """
+        return self.dense(((features - self.mean) / self.scale).clamp(-_FARTHEST, _FARTHEST))
 
 
 @contextmanager

@@ -6,5 +6,6 @@ Every method of the package answers with this one object.
 from .draws import Posterior, variance_parts
 from .ensemble import combine
 from .flags import Flag, describe_flags
+from .weighted import systematic
 
-__all__ = ["Flag", "Posterior", "combine", "describe_flags", "variance_parts"]
+__all__ = ["Flag", "Posterior", "combine", "describe_flags", "systematic", "variance_parts"]
