@@ -195,6 +195,9 @@ def test_a_concentrated_prior_is_the_prior_with_weights():
         concentrated(prior, center=22, width=0)
 
 
+COARSE = (0.25, 0.5)  # cells that are quick to fill and to sample
+
+
 class Guess:
     """A deblender whose every posterior is a magnitude of 23.3, with an error of 0.15."""
 
@@ -209,7 +212,9 @@ class Guess:
 
 @pytest.fixture(scope="module")
 def table():
-    return population_result(Guess(), count=70, draws=100, passes=0, seed=3, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("probdeblend.population.CELLS", COARSE)
+        return population_result(Guess(), count=70, draws=100, passes=0, seed=3, progress=False)
 
 
 def test_the_table_of_a_population(table):
@@ -317,6 +322,7 @@ def test_an_imitation_is_drawn_as_was_found():
 
 def test_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "load", lambda path=None: Guess())
+    monkeypatch.setattr("probdeblend.population.CELLS", COARSE)
     options = ["--count", "40", "--draws", "50", "--passes", "0", "--output", str(tmp_path / "found")]
     answer = CliRunner().invoke(population, options, catch_exceptions=False)
     assert answer.exit_code == 0
