@@ -185,6 +185,7 @@ class Deblender(nn.Module):
             method="network",
             mask=None if answer.mask is None else answer.mask.numpy(),
             mask_std=None if answer.mask_std is None else answer.mask_std.numpy(),
+            mask_information=None if answer.mask_information is None else answer.mask_information.numpy(),
             x=x,
             y=y,
             flags=self._flags(answer, log_flux, distance)

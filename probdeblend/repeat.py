@@ -282,7 +282,7 @@ def _answers(
     for start in range(0, len(stamps), CHUNK):
         part = slice(start, start + CHUNK)
         answer = deblender(stamps[part], sky_rms=sky_rms[part], seed=seed + start, **sampling)
-        parts.append(Posterior(answer.dataset.drop_vars(["mask", "mask_std"], errors="ignore")))
+        parts.append(answer.without_pixels())
     x, y = (blends.position - blends.corners[:, None]).transpose(2, 0, 1)
     draws = {"draws": sampling["draws"]} if "draws" in sampling else {}
     sep = sep_posterior(stamps, sky_rms, x=x, y=y, exposure=exposure, seed=seed, **draws)

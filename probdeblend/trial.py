@@ -216,8 +216,8 @@ def _chunk(
     if blend.isolated is not None:
         truth["blendedness"] = blendedness(blend.isolated[:, :, 0].numpy())
     mask = blend.mask.numpy()
-    posteriors, overlaps, masks = {"network": _without_masks(answer)}, {}, {}
-    posteriors |= {kind: _without_masks(found) for kind, found in sep.items()}
+    posteriors, overlaps, masks = {"network": answer.without_pixels()}, {}, {}
+    posteriors |= {kind: found.without_pixels() for kind, found in sep.items()}
     if "mask" in answer.dataset:
         probability = answer.mask.values
         noise = blend.sky_rms[:, None, None]
@@ -229,10 +229,6 @@ def _chunk(
     for found in list(sep.values())[:1]:  # detection, and so the segmentation, is the same for all
         overlaps["sep"] = iou(found.mask.values, mask)
     return {"posteriors": posteriors, "truth": truth, "iou": overlaps, "masks": masks}
-
-
-def _without_masks(posterior: Posterior) -> Posterior:
-    return Posterior(posterior.dataset.drop_vars(["mask", "mask_std"], errors="ignore"))
 
 
 def _reliability(

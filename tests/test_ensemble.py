@@ -29,7 +29,40 @@ def test_members_are_chains():
     assert "network" not in joined.dataset.attrs
     np.testing.assert_allclose(joined.mask, 0.5 + 0.1 / 3)
     np.testing.assert_allclose(joined.mask_std, np.sqrt(0.1**2 + 0.1**2 * 2 / 9))
-    assert combine([joined, member(4)]).flux.sizes["chain"] == 8
+
+
+def entropy(p):
+    return -p * np.log2(p) - (1 - p) * np.log2(1 - p)
+
+
+def of_passes(p, **named):
+    """A posterior of the passes ``(chain, pixel)`` of a member."""
+    flux = np.ones((len(p), 5, 1, 1, 1))
+    masks = {"mask": p.mean(0), "mask_std": p.std(0), "mask_information": entropy(p.mean(0)) - entropy(p).mean(0)}
+    masks = {name: value[None, None, None] for name, value in masks.items()} | named
+    return Posterior.from_draws(flux, flux_kind="total", method="network", **masks)
+
+
+@pytest.mark.parametrize("passes", [(4, 4, 4), (2, 8, 1)])
+def test_masks_of_all_passes_are_a_mixture(passes, rng):
+    p = rng.beta(0.5, 0.5, (sum(passes), 300))
+    members = [of_passes(part) for part in np.split(p, np.cumsum(passes)[:-1])]
+    exact = of_passes(p)
+    # In one go, or one member after the other.
+    for joined in (combine(members), combine([combine(members[:2]), members[2]])):
+        for name in ("mask", "mask_std", "mask_information"):
+            np.testing.assert_allclose(getattr(joined, name), getattr(exact, name), atol=1e-12)
+        assert (joined.mask_information <= joined.mask_entropy).all()
+    assert (exact.mask_information.values > members[0].mask_information.values).mean() > 0.5
+
+
+def test_information_of_masks_is_known_or_left_out():
+    known, unknown = (of_passes(np.full((2, 3), 0.3), **named) for named in ({}, {"mask_information": None}))
+    for order in ([known, unknown], [unknown, known]):
+        joined = combine(order)
+        assert "mask_information" not in joined.dataset
+        np.testing.assert_allclose(joined.mask, 0.3)
+    assert (combine([known, known]).mask_information == 0).all()
 
 
 def test_disagreement_is_variance_between():

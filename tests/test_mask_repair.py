@@ -57,6 +57,23 @@ def test_a_calibrator_repairs_masks_too():
     assert "masks are repaired too" in calibrator.report()
 
 
+def test_information_keeps_its_share_of_the_entropy():
+    rng = np.random.default_rng(1)
+    truth = np.exp(rng.normal(5, 1, (150, 2, 1)))
+    draws = truth * np.exp(0.1 * rng.normal(size=(1, 50, *truth.shape)))
+    named = {"flux_kind": "total", "method": "network"}
+    calibrator = Calibrator.fit(Posterior.from_draws(draws, **named), truth)
+    calibrator = calibrator.with_masks(MaskSums.measure(*stamps(0.5, seed=1)))
+    mask = rng.uniform(0.01, 0.99, (2, 2, 128, 128)).astype(np.float32)
+    mask[:, :, 0], share = 0.0, rng.uniform(size=mask.shape).astype(np.float32)
+    before = Posterior.from_draws(draws[:, :, :2], mask=mask, **named)
+    before = Posterior(before.dataset.assign(mask_information=share * before.mask_entropy))
+    after = calibrator(before)
+    assert float(abs(after.mask_entropy - before.mask_entropy).max()) > 0.1
+    np.testing.assert_allclose(after.mask_information, share * after.mask_entropy * (mask > 0), atol=1e-6)
+    assert after.mask_information.dtype == np.float32
+
+
 def test_mistakes():
     probability, target, snr = stamps(1.0, seed=1, blends=1)
     with pytest.raises(ValueError, match="masks need at least 10000 pixels above the sky noise, got 0"):

@@ -238,7 +238,7 @@ def test_calibrators_that_do_not_fit(tmp_path):
         Calibrator.open(tmp_path / "none.json")
     numbers = json.loads(calibrator.describe())
     for change, message in [
-        ({"version": 9}, "a calibrator of version 9, this probdeblend reads version 6"),
+        ({"version": 9}, "a calibrator of version 9, this probdeblend reads version 7"),
         ({"format": "x"}, "not a calibrator written by probdeblend"),
         ({"features": [0.5]}, "a calibrator of other features"),
         ({"root": {}}, "a damaged calibrator"),

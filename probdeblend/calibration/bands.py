@@ -16,7 +16,12 @@ _SIMULATIONS = 4000
 
 
 def expected_coverage(
-    values: ArrayLike, *, levels: Sequence[float] = LEVELS, central: bool = True, band: float = 0.95
+    values: ArrayLike,
+    *,
+    levels: Sequence[float] = LEVELS,
+    central: bool = True,
+    band: float = 0.95,
+    independent: int | None = None,
 ) -> NDArray[np.float64]:
     """How often intervals hold the truth, at several levels, with binomial bands.
 
@@ -30,6 +35,8 @@ def expected_coverage(
         Whether intervals lie around the median; else they reach from 0 up.
     band
         Probability of each band.
+    independent
+        How many of the values are independent; all if None.
 
     Returns
     -------
@@ -50,8 +57,9 @@ def expected_coverage(
         raise ValueError(f"levels must be between 0 and 1, got {tuple(levels)}")
     depth = np.abs(2 * values - 1) if central else values
     covered = (depth[:, None] <= wanted).mean(0)
-    low, high = stats.binom.interval(band, values.size, wanted)
-    return np.column_stack([wanted, covered, low / values.size, high / values.size])
+    count = values.size if independent is None else independent
+    low, high = stats.binom.interval(band, count, wanted)
+    return np.column_stack([wanted, covered, low / count, high / count])
 
 
 @lru_cache(maxsize=64)

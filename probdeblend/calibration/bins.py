@@ -20,6 +20,7 @@ from .scores import interval_score
 __all__ = ["THIN", "binned_table", "coverage_row", "diagnose", "quantile_edges"]
 
 THIN = 100
+LEAST = 10
 SIGMAS = (1, 2, 3)
 
 
@@ -39,7 +40,8 @@ def diagnose(
     draws
         Posterior draws ``(draw, ...)``, of log-fluxes where errors are relative ones.
     truth
-        True values ``(...)``.
+        True values ``(blend,)``, or ``(blend, galaxy)``: the errors of the galaxies of a blend are tied, so that bands
+        are those of as many values as there are blends, and ranks are tested for each galaxy by itself.
     galaxies
         Which galaxy each value belongs to ``(...)``, where galaxies repeat; all are distinct if None.
     levels
@@ -57,7 +59,8 @@ def diagnose(
         bootstrap over galaxies around the fraction); ``pull_mean``, ``pull_sd``, and ``within_1``, ``within_2``,
         ``within_3``: the fractions of errors inside so many standard deviations (as in the Euclid Morphology
         Challenge, Bretonniere et al. 2023, arXiv:2209.12907); ``interval_score`` (mean, 68 %), ``width`` (median
-        half-width of the 68 % interval) and ``rank_p``, the p-value of the ranks (NaN where galaxies repeat).
+        half-width of the 68 % interval) and ``rank_p``, the p-value of the ranks (the least of the galaxies', times
+        their number; NaN where galaxies repeat).
 
     Raises
     ------
@@ -65,21 +68,23 @@ def diagnose(
         If shapes disagree or there are fewer than ten values with draws.
     """
     draws, truth = paired_arrays(draws, truth)
+    part = np.arange(truth.size) % (truth.shape[-1] if truth.ndim > 1 else 1)
     flat, true = draws.reshape(len(draws), -1), truth.ravel()
     known = np.isfinite(flat).all(0)
-    flat, true = flat[:, known], true[known]
-    if len(true) < 10:
-        raise ValueError(f"at least 10 values with draws are needed, got {len(true)}")
+    flat, true, part = flat[:, known], true[known], part[known]
+    if len(true) < LEAST:
+        raise ValueError(f"at least {LEAST} values with draws are needed, got {len(true)}")
     owner = None if galaxies is None else _owners(galaxies, truth)[known]
     ranks = pit(flat, true, seed=seed)
     row: dict[str, float] = {"count": len(true), "galaxies": len(true) if owner is None else len(np.unique(owner))}
-    row |= coverage_row(ranks, owner, levels=levels, band=band, seed=seed)
+    blends = int(np.bincount(part).max())
+    row |= coverage_row(ranks, owner, levels=levels, band=band, independent=blends, seed=seed)
     pull = (flat.mean(0) - true) / flat.std(0, ddof=1)
     low, high = np.quantile(flat, [0.16, 0.84], axis=0)
     row |= {"pull_mean": pull.mean(), "pull_sd": pull.std()}
     row |= {f"within_{sigma}": (np.abs(pull) <= sigma).mean() for sigma in SIGMAS}
     row |= {"interval_score": interval_score(flat, true).mean(), "width": np.median(high - low) / 2}
-    row["rank_p"] = rank_p_value(ranks) if owner is None else np.nan
+    row["rank_p"] = _rank_p(ranks, part) if owner is None else np.nan
     return {name: value if isinstance(value, int) else float(value) for name, value in row.items()}
 
 
@@ -90,6 +95,7 @@ def coverage_row(
     levels: Sequence[float] = LEVELS,
     central: bool = True,
     band: float = 0.95,
+    independent: int | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
     """Return coverage with its bands, by the names that `diagnose` gives them.
@@ -100,7 +106,7 @@ def coverage_row(
         Of the truth among the draws ``(value,)``.
     owner
         Which galaxy each is of; None where all are distinct.
-    levels, central, band
+    levels, central, band, independent
         As for `~probdeblend.calibration.bands.expected_coverage`.
     seed
         Seed of the resampling.
@@ -111,12 +117,19 @@ def coverage_row(
         Three numbers a level.
     """
     row: dict[str, float] = {}
-    for level, covered, *ends in expected_coverage(ranks, levels=levels, central=central, band=band):
+    bands = expected_coverage(ranks, levels=levels, central=central, band=band, independent=independent)
+    for level, covered, *ends in bands:
         inside = (np.abs(2 * ranks - 1) if central else ranks) <= level
         low, high = ends if owner is None else bootstrap(partial(_mean_of, inside), owner, level=band, seed=seed)
         name = f"coverage_{100 * level:g}"
         row |= {name: covered, f"{name}_low": low, f"{name}_high": high}
     return row
+
+
+def _rank_p(ranks: NDArray[np.float64], part: NDArray[np.int64]) -> float:
+    apart = [ranks[part == number] for number in np.unique(part)]
+    tested = [rank_p_value(values) for values in apart if len(values) >= LEAST]
+    return min(1.0, len(tested) * min(tested)) if tested else np.nan
 
 
 def _mean_of(values: NDArray[np.bool_], rows: NDArray[np.int64]) -> float:
@@ -220,8 +233,6 @@ def binned_table(
                 stacklevel=2,
             )
         if inside.sum() >= 10:
-            found = diagnose(
-                draws[:, inside], truth[inside], galaxies=None if owner is None else owner[inside], **options
-            )
+            found = diagnose(np.where(inside, draws, np.nan), truth, galaxies=owner, **options)
             rows.append({"low": float(low), "high": float(high)} | found)
     return Table(rows)

@@ -3,6 +3,7 @@
 The first two dimensions are ArviZ's. Covariances are plain moments of the draws; tables use quantiles.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import xarray as xr
 from astropy.table import QTable
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike
+from scipy.special import entr
 
 from .tables import tabulate
 
@@ -24,8 +26,9 @@ FORMAT = "probdeblend posterior"
 VERSION = 1
 FLUX_KINDS = ("total", "auto", "isophotal")
 FLUX_DIMS = ("chain", "draw", "blend", "galaxy", "band")
+MASKS = ("mask", "mask_std", "mask_information")
 OPTIONAL_DIMS = (
-    dict.fromkeys(("mask", "mask_std"), ("blend", "galaxy", "y", "x"))
+    dict.fromkeys(MASKS, ("blend", "galaxy", "y", "x"))
     | dict.fromkeys(("x", "y", "flags"), ("blend", "galaxy"))
     | dict.fromkeys(("variance_within", "variance_between"), ("blend", "galaxy", "band"))
     | {"sky_rms": ("blend",)}
@@ -39,8 +42,8 @@ class Posterior:
     Parameters
     ----------
     dataset
-        The variable ``flux (chain, draw, blend, galaxy, band)`` and, where they are known, ``mask`` and
-        ``mask_std (blend, galaxy, y, x)``; ``x``, ``y`` and ``flags (blend, galaxy)``;
+        The variable ``flux (chain, draw, blend, galaxy, band)`` and, where they are known, ``mask``, ``mask_std``
+        and ``mask_information (blend, galaxy, y, x)``; ``x``, ``y`` and ``flags (blend, galaxy)``;
         ``flux_variance_within`` and ``flux_variance_between (blend, galaxy, band)``; ``sky_rms (blend,)``, the noise
         of a pixel of sky in image units. The attributes
         ``flux_kind``, ``method``, ``flux_unit`` and, where they are known, ``zero_point`` and
@@ -62,12 +65,12 @@ class Posterior:
         method
             What made the draws, such as "network" or "sep".
         **named
-            Arrays, or None: ``mask`` (probability) and ``mask_std`` (its spread over the dropout passes)
-            ``(blend, galaxy, y, x)``; ``x``, ``y`` (pixels) and ``flags (blend, galaxy)``;
-            ``variance_within`` and ``variance_between`` the passes ``(blend, galaxy, band)``; ``sky_rms``
-            ``(blend,)``. Any other name
-            becomes an attribute (None leaves it out): ``flux_unit``, ``zero_point`` (AB magnitude of unit
-            flux), ``pixel_scale`` (arcsec) and what else is worth storing.
+            Arrays, or None: ``mask`` (probability), ``mask_std`` (its spread over the dropout passes) and
+            ``mask_information`` (between pixel and pass, bits) ``(blend, galaxy, y, x)``; ``x``, ``y`` (pixels) and
+            ``flags (blend, galaxy)``; ``variance_within`` and ``variance_between`` the passes
+            ``(blend, galaxy, band)``; ``sky_rms (blend,)``. Any other name becomes an attribute (None leaves it out):
+            ``flux_unit``, ``zero_point`` (AB magnitude of unit flux), ``pixel_scale`` (arcsec) and what else is worth
+            storing.
 
         Returns
         -------
@@ -203,8 +206,41 @@ class Posterior:
 
     @property
     def mask_std(self) -> xr.DataArray:
-        """Spread ``(blend, galaxy, y, x)`` of the mask probability over the dropout passes."""
+        """Spread ``(blend, galaxy, y, x)`` of the network's mask probability over the dropout passes."""
         return self._pixels("mask_std")
+
+    @property
+    def mask_entropy(self) -> xr.DataArray:
+        """Entropy ``(blend, galaxy, y, x)`` of the mask probability in bits: 1 where it is one half."""
+        nat = xr.apply_ufunc(lambda mask: entr(mask) + entr(1 - mask), self.mask)
+        return (nat / math.log(2)).rename("mask_entropy")
+
+    @property
+    def mask_information(self) -> xr.DataArray:
+        """Part ``(blend, galaxy, y, x)`` of the entropy in bits by which the dropout passes disagree.
+
+        It is the mutual information between pixel and pass: the entropy of the mean probability less the mean entropy
+        of the passes (Houlsby et al. 2011, arXiv:1112.5745). The rest is what every pass says of itself. A calibrator
+        knows the mean alone, and leaves the information its share of the entropy.
+        """
+        return self._pixels("mask_information")
+
+    @property
+    def images(self) -> xr.DataArray:
+        """Each galaxy's own image ``(blend, galaxy, y, x)`` without noise, in image units: the mean of its draws."""
+        return self._pixels("image")
+
+    @property
+    def images_std(self) -> xr.DataArray:
+        """Spread ``(blend, galaxy, y, x)`` of each galaxy's own image over the draws."""
+        return self._pixels("image_std")
+
+    @property
+    def light_fraction(self) -> xr.DataArray:
+        """Share ``(blend, galaxy, y, x)`` of the light that is each galaxy's; NaN where all is below the sky noise."""
+        total = self.images.sum("galaxy")
+        share = (self.images / total).where(total > self.dataset["sky_rms"])
+        return share.transpose(*self.images.dims).rename("light_fraction")
 
     @property
     def flags(self) -> xr.DataArray:
@@ -248,6 +284,16 @@ class Posterior:
         """
         index = np.arange(len(self))[blends if isinstance(blends, slice) else np.asarray(blends)]
         return type(self)(self.dataset.isel(blend=np.atleast_1d(index)))
+
+    def without_pixels(self) -> Self:
+        """Leave out masks and images, which take most of the memory.
+
+        Returns
+        -------
+        Posterior
+            The same without them.
+        """
+        return type(self)(self.dataset.drop_dims(("y", "x"), errors="ignore"))
 
     def reweight(self, log_density: Callable[[np.ndarray], ArrayLike], **settings: object) -> Self:
         """Replace the prior of the training by the user's own.
@@ -328,7 +374,7 @@ class Posterior:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path}: exists already")
         temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        encoding = {name: {"zlib": True} for name in ("mask", "mask_std") if name in self.dataset}
+        encoding = {name: {"zlib": True} for name in MASKS if name in self.dataset}
         try:
             self.dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
             temporary.replace(path)

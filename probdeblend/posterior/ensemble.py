@@ -2,7 +2,8 @@
 
 Networks of the same kind, trained from other seeds, are wrong in their own ways where training says little. Their
 posteriors together are a mixture (Lakshminarayanan et al. 2017, arXiv:1612.01474), and with each member's draws in
-chains of their own, r-hat is a measure of how far they disagree.
+chains of their own, r-hat is a measure of how far they disagree. Of a mask it is the mutual information between pixel
+and chain: the entropy of the mean probability less the mean entropy of the chains.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from functools import reduce
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
-from .draws import Posterior, variance_parts
+from .draws import MASKS, Posterior, variance_parts
 
 __all__ = ["combine"]
 
@@ -31,8 +33,8 @@ def combine(posteriors: Sequence[Posterior]) -> Posterior:
     Returns
     -------
     Posterior
-        All chains. Mask probabilities are means, with the variance within members and between them; positions are the
-        first member's; a flag of one is a flag of all.
+        All chains. Mask probabilities are means over them, with the variance and the information within members and
+        between them; positions are the first member's; a flag of one is a flag of all.
 
     Raises
     ------
@@ -53,8 +55,8 @@ def combine(posteriors: Sequence[Posterior]) -> Posterior:
         changed[f"flux_variance_{name}"] = (("blend", "galaxy", "band"), part)
     if all("flags" in dataset for dataset in datasets):
         changed["flags"] = reduce(np.bitwise_or, [dataset["flags"] for dataset in datasets])
-    changed |= _masks(datasets)
-    kept = first.drop_dims("chain").drop_vars(["mask", "mask_std"], errors="ignore")
+    changed |= _masks(posteriors)
+    kept = first.drop_dims("chain").drop_vars(MASKS, errors="ignore")
     attributes = {name: value for name, value in first.attrs.items() if name not in OF_ONE}
     joined = kept.assign(changed).assign_coords(chain=np.arange(len(flux)))
     joined.attrs = attributes | {"members": len(posteriors)}
@@ -70,12 +72,24 @@ def _check_alike(first: xr.Dataset, other: xr.Dataset) -> None:
             raise ValueError(f"posteriors must have the same number of {name}s, got {wanted} and {given}")
 
 
-def _masks(datasets: list[xr.Dataset]) -> dict[str, tuple]:
-    if not all("mask" in dataset for dataset in datasets):
+def _masks(posteriors: Sequence[Posterior]) -> dict[str, tuple]:
+    known = [name for name in MASKS if all(name in posterior.dataset for posterior in posteriors)]
+    if "mask" not in known:
         return {}
-    masks = np.stack([dataset["mask"].values for dataset in datasets])
-    spread = masks.var(0)
-    if all("mask_std" in dataset for dataset in datasets):
-        spread = spread + np.mean([dataset["mask_std"].values ** 2 for dataset in datasets], 0)
-    dims = datasets[0]["mask"].dims
-    return {"mask": (dims, masks.mean(0)), "mask_std": (dims, np.sqrt(spread))}
+    chains = [posterior.flux.sizes["chain"] for posterior in posteriors]
+
+    def mean(values: Sequence[NDArray]) -> NDArray:
+        """Average what all chains of a member share over the chains."""
+        return np.average(values, axis=0, weights=chains)
+
+    masks = [posterior.mask.values for posterior in posteriors]
+    dims, kind, mask = posteriors[0].mask.dims, masks[0].dtype, mean(masks)
+    spread = mean((masks - mask) ** 2)
+    if "mask_std" in known:
+        spread = spread + mean([posterior.mask_std.values**2 for posterior in posteriors])
+    joined = {"mask": (dims, mask.astype(kind)), "mask_std": (dims, np.sqrt(spread).astype(kind))}
+    if "mask_information" in known:
+        agreed = mean([(posterior.mask_entropy - posterior.mask_information).values for posterior in posteriors])
+        entropy = Posterior(posteriors[0].dataset.assign(joined)).mask_entropy.values
+        joined["mask_information"] = (dims, np.maximum(entropy - agreed, 0).astype(kind))
+    return joined

@@ -18,6 +18,11 @@ class Flag(IntFlag):
     - ``UNFAMILIAR`` (128): the stamp is unlike the family that the network was trained on.
     - ``SINGLE`` (256): a lone source, measured by SEP.
     - ``OUTSIDE_CALIBRATION`` (512): beyond the galaxies that the calibrator was fitted on.
+    - ``NOT_REFINED`` (1024): refinement was asked for and the network's answer stays; another flag says why.
+    - ``POOR_WEIGHTS`` (2048): the importance weights of the refinement are no use.
+    - ``MISFIT`` (4096): the model's best fit leaves more light behind than noise would.
+    - ``DISAGREEMENT`` (8192): refinement and network contradict each other.
+    - ``UNEVEN_NOISE`` (16384): the noise varies over the stamp, which refinement does not know of.
     """
 
     BAD_PIXELS = 1
@@ -30,6 +35,11 @@ class Flag(IntFlag):
     UNFAMILIAR = 128
     SINGLE = 256
     OUTSIDE_CALIBRATION = 512
+    NOT_REFINED = 1024
+    POOR_WEIGHTS = 2048
+    MISFIT = 4096
+    DISAGREEMENT = 8192
+    UNEVEN_NOISE = 16384
 
 
 def describe_flags(bits: int) -> str:

@@ -4,9 +4,8 @@ What is guaranteed is marginal: if a new blend is exchangeable with those of a g
 ``NODES`` holds its total flux, and its flux ratio, as often as it says, to within two over the number of blends in the
 group ("conformal" maps), as far as the maps of single galaxies, which come before and are learned from the same blends,
 have not adapted to them; where the other galaxy has no answer, the same is true of the flux of the one that has.
-Last, ranks of the two fluxes are made uniform over all blends, which moves them by a percent. Nothing is promised for a
-population that differs, nor for each blend alone; that each flux of a pair, and both jointly, are right too is
-measured, not guaranteed.
+Nothing is promised for a population that differs, nor for each blend alone; that each flux of a pair, and both jointly,
+are right too is measured, not guaranteed.
 """
 
 from __future__ import annotations
@@ -31,8 +30,9 @@ from .pairs import PairMap, apart, second_is_brighter, swapped, together
 __all__ = ["Calibrator"]
 
 FORMAT = "probdeblend calibrator"
-VERSION = 6
+VERSION = 7
 SUBJECT = ("flux_kind", "method", "pixel_scale", "network")
+LEAST_ENTROPY = 1e-4  # bits; of less, the share that is information is lost to rounding
 MARGIN = 0.1  # by which a feature may be beyond those that were fitted, in units of their range
 
 
@@ -46,9 +46,6 @@ class Calibrator:
         The groups of galaxies, with their maps.
     pairs
         The groups of blends, with the maps that come after; None where there were too few blends.
-    levels
-        Of each galaxy of a pair, the map of ranks that comes last; None where there were too few blends, or one factor
-        is all that was asked for.
     low, high
         Range of each estimated feature among the galaxies that it was fitted on.
     logarithmic
@@ -66,7 +63,6 @@ class Calibrator:
 
     root: Group
     pairs: Group | None
-    levels: tuple[QuantileMap, QuantileMap] | None
     low: tuple[float, ...]
     high: tuple[float, ...]
     logarithmic: bool
@@ -133,7 +129,7 @@ class Calibrator:
         enough = len(true) + 1 if repair == "isotonic" else least
         root = Group.fit(features[known], owner[known], learn, least=enough)
         low, high = (tuple(np.round(end(features[known], axis=0), 5).tolist()) for end in (np.min, np.max))
-        fitted = cls(root, None, None, low, high, logarithmic, _subject(posterior), repair, fitted_on=fitted_on)
+        fitted = cls(root, None, low, high, logarithmic, _subject(posterior), repair, fitted_on=fitted_on)
         pairs = np.nonzero(known.all(1))
         moved = fitted._moved(draws, features)
         flux, both, owners = (_of_pairs(array, pairs) for array in (moved, truth, owner))
@@ -148,12 +144,7 @@ class Calibrator:
         # Two galaxies are one blend: groups hold as many blends as those of galaxies hold galaxies.
         enough = 2 * enough if repair == "isotonic" else 2 * least
         paired = pair_features(features)[pairs]
-        fitted = replace(fitted, pairs=Group.fit(paired, owners, learn_pair, least=enough))
-        if repair == "scale":
-            return fitted
-        values = [_scale(array, logarithmic) for array in (fitted._moved_pairs(flux, paired), both)]
-        maps = (QuantileMap.fit(values[0][:, i], values[1][:, i], method="isotonic") for i in (0, 1))
-        return replace(fitted, levels=tuple(maps))
+        return replace(fitted, pairs=Group.fit(paired, owners, learn_pair, least=enough))
 
     def with_masks(self, sums: Reliability, *, method: MaskMethod = "isotonic") -> Calibrator:
         """Add the repair of mask probabilities.
@@ -214,9 +205,18 @@ class Calibrator:
         flux = _in_chains(moved, posterior).astype(posterior.flux.dtype)
         changed["flux"] = (posterior.flux.dims, flux, posterior.flux.attrs)
         if self.mask is not None and "mask" in posterior.dataset:
-            mask = posterior.dataset["mask"]
-            changed["mask"] = (mask.dims, self.mask(mask.values), mask.attrs)
+            changed |= self._moved_masks(posterior)
         return Posterior(posterior.dataset.assign(changed).assign_attrs(calibrated=self.fitted_on or "yes"))
+
+    def _moved_masks(self, posterior: Posterior) -> dict[str, Any]:
+        """Repair mask probabilities; what the passes disagree on keeps its share of the entropy."""
+        mask = posterior.dataset["mask"]
+        moved = {"mask": (mask.dims, self.mask(mask.values), mask.attrs)}
+        if "mask_information" in posterior.dataset:
+            entropy = Posterior(posterior.dataset.assign(moved)).mask_entropy
+            share = posterior.mask_information / np.maximum(posterior.mask_entropy, LEAST_ENTROPY)
+            moved["mask_information"] = (mask.dims, (share * entropy).values)
+        return moved
 
     def _moved(self, draws: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Repair each flux by itself ``(blend, galaxy, band, draw)``."""
@@ -233,12 +233,7 @@ class Calibrator:
         moved = swapped(together(values, logarithmic=self.logarithmic), swap)
         ascending = np.take_along_axis(moved, moved[:, :1].argsort(-1), -1)
         ranks = flux[:, :1].argsort(-1, kind="stable").argsort(-1, kind="stable")
-        moved = np.take_along_axis(ascending, ranks, -1)
-        if self.levels is None:
-            return moved
-        values = _scale(moved, self.logarithmic)
-        values = np.stack([level(values[:, i]) for i, level in enumerate(self.levels)], 1)
-        return np.exp(values) if self.logarithmic else values
+        return np.take_along_axis(ascending, ranks, -1)
 
     def _outside(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
         room = MARGIN * (np.array(self.high) - np.array(self.low))
@@ -317,8 +312,7 @@ class Calibrator:
         """
         mask = None if self.mask is None else vars(self.mask)
         pairs = None if self.pairs is None else self.pairs.plain()
-        levels = None if self.levels is None else [vars(level) for level in self.levels]
-        trees = {"root": self.root.plain(), "pairs": pairs, "levels": levels}
+        trees = {"root": self.root.plain(), "pairs": pairs}
         numbers = vars(self) | trees | {"mask": mask, "features": FEATURES}
         return json.dumps({"format": FORMAT, "version": VERSION} | numbers)
 
@@ -383,11 +377,9 @@ class Calibrator:
                 raise ValueError("a calibrator of other features than this probdeblend has")
             mask, root, pairs = (numbers.pop(name) for name in ("mask", "root", "pairs"))
             root, pairs = (None if tree is None else Group.of_plain(tree) for tree in (root, pairs))
-            levels = numbers.pop("levels")
-            levels = None if levels is None else tuple(QuantileMap.of_plain(level) for level in levels)
             mask = None if mask is None else MaskMap(**{name: tuple(value) for name, value in mask.items()})
             ends = {name: tuple(numbers.pop(name)) for name in ("low", "high")}
-            return cls(root=root, pairs=pairs, levels=levels, mask=mask, **ends, **numbers)
+            return cls(root=root, pairs=pairs, mask=mask, **ends, **numbers)
         except (KeyError, TypeError) as error:
             raise ValueError("a damaged calibrator") from error
 

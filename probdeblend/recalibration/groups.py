@@ -18,7 +18,7 @@ from .pairs import PairMap
 
 __all__ = ["FEATURES", "LEAST_GALAXIES", "Group", "effective_galaxies", "estimated_features", "pair_features"]
 
-FEATURES = ("snr", "separation", "ratio", "brightness")
+FEATURES = ("snr", "separation", "ratio", "brightness", "correlation")
 LEAST_GALAXIES = 200
 
 
@@ -36,7 +36,8 @@ def estimated_features(posterior: Posterior) -> NDArray[np.float64]:
         ``(blend, galaxy, band, feature)`` in the order of `FEATURES`: logarithm of the ratio of median flux to half
         the width of the 68 % interval; separation in pixels (0 where it is not known); difference of the pair's
         log-fluxes, from the other galaxy to this one; logarithm of the median flux over the noise of a pixel of sky (0
-        where that is not known). NaN for abstentions.
+        where that is not known); correlation of the pair's fluxes (0 where the other galaxy has none). NaN for
+        abstentions.
 
     Raises
     ------
@@ -45,7 +46,8 @@ def estimated_features(posterior: Posterior) -> NDArray[np.float64]:
     """
     if posterior.dataset.sizes["galaxy"] != 2:
         raise ValueError(f"posterior must be of pairs, got {posterior.dataset.sizes['galaxy']} galaxies")
-    low, median, high = np.quantile(posterior.draws("blend", "galaxy", "band"), (0.16, 0.5, 0.84), axis=-1)
+    draws = posterior.draws("blend", "galaxy", "band")
+    low, median, high = np.quantile(draws, (0.16, 0.5, 0.84), axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         snr = np.log(np.maximum(median, 0) / np.maximum((high - low) / 2, 1e-30))
         brightness = np.log(np.maximum(median, 0))
@@ -59,8 +61,17 @@ def estimated_features(posterior: Posterior) -> NDArray[np.float64]:
         over_noise += np.nan_to_num(
             brightness - np.log(posterior.dataset["sky_rms"].values)[:, None, None], neginf=-10.0
         )
-    features = np.stack([np.clip(snr, -10, 20), separation, ratio, over_noise], -1)
+    tied = np.broadcast_to(_correlation(draws)[:, None], median.shape)
+    features = np.stack([np.clip(snr, -10, 20), separation, ratio, over_noise, tied], -1)
     return np.where(np.isfinite(median)[..., None], features, np.nan)
+
+
+def _correlation(draws: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the correlation of two fluxes ``(blend, band)``, 0 where one has none."""
+    offset = draws - draws.mean(-1, keepdims=True)
+    size = np.sqrt(np.square(offset).mean(-1).prod(1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(offset.prod(1).mean(-1) / size, posinf=0.0, neginf=0.0)
 
 
 def effective_galaxies(owner: NDArray[np.int64]) -> float:
@@ -91,13 +102,17 @@ def pair_features(features: NDArray[np.float64]) -> NDArray[np.float64]:
     Returns
     -------
     NDArray
-        ``(blend, band, feature)``: mean ln S/N, separation, absolute difference of the log-fluxes, logarithm of the
-        total flux over the noise.
+        ``(blend, band, feature)``: difference of the log-fluxes, correlation of the fluxes, difference of ln S/N from
+        the fainter galaxy to the brighter, mean ln S/N, separation, absolute difference of the log-fluxes, logarithm of
+        the total flux over the noise.
     """
-    snr, separation, ratio, brightness = np.moveaxis(features, -1, 0)
+    snr, separation, ratio, brightness, correlation = np.moveaxis(features, -1, 0)
     with np.errstate(invalid="ignore"):  # abstentions
         total = np.logaddexp(brightness[:, 0], brightness[:, 1])
-    return np.stack([snr.mean(1), separation[:, 0], np.abs(ratio[:, 0]), total], -1)
+    ratio = ratio[:, 0]
+    contrast = np.where(ratio < 0, -1, 1) * (snr[:, 0] - snr[:, 1])
+    parts = [ratio, correlation[:, 0], contrast, snr.mean(1), separation[:, 0], np.abs(ratio), total]
+    return np.stack(parts, -1)
 
 
 @dataclass(frozen=True)

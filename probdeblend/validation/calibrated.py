@@ -61,8 +61,10 @@ def calibration_section(plan: Plan) -> Section:
         [
             f"{plan.calibration} fresh blends of the family that the network was trained on: all magnitudes, depths "
             "and PSFs of the training, other galaxies. The calibrator was fitted on blends that are not among them.",
-            "Numbers are those of ln flux. Binomial bands of 95 % surround each level; galaxies of a pair are tied, so "
-            f"that bands of each flux are a little too narrow. Bins with fewer than {THIN} galaxies say little.",
+            "Numbers are those of ln flux. Binomial bands of 95 % surround each level; those of each flux count "
+            "blends, as the errors of a pair are tied, and its ranks are tested for each galaxy of the pair by itself. "
+            "Bands are those of an exact posterior: what a calibrator owes to the blends that it happened to be fitted on "
+            f"comes on top. Bins with fewer than {THIN} galaxies say little.",
         ],
         {
             "Coverage and pulls": plain_rows(card, SHOWN),
@@ -94,7 +96,7 @@ def _mask_rows(trial: Trial, states: dict[str, Posterior]) -> list[dict]:
 def _binned(posterior: Posterior, trial: Trial) -> Table:
     """Rows of bins by what is estimated, and by blendedness and type, which are true ones."""
     draws, truth = log_fluxes(posterior, trial.truth["flux"], trial.truth["sky_rms"])
-    snr, separation, ratio, _ = np.moveaxis(estimated_features(posterior)[:, :, 0], -1, 0)
+    snr, separation, ratio = np.moveaxis(estimated_features(posterior)[:, :, 0, :3], -1, 0)
     features = {
         "estimated S/N": np.exp(snr),
         "estimated separation over FWHM": separation / Instrument.candels_f160w().fwhm,
