@@ -25,18 +25,23 @@ CHUNK = 64
 class GuideLikelihood(nn.Module):
     """Negative log-likelihood of the unknowns of simulated blends, given features (forward KL).
 
+    In training, a guide that learns its dropout adds what that costs a blend.
+
     Parameters
     ----------
     guide
         The guide.
+    blends
+        Number of blends that are learned from; infinite where none is seen twice.
     """
 
-    def __init__(self, guide: JointGuide) -> None:
+    def __init__(self, guide: JointGuide, *, blends: float = math.inf) -> None:
         super().__init__()
         self.guide = guide
+        self.blends = blends
 
     def forward(self, features: Tensor, start: Tensor, unknown: Tensor) -> Tensor:
-        """Return the negative log-likelihood in nat.
+        """Return the loss a blend in nat.
 
         Parameters
         ----------
@@ -51,7 +56,8 @@ class GuideLikelihood(nn.Module):
             Scalar.
         """
         distribution = self.guide.head.distribution(self.guide.numbers(features.float(), start))
-        return -distribution.log_prob(unknown).mean()
+        loss = -distribution.log_prob(unknown).mean()
+        return loss + self.guide.readout.divergence() / self.blends if self.training else loss
 
 
 def encoded_blends(
@@ -127,4 +133,4 @@ def train_guide(
     guide.readout.normalize(data[0][held:].float())
     schedule = Schedule(steps, learning_rate=1e-3, validate_every=max(1, steps // 20))
     sampling = {"batch_size": batch_size, "seed": seed, "progress": progress}
-    return fit_tensors(GuideLikelihood(guide), data, schedule=schedule, **sampling)
+    return fit_tensors(GuideLikelihood(guide, blends=blends - held), data, schedule=schedule, **sampling)

@@ -70,18 +70,23 @@ class CountedBlends(NamedTuple):
 class CountLikelihood(nn.Module):
     """Cross-entropy of the number of galaxies, given features.
 
+    In training, a network that learns its dropout adds what that costs a blend.
+
     Parameters
     ----------
     network
         The network.
+    blends
+        Number of blends that are learned from; infinite where none is seen twice.
     """
 
-    def __init__(self, network: CountNetwork) -> None:
+    def __init__(self, network: CountNetwork, *, blends: float = math.inf) -> None:
         super().__init__()
         self.network = network
+        self.blends = blends
 
     def forward(self, features: Tensor, count: Tensor) -> Tensor:
-        """Return the cross-entropy in nat.
+        """Return the loss a blend in nat.
 
         Parameters
         ----------
@@ -95,7 +100,8 @@ class CountLikelihood(nn.Module):
         Tensor
             Scalar.
         """
-        return nn.functional.cross_entropy(self.network.logits(features), self.network.label(count))
+        loss = nn.functional.cross_entropy(self.network.logits(features), self.network.label(count))
+        return loss + self.network.readout.divergence() / self.blends if self.training else loss
 
 
 def visible_galaxies(blend: Blend) -> tuple[Tensor, Tensor]:
@@ -210,7 +216,7 @@ def train_counts(
     network.temperature.fill_(1.0)
     schedule = Schedule(steps, learning_rate=1e-3, weight_decay=1e-2, validate_every=max(1, steps // 20))
     sampling = {"batch_size": batch_size, "seed": seed, "progress": progress}
-    history = fit_tensors(CountLikelihood(network), counted[:2], schedule=schedule, **sampling)
+    history = fit_tensors(CountLikelihood(network, blends=blends - held), counted[:2], schedule=schedule, **sampling)
     network.fit_temperature(counted.features[:held], counted.count[:held])
     return history
 

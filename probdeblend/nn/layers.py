@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .concrete import ConcreteDropout
+
 __all__ = ["PassDropout", "Readout", "convolutions", "dropout_passes", "fold", "he_normal", "stretch", "unfold"]
 
 _CENTER_SCALE = 10.0
@@ -193,17 +195,20 @@ class Readout(nn.Module):
         Width of the layers.
     dropout
         Probability that a unit is dropped before each.
+    concrete
+        Learn the probabilities, from this one on (`~probdeblend.nn.concrete.ConcreteDropout`).
     """
 
-    def __init__(self, inputs: int, hidden: int, *, dropout: float) -> None:
+    def __init__(self, inputs: int, hidden: int, *, dropout: float, concrete: bool = False) -> None:
         super().__init__()
+        kind = ConcreteDropout if concrete else PassDropout
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(inputs))
         self.dense = nn.Sequential(
-            PassDropout(dropout),
+            kind(dropout),
             nn.Linear(inputs, hidden),
             nn.ReLU(),
-            PassDropout(dropout),
+            kind(dropout),
             nn.Linear(hidden, hidden),
             nn.ReLU(),
         )
@@ -234,6 +239,18 @@ class Readout(nn.Module):
         """
         return self.dense(((features - self.mean) / self.scale).clamp(-_FARTHEST, _FARTHEST))
 
+    def divergence(self) -> Tensor:
+        """Return what learned dropout adds to the loss of all blends together.
+
+        Returns
+        -------
+        Tensor
+            Scalar in nat, the sum of ``ConcreteDropout.divergence``; zero where no dropout is learned.
+        """
+        pairs = zip(self.dense, self.dense[1:], strict=False)
+        terms = [drop.divergence(layer) for drop, layer in pairs if isinstance(drop, ConcreteDropout)]
+        return sum(terms, self.mean.new_zeros(()))
+
 
 @contextmanager
 def dropout_passes(network: nn.Module) -> Iterator[None]:
@@ -249,7 +266,7 @@ def dropout_passes(network: nn.Module) -> Iterator[None]:
     None
         While the passes may be drawn.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, PassDropout)]
+    layers = [layer for layer in network.modules() if isinstance(layer, PassDropout | ConcreteDropout)]
     try:
         for layer in layers:
             layer.drawing = True
