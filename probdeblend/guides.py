@@ -1,18 +1,13 @@
-"""Trained guides in files, and the command that trains one.
-
-A guide's file is a safetensors file: its hidden layers and head, and as JSON what it was built as, how it was trained,
-and the digest of the weights whose encoder it stands on. The encoder itself stays where it is.
-"""
+"""Trained guides in files, and the command that trains one."""
 
 from __future__ import annotations
 
-import json
 import math
+from functools import partial
+from importlib.resources import files
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 
 from .amortize import train_guide
 from .deblender import Deblender
@@ -20,12 +15,14 @@ from .guide import JointGuide
 from .io import whole_file
 from .model import BlendModel
 from .prior import Prior
+from .readouts import read_readout, write_readout
 from .train import History
+from .weights import load
 
-__all__ = ["load_guide", "save_guide", "train_default_guide"]
+__all__ = ["DEFAULT", "default_guide", "load_guide", "save_guide", "train_default_guide"]
 
-FORMAT = "probdeblend guide"
-VERSION = "1"
+DEFAULT = "guide_f160w.safetensors"
+KIND = {"kind": "guide", "version": "1"}
 SETTINGS = {"hidden": 256, "dropout": 0.1}
 
 
@@ -43,14 +40,7 @@ def save_guide(guide: JointGuide, deblender: Deblender, path: Path | str, *, tra
     training
         How it was trained: numbers and words by name.
     """
-    tensors = {
-        name: value.detach().cpu().contiguous()
-        for name, value in guide.state_dict().items()
-        if not name.startswith("encoder.")
-    }
-    described = {"settings": SETTINGS, "encoder": deblender.digest, "training": training}
-    metadata = {"format": FORMAT, "version": VERSION, "description": json.dumps(described)}
-    Path(path).write_bytes(serialize(tensors, metadata))
+    write_readout(guide, path, **KIND, settings=SETTINGS, digest=deblender.digest, training=training)
 
 
 def load_guide(path: Path | str, deblender: Deblender) -> JointGuide:
@@ -75,28 +65,29 @@ def load_guide(path: Path | str, deblender: Deblender) -> JointGuide:
     ValueError
         If the file is damaged, no guide, of another version, or stands on other weights.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such guide")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from None
-    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-        raise ValueError(f"{path}: not a guide of probdeblend, or one of another version than {VERSION}")
-    described = json.loads(metadata["description"])
-    if described["encoder"] != deblender.digest:
-        raise ValueError(
-            f"{path}: a guide on the encoder of the weights {described['encoder']}, got {deblender.digest}: train one "
-            "for these weights"
-        )
-    guide = JointGuide(deblender.network, pixel_scale=deblender.instrument.pixel_scale, **described["settings"])
-    missing, unexpected = guide.load_state_dict(tensors, strict=False)
-    if unexpected or any(not name.startswith("encoder.") for name in missing):
-        raise ValueError(f"{path}: tensors do not fit what the file says of them")
-    return guide.eval()
+    build = partial(JointGuide, deblender.network, pixel_scale=deblender.instrument.pixel_scale)
+    return read_readout(path, build, **KIND, digest=deblender.digest)
+
+
+def default_guide(deblender: Deblender | None = None) -> JointGuide:
+    """Load the guide that ships with the package.
+
+    Parameters
+    ----------
+    deblender
+        The weights that ship, where they are loaded already; None loads them.
+
+    Returns
+    -------
+    JointGuide
+        In evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        If the deblender has other weights.
+    """
+    return load_guide(str(files("probdeblend") / "data" / DEFAULT), deblender or load())
 
 
 def train_default_guide(
@@ -141,7 +132,7 @@ def train_default_guide(
         If there are too few blends.
     """
     model = BlendModel(Prior.default(), deblender.instrument)
-    with whole_file(output, overwrite=overwrite) as partial, torch.random.fork_rng(devices=[]):
+    with whole_file(output, overwrite=overwrite) as temporary, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         guide = JointGuide(deblender.network, pixel_scale=deblender.instrument.pixel_scale, **SETTINGS)
         history = train_guide(guide, model, blends=blends, steps=steps, seed=seed, progress=progress)
@@ -149,5 +140,5 @@ def train_default_guide(
         described |= {"command": "probdeblend train-guide", "validation_loss": round(history.best, 4)}
         if not math.isfinite(history.best):
             raise ValueError(f"loss must stay finite, got {history.best}")
-        save_guide(guide, deblender, partial, training=described)
+        save_guide(guide, deblender, temporary, training=described)
     return history

@@ -16,7 +16,7 @@ from .photometry import detect_cold_hot
 from .posterior import Posterior
 from .sky import sky_scatter
 
-__all__ = ["StampResult", "deblend_stamps"]
+__all__ = ["StampResult", "deblend_stamps", "stamp_noise"]
 
 ROUNDS = 2
 
@@ -93,17 +93,44 @@ def deblend_stamps(
         If the noise is to be measured where the sky does not scatter or there is too little of
         it, or where the deblender raises it.
     """
-    factor = 1.0
     pixels = np.asarray(stamps)
-    noise = np.asarray([_measured(stamp) for stamp in pixels] if rms is None else rms, dtype=np.float64)
-    if noise.ndim == 3 and not rms_as_is:
-        factor = float(np.median([_scatter(*pair) for pair in zip(pixels, noise, strict=True)]))
-        noise = noise * factor
+    noise, factor = stamp_noise(pixels, rms, rms_as_is=rms_as_is)
     posterior = deblender(stamps, sky_rms=noise, **sampling)
     if zero_point is not None:
         posterior = Posterior(posterior.dataset.assign_attrs(zero_point=zero_point))
     corners = Table({"blend": np.arange(len(stamps)), "x0": [0] * len(stamps), "y0": [0] * len(stamps)})
     return StampResult(posterior.summary(wcs=wcs), posterior, pixels, corners, float(np.median(noise)), factor)
+
+
+def stamp_noise(
+    stamps: NDArray[np.floating], rms: ArrayLike | None = None, *, rms_as_is: bool = False
+) -> tuple[NDArray[np.float64], float]:
+    """Say how noisy the sky of stamps is.
+
+    Parameters
+    ----------
+    stamps
+        Pixels ``(blend, y, x)``.
+    rms
+        Sky noise of a pixel, a number or a map ``(blend, y, x)``; None measures it in each.
+    rms_as_is
+        Whether a map is taken at its word. Otherwise it is scaled to the scatter of the stamps' sky.
+
+    Returns
+    -------
+    noise, factor
+        A number, one a blend, or a map; and what a map was multiplied with.
+
+    Raises
+    ------
+    ValueError
+        If the noise is to be measured where the sky does not scatter or there is too little of it.
+    """
+    noise = np.asarray([_measured(stamp) for stamp in stamps] if rms is None else rms, dtype=np.float64)
+    if noise.ndim < 3 or rms_as_is:
+        return noise, 1.0
+    factor = float(np.median([_scatter(*pair) for pair in zip(stamps, noise, strict=True)]))
+    return noise * factor, factor
 
 
 def _measured(stamp: NDArray[np.floating]) -> float:
