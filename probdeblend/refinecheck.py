@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from .bound import van_trees_bound
 from .calibration import expected_coverage, joint_pit, pit
 from .deblender import Deblender
-from .guide import JointGuide
 from .io import output_folder
 from .latents import LATENTS
 from .model import BlendModel, Observed
@@ -35,11 +34,11 @@ FLUXES = [0, len(LATENTS)]
 
 def refine_check(
     deblender: Deblender,
+    start: Callable[[Tensor], Tensor],
     *,
     count: int = 200,
     draws: int = 400,
     passes: int = 32,
-    start: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Table:
@@ -48,14 +47,13 @@ def refine_check(
     Parameters
     ----------
     deblender
-        Trained weights: they guess, and answer beside.
+        Trained weights, which answer beside.
+    start
+        From images over the sky noise ``(blend, 1, y, x)`` to a guess of all unknowns, such as the mean of a guide.
     count
         Number of blends.
     draws, passes
         Draws of each proposal, and of the network; dropout passes of the network.
-    start
-        From images over the sky noise ``(blend, 1, y, x)`` to a guess of all unknowns; the moments of the light that
-        the U-Net gives to each galaxy if None.
     seed
         Same seed, same table.
     progress
@@ -78,7 +76,6 @@ def refine_check(
     if count < 1:
         raise ValueError(f"count must be positive, got {count}")
     model = BlendModel(Prior.default(), deblender.instrument)
-    start = start or _moments_start(deblender)
     parts, quality = [], []
     for number in tqdm(range(0, count, CHUNK), disable=not progress, desc="blends", unit="batch", leave=False):
         observed, unknown = model.simulate(min(CHUNK, count - number), seed=seed_of(seed, number))
@@ -101,11 +98,6 @@ def refine_check(
         "chi_square": float(np.nanmedian(chi_square)),
     }
     return table
-
-
-def _moments_start(deblender: Deblender) -> Callable[[Tensor], Tensor]:
-    guide = JointGuide(deblender.network, pixel_scale=deblender.instrument.pixel_scale)
-    return lambda image: guide.encode(image)[1]
 
 
 def _bound(model: BlendModel, observed: Observed, unknown: Tensor) -> NDArray[np.float64]:

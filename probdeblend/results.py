@@ -11,13 +11,14 @@ from astropy.table import QTable, Table
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 
-from .io import write_catalog, write_masks
+from .io import write_catalog, write_pixels
 from .plots import plot_blends, plot_field
 from .posterior import Posterior, describe_flags
 
 __all__ = ["Result", "report", "short_table", "write_results"]
 
 MOST_ROWS = 20
+PIXELS = {"masks.fits": ("mask", "mask_std", "mask_information"), "images.fits": ("image", "image_std")}
 
 
 class Result(Protocol):
@@ -57,11 +58,13 @@ def write_results(folder: Path, result: Result, *, wcs: WCS | None = None, save_
         plot_field(result.image, result.catalog).figure.savefig(folder / "field.png", dpi=120)
     if result.posterior is not None:
         plot_blends(result.posterior, result.stamps).savefig(folder / "blends.png", dpi=120)
-        mask = result.posterior.dataset
-        if "mask" in mask:
-            std = mask.get("mask_std", 0 * mask["mask"])
-            header = fits.Header() if wcs is None else wcs.to_header(relax=True)
-            write_masks(folder / "masks.fits", mask["mask"], std, result.corners, header=header)
+        header = fits.Header() if wcs is None else wcs.to_header(relax=True)
+        for file, names in PIXELS.items():
+            arrays = {
+                name.upper(): result.posterior.dataset[name] for name in names if name in result.posterior.dataset
+            }
+            if arrays:
+                write_pixels(folder / file, arrays, result.corners, header=header)
         if save_draws:
             result.posterior.save(folder / "draws.nc")
     return sorted(path.name for path in folder.iterdir())

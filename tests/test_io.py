@@ -260,7 +260,7 @@ def test_masks(tmp_path, rng):
     mask, mask_std = rng.uniform(size=(2, 3, 2, 8, 8))
     corners = Table({"blend": [0, 1, 2], "x0": [4, -3, 9], "y0": [1, 2, 3]})
     path = tmp_path / "masks.fits"
-    io.write_masks(path, mask, mask_std, corners, header=fits.Header({"CRVAL1": 53.1}))
+    io.write_pixels(path, {"MASK": mask, "MASK_STD": mask_std}, corners, header=fits.Header({"CRVAL1": 53.1}))
     with fits.open(path) as hdus:
         assert [hdu.name for hdu in hdus] == ["PRIMARY", "MASK", "MASK_STD", "STAMPS"]
         assert hdus[0].header["CRVAL1"] == 53.1
@@ -269,11 +269,11 @@ def test_masks(tmp_path, rng):
         np.testing.assert_allclose(hdus["MASK_STD"].data, mask_std, rtol=1e-6)
         assert hdus["STAMPS"].data["x0"].tolist() == [4, -3, 9]
     with pytest.raises(FileExistsError, match=r"masks.fits: exists already"):
-        io.write_masks(path, mask, mask_std, corners)
+        io.write_pixels(path, {"MASK": mask, "MASK_STD": mask_std}, corners)
     with pytest.raises(ValueError, match=r"mask_std must have the axes .*, got shape \(3, 2, 8\)"):
-        io.write_masks(tmp_path / "x.fits", mask, mask_std[..., 0], corners)
+        io.write_pixels(tmp_path / "x.fits", {"MASK": mask, "MASK_STD": mask_std[..., 0]}, corners)
     with pytest.raises(ValueError, match=r"mask must have the axes .* with 2 blends"):
-        io.write_masks(tmp_path / "x.fits", mask, mask_std, corners[:2])
+        io.write_pixels(tmp_path / "x.fits", {"MASK": mask, "MASK_STD": mask_std}, corners[:2])
 
 
 def test_output_folder_appears_whole(tmp_path):

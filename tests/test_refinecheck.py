@@ -8,7 +8,7 @@ import torch
 from astropy.table import Table
 from click.testing import CliRunner
 
-from probdeblend import marching, refinecheck, weights
+from probdeblend import guides, marching, refinecheck, weights
 from probdeblend.cli.bayes import march, refine_check
 from probdeblend.posterior import Posterior
 from probdeblend.scene import Instrument
@@ -57,7 +57,7 @@ def start(image):
 
 
 def test_an_exact_refinement_reaches_the_bound(exact):
-    table = refinecheck.refine_check(Oracle(), count=400, draws=200, start=start, progress=False)
+    table = refinecheck.refine_check(Oracle(), start, count=400, draws=200, progress=False)
     refined, network = table
     # The NMAD of 800 errors is known to 4 %.
     assert refined["nmad_over_bound"] == pytest.approx(1, abs=0.15)
@@ -68,13 +68,14 @@ def test_an_exact_refinement_reaches_the_bound(exact):
     assert table.meta["usable"] == pytest.approx(1 - 1 / 16)
     assert "400 blends of the model: 50% of the draws effective" in refinecheck.report(table)
     with pytest.raises(ValueError, match="count must be positive, got 0"):
-        refinecheck.refine_check(Oracle(), count=0)
+        refinecheck.refine_check(Oracle(), start, count=0)
 
 
 def test_the_commands(tmp_path, monkeypatch, exact):
-    table = refinecheck.refine_check(Oracle(), count=20, draws=100, start=start, progress=False)
+    table = refinecheck.refine_check(Oracle(), start, count=20, draws=100, progress=False)
     monkeypatch.setattr(weights, "load", lambda path=None: Oracle())
-    monkeypatch.setattr(refinecheck, "refine_check", lambda deblender, **settings: table)
+    monkeypatch.setattr(refinecheck, "refine_check", lambda deblender, start, **settings: table)
+    monkeypatch.setattr(guides, "default_guide", lambda deblender: start)
     options = ["--count", "5", "--output", str(tmp_path / "refined")]
     answer = CliRunner().invoke(refine_check, options, catch_exceptions=False)
     assert "times the bound" in answer.output

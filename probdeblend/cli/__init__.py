@@ -10,8 +10,9 @@ import click
 
 from .. import __version__
 from .answers import deblend, evaluate
-from .bayes import march, refine_check, train_guide
+from .bayes import march, profile_check, refine_check, train_guide
 from .calibration import calibrate, validate
+from .counting import count, train_counts
 from .fits import fit_prior, fit_psf, summarize_published
 from .galaxies import inspect, pair, reobserve, stamps, transfer
 from .options import Group
@@ -28,9 +29,9 @@ def main() -> None:
     """Posteriors over the fluxes and the masks of overlapping galaxies."""
 
 
-_USE = (deblend, evaluate, calibrate)
-_MAKE = (simulate, train, train_labels, train_guide, stamps, reobserve, pair)
-_CHECK = (validate, repeat, population, march, refine_check, inspect, transfer, render_check)
+_USE = (deblend, count, evaluate, calibrate)
+_MAKE = (simulate, train, train_labels, train_guide, train_counts, stamps, reobserve, pair)
+_CHECK = (validate, repeat, population, march, refine_check, profile_check, inspect, transfer, render_check)
 _FIT = (fit_psf, fit_prior, summarize_published)
 for _command in (*_USE, *_MAKE, *_CHECK, *_FIT):
     main.add_command(_command)

@@ -12,9 +12,12 @@ import click
 from .options import FILE, finite, overwrite_option, sampling_options, weights_option
 
 if TYPE_CHECKING:
+    from astropy.units import Quantity
+
     from ..deblender import Deblender
     from ..field import FieldResult
     from ..io import FieldImage
+    from ..refiner import Refiner
     from ..stamps import StampResult
 
 __all__: list[str] = []  # what is here is used from the command line
@@ -32,7 +35,7 @@ __all__: list[str] = []  # what is here is used from the command line
 @click.option(
     "--zero-point", type=float, callback=finite, help="AB magnitude of unit flux.  [default: from the header]"
 )
-@click.option("--exposure", type=float, help="Counts per unit of flux, for photon noise in SEP's errors.")
+@click.option("--exposure", type=float, help="Counts per unit of flux, for SEP's errors and --refine.")
 @sampling_options
 @click.option("--output", type=FILE, default="probdeblend-output", show_default=True, help="Folder to write.")
 @overwrite_option
@@ -40,6 +43,7 @@ __all__: list[str] = []  # what is here is used from the command line
 @weights_option
 @click.option("--calibrator", type=FILE, help="A calibrator's file.  [default: the one inside the weights]")
 @click.option("--no-calibrator", is_flag=True, help="Leave the network's posterior as it is.")
+@click.option("--refine", is_flag=True, help="Refine where the generative model can be trusted; seconds a blend.")
 def deblend(image: Path | None, **options: object) -> None:
     """Find the blends of IMAGE and deblend them; without IMAGE, the example that ships.
 
@@ -71,11 +75,43 @@ def _read(image: Path, options: dict) -> FieldImage:
 
 
 def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> FieldResult | StampResult:
+    from ..field import deblend_field
+    from ..stamps import deblend_stamps
+
+    image = checked_image(found, deblender, options)
+    zero_point = found.zero_point if options["zero_point"] is None else options["zero_point"]
+    noise = {"rms": given_rms(found, options["rms"], stamps=options["stamps"]), "rms_as_is": options["rms_as_is"]}
+    sampling = {name: options[name] for name in ("draws", "passes", "seed")}
+    sampling["calibrate"] = not options["no_calibrator"]
+    asked = _refiner(deblender, zero_point, options) if options["refine"] else deblender
+    if options["stamps"]:
+        return deblend_stamps(image, asked, **noise, zero_point=zero_point, wcs=found.wcs, **sampling)
+    instrument = deblender.instrument.replace(
+        zero_point=nan if zero_point is None else zero_point,
+        exposure=inf if options["exposure"] is None else options["exposure"],
+    )
+    settings = {"background": not options["no_background"], "instrument": instrument, "wcs": found.wcs}
+    return deblend_field(image, asked, **noise, **settings, **sampling)
+
+
+def _refiner(deblender: Deblender, zero_point: float | None, options: dict) -> Refiner:
+    from ..guides import default_guide
+    from ..io import read_psf
+    from ..refiner import Refiner
+
+    instrument = deblender.instrument.replace(zero_point=nan if zero_point is None else zero_point)
+    if options["exposure"] is not None:
+        instrument = instrument.replace(exposure=options["exposure"])
+    if options["psf"] is not None:
+        instrument = instrument.replace(psf=read_psf(options["psf"], pixel_scale=instrument.pixel_scale))
+    return Refiner(deblender, default_guide(deblender), instrument=instrument)
+
+
+def checked_image(found: FieldImage, deblender: Deblender, options: dict) -> Quantity:
+    """Refuse images of another pixel scale or PSF than the weights', and return pixels with their unit."""
     from astropy.units import Quantity, Unit
 
-    from ..field import deblend_field
     from ..io import read_psf
-    from ..stamps import deblend_stamps
 
     scale = found.pixel_scale if options["pixel_scale"] is None else options["pixel_scale"]
     if scale is None:
@@ -83,27 +119,15 @@ def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> FieldRes
     deblender.check_pixel_scale(scale)
     if options["psf"] is not None:
         deblender.check_psf(read_psf(options["psf"], pixel_scale=scale))
-    zero_point = found.zero_point if options["zero_point"] is None else options["zero_point"]
-    noise = {"rms": _rms(found, options), "rms_as_is": options["rms_as_is"]}
-    sampling = {name: options[name] for name in ("draws", "passes", "seed")}
-    sampling["calibrate"] = not options["no_calibrator"]
-    image = Quantity(found.data, Unit(found.unit, parse_strict="silent"))
-    if options["stamps"]:
-        return deblend_stamps(image, deblender, **noise, zero_point=zero_point, wcs=found.wcs, **sampling)
-    instrument = deblender.instrument.replace(
-        zero_point=nan if zero_point is None else zero_point,
-        exposure=inf if options["exposure"] is None else options["exposure"],
-    )
-    settings = {"background": not options["no_background"], "instrument": instrument, "wcs": found.wcs}
-    return deblend_field(image, deblender, **noise, **settings, **sampling)
+    return Quantity(found.data, Unit(found.unit, parse_strict="silent"))
 
 
-def _rms(found: FieldImage, options: dict) -> object:
+def given_rms(found: FieldImage, given: str | None, *, stamps: bool) -> object:
+    """Read the sky noise that the user gives as a number or a file; None where it is to be measured."""
     from ..io import read_map
 
-    given = options["rms"]
     if given is None:
-        return found.header.get("SKYRMS") if options["stamps"] else None
+        return found.header.get("SKYRMS") if stamps else None
     try:
         return float(given)
     except ValueError:

@@ -13,6 +13,7 @@ __all__: list[str] = []  # what is here is used from the command line
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Blends to draw and refine.")
 @sampling_options
 @weights_option
+@click.option("--guide", type=FILE, help="A guide's file, to start from.  [default: that of the package]")
 @click.option("--output", type=FILE, default="refined", show_default=True, help="Folder to write.")
 @overwrite_option
 def refine_check(**options: object) -> None:
@@ -24,13 +25,16 @@ def refine_check(**options: object) -> None:
     Example:
       probdeblend refine-check --count 100 --draws 400 --output refined
     """  # noqa: D301
+    from ..guides import default_guide, load_guide
     from ..refinecheck import refine_check as check
     from ..refinecheck import report, write_refine_check
     from ..weights import load
 
     refuse_existing(options["output"], overwrite=options["overwrite"])
     settings = {name: options[name] for name in ("count", "draws", "passes", "seed")}
-    table = check(load(options["weights"]), **settings)
+    deblender, path = load(options["weights"]), options["guide"]
+    guide = default_guide(deblender) if path is None else load_guide(path, deblender)
+    table = check(deblender, lambda image: guide(image).mean, **settings)
     names = write_refine_check(options["output"], table, overwrite=options["overwrite"])
     click.echo(report(table))
     click.echo(f"written to {options['output']}: {', '.join(names)}")
@@ -87,3 +91,41 @@ def train_guide(**options: object) -> None:
     history = train_default_guide(load(options["weights"]), options["output"], **settings)
     click.echo(f"validation loss {history.best:.3f} nat after {history.step} batches")
     click.echo(f"written to {options['output']}")
+
+
+@click.command("profile-check")
+@click.option("--count", type=click.IntRange(1), default=64, show_default=True, help="Blends of each kind.")
+@sampling_options
+@weights_option
+@click.option("--guide", type=FILE, help="A guide's file, to start from.  [default: that of the package]")
+@click.option("--output", type=FILE, default="profiles", show_default=True, help="Folder to write.")
+@overwrite_option
+def profile_check(**options: object) -> None:
+    """Refine galaxies that are not as the model has them, and see what the gates let through.
+
+    Some seconds a blend, of four kinds of galaxies under two models: Sérsic profiles of any index, and of
+    exponential disks alone. OUTPUT holds profiles.ecsv (a row a model and kind).
+
+    \b
+    Example:
+      probdeblend profile-check --count 100 --output profiles
+    """  # noqa: D301
+    from dataclasses import replace
+
+    from ..guides import default_guide, load_guide
+    from ..prior import Prior
+    from ..profilecheck import profile_check as check
+    from ..profilecheck import report, write_profile_check
+    from ..refiner import Refiner
+    from ..weights import load
+
+    refuse_existing(options["output"], overwrite=options["overwrite"])
+    deblender, path = load(options["weights"]), options["guide"]
+    guide = default_guide(deblender) if path is None else load_guide(path, deblender)
+    disks = replace(Prior.default(), type_probabilities=(0.0, 1.0, 0.0, 0.0), smooth=True)
+    refiners = {"any index": Refiner(deblender, guide), "exponential": Refiner(deblender, guide, prior=disks)}
+    settings = {name: options[name] for name in ("count", "draws", "passes", "seed")}
+    table = check(refiners, **settings)
+    names = write_profile_check(options["output"], table, overwrite=options["overwrite"])
+    click.echo(report(table))
+    click.echo(f"written to {options['output']}: {', '.join(names)}")

@@ -6,7 +6,7 @@ cannot be read raises one sentence that begins with the file's name.
 
 from .images import FieldImage, read_image, read_map, read_psf, read_stamps
 from .mosaics import Mosaic, open_mosaic, read_columns, uncovered
-from .outputs import OUTPUT_FILES, output_folder, whole_file, write_catalog, write_masks
+from .outputs import OUTPUT_FILES, output_folder, whole_file, write_catalog, write_pixels
 from .sets import count_blends, finished_batches, read_blends, read_instrument, write_blends
 
 __all__ = [
@@ -28,5 +28,5 @@ __all__ = [
     "whole_file",
     "write_blends",
     "write_catalog",
-    "write_masks",
+    "write_pixels",
 ]

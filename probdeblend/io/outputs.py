@@ -3,7 +3,7 @@
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from astropy.io import fits
 from astropy.table import Table
 from numpy.typing import ArrayLike
 
-__all__ = ["OUTPUT_FILES", "output_folder", "whole_file", "write_catalog", "write_masks"]
+__all__ = ["OUTPUT_FILES", "output_folder", "whole_file", "write_catalog", "write_pixels"]
 
-OUTPUT_FILES = ("catalog.ecsv", "masks.fits", "blends.png", "field.png", "draws.nc")
+OUTPUT_FILES = ("catalog.ecsv", "masks.fits", "images.fits", "blends.png", "field.png", "draws.nc")
 
 
 def write_catalog(table: Table, path: str | PathLike[str], *, overwrite: bool = False) -> None:
@@ -38,26 +38,19 @@ def write_catalog(table: Table, path: str | PathLike[str], *, overwrite: bool = 
         table.write(temporary, format="ascii.ecsv")
 
 
-def write_masks(
-    path: str | PathLike[str],
-    mask: ArrayLike,
-    mask_std: ArrayLike,
-    corners: Table,
-    *,
-    header: fits.Header | None = None,
+def write_pixels(
+    path: str | PathLike[str], arrays: Mapping[str, ArrayLike], corners: Table, *, header: fits.Header | None = None
 ) -> None:
-    """Write mask probabilities as FITS.
+    """Write mask probabilities, or galaxies' own images, as FITS.
 
-    The image HDUs are MASK and MASK_STD; the table STAMPS says where in the image each blend's stamp begins.
+    Each array is an image HDU; the table STAMPS says where in the image each blend's stamp begins.
 
     Parameters
     ----------
     path
         The file.
-    mask
-        Probability ``(blend, galaxy, y, x)``.
-    mask_std
-        Its spread over the dropout passes, same shape.
+    arrays
+        Pixels ``(blend, galaxy, y, x)`` by name; all of one shape.
     corners
         A row a blend: ``blend`` and the position ``x0``, ``y0`` of the stamp's first pixel in the image.
     header
@@ -70,13 +63,14 @@ def write_masks(
     ValueError
         If the shapes do not fit each other.
     """
-    arrays = {"MASK": np.asarray(mask, dtype=np.float32), "MASK_STD": np.asarray(mask_std, dtype=np.float32)}
-    for name, array in arrays.items():
-        if array.ndim != 4 or array.shape != arrays["MASK"].shape or len(array) != len(corners):
+    pixels = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+    shape = next(iter(pixels.values())).shape
+    for name, array in pixels.items():
+        if array.ndim != 4 or array.shape != shape or len(array) != len(corners):
             axes = f"(blend, galaxy, y, x) with {len(corners)} blends, one a row of corners"
             raise ValueError(f"{name.lower()} must have the axes {axes}, got shape {array.shape}")
     hdus = [fits.PrimaryHDU(header=header)]
-    hdus += [fits.ImageHDU(array, name=name) for name, array in arrays.items()]
+    hdus += [fits.ImageHDU(array, name=name) for name, array in pixels.items()]
     hdus.append(fits.table_to_hdu(corners))
     hdus[-1].name = "STAMPS"
     with whole_file(path) as temporary:

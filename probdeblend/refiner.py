@@ -1,0 +1,279 @@
+"""Refinement for users: stamps in, posteriors out, each refined where that can be trusted and the network's where not.
+
+Under a model that is right refinement comes to what can be known; under a wrong one its intervals are far too narrow,
+and importance weights do not tell. A blend is refined only if
+
+- its importance weights can be used: k-hat below ``min(1 - 1 / log10(draws), 0.7)``;
+- the fit leaves no more light behind than noise would (`~probdeblend.residuals.misfit`);
+- the network finds nothing odd: the stamp is like its training set, in its middle and without bad pixels;
+- the network, which was taught that galaxies have knots and arms, does not contradict: the refined fluxes lie where its
+  own posterior is.
+
+Else the network's fluxes and masks stay, and a flag says why.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from .deblender import Deblender
+from .expected import Appearance, appearance
+from .guide import JointGuide
+from .inputs import filled, noise_pixels, stamp_pixels
+from .latents import LATENTS, to_components
+from .model import BlendModel, Observed
+from .posterior import Flag, Posterior
+from .prior import Prior
+from .refine import Refined, refine
+from .residuals import misfit
+from .scene import Instrument
+from .seeds import seed_of
+
+__all__ = ["Refiner"]
+
+FLUXES = [0, len(LATENTS)]
+UNSURE = Flag.UNFAMILIAR | Flag.OFF_CENTER | Flag.OUTSIDE_PRIOR | Flag.BAD_PIXELS | Flag.BAD_CENTER
+LEAST_MISFIT_P = 0.01
+LEAST_AGREEMENT_P = 0.001
+UNEVEN = 0.1  # by which the noise of a pixel may differ from the stamp's median
+LARGEST_SKY = 3.0  # in units of the sky noise, in the darkest corner
+CORNER = 16
+LARGEST_K_HAT_OF_EVIDENCE = 0.5
+RENDERED = 64  # draws of each blend that become images and masks
+PSF_TOLERANCE = 0.01
+
+
+class Refiner:
+    """A deblender, a guide and a generative model together: called as a `~probdeblend.deblender.Deblender`.
+
+    Parameters
+    ----------
+    deblender
+        Trained weights.
+    guide
+        A guide on the encoder of these weights.
+    instrument
+        PSF, noise correlation, zero point and exposure of the images; those of the weights if None.
+    prior
+        The population that the model takes galaxies from, each of one Sérsic profile; the default one if None.
+    proposals
+        Draws of each proposal.
+    steps
+        Most Gauss-Newton steps.
+
+    Raises
+    ------
+    ValueError
+        If pixels have another size than the weights were trained for, the zero point is not known, or the guide stands
+        on another network.
+
+    Warns
+    -----
+    UserWarning
+        If the PSF is another one than that of the training: the model has the new one, the first guess has not.
+    """
+
+    def __init__(
+        self,
+        deblender: Deblender,
+        guide: JointGuide,
+        *,
+        instrument: Instrument | None = None,
+        prior: Prior | None = None,
+        proposals: int = 400,
+        steps: int = 8,
+    ) -> None:
+        self.deblender, self.guide = deblender, guide.eval()
+        self.instrument = deblender.instrument if instrument is None else instrument
+        self.proposals, self.steps = proposals, steps
+        deblender.check_pixel_scale(self.instrument.pixel_scale)
+        if guide.encoder is not deblender.network:
+            raise ValueError("guide must stand on the deblender's own network, got one on another")
+        if not np.isfinite(self.instrument.zero_point):
+            raise ValueError(
+                "zero_point must be finite, as the prior of the model is one of magnitudes, "
+                f"got {self.instrument.zero_point}"
+            )
+        wider = self.instrument.fwhm / deblender.instrument.fwhm
+        if abs(wider - 1) > PSF_TOLERANCE:
+            warnings.warn(
+                f"the PSF is {wider:.2f} times as wide as that of the guide's training: refinement uses it, "
+                "the guess that it starts from does not",
+                stacklevel=2,
+            )
+        self.model = BlendModel(prior or Prior.default(), self.instrument)
+
+    def __call__(
+        self,
+        image: ArrayLike,
+        *,
+        sky_rms: ArrayLike,
+        draws: int = 1000,
+        passes: int = 32,
+        seed: int = 0,
+        calibrate: bool = True,
+    ) -> Posterior:
+        """Deblend stamps.
+
+        Parameters
+        ----------
+        image, sky_rms, draws, passes, seed, calibrate
+            As for the deblender.
+
+        Returns
+        -------
+        Posterior
+            Fluxes, masks and positions, refined where ``refined (blend,)`` says so; draws of ``half_light_radius``
+            (circularized, arcsec), ``sersic_index``, ``axis_ratio`` and ``position_angle`` (degrees from the x axis),
+            from the guide where a blend was not refined; each galaxy's noiseless ``image`` with ``image_std`` in image
+            units; ``refined_flux`` and ``refined_flux_sd``, mean and standard deviation of what refinement says, in
+            use or not; and ``k_hat``, ``effective_samples``, ``misfit_p``, ``chi_square``, ``log_evidence`` and
+            ``log_evidence_error`` (NaN where k-hat is above 0.5).
+
+        Raises
+        ------
+        ValueError
+            As the deblender does, or if the sky has not been subtracted.
+        """
+        ratio, uneven = self._ratio(image, sky_rms)
+        network = self.deblender(image, sky_rms=sky_rms, draws=draws, passes=passes, seed=seed, calibrate=calibrate)
+        scale = network.dataset["sky_rms"].values
+        exposure = torch.full((len(scale),), float(self.instrument.exposure))
+        observed = Observed(ratio, torch.tensor(scale, dtype=torch.float32), exposure)
+        count = network.flux.sizes["chain"] * network.flux.sizes["draw"]
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(seed, 2))
+            numbers = self.guide.numbers(*self.guide.encode(ratio[:, None]))
+            guess = self.guide.head.distribution(numbers).mean
+            guided = self.guide.head.sample(numbers, count).double().numpy()
+        found = refine(self.model, observed, guess, draws=self.proposals, steps=self.steps, seed=seed)
+        flags, probability = self._gates(network, found, observed, uneven)
+        unknown, kept = found.resampled(count, seed=seed), np.flatnonzero(flags)
+        tried = np.exp(unknown[..., FLUXES]) * scale[:, None]
+        unknown[:, kept] = guided[:, kept]
+        flux = network.draws("blend", "galaxy", "band")[kept, :, 0] / scale[kept, None, None]
+        unknown[:, kept[:, None], FLUXES] = np.log(flux).transpose(2, 0, 1)
+        answer = self._assemble(network, unknown, found, flags=flags, probability=probability)
+        moments = {"refined_flux": tried.mean(0), "refined_flux_sd": tried.std(0)}
+        named = {name: (("blend", "galaxy"), values) for name, values in moments.items()}
+        return Posterior(answer.dataset.assign(named))
+
+    def check_pixel_scale(self, pixel_scale: float) -> None:
+        """Refuse images that are sampled otherwise than the training set.
+
+        Parameters
+        ----------
+        pixel_scale
+            Size of a pixel in arcsec.
+        """
+        self.deblender.check_pixel_scale(pixel_scale)
+
+    def _ratio(self, image: ArrayLike, sky_rms: ArrayLike) -> tuple[torch.Tensor, NDArray[np.bool_]]:
+        """Return images over the sky noise ``(blend, y, x)``, and where the noise is uneven."""
+        pixels, unit = stamp_pixels(image)
+        noise = np.broadcast_to(noise_pixels(sky_rms, pixels, unit=unit), pixels.shape)
+        middle = np.nanmedian(noise, axis=(1, 2, 3), keepdims=True)
+        uneven = np.nanmax(np.abs(noise / middle - 1), axis=(1, 2, 3)) > UNEVEN
+        ratio = filled(pixels / noise)[:, 0].astype(np.float32)
+        edges = (slice(CORNER), slice(-CORNER, None))
+        corners = [np.median(ratio[:, rows, columns], axis=(1, 2)) for rows in edges for columns in edges]
+        darkest = np.abs(corners).min(0)
+        if (darkest > LARGEST_SKY).any():
+            worst = int(darkest.argmax())
+            raise ValueError(
+                f"image must be sky-subtracted for refinement, got {darkest[worst]:.1f} times the sky noise in the "
+                f"darkest corner of stamp {worst}"
+            )
+        return torch.from_numpy(ratio), uneven
+
+    def _gates(
+        self, network: Posterior, found: Refined, observed: Observed, uneven: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return why each blend is not refined, as flags ``(blend,)``, and the p-values of the misfit."""
+        mean, covariance = found.moments()
+        usable = found.usable
+        probability = np.where(usable, misfit(self.model, observed, mean, covariance), np.nan)
+        log_flux = np.log(network.draws("blend", "galaxy", "band")[:, :, 0] / observed.sky_rms.numpy()[:, None, None])
+        offset = mean[:, FLUXES] - log_flux.mean(-1)
+        spread = np.stack([np.cov(draws) for draws in log_flux]) + covariance[:, FLUXES][:, :, FLUXES]
+        distance = np.einsum("bg,bgh,bh->b", offset, np.linalg.inv(spread), offset)
+        contradicted = distance > stats.chi2.isf(LEAST_AGREEMENT_P, 2)
+        odd = ((network.flags.values & int(UNSURE)) > 0).any(1)
+        flags = Flag.POOR_WEIGHTS * ~usable | Flag.MISFIT * (usable & (probability < LEAST_MISFIT_P))
+        flags = flags | Flag.DISAGREEMENT * (usable & contradicted) | Flag.UNEVEN_NOISE * uneven
+        return (flags | Flag.NOT_REFINED * (odd | (flags > 0))).astype(np.int64), probability
+
+    def _assemble(
+        self,
+        network: Posterior,
+        unknown: NDArray[np.float64],
+        found: Refined,
+        *,
+        flags: NDArray[np.int64],
+        probability: NDArray[np.float64],
+    ) -> Posterior:
+        dataset = network.dataset
+        scale, refined = dataset["sky_rms"].values, flags == 0
+        some = slice(None, None, max(1, len(unknown) // RENDERED))
+        seen = appearance(self.model, unknown[some])
+        flux = np.exp(unknown[..., FLUXES]) * scale[:, None]
+        # So few draws have a mean of their own; images have that of all.
+        unit = (scale[:, None] * flux.mean(0) / flux[some].mean(0))[..., None, None].astype(np.float32)
+        draws = dataset["flux"].values.copy()
+        draws[:, :, refined] = flux.reshape(*draws.shape[:2], *flux.shape[1:], 1)[:, :, refined]
+        evidence = found.k_hat < LARGEST_K_HAT_OF_EVIDENCE
+        pixels = ("blend", "galaxy", "y", "x")
+        changed = {
+            "flux": (dataset["flux"].dims, draws, dataset["flux"].attrs),
+            "flags": (("blend", "galaxy"), network.flags.values | flags[:, None]),
+            "refined": ("blend", refined),
+            "k_hat": ("blend", found.k_hat),
+            "effective_samples": ("blend", found.effective),
+            "misfit_p": ("blend", probability),
+            "chi_square": (("blend", "galaxy"), found.chi_square),
+            "log_evidence": ("blend", np.where(evidence, found.log_evidence, np.nan)),
+            "log_evidence_error": ("blend", np.where(evidence, found.log_evidence_error, np.nan)),
+            "image": (pixels, seen.image * unit),
+            "image_std": (pixels, seen.image_std * unit),
+        }
+        changed |= self._masks(network, seen, refined) | self._shapes(unknown, draws.shape[:2])
+        for axis, name in enumerate(("x", "y")):
+            place = np.median(unknown[..., [1 + axis, 1 + axis + len(LATENTS)]], axis=0) + (self.model.size - 1) / 2
+            changed[name] = (("blend", "galaxy"), np.where(refined[:, None], place, dataset[name].values))
+        attributes = {name: value for name, value in dataset.attrs.items() if name != "flux_prior"}
+        kept = dataset.drop_vars(["flux_variance_within", "flux_variance_between"], errors="ignore")
+        answer = kept.assign(changed)
+        answer.attrs = attributes | {"method": "refined"}
+        return Posterior(answer)
+
+    def _masks(self, network: Posterior, seen: Appearance, refined: NDArray[np.bool_]) -> dict[str, tuple]:
+        """Return masks, those of refined blends from their draws."""
+        if "mask" not in network.dataset:
+            return {}
+        mask = np.where(refined[:, None, None, None], seen.mask, network.mask.values)
+        changed = {"mask": (network.dataset["mask"].dims, mask.astype(np.float32))}
+        for name in ("mask_std", "mask_information"):
+            if name in network.dataset:
+                values = np.where(refined[:, None, None, None], 0, network.dataset[name].values)
+                changed[name] = (network.dataset[name].dims, values.astype(np.float32))
+        return changed
+
+    def _shapes(self, unknown: NDArray[np.float64], size: tuple[int, int]) -> dict[str, tuple]:
+        """Return draws of the galaxies' shapes ``(chain, draw, blend, galaxy)``."""
+        latents, _, _ = self.model.split(torch.from_numpy(unknown).float())
+        components = to_components(latents.flatten(0, 1))
+        values = {
+            "half_light_radius": components.half_light_radius,
+            "sersic_index": components.sersic_index,
+            "axis_ratio": components.axis_ratio,
+            "position_angle": components.angle.rad2deg(),
+        }
+        return {
+            name: (("chain", "draw", "blend", "galaxy"), value[..., 0].numpy().reshape(*size, *latents.shape[1:3]))
+            for name, value in values.items()
+        }
