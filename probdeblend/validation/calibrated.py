@@ -63,8 +63,8 @@ def calibration_section(plan: Plan) -> Section:
             "and PSFs of the training, other galaxies. The calibrator was fitted on blends that are not among them.",
             "Numbers are those of ln flux. Binomial bands of 95 % surround each level; those of each flux count "
             "blends, as the errors of a pair are tied, and its ranks are tested for each galaxy of the pair by itself. "
-            "Bands are those of an exact posterior: what a calibrator owes to the blends that it happened to be fitted on "
-            f"comes on top. Bins with fewer than {THIN} galaxies say little.",
+            "Bands are those of an exact posterior: what a calibrator owes to the blends that it happened to be "
+            f"fitted on comes on top. Bins with fewer than {THIN} galaxies say little.",
         ],
         {
             "Coverage and pulls": plain_rows(card, SHOWN),
