@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -64,7 +65,8 @@ def refine_check(
     Table
         A row a method ("refined" and "network"): ``nmad_over_bound``, the normalized median absolute deviation of
         errors of ln flux in units of the bound; ``coverage_68`` and ``coverage_95`` of each flux, and ``joint_68`` and
-        ``joint_95`` of both; where its weights are no use, refinement abstains and is left out. In the metadata the
+        ``joint_95`` of both; where its weights are no use, refinement abstains and is left out; and the ``seconds`` a
+        blend, in batches, one after the other. In the metadata the
         number of ``blends``, the median ``effective`` fraction of the draws, the fraction ``usable`` with a k-hat below
         0.7, and the median ``chi_square``.
 
@@ -76,13 +78,16 @@ def refine_check(
     if count < 1:
         raise ValueError(f"count must be positive, got {count}")
     model = BlendModel(Prior.default(), deblender.instrument)
-    parts, quality = [], []
+    parts, quality, seconds = [], [], np.zeros(2)
     for number in tqdm(range(0, count, CHUNK), disable=not progress, desc="blends", unit="batch", leave=False):
         observed, unknown = model.simulate(min(CHUNK, count - number), seed=seed_of(seed, number))
+        began = perf_counter()
         found = refine(model, observed, start(observed.image[:, None]), draws=draws, seed=seed + number)
+        refined = perf_counter()
         posterior = deblender(
             observed.image, sky_rms=np.ones(len(unknown)), draws=draws, passes=passes, seed=seed + number
         )
+        seconds += [refined - began, perf_counter() - refined]
         answers = {
             "refined": _usable(found, draws, seed=seed),
             "network": np.log(posterior.draws("blend", "galaxy", "band")[:, :, 0]).transpose(2, 0, 1)[:draws],
@@ -90,6 +95,7 @@ def refine_check(
         parts.append((answers, unknown[:, FLUXES].double().numpy(), _bound(model, observed, unknown)))
         quality.append(_quality(found, draws))
     table = Table([_row(name, parts) for name in ("refined", "network")])
+    table["seconds"] = seconds / count
     effective, usable, chi_square = (np.concatenate(values) for values in zip(*quality, strict=True))
     table.meta = {
         "blends": count,
@@ -155,7 +161,7 @@ def report(table: Table) -> str:
         lines.append(
             f"{row['method']}: errors {row['nmad_over_bound']:.2f} times the bound; 68 % and 95 % intervals cover "
             f"{row['coverage_68']:.1%} and {row['coverage_95']:.1%}, jointly {row['joint_68']:.1%} and "
-            f"{row['joint_95']:.1%}"
+            f"{row['joint_95']:.1%}; {row['seconds']:.3g} s a blend"
         )
     return "\n".join(lines)
 
