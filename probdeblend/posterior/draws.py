@@ -20,7 +20,7 @@ from scipy.special import entr
 
 from .tables import tabulate
 
-__all__ = ["Posterior", "variance_parts"]
+__all__ = ["MASKS", "Posterior"]
 
 FORMAT = "probdeblend posterior"
 VERSION = 1
@@ -385,25 +385,6 @@ class Posterior:
         if name not in self.dataset:
             raise AttributeError(f"this posterior of method {self.dataset.attrs['method']!r} has no {name}")
         return self.dataset[name].drop_vars(["x", "y"], errors="ignore")
-
-
-def variance_parts(flux: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the variance of draws into that within the chains and that between them.
-
-    Parameters
-    ----------
-    flux
-        Draws ``(chain, draw, ...)``; chains are dropout passes.
-
-    Returns
-    -------
-    within, between
-        Mean variance within a chain, and the variance of the chains' means beyond what so few draws scatter by
-        themselves ``(...)``.
-    """
-    flux = np.asarray(flux, dtype=float)
-    within = flux.var(1).mean(0)
-    return within, np.maximum(flux.mean(1).var(0) - within / flux.shape[1], 0)
 
 
 def _checked(name: str, value: object, dims: tuple[str, ...], sizes: dict[str, int]) -> np.ndarray:

@@ -15,7 +15,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .draws import MASKS, Posterior, variance_parts
+from .draws import MASKS, Posterior
+from .variance import variance_parts
 
 __all__ = ["combine"]
 

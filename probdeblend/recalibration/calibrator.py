@@ -22,9 +22,17 @@ from numpy.typing import ArrayLike, NDArray
 from ..calibration import Reliability
 from ..io import whole_file
 from ..posterior import Flag, Posterior
-from .groups import FEATURES, LEAST_GALAXIES, Group, effective_galaxies, estimated_features, pair_features
+from .groups import (
+    FEATURES,
+    LEAST_GALAXIES,
+    Group,
+    effective_galaxies,
+    estimated_features,
+    flux_owners,
+    pair_features,
+)
 from .maps import METHODS, Method, QuantileMap
-from .masks import MaskMap, MaskMethod
+from .masks import MaskMap, MaskMethod, repaired_masks
 from .pairs import PairMap, apart, second_is_brighter, swapped, together
 
 __all__ = ["Calibrator"]
@@ -32,7 +40,6 @@ __all__ = ["Calibrator"]
 FORMAT = "probdeblend calibrator"
 VERSION = 7
 SUBJECT = ("flux_kind", "method", "pixel_scale", "network")
-LEAST_ENTROPY = 1e-4  # bits; of less, the share that is information is lost to rounding
 MARGIN = 0.1  # by which a feature may be beyond those that were fitted, in units of their range
 
 
@@ -115,7 +122,7 @@ class Calibrator:
         if "calibrated" in posterior.dataset.attrs:
             raise ValueError("posterior must not be calibrated already: ask for it with calibrate=False")
         draws, truth = posterior.draws("blend", "galaxy", "band"), np.asarray(truth, dtype=np.float64)
-        owner = _owners(draws, truth, galaxies)
+        owner = flux_owners(draws, truth, galaxies)
         known = np.isfinite(draws).all(-1)
         if (distinct := round(effective_galaxies(owner[known]))) < least:
             raise ValueError(f"at least {least} galaxies with an answer are needed to fit, got {distinct}")
@@ -205,18 +212,8 @@ class Calibrator:
         flux = _in_chains(moved, posterior).astype(posterior.flux.dtype)
         changed["flux"] = (posterior.flux.dims, flux, posterior.flux.attrs)
         if self.mask is not None and "mask" in posterior.dataset:
-            changed |= self._moved_masks(posterior)
+            changed |= repaired_masks(self.mask, posterior)
         return Posterior(posterior.dataset.assign(changed).assign_attrs(calibrated=self.fitted_on or "yes"))
-
-    def _moved_masks(self, posterior: Posterior) -> dict[str, Any]:
-        """Repair mask probabilities; what the passes disagree on keeps its share of the entropy."""
-        mask = posterior.dataset["mask"]
-        moved = {"mask": (mask.dims, self.mask(mask.values), mask.attrs)}
-        if "mask_information" in posterior.dataset:
-            entropy = Posterior(posterior.dataset.assign(moved)).mask_entropy
-            share = posterior.mask_information / np.maximum(posterior.mask_entropy, LEAST_ENTROPY)
-            moved["mask_information"] = (mask.dims, (share * entropy).values)
-        return moved
 
     def _moved(self, draws: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Repair each flux by itself ``(blend, galaxy, band, draw)``."""
@@ -402,15 +399,3 @@ def _in_chains(draws: NDArray, posterior: Posterior) -> NDArray:
 def _of_pairs(array: NDArray, pairs: tuple[NDArray, NDArray]) -> NDArray:
     """Pick blends and bands of ``(blend, galaxy, band, ...)``, a row each: ``(row, galaxy, ...)``."""
     return array[pairs[0], :, pairs[1]]
-
-
-def _owners(draws: NDArray, truth: NDArray, galaxies: ArrayLike | None) -> NDArray[np.int64]:
-    """Which galaxy each flux is of ``(blend, galaxy, band)``."""
-    if truth.shape != draws.shape[:3]:
-        raise ValueError(f"truth must have the shape (blend, galaxy, band) {draws.shape[:3]}, got {truth.shape}")
-    if not (np.isfinite(truth) & (truth > 0)).all():
-        raise ValueError("truth must be positive and finite for every galaxy")
-    owner = np.arange(truth[..., 0].size).reshape(truth.shape[:2]) if galaxies is None else np.asarray(galaxies)
-    if owner.shape != truth.shape[:2]:
-        raise ValueError(f"galaxies must have the shape (blend, galaxy) {truth.shape[:2]}, got {owner.shape}")
-    return np.broadcast_to(owner[..., None], truth.shape)

@@ -10,13 +10,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..posterior import Posterior
 from .maps import QuantileMap
 from .pairs import PairMap
 
-__all__ = ["FEATURES", "LEAST_GALAXIES", "Group", "effective_galaxies", "estimated_features", "pair_features"]
+__all__ = [
+    "FEATURES",
+    "LEAST_GALAXIES",
+    "Group",
+    "effective_galaxies",
+    "estimated_features",
+    "flux_owners",
+    "pair_features",
+]
 
 FEATURES = ("snr", "separation", "ratio", "brightness", "correlation")
 LEAST_GALAXIES = 200
@@ -72,6 +80,38 @@ def _correlation(draws: NDArray[np.float64]) -> NDArray[np.float64]:
     size = np.sqrt(np.square(offset).mean(-1).prod(1))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.nan_to_num(offset.prod(1).mean(-1) / size, posinf=0.0, neginf=0.0)
+
+
+def flux_owners(draws: NDArray, truth: NDArray, galaxies: ArrayLike | None) -> NDArray[np.int64]:
+    """Say which galaxy each flux is of.
+
+    Parameters
+    ----------
+    draws
+        Draws ``(blend, galaxy, band, draw)``.
+    truth
+        True fluxes ``(blend, galaxy, band)``.
+    galaxies
+        Numbers of galaxies ``(blend, galaxy)``, where they repeat; all are distinct if None.
+
+    Returns
+    -------
+    NDArray
+        ``(blend, galaxy, band)``.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, or a true flux is not positive and finite.
+    """
+    if truth.shape != draws.shape[:3]:
+        raise ValueError(f"truth must have the shape (blend, galaxy, band) {draws.shape[:3]}, got {truth.shape}")
+    if not (np.isfinite(truth) & (truth > 0)).all():
+        raise ValueError("truth must be positive and finite for every galaxy")
+    owner = np.arange(truth[..., 0].size).reshape(truth.shape[:2]) if galaxies is None else np.asarray(galaxies)
+    if owner.shape != truth.shape[:2]:
+        raise ValueError(f"galaxies must have the shape (blend, galaxy) {truth.shape[:2]}, got {owner.shape}")
+    return np.broadcast_to(owner[..., None], truth.shape)
 
 
 def effective_galaxies(owner: NDArray[np.int64]) -> float:

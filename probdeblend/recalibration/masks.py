@@ -8,18 +8,20 @@ the logit, so that any number of pixels needs the same memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from ..calibration import Reliability
+from ..posterior import Posterior
 
-__all__ = ["FITTED_SNR", "MaskMap", "MaskMethod", "MaskSums"]
+__all__ = ["FITTED_SNR", "MaskMap", "MaskMethod", "MaskSums", "repaired_masks"]
 
 FITTED_SNR = 1.0  # only pixels brighter than so many sky rms teach: the background would swamp the others
 LEAST_PIXELS = 10_000
+LEAST_ENTROPY = 1e-4  # bits; of less, the share that is information is lost to rounding
 LIMIT = 12.0
 MaskMethod = Literal["isotonic", "temperature"]
 
@@ -124,3 +126,28 @@ class MaskMap:
         with np.errstate(divide="ignore"):
             moved = np.interp(logit(np.asarray(probability, dtype=np.float64)), self.given, self.wanted)
         return expit(moved).astype(np.asarray(probability).dtype)
+
+
+def repaired_masks(repair: MaskMap, posterior: Posterior) -> dict[str, Any]:
+    """Repair the masks of a posterior.
+
+    Parameters
+    ----------
+    repair
+        The map of probabilities.
+    posterior
+        A posterior with masks.
+
+    Returns
+    -------
+    dict
+        Variables by name: ``mask`` and, where the posterior has it, ``mask_information``: what the passes disagree on
+        keeps its share of the entropy.
+    """
+    mask = posterior.dataset["mask"]
+    moved = {"mask": (mask.dims, repair(mask.values), mask.attrs)}
+    if "mask_information" in posterior.dataset:
+        entropy = Posterior(posterior.dataset.assign(moved)).mask_entropy
+        share = posterior.mask_information / np.maximum(posterior.mask_entropy, LEAST_ENTROPY)
+        moved["mask_information"] = (mask.dims, (share * entropy).values)
+    return moved
