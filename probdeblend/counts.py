@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from astropy.table import QTable, Table
 from numpy.typing import ArrayLike, NDArray
+from torch import nn
 
 from . import weights
 from .counting import CROWDING, count_reliability, count_scores, counted_blends, marginal_central_flux, train_counts
@@ -19,13 +20,16 @@ from .deblender import Deblender
 from .inputs import filled, noise_pixels, stamp_pixels
 from .io import whole_file
 from .nn.count import CountNetwork
-from .posterior import Posterior
+from .posterior import Flag, Posterior
 from .posterior.tables import QUANTILES
 from .prior import Prior
 from .readouts import read_readout, write_readout
+from .scene import Instrument
 from .streams import SimulatedStream
 
 __all__ = [
+    "DEFAULT",
+    "CountingDeblender",
     "count_stamps",
     "count_table",
     "default_counts",
@@ -38,6 +42,7 @@ __all__ = [
 KIND = {"kind": "count network", "version": "1"}
 SETTINGS = {"hidden": 128, "dropout": 0.1, "classes": 3}
 DEFAULT = "counts_f160w.safetensors"
+LIKELY = 0.5  # probability of two galaxies below which an answer that takes them for granted is flagged
 COLUMNS = ["low", "high", "pairs", "probability_two", "unrecognized"]
 
 
@@ -231,6 +236,66 @@ def count_stamps(image: ArrayLike, network: CountNetwork, *, sky_rms: ArrayLike)
     if empty.any():
         raise ValueError(f"image must have good pixels, got none in stamp {int(empty.argmax())}")
     return network.probability(torch.from_numpy(filled(ratio).astype(np.float32)).to(network.temperature.device))
+
+
+class CountingDeblender:
+    """A deblender that says how many galaxies it sees, and where that is not two: called as the deblender.
+
+    Parameters
+    ----------
+    deblender
+        Trained weights.
+    counter
+        A count network on their encoder.
+    """
+
+    def __init__(self, deblender: Deblender, counter: CountNetwork) -> None:
+        self.deblender, self.counter = deblender, counter
+
+    @property
+    def network(self) -> nn.Module:
+        """The deblender's network."""
+        return self.deblender.network
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digits that name the network's weights."""
+        return self.deblender.digest
+
+    @property
+    def instrument(self) -> Instrument:
+        """What the deblender was trained for."""
+        return self.deblender.instrument
+
+    def check_pixel_scale(self, pixel_scale: float) -> None:
+        """Refuse images that are sampled otherwise than the training set.
+
+        Parameters
+        ----------
+        pixel_scale
+            Size of a pixel in arcsec.
+        """
+        self.deblender.check_pixel_scale(pixel_scale)
+
+    def __call__(self, image: ArrayLike, *, sky_rms: ArrayLike, **sampling: int) -> Posterior:
+        """Deblend stamps, and count.
+
+        Parameters
+        ----------
+        image, sky_rms, **sampling
+            As for the deblender.
+
+        Returns
+        -------
+        Posterior
+            With ``count_probability (blend, count)``, of one galaxy, two, ..., and as many as there are classes or
+            more; blends that are not likely to be of two have `Flag.OTHER_COUNT`.
+        """
+        posterior = self.deblender(image, sky_rms=sky_rms, **sampling)
+        probability = count_stamps(image, self.counter, sky_rms=sky_rms)
+        flags = posterior.flags.values | (Flag.OTHER_COUNT * (probability[:, 1] < LIKELY))[:, None]
+        changed = {"count_probability": (("blend", "count"), probability), "flags": (("blend", "galaxy"), flags)}
+        return Posterior(posterior.dataset.assign(changed))
 
 
 def count_table(probability: ArrayLike, posterior: Posterior | None = None, *, seed: int = 0) -> QTable:

@@ -37,7 +37,7 @@ from .seeds import seed_of
 __all__ = ["Refiner"]
 
 FLUXES = [0, len(LATENTS)]
-UNSURE = Flag.UNFAMILIAR | Flag.OFF_CENTER | Flag.OUTSIDE_PRIOR | Flag.BAD_PIXELS | Flag.BAD_CENTER
+UNSURE = Flag.UNFAMILIAR | Flag.OFF_CENTER | Flag.OUTSIDE_PRIOR | Flag.BAD_PIXELS | Flag.BAD_CENTER | Flag.OTHER_COUNT
 LEAST_MISFIT_P = 0.01
 LEAST_AGREEMENT_P = 0.001
 UNEVEN = 0.1  # by which the noise of a pixel may differ from the stamp's median
@@ -54,7 +54,8 @@ class Refiner:
     Parameters
     ----------
     deblender
-        Trained weights.
+        Trained weights; or a `~probdeblend.counts.CountingDeblender`, which keeps stamps of other than two galaxies
+        from being refined.
     guide
         A guide on the encoder of these weights.
     instrument

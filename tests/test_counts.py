@@ -28,7 +28,7 @@ from probdeblend.deblender import Deblender, Description
 from probdeblend.guide import JointGuide
 from probdeblend.guides import save_guide
 from probdeblend.nn.count import CountNetwork
-from probdeblend.posterior import Posterior
+from probdeblend.posterior import Flag, Posterior
 from probdeblend.prior import Prior
 from probdeblend.scene import Instrument
 from probdeblend.train import History
@@ -317,3 +317,23 @@ def test_the_network_that_ships_counts_galaxies():
     told = (count == 1) | (separation > 10)
     probability = count_stamps(blend.image, network, sky_rms=blend.sky_rms)
     assert (probability.argmax(1) == np.minimum(count, 3) - 1)[told].mean() > 0.7
+
+
+def test_an_answer_for_two_where_there_are_not_two(deblender, monkeypatch):
+    """The answer is the deblender's, with probabilities, and a flag where two galaxies are not likely."""
+    monkeypatch.setattr(
+        counts, "count_stamps", lambda image, network, sky_rms: np.array([[0.1, 0.8, 0.1], [0.3, 0.2, 0.5]])
+    )
+    asked = counts.CountingDeblender(deblender, None)
+    image = np.random.default_rng(1).normal(size=(2, 128, 128))
+    posterior, plain = (each(image, sky_rms=1.0, draws=16, passes=2) for each in (asked, deblender))
+    np.testing.assert_array_equal(posterior.flux, plain.flux)
+    flagged = posterior.flags.values & int(Flag.OTHER_COUNT)
+    assert (flagged > 0).tolist() == [[False, False], [True, True]]
+    np.testing.assert_array_equal(posterior.flags.values - flagged, plain.flags.values)
+    assert posterior.dataset["count_probability"].values[1, 2] == 0.5
+    assert asked.network is deblender.network
+    assert asked.digest == deblender.digest
+    assert asked.instrument is deblender.instrument
+    with pytest.raises(ValueError, match="pixel_scale must be"):
+        asked.check_pixel_scale(0.2)

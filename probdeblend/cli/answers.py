@@ -14,6 +14,7 @@ from .options import FILE, finite, overwrite_option, sampling_options, weights_o
 if TYPE_CHECKING:
     from astropy.units import Quantity
 
+    from ..counts import CountingDeblender
     from ..deblender import Deblender
     from ..field import FieldResult
     from ..io import FieldImage
@@ -43,6 +44,7 @@ __all__: list[str] = []  # what is here is used from the command line
 @weights_option
 @click.option("--calibrator", type=FILE, help="A calibrator's file.  [default: the one inside the weights]")
 @click.option("--no-calibrator", is_flag=True, help="Leave the network's posterior as it is.")
+@click.option("--count", is_flag=True, help="Flag stamps that are not likely to hold two galaxies.")
 @click.option("--refine", is_flag=True, help="Refine where the generative model can be trusted; seconds a blend.")
 def deblend(image: Path | None, **options: object) -> None:
     """Find the blends of IMAGE and deblend them; without IMAGE, the example that ships.
@@ -83,7 +85,8 @@ def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> FieldRes
     noise = {"rms": given_rms(found, options["rms"], stamps=options["stamps"]), "rms_as_is": options["rms_as_is"]}
     sampling = {name: options[name] for name in ("draws", "passes", "seed")}
     sampling["calibrate"] = not options["no_calibrator"]
-    asked = _refiner(deblender, zero_point, options) if options["refine"] else deblender
+    asked = _counting(deblender) if options["count"] else deblender
+    asked = _refiner(asked, zero_point, options) if options["refine"] else asked
     if options["stamps"]:
         return deblend_stamps(image, asked, **noise, zero_point=zero_point, wcs=found.wcs, **sampling)
     instrument = deblender.instrument.replace(
@@ -94,7 +97,13 @@ def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> FieldRes
     return deblend_field(image, asked, **noise, **settings, **sampling)
 
 
-def _refiner(deblender: Deblender, zero_point: float | None, options: dict) -> Refiner:
+def _counting(deblender: Deblender) -> CountingDeblender:
+    from ..counts import CountingDeblender, default_counts
+
+    return CountingDeblender(deblender, default_counts(deblender))
+
+
+def _refiner(deblender: Deblender | CountingDeblender, zero_point: float | None, options: dict) -> Refiner:
     from ..guides import default_guide
     from ..io import read_psf
     from ..refiner import Refiner

@@ -23,6 +23,7 @@ class Flag(IntFlag):
     - ``MISFIT`` (4096): the model's best fit leaves more light behind than noise would.
     - ``DISAGREEMENT`` (8192): refinement and network contradict each other.
     - ``UNEVEN_NOISE`` (16384): the noise varies over the stamp, which refinement does not know of.
+    - ``OTHER_COUNT`` (32768): the stamp is not likely to hold two galaxies.
     """
 
     BAD_PIXELS = 1
@@ -40,6 +41,7 @@ class Flag(IntFlag):
     MISFIT = 4096
     DISAGREEMENT = 8192
     UNEVEN_NOISE = 16384
+    OTHER_COUNT = 32768
 
 
 def describe_flags(bits: int) -> str:
