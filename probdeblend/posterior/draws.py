@@ -20,7 +20,7 @@ from scipy.special import entr
 
 from .tables import tabulate
 
-__all__ = ["MASKS", "Posterior"]
+__all__ = ["Posterior"]
 
 FORMAT = "probdeblend posterior"
 VERSION = 1
