@@ -52,7 +52,7 @@ def save_counts(network: CountNetwork, deblender: Deblender, path: Path | str, *
     Parameters
     ----------
     network
-        The network, built with the settings of this module.
+        The network.
     deblender
         The weights whose encoder it stands on.
     path
@@ -60,7 +60,7 @@ def save_counts(network: CountNetwork, deblender: Deblender, path: Path | str, *
     training
         How it was trained: numbers and words by name.
     """
-    write_readout(network, path, **KIND, settings=SETTINGS, digest=deblender.digest, training=training)
+    write_readout(network, path, **KIND, settings=network.settings, digest=deblender.digest, training=training)
 
 
 def load_counts(path: Path | str, deblender: Deblender) -> CountNetwork:

@@ -93,6 +93,7 @@ class JointGuide(nn.Module):
         super().__init__()
         self.encoder = encoder.eval().requires_grad_(False)
         self.pixel_scale = pixel_scale
+        self.settings = {"hidden": hidden, "dropout": dropout, "concrete": concrete}
         inputs = encoder.cnn.dense[1].in_features + 2 * STARTS
         self.readout = Readout(inputs, hidden, dropout=dropout, concrete=concrete)
         self.head = head(hidden, 2 * STARTS + len(NUISANCES))

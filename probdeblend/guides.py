@@ -14,6 +14,7 @@ from .deblender import Deblender
 from .guide import JointGuide
 from .io import whole_file
 from .model import BlendModel
+from .nn.heads import StudentTHead
 from .prior import Prior
 from .readouts import read_readout, write_readout
 from .train import History
@@ -32,15 +33,22 @@ def save_guide(guide: JointGuide, deblender: Deblender, path: Path | str, *, tra
     Parameters
     ----------
     guide
-        The guide, built with the settings of this module.
+        The guide, with a `~probdeblend.nn.heads.StudentTHead`.
     deblender
         The weights whose encoder it stands on.
     path
         Where to; an existing file is replaced.
     training
         How it was trained: numbers and words by name.
+
+    Raises
+    ------
+    ValueError
+        If it has another head, which the file could not name.
     """
-    write_readout(guide, path, **KIND, settings=SETTINGS, digest=deblender.digest, training=training)
+    if not isinstance(guide.head, StudentTHead):
+        raise ValueError(f"guide must have a StudentTHead to be stored, got a {type(guide.head).__name__}")
+    write_readout(guide, path, **KIND, settings=guide.settings, digest=deblender.digest, training=training)
 
 
 def load_guide(path: Path | str, deblender: Deblender) -> JointGuide:

@@ -22,7 +22,7 @@ from .io import output_folder
 from .model import BlendModel, Observed
 from .posterior import Flag, Posterior
 from .prior import Prior
-from .profiles import render
+from .profiles import render, widen_psf
 from .refiner import Refiner
 from .scene import GALAXY_TYPES
 from .seeds import seed_of
@@ -57,10 +57,10 @@ def profile_check(
     Returns
     -------
     Table
-        A row a ``model`` and a kind of ``galaxies``: the fraction of blends ``refined``; how many of the true ln fluxes
-        lie within one standard deviation of the network (``network_68``), of refinement without gates (``ungated_68``)
-        and inside the 68 % interval of the answer (``answer_68``); the fraction of blends in which refinement without
-        gates is ``far``, more than three standard deviations off in a flux, the fraction of these that flags ``caught``
+        A row a ``model`` and a kind of ``galaxies``: the fraction of blends ``refined``; how many of the true fluxes
+        lie in the 68 % interval of the network (``network_68``) and of the answer (``answer_68``), and within one
+        standard deviation of refinement without gates (``ungated_68``); the fraction of blends in which refinement
+        without gates is ``far``, more than three standard deviations off in a flux, the fraction of these that flags ``caught``
         (NaN of none), and the fraction of the others that have a flag nevertheless (``false_flags``).
 
     Raises
@@ -105,10 +105,11 @@ def _blends(model: BlendModel, kind: str, count: int, *, seed: int) -> Iterator[
                 components = replace(components, sersic_index=index)
             sky_rms, _ = Conditions().sample(size)
             exposure = torch.full((size,), float(instrument.exposure))
-            light = render(components, instrument.psf, pixel_scale=instrument.pixel_scale).sum(1)
-            light = light / sky_rms[:, None, None]
+            sky_level, growth = torch.randn(2, size) * torch.tensor([[model.sky_level], [model.psf_growth]])
+            psf = widen_psf(instrument.psf, growth.exp())
+            light = render(components, psf, pixel_scale=instrument.pixel_scale).sum(1) / sky_rms[:, None, None]
             observed = Observed(light, sky_rms, exposure)
-            image = model.noisy(light, torch.zeros(size), observed).sample()
+            image = model.noisy(light, sky_level, observed).sample()
         truth = (components.total_flux / sky_rms[:, None]).double().numpy()
         yield observed._replace(image=image), truth
 

@@ -102,7 +102,10 @@ def read_readout(path: Path | str, build: Callable[..., Network], *, kind: str, 
         raise ValueError(
             f"{path}: a {kind} on the encoder of the weights {encoder}, got {digest}: train one for these weights"
         )
-    network = build(**settings)
+    try:
+        network = build(**settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: a {kind} with settings that no network can have ({error})") from None
     if not _fill(network, tensors):
         raise ValueError(f"{path}: tensors do not fit what the file says of them")
     return network.eval()

@@ -253,6 +253,8 @@ def refine(
 def _check(model: BlendModel, observed: Observed, start: Tensor, *, draws: int, steps: int, rounds: int) -> None:
     if tuple(observed.image.shape[1:]) != (model.size, model.size):
         raise ValueError(f"image must have the model's {model.size} pixels a side, got {tuple(observed.image.shape)}")
+    if not len(observed.image):
+        raise ValueError("image must hold at least one stamp, got none")
     wanted = (len(observed.image), model.numbers)
     if tuple(start.shape) != wanted:
         raise ValueError(f"start must have the shape (blend, number) {wanted}, got {tuple(start.shape)}")
@@ -283,13 +285,14 @@ def find_mode(model: BlendModel, observed: Observed, start: Tensor, *, steps: in
     place = start.double()
     damping = torch.full((len(place), 1), DAMPING).double()
     information, gradient, value = _normal_equations(model, observed, place, mean=mean, precision=prior_precision)
+    settled = torch.zeros(len(place), dtype=torch.bool)
     for _ in range(steps):
         diagonal = information.diagonal(dim1=-2, dim2=-1)
         step = torch.linalg.solve(information + torch.diag_embed(damping * diagonal), gradient)
         ahead = place + step * (reach / step.abs().clamp(min=1e-12)).amin(-1, keepdim=True).clamp(max=1.0)
         found = _normal_equations(model, observed, ahead, mean=mean, precision=prior_precision)
-        better = found[2] > value
-        settled = better & (found[2] - value < CONVERGED)
+        better = (found[2] > value) & ~settled
+        settled |= better & (found[2] - value < CONVERGED)
         place = torch.where(better[:, None], ahead, place)
         information = torch.where(better[:, None, None], found[0], information)
         gradient = torch.where(better[:, None], found[1], gradient)

@@ -28,8 +28,8 @@ __all__ = ["FILES", "refine_check", "report", "write_refine_check"]
 
 FILES = ("refined.ecsv",)
 LEVELS = (0.68, 0.95)
-CHUNK = 16
 LARGEST_K_HAT = 0.7
+CHUNK = 16
 FLUXES = [0, len(LATENTS)]
 
 
@@ -65,10 +65,11 @@ def refine_check(
     Table
         A row a method ("refined" and "network"): ``nmad_over_bound``, the normalized median absolute deviation of
         errors of ln flux in units of the bound; ``coverage_68`` and ``coverage_95`` of each flux, and ``joint_68`` and
-        ``joint_95`` of both; where its weights are no use, refinement abstains and is left out; and the ``seconds`` a
+        ``joint_95`` of both; where the weights are no use, refinement abstains, and the blend is left out of
+        both rows; and the ``seconds`` a
         blend, in batches, one after the other. In the metadata the
-        number of ``blends``, the median ``effective`` fraction of the draws, the fraction ``usable`` with a k-hat below
-        0.7, and the median ``chi_square``.
+        number of ``blends``, the median ``effective`` fraction of the draws, the fraction with a ``k_hat`` below 0.7,
+        the fraction ``usable``, below the limit for so few draws, and the median ``chi_square``.
 
     Raises
     ------
@@ -92,14 +93,16 @@ def refine_check(
             "refined": _usable(found, draws, seed=seed),
             "network": np.log(posterior.draws("blend", "galaxy", "band")[:, :, 0]).transpose(2, 0, 1)[:draws],
         }
+        answers["network"][:, ~found.usable] = np.nan  # both are judged on the same blends
         parts.append((answers, unknown[:, FLUXES].double().numpy(), _bound(model, observed, unknown)))
         quality.append(_quality(found, draws))
     table = Table([_row(name, parts) for name in ("refined", "network")])
     table["seconds"] = seconds / count
-    effective, usable, chi_square = (np.concatenate(values) for values in zip(*quality, strict=True))
+    effective, k_hat, usable, chi_square = (np.concatenate(values) for values in zip(*quality, strict=True))
     table.meta = {
         "blends": count,
         "effective": float(np.median(effective)),
+        "k_hat": float((k_hat < LARGEST_K_HAT).mean()),
         "usable": float(usable.mean()),
         "chi_square": float(np.nanmedian(chi_square)),
     }
@@ -120,8 +123,8 @@ def _usable(found: Refined, draws: int, *, seed: int) -> NDArray[np.float64]:
     return log_flux
 
 
-def _quality(found: Refined, draws: int) -> tuple[NDArray, NDArray, NDArray]:
-    return found.effective / draws, found.k_hat < LARGEST_K_HAT, found.chi_square.ravel()
+def _quality(found: Refined, draws: int) -> tuple[NDArray, ...]:
+    return found.effective / draws, found.k_hat, found.usable, found.chi_square.ravel()
 
 
 def _row(name: str, parts: list[tuple[dict[str, NDArray], NDArray, NDArray]]) -> dict[str, object]:
@@ -155,7 +158,7 @@ def report(table: Table) -> str:
     meta = table.meta
     lines = [
         f"{meta['blends']} blends of the model: {meta['effective']:.0%} of the draws effective (median), k-hat below "
-        f"{LARGEST_K_HAT} for {meta['usable']:.1%}, chi-square {meta['chi_square']:.3f} a pixel"
+        f"{LARGEST_K_HAT} for {meta['k_hat']:.1%}, usable {meta['usable']:.1%}; chi-square {meta['chi_square']:.3f}"
     ]
     for row in table:
         lines.append(

@@ -5,7 +5,7 @@ and importance weights do not tell. A blend is refined only if
 
 - its importance weights can be used: k-hat below ``min(1 - 1 / log10(draws), 0.7)``;
 - the fit leaves no more light behind than noise would (`~probdeblend.residuals.misfit`);
-- the network finds nothing odd: the stamp is like its training set, in its middle and without bad pixels;
+- nothing is odd: the stamp is like the training set, a galaxy in its middle, without bad pixels, evenly noisy;
 - the network, which was taught that galaxies have knots and arms, does not contradict: the refined fluxes lie where its
   own posterior is.
 
@@ -44,6 +44,8 @@ UNEVEN = 0.1  # by which the noise of a pixel may differ from the stamp's median
 LARGEST_SKY = 3.0  # in units of the sky noise, in the darkest corner
 CORNER = 16
 LARGEST_K_HAT_OF_EVIDENCE = 0.5
+LEAST_PROPOSALS = 100
+CHUNK = 64
 RENDERED = 64  # draws of each blend that become images and masks
 PSF_TOLERANCE = 0.01
 
@@ -89,6 +91,8 @@ class Refiner:
         proposals: int = 400,
         steps: int = 8,
     ) -> None:
+        if proposals < LEAST_PROPOSALS:
+            raise ValueError(f"proposals must be at least {LEAST_PROPOSALS}, got {proposals}")
         self.deblender, self.guide = deblender, guide.eval()
         self.instrument = deblender.instrument if instrument is None else instrument
         self.proposals, self.steps = proposals, steps
@@ -141,19 +145,15 @@ class Refiner:
         ValueError
             As the deblender does, or if the sky has not been subtracted.
         """
-        ratio, uneven = self._ratio(image, sky_rms)
+        ratio, spoiled = self._ratio(image, sky_rms)
         network = self.deblender(image, sky_rms=sky_rms, draws=draws, passes=passes, seed=seed, calibrate=calibrate)
         scale = network.dataset["sky_rms"].values
         exposure = torch.full((len(scale),), float(self.instrument.exposure))
         observed = Observed(ratio, torch.tensor(scale, dtype=torch.float32), exposure)
         count = network.flux.sizes["chain"] * network.flux.sizes["draw"]
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(seed, 2))
-            numbers = self.guide.numbers(*self.guide.encode(ratio[:, None]))
-            guess = self.guide.head.distribution(numbers).mean
-            guided = self.guide.head.sample(numbers, count).double().numpy()
+        guess, guided = self._guided(ratio, count, seed=seed)
         found = refine(self.model, observed, guess, draws=self.proposals, steps=self.steps, seed=seed)
-        flags, probability = self._gates(network, found, observed, uneven)
+        flags, probability = self._gates(network, found, observed, spoiled)
         unknown, kept = found.resampled(count, seed=seed), np.flatnonzero(flags)
         tried = np.exp(unknown[..., FLUXES]) * scale[:, None]
         unknown[:, kept] = guided[:, kept]
@@ -163,6 +163,16 @@ class Refiner:
         moments = {"refined_flux": tried.mean(0), "refined_flux_sd": tried.std(0)}
         named = {name: (("blend", "galaxy"), values) for name, values in moments.items()}
         return Posterior(answer.dataset.assign(named))
+
+    def _guided(self, ratio: torch.Tensor, count: int, *, seed: int) -> tuple[torch.Tensor, NDArray[np.float64]]:
+        """Return the guide's mean ``(blend, number)`` and draws ``(draw, blend, number)``."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            parts = [self.guide.numbers(*self.guide.encode(part[:, None])) for part in ratio.split(CHUNK)]
+            numbers, drawn = torch.cat(parts), []
+            for blend in range(len(numbers)):
+                torch.manual_seed(seed_of(seed, 2, blend))
+                drawn.append(self.guide.head.sample(numbers[blend : blend + 1], count)[:, 0])
+            return self.guide.head.distribution(numbers).mean, torch.stack(drawn, 1).double().numpy()
 
     def check_pixel_scale(self, pixel_scale: float) -> None:
         """Refuse images that are sampled otherwise than the training set.
@@ -174,26 +184,29 @@ class Refiner:
         """
         self.deblender.check_pixel_scale(pixel_scale)
 
-    def _ratio(self, image: ArrayLike, sky_rms: ArrayLike) -> tuple[torch.Tensor, NDArray[np.bool_]]:
-        """Return images over the sky noise ``(blend, y, x)``, and where the noise is uneven."""
+    def _ratio(self, image: ArrayLike, sky_rms: ArrayLike) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        """Return images over the sky noise ``(blend, y, x)``, and what their pixels speak against, as flags."""
         pixels, unit = stamp_pixels(image)
+        if not len(pixels):
+            raise ValueError(f"image must hold at least one stamp, got shape {pixels.shape}")
         noise = np.broadcast_to(noise_pixels(sky_rms, pixels, unit=unit), pixels.shape)
         middle = np.nanmedian(noise, axis=(1, 2, 3), keepdims=True)
         uneven = np.nanmax(np.abs(noise / middle - 1), axis=(1, 2, 3)) > UNEVEN
+        # What is interpolated is smooth, and no data.
+        patched = ~np.isfinite(pixels / noise).all((1, 2, 3))
         ratio = filled(pixels / noise)[:, 0].astype(np.float32)
         edges = (slice(CORNER), slice(-CORNER, None))
         corners = [np.median(ratio[:, rows, columns], axis=(1, 2)) for rows in edges for columns in edges]
         darkest = np.abs(corners).min(0)
-        if (darkest > LARGEST_SKY).any():
-            worst = int(darkest.argmax())
+        if (darkest > LARGEST_SKY).all():
             raise ValueError(
-                f"image must be sky-subtracted for refinement, got {darkest[worst]:.1f} times the sky noise in the "
-                f"darkest corner of stamp {worst}"
+                f"image must be sky-subtracted for refinement, got {darkest.min():.1f} times the sky noise and more in "
+                "the darkest corner of every stamp"
             )
-        return torch.from_numpy(ratio), uneven
+        return torch.from_numpy(ratio), Flag.UNEVEN_NOISE * uneven | Flag.BAD_PIXELS * patched
 
     def _gates(
-        self, network: Posterior, found: Refined, observed: Observed, uneven: NDArray[np.bool_]
+        self, network: Posterior, found: Refined, observed: Observed, spoiled: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return why each blend is not refined, as flags ``(blend,)``, and the p-values of the misfit."""
         mean, covariance = found.moments()
@@ -206,7 +219,7 @@ class Refiner:
         contradicted = distance > stats.chi2.isf(LEAST_AGREEMENT_P, 2)
         odd = ((network.flags.values & int(UNSURE)) > 0).any(1)
         flags = Flag.POOR_WEIGHTS * ~usable | Flag.MISFIT * (usable & (probability < LEAST_MISFIT_P))
-        flags = flags | Flag.DISAGREEMENT * (usable & contradicted) | Flag.UNEVEN_NOISE * uneven
+        flags = flags | Flag.DISAGREEMENT * (usable & contradicted) | spoiled
         return (flags | Flag.NOT_REFINED * (odd | (flags > 0))).astype(np.int64), probability
 
     def _assemble(

@@ -24,6 +24,7 @@ from .scene import MASK_THRESHOLD
 __all__ = ["misfit"]
 
 FWHM_OVER_SIGMA = 2 * math.sqrt(2 * math.log(2))
+CHUNK = 16
 LEAST_LEFT = 0.05  # of the degrees of freedom, where a fit takes nearly all
 
 
@@ -50,11 +51,28 @@ def misfit(
     NDArray
         The p-value of each blend ``(blend,)``; 1 where no pixel is that bright.
     """
+    window, correlation = _smoothing(model)
+    parts = []
+    for first in range(0, len(mean), CHUNK):
+        rows = slice(first, first + CHUNK)
+        part = Observed(*(value[rows] for value in observed))
+        parts.append(_misfit(model, part, mean[rows], covariance[rows], window=window, correlation=correlation))
+    return np.concatenate(parts)
+
+
+def _misfit(
+    model: BlendModel,
+    observed: Observed,
+    mean: NDArray[np.float64],
+    covariance: NDArray[np.float64],
+    *,
+    window: Tensor,
+    correlation: Tensor,
+) -> NDArray[np.float64]:
     unknown, spread = (torch.from_numpy(array).float() for array in (mean, covariance))
     with torch.no_grad():
         light, derivatives = sensitivity(model, unknown)
         noisy = model.noisy(light.sum(1), unknown[:, -2], observed)
-        window, correlation = _smoothing(model)
         residual = _smoothed(noisy.residual(observed.image), window)
         moved = _smoothed(derivatives / noisy.standard_deviation[:, None], window)
         inside = (light > MASK_THRESHOLD).any(1).float()

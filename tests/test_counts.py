@@ -202,9 +202,17 @@ def test_files_that_do_not_say_what_they_are(deblender, trained, tmp_path, descr
 
 @pytest.mark.parametrize("settings", [{"hidden": 64}, {"classes": 4}])
 def test_tensors_that_do_not_fit(deblender, tmp_path, settings):
-    save_counts(CountNetwork(deblender.network, **counts.SETTINGS | settings), deblender, tmp_path / "x", training={})
-    with pytest.raises(ValueError, match="x: tensors do not fit what the file says of them"):
-        load_counts(tmp_path / "x", deblender)
+    network = CountNetwork(deblender.network, **counts.SETTINGS | settings)
+    save_counts(network, deblender, tmp_path / "x", training={})
+    assert load_counts(tmp_path / "x", deblender).settings == network.settings
+    network.settings = counts.SETTINGS
+    save_counts(network, deblender, tmp_path / "y", training={})
+    with pytest.raises(ValueError, match="y: tensors do not fit what the file says of them"):
+        load_counts(tmp_path / "y", deblender)
+    network.settings = {"hidden": -1}
+    save_counts(network, deblender, tmp_path / "z", training={})
+    with pytest.raises(ValueError, match="z: a count network with settings that no network can have"):
+        load_counts(tmp_path / "z", deblender)
 
 
 def test_a_tensor_too_few(deblender, network, tmp_path):

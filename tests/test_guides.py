@@ -14,6 +14,7 @@ from probdeblend.guide import JointGuide
 from probdeblend.guides import load_guide, save_guide, train_default_guide
 from probdeblend.model import BlendModel
 from probdeblend.nn.composite import Blend2Mask2Flux
+from probdeblend.nn.heads import NormalHead
 from probdeblend.prior import Prior
 from probdeblend.scene import Instrument
 
@@ -87,3 +88,14 @@ def test_the_command(deblender, tmp_path, monkeypatch):
     assert "validation loss" in answer.output
     assert (tmp_path / "guide.safetensors").is_file()
     assert isinstance(CliRunner().invoke(command, options).exception, FileExistsError)
+
+
+def test_a_guide_keeps_its_settings(deblender, tmp_path):
+    """Learned dropout and width come back; a head that the file cannot name is refused."""
+    guide = JointGuide(deblender.network, pixel_scale=0.06, hidden=16, concrete=True)
+    save_guide(guide, deblender, tmp_path / "guide", training={})
+    assert load_guide(tmp_path / "guide", deblender).settings == guide.settings
+    with pytest.raises(ValueError, match="guide must have a StudentTHead to be stored, got a NormalHead"):
+        save_guide(
+            JointGuide(deblender.network, pixel_scale=0.06, head=NormalHead), deblender, tmp_path / "x", training={}
+        )

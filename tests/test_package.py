@@ -115,3 +115,10 @@ def test_readme_commands_are_the_two_of_the_docs():
         "python -m pip install '.[test]' && pytest",
     ]
     assert block in (ROOT / "docs" / "getting_started.md").read_text()
+
+
+def test_pages_have_no_blanks():
+    """What is to be filled in is written with two of these signs."""
+    pages = [path for folder in ("docs", "tutorials") for path in (ROOT / folder).rglob("*.md")]
+    assert len(pages) > 10
+    assert not [path.name for path in pages if "@@" in path.read_text(encoding="utf-8")]

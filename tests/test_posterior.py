@@ -7,7 +7,7 @@ from astropy import units as u
 from astropy.table import QTable
 from astropy.wcs import WCS
 
-from probdeblend.posterior import Flag, Posterior, describe_flags
+from probdeblend.posterior import Flag, Posterior, describe_flags, variance_parts
 
 COVARIANCE = np.array([[4.0, -1.5], [-1.5, 1.0]])
 
@@ -299,3 +299,12 @@ def test_flags_have_words():
     for bits in (65536, -1):
         with pytest.raises(ValueError, match=rf"bits must be a sum of flags from 1 to 32768, got {bits}"):
             describe_flags(bits)
+
+
+def test_parts_of_the_variance_are_unbiased(rng):
+    """Passes that are all alike, of unit variance, with two draws each; bounds are five standard errors."""
+    within, between = variance_parts(rng.normal(size=(8, 2, 20_000)))
+    assert within.mean() == pytest.approx(1, abs=5 * np.sqrt(2 / 8 / 20_000))
+    raw = rng.normal(size=(8, 2, 20_000)).mean(1).var(0, ddof=1).mean()
+    assert raw == pytest.approx(0.5, abs=0.01)
+    assert between.mean() < 0.15

@@ -66,6 +66,7 @@ def test_an_exact_refinement_reaches_the_bound(exact):
     assert network["coverage_68"] > 0.9
     assert table.meta["effective"] == 0.5
     assert table.meta["usable"] == pytest.approx(1 - 1 / 16)
+    assert table.meta["k_hat"] == pytest.approx(1 - 1 / 16)
     assert "400 blends of the model: 50% of the draws effective" in refinecheck.report(table)
     with pytest.raises(ValueError, match="count must be positive, got 0"):
         refinecheck.refine_check(Oracle(), start, count=0)

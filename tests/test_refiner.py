@@ -209,6 +209,36 @@ def test_odd_stamps_and_uneven_noise_are_not_refined(blends, refined):
     assert posterior.dataset["refined"].values[0]
 
 
+def test_interpolated_pixels_are_no_data(blends, refined):
+    observed, _ = blends
+    _, ask = refined
+    image = (observed.image * observed.sky_rms[:, None, None]).numpy().copy()
+    image[3, 80] = np.nan
+    posterior = ask(image=image)
+    assert posterior.dataset["refined"].values.tolist() == [True, True, True, False]
+    assert posterior.flags.values[3, 0] == Flag.BAD_PIXELS | Flag.NOT_REFINED
+
+
+def test_a_blend_does_not_depend_on_the_batch(blends, refined, monkeypatch):
+    """Draws of the guide, which unrefined blends have."""
+    observed, unknown = blends
+    network, ask = refined
+    whole = ask(lambda found: replace(found, k_hat=np.full(4, np.inf)))
+    few = Network(Observed(*(value[1:2] for value in observed)), unknown[1:2])
+    few.network = network.network
+    one = exact(BlendModel(Prior.default(), HST), unknown[1:2], 400)
+    monkeypatch.setattr(room, "refine", lambda *_, **__: replace(one, k_hat=np.full(1, np.inf)))
+    refiner = Refiner(few, Guide(network, unknown[1:2]), proposals=400)
+    pixels = observed.image[1:2] * observed.sky_rms[1:2, None, None]
+    alone = refiner(pixels, sky_rms=observed.sky_rms[1:2].numpy(), draws=200, passes=2, seed=1)
+    assert not alone.dataset["refined"].values.any()
+    first = refiner._guided(torch.zeros(1, 128, 128), 5, seed=3)[1]
+    other = Refiner(network, Guide(network, unknown))._guided(torch.zeros(4, 128, 128), 5, seed=3)[1]
+    assert not np.array_equal(other[:, 0] - unknown[0].numpy(), other[:, 1] - unknown[1].numpy())
+    np.testing.assert_allclose((other[:, 0] - unknown[0].numpy()), (first[:, 0] - unknown[1].numpy()), atol=1e-5)
+    assert len(whole) == 4
+
+
 def test_refuses(blends, refined):
     observed, unknown = blends
     network, ask = refined
@@ -227,6 +257,10 @@ def test_refuses(blends, refined):
     blurred = torch.nn.functional.avg_pool2d(HST.psf[None], 3, 1, 1)[0]
     with pytest.warns(UserWarning, match=r"the PSF is 1\.\d\d times as wide as that of the guide's training"):
         Refiner(network, Guide(network, unknown), instrument=HST.replace(psf=blurred / blurred.sum()))
+    with pytest.raises(ValueError, match="proposals must be at least 100, got 50"):
+        Refiner(network, Guide(network, unknown), proposals=50)
+    with pytest.raises(ValueError, match=r"image must hold at least one stamp, got shape \(0, 1, 128, 128\)"):
+        ask(image=observed.image[:0], sky_rms=1.0)
     with pytest.raises(ValueError, match="draws must be at least 2, got 1"):
         appearance(None, np.zeros((1, 2, 16)))
 

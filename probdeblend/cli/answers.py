@@ -45,7 +45,10 @@ __all__: list[str] = []  # what is here is used from the command line
 @click.option("--calibrator", type=FILE, help="A calibrator's file.  [default: the one inside the weights]")
 @click.option("--no-calibrator", is_flag=True, help="Leave the network's posterior as it is.")
 @click.option("--count", is_flag=True, help="Flag stamps that are not likely to hold two galaxies.")
-@click.option("--refine", is_flag=True, help="Refine where the generative model can be trusted; seconds a blend.")
+@click.option("--counts", type=FILE, help="Count network's file for --count.  [default: that of the package]")
+@click.option(
+    "--refine", is_flag=True, help="Refine stamps where the generative model can be trusted; seconds a blend."
+)
 def deblend(image: Path | None, **options: object) -> None:
     """Find the blends of IMAGE and deblend them; without IMAGE, the example that ships.
 
@@ -85,7 +88,7 @@ def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> FieldRes
     noise = {"rms": given_rms(found, options["rms"], stamps=options["stamps"]), "rms_as_is": options["rms_as_is"]}
     sampling = {name: options[name] for name in ("draws", "passes", "seed")}
     sampling["calibrate"] = not options["no_calibrator"]
-    asked = _counting(deblender) if options["count"] else deblender
+    asked = _counting(deblender, options["counts"]) if options["count"] else deblender
     asked = _refiner(asked, zero_point, options) if options["refine"] else asked
     if options["stamps"]:
         return deblend_stamps(image, asked, **noise, zero_point=zero_point, wcs=found.wcs, **sampling)
@@ -97,22 +100,32 @@ def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> FieldRes
     return deblend_field(image, asked, **noise, **settings, **sampling)
 
 
-def _counting(deblender: Deblender) -> CountingDeblender:
-    from ..counts import CountingDeblender, default_counts
+def _counting(deblender: Deblender, path: Path | None) -> CountingDeblender:
+    from ..counts import CountingDeblender, default_counts, load_counts
 
-    return CountingDeblender(deblender, default_counts(deblender))
+    return CountingDeblender(deblender, default_counts(deblender) if path is None else load_counts(path, deblender))
 
 
 def _refiner(deblender: Deblender | CountingDeblender, zero_point: float | None, options: dict) -> Refiner:
+    import torch
+
     from ..guides import default_guide
     from ..io import read_psf
     from ..refiner import Refiner
 
     instrument = deblender.instrument.replace(zero_point=nan if zero_point is None else zero_point)
+    if not options["stamps"]:
+        raise ValueError("refine works on stamps, which are all data: give --stamps, got a field")
     if options["exposure"] is not None:
         instrument = instrument.replace(exposure=options["exposure"])
+    elif instrument.zero_point != deblender.instrument.zero_point:
+        raise ValueError(
+            "exposure must be given with --exposure for refinement where the zero point is not that of the weights "
+            f"({deblender.instrument.zero_point:g}), got None for {instrument.zero_point:g}"
+        )
     if options["psf"] is not None:
-        instrument = instrument.replace(psf=read_psf(options["psf"], pixel_scale=instrument.pixel_scale))
+        psf = read_psf(options["psf"], pixel_scale=instrument.pixel_scale)
+        instrument = instrument.replace(psf=torch.from_numpy(psf.astype("float32")))
     return Refiner(deblender, default_guide(deblender), instrument=instrument)
 
 

@@ -93,6 +93,7 @@ class CountNetwork(nn.Module):
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.encoder = encoder.unet.eval().requires_grad_(False)
         self.classes = classes
+        self.settings = {"hidden": hidden, "dropout": dropout, "classes": classes}
         inputs = 2 * sum(block[0].out_channels for block in self.encoder.down)
         self.register_buffer("temperature", torch.ones(()))
         self.readout = Readout(inputs, hidden, dropout=dropout)

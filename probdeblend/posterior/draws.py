@@ -374,7 +374,7 @@ class Posterior:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path}: exists already")
         temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        encoding = {name: {"zlib": True} for name in MASKS if name in self.dataset}
+        encoding = {name: {"zlib": True} for name in (*MASKS, "image", "image_std") if name in self.dataset}
         try:
             self.dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
             temporary.replace(path)

@@ -23,5 +23,7 @@ def variance_parts(flux: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         themselves ``(...)``.
     """
     flux = np.asarray(flux, dtype=float)
-    within = flux.var(1).mean(0)
-    return within, np.maximum(flux.mean(1).var(0) - within / flux.shape[1], 0)
+    chains, each = flux.shape[:2]
+    within = flux.var(1, ddof=min(1, each - 1)).mean(0)
+    between = flux.mean(1).var(0) - within / each * (1 - 1 / chains)
+    return within, np.maximum(between, 0)

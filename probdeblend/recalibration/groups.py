@@ -166,7 +166,7 @@ class Group:
     repair
         For a group: what moves its draws.
     feature, threshold, below, above
-        For a division: index into `FEATURES`, and the groups below the threshold and from it on.
+        For a division: index into the features that `fit` was given, and the groups below the threshold and from it on.
     """
 
     galaxies: int
