@@ -60,8 +60,8 @@ def profile_check(
         A row a ``model`` and a kind of ``galaxies``: the fraction of blends ``refined``; how many of the true fluxes
         lie in the 68 % interval of the network (``network_68``) and of the answer (``answer_68``), and within one
         standard deviation of refinement without gates (``ungated_68``); the fraction of blends in which refinement
-        without gates is ``far``, more than three standard deviations off in a flux, the fraction of these that flags ``caught``
-        (NaN of none), and the fraction of the others that have a flag nevertheless (``false_flags``).
+        without gates is ``far``, more than three standard deviations off in a flux, the fraction of these that flags
+        ``caught`` (NaN of none), and the fraction of the others that have a flag nevertheless (``false_flags``).
 
     Raises
     ------

@@ -75,7 +75,7 @@ def test_guides_that_do_not_fit(deblender, trained, tmp_path):
     with pytest.raises(ValueError, match="not a guide of probdeblend, or one of another version than 1"):
         load_guide(tmp_path / "other", deblender)
     fewer = JointGuide(deblender.network, pixel_scale=0.06)
-    del fewer.head
+    del fewer.readout
     save_guide(fewer, deblender, tmp_path / "fewer", training={})
     with pytest.raises(ValueError, match="tensors do not fit what the file says of them"):
         load_guide(tmp_path / "fewer", deblender)
