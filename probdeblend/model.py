@@ -33,11 +33,13 @@ from .profiles import render, widen_psf
 from .scene import LN_FLUX_UNIT, STAMP_SIZE, Instrument
 from .seeds import seed_of
 
-__all__ = ["NUISANCES", "BlendModel", "Observed"]
+__all__ = ["KNOWN", "NUISANCES", "BlendModel", "Observed"]
 
 NUISANCES = ("sky_level", "log_psf_growth")
 SHAPE = [LATENTS.index(name) for name in SHAPE_LATENTS]
 POSITION = [LATENTS.index(name) for name in ("x", "y")]
+KNOWN = 1e-6
+"""Standard deviation of what is taken as known, where a density is wanted."""
 LEAST_SIZE = 32
 NEAR = 0.9  # of the renderer's reach, within which positions are kept while they are searched for
 
@@ -187,7 +189,7 @@ class BlendModel:
         Returns
         -------
         Tensor
-            ``(..., blend)``.
+            ``(..., blend)``. A nuisance that is taken as known has a standard deviation of `KNOWN`.
         """
         latents, sky_level, growth = self.split(unknown)
         log_noise = observed.sky_rms.log()[:, None].expand(-1, self.galaxies).to(unknown)
@@ -196,8 +198,7 @@ class BlendModel:
         total = total + PositionPrior(self.prior, _major(latents), validate_args=False).log_prob(latents[..., POSITION])
         total = total.masked_fill(self._beyond(latents), -torch.inf)
         for value, scale in ((sky_level, self.sky_level), (growth, self.psf_growth)):
-            if scale:
-                total = total + dist.Normal(0.0, scale, validate_args=False).log_prob(value)
+            total = total + dist.Normal(0.0, scale or KNOWN, validate_args=False).log_prob(value)
         return total
 
     def _beyond(self, latents: Tensor, present: Tensor | None = None) -> Tensor:

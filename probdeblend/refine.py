@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .latents import LATENTS
 from .likelihood import NoisyImage, expected_periodogram, whitened
-from .model import BlendModel, Observed
+from .model import KNOWN, BlendModel, Observed
 from .posterior import systematic
 from .scene import MASK_THRESHOLD
 from .seeds import seed_of
@@ -137,7 +137,7 @@ def prior_moments(model: BlendModel, observed: Observed, *, seed: int = 0) -> tu
     drawn = model.draw_unknown(PRIOR_DRAWS, sky_rms=torch.ones(PRIOR_DRAWS), seed=seed).double()
     fixed = torch.tensor([model.sky_level, model.psf_growth]) == 0
     covariance = torch.cov(drawn.T)
-    covariance[-2:, -2:] += torch.diag(torch.where(fixed, 1e-12, 0.0))
+    covariance[-2:, -2:] += torch.diag(torch.where(fixed, KNOWN**2, 0.0))
     mean = drawn.mean(0).expand(len(observed.sky_rms), -1).clone()
     for galaxy in range(model.galaxies):
         mean[:, galaxy * len(LATENTS)] -= observed.sky_rms.double().log()

@@ -208,3 +208,18 @@ def test_the_reference_agrees(model, pairs):
     scale = np.sqrt(np.diag(covariance))
     assert np.abs((drawn.mean(0) - mean) / scale).max() < 0.6
     assert np.exp(np.abs(np.log(drawn.std(0) / scale))).max() < 1.6
+
+
+@pytest.mark.slow
+def test_what_is_taken_as_known_stays_known(model, pairs):
+    """With no sky level and no PSF growth, draws keep to zero and are as effective as with tiny ones."""
+    observed, _, start = pairs
+    few = Observed(*(value[:2] for value in observed))
+    answers = [
+        refine(replace(model, sky_level=size, psf_growth=size), few, start[:2], draws=100, rounds=1, seed=3)
+        for size in (0.0, 1e-6)
+    ]
+    for found in answers:
+        assert np.abs(found.unknown[..., -2:]).max() < 1e-4
+    np.testing.assert_allclose(answers[0].log_evidence, answers[1].log_evidence, atol=0.5)
+    np.testing.assert_allclose(answers[0].effective, answers[1].effective, rtol=0.2)
