@@ -16,9 +16,11 @@ from scipy.special import expit
 from scipy.stats import binom
 
 import probdeblend
+from probdeblend.counts import CountingDeblender, default_counts
 from probdeblend.data import Conditions
 from probdeblend.latents import LATENTS
 from probdeblend.model import POSITION, BlendModel, Observed
+from probdeblend.posterior import Flag
 from probdeblend.prior import Prior
 from probdeblend.refine import refine
 from probdeblend.scene import Instrument
@@ -146,6 +148,17 @@ def test_close_pairs_are_not_confidently_wrong(answers, false_alarm):
     for quantity in (CENTRAL, COMPANION, RATIO):
         assert rare(np.abs(answer.off[:, quantity]) > 3, false_alarm)
     assert rare(answer.nearer > 0.997, false_alarm)
+
+
+@pytest.mark.parametrize("kind", ["close", "tie"])
+def test_close_pairs_are_taken_for_one_galaxy(deblender, kind, false_alarm):
+    """Counting says so: nine of ten have the flag that an answer for two is not to be trusted."""
+    model = BlendModel(Prior.default(), deblender.instrument)
+    observed, _ = scenes(model, COUNT, separation=NEAR, **KINDS[kind])
+    asked = CountingDeblender(deblender, default_counts(deblender))
+    posterior = asked(observed.image.numpy(), sky_rms=1.0, draws=64, passes=4)
+    flagged = (posterior.flags.values[:, 0] & int(Flag.OTHER_COUNT)) > 0
+    assert binom.cdf(flagged.sum(), COUNT, 0.9) > false_alarm
 
 
 @pytest.mark.xfail(
