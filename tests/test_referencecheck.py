@@ -146,7 +146,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, made, normal):
 
 def test_chains_that_have_not_converged_are_made_longer(tmp_path, normal):
     path = make_references(Network(), tmp_path, count=1, white=0, draws=200, guide=truth_plus(0.0), progress=False)
-    assert [draws for _, _, draws in normal] == [200, 1000]
+    assert [draws for _, _, draws in normal] == [200, 600]
     assert read_references(path).converged.all()
 
 
@@ -181,6 +181,8 @@ def test_what_differs_is_found(stored, monkeypatch, changed, column, value):
     if column == "within":
         assert table["within"].all()
         assert table.meta == {"stored": 3, "converged": 3, "abstained": 0, "within": 1.0}
+        assert "standard deviations (limit 0.3)" in report(table)
+        assert f"{min(table['ratio_least']):.2f} to {max(table['ratio_largest']):.2f} times" in report(table)
     else:
         # Of 300 draws, means and correlations are known to 0.06, and widths to 4 %.
         np.testing.assert_allclose(table[column], value, atol=0.24)
@@ -193,7 +195,8 @@ def test_abstentions_are_not_within(stored, monkeypatch):
     assert np.isnan(table["mean_flux"]).all()
     assert not table["within"].any()
     assert table.meta["abstained"] == 3
-    assert "3 of 3 references have converged; refinement abstains on 3 of them" in report(table)
+    said = "3 of 3 references have converged; refinement abstains on 3 of them, and is within all limits for 0%"
+    assert report(table) == said
 
 
 def test_references_that_have_not_converged_do_not_count(stored, tmp_path, normal):

@@ -12,7 +12,7 @@ __all__: list[str] = []  # what is here is used from the command line
 @click.command()
 @click.option("--count", type=click.IntRange(0), default=12, show_default=True, help="Blends with drizzled noise.")
 @click.option("--white", type=click.IntRange(0), default=2, show_default=True, help="Blends with white noise as well.")
-@click.option("--draws", type=click.IntRange(150), default=300, show_default=True, help="Draws of each of two chains.")
+@click.option("--draws", type=click.IntRange(150), default=600, show_default=True, help="Draws of each of two chains.")
 @click.option("--guide", type=FILE, help="A guide's file, to start from.  [default: moments of the U-Net's light]")
 @seed_option
 @weights_option
