@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ __all__ = ["Appearance", "appearance"]
 CHUNK = 64
 
 
-class Appearance(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Appearance:
     """Galaxies' own light, over the sky noise, and masks.
 
     Parameters

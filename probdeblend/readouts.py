@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
@@ -18,8 +17,6 @@ from torch import Tensor, nn
 __all__ = ["read_readout", "write_readout"]
 
 ENCODER = "encoder."
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def write_readout(
@@ -61,7 +58,9 @@ def write_readout(
     Path(path).write_bytes(serialize(tensors, metadata))
 
 
-def read_readout(path: Path | str, build: Callable[..., Network], *, kind: str, version: str, digest: str) -> Network:
+def read_readout(
+    path: Path | str, build: Callable[..., nn.Module], *, kind: str, version: str, digest: str
+) -> nn.Module:
     """Load a network from its file.
 
     Parameters
