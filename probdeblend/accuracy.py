@@ -14,12 +14,12 @@ at 64, beyond which no pair was made): nearly its quartiles.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
+from .calibration.bins import in_bins
 from .metrics import absolute_percentage_error, magnitude_error, nmad, outlier_fraction, residual_correlation
 
 __all__ = [
@@ -246,33 +246,6 @@ def magnitude_difference(flux: ArrayLike) -> NDArray[np.float64]:
         raise ValueError(f"flux must have the shape (blend, 2, band), got {flux.shape}")
     magnitude = -2.5 * np.log10(np.where(flux > 0, flux, np.nan))
     return magnitude - magnitude[:, ::-1]
-
-
-def in_bins(values: ArrayLike, edges: ArrayLike) -> list[tuple[float, float, NDArray[np.bool_]]]:
-    """Say which values are in each bin.
-
-    Parameters
-    ----------
-    values
-        Numbers of any shape; NaN is in no bin.
-    edges
-        Ascending edges; a value on an edge is in the bin above it, and the last edge is in the last bin.
-
-    Returns
-    -------
-    list
-        Lower edge, upper edge and the values in the bin, one a bin.
-
-    Raises
-    ------
-    ValueError
-        If edges do not ascend.
-    """
-    values, edges = np.asarray(values, dtype=np.float64), np.asarray(edges, dtype=np.float64)
-    if edges.ndim != 1 or len(edges) < 2 or not (edges[1:] > edges[:-1]).all():
-        raise ValueError(f"edges must ascend, got {edges.tolist()}")
-    number = np.searchsorted(edges, values, side="right") - (values == edges[-1])
-    return [(float(low), float(high), number == index) for index, (low, high) in enumerate(pairwise(edges), start=1)]
 
 
 def _spread(values: ArrayLike, shape: tuple[int, ...], name: str) -> NDArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files
@@ -15,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from . import weights
-from .counting import CROWDING, count_reliability, count_scores, counted_blends, marginal_central_flux, train_counts
+from .calibration import count_reliability, count_scores
+from .counting import CROWDING, counted_blends, marginal_central_flux, train_counts
 from .deblender import Deblender
 from .inputs import filled, noise_pixels, stamp_pixels
 from .io import whole_file
@@ -23,7 +23,7 @@ from .nn.count import CountNetwork
 from .posterior import Flag, Posterior
 from .posterior.tables import QUANTILES
 from .prior import Prior
-from .readouts import read_readout, write_readout
+from .readouts import read_readout, training_record, write_readout
 from .scene import Instrument
 from .streams import SimulatedStream
 
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 KIND = {"kind": "count network", "version": "1"}
-SETTINGS = {"hidden": 128, "dropout": 0.1, "classes": 3}
+SETTINGS = {"hidden": 128, "dropout": 0.1, "concrete": False, "classes": 3}
 DEFAULT = "counts_f160w.safetensors"
 LIKELY = 0.5  # probability of two galaxies below which an answer that takes them for granted is flagged
 COLUMNS = ["low", "high", "pairs", "probability_two", "unrecognized"]
@@ -60,7 +60,7 @@ def save_counts(network: CountNetwork, deblender: Deblender, path: Path | str, *
     training
         How it was trained: numbers and words by name.
     """
-    write_readout(network, path, **KIND, settings=network.settings, digest=deblender.digest, training=training)
+    write_readout(network, deblender, path, **KIND, training=training)
 
 
 def load_counts(path: Path | str, deblender: Deblender) -> CountNetwork:
@@ -85,7 +85,7 @@ def load_counts(path: Path | str, deblender: Deblender) -> CountNetwork:
     ValueError
         If the file is damaged, no count network, of another version, or stands on other weights.
     """
-    return read_readout(path, partial(CountNetwork, deblender.network), **KIND, digest=deblender.digest)
+    return read_readout(path, deblender, partial(CountNetwork, deblender.network), **KIND)
 
 
 def default_counts(deblender: Deblender | None = None) -> CountNetwork:
@@ -108,8 +108,7 @@ def default_counts(deblender: Deblender | None = None) -> CountNetwork:
     ValueError
         If it stands on other weights.
     """
-    deblender = weights.load() if deblender is None else deblender
-    return load_counts(str(files("probdeblend") / "data" / DEFAULT), deblender)
+    return load_counts(str(files("probdeblend") / "data" / DEFAULT), deblender or weights.load())
 
 
 def train_default_counts(
@@ -147,8 +146,8 @@ def train_default_counts(
     Returns
     -------
     scores, by_separation
-        What `~probdeblend.counting.count_scores` and `~probdeblend.counting.count_reliability` say of blends that the
-        network has not learned from; the separation is the true one.
+        What `~probdeblend.calibration.counts.count_scores` and `~probdeblend.calibration.counts.count_reliability` say
+        of blends that the network has not learned from; the separation is the true one.
 
     Raises
     ------
@@ -162,11 +161,8 @@ def train_default_counts(
         network = CountNetwork(deblender.network, **SETTINGS)
         work = {"steps": steps, "seed": seed, "progress": progress}
         history = train_counts(network, _stream(deblender, seed), blends=blends, **work)
-        if not math.isfinite(history.best):
-            raise ValueError(f"loss must stay finite, got {history.best}")
+        described = training_record(history, command="train-counts", blends=blends, seed=seed)
         tables = _tested(network, deblender, test_blends, seed=seed + 1, progress=progress)
-        described = {"blends": blends, "steps": history.step, "seed": seed, "torch": torch.__version__}
-        described |= {"command": "probdeblend train-counts", "validation_loss": round(history.best, 4)}
         described |= {f"test_{name}": round(value, 4) for name, value in tables[0].meta.items()}
         save_counts(network, deblender, temporary, training=described)
     return tables

@@ -14,7 +14,7 @@ from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 
-from .accuracy import in_bins
+from .calibration.bins import in_bins
 from .pixels import iou
 
 __all__ = [
@@ -192,7 +192,7 @@ def binned_average_precision(
         A number a blend ``(blend,)``, such as the largest `~probdeblend.pixels.blendedness` of its galaxies. Bins hold
         whole blends, because a mask that matches nothing is of no galaxy.
     edges
-        Ascending edges, as for `~probdeblend.accuracy.in_bins`; from minus to plus infinity is all.
+        Ascending edges, as for `~probdeblend.calibration.bins.in_bins`; from minus to plus infinity is all.
     scores, threshold
         As for `average_precision`.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +15,7 @@ from .io import whole_file
 from .model import BlendModel
 from .nn.heads import StudentTHead
 from .prior import Prior
-from .readouts import read_readout, write_readout
+from .readouts import read_readout, training_record, write_readout
 from .train import History
 from .weights import load
 
@@ -48,7 +47,7 @@ def save_guide(guide: JointGuide, deblender: Deblender, path: Path | str, *, tra
     """
     if not isinstance(guide.head, StudentTHead):
         raise ValueError(f"guide must have a StudentTHead to be stored, got a {type(guide.head).__name__}")
-    write_readout(guide, path, **KIND, settings=guide.settings, digest=deblender.digest, training=training)
+    write_readout(guide, deblender, path, **KIND, training=training)
 
 
 def load_guide(path: Path | str, deblender: Deblender) -> JointGuide:
@@ -74,7 +73,7 @@ def load_guide(path: Path | str, deblender: Deblender) -> JointGuide:
         If the file is damaged, no guide, of another version, or stands on other weights.
     """
     build = partial(JointGuide, deblender.network, pixel_scale=deblender.instrument.pixel_scale)
-    return read_readout(path, build, **KIND, digest=deblender.digest)
+    return read_readout(path, deblender, build, **KIND)
 
 
 def default_guide(deblender: Deblender | None = None) -> JointGuide:
@@ -144,9 +143,6 @@ def train_default_guide(
         torch.manual_seed(seed)
         guide = JointGuide(deblender.network, pixel_scale=deblender.instrument.pixel_scale, **SETTINGS)
         history = train_guide(guide, model, blends=blends, steps=steps, seed=seed, progress=progress)
-        described = {"blends": blends, "steps": history.step, "seed": seed, "torch": torch.__version__}
-        described |= {"command": "probdeblend train-guide", "validation_loss": round(history.best, 4)}
-        if not math.isfinite(history.best):
-            raise ValueError(f"loss must stay finite, got {history.best}")
+        described = training_record(history, command="train-guide", blends=blends, seed=seed)
         save_guide(guide, deblender, temporary, training=described)
     return history

@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,11 +35,9 @@ from tqdm.auto import tqdm
 
 from .baseline import sep_posterior
 from .deblender import Deblender
-from .io import output_folder
 from .model import BlendModel, Observed
 from .noise import add_noise
 from .photometry import auto_flux
-from .plots.marching import plot_march
 from .posterior import Posterior
 from .prior import Prior
 from .profiles import render
@@ -48,9 +45,8 @@ from .refine import refine
 from .scene import STAMP_CENTER, Blend, Components, Instrument
 from .seeds import seed_of
 
-__all__ = ["FILES", "QUANTITIES", "SEPARATIONS", "Scenes", "march", "report", "write_march"]
+__all__ = ["QUANTITIES", "SEPARATIONS", "Scenes", "march", "report"]
 
-FILES = ("march.ecsv", "march.png")
 SEPARATIONS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 13.0, 18.0, 25.0)
 """Steps of the march in pixels, of which the FWHM of the F160W PSF is three."""
 QUANTITIES = ("central", "companion", "total")
@@ -355,31 +351,3 @@ def report(table: Table) -> str:
         f"prior, at least {least:g}, and the mean of z within {table.meta['mean']:g}. Separations are in pixels."
     )
     return "\n".join([bar, "", *Table(lines).pformat(max_width=-1, max_lines=-1, align="<")])
-
-
-def write_march(path: Path, table: Table, *, overwrite: bool = False) -> list[str]:
-    """Write the table and its figure.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    table
-        What `march` returns.
-    overwrite
-        Whether an earlier output may be replaced.
-
-    Returns
-    -------
-    list of str
-        Names of the files.
-
-    Raises
-    ------
-    FileExistsError
-        If the folder exists and is not to be, or must not be, replaced.
-    """
-    with output_folder(path, overwrite=overwrite, files=FILES) as folder:
-        table.write(folder / FILES[0], format="ascii.ecsv")
-        plot_march(table).savefig(folder / FILES[1], dpi=100)
-    return list(FILES)

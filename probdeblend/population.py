@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,8 +26,6 @@ from torch import Tensor
 from .data import Conditions
 from .deblender import Deblender
 from .deconvolution import Population, agreement, recover_population, stack
-from .io import output_folder
-from .plots.population import plot_population
 from .prior import Prior
 from .reweighting import Imitation, concentrated
 from .scene import LN_FLUX_UNIT
@@ -37,16 +34,13 @@ from .seeds import seed_of
 from .trial import Trial, run_trial, simulated_batches
 
 __all__ = [
-    "FILES",
     "Recovered",
     "population_result",
     "population_table",
     "recover",
     "report",
-    "write_population",
 ]
 
-FILES = ("population.ecsv", "population.png")
 LEVELS = (0.68, 0.95)
 TESTED = {"center": 23.3, "width": 0.2}
 SKY_RMS = 4e-3  # the middle of the training's, in e-/s
@@ -328,31 +322,3 @@ def report(table: Table) -> str:
         found = "; ".join(f"{name} {worst[name]:.1%} (p = {p:.2g})" for name, p in p_values.items())
         lines.append(f"{quantity}: {inside:.0%} of {len(rows)} bins inside the 95 % band; in the wrong bin: {found}")
     return "\n".join(lines)
-
-
-def write_population(path: Path, table: Table, *, overwrite: bool = False) -> list[str]:
-    """Write the table and its figure.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    table
-        What `population_table` returns.
-    overwrite
-        Whether an earlier output may be replaced.
-
-    Returns
-    -------
-    list of str
-        Names of the files.
-
-    Raises
-    ------
-    FileExistsError
-        If the folder exists and is not to be, or must not be, replaced.
-    """
-    with output_folder(path, overwrite=overwrite, files=FILES) as folder:
-        table.write(folder / FILES[0], format="ascii.ecsv")
-        plot_population(table).savefig(folder / FILES[1], dpi=100)
-    return list(FILES)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .data import Conditions
-from .io import output_folder
 from .model import BlendModel, Observed
 from .posterior import Flag, Posterior
 from .prior import Prior
@@ -27,9 +25,8 @@ from .refiner import Refiner
 from .scene import GALAXY_TYPES
 from .seeds import seed_of
 
-__all__ = ["FILES", "KINDS", "profile_check", "report", "write_profile_check"]
+__all__ = ["KINDS", "profile_check", "report"]
 
-FILES = ("profiles.ecsv",)
 KINDS = ("one Sérsic profile", "bulges with disks", "irregular, knotty", "de Vaucouleurs with knots")
 """Kinds of galaxies; the first is what the model has."""
 DE_VAUCOULEURS = 4.0
@@ -163,30 +160,3 @@ def report(table: Table) -> str:
     for name in shown.colnames[3:]:
         shown[name].info.format = ".2f"
     return "\n".join(shown.pformat(max_width=-1, max_lines=-1))
-
-
-def write_profile_check(path: Path, table: Table, *, overwrite: bool = False) -> list[str]:
-    """Write the table.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    table
-        What `profile_check` returns.
-    overwrite
-        Whether an earlier output may be replaced.
-
-    Returns
-    -------
-    list of str
-        Names of the files.
-
-    Raises
-    ------
-    FileExistsError
-        If the folder exists and is not to be, or must not be, replaced.
-    """
-    with output_folder(path, overwrite=overwrite, files=FILES) as folder:
-        table.write(folder / FILES[0], format="ascii.ecsv")
-    return list(FILES)

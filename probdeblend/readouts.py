@@ -7,26 +7,57 @@ and the digest of the weights whose encoder it stands on. The encoder itself sta
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
+import torch
 from torch import Tensor, nn
 
-__all__ = ["read_readout", "write_readout"]
+from .deblender import Deblender
+from .io import read_tensors, write_tensors
+from .train import History
+
+__all__ = ["read_readout", "training_record", "write_readout"]
 
 ENCODER = "encoder."
 
 
+def training_record(history: History, *, command: str, blends: int, seed: int) -> dict[str, object]:
+    """Say how a network was trained.
+
+    Parameters
+    ----------
+    history
+        Its losses.
+    command
+        The command of ``probdeblend`` that trained it.
+    blends, seed
+        Number of blends that it was trained on, and the seed.
+
+    Returns
+    -------
+    dict
+        Numbers and words by name.
+
+    Raises
+    ------
+    ValueError
+        If the loss is not finite.
+    """
+    if not math.isfinite(history.best):
+        raise ValueError(f"loss must stay finite, got {history.best}")
+    record = {"blends": blends, "steps": history.step, "seed": seed, "torch": torch.__version__}
+    return record | {"command": f"probdeblend {command}", "validation_loss": round(history.best, 4)}
+
+
 def write_readout(
     network: nn.Module,
+    deblender: Deblender,
     path: Path | str,
     *,
     kind: str,
     version: str,
-    settings: dict[str, int | float],
-    digest: str,
     training: dict[str, object],
 ) -> None:
     """Write the file of a network whose module ``encoder`` is that of trained weights.
@@ -34,32 +65,26 @@ def write_readout(
     Parameters
     ----------
     network
-        The network.
+        The network; its ``settings`` are the numbers that it was built with, by name.
+    deblender
+        The weights whose encoder it stands on.
     path
         Where to; an existing file is replaced.
     kind
         What it is, in words.
     version
         Version of what such networks are.
-    settings
-        The numbers that it was built with, by name.
-    digest
-        Names the weights whose encoder it stands on.
     training
         How it was trained: numbers and words by name.
     """
-    tensors = {
-        name: value.detach().cpu().contiguous()
-        for name, value in network.state_dict().items()
-        if not name.startswith(ENCODER)
-    }
-    described = {"settings": settings, "encoder": digest, "training": training}
+    tensors = {name: value for name, value in network.state_dict().items() if not name.startswith(ENCODER)}
+    described = {"settings": network.settings, "encoder": deblender.digest, "training": training}
     metadata = {"format": f"probdeblend {kind}", "version": version, "description": json.dumps(described)}
-    Path(path).write_bytes(serialize(tensors, metadata))
+    write_tensors(path, tensors, metadata)
 
 
 def read_readout(
-    path: Path | str, build: Callable[..., nn.Module], *, kind: str, version: str, digest: str
+    path: Path | str, deblender: Deblender, build: Callable[..., nn.Module], *, kind: str, version: str
 ) -> nn.Module:
     """Load a network from its file.
 
@@ -67,12 +92,12 @@ def read_readout(
     ----------
     path
         The file.
+    deblender
+        The weights that it was trained on.
     build
         Makes the network on the encoder of the weights; called with the settings in the file.
     kind, version
         What the file must hold.
-    digest
-        Names the weights.
 
     Returns
     -------
@@ -86,10 +111,7 @@ def read_readout(
     ValueError
         If the file is damaged, of another kind or version, or stands on other weights.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such {kind}")
-    metadata, tensors = _contents(path)
+    metadata, tensors = read_tensors(path, kind=kind)
     if metadata.get("format") != f"probdeblend {kind}" or metadata.get("version") != version:
         raise ValueError(f"{path}: not a {kind} of probdeblend, or one of another version than {version}")
     try:
@@ -97,10 +119,9 @@ def read_readout(
         encoder, settings = described["encoder"], described["settings"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path}: a {kind} that does not say what it was built as") from None
-    if encoder != digest:
-        raise ValueError(
-            f"{path}: a {kind} on the encoder of the weights {encoder}, got {digest}: train one for these weights"
-        )
+    if encoder != deblender.digest:
+        found = f"on the encoder of the weights {encoder}, got {deblender.digest}"
+        raise ValueError(f"{path}: a {kind} {found}: train one for these weights")
     try:
         network = build(**settings)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -108,14 +129,6 @@ def read_readout(
     if not _fill(network, tensors):
         raise ValueError(f"{path}: tensors do not fit what the file says of them")
     return network.eval()
-
-
-def _contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from None
 
 
 def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -17,16 +16,14 @@ from tqdm.auto import tqdm
 from .bound import van_trees_bound
 from .calibration import expected_coverage, joint_pit, pit
 from .deblender import Deblender
-from .io import output_folder
 from .latents import LATENTS
 from .model import BlendModel, Observed
 from .prior import Prior
 from .refine import Refined, refine
 from .seeds import seed_of
 
-__all__ = ["FILES", "refine_check", "report", "write_refine_check"]
+__all__ = ["refine_check", "report"]
 
-FILES = ("refined.ecsv",)
 LEVELS = (0.68, 0.95)
 LARGEST_K_HAT = 0.7
 CHUNK = 16
@@ -167,30 +164,3 @@ def report(table: Table) -> str:
             f"{row['joint_95']:.1%}; {row['seconds']:.3g} s a blend"
         )
     return "\n".join(lines)
-
-
-def write_refine_check(path: Path, table: Table, *, overwrite: bool = False) -> list[str]:
-    """Write the table.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    table
-        What `refine_check` returns.
-    overwrite
-        Whether an earlier output may be replaced.
-
-    Returns
-    -------
-    list of str
-        Names of the files.
-
-    Raises
-    ------
-    FileExistsError
-        If the folder exists and is not to be, or must not be, replaced.
-    """
-    with output_folder(path, overwrite=overwrite, files=FILES) as folder:
-        table.write(folder / FILES[0], format="ascii.ecsv")
-    return list(FILES)

@@ -12,11 +12,10 @@ import math
 from importlib.resources import files
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 from .deblender import Deblender, Description
+from .io import read_tensors, write_tensors
 from .recalibration import Calibrator
 from .scene import Instrument
 
@@ -52,14 +51,7 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
     """
     other = None if calibrator is None else Calibrator.open(calibrator)
     path = Path(str(files("probdeblend") / "data" / DEFAULT)) if path is None else Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from None
+    metadata, tensors = read_tensors(path, kind="weights file")
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: not weights of probdeblend")
     if metadata.get("version") != str(VERSION):
@@ -104,10 +96,9 @@ def save(deblender: Deblender, path: Path | str) -> None:
     path
         Where to; an existing file is replaced.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in deblender.state_dict().items()}
-    tensors["instrument.psf"] = deblender.instrument.psf.cpu().contiguous()
+    tensors = deblender.state_dict() | {"instrument.psf": deblender.instrument.psf}
     if deblender.instrument.noise_kernel is not None:
-        tensors["instrument.noise_kernel"] = deblender.instrument.noise_kernel.cpu().contiguous()
+        tensors["instrument.noise_kernel"] = deblender.instrument.noise_kernel
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -116,4 +107,4 @@ def save(deblender: Deblender, path: Path | str) -> None:
     }
     if deblender.calibrator is not None:
         metadata["calibrator"] = deblender.calibrator.describe()
-    Path(path).write_bytes(serialize(tensors, metadata))
+    write_tensors(path, tensors, metadata)

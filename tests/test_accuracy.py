@@ -124,24 +124,6 @@ def test_companions_of_groups_are_pooled():
     np.testing.assert_allclose(table["mape"][1:], [0, 20, 40 / 3], atol=1e-12)
 
 
-def test_bins():
-    found = accuracy.in_bins([[-1.0, 0.0, 0.5], [1.0, 2.0, np.nan]], [0, 1, 2])
-    assert [(low, high) for low, high, _ in found] == [(0, 1), (1, 2)]
-    np.testing.assert_array_equal(found[0][2], [[False, True, True], [False, False, False]])
-    np.testing.assert_array_equal(found[1][2], [[False, False, False], [True, True, False]])
-
-
-def test_open_bins_hold_everything_but_nan():
-    ((_, _, inside),) = accuracy.in_bins([-np.inf, 0.0, np.inf, np.nan], [-np.inf, np.inf])
-    assert inside.tolist() == [True, True, True, False]
-
-
-@pytest.mark.parametrize("edges", [[0.0], [0.0, 0.0], [1.0, 0.0], [[0.0, 1.0]], 1.0, [0.0, np.nan]])
-def test_edges_ascend(edges):
-    with pytest.raises(ValueError, match="edges must ascend, got"):
-        accuracy.in_bins([0.5], edges)
-
-
 def test_binned_accuracy(fluxes):
     estimate, truth = fluxes
     table = accuracy.binned_accuracy(estimate, truth, [1.0, 2.0, 3.0], [0, 2, 4, 6])

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from probdeblend.calibration import binned_table, diagnose, quantile_edges
+from probdeblend.calibration.bins import in_bins
 
 
 def normal(count, *, seed=0, narrow=1.0, draws=300):
@@ -82,6 +83,24 @@ def test_abstentions_are_left_out():
 def test_quantile_edges():
     np.testing.assert_allclose(quantile_edges(np.arange(101), 4), [0, 25, 50, 75, 100])
     assert len(quantile_edges([1, 1, 1, np.nan], 4)) == 1
+
+
+def test_bins():
+    found = in_bins([[-1.0, 0.0, 0.5], [1.0, 2.0, np.nan]], [0, 1, 2])
+    assert [(low, high) for low, high, _ in found] == [(0, 1), (1, 2)]
+    np.testing.assert_array_equal(found[0][2], [[False, True, True], [False, False, False]])
+    np.testing.assert_array_equal(found[1][2], [[False, False, False], [True, True, False]])
+
+
+def test_open_bins_hold_everything_but_nan():
+    ((_, _, inside),) = in_bins([-np.inf, 0.0, np.inf, np.nan], [-np.inf, np.inf])
+    assert inside.tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("edges", [[0.0], [0.0, 0.0], [1.0, 0.0], [[0.0, 1.0]], 1.0, [0.0, np.nan]])
+def test_edges_ascend(edges):
+    with pytest.raises(ValueError, match="edges must ascend, got"):
+        in_bins([0.5], edges)
 
 
 @pytest.mark.parametrize(

@@ -175,8 +175,7 @@ def blends(guide):
 
 
 def test_the_losses_add_the_divergence_in_training(encoder, guide, blends):
-    counts = CountNetwork(encoder, hidden=4)
-    counts.readout = Readout(len(counts.readout.mean), 4, dropout=0.1, concrete=True)
+    counts = CountNetwork(encoder, hidden=4, concrete=True)
     features = torch.randn(9, len(counts.readout.mean))
     for kind, network, batch in (
         (GuideLikelihood, guide, blends),

@@ -14,7 +14,8 @@ from test_counting import SpotStream
 
 import probdeblend
 from probdeblend import counts, weights
-from probdeblend.counting import CROWDING, count_reliability, count_scores, marginal_central_flux, visible_galaxies
+from probdeblend.calibration import count_reliability, count_scores
+from probdeblend.counting import CROWDING, marginal_central_flux, visible_galaxies
 from probdeblend.counts import (
     count_stamps,
     count_table,
@@ -200,7 +201,7 @@ def test_files_that_do_not_say_what_they_are(deblender, trained, tmp_path, descr
         load_counts(file, deblender)
 
 
-@pytest.mark.parametrize("settings", [{"hidden": 64}, {"classes": 4}])
+@pytest.mark.parametrize("settings", [{"hidden": 64}, {"classes": 4}, {"concrete": True}])
 def test_tensors_that_do_not_fit(deblender, tmp_path, settings):
     network = CountNetwork(deblender.network, **counts.SETTINGS | settings)
     save_counts(network, deblender, tmp_path / "x", training={})

@@ -7,6 +7,7 @@ from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import QTable, Table
+from matplotlib.figure import Figure
 
 from probdeblend import io
 
@@ -254,6 +255,35 @@ def test_catalog_keeps_units_and_masks(tmp_path):
         io.write_catalog(table, path)
     io.write_catalog(table[:1], path, overwrite=True)
     assert len(QTable.read(path)) == 1
+
+
+def test_a_table_with_its_figure(tmp_path):
+    table, path = Table({"z": [1.0, 2.0]}, meta={"blends": 2}), tmp_path / "out"
+    assert io.write_table(path, table, "march", figure=Figure()) == sorted(entry.name for entry in path.iterdir())
+    assert Table.read(path / "march.ecsv").meta == {"blends": 2}
+    assert (path / "march.png").read_bytes()[1:4] == b"PNG"
+    with pytest.raises(FileExistsError, match="out: exists already"):
+        io.write_table(path, table, "march", figure=Figure())
+    with pytest.raises(FileExistsError, match=r"is no earlier output and is not replaced, it holds march\.png"):
+        io.write_table(path, table, "march", overwrite=True)
+    io.write_table(path, table[:1], "march", figure=Figure(), overwrite=True)
+    assert len(Table.read(path / "march.ecsv")) == 1
+    assert io.write_table(tmp_path / "bare", table, "refined") == ["refined.ecsv"]
+    assert [entry.name for entry in (tmp_path / "bare").iterdir()] == ["refined.ecsv"]
+
+
+def test_tensors_come_back(tmp_path):
+    tensors, path = {"a": torch.rand(3, 2).T, "b": torch.ones(1, requires_grad=True)}, tmp_path / "tensors"
+    io.write_tensors(path, tensors, {"format": "ours"})
+    metadata, back = io.read_tensors(path, kind="network")
+    assert metadata == {"format": "ours"}
+    assert sorted(back) == ["a", "b"]
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+    with pytest.raises(FileNotFoundError, match="none: no such network"):
+        io.read_tensors(tmp_path / "none", kind="network")
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match="tensors: not a safetensors file, or damaged"):
+        io.read_tensors(path, kind="network")
 
 
 def test_masks(tmp_path, rng):

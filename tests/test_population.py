@@ -8,7 +8,7 @@ from astropy.table import Table
 from click.testing import CliRunner
 
 import probdeblend
-from probdeblend import weights
+from probdeblend import io, weights
 from probdeblend.cli.population import population
 from probdeblend.deconvolution import agreement, recover_population, stack
 from probdeblend.plots.population import plot_population
@@ -17,7 +17,6 @@ from probdeblend.population import (
     population_table,
     recover,
     report,
-    write_population,
 )
 from probdeblend.posterior import Posterior
 from probdeblend.prior import Prior
@@ -237,13 +236,10 @@ def test_the_table_of_a_population(table):
 def test_a_population_is_drawn_and_written(tmp_path, table):
     assert [len(axes.collections) for axes in plot_population(table).axes] == [2, 2]
     path = tmp_path / "population"
-    assert write_population(path, table) == sorted(entry.name for entry in path.iterdir())
+    io.write_table(path, table, "population", figure=plot_population(table))
     kept = Table.read(path / "population.ecsv")
     assert kept.meta["p_values"] == table.meta["p_values"]
     assert plot_population(kept).axes[0].get_xlabel() == "AB magnitude"
-    with pytest.raises(FileExistsError):
-        write_population(path, table)
-    write_population(path, table, overwrite=True)
 
 
 def test_errors_of_the_experiment():

@@ -7,8 +7,9 @@ import pytest
 import torch
 from astropy.table import Table
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 
-from probdeblend import guides, marching, refinecheck, weights
+from probdeblend import guides, marching, plots, refinecheck, weights
 from probdeblend.cli.bayes import march, refine_check
 from probdeblend.posterior import Posterior
 from probdeblend.scene import Instrument
@@ -84,7 +85,9 @@ def test_the_commands(tmp_path, monkeypatch, exact):
     assert isinstance(CliRunner().invoke(refine_check, options).exception, FileExistsError)
     monkeypatch.setattr(marching, "march", lambda deblender, **settings: table)
     monkeypatch.setattr(marching, "report", lambda table: "the report")
-    monkeypatch.setattr(marching, "write_march", lambda path, table, overwrite: ["march.ecsv"])
+    monkeypatch.setattr(plots, "plot_march", lambda table: Figure())
     answer = CliRunner().invoke(march, ["--output", str(tmp_path / "march")], catch_exceptions=False)
     assert "the report" in answer.output
-    assert "march.ecsv" in answer.output
+    assert "march.ecsv, march.png" in answer.output
+    assert Table.read(tmp_path / "march" / "march.ecsv").meta["blends"] == 20
+    assert (tmp_path / "march" / "march.png").is_file()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["draw_covariance", "joint_arrays", "paired_arrays"]
+__all__ = ["distribution_arrays", "draw_covariance", "joint_arrays", "paired_arrays"]
 
 
 def paired_arrays(
@@ -86,3 +86,31 @@ def draw_covariance(draws: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     error = draws - draws.mean(0)
     return np.einsum("dbi,dbj->bij", error, error) / (len(draws) - 1)
+
+
+def distribution_arrays(probability: ArrayLike, blends: int) -> NDArray[np.float64]:
+    """Return probabilities of classes as an array, a distribution a blend.
+
+    Parameters
+    ----------
+    probability
+        Probabilities ``(blend, class)``.
+    blends
+        How many blends there must be.
+
+    Returns
+    -------
+    NDArray
+        Floats between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If the shape is another one, or a row is no distribution.
+    """
+    probability = np.asarray(probability, dtype=np.float64)
+    if probability.ndim != 2 or probability.shape[0] != blends or probability.shape[1] < 2:
+        raise ValueError(f"probability must have the shape ({blends}, class >= 2), got {probability.shape}")
+    if not ((probability >= 0).all() and np.allclose(probability.sum(1), 1, atol=1e-4)):
+        raise ValueError("probability must not be negative and must sum to 1 over the classes")
+    return np.minimum(probability, 1)

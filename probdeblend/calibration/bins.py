@@ -17,7 +17,7 @@ from .bands import LEVELS, expected_coverage, rank_p_value
 from .ranks import pit
 from .scores import interval_score
 
-__all__ = ["THIN", "binned_table", "coverage_row", "diagnose", "quantile_edges"]
+__all__ = ["THIN", "binned_table", "coverage_row", "diagnose", "in_bins", "quantile_edges"]
 
 THIN = 100
 LEAST = 10
@@ -170,6 +170,33 @@ def quantile_edges(values: ArrayLike, bins: int = 5) -> NDArray[np.float64]:
     return np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
 
 
+def in_bins(values: ArrayLike, edges: ArrayLike) -> list[tuple[float, float, NDArray[np.bool_]]]:
+    """Say which values are in each bin.
+
+    Parameters
+    ----------
+    values
+        Numbers of any shape; NaN is in no bin.
+    edges
+        Ascending edges; a value on an edge is in the bin above it, and the last edge is in the last bin.
+
+    Returns
+    -------
+    list
+        Lower edge, upper edge and the values in the bin, one a bin.
+
+    Raises
+    ------
+    ValueError
+        If edges do not ascend.
+    """
+    values, edges = np.asarray(values, dtype=np.float64), np.asarray(edges, dtype=np.float64)
+    if edges.ndim != 1 or len(edges) < 2 or not (edges[1:] > edges[:-1]).all():
+        raise ValueError(f"edges must ascend, got {edges.tolist()}")
+    number = np.searchsorted(edges, values, side="right") - (values == edges[-1])
+    return [(float(low), float(high), number == index) for index, (low, high) in enumerate(pairwise(edges), start=1)]
+
+
 def binned_table(
     draws: ArrayLike,
     truth: ArrayLike,
@@ -192,7 +219,7 @@ def binned_table(
         What bins are made of ``(...)``: *estimated* signal-to-noise ratio, separation over FWHM, flux ratio,
         blendedness. In bins of something that depends on the truth itself, an exact posterior need not be calibrated.
     edges
-        Ascending edges; a value on an edge is in the bin above it, and the last edge is in the last bin.
+        Ascending edges, as for `in_bins`.
     galaxies
         As for `diagnose`.
     name
@@ -216,16 +243,15 @@ def binned_table(
         Where a bin holds fewer than `THIN` galaxies.
     """
     draws, truth = paired_arrays(draws, truth)
-    feature, edges = np.asarray(feature, dtype=np.float64), np.asarray(edges, dtype=np.float64)
+    feature = np.asarray(feature, dtype=np.float64)
     if feature.shape != truth.shape:
         raise ValueError(f"{name} must have the shape of truth {truth.shape}, got {feature.shape}")
-    if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
-        raise ValueError(f"edges must ascend, got {edges.tolist()}")
+    bins = in_bins(feature, edges)
     owner = None if galaxies is None else _owners(galaxies, truth).reshape(truth.shape)
     known = np.isfinite(draws).all(0)
     rows = []
-    for low, high in pairwise(edges):
-        inside = known & (feature >= low) & ((feature < high) if high < edges[-1] else (feature <= high))
+    for low, high, there in bins:
+        inside = known & there
         number = int(inside.sum()) if owner is None else len(np.unique(owner[inside]))
         if number < THIN:
             warnings.warn(
@@ -234,5 +260,5 @@ def binned_table(
             )
         if inside.sum() >= 10:
             found = diagnose(np.where(inside, draws, np.nan), truth, galaxies=owner, **options)
-            rows.append({"low": float(low), "high": float(high)} | found)
+            rows.append({"low": low, "high": high} | found)
     return Table(rows)

@@ -26,8 +26,9 @@ def refine_check(**options: object) -> None:
       probdeblend refine-check --count 100 --draws 400 --output refined
     """  # noqa: D301
     from ..guides import default_guide, load_guide
+    from ..io import write_table
     from ..refinecheck import refine_check as check
-    from ..refinecheck import report, write_refine_check
+    from ..refinecheck import report
     from ..weights import load
 
     refuse_existing(options["output"], overwrite=options["overwrite"])
@@ -35,7 +36,7 @@ def refine_check(**options: object) -> None:
     deblender, path = load(options["weights"]), options["guide"]
     guide = default_guide(deblender) if path is None else load_guide(path, deblender)
     table = check(deblender, lambda image: guide(image).mean, **settings)
-    names = write_refine_check(options["output"], table, overwrite=options["overwrite"])
+    names = write_table(options["output"], table, "refined", overwrite=options["overwrite"])
     click.echo(report(table))
     click.echo(f"written to {options['output']}: {', '.join(names)}")
 
@@ -55,14 +56,17 @@ def march(**options: object) -> None:
     Example:
       probdeblend march --noise-draws 100 --output march
     """  # noqa: D301
+    from ..io import write_table
     from ..marching import march as run
-    from ..marching import report, write_march
+    from ..marching import report
+    from ..plots import plot_march
     from ..weights import load
 
     refuse_existing(options["output"], overwrite=options["overwrite"])
     settings = {name: options[name] for name in ("noise_draws", "draws", "passes", "seed")}
     table = run(load(options["weights"]), **settings)
-    names = write_march(options["output"], table, overwrite=options["overwrite"])
+    figure, overwrite = plot_march(table), options["overwrite"]
+    names = write_table(options["output"], table, "march", figure=figure, overwrite=overwrite)
     click.echo(report(table))
     click.echo(f"written to {options['output']}: {', '.join(names)}")
 
@@ -113,9 +117,10 @@ def profile_check(**options: object) -> None:
     from dataclasses import replace
 
     from ..guides import default_guide, load_guide
+    from ..io import write_table
     from ..prior import Prior
     from ..profilecheck import profile_check as check
-    from ..profilecheck import report, write_profile_check
+    from ..profilecheck import report
     from ..refiner import Refiner
     from ..weights import load
 
@@ -126,6 +131,6 @@ def profile_check(**options: object) -> None:
     refiners = {"any index": Refiner(deblender, guide), "exponential": Refiner(deblender, guide, prior=disks)}
     settings = {name: options[name] for name in ("count", "draws", "passes", "seed")}
     table = check(refiners, **settings)
-    names = write_profile_check(options["output"], table, overwrite=options["overwrite"])
+    names = write_table(options["output"], table, "profiles", overwrite=options["overwrite"])
     click.echo(report(table))
     click.echo(f"written to {options['output']}: {', '.join(names)}")

@@ -26,12 +26,15 @@ def population(**options: object) -> None:
     Example:
       probdeblend population --count 2000 --output counts
     """  # noqa: D301
-    from ..population import population_result, report, write_population
+    from ..io import write_table
+    from ..plots import plot_population
+    from ..population import population_result, report
     from ..weights import load
 
     refuse_existing(options["output"], overwrite=options["overwrite"])
     sampling = {name: options[name] for name in ("count", "draws", "passes", "seed")}
     table = population_result(load(options["weights"]), **sampling)
-    names = write_population(options["output"], table, overwrite=options["overwrite"])
+    figure, overwrite = plot_population(table), options["overwrite"]
+    names = write_table(options["output"], table, "population", figure=figure, overwrite=overwrite)
     click.echo(report(table))
     click.echo(f"written to {options['output']}: {', '.join(names)}")

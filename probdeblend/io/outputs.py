@@ -1,18 +1,24 @@
 """Catalogs, masks and whole folders, which appear complete or not at all."""
 
+from __future__ import annotations
+
 import contextlib
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 from numpy.typing import ArrayLike
 
-__all__ = ["OUTPUT_FILES", "output_folder", "whole_file", "write_catalog", "write_pixels"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["OUTPUT_FILES", "output_folder", "whole_file", "write_catalog", "write_pixels", "write_table"]
 
 OUTPUT_FILES = ("catalog.ecsv", "masks.fits", "images.fits", "blends.png", "field.png", "draws.nc")
 
@@ -36,6 +42,42 @@ def write_catalog(table: Table, path: str | PathLike[str], *, overwrite: bool = 
     """
     with whole_file(path, overwrite=overwrite) as temporary:
         table.write(temporary, format="ascii.ecsv")
+
+
+def write_table(
+    path: str | PathLike[str], table: Table, name: str, *, figure: Figure | None = None, overwrite: bool = False
+) -> list[str]:
+    """Write a folder with a table, and perhaps a figure of it.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    table
+        The table.
+    name
+        Of the files, without their endings.
+    figure
+        What the table shows.
+    overwrite
+        Whether an earlier output may be replaced.
+
+    Returns
+    -------
+    list of str
+        Names of the files.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder exists and is not to be, or must not be, replaced.
+    """
+    files = [f"{name}.ecsv"] if figure is None else [f"{name}.ecsv", f"{name}.png"]
+    with output_folder(path, overwrite=overwrite, files=files) as folder:
+        write_catalog(table, folder / files[0])
+        if figure is not None:
+            figure.savefig(folder / files[1], dpi=100)
+    return files
 
 
 def write_pixels(

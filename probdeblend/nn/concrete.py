@@ -10,13 +10,35 @@ blends. With few blends much is dropped, with many little.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConcreteDropout"]
+__all__ = ["ConcreteDropout", "draw_uniform"]
 
 _TEMPERATURE = 0.1  # of the paper: low enough for zeros and ones, high enough for a gradient
+
+
+def draw_uniform(shape: Sequence[int], *, drawing: bool, device: torch.device) -> Tensor:
+    """Draw the numbers between 0 and 1 that say which units are dropped.
+
+    Parameters
+    ----------
+    shape
+        Of the units, the blends first.
+    drawing
+        Whether a pass is drawn, which drops the same for every blend.
+    device
+        Where the units are.
+
+    Returns
+    -------
+    Tensor
+        Of this shape on this device; in a pass of one blend, and on the CPU.
+    """
+    # Drawn on the CPU, so that a pass is the same network on every device.
+    return torch.rand((1, *shape[1:])) if drawing else torch.rand(shape, device=device)
 
 
 class ConcreteDropout(nn.Module):
@@ -65,8 +87,7 @@ class ConcreteDropout(nn.Module):
         """
         if not (self.training or self.drawing):
             return features
-        # Drawn on the CPU, so that a pass is the same network on every device.
-        uniform = torch.rand((1, *features.shape[1:])) if self.drawing else torch.rand_like(features)
+        uniform = draw_uniform(features.shape, drawing=self.drawing, device=features.device)
         kept = ((uniform.to(features).logit() - self.logit) / _TEMPERATURE).sigmoid()
         return features * kept / (1 - self.probability)
 

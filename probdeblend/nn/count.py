@@ -73,6 +73,8 @@ class CountNetwork(nn.Module):
         Width of the hidden layers.
     dropout
         Probability that a unit is dropped before each hidden layer, in training alone.
+    concrete
+        Learn these probabilities, from this one on.
     classes
         Number of classes: one galaxy, two, ..., and as many as this or more.
 
@@ -84,7 +86,15 @@ class CountNetwork(nn.Module):
         If there are fewer than two classes or no hidden units.
     """
 
-    def __init__(self, encoder: Blend2Mask2Flux, *, hidden: int = 128, dropout: float = 0.1, classes: int = 3) -> None:
+    def __init__(
+        self,
+        encoder: Blend2Mask2Flux,
+        *,
+        hidden: int = 128,
+        dropout: float = 0.1,
+        concrete: bool = False,
+        classes: int = 3,
+    ) -> None:
         super().__init__()
         if not isinstance(encoder, Blend2Mask2Flux):
             raise TypeError(f"encoder must be a Blend2Mask2Flux, which has a U-Net, got {type(encoder).__name__}")
@@ -93,10 +103,10 @@ class CountNetwork(nn.Module):
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.encoder = encoder.unet.eval().requires_grad_(False)
         self.classes = classes
-        self.settings = {"hidden": hidden, "dropout": dropout, "classes": classes}
+        self.settings = {"hidden": hidden, "dropout": dropout, "concrete": concrete, "classes": classes}
         inputs = 2 * sum(block[0].out_channels for block in self.encoder.down)
         self.register_buffer("temperature", torch.ones(()))
-        self.readout = Readout(inputs, hidden, dropout=dropout)
+        self.readout = Readout(inputs, hidden, dropout=dropout, concrete=concrete)
         self.out = nn.Linear(hidden, classes)
 
     def train(self, mode: bool = True) -> CountNetwork:

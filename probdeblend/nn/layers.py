@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .concrete import ConcreteDropout
+from .concrete import ConcreteDropout, draw_uniform
 
 __all__ = ["PassDropout", "Readout", "convolutions", "dropout_passes", "fold", "he_normal", "stretch", "unfold"]
 
@@ -176,11 +176,8 @@ class PassDropout(nn.Module):
             return features
         shape = list(features.shape[:2] if self.channels else features.shape)
         shape += [1] * (features.ndim - len(shape))
-        if self.drawing:
-            shape[0] = 1
         keep = 1 - self.probability
-        # Drawn on the CPU, so that a pass is the same network on every device.
-        kept = torch.rand(shape) < keep if self.drawing else torch.rand(shape, device=features.device) < keep
+        kept = draw_uniform(shape, drawing=self.drawing, device=features.device) < keep
         return features * (kept.to(features) / keep)
 
 
