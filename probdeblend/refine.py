@@ -1,16 +1,17 @@
 """Refinement: from a guess of all unknowns of a blend to their posterior under the generative model.
 
 A few damped Gauss-Newton steps (Levenberg 1944, doi:10.1090/qam/10666) lead from the guess to the mode; a Student-t
-distribution around it, as wide as the curvature says, proposes draws; these are weighted by the model's density over
-that of the proposal, with Pareto-smoothed weights (Vehtari et al. 2024, arXiv:1507.02646); and the weighted moments
-make a second proposal. What comes out is exact up to the weights' noise, *if the model is right*: importance weights
-judge the proposal by the model, not the model by the sky.
+distribution around it, as wide as the curvature says or fitted (`~probdeblend.variational`), proposes draws; these are
+weighted by the model's density over that of the proposal, with Pareto-smoothed weights (Vehtari et al. 2024,
+arXiv:1507.02646); and the weighted moments make a second proposal. What comes out is exact up to the weights' noise,
+*if the model is right*: importance weights judge the proposal by the model, not the model by the sky.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
+from torch.distributions.transforms import IndependentTransform, Transform, identity_transform
 
 from .latents import LATENTS
 from .likelihood import NoisyImage, expected_periodogram, whitened
@@ -27,21 +29,18 @@ from .posterior import systematic
 from .scene import MASK_THRESHOLD
 from .seeds import seed_of
 
-__all__ = ["Refined", "find_mode", "linearized", "prior_moments", "refine", "sensitivity"]
+__all__ = ["Fit", "Proposal", "Refined", "find_mode", "linearized", "prior_moments", "refine", "sensitivity"]
+
+Proposal = tuple[Tensor, Tensor, Transform]
+"""Center and covariance of a Student-t distribution, and the bijection from its coordinates to the unknowns."""
+Fit = Callable[[BlendModel, Observed, Tensor, Tensor], Proposal]
+"""From the model, its images, the mode and the precision there to a proposal."""
 
 # Steps of central differences: of each latent but the flux, and of the PSF's width.
 STEPS = {"x": 0.02, "y": 0.02, "log_radius": 0.01, "index": 0.03, "stretch_plus": 0.02, "stretch_cross": 0.02}
 GROWTH_STEP = 0.005
 # Farthest that one step goes, by latent and nuisance.
-REACH = {
-    "log_flux": 0.7,
-    "x": 2.0,
-    "y": 2.0,
-    "log_radius": 0.5,
-    "index": 1.0,
-    "stretch_plus": 0.4,
-    "stretch_cross": 0.4,
-}
+REACH = {"log_flux": 0.7, "x": 2.0, "y": 2.0, "log_radius": 0.5, "index": 1.0} | dict.fromkeys(LATENTS[5:], 0.4)
 NUISANCE_REACH = (0.2, 0.05)
 DAMPING, LESS, MORE = 1e-2, 0.2, 5.0
 DEGREES = 6.0
@@ -206,6 +205,7 @@ def refine(
     steps: int = 8,
     rounds: int = 2,
     seed: int = 0,
+    fit: Fit | None = None,
 ) -> Refined:
     """Find the posterior under the model.
 
@@ -225,6 +225,8 @@ def refine(
         Number of proposals, each from the draws of the one before.
     seed
         Seed of the draws; those of a blend depend on it and on its number in the batch alone.
+    fit
+        What makes the first proposal, such as `~probdeblend.variational.fit_elbo`; the curvature alone if None.
 
     Returns
     -------
@@ -243,7 +245,9 @@ def refine(
             rows = slice(first, first + CHUNK)
             part = Observed(*(value[rows] for value in observed))
             mode, precision = find_mode(model, part, start[rows], steps=steps)
-            parts.append(_weigh(model, part, mode, precision, draws=draws, rounds=rounds, seed=(seed, first)))
+            itself = mode, torch.linalg.inv(precision), IndependentTransform(identity_transform, 1)
+            proposal = itself if fit is None else fit(model, part, mode, precision)
+            parts.append(_weigh(model, part, proposal, draws=draws, rounds=rounds, seed=(seed, first)))
     axes = {"unknown": 1, "log_weight": 1}
     return Refined(
         **{name: np.concatenate([vars(part)[name] for part in parts], axes.get(name, 0)) for name in vars(parts[0])}
@@ -317,43 +321,38 @@ def _normal_equations(
 
 
 def _weigh(
-    model: BlendModel,
-    observed: Observed,
-    mode: Tensor,
-    precision: Tensor,
-    *,
-    draws: int,
-    rounds: int,
-    seed: tuple[int, int],
+    model: BlendModel, observed: Observed, proposal: Proposal, *, draws: int, rounds: int, seed: tuple[int, int]
 ) -> Refined:
     """Draw from proposals and weigh; each blend keeps its best round."""
-    center, covariance, best = mode, torch.linalg.inv(precision), None
+    (center, covariance, coordinates), best = proposal, None
     for number in range(rounds):
-        found = _round(model, observed, center, covariance, draws=draws, seed=(*seed, number))
+        found = _round(model, observed, (center, covariance, coordinates), draws=draws, seed=(*seed, number))
         best = found if best is None else _better(best, found)
         if number + 1 < rounds:
-            mean, scatter = (torch.from_numpy(array) for array in found.moments())
+            place = coordinates.inv(torch.from_numpy(found.unknown)).numpy()
+            mean, scatter = (torch.from_numpy(array) for array in _moments(place, np.exp(found.log_weight)))
             trust = torch.from_numpy(found.effective / (found.effective + OWN))
             center = torch.lerp(center, mean, trust[:, None])
             covariance = torch.lerp(covariance, scatter, trust[:, None, None])
     return best
 
 
-def _round(
-    model: BlendModel, observed: Observed, center: Tensor, covariance: Tensor, *, draws: int, seed: tuple[int, ...]
-) -> Refined:
+def _round(model: BlendModel, observed: Observed, proposal: Proposal, *, draws: int, seed: tuple[int, ...]) -> Refined:
+    center, covariance, coordinates = proposal
     scale = torch.linalg.cholesky(covariance * (DEGREES - 2) / DEGREES)
-    proposal = dist.MultivariateStudentT(torch.tensor(DEGREES).double(), center, scale, validate_args=False)
+    student_t = dist.MultivariateStudentT(torch.tensor(DEGREES).double(), center, scale, validate_args=False)
     drawn = []
     for blend in range(len(center)):
         torch.manual_seed(seed_of(*seed, blend))
         normal = torch.randn(draws, center.shape[-1], dtype=torch.float64)
         stretch = (DEGREES / torch.distributions.Chi2(DEGREES).sample((draws, 1))).double().sqrt()
         drawn.append(center[blend] + stretch * normal @ scale[blend].T)
-    unknown = torch.stack(drawn, 1)
+    place = torch.stack(drawn, 1)
+    unknown = coordinates(place)
+    log_proposal = student_t.log_prob(place) - coordinates.log_abs_det_jacobian(place, unknown)
     log_density = model.log_prior(unknown.float(), observed).double()
     log_density = log_density + _in_pieces(model, unknown.float(), observed)
-    log_weight = (log_density - proposal.log_prob(unknown)).nan_to_num(nan=-math.inf).numpy()
+    log_weight = (log_density - log_proposal).nan_to_num(nan=-math.inf).numpy()
     smoothed, k_hat = _smoothed(log_weight)
     effective = 1 / np.exp(2 * smoothed).sum(0)
     evidence = logsumexp(log_weight, axis=0) - math.log(draws)

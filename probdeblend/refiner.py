@@ -29,12 +29,16 @@ from .latents import LATENTS, to_components
 from .model import BlendModel, Observed
 from .posterior import Flag, Posterior
 from .prior import Prior
-from .refine import Refined, refine
+from .refine import Fit, Refined, refine
 from .residuals import misfit
 from .scene import Instrument
 from .seeds import seed_of
+from .variational import fit_elbo
 
-__all__ = ["Refiner"]
+__all__ = ["METHODS", "Refiner"]
+
+METHODS: dict[str, Fit | None] = {"gauss-newton": None, "elbo": fit_elbo}
+"""How the first proposal is made, by name; None for the curvature alone."""
 
 FLUXES = [0, len(LATENTS)]
 UNSURE = Flag.UNFAMILIAR | Flag.OFF_CENTER | Flag.OUTSIDE_PRIOR | Flag.BAD_PIXELS | Flag.BAD_CENTER | Flag.OTHER_COUNT
@@ -68,12 +72,15 @@ class Refiner:
         Draws of each proposal.
     steps
         Most Gauss-Newton steps.
+    method
+        What the first proposal is: "gauss-newton", as wide as the curvature at the mode says, or "elbo", fitted from
+        there by `~probdeblend.variational.fit_elbo`.
 
     Raises
     ------
     ValueError
-        If pixels have another size than the weights were trained for, the zero point is not known, or the guide stands
-        on another network.
+        If there is no such method, pixels have another size than the weights were trained for, the zero point is not
+        known, or the guide stands on another network.
 
     Warns
     -----
@@ -90,12 +97,15 @@ class Refiner:
         prior: Prior | None = None,
         proposals: int = 400,
         steps: int = 8,
+        method: str = "gauss-newton",
     ) -> None:
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         if proposals < LEAST_PROPOSALS:
             raise ValueError(f"proposals must be at least {LEAST_PROPOSALS}, got {proposals}")
         self.deblender, self.guide = deblender, guide.eval()
         self.instrument = deblender.instrument if instrument is None else instrument
-        self.proposals, self.steps = proposals, steps
+        self.proposals, self.steps, self.fit = proposals, steps, METHODS[method]
         deblender.check_pixel_scale(self.instrument.pixel_scale)
         if guide.encoder is not deblender.network:
             raise ValueError("guide must stand on the deblender's own network, got one on another")
@@ -152,7 +162,8 @@ class Refiner:
         observed = Observed(ratio, torch.tensor(scale, dtype=torch.float32), exposure)
         count = network.flux.sizes["chain"] * network.flux.sizes["draw"]
         guess, guided = self._guided(ratio, count, seed=seed)
-        found = refine(self.model, observed, guess, draws=self.proposals, steps=self.steps, seed=seed)
+        settings = {"draws": self.proposals, "steps": self.steps, "fit": self.fit}
+        found = refine(self.model, observed, guess, **settings, seed=seed)
         flags, probability = self._gates(network, found, observed, spoiled)
         unknown, kept = found.resampled(count, seed=seed), np.flatnonzero(flags)
         tried = np.exp(unknown[..., FLUXES]) * scale[:, None]

@@ -21,9 +21,9 @@ class FakeRefiner:
 
     built: list = []  # noqa: RUF012
 
-    def __init__(self, deblender, guide, *, instrument):
+    def __init__(self, deblender, guide, *, instrument, method):
         self.deblender = deblender
-        self.built.append((deblender, instrument))
+        self.built.append((deblender, instrument, method))
 
     def __call__(self, image, **settings):
         dataset = self.deblender(image, **settings).dataset
@@ -59,7 +59,8 @@ def test_the_image_says_what_the_model_is(run, built, tmp_path):
     fits.PrimaryHDU(wide).writeto(tmp_path / "psf.fits")
     result = run("--zero-point", 31.4, "--exposure", 21, "--psf", "psf.fits")
     assert result.exit_code == 0, result.output
-    _, instrument = built[-1]
+    _, instrument, method = built[-1]
+    assert method == "gauss-newton"
     assert (instrument.zero_point, instrument.exposure) == (31.4, 21)
     assert isinstance(instrument.psf, torch.Tensor)
     assert instrument.psf.dtype == torch.float32
@@ -68,6 +69,15 @@ def test_the_image_says_what_the_model_is(run, built, tmp_path):
         assert [hdu.name for hdu in hdus] == ["PRIMARY", "IMAGE", "IMAGE_STD", "STAMPS"]
     assert run("--zero-point", HST.zero_point).exit_code == 0
     assert built[-1][1].exposure == HST.exposure
+
+
+def test_the_method_is_chosen(run, built):
+    for method in refiner.METHODS:
+        assert run("--zero-point", HST.zero_point, "--method", method).exit_code == 0
+        assert built[-1][2] == method
+    refused = run("--zero-point", HST.zero_point, "--method", "laplace")
+    assert refused.exit_code == 2
+    assert "'laplace' is not one of 'gauss-newton', 'elbo'" in refused.output
 
 
 def test_refuses_to_refine(run, built, tmp_path):
@@ -86,7 +96,7 @@ def test_stamps_are_counted(run, built, tmp_path, monkeypatch):
     monkeypatch.setattr(counts, "count_stamps", lambda image, counter, sky_rms: np.array([[0.2, 0.3, 0.5]]))
     for more, counter in (((), "of the package"), (("--counts", "mine"), "mine")):
         assert run("--zero-point", HST.zero_point, "--count", *more).exit_code == 0
-        asked, _ = built[-1]
+        asked, _, _ = built[-1]
         assert asked.counter.endswith(counter)
         flags = QTable.read(tmp_path / "out" / "catalog.ecsv")["flags"]
         assert (flags & int(Flag.OTHER_COUNT)).all()

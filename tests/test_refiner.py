@@ -1,6 +1,7 @@
 """Refinement for users: what is refined, what is not and why, and what refined answers hold."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from probdeblend.refine import Refined
 from probdeblend.refiner import Refiner
 from probdeblend.residuals import misfit
 from probdeblend.scene import Instrument
+from probdeblend.variational import fit_elbo
 
 FLUXES = [0, len(LATENTS)]
 HST = Instrument.candels_f160w()
@@ -237,6 +239,39 @@ def test_a_blend_does_not_depend_on_the_batch(blends, refined, monkeypatch):
     assert not np.array_equal(other[:, 0] - unknown[0].numpy(), other[:, 1] - unknown[1].numpy())
     np.testing.assert_allclose((other[:, 0] - unknown[0].numpy()), (first[:, 0] - unknown[1].numpy()), atol=1e-5)
     assert len(whole) == 4
+
+
+def test_the_method_is_chosen(blends, model, monkeypatch):
+    observed, unknown = blends
+    network, asked = Network(observed, unknown), []
+
+    def search(*arguments, **settings):
+        asked.append(settings["fit"])
+        return exact(model, unknown, 400)
+
+    monkeypatch.setattr(room, "refine", search)
+    for chosen in ({}, {"method": "gauss-newton"}, {"method": "elbo"}):
+        refiner = Refiner(network, Guide(network, unknown), **chosen)
+        refiner(observed.image * observed.sky_rms[:, None, None], sky_rms=observed.sky_rms.numpy(), draws=200, passes=2)
+    assert asked == [None, None, fit_elbo]
+    with pytest.raises(ValueError, match="method must be one of gauss-newton, elbo, got 'laplace'"):
+        Refiner(network, Guide(network, unknown), method="laplace")
+
+
+@pytest.mark.slow
+def test_variational_refinement_passes_the_gates(blends, monkeypatch):
+    monkeypatch.setitem(room.METHODS, "elbo", partial(fit_elbo, updates=40))
+    observed, unknown = (Observed(*(value[:2] for value in blends[0])), blends[1][:2])
+    network = Network(observed, unknown)
+    refiner = Refiner(network, Guide(network, unknown), method="elbo", proposals=300)
+    rms = observed.sky_rms.numpy()
+    posterior = refiner(observed.image * observed.sky_rms[:, None, None], sky_rms=rms, draws=300, passes=2, seed=1)
+    refined = posterior.dataset["refined"].values
+    assert refined.any()
+    truth = (unknown[:, FLUXES].exp() * observed.sky_rms[:, None]).double().numpy()
+    error = (posterior.dataset["refined_flux"].values - truth) / posterior.dataset["refined_flux_sd"].values
+    assert np.abs(error[refined]).max() < 4.5
+    assert (posterior.dataset["effective_samples"].values[refined] > 30).all()
 
 
 def test_refuses(blends, refined):

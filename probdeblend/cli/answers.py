@@ -49,6 +49,13 @@ __all__: list[str] = []  # what is here is used from the command line
 @click.option(
     "--refine", is_flag=True, help="Refine stamps where the generative model can be trusted; seconds a blend."
 )
+@click.option(
+    "--method",
+    type=click.Choice(["gauss-newton", "elbo"]),
+    default="gauss-newton",
+    show_default=True,
+    help="How --refine proposes draws: from the curvature, or by variational inference, slower.",
+)
 def deblend(image: Path | None, **options: object) -> None:
     """Find the blends of IMAGE and deblend them; without IMAGE, the example that ships.
 
@@ -126,7 +133,7 @@ def _refiner(deblender: Deblender | CountingDeblender, zero_point: float | None,
     if options["psf"] is not None:
         psf = read_psf(options["psf"], pixel_scale=instrument.pixel_scale)
         instrument = instrument.replace(psf=torch.from_numpy(psf.astype("float32")))
-    return Refiner(deblender, default_guide(deblender), instrument=instrument)
+    return Refiner(deblender, default_guide(deblender), instrument=instrument, method=options["method"])
 
 
 def checked_image(found: FieldImage, deblender: Deblender, options: dict) -> Quantity:
