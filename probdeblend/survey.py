@@ -30,6 +30,7 @@ from .photometry import HOT, detect, estimate_background
 from .posterior import Posterior
 from .prior import Prior
 from .recalibration import LEAST_GALAXIES
+from .recalibration.maps import Method
 from .scene import MASK_THRESHOLD, STAMP_SIZE, Blend, Instrument
 from .simulate import render_torch
 from .sky import dilate, replace_with_sky, sky_scatter
@@ -132,7 +133,7 @@ def sky_patches(mosaics: Sequence[Mosaic], instrument: Instrument, *, count: int
     """
     rng = np.random.default_rng(seed)
     share = np.array([mosaic.shape[0] * mosaic.shape[1] for mosaic in mosaics], dtype=float)
-    found: list[tuple[NDArray, float]] = []
+    found = []
     for _ in tqdm(range(10 * count), desc="sky", unit="place", leave=False):
         mosaic = mosaics[rng.choice(len(mosaics), p=share / share.sum())]
         patch = _patch(mosaic, instrument, rng)
@@ -279,6 +280,7 @@ def calibrate_survey(
     deblender: Callable[..., Posterior],
     *,
     least: int = LEAST_GALAXIES,
+    repair: Method = "conformal",
     seed: int = 0,
     **sampling: int,
 ) -> Fit:
@@ -292,6 +294,8 @@ def calibrate_survey(
         The network, whose answers are to be repaired.
     least
         Effective number of galaxies that a group holds at least.
+    repair
+        How, as for `~probdeblend.recalibration.calibrator.Calibrator.fit`.
     seed
         Same seed, same calibrator.
     **sampling
@@ -323,7 +327,8 @@ def calibrate_survey(
     words = f"{len(trial.network)} blends of {words}, with magnitudes as in {images}"
     drawn = _weighted(trial, survey, target, seed=seed) if own else trial
     folds = None if folds is None else folds(drawn.truth["identity"])
-    return fit_calibrator(drawn.network, drawn, masks=trial.sums, least=least, fitted_on=words, folds=folds)
+    settings = {"least": least, "repair": repair, "fitted_on": words}
+    return fit_calibrator(drawn.network, drawn, masks=trial.sums, folds=folds, **settings)
 
 
 def _weighted(trial: Trial, survey: Survey, target: NDArray[np.float64], *, seed: int) -> Trial:
@@ -331,12 +336,8 @@ def _weighted(trial: Trial, survey: Survey, target: NDArray[np.float64], *, seed
     magnitude = survey.instrument.zero_point - 2.5 * np.log10(trial.truth["flux"][..., 0])
     weight = magnitude_weights(magnitude, target)
     rows = np.random.default_rng(seed).choice(len(weight), size=len(weight), p=weight / weight.sum())
-    return replace(
-        trial,
-        network=trial.network.select(rows),
-        calibrated=trial.calibrated.select(rows),
-        truth={name: values[rows] for name, values in trial.truth.items()},
-    )
+    truth = {name: values[rows] for name, values in trial.truth.items()}
+    return replace(trial, network=trial.network.select(rows), calibrated=trial.calibrated.select(rows), truth=truth)
 
 
 def survey_magnitudes(survey: Survey) -> NDArray[np.float64]:
@@ -358,7 +359,7 @@ def survey_magnitudes(survey: Survey) -> NDArray[np.float64]:
     parts = []
     for path in survey.images:
         with open_mosaic(path, hdu=survey.hdu) as mosaic:
-            parts.append(np.asarray(find_sources(mosaic, in_units_of(mosaic, survey.instrument))["magnitude"]))
+            parts.append(find_sources(mosaic, in_units_of(mosaic, survey.instrument))["magnitude"])
     return np.concatenate(parts)
 
 
@@ -383,9 +384,8 @@ def _own_galaxies(survey: Survey, *, seed: int) -> Library | None:
 def _blends_of_own(
     survey: Survey, library: Library, *, seed: int
 ) -> tuple[Iterator[Blend], Callable[[NDArray], NDArray], str]:
-    names = len(set(library.identity))
     blends, folds = pairs_in_folds(library, survey.count, instrument=survey.instrument, seed=seed)
-    return blends, folds, f"{names} lone galaxies"
+    return blends, folds, f"{len(set(library.identity))} lone galaxies"
 
 
 def _blends_of_simulated(

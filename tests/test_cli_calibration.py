@@ -71,9 +71,10 @@ def test_calibrate_on_own_sky(run, tmp_path):
     psf = Instrument.candels_f160w().psf.numpy()
     fits.PrimaryHDU(psf, fits.Header({"PIXSCALE": 0.06})).writeto(tmp_path / "psf.fits")
     own = ("--images", "mosaic.fits", "--catalog", "catalog.csv", "--psf", "psf.fits", "--galaxies", "simulated")
-    result = run("calibrate", *own, "--count", 300, "--least", 60, "--output", "survey", *FAST)
+    result = run("calibrate", *own, "--count", 300, "--least", 60, "--repair", "floor", "--output", "survey", *FAST)
     assert result.exit_code == 0, result.output
     assert "300 blends of simulated galaxies in" in result.output
+    assert "floor repair of total fluxes" in result.output
     assert sorted(entry.name for entry in (tmp_path / "survey").iterdir()) == FILES
 
 

@@ -45,6 +45,13 @@ __all__: list[str] = []  # what is here is used from the command line
 @click.option(
     "--least", type=click.IntRange(20), default=200, show_default=True, help="Galaxies that a group holds at least."
 )
+@click.option(
+    "--repair",
+    type=click.Choice(["conformal", "isotonic", "scale", "floor"]),
+    default="conformal",
+    show_default=True,
+    help="Whole quantile maps, or, where galaxies are few, one factor or one error in quadrature.",
+)
 @weights_option
 @sampling_options
 @click.option("--output", type=FILE, default="calibration", show_default=True, help="Folder to write.")
@@ -86,7 +93,8 @@ def _fit_blends(deblender: Deblender, options: dict) -> Fit:
         blends = set_batches(options["blends"])
     trial = run_trial(blends, deblender, sep=(), **sampling)
     words = f"{len(trial.network)} {words}"
-    return fit_calibrator(trial.network, trial, masks=trial.sums, least=options["least"], fitted_on=words)
+    settings = {name: options[name] for name in ("least", "repair")}
+    return fit_calibrator(trial.network, trial, masks=trial.sums, fitted_on=words, **settings)
 
 
 def _fit_images(deblender: Deblender, options: dict) -> Fit:
@@ -109,8 +117,8 @@ def _fit_images(deblender: Deblender, options: dict) -> Fit:
         columns=tuple(columns(options["columns"]).items()),
         **{name: options[name] for name in ("hdu", "catalog", "galaxies", "magnitude", "count")},
     )
-    sampling = {name: options[name] for name in ("draws", "passes")}
-    return calibrate_survey(survey, deblender, least=options["least"], seed=options["seed"], **sampling)
+    settings = {name: options[name] for name in ("least", "repair", "seed", "draws", "passes")}
+    return calibrate_survey(survey, deblender, **settings)
 
 
 @click.command()

@@ -38,7 +38,7 @@ from .pairs import PairMap, apart, second_is_brighter, swapped, together
 __all__ = ["Calibrator"]
 
 FORMAT = "probdeblend calibrator"
-VERSION = 7
+VERSION = 8
 SUBJECT = ("flux_kind", "method", "pixel_scale", "network")
 MARGIN = 0.1  # by which a feature may be beyond those that were fitted, in units of their range
 
@@ -61,7 +61,7 @@ class Calibrator:
         Of the posteriors that it was fitted on: kind of flux, method and, where they have them, pixel scale and the
         digest of the network's weights. Others are refused.
     repair
-        How maps were fitted: "conformal", "isotonic" or "scale".
+        How maps were fitted: "conformal", "isotonic", "scale" or "floor".
     mask
         Map of mask probabilities; None leaves them as they are.
     fitted_on
@@ -100,7 +100,7 @@ class Calibrator:
         galaxies
             Which galaxy each is ``(blend, galaxy)``, where they repeat; all are distinct if None.
         repair
-            "conformal" or "scale", in groups, or "isotonic", for all galaxies at once.
+            "conformal", "scale" or "floor", in groups, or "isotonic", for all galaxies at once.
         fitted_on
             What the blends are, in words.
         least
@@ -115,10 +115,12 @@ class Calibrator:
         ------
         ValueError
             If shapes disagree, a true flux is not positive and finite, the repair is unknown, the posterior is
-            calibrated already, or there are fewer than `least` galaxies.
+            calibrated already, or there are fewer than `least` galaxies, or fewer than two.
         """
         if repair not in METHODS:
             raise ValueError(f"repair must be one of {', '.join(METHODS)}, got {repair!r}")
+        if least < 2:
+            raise ValueError(f"least must be at least 2 galaxies, got {least}")
         if "calibrated" in posterior.dataset.attrs:
             raise ValueError("posterior must not be calibrated already: ask for it with calibrate=False")
         draws, truth = posterior.draws("blend", "galaxy", "band"), np.asarray(truth, dtype=np.float64)
@@ -146,7 +148,8 @@ class Calibrator:
         places, true_places = (apart(swapped(array, swap), logarithmic=logarithmic) for array in (flux, both))
 
         def learn_pair(rows: NDArray[np.int64], count: int) -> PairMap:
-            return PairMap.fit(places[rows], true_places[rows], method=repair, blends=count // 2)
+            settings = {"method": repair, "logarithmic": logarithmic, "blends": count // 2}
+            return PairMap.fit(places[rows], true_places[rows], **settings)
 
         # Two galaxies are one blend: groups hold as many blends as those of galaxies hold galaxies.
         enough = 2 * enough if repair == "isotonic" else 2 * least
@@ -218,7 +221,8 @@ class Calibrator:
     def _moved(self, draws: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Repair each flux by itself ``(blend, galaxy, band, draw)``."""
         known = np.isfinite(draws).all(-1)
-        values = self.root.apply(_scale(draws[known], self.logarithmic), features[known])
+        values = np.log(draws[known]) if self.logarithmic else draws[known]
+        values = self.root.apply(values, features[known])
         moved = draws.copy()
         moved[known] = np.exp(values) if self.logarithmic else values
         return moved
@@ -263,8 +267,7 @@ class Calibrator:
             A few lines.
         """
         groups, members = (self.root, "galaxies") if self.pairs is None else (self.pairs, "blends")
-        each = 1 if self.pairs is None else 2
-        least = min(leaf.galaxies for leaf in groups.leaves()) // each
+        least = min(leaf.galaxies for leaf in groups.leaves()) // (each := 1 if self.pairs is None else 2)
         ranges = "; ".join(
             f"{name} {low:g} to {high:g}" for name, low, high in zip(FEATURES, self.low, self.high, strict=True)
         )
@@ -379,10 +382,6 @@ class Calibrator:
             return cls(root=root, pairs=pairs, mask=mask, **ends, **numbers)
         except (KeyError, TypeError) as error:
             raise ValueError("a damaged calibrator") from error
-
-
-def _scale(flux: NDArray[np.float64], logarithmic: bool) -> NDArray[np.float64]:
-    return np.log(flux) if logarithmic else flux
 
 
 def _subject(posterior: Posterior) -> dict[str, str | float]:

@@ -306,5 +306,6 @@ class Group:
 def _repair(plain: dict) -> QuantileMap | PairMap:
     if "places" in plain:
         total, ratio = (_repair(plain[name]) for name in ("total", "ratio"))
-        return PairMap(total, ratio, tuple(map(tuple, plain["places"])))
+        places = tuple(map(tuple, plain["places"]))
+        return PairMap(total, ratio, *(plain[name] for name in ("logarithmic", "tie", "kept")), places)
     return QuantileMap.of_plain(plain)

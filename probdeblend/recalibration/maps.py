@@ -1,14 +1,16 @@
 """Monotone maps that move the draws of one galaxy, learned from many whose fluxes are known.
 
 Errors are scaled by the posterior's own width: ``z = (value - median) / half-width of the 68 % interval``, of draws and
-of truths. Three ways to learn where draws belong:
+of truths. Four ways to learn where draws belong:
 
 - "conformal": quantiles of the truths' z take the place of the quantiles of the draws. This is split conformal
   prediction on scaled residuals (Lei et al. 2018, doi:10.1080/01621459.2017.1307116; Romano et al. 2019,
   arXiv:1905.03222), at all levels at once, and reaches beyond the draws;
 - "isotonic": the truths' ranks among the draws are regressed on uniform ones (Kuleshov et al. 2018,
   arXiv:1807.00263). What no draw reaches stays out of reach: it cannot widen the outermost quantiles;
-- "scale": one factor, which brings 68 % of the truths into the 68 % interval.
+- "scale": one factor, which brings 68 % of the truths into the 68 % interval;
+- "floor": the same by one error, added in quadrature to the width of all: what a model leaves out weighs most where
+  noise is least. Where intervals are too wide, a factor.
 
 Draws keep their order, so that the pair keeps its rank correlation.
 """
@@ -20,14 +22,17 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri
 
 __all__ = ["METHODS", "NODES", "Method", "QuantileMap"]
 
 _LOW = (0.005, 0.01, 0.015, 0.025, 0.035, 0.05, 0.075, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
 NODES = (*_LOW, 0.5, *(round(1 - level, 3) for level in reversed(_LOW)))
-METHODS = ("conformal", "isotonic", "scale")
+METHODS = ("conformal", "isotonic", "scale", "floor")
 DIGITS = 5
-Method = Literal["conformal", "isotonic", "scale"]
+TAIL, ONE_SIGMA = 10.0, 0.16  # levels, in units of the outermost one and at most, from which on the slope is taken
+FARTHEST = 6.0  # normal score beyond which no draw is
+Method = Literal["conformal", "isotonic", "scale", "floor"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class QuantileMap:
     ----------
     method
         "conformal": nodes are levels, and the scaled errors that belong there; "isotonic": levels, and the levels that
-        they become; "scale": scaled errors, and what they become.
+        they become; "scale": scaled errors, and what they become; "floor": no error, and the one that is added.
     given, wanted
         Ascending nodes, and what becomes of them.
     """
@@ -65,7 +70,7 @@ class QuantileMap:
         truth
             True values ``(galaxy,)``.
         method
-            "conformal", "isotonic" or "scale".
+            "conformal", "isotonic", "scale" or "floor".
         galaxies
             How many of them are distinct; all if None.
 
@@ -76,16 +81,20 @@ class QuantileMap:
         """
         middle, width = _place(values)
         true = (truth - middle[:, 0]) / width[:, 0]
-        if method == "scale":
+        if method in ("scale", "floor"):
             factor = max(float(np.quantile(np.abs(true), 0.68)), 1e-6)
-            return cls(method, (-1.0, 1.0), _rounded([-factor, factor]))
+            if method == "floor" and factor > 1:
+                added = np.quantile(np.square(truth - middle[:, 0]) - np.square(width[:, 0]), 0.68)
+                return cls(method, (0.0,), _rounded([np.sqrt(added)]))
+            return cls("scale", (-1.0, 1.0), _rounded([-factor, factor]))
         if method == "isotonic":
             return cls(method, *_isotonic(values, truth))
-        # Quantiles of n truths at (n + 1) p, outwards: at least as wide as the level says for one more galaxy.
+        # One more truth is below the k-th of n with the probability k / (n + 1): whole k, nodes that or a little more.
         count = len(true) if galaxies is None else galaxies
-        rank = np.array(NODES) * (count + 1)
-        outward = np.where(np.array(NODES) < 0.5, np.floor(rank), np.ceil(rank)) / (count + 1)
-        return cls(method, NODES, _rounded(np.maximum.accumulate(np.quantile(true, np.clip(outward, 0, 1)))))
+        rank = (count + 1) * np.array(NODES)
+        whole = np.unique(np.clip(np.where(np.array(NODES) < 0.5, np.floor(rank), np.ceil(rank)), 1, count))
+        wanted = np.quantile(true, (whole - 0.5) / count, method="hazen")
+        return cls(method, _rounded(whole / (count + 1)), _rounded(wanted))
 
     @classmethod
     def of_plain(cls, plain: dict) -> QuantileMap:
@@ -118,12 +127,15 @@ class QuantileMap:
         """
         order = values.argsort(-1, kind="stable")
         ascending = np.take_along_axis(values, order, -1)
-        levels = (np.arange(values.shape[-1]) + 0.5) / values.shape[-1]
+        levels = np.arange(1, values.shape[-1] + 1) / (values.shape[-1] + 1)  # truths rank evenly among such draws
         if self.method == "isotonic":
             placed = _at_levels(ascending, np.interp(levels, self.given, self.wanted))
         elif self.method == "scale":
             middle, _ = _place(values)
             placed = middle + self.wanted[-1] * (ascending - middle)
+        elif self.method == "floor":
+            middle, width = _place(values)
+            placed = middle + np.hypot(width, self.wanted[0]) / width * (ascending - middle)
         else:
             placed = self._conformal(ascending, levels)
         moved = np.empty_like(values)
@@ -132,14 +144,15 @@ class QuantileMap:
 
     def _conformal(self, ascending: NDArray[np.float64], levels: NDArray[np.float64]) -> NDArray[np.float64]:
         middle, width = _place(ascending)
-        scaled = np.broadcast_to(np.interp(levels, self.given, self.wanted), ascending.shape).copy()
-        # Beyond the outermost nodes draws go on in proportion to their own tails.
-        own = (ascending - middle) / width
-        for end, outside in ((0, levels < self.given[0]), (-1, levels > self.given[-1])):
-            edge = np.quantile(own, self.given[end], axis=-1, keepdims=True)
-            stretch = abs(self.wanted[end]) / np.maximum(np.abs(edge), 1e-6)
-            scaled[:, outside] = self.wanted[end] + stretch * (own[:, outside] - edge)
-        return middle + width * scaled
+        given, wanted = ndtri(self.given), np.array(self.wanted)
+        # Beyond the outermost nodes the tails of the truths go on, as normal ones of their slope.
+        inner = max(np.searchsorted(self.given, min(TAIL * self.given[0], ONE_SIGMA)), 1)
+        low, high = (
+            wanted[end] + (wanted[end] - wanted[other]) / (given[end] - given[other]) * (place - given[end])
+            for end, other, place in ((0, inner, -FARTHEST), (-1, -1 - inner, FARTHEST))
+        )
+        given, wanted = np.r_[-FARTHEST, given, FARTHEST], np.r_[low, wanted, high]
+        return middle + width * np.interp(ndtri(levels), given, wanted)
 
 
 def _place(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -159,7 +172,7 @@ def _isotonic(values: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[
 
 
 def _at_levels(ascending: NDArray[np.float64], levels: NDArray[np.float64]) -> NDArray[np.float64]:
-    place = np.clip(levels * ascending.shape[-1] - 0.5, 0, ascending.shape[-1] - 1)
+    place = np.clip(levels * (ascending.shape[-1] + 1) - 1, 0, ascending.shape[-1] - 1)
     below = np.floor(place).astype(int)
     above = np.minimum(below + 1, ascending.shape[-1] - 1)
     return ascending[:, below] + (place - below) * (ascending[:, above] - ascending[:, below])

@@ -62,7 +62,7 @@ def real_section(plan: Plan) -> Section:
     }
     tables = []
     for method, (posterior, truth) in answers.items():
-        for repair in ("scale", "conformal"):
+        for repair in ("scale", "floor", "conformal"):
             fit = fit_calibrator(posterior, trial, truth=truth, least=LEAST, repair=repair, folds=folds)
             tables.append(_named(fit.tested, f"{method}, {repair}"))
     card = vstack(tables)
@@ -74,8 +74,9 @@ def real_section(plan: Plan) -> Section:
             f"{len(trial.network)} blends of {galaxies} real lone galaxies in {FOLDS} folds: galaxies are blended "
             "within their fold, and each fold is repaired by a calibrator that was fitted on the other four. Bands are "
             f"95 % bootstrap bands over galaxies. The median estimated S/N is {snr:.0f}.",
-            'So few galaxies bear one factor for the width ("scale"); a whole quantile map ("conformal") is '
-            "coarse. SEP's quoted errors go through the same repair. The network is scored on corrected total fluxes, "
+            'So few galaxies bear one number: a factor for the width ("scale"), or an error added in quadrature '
+            '("floor"), which weighs most where noise is least; a whole quantile map ("conformal") is coarse. '
+            "SEP's quoted errors go through the same repair. The network is scored on corrected total fluxes, "
             "SEP on the AUTO fluxes of the lone galaxies.",
         ],
         {"Before and after the repair": plain_rows(card, COLUMNS)},
