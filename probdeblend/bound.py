@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .curvature import linearized, prior_moments
 from .model import BlendModel, Observed
-from .refine import linearized, prior_moments
 
 __all__ = ["fisher_information", "van_trees_bound"]
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from .curvature import sensitivity
 from .likelihood import expected_periodogram
 from .model import BlendModel, Observed
-from .refine import sensitivity
 from .scene import MASK_THRESHOLD
 
 __all__ = ["misfit"]

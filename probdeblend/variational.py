@@ -26,10 +26,11 @@ from pyro.distributions import constraints
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
+from .curvature import prior_moments
 from .latents import ANYWHERE, LATENTS
 from .model import POSITION, BlendModel, Observed
 from .prior import PUBLISHED_PIXEL_SCALE
-from .refine import Proposal, prior_moments
+from .refine import Proposal
 from .separation import separation_limits
 from .support import Support
 
@@ -222,7 +223,7 @@ def fit_elbo(
     model, observed
         The generative model and its images.
     mode, precision
-        What `~probdeblend.refine.find_mode` returns, to start from: ``(blend, number)`` and
+        What `~probdeblend.curvature.find_mode` returns, to start from: ``(blend, number)`` and
         ``(blend, number, number)``.
     updates
         Number of steps of Adam.

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from probdeblend.bound import fisher_information, van_trees_bound
+from probdeblend.curvature import find_mode, prior_moments, sensitivity
 from probdeblend.latents import LATENTS
 from probdeblend.model import BlendModel, Observed
 from probdeblend.posterior import systematic
 from probdeblend.prior import Prior
 from probdeblend.reference import Reference, sample_reference
-from probdeblend.refine import Refined, find_mode, prior_moments, refine, sensitivity
+from probdeblend.refine import Refined, refine
 from probdeblend.scene import Instrument
 
 FLUX = [0, len(LATENTS)]

@@ -11,9 +11,10 @@ import torch
 from scipy.stats import norm
 from test_refine import near_pairs
 
+from probdeblend.curvature import find_mode
 from probdeblend.model import BlendModel, Observed
 from probdeblend.prior import Prior
-from probdeblend.refine import find_mode, refine
+from probdeblend.refine import refine
 from probdeblend.scene import Instrument
 from probdeblend.support import Support
 from probdeblend.variational import NormalGuide, Relaxed, fit_elbo
