@@ -49,7 +49,7 @@ def main(count: int, refined: int, draws: int, seed: int) -> None:
     seconds = {
         "network, 1000 draws of 32 passes": timed(lambda: deblender(stamps[:count], sky_rms=noise[:count])) / count,
         "refinement, 400 draws": timed(lambda: refine(model, some, start)) / refined,
-        "refinement, ELBO": timed(lambda: refine(model, some, start, fit=fit_elbo)) / refined,
+        "refinement, ELBO": timed(lambda: refine(model, some, start, fits=[fit_elbo])) / refined,
     }
     small, cut = reference_model(), middle_of(some)
     answer = refine(small, cut, start)

@@ -34,6 +34,7 @@ from .model import POSITION, BlendModel, Observed
 from .prior import Prior
 from .reference import LARGEST_R_HAT, LEAST_EFFECTIVE, sample_reference
 from .refine import Refined, refine
+from .refiner import METHODS
 from .scene import STAMP_SIZE, Instrument
 from .seeds import seed_of
 
@@ -331,7 +332,8 @@ def compare_references(path: Path | None = None, *, draws: int = 1000, seed: int
     for white in np.unique(stored.white[converged]).tolist():
         chosen = converged[stored.white[converged] == white]
         *taken, start = (torch.from_numpy(getattr(stored, name)[chosen]) for name in (*Observed._fields, "start"))
-        found = refine(reference_model(white=white), Observed(*taken), start, draws=draws, seed=seed)
+        settings = {"draws": draws, "seed": seed, "fits": METHODS["auto"]}
+        found = refine(reference_model(white=white), Observed(*taken), start, **settings)
         rows += [_row(stored, found, place, blend) for place, blend in enumerate(chosen.tolist())]
     if not rows:
         raise ValueError(f"references must have converged, got none of {len(stored.white)}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,8 @@ OWN = 50.0  # effective draws that the curvature is worth beside the weighted co
 LARGEST_K_HAT = 0.7
 NOTHING = -700.0  # ln of a weight that is none
 CHUNK = 64
+AXES = {"unknown": 1, "log_weight": 1}  # of the blends; else the first
+ENOUGH = 100.0  # effective draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,27 @@ class Refined:
     def usable(self) -> NDArray[np.bool_]:
         """Which blends have weights that can be used ``(blend,)``: k-hat below ``min(1 - 1 / log10(draws), 0.7)``."""
         return self.k_hat < min(1 - 1 / math.log10(len(self.unknown)), LARGEST_K_HAT)
+
+    @property
+    def poor(self) -> NDArray[np.int64]:
+        """Numbers of the blends that more work may help: weights cannot be used, or fewer than 100 draws are left."""
+        return np.flatnonzero(~self.usable | (self.effective < ENOUGH))
+
+    def select(self, blends: NDArray) -> Refined:
+        """Take some of the blends.
+
+        Parameters
+        ----------
+        blends
+            Their numbers, or which of them.
+
+        Returns
+        -------
+        Refined
+            Of these alone.
+        """
+        kept = {name: np.moveaxis(value, AXES.get(name, 0), 0)[blends] for name, value in vars(self).items()}
+        return Refined(**{name: np.moveaxis(value, 0, AXES.get(name, 0)) for name, value in kept.items()})
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return weighted means and covariances.
@@ -115,7 +138,7 @@ def refine(
     steps: int = 8,
     rounds: int = 2,
     seed: int = 0,
-    fit: Fit | None = None,
+    fits: Sequence[Fit | None] = (None,),
 ) -> Refined:
     """Find the posterior under the model.
 
@@ -135,8 +158,9 @@ def refine(
         Number of proposals, each from the draws of the one before.
     seed
         Seed of the draws; those of a blend depend on it and on its number in the batch alone.
-    fit
-        What makes the first proposal, such as `~probdeblend.variational.fit_elbo`; the curvature alone if None.
+    fits
+        What makes the first proposal, such as `~probdeblend.variational.fit_elbo`; the curvature alone if None. Blends
+        of which it makes little go on to the next one, with a round more.
 
     Returns
     -------
@@ -155,13 +179,25 @@ def refine(
             rows = slice(first, first + CHUNK)
             part = Observed(*(value[rows] for value in observed))
             mode, precision = find_mode(model, part, start[rows], steps=steps)
-            itself = mode, torch.linalg.inv(precision), IndependentTransform(identity_transform, 1)
-            proposal = itself if fit is None else fit(model, part, mode, precision)
-            parts.append(_weigh(model, part, proposal, draws=draws, rounds=rounds, seed=(seed, first)))
-    axes = {"unknown": 1, "log_weight": 1}
+            found, done = None, 0
+            for number, fit in enumerate(fits):
+                poor = np.arange(len(mode)) if found is None else found.poor
+                some = Observed(*(value[poor] for value in part))
+                proposal = (_curvature if fit is None else fit)(model, some, mode[poor], precision[poor])
+                settings = {"draws": draws, "rounds": range(done, done + rounds + number), "seed": (seed, first)}
+                better = _weigh(model, some, proposal, blends=poor, **settings)
+                found = better if found is None else _replaced(found, poor, _better(found.select(poor), better))
+                done += rounds + number
+                if not len(found.poor):
+                    break
+            parts.append(found)
     return Refined(
-        **{name: np.concatenate([vars(part)[name] for part in parts], axes.get(name, 0)) for name in vars(parts[0])}
+        **{name: np.concatenate([vars(part)[name] for part in parts], AXES.get(name, 0)) for name in vars(parts[0])}
     )
+
+
+def _curvature(_: BlendModel, __: Observed, mode: Tensor, precision: Tensor) -> Proposal:
+    return mode, torch.linalg.inv(precision), IndependentTransform(identity_transform, 1)
 
 
 def _check(model: BlendModel, observed: Observed, start: Tensor, *, draws: int, steps: int, rounds: int) -> None:
@@ -178,14 +214,22 @@ def _check(model: BlendModel, observed: Observed, start: Tensor, *, draws: int, 
 
 
 def _weigh(
-    model: BlendModel, observed: Observed, proposal: Proposal, *, draws: int, rounds: int, seed: tuple[int, int]
+    model: BlendModel,
+    observed: Observed,
+    proposal: Proposal,
+    *,
+    blends: NDArray[np.int64],
+    draws: int,
+    rounds: range,
+    seed: tuple[int, int],
 ) -> Refined:
     """Draw from proposals and weigh; each blend keeps its best round."""
     (center, covariance, coordinates), best = proposal, None
-    for number in range(rounds):
-        found = _round(model, observed, (center, covariance, coordinates), draws=draws, seed=(*seed, number))
+    for number in rounds:
+        seeds = [seed_of(*seed, number, blend) for blend in blends.tolist()]
+        found = _round(model, observed, (center, covariance, coordinates), draws=draws, seeds=seeds)
         best = found if best is None else _better(best, found)
-        if number + 1 < rounds:
+        if number != rounds[-1]:
             place = coordinates.inv(torch.from_numpy(found.unknown)).numpy()
             mean, scatter = (torch.from_numpy(array) for array in _moments(place, np.exp(found.log_weight)))
             trust = torch.from_numpy(found.effective / (found.effective + OWN))
@@ -194,13 +238,13 @@ def _weigh(
     return best
 
 
-def _round(model: BlendModel, observed: Observed, proposal: Proposal, *, draws: int, seed: tuple[int, ...]) -> Refined:
+def _round(model: BlendModel, observed: Observed, proposal: Proposal, *, draws: int, seeds: list[int]) -> Refined:
     center, covariance, coordinates = proposal
     scale = torch.linalg.cholesky(covariance * (DEGREES - 2) / DEGREES)
     student_t = dist.MultivariateStudentT(torch.tensor(DEGREES).double(), center, scale, validate_args=False)
     drawn = []
-    for blend in range(len(center)):
-        torch.manual_seed(seed_of(*seed, blend))
+    for blend, seed in enumerate(seeds):
+        torch.manual_seed(seed)
         normal = torch.randn(draws, center.shape[-1], dtype=torch.float64)
         stretch = (DEGREES / torch.distributions.Chi2(DEGREES).sample((draws, 1))).double().sqrt()
         drawn.append(center[blend] + stretch * normal @ scale[blend].T)
@@ -250,11 +294,15 @@ def _chi_square(model: BlendModel, observed: Observed, unknown: Tensor) -> NDArr
 
 def _better(first: Refined, second: Refined) -> Refined:
     improved = (second.effective > first.effective) & (second.k_hat < np.maximum(first.k_hat, 0.7))
-    axes = {"unknown": improved[None, :, None], "log_weight": improved[None], "chi_square": improved[:, None]}
-    chosen = {
-        name: np.where(axes.get(name, improved), vars(second)[name], value) for name, value in vars(first).items()
-    }
-    return Refined(**chosen)
+    return _replaced(first, np.flatnonzero(improved), second.select(improved))
+
+
+def _replaced(found: Refined, rows: NDArray[np.int64], others: Refined) -> Refined:
+    """Put other answers in the place of those of some blends."""
+    values = {name: value.copy() for name, value in vars(found).items()}
+    for name, value in values.items():
+        np.moveaxis(value, AXES.get(name, 0), 0)[rows] = np.moveaxis(vars(others)[name], AXES.get(name, 0), 0)
+    return Refined(**values)
 
 
 def _moments(values: NDArray, weight: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

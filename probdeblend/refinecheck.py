@@ -20,6 +20,7 @@ from .latents import LATENTS
 from .model import BlendModel, Observed
 from .prior import Prior
 from .refine import Refined, refine
+from .refiner import METHODS
 from .seeds import seed_of
 
 __all__ = ["refine_check", "report"]
@@ -37,6 +38,7 @@ def refine_check(
     count: int = 200,
     draws: int = 400,
     passes: int = 32,
+    method: str = "auto",
     seed: int = 0,
     progress: bool = True,
 ) -> Table:
@@ -52,6 +54,8 @@ def refine_check(
         Number of blends.
     draws, passes
         Draws of each proposal, and of the network; dropout passes of the network.
+    method
+        How blends are refined, as for `~probdeblend.refiner.Refiner`.
     seed
         Same seed, same table.
     progress
@@ -71,20 +75,21 @@ def refine_check(
     Raises
     ------
     ValueError
-        If there are no blends.
+        If there are no blends, or there is no such method.
     """
     if count < 1:
         raise ValueError(f"count must be positive, got {count}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     model = BlendModel(Prior.default(), deblender.instrument)
     parts, quality, seconds = [], [], np.zeros(2)
     for number in tqdm(range(0, count, CHUNK), disable=not progress, desc="blends", unit="batch", leave=False):
         observed, unknown = model.simulate(min(CHUNK, count - number), seed=seed_of(seed, number))
         began = perf_counter()
-        found = refine(model, observed, start(observed.image[:, None]), draws=draws, seed=seed + number)
+        settings = {"draws": draws, "seed": seed + number}
+        found = refine(model, observed, start(observed.image[:, None]), fits=METHODS[method], **settings)
         refined = perf_counter()
-        posterior = deblender(
-            observed.image, sky_rms=np.ones(len(unknown)), draws=draws, passes=passes, seed=seed + number
-        )
+        posterior = deblender(observed.image, sky_rms=np.ones(len(unknown)), passes=passes, **settings)
         seconds += [refined - began, perf_counter() - refined]
         answers = {
             "refined": _usable(found, draws, seed=seed),

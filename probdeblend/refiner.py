@@ -37,8 +37,12 @@ from .variational import fit_elbo
 
 __all__ = ["METHODS", "Refiner"]
 
-METHODS: dict[str, Fit | None] = {"gauss-newton": None, "elbo": fit_elbo}
-"""How the first proposal is made, by name; None for the curvature alone."""
+METHODS: dict[str, tuple[Fit | None, ...]] = {
+    "auto": (None, fit_elbo),
+    "gauss-newton": (None,),
+    "elbo": (fit_elbo,),
+}
+"""How proposals are made, by name; None for the curvature alone. Blends of which one makes little go on to the next."""
 
 FLUXES = [0, len(LATENTS)]
 UNSURE = Flag.UNFAMILIAR | Flag.OFF_CENTER | Flag.OUTSIDE_PRIOR | Flag.BAD_PIXELS | Flag.BAD_CENTER | Flag.OTHER_COUNT
@@ -73,8 +77,8 @@ class Refiner:
     steps
         Most Gauss-Newton steps.
     method
-        What the first proposal is: "gauss-newton", as wide as the curvature at the mode says, or "elbo", fitted from
-        there by `~probdeblend.variational.fit_elbo`.
+        What the first proposal is: "gauss-newton", as wide as the curvature at the mode says; "elbo", fitted from
+        there by `~probdeblend.variational.fit_elbo`; or "auto", the second where the first makes little of a blend.
 
     Raises
     ------
@@ -97,7 +101,7 @@ class Refiner:
         prior: Prior | None = None,
         proposals: int = 400,
         steps: int = 8,
-        method: str = "gauss-newton",
+        method: str = "auto",
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -105,7 +109,7 @@ class Refiner:
             raise ValueError(f"proposals must be at least {LEAST_PROPOSALS}, got {proposals}")
         self.deblender, self.guide = deblender, guide.eval()
         self.instrument = deblender.instrument if instrument is None else instrument
-        self.proposals, self.steps, self.fit = proposals, steps, METHODS[method]
+        self.proposals, self.steps, self.fits = proposals, steps, METHODS[method]
         deblender.check_pixel_scale(self.instrument.pixel_scale)
         if guide.encoder is not deblender.network:
             raise ValueError("guide must stand on the deblender's own network, got one on another")
@@ -162,7 +166,7 @@ class Refiner:
         observed = Observed(ratio, torch.tensor(scale, dtype=torch.float32), exposure)
         count = network.flux.sizes["chain"] * network.flux.sizes["draw"]
         guess, guided = self._guided(ratio, count, seed=seed)
-        settings = {"draws": self.proposals, "steps": self.steps, "fit": self.fit}
+        settings = {"draws": self.proposals, "steps": self.steps, "fits": self.fits}
         found = refine(self.model, observed, guess, **settings, seed=seed)
         flags, probability = self._gates(network, found, observed, spoiled)
         unknown, kept = found.resampled(count, seed=seed), np.flatnonzero(flags)

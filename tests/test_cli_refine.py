@@ -60,7 +60,7 @@ def test_the_image_says_what_the_model_is(run, built, tmp_path):
     result = run("--zero-point", 31.4, "--exposure", 21, "--psf", "psf.fits")
     assert result.exit_code == 0, result.output
     _, instrument, method = built[-1]
-    assert method == "gauss-newton"
+    assert method == "auto"
     assert (instrument.zero_point, instrument.exposure) == (31.4, 21)
     assert isinstance(instrument.psf, torch.Tensor)
     assert instrument.psf.dtype == torch.float32
@@ -77,7 +77,7 @@ def test_the_method_is_chosen(run, built):
         assert built[-1][2] == method
     refused = run("--zero-point", HST.zero_point, "--method", "laplace")
     assert refused.exit_code == 2
-    assert "'laplace' is not one of 'gauss-newton', 'elbo'" in refused.output
+    assert "'laplace' is not one of 'auto', 'gauss-newton', 'elbo'" in refused.output
 
 
 def test_refuses_to_refine(run, built, tmp_path):

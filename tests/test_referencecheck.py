@@ -60,7 +60,7 @@ def fakes(patch):
         effective = np.full(NUMBERS, 500.0 if draws > 300 else 390.0)
         return Reference(drawn, np.full(NUMBERS, 1.001), effective)
 
-    def refine(model, observed, start, *, draws, seed):
+    def refine(model, observed, start, *, draws, seed, fits=None):
         assert observed.image.shape[1:] == (model.size, model.size)
         return refined(len(start), draws=draws)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import probdeblend.refine as room
 from probdeblend.bound import fisher_information, van_trees_bound
 from probdeblend.curvature import find_mode, prior_moments, sensitivity
 from probdeblend.latents import LATENTS
@@ -125,6 +126,31 @@ def test_same_seed_same_answer_in_any_batch(model, pairs):
 
 
 @pytest.mark.slow
+def test_blends_of_which_little_comes_go_on(model, pairs, monkeypatch):
+    """The first proposal is far off for one blend: it alone is proposed again, and others keep what they had."""
+    monkeypatch.setattr(room, "ENOUGH", 10.0)
+    observed, _, start = pairs
+    asked = []
+
+    def astray(model, some, mode, precision):
+        center, covariance, coordinates = room._curvature(model, some, mode, precision)
+        center = center.clone()
+        center[0] += 30 * covariance[0].diagonal().sqrt()
+        return center, covariance, coordinates
+
+    def again(*arguments):
+        asked.append(len(arguments[2]))
+        return room._curvature(*arguments)
+
+    alone, both = (refine(model, observed, start, draws=200, seed=1, fits=fits) for fits in ([astray], [astray, again]))
+    assert alone.poor.tolist() == [0]
+    assert asked == [1]
+    assert both.poor.tolist() == []
+    assert both.effective[0] > 10 * alone.effective[0]
+    np.testing.assert_array_equal(both.unknown[:, 1:], alone.unknown[:, 1:])
+    np.testing.assert_array_equal(both.log_evidence[1:], alone.log_evidence[1:])
+
+
 def test_a_wrong_model_shows_in_chi_square(model, pairs):
     """A ring that no Sérsic galaxy has."""
     observed, _, start = pairs

@@ -36,7 +36,7 @@ def exact(monkeypatch):
         unknown = torch.from_numpy(rng.normal(8, 0.1, (count, 16)))
         return SimpleNamespace(image=unknown), unknown
 
-    def refined(model, observed, start, *, draws, seed):
+    def refined(model, observed, start, *, draws, seed, fits):
         middle = observed.image.numpy() + 0.1 * rng.normal(size=(len(observed.image), 16))
         drawn = middle + 0.1 * rng.normal(size=(draws, *middle.shape))
         good = np.full(len(middle), 0.1)

@@ -246,21 +246,21 @@ def test_the_method_is_chosen(blends, model, monkeypatch):
     network, asked = Network(observed, unknown), []
 
     def search(*arguments, **settings):
-        asked.append(settings["fit"])
+        asked.append(settings["fits"])
         return exact(model, unknown, 400)
 
     monkeypatch.setattr(room, "refine", search)
     for chosen in ({}, {"method": "gauss-newton"}, {"method": "elbo"}):
         refiner = Refiner(network, Guide(network, unknown), **chosen)
         refiner(observed.image * observed.sky_rms[:, None, None], sky_rms=observed.sky_rms.numpy(), draws=200, passes=2)
-    assert asked == [None, None, fit_elbo]
-    with pytest.raises(ValueError, match="method must be one of gauss-newton, elbo, got 'laplace'"):
+    assert asked == [(None, fit_elbo), (None,), (fit_elbo,)]
+    with pytest.raises(ValueError, match="method must be one of auto, gauss-newton, elbo, got 'laplace'"):
         Refiner(network, Guide(network, unknown), method="laplace")
 
 
 @pytest.mark.slow
 def test_variational_refinement_passes_the_gates(blends, monkeypatch):
-    monkeypatch.setitem(room.METHODS, "elbo", partial(fit_elbo, updates=40))
+    monkeypatch.setitem(room.METHODS, "elbo", (partial(fit_elbo, updates=40),))
     observed, unknown = (Observed(*(value[:2] for value in blends[0])), blends[1][:2])
     network = Network(observed, unknown)
     refiner = Refiner(network, Guide(network, unknown), method="elbo", proposals=300)

@@ -76,7 +76,7 @@ def test_it_finds_the_exact_posterior(linear, false_alarm):
     start = exact.KNOWN.expand(2, -1)
     with torch.no_grad():
         proposal = fit_elbo(model, observed, *find_mode(model, observed, start, steps=8))
-    found = refine(model, observed, start, draws=1000, rounds=1, seed=1, fit=lambda *_: proposal)
+    found = refine(model, observed, start, draws=1000, rounds=1, seed=1, fits=[lambda *_: proposal])
     assert found.usable.all()
     assert found.effective.min() > 400
     limit = norm.isf(false_alarm / 2 / 10)
@@ -103,7 +103,7 @@ def test_the_elbo_rises_to_the_evidence(sersic, pairs):
         losses = [float(guide.negative_elbo(density, noise(100))) for guide in (before, after)]
     assert losses[1] < losses[0] - 0.5
     fit = partial(fit_elbo, updates=150)
-    found = refine(sersic, taken, mode, draws=400, steps=1, rounds=1, seed=2, fit=fit)
+    found = refine(sersic, taken, mode, draws=400, steps=1, rounds=1, seed=2, fits=[fit])
     assert found.usable.all()
     assert -losses[1] < found.log_evidence.sum() + 1
     assert -losses[1] > found.log_evidence.sum() - 5
@@ -113,7 +113,7 @@ def test_the_elbo_rises_to_the_evidence(sersic, pairs):
 def test_it_agrees_with_the_curvature(sersic, pairs, false_alarm):
     taken, _, mode, _ = pairs
     one, other = (
-        refine(sersic, taken, mode, draws=600, steps=2, seed=3, fit=fit)
+        refine(sersic, taken, mode, draws=600, steps=2, seed=3, fits=[fit])
         for fit in (None, partial(fit_elbo, updates=100))
     )
     both = one.usable & other.usable

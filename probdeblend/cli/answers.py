@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import FILE, finite, overwrite_option, sampling_options, weights_option
+from .options import FILE, finite, method_option, overwrite_option, sampling_options, weights_option
 
 if TYPE_CHECKING:
     from astropy.units import Quantity
@@ -49,13 +49,7 @@ __all__: list[str] = []  # what is here is used from the command line
 @click.option(
     "--refine", is_flag=True, help="Refine stamps where the generative model can be trusted; seconds a blend."
 )
-@click.option(
-    "--method",
-    type=click.Choice(["gauss-newton", "elbo"]),
-    default="gauss-newton",
-    show_default=True,
-    help="How --refine proposes draws: from the curvature, or by variational inference, slower.",
-)
+@method_option
 def deblend(image: Path | None, **options: object) -> None:
     """Find the blends of IMAGE and deblend them; without IMAGE, the example that ships.
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from .options import FILE, overwrite_option, refuse_existing, sampling_options, seed_option, weights_option
+from .options import (
+    FILE,
+    method_option,
+    overwrite_option,
+    refuse_existing,
+    sampling_options,
+    seed_option,
+    weights_option,
+)
 
 __all__: list[str] = []  # what is here is used from the command line
 
@@ -14,6 +22,7 @@ __all__: list[str] = []  # what is here is used from the command line
 @sampling_options
 @weights_option
 @click.option("--guide", type=FILE, help="A guide's file, to start from.  [default: that of the package]")
+@method_option
 @click.option("--output", type=FILE, default="refined", show_default=True, help="Folder to write.")
 @overwrite_option
 def refine_check(**options: object) -> None:
@@ -32,7 +41,7 @@ def refine_check(**options: object) -> None:
     from ..weights import load
 
     refuse_existing(options["output"], overwrite=options["overwrite"])
-    settings = {name: options[name] for name in ("count", "draws", "passes", "seed")}
+    settings = {name: options[name] for name in ("count", "draws", "passes", "method", "seed")}
     deblender, path = load(options["weights"]), options["guide"]
     guide = default_guide(deblender) if path is None else load_guide(path, deblender)
     table = check(deblender, lambda image: guide(image).mean, **settings)

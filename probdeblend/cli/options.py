@@ -91,6 +91,13 @@ workers_option = click.option(
     "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that work; 0 for this one alone."
 )
 weights_option = click.option("--weights", type=FILE, help="A weights file.  [default: those of the package]")
+method_option = click.option(
+    "--method",
+    type=click.Choice(["auto", "gauss-newton", "elbo"]),
+    default="auto",
+    show_default=True,
+    help="Refine from the curvature at the mode, by variational inference, or by this where the first does badly.",
+)
 seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same answer."
 )
