@@ -255,7 +255,7 @@ def _round(model: BlendModel, observed: Observed, proposal: Proposal, *, draws: 
     log_density = log_density + _in_pieces(model, unknown.float(), observed)
     log_weight = (log_density - log_proposal).nan_to_num(nan=-math.inf).numpy()
     smoothed, k_hat = _smoothed(log_weight)
-    effective = 1 / np.exp(2 * smoothed).sum(0)
+    effective = np.where(np.isfinite(k_hat), 1 / np.exp(2 * smoothed).sum(0), 1.0)  # even weights that mean nothing
     evidence = logsumexp(log_weight, axis=0) - math.log(draws)
     error = np.sqrt(np.maximum(1 / effective - 1 / draws, 0))
     mean, _ = _moments(unknown.numpy(), np.exp(smoothed))

@@ -142,7 +142,7 @@ def test_blends_of_which_little_comes_go_on(model, pairs, monkeypatch):
         asked.append(len(arguments[2]))
         return room._curvature(*arguments)
 
-    alone, both = (refine(model, observed, start, draws=200, seed=1, fits=fits) for fits in ([astray], [astray, again]))
+    alone, both = (refine(model, observed, start, draws=400, seed=1, fits=fits) for fits in ([astray], [astray, again]))
     assert alone.poor.tolist() == [0]
     assert asked == [1]
     assert both.poor.tolist() == []
@@ -151,6 +151,7 @@ def test_blends_of_which_little_comes_go_on(model, pairs, monkeypatch):
     np.testing.assert_array_equal(both.log_evidence[1:], alone.log_evidence[1:])
 
 
+@pytest.mark.slow
 def test_a_wrong_model_shows_in_chi_square(model, pairs):
     """A ring that no Sérsic galaxy has."""
     observed, _, start = pairs
