@@ -28,12 +28,12 @@ from .posterior import systematic
 from .scene import MASK_THRESHOLD
 from .seeds import seed_of
 
-__all__ = ["Fit", "Proposal", "Refined", "refine"]
+__all__ = ["Fit", "Refined", "refine"]
 
 Proposal = tuple[Tensor, Tensor, Transform]
 """Center and covariance of a Student-t distribution, and the bijection from its coordinates to the unknowns."""
 Fit = Callable[[BlendModel, Observed, Tensor, Tensor], Proposal]
-"""From the model, its images, the mode and the precision there to a proposal."""
+"""From the model, its images, the mode and the precision there to center, covariance and coordinates of a proposal."""
 
 DEGREES = 6.0
 OWN = 50.0  # effective draws that the curvature is worth beside the weighted covariance

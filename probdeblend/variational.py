@@ -234,8 +234,10 @@ def fit_elbo(
 
     Returns
     -------
-    Proposal
-        For `~probdeblend.refine.refine`.
+    center, covariance
+        Of the coordinates ``(blend, number)`` and ``(blend, number, number)``.
+    coordinates
+        The bijection from these to the unknowns.
 
     Raises
     ------
