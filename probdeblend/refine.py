@@ -5,6 +5,12 @@ distribution around it, as wide as the curvature says or fitted (`~probdeblend.v
 weighted by the model's density over that of the proposal, with Pareto-smoothed weights (Vehtari et al. 2024,
 arXiv:1507.02646); and the weighted moments make a second proposal. What comes out is exact up to the weights' noise,
 *if the model is right*: importance weights judge the proposal by the model, not the model by the sky.
+
+The image does not say which galaxy is which: exchanged, they are as likely, and the prior alone, which has the central
+one near the middle of the stamp, tells them apart. A draw therefore stands for all orders of its galaxies: its weight
+is the density of these together over that of their being proposed, and its order is drawn as the prior says. Where it
+does not say, as between two galaxies on either side of the middle, the posterior has a mode for each order, and
+refinement from either finds both.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import pyro.distributions as dist
@@ -23,7 +30,8 @@ from torch import Tensor
 from torch.distributions.transforms import IndependentTransform, Transform, identity_transform
 
 from .curvature import find_mode
-from .model import BlendModel, Observed
+from .latents import LATENTS
+from .model import NUISANCES, BlendModel, Observed
 from .posterior import systematic
 from .scene import MASK_THRESHOLD
 from .seeds import seed_of
@@ -40,8 +48,9 @@ OWN = 50.0  # effective draws that the curvature is worth beside the weighted co
 LARGEST_K_HAT = 0.7
 NOTHING = -700.0  # ln of a weight that is none
 CHUNK = 64
-AXES = {"unknown": 1, "log_weight": 1}  # of the blends; else the first
+AXES = {"unknown": 1, "order": 1, "log_weight": 1}  # of the blends; else the first
 ENOUGH = 100.0  # effective draws
+SAME = 1e-6  # in coordinates there and back
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +60,10 @@ class Refined:
     Parameters
     ----------
     unknown
-        Draws ``(draw, blend, number)``, in the order of ``BlendModel.split``.
+        Draws ``(draw, blend, number)``, as ``BlendModel.split`` divides them, about one mode: galaxies are in the order
+        in which they were proposed.
+    order
+        Which order of the galaxies a draw is to be put in ``(draw, blend)``: a number of `itertools.permutations`.
     log_weight
         Smoothed and normalized ``(draw, blend)``: exponentials sum to one over the draws.
     k_hat
@@ -66,6 +78,7 @@ class Refined:
     """
 
     unknown: NDArray[np.float64]
+    order: NDArray[np.int64]
     log_weight: NDArray[np.float64]
     k_hat: NDArray[np.float64]
     effective: NDArray[np.float64]
@@ -100,7 +113,7 @@ class Refined:
         return Refined(**{name: np.moveaxis(value, 0, AXES.get(name, 0)) for name, value in kept.items()})
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return weighted means and covariances.
+        """Return weighted means and covariances about the mode, galaxies in the order in which they were proposed.
 
         Returns
         -------
@@ -122,11 +135,12 @@ class Refined:
         Returns
         -------
         NDArray
-            ``(draw, blend, number)``; some come more than once.
+            ``(draw, blend, number)``, each in its own order; some come more than once.
         """
         rng = np.random.default_rng(seed)
         chosen = systematic(np.exp(self.log_weight).T, draws, rng=rng).T
-        return np.take_along_axis(self.unknown, chosen[..., None], 0)
+        drawn, order = np.take_along_axis(self.unknown, chosen[..., None], 0), np.take_along_axis(self.order, chosen, 0)
+        return np.take_along_axis(drawn, _orders(drawn.shape[-1])[order], -1)
 
 
 def refine(
@@ -250,17 +264,43 @@ def _round(model: BlendModel, observed: Observed, proposal: Proposal, *, draws: 
         drawn.append(center[blend] + stretch * normal @ scale[blend].T)
     place = torch.stack(drawn, 1)
     unknown = coordinates(place)
-    log_proposal = student_t.log_prob(place) - coordinates.log_abs_det_jacobian(place, unknown)
-    log_density = model.log_prior(unknown.float(), observed).double()
-    log_density = log_density + _in_pieces(model, unknown.float(), observed)
+    ordered = unknown[..., torch.from_numpy(_orders(model.numbers))].movedim(-2, 0)
+    places = torch.cat([place[None], coordinates.inv(ordered[1:])])
+    log_prior = model.log_prior(ordered.float(), observed).double()
+    log_proposal = _log_proposal(student_t, coordinates, places, ordered).logsumexp(0)
+    log_density = log_prior.logsumexp(0) + _in_pieces(model, unknown.float(), observed)
     log_weight = (log_density - log_proposal).nan_to_num(nan=-math.inf).numpy()
+    order = torch.stack([_drawn_order(log_prior[:, :, blend], seed) for blend, seed in enumerate(seeds)], 1)
     smoothed, k_hat = _smoothed(log_weight)
     effective = np.where(np.isfinite(k_hat), 1 / np.exp(2 * smoothed).sum(0), 1.0)  # even weights that mean nothing
     evidence = logsumexp(log_weight, axis=0) - math.log(draws)
     error = np.sqrt(np.maximum(1 / effective - 1 / draws, 0))
     mean, _ = _moments(unknown.numpy(), np.exp(smoothed))
     chi_square = _chi_square(model, observed, torch.from_numpy(mean).float())
-    return Refined(unknown.numpy(), smoothed, k_hat, effective, chi_square, evidence, error)
+    return Refined(unknown.numpy(), order.numpy(), smoothed, k_hat, effective, chi_square, evidence, error)
+
+
+def _orders(numbers: int) -> NDArray[np.int64]:
+    """Return what puts the galaxies of vectors of so many numbers in all orders ``(order, number)``."""
+    galaxies, others = np.split(np.arange(numbers), [-len(NUISANCES)])
+    blocks = galaxies.reshape(-1, len(LATENTS))
+    return np.stack([np.concatenate([*order, others]) for order in permutations(blocks)])
+
+
+def _log_proposal(
+    student_t: dist.MultivariateStudentT, coordinates: Transform, place: Tensor, unknown: Tensor
+) -> Tensor:
+    """Return the density of unknowns; minus infinity for those that coordinates do not reach."""
+    density = student_t.log_prob(place) - coordinates.log_abs_det_jacobian(place, unknown)
+    reached = torch.isclose(coordinates(place), unknown, rtol=0.0, atol=SAME).all(-1)
+    return torch.where(reached, density, -math.inf).nan_to_num(nan=-math.inf)
+
+
+def _drawn_order(log_prior: Tensor, seed: int) -> Tensor:
+    """Draw an order of the galaxies for each draw of a blend, from ``(order, draw)``."""
+    share = (log_prior - log_prior.max(0).values.clamp(min=NOTHING)).exp()
+    torch.manual_seed(seed_of(seed, 1))
+    return (torch.rand(share.shape[1]) * share.sum(0) > share.cumsum(0)).sum(0).clamp(max=len(share) - 1)
 
 
 def _in_pieces(model: BlendModel, unknown: Tensor, observed: Observed) -> Tensor:

@@ -168,8 +168,9 @@ class Refiner:
         guess, guided = self._guided(ratio, count, seed=seed)
         settings = {"draws": self.proposals, "steps": self.steps, "fits": self.fits}
         found = refine(self.model, observed, guess, **settings, seed=seed)
-        flags, probability = self._gates(network, found, observed, spoiled)
-        unknown, kept = found.resampled(count, seed=seed), np.flatnonzero(flags)
+        unknown = found.resampled(count, seed=seed)
+        flags, probability = self._gates(network, found, observed, log_flux=unknown[..., FLUXES], spoiled=spoiled)
+        kept = np.flatnonzero(flags)
         tried = np.exp(unknown[..., FLUXES]) * scale[:, None]
         unknown[:, kept] = guided[:, kept]
         flux = network.draws("blend", "galaxy", "band")[kept, :, 0] / scale[kept, None, None]
@@ -221,15 +222,22 @@ class Refiner:
         return torch.from_numpy(ratio), Flag.UNEVEN_NOISE * uneven | Flag.BAD_PIXELS * patched
 
     def _gates(
-        self, network: Posterior, found: Refined, observed: Observed, spoiled: NDArray[np.int64]
+        self,
+        network: Posterior,
+        found: Refined,
+        observed: Observed,
+        *,
+        log_flux: NDArray[np.float64],
+        spoiled: NDArray[np.int64],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return why each blend is not refined, as flags ``(blend,)``, and the p-values of the misfit."""
         mean, covariance = found.moments()
         usable = found.usable
         probability = np.where(usable, misfit(self.model, observed, mean, covariance), np.nan)
-        log_flux = np.log(network.draws("blend", "galaxy", "band")[:, :, 0] / observed.sky_rms.numpy()[:, None, None])
-        offset = mean[:, FLUXES] - log_flux.mean(-1)
-        spread = np.stack([np.cov(draws) for draws in log_flux]) + covariance[:, FLUXES][:, :, FLUXES]
+        asked = np.log(network.draws("blend", "galaxy", "band")[:, :, 0] / observed.sky_rms.numpy()[:, None, None])
+        refined = log_flux.transpose(1, 2, 0)
+        offset = refined.mean(-1) - asked.mean(-1)
+        spread = np.stack([np.cov(one) + np.cov(other) for one, other in zip(asked, refined, strict=True)])
         distance = np.einsum("bg,bgh,bh->b", offset, np.linalg.inv(spread), offset)
         contradicted = distance > stats.chi2.isf(LEAST_AGREEMENT_P, 2)
         odd = ((network.flags.values & int(UNSURE)) > 0).any(1)

@@ -47,7 +47,8 @@ def refined(count, *, mean=0.0, scale=1.0, draws=400, k_hat=0.1, turn=0.0):
     drawn[:, 7] = turn * drawn[:, 0] + np.sqrt(1 - turn**2) * drawn[:, 7]
     unknown = np.repeat(mean + scale * drawn[:, None], count, 1)
     even = np.full((draws, count), -np.log(draws))
-    return Refined(unknown, even, np.full(count, k_hat), np.full(count, draws / 2.0), *[np.ones(count)] * 3)
+    order, effective = np.zeros((draws, count), dtype=int), np.full(count, draws / 2.0)
+    return Refined(unknown, order, even, np.full(count, k_hat), effective, *[np.ones(count)] * 3)
 
 
 def fakes(patch):

@@ -205,8 +205,8 @@ def test_refuses(model, pairs, refined):
 
 def test_weights_that_are_no_use():
     """With 100 draws the limit is 1 - 1/2, with very many it is 0.7."""
-    empty = np.zeros((4, 2))
-    found = Refined(np.zeros((100, 4, 3)), empty, np.array([0.4, 0.6, 0.8, np.inf]), *[empty] * 4)
+    empty, k_hat = np.zeros((4, 2)), np.array([0.4, 0.6, 0.8, np.inf])
+    found = Refined(np.zeros((100, 4, 3)), empty, empty, k_hat, *[empty] * 4)
     assert found.usable.tolist() == [True, False, False, False]
     assert replace(found, unknown=np.zeros((100_000, 4, 3))).usable.tolist() == [True, True, False, False]
     with pytest.raises(ValueError, match=r"blend must have usable weights to start from, got a k-hat of 0.80"):
