@@ -3,8 +3,9 @@
 A few damped Gauss-Newton steps (`~probdeblend.curvature`) lead from the guess to the mode; a Student-t
 distribution around it, as wide as the curvature says or fitted (`~probdeblend.variational`), proposes draws; these are
 weighted by the model's density over that of the proposal, with Pareto-smoothed weights (Vehtari et al. 2024,
-arXiv:1507.02646); and the weighted moments make a second proposal. What comes out is exact up to the weights' noise,
-*if the model is right*: importance weights judge the proposal by the model, not the model by the sky.
+arXiv:1507.02646); and the weighted moments make a second proposal. The draws of both are weighted as draws of their
+mixture (Veach & Guibas 1995, doi:10.1145/218380.218498). What comes out is exact up to the weights' noise, *if the
+model is right*: importance weights judge the proposal by the model, not the model by the sky.
 
 The image does not say which galaxy is which: exchanged, they are as likely, and the prior alone, which has the central
 one near the middle of the stamp, tells them apart. A draw therefore stands for all orders of its galaxies: its weight
@@ -20,37 +21,34 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import NamedTuple
 
 import numpy as np
-import pyro.distributions as dist
 import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
-from torch.distributions.transforms import IndependentTransform, Transform, identity_transform
 
 from .curvature import find_mode
 from .latents import LATENTS
 from .model import NUISANCES, BlendModel, Observed
 from .posterior import systematic
+from .proposal import Proposal
 from .scene import MASK_THRESHOLD
 from .seeds import seed_of
 
 __all__ = ["Fit", "Refined", "refine"]
 
-Proposal = tuple[Tensor, Tensor, Transform]
-"""Center and covariance of a Student-t distribution, and the bijection from its coordinates to the unknowns."""
 Fit = Callable[[BlendModel, Observed, Tensor, Tensor], Proposal]
-"""From the model, its images, the mode and the precision there to center, covariance and coordinates of a proposal."""
+"""From the model, its images, the mode and the precision there to a proposal."""
 
-DEGREES = 6.0
 OWN = 50.0  # effective draws that the curvature is worth beside the weighted covariance
 LARGEST_K_HAT = 0.7
+LEAST_POSSIBLE = 0.1  # of the draws, so that their weights have a tail
 NOTHING = -700.0  # ln of a weight that is none
 CHUNK = 64
 AXES = {"unknown": 1, "order": 1, "log_weight": 1}  # of the blends; else the first
 ENOUGH = 100.0  # effective draws
-SAME = 1e-6  # in coordinates there and back
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +163,7 @@ def refine(
     start
         A guess of the unknowns ``(blend, number)``, such as the mean of a guide.
     draws
-        Number of draws of each round.
+        Number of draws of each proposal.
     steps
         Number of Gauss-Newton steps.
     rounds
@@ -179,7 +177,7 @@ def refine(
     Returns
     -------
     Refined
-        The draws of the round with the most effective draws.
+        The draws of all `rounds`; with a round more, those of the last.
 
     Raises
     ------
@@ -198,8 +196,8 @@ def refine(
                 poor = np.arange(len(mode)) if found is None else found.poor
                 some = Observed(*(value[poor] for value in part))
                 proposal = (_curvature if fit is None else fit)(model, some, mode[poor], precision[poor])
-                settings = {"draws": draws, "rounds": range(done, done + rounds + number), "seed": (seed, first)}
-                better = _weigh(model, some, proposal, blends=poor, **settings)
+                settings = {"rounds": range(done, done + rounds + number), "kept": rounds, "seed": (seed, first)}
+                better = _weigh(model, some, proposal, blends=poor, draws=draws, **settings)
                 found = better if found is None else _replaced(found, poor, _better(found.select(poor), better))
                 done += rounds + number
                 if not len(found.poor):
@@ -210,8 +208,8 @@ def refine(
     )
 
 
-def _curvature(_: BlendModel, __: Observed, mode: Tensor, precision: Tensor) -> Proposal:
-    return mode, torch.linalg.inv(precision), IndependentTransform(identity_transform, 1)
+def _curvature(_model: BlendModel, _observed: Observed, mode: Tensor, precision: Tensor) -> Proposal:
+    return Proposal(mode, torch.linalg.inv(precision))
 
 
 def _check(model: BlendModel, observed: Observed, start: Tensor, *, draws: int, steps: int, rounds: int) -> None:
@@ -235,49 +233,58 @@ def _weigh(
     blends: NDArray[np.int64],
     draws: int,
     rounds: range,
+    kept: int,
     seed: tuple[int, int],
 ) -> Refined:
-    """Draw from proposals and weigh; each blend keeps its best round."""
-    (center, covariance, coordinates), best = proposal, None
+    """Draw from a proposal, and from better ones in turn; weigh the draws of the last ones together."""
+    parts: list[_Round] = []
     for number in rounds:
+        if parts:
+            found = _weighted(model, observed, parts[-1:])
+            place = proposal.coordinates.inv(torch.from_numpy(found.unknown)).numpy()
+            moments = (torch.from_numpy(array) for array in _moments(place, np.exp(found.log_weight)))
+            proposal = proposal.moved(*moments, torch.from_numpy(found.effective / (found.effective + OWN)))
         seeds = [seed_of(*seed, number, blend) for blend in blends.tolist()]
-        found = _round(model, observed, (center, covariance, coordinates), draws=draws, seeds=seeds)
-        best = found if best is None else _better(best, found)
-        if number != rounds[-1]:
-            place = coordinates.inv(torch.from_numpy(found.unknown)).numpy()
-            mean, scatter = (torch.from_numpy(array) for array in _moments(place, np.exp(found.log_weight)))
-            trust = torch.from_numpy(found.effective / (found.effective + OWN))
-            center = torch.lerp(center, mean, trust[:, None])
-            covariance = torch.lerp(covariance, scatter, trust[:, None, None])
-    return best
+        parts.append(_round(model, observed, proposal, draws=draws, seeds=seeds))
+    return _weighted(model, observed, parts[-kept:])
 
 
-def _round(model: BlendModel, observed: Observed, proposal: Proposal, *, draws: int, seeds: list[int]) -> Refined:
-    center, covariance, coordinates = proposal
-    scale = torch.linalg.cholesky(covariance * (DEGREES - 2) / DEGREES)
-    student_t = dist.MultivariateStudentT(torch.tensor(DEGREES).double(), center, scale, validate_args=False)
-    drawn = []
-    for blend, seed in enumerate(seeds):
-        torch.manual_seed(seed)
-        normal = torch.randn(draws, center.shape[-1], dtype=torch.float64)
-        stretch = (DEGREES / torch.distributions.Chi2(DEGREES).sample((draws, 1))).double().sqrt()
-        drawn.append(center[blend] + stretch * normal @ scale[blend].T)
-    place = torch.stack(drawn, 1)
-    unknown = coordinates(place)
-    ordered = unknown[..., torch.from_numpy(_orders(model.numbers))].movedim(-2, 0)
-    places = torch.cat([place[None], coordinates.inv(ordered[1:])])
-    log_prior = model.log_prior(ordered.float(), observed).double()
-    log_proposal = _log_proposal(student_t, coordinates, places, ordered).logsumexp(0)
-    log_density = log_prior.logsumexp(0) + _in_pieces(model, unknown.float(), observed)
-    log_weight = (log_density - log_proposal).nan_to_num(nan=-math.inf).numpy()
+class _Round(NamedTuple):
+    """Draws ``(draw, blend, number)``, the order each is to be put in, and the density of all orders together."""
+
+    proposal: Proposal
+    unknown: Tensor
+    order: Tensor
+    log_density: Tensor
+
+
+def _round(model: BlendModel, observed: Observed, proposal: Proposal, *, draws: int, seeds: list[int]) -> _Round:
+    unknown = proposal.draw(draws, seeds)
+    log_prior = model.log_prior(_ordered(unknown).float(), observed).double()
     order = torch.stack([_drawn_order(log_prior[:, :, blend], seed) for blend, seed in enumerate(seeds)], 1)
+    log_density = log_prior.logsumexp(0) + _in_pieces(model, unknown.float(), observed)
+    return _Round(proposal, unknown, order, log_density)
+
+
+def _weighted(model: BlendModel, observed: Observed, rounds: list[_Round]) -> Refined:
+    """Weigh the draws of some proposals as those of their mixture."""
+    unknown, order, log_density = (torch.cat(values) for values in list(zip(*rounds, strict=True))[1:])
+    ordered = _ordered(unknown)
+    mixture = torch.cat([proposal.log_prob(ordered) for proposal, *_ in rounds]).logsumexp(0) - math.log(len(rounds))
+    log_weight = (log_density - mixture).nan_to_num(nan=-math.inf, neginf=-math.inf).numpy()
     smoothed, k_hat = _smoothed(log_weight)
     effective = np.where(np.isfinite(k_hat), 1 / np.exp(2 * smoothed).sum(0), 1.0)  # even weights that mean nothing
-    evidence = logsumexp(log_weight, axis=0) - math.log(draws)
-    error = np.sqrt(np.maximum(1 / effective - 1 / draws, 0))
     mean, _ = _moments(unknown.numpy(), np.exp(smoothed))
-    chi_square = _chi_square(model, observed, torch.from_numpy(mean).float())
-    return Refined(unknown.numpy(), order.numpy(), smoothed, k_hat, effective, chi_square, evidence, error)
+    return Refined(
+        unknown=unknown.numpy(),
+        order=order.numpy(),
+        log_weight=smoothed,
+        k_hat=k_hat,
+        effective=effective,
+        chi_square=_chi_square(model, observed, torch.from_numpy(mean).float()),
+        log_evidence=logsumexp(log_weight, axis=0) - math.log(len(unknown)),
+        log_evidence_error=np.sqrt(np.maximum(1 / effective - 1 / len(unknown), 0)),
+    )
 
 
 def _orders(numbers: int) -> NDArray[np.int64]:
@@ -287,13 +294,9 @@ def _orders(numbers: int) -> NDArray[np.int64]:
     return np.stack([np.concatenate([*order, others]) for order in permutations(blocks)])
 
 
-def _log_proposal(
-    student_t: dist.MultivariateStudentT, coordinates: Transform, place: Tensor, unknown: Tensor
-) -> Tensor:
-    """Return the density of unknowns; minus infinity for those that coordinates do not reach."""
-    density = student_t.log_prob(place) - coordinates.log_abs_det_jacobian(place, unknown)
-    reached = torch.isclose(coordinates(place), unknown, rtol=0.0, atol=SAME).all(-1)
-    return torch.where(reached, density, -math.inf).nan_to_num(nan=-math.inf)
+def _ordered(unknown: Tensor) -> Tensor:
+    """Return unknowns with their galaxies in all orders ``(order, ...)``."""
+    return unknown[..., torch.from_numpy(_orders(unknown.shape[-1]))].movedim(-2, 0)
 
 
 def _drawn_order(log_prior: Tensor, seed: int) -> Tensor:
@@ -313,7 +316,7 @@ def _smoothed(log_weight: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDA
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
         import arviz
-    usable = np.isfinite(log_weight).sum(0) > len(log_weight) // 4
+    usable = np.isfinite(log_weight).mean(0) > LEAST_POSSIBLE
     finite = np.where(np.isfinite(log_weight), log_weight, log_weight.max(0) - 1e3)
     finite = np.where(usable, finite, 0.0)
     with warnings.catch_warnings():

@@ -30,7 +30,7 @@ from .curvature import prior_moments
 from .latents import ANYWHERE, LATENTS
 from .model import POSITION, BlendModel, Observed
 from .prior import PUBLISHED_PIXEL_SCALE
-from .refine import Proposal
+from .proposal import Proposal
 from .separation import separation_limits
 from .support import Support
 
@@ -234,10 +234,8 @@ def fit_elbo(
 
     Returns
     -------
-    center, covariance
-        Of the coordinates ``(blend, number)`` and ``(blend, number, number)``.
-    coordinates
-        The bijection from these to the unknowns.
+    Proposal
+        With the moments of these distributions, in their coordinates.
 
     Raises
     ------
@@ -267,4 +265,4 @@ def fit_elbo(
             schedule.step()
     with torch.no_grad():
         normal = guide()
-    return normal.loc, normal.covariance_matrix, support
+    return Proposal(normal.loc, normal.covariance_matrix, support)

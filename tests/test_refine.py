@@ -133,10 +133,10 @@ def test_blends_of_which_little_comes_go_on(model, pairs, monkeypatch):
     asked = []
 
     def astray(model, some, mode, precision):
-        center, covariance, coordinates = room._curvature(model, some, mode, precision)
-        center = center.clone()
-        center[0] += 30 * covariance[0].diagonal().sqrt()
-        return center, covariance, coordinates
+        found = room._curvature(model, some, mode, precision)
+        center = found.center.clone()
+        center[0] += 30 * found.covariance[0].diagonal().sqrt()
+        return replace(found, center=center)
 
     def again(*arguments):
         asked.append(len(arguments[2]))

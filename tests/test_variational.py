@@ -51,8 +51,7 @@ def noise(draws, seed=9):
 
 
 def fitted(proposal):
-    center, covariance, support = proposal
-    return NormalGuide(support, center, covariance)
+    return NormalGuide(proposal.coordinates, proposal.center, proposal.covariance)
 
 
 @pytest.fixture
@@ -131,21 +130,14 @@ def test_neighbors_do_not_matter(sersic, pairs):
     taken, _, mode, precision = pairs
     fit = partial(fit_elbo, sersic, updates=3, seed=7)
     whole, again = fit(taken, mode, precision), fit(taken, mode, precision)
-    torch.testing.assert_close(whole[0], again[0], rtol=0, atol=0)
+    torch.testing.assert_close(whole.center, again.center, rtol=0, atol=0)
     last = Observed(*(value[2:] for value in taken))
     alone = fit(last, mode[2:], precision[2:])
-    width = alone[1].diagonal(dim1=-2, dim2=-1).sqrt()
-    assert float(((alone[0] - whole[0][2:]) / width).abs().max()) < 0.01
-    assert (
-        float(
-            (alone[1].diagonal(dim1=-2, dim2=-1).sqrt() / whole[1][2:].diagonal(dim1=-2, dim2=-1).sqrt() - 1)
-            .abs()
-            .max()
-        )
-        < 0.01
-    )
+    width, among = (found.covariance.diagonal(dim1=-2, dim2=-1).sqrt() for found in (alone, whole))
+    assert float(((alone.center - whole.center[2:]) / width).abs().max()) < 0.01
+    assert float((width / among[2:] - 1).abs().max()) < 0.01
     other = fit_elbo(sersic, taken, mode, precision, updates=3, seed=8)
-    assert float(((other[0] - whole[0])[2:] / width).abs().max()) > 0.01
+    assert float(((other.center - whole.center)[2:] / width).abs().max()) > 0.01
 
 
 @pytest.mark.parametrize("prior", [Prior.default(), Prior.published()])
@@ -191,10 +183,10 @@ def test_other_numbers_of_galaxies(galaxies):
     crowd = BlendModel(Prior.default(), HST, size=32, galaxies=galaxies)
     taken, unknown = crowd.simulate(2, seed=2)
     precision = torch.diag_embed(torch.full(unknown.shape, 1e4)).double()
-    center, covariance, support = fit_elbo(crowd, taken, unknown, precision, updates=2)
-    assert center.shape == unknown.shape
-    assert covariance.shape == (*unknown.shape, unknown.shape[1])
-    assert bool(torch.isfinite(crowd.log_prior(support(center).float(), taken)).all())
+    found = fit_elbo(crowd, taken, unknown, precision, updates=2)
+    assert found.center.shape == unknown.shape
+    assert found.covariance.shape == (*unknown.shape, unknown.shape[1])
+    assert bool(torch.isfinite(crowd.log_prior(found.coordinates(found.center).float(), taken)).all())
 
 
 def test_refuses(sersic, pairs):
