@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -16,8 +17,10 @@ from tqdm.auto import tqdm
 from .bound import van_trees_bound
 from .calibration import expected_coverage, joint_pit, pit
 from .deblender import Deblender
+from .io import whole_file
 from .latents import LATENTS
 from .model import BlendModel, Observed
+from .posterior import Posterior
 from .prior import Prior
 from .refine import Refined, refine
 from .refiner import METHODS
@@ -29,6 +32,7 @@ LEVELS = (0.68, 0.95)
 LARGEST_K_HAT = 0.7
 CHUNK = 16
 FLUXES = [0, len(LATENTS)]
+AXES = {"refined": 1, "network": 1, "seconds": 1}  # of the blends; else the first
 
 
 def refine_check(
@@ -40,7 +44,7 @@ def refine_check(
     passes: int = 32,
     method: str = "auto",
     seed: int = 0,
-    progress: bool = True,
+    kept: Path | None = None,
 ) -> Table:
     """Refine blends that the model drew, and compare with the bound, and with the network.
 
@@ -58,19 +62,18 @@ def refine_check(
         How blends are refined, as for `~probdeblend.refiner.Refiner`.
     seed
         Same seed, same table.
-    progress
-        Show a progress bar.
+    kept
+        A folder for what is found, batch by batch: what is there of an earlier run with the same arguments is used.
 
     Returns
     -------
     Table
         A row a method ("refined" and "network"): ``nmad_over_bound``, the normalized median absolute deviation of
         errors of ln flux in units of the bound; ``coverage_68`` and ``coverage_95`` of each flux, and ``joint_68`` and
-        ``joint_95`` of both; where the weights are no use, refinement abstains, and the blend is left out of
-        both rows; and the ``seconds`` a
-        blend, in batches, one after the other. In the metadata the
-        number of ``blends``, the median ``effective`` fraction of the draws, the fraction with a ``k_hat`` below 0.7,
-        the fraction ``usable``, below the limit for so few draws, and the median ``chi_square``.
+        ``joint_95`` of both; where the weights are no use, refinement abstains, and the blend is left out of both rows;
+        and the ``seconds`` a blend, in batches, one after the other. In the metadata the number of ``blends``, the
+        median ``effective`` fraction of the draws, the fraction with a ``k_hat`` below 0.7, the fraction ``usable``,
+        below the limit for so few draws, and the median ``chi_square``.
 
     Raises
     ------
@@ -82,31 +85,32 @@ def refine_check(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     model = BlendModel(Prior.default(), deblender.instrument)
-    parts, quality, seconds = [], [], np.zeros(2)
-    for number in tqdm(range(0, count, CHUNK), disable=not progress, desc="blends", unit="batch", leave=False):
-        observed, unknown = model.simulate(min(CHUNK, count - number), seed=seed_of(seed, number))
-        began = perf_counter()
-        settings = {"draws": draws, "seed": seed + number}
-        found = refine(model, observed, start(observed.image[:, None]), fits=METHODS[method], **settings)
-        refined = perf_counter()
-        posterior = deblender(observed.image, sky_rms=np.ones(len(unknown)), passes=passes, **settings)
-        seconds += [refined - began, perf_counter() - refined]
-        answers = {
-            "refined": _usable(found, draws, seed=seed),
-            "network": np.log(posterior.draws("blend", "galaxy", "band")[:, :, 0]).transpose(2, 0, 1)[:draws],
-        }
-        answers["network"][:, ~found.usable] = np.nan  # both are judged on the same blends
-        parts.append((answers, unknown[:, FLUXES].double().numpy(), _bound(model, observed, unknown)))
-        quality.append(_quality(found, draws))
-    table = Table([_row(name, parts) for name in ("refined", "network")])
-    table["seconds"] = seconds / count
-    effective, k_hat, usable, chi_square = (np.concatenate(values) for values in zip(*quality, strict=True))
+    parts = []
+    for number in tqdm(range(0, count, CHUNK), desc="blends", unit="batch", leave=False):
+        path = None if kept is None else kept / f"blends-{number:05d}.npz"
+        if path is None or not path.exists():
+            observed, unknown = model.simulate(min(CHUNK, count - number), seed=seed_of(seed, number))
+            settings = {"draws": draws, "seed": seed + number}
+            began = perf_counter()
+            found = refine(model, observed, start(observed.image[:, None]), fits=METHODS[method], **settings)
+            refined = perf_counter()
+            posterior = deblender(observed.image, sky_rms=np.ones(len(unknown)), passes=passes, **settings)
+            seconds = np.array([refined - began, perf_counter() - refined])
+            part = _compared(found, posterior, seed=seed) | {"seconds": seconds[:, None] / len(unknown)}
+            part |= {"truth": unknown[:, FLUXES].double().numpy(), "bound": _bound(model, observed, unknown)}
+        if path is not None and not path.exists():
+            with whole_file(path) as partial, partial.open("wb") as file:
+                np.savez(file, **part)
+        parts.append(part if path is None else dict(np.load(path)))
+    whole = {name: np.concatenate([part[name] for part in parts], AXES.get(name, 0)) for name in parts[0]}
+    table = Table([_row(name, whole) for name in ("refined", "network")])
+    table["seconds"] = whole["seconds"].mean(1)
     table.meta = {
         "blends": count,
-        "effective": float(np.median(effective)),
-        "k_hat": float((k_hat < LARGEST_K_HAT).mean()),
-        "usable": float(usable.mean()),
-        "chi_square": float(np.nanmedian(chi_square)),
+        "effective": float(np.median(whole["effective"])),
+        "k_hat": float((whole["k_hat"] < LARGEST_K_HAT).mean()),
+        "usable": float(whole["usable"].mean()),
+        "chi_square": float(np.nanmedian(whole["chi_square"])),
     }
     return table
 
@@ -118,21 +122,19 @@ def _bound(model: BlendModel, observed: Observed, unknown: Tensor) -> NDArray[np
     return np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)[:, FLUXES])
 
 
-def _usable(found: Refined, draws: int, *, seed: int) -> NDArray[np.float64]:
-    """Return draws of ln fluxes ``(draw, blend, galaxy)``; NaN, an abstention, where the weights are no use."""
-    log_flux = found.resampled(draws, seed=seed)[..., FLUXES].copy()
-    log_flux[:, ~found.usable] = np.nan
-    return log_flux
+def _compared(found: Refined, posterior: Posterior, *, seed: int) -> dict[str, NDArray]:
+    """Return draws of ln fluxes by both, and how good weights are; NaN, an abstention, where these are no use."""
+    draws = len(found.unknown)
+    refined = found.resampled(draws, seed=seed)[..., FLUXES].copy()
+    network = np.log(posterior.draws("blend", "galaxy", "band")[:, :, 0]).transpose(2, 0, 1)
+    refined[:, ~found.usable] = network[:, ~found.usable] = np.nan  # both are judged on the same blends
+    quality = {name: getattr(found, name) for name in ("k_hat", "usable", "chi_square")}
+    return {"refined": refined, "network": network, "effective": found.effective / draws} | quality
 
 
-def _quality(found: Refined, draws: int) -> tuple[NDArray, ...]:
-    return found.effective / draws, found.k_hat, found.usable, found.chi_square.ravel()
-
-
-def _row(name: str, parts: list[tuple[dict[str, NDArray], NDArray, NDArray]]) -> dict[str, object]:
-    draws = np.concatenate([answers[name] for answers, _, _ in parts], 1)
-    truth, bound = (np.concatenate([part[place] for part in parts]) for place in (1, 2))
-    error = (np.median(draws, 0) - truth) / bound
+def _row(name: str, whole: dict[str, NDArray]) -> dict[str, object]:
+    draws, truth = whole[name], whole["truth"]
+    error = (np.median(draws, 0) - truth) / whole["bound"]
     scatter = stats.median_abs_deviation(error, axis=None, scale="normal", nan_policy="omit")
     row: dict[str, object] = {"method": name, "nmad_over_bound": float(scatter)}
     for kind, values in (("coverage", pit(draws, truth)), ("joint", joint_pit(draws, truth))):

@@ -20,6 +20,7 @@ class Oracle:
 
     instrument = Instrument.candels_f160w()
     network = None
+    digest = "oracle"
 
     def __call__(self, image, *, sky_rms, draws, passes, seed):
         rng = np.random.default_rng(seed)
@@ -41,6 +42,7 @@ def exact(monkeypatch):
         drawn = middle + 0.1 * rng.normal(size=(draws, *middle.shape))
         good = np.full(len(middle), 0.1)
         return SimpleNamespace(
+            unknown=drawn,
             resampled=lambda count, seed: drawn,
             effective=np.full(len(middle), draws / 2),
             k_hat=np.where(np.arange(len(middle)) == 0, 0.9, good),
@@ -58,7 +60,7 @@ def start(image):
 
 
 def test_an_exact_refinement_reaches_the_bound(exact):
-    table = refinecheck.refine_check(Oracle(), start, count=400, draws=200, progress=False)
+    table = refinecheck.refine_check(Oracle(), start, count=400, draws=200)
     refined, network = table
     # The NMAD of 800 errors is known to 4 %.
     assert refined["nmad_over_bound"] == pytest.approx(1, abs=0.15)
@@ -73,8 +75,28 @@ def test_an_exact_refinement_reaches_the_bound(exact):
         refinecheck.refine_check(Oracle(), start, count=0)
 
 
+def test_an_interrupted_check_goes_on(tmp_path, monkeypatch, exact):
+    """What is kept is not computed again, and is what was found."""
+    settings = {"count": 40, "draws": 100, "kept": tmp_path}
+    whole = refinecheck.refine_check(Oracle(), start, **settings)
+    names = [path.name for path in sorted(tmp_path.iterdir())]
+    assert names == ["blends-00000.npz", "blends-00016.npz", "blends-00032.npz"]
+    (tmp_path / names[1]).unlink()
+    made = []
+    kept = refinecheck.BlendModel.simulate
+    monkeypatch.setattr(
+        refinecheck.BlendModel, "simulate", lambda *given, **named: made.append(given[1]) or kept(*given, **named)
+    )
+    again = refinecheck.refine_check(Oracle(), start, **settings)
+    assert made == [16]
+    assert again["nmad_over_bound"][0] != whole["nmad_over_bound"][0]  # the fake's blends are new ones
+    whole = refinecheck.refine_check(Oracle(), start, **settings)
+    assert made == [16]
+    assert whole["nmad_over_bound"].tolist() == again["nmad_over_bound"].tolist()
+
+
 def test_the_commands(tmp_path, monkeypatch, exact):
-    table = refinecheck.refine_check(Oracle(), start, count=20, draws=100, progress=False)
+    table = refinecheck.refine_check(Oracle(), start, count=20, draws=100)
     monkeypatch.setattr(weights, "load", lambda path=None: Oracle())
     monkeypatch.setattr(refinecheck, "refine_check", lambda deblender, start, **settings: table)
     monkeypatch.setattr(guides, "default_guide", lambda deblender: start)
@@ -82,7 +104,10 @@ def test_the_commands(tmp_path, monkeypatch, exact):
     answer = CliRunner().invoke(refine_check, options, catch_exceptions=False)
     assert "times the bound" in answer.output
     assert Table.read(tmp_path / "refined" / "refined.ecsv").meta["blends"] == 20
+    assert [entry.name for entry in tmp_path.iterdir()] == ["refined"]
     assert isinstance(CliRunner().invoke(refine_check, options).exception, FileExistsError)
+    answer = CliRunner().invoke(refine_check, [*options[:-1], str(tmp_path / "other"), "--resume"])
+    assert "nothing to resume" in str(answer.exception)
     monkeypatch.setattr(marching, "march", lambda deblender, **settings: table)
     monkeypatch.setattr(marching, "report", lambda table: "the report")
     monkeypatch.setattr(plots, "plot_march", lambda table: Figure())

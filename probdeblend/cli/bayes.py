@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+
 import click
 
+from .. import __version__
 from .options import (
     FILE,
     method_option,
     overwrite_option,
     refuse_existing,
+    resume_option,
     sampling_options,
     seed_option,
     weights_option,
@@ -24,28 +28,32 @@ __all__: list[str] = []  # what is here is used from the command line
 @click.option("--guide", type=FILE, help="A guide's file, to start from.  [default: that of the package]")
 @method_option
 @click.option("--output", type=FILE, default="refined", show_default=True, help="Folder to write.")
+@resume_option
 @overwrite_option
 def refine_check(**options: object) -> None:
     """Refine blends drawn from the generative model, and compare with the bound and with the network.
 
-    Some seconds a blend. OUTPUT holds refined.ecsv (a row a method).
+    Some seconds a blend. OUTPUT holds refined.ecsv (a row a method); what an interrupted run found is kept beside it.
 
     \b
     Example:
       probdeblend refine-check --count 100 --draws 400 --output refined
     """  # noqa: D301
     from ..guides import default_guide, load_guide
-    from ..io import write_table
+    from ..io import unfinished_folder, write_table
     from ..refinecheck import refine_check as check
     from ..refinecheck import report
     from ..weights import load
 
-    refuse_existing(options["output"], overwrite=options["overwrite"])
+    replaced = {name: options[name] for name in ("resume", "overwrite")}
     settings = {name: options[name] for name in ("count", "draws", "passes", "method", "seed")}
     deblender, path = load(options["weights"]), options["guide"]
     guide = default_guide(deblender) if path is None else load_guide(path, deblender)
-    table = check(deblender, lambda image: guide(image).mean, **settings)
+    subject = {"probdeblend": __version__, "network": deblender.digest, "guide": str(path)}
+    kept = unfinished_folder(options["output"], settings | subject, **replaced)
+    table = check(deblender, lambda image: guide(image).mean, kept=kept, **settings)
     names = write_table(options["output"], table, "refined", overwrite=options["overwrite"])
+    shutil.rmtree(kept)
     click.echo(report(table))
     click.echo(f"written to {options['output']}: {', '.join(names)}")
 

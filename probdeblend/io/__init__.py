@@ -6,7 +6,15 @@ cannot be read raises one sentence that begins with the file's name.
 
 from .images import FieldImage, read_image, read_map, read_psf, read_stamps
 from .mosaics import Mosaic, open_mosaic, read_columns, uncovered
-from .outputs import OUTPUT_FILES, output_folder, whole_file, write_catalog, write_pixels, write_table
+from .outputs import (
+    OUTPUT_FILES,
+    output_folder,
+    unfinished_folder,
+    whole_file,
+    write_catalog,
+    write_pixels,
+    write_table,
+)
 from .sets import count_blends, finished_batches, read_blends, read_instrument, write_blends
 from .tensors import read_tensors, write_tensors
 
@@ -27,6 +35,7 @@ __all__ = [
     "read_stamps",
     "read_tensors",
     "uncovered",
+    "unfinished_folder",
     "whole_file",
     "write_blends",
     "write_catalog",

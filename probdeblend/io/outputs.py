@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,15 @@ from numpy.typing import ArrayLike
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["OUTPUT_FILES", "output_folder", "whole_file", "write_catalog", "write_pixels", "write_table"]
+__all__ = [
+    "OUTPUT_FILES",
+    "output_folder",
+    "unfinished_folder",
+    "whole_file",
+    "write_catalog",
+    "write_pixels",
+    "write_table",
+]
 
 OUTPUT_FILES = ("catalog.ecsv", "masks.fits", "images.fits", "blends.png", "field.png", "draws.nc")
 
@@ -192,6 +201,54 @@ def whole_file(path: str | PathLike[str], *, overwrite: bool = False) -> Iterato
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unfinished_folder(
+    path: str | PathLike[str], settings: Mapping[str, object], *, resume: bool = False, overwrite: bool = False
+) -> Path:
+    """Make the folder that a long run keeps finished parts in, or find it again.
+
+    Parameters
+    ----------
+    path
+        The output of the run: the folder is beside it, with ``.partial`` appended.
+    settings
+        What the run depends on; of values that JSON can hold.
+    resume
+        Go on with the parts that an interrupted run kept.
+    overwrite
+        Drop them; and the output may exist.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder. Who finishes the run removes it.
+
+    Raises
+    ------
+    FileExistsError
+        If the output, or an interrupted run's folder, exists and is not to be replaced.
+    ValueError
+        If there is nothing to resume, or it was begun with other settings.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path}: exists already")
+    kept = path.with_name(path.name + ".partial")
+    record = kept / "settings.json"
+    if resume:
+        if not record.is_file():
+            raise ValueError(f"there is nothing to resume: {kept} does not exist")
+        if json.loads(record.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
+            raise ValueError(f"{kept}: was begun with other settings, resume with those or overwrite it")
+        return kept
+    if kept.exists():
+        if not overwrite:
+            raise FileExistsError(f"{kept}: exists; resume goes on from it, overwrite starts anew")
+        shutil.rmtree(kept)
+    kept.mkdir(parents=True)
+    record.write_text(json.dumps(settings), encoding="utf-8")
+    return kept
 
 
 def put_in_place(folder: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..io import output_folder
+from ..io import output_folder, unfinished_folder
 from .accurate import accuracy_section
 from .calibrated import calibration_section
 from .misfits import end_to_end_section, galsim_section, ladder_section
@@ -65,11 +65,8 @@ def validate(
     ValueError
         If there is nothing to resume, or it was another plan.
     """
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output}: exists already")
-    kept = output.with_name(output.name + ".partial")
     settings = {"probdeblend": __version__} | plan.describe()
-    _prepare(kept, settings, resume=resume, overwrite=overwrite)
+    kept = unfinished_folder(output, settings, resume=resume, overwrite=overwrite)
     names = [name for name in SECTIONS if name != "real" or plan.library is not None]
     sections = {}
     for name in tqdm(names, desc="report", unit="section", disable=not progress):
@@ -83,19 +80,3 @@ def validate(
         (folder / FILES[1]).write_text(text + "\n", encoding="utf-8")
     shutil.rmtree(kept)
     return list(FILES)
-
-
-def _prepare(kept: Path, settings: dict[str, object], *, resume: bool, overwrite: bool) -> None:
-    record = kept / "settings.json"
-    if resume:
-        if not record.is_file():
-            raise ValueError(f"there is nothing to resume: {kept} does not exist")
-        if json.loads(record.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
-            raise ValueError(f"{kept}: was begun with other settings, resume with those or overwrite it")
-        return
-    if kept.exists():
-        if not overwrite:
-            raise FileExistsError(f"{kept}: exists; resume goes on from it, overwrite starts anew")
-        shutil.rmtree(kept)
-    kept.mkdir(parents=True)
-    record.write_text(json.dumps(settings), encoding="utf-8")
