@@ -15,12 +15,13 @@ from torch import nn
 
 from . import weights
 from .calibration import count_reliability, count_scores
-from .counting import CROWDING, counted_blends, marginal_central_flux, train_counts
+from .counting import CROWDING, counted_blends, marginal_central_flux, spread_unresolved, train_counts
 from .deblender import Deblender
+from .flux_prior import FluxPrior
 from .inputs import filled, noise_pixels, stamp_pixels
 from .io import whole_file
 from .nn.count import CountNetwork
-from .posterior import Flag, Posterior
+from .posterior import Flag, Posterior, variance_parts
 from .posterior.tables import QUANTILES
 from .prior import Prior
 from .readouts import read_readout, training_record, write_readout
@@ -33,6 +34,7 @@ __all__ = [
     "count_stamps",
     "count_table",
     "default_counts",
+    "flag_counts",
     "load_counts",
     "report",
     "save_counts",
@@ -249,6 +251,11 @@ class CountingDeblender:
         self.deblender, self.counter = deblender, counter
 
     @property
+    def prior(self) -> FluxPrior | None:
+        """Density of the pair's fluxes over the sky noise in the training; None where it is not known."""
+        return self.deblender.flux_prior
+
+    @property
     def network(self) -> nn.Module:
         """The deblender's network."""
         return self.deblender.network
@@ -273,25 +280,58 @@ class CountingDeblender:
         """
         self.deblender.check_pixel_scale(pixel_scale)
 
-    def __call__(self, image: ArrayLike, *, sky_rms: ArrayLike, **sampling: int) -> Posterior:
+    def __call__(self, image: ArrayLike, *, sky_rms: ArrayLike, seed: int = 0, **sampling: int) -> Posterior:
         """Deblend stamps, and count.
 
         Parameters
         ----------
-        image, sky_rms, **sampling
+        image, sky_rms, seed, **sampling
             As for the deblender.
 
         Returns
         -------
         Posterior
-            With ``count_probability (blend, count)``, of one galaxy, two, ..., and as many as there are classes or
-            more; blends that are not likely to be of two have `Flag.OTHER_COUNT`.
+            What `flag_counts` returns; and where one galaxy is the most probable number, the pair is taken for one that
+            is not resolved: see `~probdeblend.counting.spread_unresolved`.
         """
-        posterior = self.deblender(image, sky_rms=sky_rms, **sampling)
+        posterior = self.deblender(image, sky_rms=sky_rms, seed=seed, **sampling)
         probability = count_stamps(image, self.counter, sky_rms=sky_rms)
-        flags = posterior.flags.values | (Flag.OTHER_COUNT * (probability[:, 1] < LIKELY))[:, None]
-        changed = {"count_probability": (("blend", "count"), probability), "flags": (("blend", "galaxy"), flags)}
-        return Posterior(posterior.dataset.assign(changed))
+        posterior = flag_counts(posterior, probability)
+        return posterior if self.prior is None else _spread(posterior, probability, self.prior, seed=seed)
+
+
+def flag_counts(posterior: Posterior, probability: ArrayLike) -> Posterior:
+    """Say in a posterior of pairs how many galaxies there are.
+
+    Parameters
+    ----------
+    posterior
+        The posterior.
+    probability
+        What `count_stamps` returns of the same stamps.
+
+    Returns
+    -------
+    Posterior
+        With ``count_probability (blend, count)``, of one galaxy, two, ..., and as many as there are classes or more;
+        blends that are not likely to be of two have `Flag.OTHER_COUNT`, and a ``doubt`` above 1.
+    """
+    probability = np.asarray(probability)
+    flags = posterior.flags.values | (Flag.OTHER_COUNT * (probability[:, 1] < LIKELY))[:, None]
+    changed = {"count_probability": (("blend", "count"), probability), "flags": (("blend", "galaxy"), flags)}
+    return posterior.doubting((1 - probability[:, 1]) / (1 - LIKELY), **changed)
+
+
+def _spread(posterior: Posterior, probability: NDArray, prior: FluxPrior, *, seed: int) -> Posterior:
+    flux = posterior.flux.values[..., 0]
+    scale = posterior.dataset["sky_rms"].values
+    draws = flux.reshape(-1, *flux.shape[2:])
+    draws = spread_unresolved(draws, probability, prior, sky_rms=scale, seed=seed).reshape(flux.shape)
+    changed = {"flux": (posterior.flux.dims, draws[..., None].astype(flux.dtype), posterior.flux.attrs)}
+    for name, value in zip(("within", "between"), variance_parts(draws), strict=True):
+        if (stored := f"flux_variance_{name}") in posterior.dataset:
+            changed[stored] = (posterior.dataset[stored].dims, value[..., None])
+    return Posterior(posterior.dataset.assign(changed))
 
 
 def count_table(probability: ArrayLike, posterior: Posterior | None = None, *, seed: int = 0) -> QTable:

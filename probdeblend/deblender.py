@@ -30,6 +30,7 @@ ARCHITECTURES = {"Blend2Flux": Blend2Flux, "Blend2Mask2Flux": Blend2Mask2Flux}
 HEADS = {"NormalHead": NormalHead, "StudentTHead": StudentTHead}
 PSF_TOLERANCE = 0.05
 OFF_CENTER = 6.0
+LEAST_LIMIT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,10 @@ class Deblender(nn.Module):
     def _posterior(self, answer: NetworkDraws, ratio: NDArray, bad: NDArray, *, scale: NDArray, unit: str) -> Posterior:
         log_flux = answer.log_flux.double().numpy()
         flux = np.exp(log_flux) * scale[:, None]
-        x, y, distance = light_centers(ratio, None if answer.mask is None else answer.mask.numpy())
+        x, y, off_center = light_centers(ratio, None if answer.mask is None else answer.mask.numpy())
+        distance = _distance(answer.features, self.feature_mean.cpu(), self.feature_whitening.cpu())
+        limit = float(self.feature_limit)
+        doubt = np.maximum(distance / max(limit, LEAST_LIMIT), off_center / OFF_CENTER)
         within, between = variance_parts(flux)
         return Posterior.from_draws(
             flux[..., None].astype(np.float32),
@@ -188,12 +192,15 @@ class Deblender(nn.Module):
             mask_information=None if answer.mask_information is None else answer.mask_information.numpy(),
             x=x,
             y=y,
-            flags=self._flags(answer, log_flux, distance)
+            flags=self._outside(log_flux)
+            | (Flag.UNFAMILIAR * (distance > limit).astype(np.int64))[:, None]
+            | (Flag.OFF_CENTER * (off_center > OFF_CENTER).astype(np.int64))[:, None]
             | Flag.BAD_CENTER * bad_center(bad.any(1), x, y)
             | Flag.BAD_PIXELS * (bad.mean((1, 2, 3)) > 0.1)[:, None],
             variance_within=within[..., None],
             variance_between=between[..., None],
             sky_rms=scale,
+            doubt=doubt,
             flux_unit=unit,
             pixel_scale=self.instrument.pixel_scale,
             network=self.digest,
@@ -216,15 +223,13 @@ class Deblender(nn.Module):
             names.update(value.detach().cpu().contiguous().numpy().tobytes())
         return names.hexdigest()[:16]
 
-    def _flags(self, answer: NetworkDraws, log_flux: NDArray, off_center: NDArray) -> NDArray[np.int64]:
+    def _outside(self, log_flux: NDArray) -> NDArray[np.int64]:
+        """Return the flag of fluxes that the training set has not ``(blend, galaxy)``."""
         median = np.median(log_flux, axis=(0, 1))
         low, high = np.log(self.description.flux_range)
         difference = 2.5 / math.log(10) * np.abs(median[:, 0] - median[:, 1])
         outside = (median < low) | (median > high) | (difference > self.description.max_difference)[:, None]
-        distance = _distance(answer.features, self.feature_mean.cpu(), self.feature_whitening.cpu())
-        flags = Flag.OUTSIDE_PRIOR * outside.astype(np.int64)
-        flags |= Flag.UNFAMILIAR * (distance > float(self.feature_limit)).astype(np.int64)[:, None]
-        return flags | Flag.OFF_CENTER * (off_center > OFF_CENTER).astype(np.int64)[:, None]
+        return Flag.OUTSIDE_PRIOR * outside.astype(np.int64)
 
     def use(self, calibrator: Calibrator) -> None:
         """Repair posteriors with a calibrator from now on.

@@ -48,6 +48,7 @@ FLUXES = [0, len(LATENTS)]
 UNSURE = Flag.UNFAMILIAR | Flag.OFF_CENTER | Flag.OUTSIDE_PRIOR | Flag.BAD_PIXELS | Flag.BAD_CENTER | Flag.OTHER_COUNT
 LEAST_MISFIT_P = 0.01
 LEAST_AGREEMENT_P = 0.001
+LEAST_P = 1e-300
 UNEVEN = 0.1  # by which the noise of a pixel may differ from the stamp's median
 LARGEST_SKY = 3.0  # in units of the sky noise, in the darkest corner
 CORNER = 16
@@ -169,7 +170,9 @@ class Refiner:
         settings = {"draws": self.proposals, "steps": self.steps, "fits": self.fits}
         found = refine(self.model, observed, guess, **settings, seed=seed)
         unknown = found.resampled(count, seed=seed)
-        flags, probability = self._gates(network, found, observed, log_flux=unknown[..., FLUXES], spoiled=spoiled)
+        flags, probability, doubt = self._gates(
+            network, found, observed, log_flux=unknown[..., FLUXES], spoiled=spoiled
+        )
         kept = np.flatnonzero(flags)
         tried = np.exp(unknown[..., FLUXES]) * scale[:, None]
         unknown[:, kept] = guided[:, kept]
@@ -178,7 +181,7 @@ class Refiner:
         answer = self._assemble(network, unknown, found, flags=flags, probability=probability)
         moments = {"refined_flux": tried.mean(0), "refined_flux_sd": tried.std(0)}
         named = {name: (("blend", "galaxy"), values) for name, values in moments.items()}
-        return Posterior(answer.dataset.assign(named))
+        return answer.doubting(doubt, **named)
 
     def _guided(self, ratio: torch.Tensor, count: int, *, seed: int) -> tuple[torch.Tensor, NDArray[np.float64]]:
         """Return the guide's mean ``(blend, number)`` and draws ``(draw, blend, number)``."""
@@ -229,8 +232,8 @@ class Refiner:
         *,
         log_flux: NDArray[np.float64],
         spoiled: NDArray[np.int64],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return why each blend is not refined, as flags ``(blend,)``, and the p-values of the misfit."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return why each blend is not refined, as flags ``(blend,)``, the p-values of the misfit, and the doubt."""
         mean, covariance = found.moments()
         usable = found.usable
         probability = np.where(usable, misfit(self.model, observed, mean, covariance), np.nan)
@@ -239,11 +242,13 @@ class Refiner:
         offset = refined.mean(-1) - asked.mean(-1)
         spread = np.stack([np.cov(one) + np.cov(other) for one, other in zip(asked, refined, strict=True)])
         distance = np.einsum("bg,bgh,bh->b", offset, np.linalg.inv(spread), offset)
-        contradicted = distance > stats.chi2.isf(LEAST_AGREEMENT_P, 2)
+        apart = distance / stats.chi2.isf(LEAST_AGREEMENT_P, 2)
+        misfitting = np.log(np.maximum(probability, LEAST_P)) / np.log(LEAST_MISFIT_P)
+        doubt = np.where(usable, np.fmax(np.sqrt(apart), misfitting), np.nan)
         odd = ((network.flags.values & int(UNSURE)) > 0).any(1)
         flags = Flag.POOR_WEIGHTS * ~usable | Flag.MISFIT * (usable & (probability < LEAST_MISFIT_P))
-        flags = flags | Flag.DISAGREEMENT * (usable & contradicted) | spoiled
-        return (flags | Flag.NOT_REFINED * (odd | (flags > 0))).astype(np.int64), probability
+        flags = flags | Flag.DISAGREEMENT * (usable & (apart > 1)) | spoiled
+        return (flags | Flag.NOT_REFINED * (odd | (flags > 0))).astype(np.int64), probability, doubt
 
     def _assemble(
         self,

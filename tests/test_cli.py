@@ -37,6 +37,7 @@ class FakeDeblender(Deblender):
         self.instrument = Instrument.candels_f160w()
         self.calls = []
         self.calibrator = None
+        self.flux_prior = None
 
     def forward(self, image, *, sky_rms, draws=1000, passes=32, seed=0, calibrate=True):
         pixels, unit = stamp_pixels(image)
@@ -48,6 +49,7 @@ class FakeDeblender(Deblender):
         mask = np.full((len(pixels), 2, 128, 128), 0.25)
         position = np.full((len(pixels), 2), 63.5)
         named = {"mask": mask, "mask_std": mask / 5, "x": position, "y": position, "flux_unit": unit}
+        named["doubt"] = np.full(len(pixels), 0.1)
         return Posterior.from_draws(flux, flux_kind="total", method="network", **named)
 
 
@@ -386,7 +388,9 @@ def test_evaluate_prints_a_row_a_method(run, fake, tmp_path):
     assert run("simulate", "set", "--count", 4, "--renderer", "torch").exit_code == 0
     result = run("evaluate", "set", "--draws", 64, "--output", "accuracy.ecsv")
     assert result.exit_code == 0, result.output
-    assert [row.split()[0] for row in result.stdout.splitlines()[-2:]] == ["network", "sep"]
+    accuracy, by_doubt = result.stdout.split("The network by its doubt:")
+    assert [row.split()[0] for row in accuracy.strip().splitlines()[-2:]] == ["network", "sep"]
+    assert by_doubt.split()[:3] == ["low", "high", "blends"]
     assert Table.read(tmp_path / "accuracy.ecsv")["method"].tolist() == ["network", "sep"]
     refused(run("evaluate", "set", "--output", "accuracy.ecsv"), "accuracy.ecsv: exists already")
     refused(run("evaluate", "accuracy.ecsv"), "not a set of blends")

@@ -66,6 +66,20 @@ def answers(deblender):
     return {(kind, separation): answer(kind, separation) for kind in KINDS for separation in (NEAR, FAR)}
 
 
+@pytest.fixture(scope="module")
+def counted(deblender):
+    """What who counts answers to near blends of each kind, and the truth."""
+    model, asked = (
+        BlendModel(Prior.default(), deblender.instrument),
+        CountingDeblender(deblender, default_counts(deblender)),
+    )
+    found = {}
+    for kind, how in KINDS.items():
+        observed, unknown = scenes(model, COUNT, separation=NEAR, **how)
+        found[kind] = asked(observed.image.numpy(), sky_rms=1.0), unknown
+    return found
+
+
 def scenes(model, count, *, separation, difference=None, centered=False, seed=11):
     """Galaxies of the population, put next to each other.
 
@@ -151,14 +165,22 @@ def test_close_pairs_are_not_confidently_wrong(answers, false_alarm):
 
 
 @pytest.mark.parametrize("kind", ["close", "tie"])
-def test_close_pairs_are_taken_for_one_galaxy(deblender, kind, false_alarm):
+def test_close_pairs_are_taken_for_one_galaxy(counted, kind, false_alarm):
     """Counting says so: nine of ten have the flag that an answer for two is not to be trusted."""
-    model = BlendModel(Prior.default(), deblender.instrument)
-    observed, _ = scenes(model, COUNT, separation=NEAR, **KINDS[kind])
-    asked = CountingDeblender(deblender, default_counts(deblender))
-    posterior = asked(observed.image.numpy(), sky_rms=1.0, draws=64, passes=4)
-    flagged = (posterior.flags.values[:, 0] & int(Flag.OTHER_COUNT)) > 0
+    flagged = (counted[kind][0].flags.values[:, 0] & int(Flag.OTHER_COUNT)) > 0
     assert binom.cdf(flagged.sum(), COUNT, 0.9) > false_alarm
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_counts_is_not_confidently_wrong(counted, kind, false_alarm):
+    """A pair that counts as one is taken for unresolved: its total flux is known, and not how it is divided."""
+    posterior, unknown = counted[kind]
+    answer = judged(np.log(posterior.draws("blend", "galaxy", "band")[:, :, 0]), unknown)
+    for quantity in (CENTRAL, COMPANION, TOTAL, RATIO):
+        assert rare(np.abs(answer.off[:, quantity]) > 3, false_alarm)
+    assert rare(answer.nearer > 0.997, false_alarm)
+    assert np.median(answer.width[:, RATIO]) > 0.5
+    assert np.median(answer.width[:, TOTAL]) < 0.05
 
 
 @pytest.mark.xfail(

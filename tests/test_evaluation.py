@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+import probdeblend.evaluation as room
 from probdeblend.data import Conditions
-from probdeblend.evaluation import evaluate, report
+from probdeblend.evaluation import doubt_table, evaluate, report
 from probdeblend.io import write_blends
 from probdeblend.posterior import Posterior
 from probdeblend.prior import Prior
@@ -74,6 +75,37 @@ def test_sep_stands_beside_it(blend, stored):
     text = report(table)
     assert "coverage_68" in text
     assert "sep" in text
+
+
+def test_errors_grow_with_doubt():
+    """Half of the blends are answered twice as badly, and say so."""
+    rng = np.random.default_rng(1)
+    doubt, error = np.repeat([0.1, 0.4], 400), np.repeat([0.05, 0.1], 400)[:, None]
+    truth = np.full((800, 2, 1), 100.0)
+    center = truth[..., 0] * np.exp(error * rng.normal(size=(800, 2)))
+    flux = center * np.exp(0.05 * rng.normal(size=(1, 300, 800, 2)))
+    posterior = Posterior.from_draws(flux[..., None], flux_kind="total", method="network", doubt=doubt)
+    table = doubt_table(posterior, truth)
+    assert table["low"].tolist() == [0, 0.25]
+    assert table["high"].tolist() == [0.125, 0.5]
+    assert table["blends"].tolist() == [400, 400]
+    # 800 errors a row: an NMAD is known to 4 %, a fraction to 0.02.
+    np.testing.assert_allclose(table["nmad_mag"], 1.0857 * np.array([0.05, 0.1]), rtol=0.16)
+    np.testing.assert_allclose(table["coverage_68"], [0.68, 0.38], atol=0.08)
+    assert table["far"][0] < 0.03
+    assert table["far"][1] > 0.15
+
+
+def test_doubt_is_counted(monkeypatch, blend, stored):
+    """With a count network, doubt is how improbable two galaxies are, over one half."""
+    probability = np.tile([0.3, 0.4, 0.3], (130, 1))
+    probability[:30] = [0.05, 0.9, 0.05]
+    rows = iter([slice(0, 128), slice(128, 130)])
+    monkeypatch.setattr(room, "count_stamps", lambda image, counter, *, sky_rms: probability[next(rows)])
+    table = evaluate(stored, Oracle(blend, sd=0.1, claimed=0.1), counter=object(), draws=50, progress=False)
+    assert table.meta["doubt"]["low"] == [0.125, 1.0]
+    assert table.meta["doubt"]["blends"] == [30, 100]
+    assert "The network by its doubt" in report(table)
 
 
 def test_errors(tmp_path, blend):

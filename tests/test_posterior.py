@@ -82,7 +82,8 @@ def test_summary_of_a_normal_posterior(posterior, draws):
     assert isinstance(table, QTable)
     assert table.colnames == [
         *("id", "blend", "galaxy", "x", "y", "flux", "flux_sd", "flux_16", "flux_50", "flux_84", "flux_kind"),
-        *("mag", "mag_sd", "correlation", "variance_within", "variance_between", "method", "flags"),
+        *("mag", "mag_sd", "correlation", "variance_within", "variance_between", "method", "doubt"),
+        "flags",
     ]
     assert table["id"].tolist() == [1, 2, 3, 4, 5, 6]
     assert table["blend"].tolist() == [0, 0, 1, 1, 2, 2]

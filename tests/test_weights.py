@@ -136,6 +136,18 @@ def test_flags_of_unusual_stamps(deblender, blend):
     assert not (flags[1] & Flag.OFF_CENTER).any()
 
 
+def test_doubt_is_above_one_where_flags_are(deblender, blend):
+    """It is the larger of both distances over their limits: a stamp halfway to a limit has half a doubt."""
+    posterior = deblender(blend.image, sky_rms=blend.sky_rms, **OPTIONS)
+    doubt = posterior.doubt.values
+    assert doubt.shape == (len(blend),)
+    odd = (posterior.flags.values & int(Flag.UNFAMILIAR | Flag.OFF_CENTER)).any(1)
+    np.testing.assert_array_equal(doubt > 1, odd)
+    deblender.feature_limit.fill_(1e-8)
+    assert (deblender(blend.image, sky_rms=blend.sky_rms, **OPTIONS).doubt.values > 1).all()
+    assert posterior.summary()["doubt"][1] == doubt[0]
+
+
 def test_positions(deblender, blend):
     posterior = deblender(blend.image, sky_rms=blend.sky_rms, **OPTIONS)
     x, y = (posterior.dataset[name].values[:, 0] for name in ("x", "y"))

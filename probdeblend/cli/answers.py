@@ -160,22 +160,28 @@ def given_rms(found: FieldImage, given: str | None, *, stamps: bool) -> object:
 @click.command()
 @click.argument("blends", type=FILE)
 @weights_option
+@click.option("--count", is_flag=True, help="Count galaxies: doubt grows where there are not likely to be two.")
 @sampling_options
 @click.option("--output", type=FILE, help="Write the whole table there too, as ECSV.")
 @overwrite_option
 def evaluate(blends: Path, **options: object) -> None:
     """Measure accuracy and coverage of the network and of SEP on BLENDS, a set that `simulate` wrote.
 
+    And how the errors grow with the network's doubt.
+
     \b
     Example:
       probdeblend evaluate test --output accuracy.ecsv
     """  # noqa: D301
     from .. import evaluation, weights
+    from ..counts import default_counts
     from ..io import whole_file
 
     output, overwrite = options.pop("output"), options.pop("overwrite")
     with nullcontext() if output is None else whole_file(output, overwrite=overwrite) as temporary:
-        table = evaluation.evaluate(blends, weights.load(options.pop("weights")), **options)
+        deblender = weights.load(options.pop("weights"))
+        counter = default_counts(deblender) if options.pop("count") else None
+        table = evaluation.evaluate(blends, deblender, counter=counter, **options)
         if temporary is not None:
             table.write(temporary, format="ascii.ecsv")
     click.echo(evaluation.report(table))

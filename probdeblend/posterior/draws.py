@@ -31,7 +31,7 @@ OPTIONAL_DIMS = (
     dict.fromkeys(MASKS, ("blend", "galaxy", "y", "x"))
     | dict.fromkeys(("x", "y", "flags"), ("blend", "galaxy"))
     | dict.fromkeys(("variance_within", "variance_between"), ("blend", "galaxy", "band"))
-    | {"sky_rms": ("blend",)}
+    | dict.fromkeys(("sky_rms", "doubt"), ("blend",))
 )
 
 
@@ -45,9 +45,8 @@ class Posterior:
         The variable ``flux (chain, draw, blend, galaxy, band)`` and, where they are known, ``mask``, ``mask_std``
         and ``mask_information (blend, galaxy, y, x)``; ``x``, ``y`` and ``flags (blend, galaxy)``;
         ``flux_variance_within`` and ``flux_variance_between (blend, galaxy, band)``; ``sky_rms (blend,)``, the noise
-        of a pixel of sky in image units. The attributes
-        ``flux_kind``, ``method``, ``flux_unit`` and, where they are known, ``zero_point`` and
-        ``pixel_scale``.
+        of a pixel of sky in image units; ``doubt (blend,)``. The attributes ``flux_kind``, ``method``, ``flux_unit``
+        and, where they are known, ``zero_point`` and ``pixel_scale``.
     """
 
     dataset: xr.Dataset
@@ -68,7 +67,8 @@ class Posterior:
             Arrays, or None: ``mask`` (probability), ``mask_std`` (its spread over the dropout passes) and
             ``mask_information`` (between pixel and pass, bits) ``(blend, galaxy, y, x)``; ``x``, ``y`` (pixels) and
             ``flags (blend, galaxy)``; ``variance_within`` and ``variance_between`` the passes
-            ``(blend, galaxy, band)``; ``sky_rms (blend,)``. Any other name becomes an attribute (None leaves it out):
+            ``(blend, galaxy, band)``; ``sky_rms`` and ``doubt (blend,)``. Any other name becomes an attribute (None
+            leaves it out):
             ``flux_unit``, ``zero_point`` (AB magnitude of unit flux), ``pixel_scale`` (arcsec) and what else is worth
             storing.
 
@@ -247,6 +247,35 @@ class Posterior:
         """Sum of `Flag` bits ``(blend, galaxy)``; zero where none were given."""
         none = xr.zeros_like(self.flux.isel(chain=0, draw=0, band=0, drop=True), dtype=np.int64)
         return self.dataset.get("flags", none).rename("flags")
+
+    @property
+    def doubt(self) -> xr.DataArray:
+        """How odd each blend is ``(blend,)``, the less to be trusted: flags begin at 1; NaN where nobody looked.
+
+        The largest of what flags look at, each over its limit: how far the network's view of the stamp is from that
+        of its training, how far from the middle the central galaxy is, and, where they were asked for, how improbable
+        two galaxies are, how much light refinement left behind, and how far it is from the network.
+        """
+        none = xr.full_like(self.flux.isel(chain=0, draw=0, band=0, galaxy=0, drop=True), np.nan, dtype=float)
+        return self.dataset.get("doubt", none).rename("doubt")
+
+    def doubting(self, doubt: ArrayLike, **variables: tuple) -> Self:
+        """Have at least so much doubt.
+
+        Parameters
+        ----------
+        doubt
+            ``(blend,)``.
+        **variables
+            Others to replace or add, as for `xarray.Dataset.assign`.
+
+        Returns
+        -------
+        Posterior
+            With the larger of both doubts.
+        """
+        doubt = np.fmax(self.doubt.values, np.asarray(doubt, dtype=np.float64))
+        return type(self)(self.dataset.assign(variables | {"doubt": (("blend",), doubt)}))
 
     def draws(self, *dims: str) -> np.ndarray:
         """Return the draws of the fluxes as one array, with those of all chains along its last axis.

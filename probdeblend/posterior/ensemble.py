@@ -35,7 +35,7 @@ def combine(posteriors: Sequence[Posterior]) -> Posterior:
     -------
     Posterior
         All chains. Mask probabilities are means over them, with the variance and the information within members and
-        between them; positions are the first member's; a flag of one is a flag of all.
+        between them; positions are the first member's; a flag of one is a flag of all, and doubt is the largest one.
 
     Raises
     ------
@@ -56,6 +56,8 @@ def combine(posteriors: Sequence[Posterior]) -> Posterior:
         changed[f"flux_variance_{name}"] = (("blend", "galaxy", "band"), part)
     if all("flags" in dataset for dataset in datasets):
         changed["flags"] = reduce(np.bitwise_or, [dataset["flags"] for dataset in datasets])
+    if all("doubt" in dataset for dataset in datasets):
+        changed["doubt"] = reduce(np.maximum, [dataset["doubt"] for dataset in datasets])
     changed |= _masks(posteriors)
     kept = first.drop_dims("chain").drop_vars(MASKS, errors="ignore")
     attributes = {name: value for name, value in first.attrs.items() if name not in OF_ONE}

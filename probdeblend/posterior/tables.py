@@ -41,6 +41,7 @@ COLUMNS = {  # in the order of the table: format and description
     "variance_within": (".3g", "mean over the dropout passes of the variance within a pass"),
     "variance_between": (".3g", "variance of the means of the dropout passes"),
     "method": ("", "what measured the flux"),
+    "doubt": (".2f", "how odd the blend is; flags begin at 1"),
     "flags": ("", "sum of probdeblend.Flag bits"),
 }
 
@@ -84,6 +85,7 @@ def _label_columns(posterior: "Posterior") -> dict[str, np.ndarray]:
     for name in ("x", "y"):
         position = np.nan if name not in posterior.dataset else posterior.dataset[name].values[..., None]
         columns[name] = np.broadcast_to(position, blend.shape)
+    columns["doubt"] = _masked(np.broadcast_to(posterior.doubt.values[:, None, None], blend.shape))
     return columns | {"flags": np.broadcast_to(posterior.flags.values[..., None], blend.shape)}
 
 
