@@ -300,7 +300,7 @@ def _opened(path: Path | None) -> Iterator[h5py.File]:
         yield file
 
 
-def compare_references(path: Path | None = None, *, draws: int = 1000, seed: int = 0) -> Table:
+def compare_references(path: Path | None = None, *, draws: int = 2000, seed: int = 0) -> Table:
     """Refine stored blends anew, and compare with their references.
 
     Parameters
@@ -308,7 +308,7 @@ def compare_references(path: Path | None = None, *, draws: int = 1000, seed: int
     path
         A file that `make_references` wrote; the one that ships with the package if None.
     draws
-        Draws of each proposal.
+        Draws of each proposal: many, so that their own noise is well below the limits.
     seed
         Same seed, same table.
 
