@@ -42,6 +42,7 @@ from .posterior import Posterior
 from .prior import Prior
 from .profiles import render
 from .refine import refine
+from .refiner import METHODS
 from .scene import STAMP_CENTER, Blend, Components, Instrument
 from .seeds import seed_of
 
@@ -53,7 +54,7 @@ QUANTITIES = ("central", "companion", "total")
 AXIS_RATIOS, ANGLES, DIRECTION = (0.6, 0.75), (0.4, 1.9), 1.0
 MOST_SCATTER, LEAST_SCATTER, MOST_BIAS, INFORMED = 1.15, 0.85, 0.3, 0.5
 CHUNK = 64
-REFINED = 40  # noise draws of a step, at about a second each
+REFINED = 40  # noise draws of a step, at a few seconds each
 LEAST_DRAWS = 10
 PRIOR_DRAWS = 20_000
 RESAMPLES = 200
@@ -259,7 +260,9 @@ def _refined(instrument: Instrument, blend: Blend, start: Callable[[Tensor], Ten
     """Refine; draws are NaN where their weights say that they are no use."""
     ratio = blend.image / blend.sky_rms[:, None, None, None]
     model = BlendModel(Prior.default(), instrument)
-    found = refine(model, Observed(ratio[:, 0], blend.sky_rms, blend.exposure), start(ratio), seed=seed)
+    found = refine(
+        model, Observed(ratio[:, 0], blend.sky_rms, blend.exposure), start(ratio), fits=METHODS["auto"], seed=seed
+    )
     size = len(found.unknown)
     latents, *_ = model.split(torch.from_numpy(found.resampled(size, seed=seed)))
     flux = latents[..., 0].exp().numpy() * blend.sky_rms.numpy()[:, None]

@@ -279,7 +279,7 @@ def test_the_prior_has_the_width_of_the_population(right):
 def test_refined_answers_are_of_the_first_images_and_may_abstain(monkeypatch):
     seen = []
 
-    def refine(model, observed, start, *, seed):
+    def refine(model, observed, start, *, fits, seed):
         seen.append((tuple(observed.image.shape), start))
         rng = np.random.default_rng(seed)
         number = len(start)

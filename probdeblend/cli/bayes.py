@@ -60,6 +60,7 @@ def refine_check(**options: object) -> None:
 
 @click.command()
 @click.option("--noise-draws", type=click.IntRange(2), default=500, show_default=True, help="Images of each step.")
+@click.option("--refine", is_flag=True, help="Refine 40 images of each step as well: seconds each.")
 @sampling_options
 @weights_option
 @click.option("--output", type=FILE, default="march", show_default=True, help="Folder to write.")
@@ -73,6 +74,7 @@ def march(**options: object) -> None:
     Example:
       probdeblend march --noise-draws 100 --output march
     """  # noqa: D301
+    from ..guides import default_guide
     from ..io import write_table
     from ..marching import march as run
     from ..marching import report
@@ -81,7 +83,9 @@ def march(**options: object) -> None:
 
     refuse_existing(options["output"], overwrite=options["overwrite"])
     settings = {name: options[name] for name in ("noise_draws", "draws", "passes", "seed")}
-    table = run(load(options["weights"]), **settings)
+    deblender = load(options["weights"])
+    guide = default_guide(deblender) if options["refine"] else None
+    table = run(deblender, start=None if guide is None else lambda image: guide(image).mean, **settings)
     figure, overwrite = plot_march(table), options["overwrite"]
     names = write_table(options["output"], table, "march", figure=figure, overwrite=overwrite)
     click.echo(report(table))
