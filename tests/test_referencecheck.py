@@ -254,6 +254,22 @@ def test_the_command(tmp_path, monkeypatch, stored, normal):
     assert "3 of 3 references have converged" in answer.output
 
 
+def test_references_ship_and_have_converged():
+    found = read_references()
+    assert found.converged.all()
+    assert found.white.tolist() == 12 * [False] + 2 * [True]
+    size = reference_model().size
+    assert found.image.shape == (14, size, size)
+
+
+@pytest.mark.slow
+def test_refinement_comes_to_what_the_sampler_found():
+    """All that ship are within the limits: other tests show that what is half as wide, or turned, is not."""
+    table = compare_references(draws=2000)
+    assert table.meta["abstained"] == 0
+    assert table.meta["within"] == 1
+
+
 @pytest.mark.slow
 def test_refinement_is_close_to_a_short_chain(tmp_path, monkeypatch):
     """One real blend, sampled briefly: what is stored agrees with a new refinement as far as so few draws tell."""
