@@ -9,7 +9,9 @@ and importance weights do not tell. A blend is refined only if
 - the network, which was taught that galaxies have knots and arms, does not contradict: the refined fluxes lie where its
   own posterior is.
 
-Else the network's fluxes and masks stay, and a flag says why.
+Else the network's fluxes and masks stay, and a flag says why. Where weights, fit or network speak against a refinement
+both answers are in question, and nobody knows which is the better one: the network's is made wider by half of how far
+they are apart.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ METHODS: dict[str, tuple[Fit | None, ...]] = {
 """How proposals are made, by name; None for the curvature alone. Blends of which one makes little go on to the next."""
 
 FLUXES = [0, len(LATENTS)]
+CONTESTED = Flag.POOR_WEIGHTS | Flag.MISFIT | Flag.DISAGREEMENT
 UNSURE = Flag.UNFAMILIAR | Flag.OFF_CENTER | Flag.OUTSIDE_PRIOR | Flag.BAD_PIXELS | Flag.BAD_CENTER | Flag.OTHER_COUNT
 LEAST_MISFIT_P = 0.01
 LEAST_AGREEMENT_P = 0.001
@@ -170,15 +173,16 @@ class Refiner:
         settings = {"draws": self.proposals, "steps": self.steps, "fits": self.fits}
         found = refine(self.model, observed, guess, **settings, seed=seed)
         unknown = found.resampled(count, seed=seed)
-        flags, probability, doubt = self._gates(
-            network, found, observed, log_flux=unknown[..., FLUXES], spoiled=spoiled
-        )
+        tried = unknown[..., FLUXES]
+        asked = np.log(network.draws("blend", "galaxy", "band")[:, :, 0] / scale[:, None, None]).transpose(2, 0, 1)
+        flags, probability, doubt = self._gates(network, found, observed, log_flux=(asked, tried), spoiled=spoiled)
+        contested = ((flags & int(CONTESTED)) > 0) & np.isfinite(found.k_hat)
+        asked = _widened(asked, tried.mean(0), contested, seed=seed)
         kept = np.flatnonzero(flags)
-        tried = np.exp(unknown[..., FLUXES]) * scale[:, None]
         unknown[:, kept] = guided[:, kept]
-        flux = network.draws("blend", "galaxy", "band")[kept, :, 0] / scale[kept, None, None]
-        unknown[:, kept[:, None], FLUXES] = np.log(flux).transpose(2, 0, 1)
+        unknown[:, kept[:, None], FLUXES] = asked[:, kept]
         answer = self._assemble(network, unknown, found, flags=flags, probability=probability)
+        tried = np.exp(tried) * scale[:, None]
         moments = {"refined_flux": tried.mean(0), "refined_flux_sd": tried.std(0)}
         named = {name: (("blend", "galaxy"), values) for name, values in moments.items()}
         return answer.doubting(doubt, **named)
@@ -230,15 +234,14 @@ class Refiner:
         found: Refined,
         observed: Observed,
         *,
-        log_flux: NDArray[np.float64],
+        log_flux: tuple[NDArray[np.float64], NDArray[np.float64]],
         spoiled: NDArray[np.int64],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
         """Return why each blend is not refined, as flags ``(blend,)``, the p-values of the misfit, and the doubt."""
         mean, covariance = found.moments()
         usable = found.usable
         probability = np.where(usable, misfit(self.model, observed, mean, covariance), np.nan)
-        asked = np.log(network.draws("blend", "galaxy", "band")[:, :, 0] / observed.sky_rms.numpy()[:, None, None])
-        refined = log_flux.transpose(1, 2, 0)
+        asked, refined = (draws.transpose(1, 2, 0) for draws in log_flux)
         offset = refined.mean(-1) - asked.mean(-1)
         spread = np.stack([np.cov(one) + np.cov(other) for one, other in zip(asked, refined, strict=True)])
         distance = np.einsum("bg,bgh,bh->b", offset, np.linalg.inv(spread), offset)
@@ -267,7 +270,8 @@ class Refiner:
         # So few draws have a mean of their own; images have that of all.
         unit = (scale[:, None] * flux.mean(0) / flux[some].mean(0))[..., None, None].astype(np.float32)
         draws = dataset["flux"].values.copy()
-        draws[:, :, refined] = flux.reshape(*draws.shape[:2], *flux.shape[1:], 1)[:, :, refined]
+        own = refined | ((flags & int(CONTESTED)) > 0)
+        draws[:, :, own] = flux.reshape(*draws.shape[:2], *flux.shape[1:], 1)[:, :, own]
         evidence = found.k_hat < LARGEST_K_HAT_OF_EVIDENCE
         pixels = ("blend", "galaxy", "y", "x")
         changed = {
@@ -319,3 +323,15 @@ class Refiner:
             name: (("chain", "draw", "blend", "galaxy"), value[..., 0].numpy().reshape(*size, *latents.shape[1:3]))
             for name, value in values.items()
         }
+
+
+def _widened(
+    log_flux: NDArray[np.float64], other: NDArray[np.float64], contested: NDArray[np.bool_], *, seed: int
+) -> NDArray[np.float64]:
+    """Add half of how far another answer is, as one error of both fluxes, to draws ``(draw, blend, galaxy)``."""
+    half = (other - log_flux.mean(0)) / 2
+    wider = log_flux.copy()
+    for blend in np.flatnonzero(contested):
+        rng = np.random.default_rng([seed, 3, blend])
+        wider[:, blend] += rng.normal(size=(len(log_flux), 1)) * half[blend]
+    return wider

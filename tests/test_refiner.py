@@ -183,15 +183,29 @@ def far(found):
     ],
 )
 def test_what_cannot_be_trusted_is_not_refined(refined, change, flag):
-    """The network's fluxes and masks stay; a flag says why."""
+    """The network's masks stay, and its fluxes with half of the difference as one more error; a flag says why."""
     network, ask = refined
     posterior = ask(change)
     assert not posterior.dataset["refined"].values.any()
     assert (posterior.flags.values & int(flag)).all()
     assert (posterior.flags.values & int(Flag.NOT_REFINED)).all()
     kept = network(None, sky_rms=posterior.dataset["sky_rms"].values, draws=200, passes=2, seed=1, calibrate=True)
-    np.testing.assert_allclose(posterior.flux, kept.flux)
     np.testing.assert_array_equal(posterior.mask, kept.mask)
+    asked, answered = (np.log(each.draws("blend", "galaxy", "band")[:, :, 0]) for each in (kept, posterior))
+    half = (np.log(posterior.dataset["refined_flux"].values) - asked.mean(-1)) / 2
+    moved = (answered - asked) / half[..., None]
+    np.testing.assert_allclose(moved[:, 0], moved[:, 1], rtol=0.05, atol=0.05)
+    # 200 normal draws a blend: the standard error of a mean is 0.07, that of a standard deviation 0.05.
+    np.testing.assert_allclose(moved.mean(-1), 0, atol=0.35)
+    np.testing.assert_allclose(moved.std(-1), 1, atol=0.25)
+
+
+def test_draws_that_missed_altogether_change_nothing(refined):
+    network, ask = refined
+    posterior = ask(lambda found: replace(far(found), k_hat=np.full(4, np.inf)))
+    assert not posterior.dataset["refined"].values.any()
+    kept = network(None, sky_rms=posterior.dataset["sky_rms"].values, draws=200, passes=2, seed=1, calibrate=True)
+    np.testing.assert_allclose(posterior.flux, kept.flux)
     # Shapes and images are the guide's, with the network's fluxes.
     held = posterior.images.values.sum((-2, -1)) / posterior.draws("blend", "galaxy", "band").mean(-1)[..., 0]
     assert (held < 1.1).all()
