@@ -10,8 +10,8 @@ and importance weights do not tell. A blend is refined only if
   own posterior is.
 
 Else the network's fluxes and masks stay, and a flag says why. Where weights, fit or network speak against a refinement
-both answers are in question, and nobody knows which is the better one: the network's is made wider by half of how far
-they are apart.
+both answers are in question, and nobody knows which is the better one: the network's moves half of the way to the other
+one, and is wider by as much, so that it has the mean and the variance of both as equals.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ UNSURE = Flag.UNFAMILIAR | Flag.OFF_CENTER | Flag.OUTSIDE_PRIOR | Flag.BAD_PIXEL
 LEAST_MISFIT_P = 0.01
 LEAST_AGREEMENT_P = 0.001
 LEAST_P = 1e-300
+FARTHEST = 1.0  # in ln flux, of an answer that is taken into account
 UNEVEN = 0.1  # by which the noise of a pixel may differ from the stamp's median
 LARGEST_SKY = 3.0  # in units of the sky noise, in the darkest corner
 CORNER = 16
@@ -176,8 +177,7 @@ class Refiner:
         tried = unknown[..., FLUXES]
         asked = np.log(network.draws("blend", "galaxy", "band")[:, :, 0] / scale[:, None, None]).transpose(2, 0, 1)
         flags, probability, doubt = self._gates(network, found, observed, log_flux=(asked, tried), spoiled=spoiled)
-        contested = ((flags & int(CONTESTED)) > 0) & np.isfinite(found.k_hat)
-        asked = _widened(asked, tried.mean(0), contested, seed=seed)
+        asked = _between(asked, tried.mean(0), (flags & int(CONTESTED)) > 0, seed=seed)
         kept = np.flatnonzero(flags)
         unknown[:, kept] = guided[:, kept]
         unknown[:, kept[:, None], FLUXES] = asked[:, kept]
@@ -325,13 +325,16 @@ class Refiner:
         }
 
 
-def _widened(
+def _between(
     log_flux: NDArray[np.float64], other: NDArray[np.float64], contested: NDArray[np.bool_], *, seed: int
 ) -> NDArray[np.float64]:
-    """Add half of how far another answer is, as one error of both fluxes, to draws ``(draw, blend, galaxy)``."""
+    """Move draws ``(draw, blend, galaxy)`` half of the way to another mean, and add as much as an error of both fluxes.
+
+    An answer that is farther than `FARTHEST` is none.
+    """
     half = (other - log_flux.mean(0)) / 2
-    wider = log_flux.copy()
-    for blend in np.flatnonzero(contested):
+    moved = log_flux.copy()
+    for blend in np.flatnonzero(contested & (np.abs(2 * half) < FARTHEST).all(1)):
         rng = np.random.default_rng([seed, 3, blend])
-        wider[:, blend] += rng.normal(size=(len(log_flux), 1)) * half[blend]
-    return wider
+        moved[:, blend] += (1 + rng.normal(size=(len(log_flux), 1))) * half[blend]
+    return moved
