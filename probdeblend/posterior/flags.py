@@ -18,7 +18,7 @@ class Flag(IntFlag):
     - ``UNFAMILIAR`` (128): the stamp is unlike the family that the network was trained on.
     - ``SINGLE`` (256): a lone source, measured by SEP.
     - ``OUTSIDE_CALIBRATION`` (512): beyond the galaxies that the calibrator was fitted on.
-    - ``NOT_REFINED`` (1024): refinement was asked for and the network's answer stays; another flag says why.
+    - ``NOT_REFINED`` (1024): refinement was asked for and is not used; another flag says why.
     - ``POOR_WEIGHTS`` (2048): the importance weights of the refinement are no use.
     - ``MISFIT`` (4096): the model's best fit leaves more light behind than noise would.
     - ``DISAGREEMENT`` (8192): refinement and network contradict each other.
