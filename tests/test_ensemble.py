@@ -12,7 +12,7 @@ def member(seed, *, shift=0.0, draws=50, **named):
     settings = {"flux_kind": "total", "method": "network", "network": str(seed), "flux_prior": "{}"} | named
     return Posterior.from_draws(
         flux,
-        mask=np.full((5, 2, 4, 4), 0.5 + 0.2 * shift),
+        mask=np.full((5, 2, 4, 4), 0.5 + 0.2 * np.mean(shift)),
         mask_std=np.full((5, 2, 4, 4), 0.1),
         flags=np.full((5, 2), Flag.UNFAMILIAR if seed == 2 else 0),
         **settings,
@@ -29,6 +29,18 @@ def test_members_are_chains():
     assert "network" not in joined.dataset.attrs
     np.testing.assert_allclose(joined.mask, 0.5 + 0.1 / 3)
     np.testing.assert_allclose(joined.mask_std, np.sqrt(0.1**2 + 0.1**2 * 2 / 9))
+
+
+def test_members_that_contradict_each_other_are_doubted():
+    """One that is ten standard deviations off in one blend, among three: their means scatter by 10 / sqrt(3) widths."""
+    settings = {"draws": 5000, "doubt": np.full(5, 0.2)}
+    members = [member(seed, shift=np.zeros((5, 1, 1)), **settings) for seed in (1, 3)]
+    odd = member(4, shift=np.array([0, 1.0, 0, 0, 0])[:, None, None], **settings)
+    odd.dataset["mask"] = members[0].dataset["mask"]
+    doubt = combine([*members, odd]).doubt.values
+    np.testing.assert_allclose(doubt[[0, 2, 3, 4]], 0.2)
+    width = 0.1 * np.sqrt((2 + np.exp(2)) / 3)
+    assert doubt[1] == pytest.approx((np.e - 1) / np.sqrt(3) / width, rel=0.05)
 
 
 def entropy(p):

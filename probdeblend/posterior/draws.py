@@ -254,7 +254,8 @@ class Posterior:
 
         The largest of what flags look at, each over its limit: how far the network's view of the stamp is from that
         of its training, how far from the middle the central galaxy is, and, where they were asked for, how improbable
-        two galaxies are, how much light refinement left behind, and how far it is from the network.
+        two galaxies are, how much light refinement left behind, how far it is from the network, and how far the
+        members of an ensemble are apart.
         """
         none = xr.full_like(self.flux.isel(chain=0, draw=0, band=0, galaxy=0, drop=True), np.nan, dtype=float)
         return self.dataset.get("doubt", none).rename("doubt")

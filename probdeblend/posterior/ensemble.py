@@ -35,7 +35,9 @@ def combine(posteriors: Sequence[Posterior]) -> Posterior:
     -------
     Posterior
         All chains. Mask probabilities are means over them, with the variance and the information within members and
-        between them; positions are the first member's; a flag of one is a flag of all, and doubt is the largest one.
+        between them; positions are the first member's; a flag of one is a flag of all.
+        Doubt is the largest one, or, where it is larger, the scatter of the members' mean fluxes over their own width:
+        above 1 they contradict each other.
 
     Raises
     ------
@@ -56,14 +58,22 @@ def combine(posteriors: Sequence[Posterior]) -> Posterior:
         changed[f"flux_variance_{name}"] = (("blend", "galaxy", "band"), part)
     if all("flags" in dataset for dataset in datasets):
         changed["flags"] = reduce(np.bitwise_or, [dataset["flags"] for dataset in datasets])
-    if all("doubt" in dataset for dataset in datasets):
-        changed["doubt"] = reduce(np.maximum, [dataset["doubt"] for dataset in datasets])
+    changed["doubt"] = (("blend",), reduce(np.fmax, [*(each.doubt.values for each in posteriors), _apart(posteriors)]))
     changed |= _masks(posteriors)
     kept = first.drop_dims("chain").drop_vars(MASKS, errors="ignore")
     attributes = {name: value for name, value in first.attrs.items() if name not in OF_ONE}
     joined = kept.assign(changed).assign_coords(chain=np.arange(len(flux)))
     joined.attrs = attributes | {"members": len(posteriors)}
     return Posterior(joined)
+
+
+def _apart(posteriors: Sequence[Posterior]) -> NDArray[np.float64]:
+    """Return the scatter of the members' mean fluxes over their own width, the larger of both galaxies."""
+    draws = [each.draws("blend", "galaxy", "band") for each in posteriors]
+    between = np.var([each.mean(-1) for each in draws], axis=0, ddof=1)
+    within = np.mean([each.var(-1) for each in draws], axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sqrt(between / within).max((1, 2))
 
 
 def _check_alike(first: xr.Dataset, other: xr.Dataset) -> None:
