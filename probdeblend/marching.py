@@ -25,6 +25,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ from tqdm.auto import tqdm
 
 from .baseline import sep_posterior
 from .deblender import Deblender
+from .io import kept_arrays
 from .model import BlendModel, Observed
 from .noise import add_noise
 from .photometry import auto_flux
@@ -150,7 +153,7 @@ def march(
     draws: int = 400,
     passes: int = 16,
     seed: int = 0,
-    progress: bool = True,
+    kept: Path | None = None,
 ) -> Table:
     """Move a companion past its primary, and see how errors compare with those that are quoted.
 
@@ -173,8 +176,8 @@ def march(
         Given to the deblender, and draws to SEP.
     seed
         Same seed, same table.
-    progress
-        Show a progress bar.
+    kept
+        A folder for what is found, step by step: what is there of an earlier run with the same arguments is used.
 
     Returns
     -------
@@ -196,25 +199,18 @@ def march(
     if noise_draws < LEAST_DRAWS:
         raise ValueError(f"noise_draws must be at least {LEAST_DRAWS}, got {noise_draws}")
     scenes = scenes or Scenes()
-    sampling = {"draws": draws, "passes": passes}
     prior_sd, fwhm = _prior_sd(), deblender.instrument.fwhm
     stage = _Stage.of(scenes, deblender.instrument.to("cpu"))
+    settings = {"noise_draws": noise_draws, "draws": draws, "passes": passes, "seed": seed}
     rows: dict[str, list[dict[str, object]]] = {}
-    with tqdm(total=len(scenes) * noise_draws, desc="march", unit="image", disable=not progress, leave=False) as bar:
+    with tqdm(total=len(scenes) * noise_draws, desc="march", unit="image", leave=False) as bar:
         for step, separation in enumerate(scenes.separation):
+            path = None if kept is None else kept / f"step-{step:02d}.npz"
+            scores = kept_arrays(path, partial(_step, stage, step, deblender, start, bar=bar, **settings))
+            bar.update((step + 1) * noise_draws - bar.n)
             place = {"separation": separation, "separation_fwhm": separation / fwhm}
-            found: dict[str, list[NDArray]] = {}
-            for first in range(0, noise_draws, CHUNK):
-                blend = stage.blend(step, min(CHUNK, noise_draws - first), seed=seed_of(seed, step, first))
-                number = seed + step * noise_draws + first
-                answers = _answers(blend, deblender, seed=number, **sampling)
-                if start is not None and first < REFINED:
-                    answers["refined"] = _refined(stage.instrument, blend.select(slice(REFINED)), start, seed=number)
-                for method, posterior in answers.items():
-                    found.setdefault(method, []).append(_scored(posterior, blend.select(slice(len(posterior)))))
-                bar.update(len(blend))
-            for method, scores in found.items():
-                judged = _judged(np.concatenate(scores, 1), prior_sd, seed=seed)
+            for method, values in scores.items():
+                judged = _judged(values, prior_sd, seed=seed)
                 rows.setdefault(method, []).extend({"method": method} | row | place for row in judged)
     return _table(rows)
 
@@ -243,6 +239,31 @@ class _Stage:
         image = add_noise(light, self.instrument, generator=torch.Generator().manual_seed(seed), **depths)
         truth = {"flux": Tensor(self.scenes.flux)[:, None], "auto_flux": self.auto[step, :, None], "x": x, "y": y}
         return Blend(image, **depths, **{name: value.expand(count, *value.shape) for name, value in truth.items()})
+
+
+def _step(
+    stage: _Stage,
+    step: int,
+    deblender: Deblender,
+    start: Callable[[Tensor], Tensor] | None,
+    *,
+    noise_draws: int,
+    seed: int,
+    bar: tqdm,
+    **sampling: int,
+) -> dict[str, NDArray]:
+    """Return what `_scored` says of every method's answers, for all images of a step."""
+    found: dict[str, list[NDArray]] = {}
+    for first in range(0, noise_draws, CHUNK):
+        blend = stage.blend(step, min(CHUNK, noise_draws - first), seed=seed_of(seed, step, first))
+        number = seed + step * noise_draws + first
+        answers = _answers(blend, deblender, seed=number, **sampling)
+        if start is not None and first < REFINED:
+            answers["refined"] = _refined(stage.instrument, blend.select(slice(REFINED)), start, seed=number)
+        for method, posterior in answers.items():
+            found.setdefault(method, []).append(_scored(posterior, blend.select(slice(len(posterior)))))
+        bar.update(len(blend))
+    return {method: np.concatenate(scores, 1) for method, scores in found.items()}
 
 
 def _answers(blend: Blend, deblender: Deblender, *, draws: int, passes: int, seed: int) -> dict[str, Posterior]:

@@ -7,8 +7,10 @@ both, and how many of the errors the gates of `~probdeblend.refiner.Refiner` let
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .data import Conditions
+from .io import kept_arrays
 from .model import BlendModel, Observed
 from .posterior import Flag, Posterior
 from .prior import Prior
@@ -36,7 +39,13 @@ LEVEL = 0.68
 
 
 def profile_check(
-    refiners: Mapping[str, Refiner], *, count: int = 64, draws: int = 1000, passes: int = 32, seed: int = 0
+    refiners: Mapping[str, Refiner],
+    *,
+    count: int = 64,
+    draws: int = 1000,
+    passes: int = 32,
+    seed: int = 0,
+    kept: Path | None = None,
 ) -> Table:
     """Refine galaxies of every kind.
 
@@ -50,6 +59,8 @@ def profile_check(
         Draws of each flux, and dropout passes of the network.
     seed
         Same seed, same table.
+    kept
+        A folder for what is found, batch by batch: what is there of an earlier run with the same arguments is used.
 
     Returns
     -------
@@ -67,16 +78,18 @@ def profile_check(
     """
     if count < 1:
         raise ValueError(f"count must be positive, got {count}")
-    rows = []
+    rows, settings = [], {"draws": draws, "passes": passes, "seed": seed}
     with tqdm(total=len(refiners) * len(KINDS) * count, desc="blends", unit="blend", leave=False) as bar:
         for name, refiner in refiners.items():
             for kind in KINDS:
                 judged = []
-                for observed, truth in _blends(refiner.model, kind, count, seed=seed):
-                    judged.append(_judge(refiner, observed, truth, draws=draws, passes=passes, seed=seed))
-                    bar.update(len(truth))
-                columns = [np.concatenate(column) for column in zip(*judged, strict=True)]
-                rows.append({"model": name, "galaxies": kind} | _row(*columns))
+                for first in range(0, count, BATCH):
+                    blends = range(first, min(first + BATCH, count))
+                    path = None if kept is None else kept / f"{name} {KINDS.index(kind)} {first:05d}.npz"
+                    judged.append(kept_arrays(path, partial(_judged, refiner, kind, blends, **settings)))
+                    bar.update(len(blends))
+                columns = {column: np.concatenate([part[column] for part in judged]) for column in judged[0]}
+                rows.append({"model": name, "galaxies": kind} | _row(**columns))
     return Table(rows)
 
 
@@ -87,40 +100,37 @@ def _prior(kind: str) -> Prior:
     return replace(Prior.default(), type_probabilities=tuple(float(name == only) for name in GALAXY_TYPES))
 
 
-def _blends(model: BlendModel, kind: str, count: int, *, seed: int) -> Iterator[tuple[Observed, NDArray[np.float64]]]:
-    """Yield images over the sky noise, and true fluxes over it ``(blend, galaxy)``."""
-    for number in range(-(-count // BATCH)):
-        size = min(BATCH, count - number * BATCH)
-        key = (seed, KINDS.index(kind), number)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed_of(*key, 0))
-            prior, instrument = _prior(kind), model.instrument
-            components = prior.components(prior.sample(size, seed=seed_of(*key, 1)), instrument, seed=seed_of(*key, 2))
-            if kind == KINDS[-1]:
-                index = components.sersic_index.clone()
-                index[..., 0] = DE_VAUCOULEURS
-                components = replace(components, sersic_index=index)
-            sky_rms, _ = Conditions().sample(size)
-            exposure = torch.full((size,), float(instrument.exposure))
-            sky_level, growth = torch.randn(2, size) * torch.tensor([[model.sky_level], [model.psf_growth]])
-            psf = widen_psf(instrument.psf, growth.exp())
-            light = render(components, psf, pixel_scale=instrument.pixel_scale).sum(1) / sky_rms[:, None, None]
-            observed = Observed(light, sky_rms, exposure)
-            image = model.noisy(light, sky_level, observed).sample()
-        truth = (components.total_flux / sky_rms[:, None]).double().numpy()
-        yield observed._replace(image=image), truth
+def _blends(model: BlendModel, kind: str, blends: range, *, seed: int) -> tuple[Observed, NDArray[np.float64]]:
+    """Return images over the sky noise, and true fluxes over it ``(blend, galaxy)``."""
+    size, key = len(blends), (seed, KINDS.index(kind), blends.start // BATCH)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed_of(*key, 0))
+        prior, instrument = _prior(kind), model.instrument
+        components = prior.components(prior.sample(size, seed=seed_of(*key, 1)), instrument, seed=seed_of(*key, 2))
+        if kind == KINDS[-1]:
+            index = components.sersic_index.clone()
+            index[..., 0] = DE_VAUCOULEURS
+            components = replace(components, sersic_index=index)
+        sky_rms, _ = Conditions().sample(size)
+        exposure = torch.full((size,), float(instrument.exposure))
+        sky_level, growth = torch.randn(2, size) * torch.tensor([[model.sky_level], [model.psf_growth]])
+        psf = widen_psf(instrument.psf, growth.exp())
+        light = render(components, psf, pixel_scale=instrument.pixel_scale).sum(1) / sky_rms[:, None, None]
+        observed = Observed(light, sky_rms, exposure)
+        image = model.noisy(light, sky_level, observed).sample()
+    return observed._replace(image=image), (components.total_flux / sky_rms[:, None]).double().numpy()
 
 
-def _judge(
-    refiner: Refiner, observed: Observed, truth: NDArray[np.float64], **sampling: int
-) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+def _judged(refiner: Refiner, kind: str, blends: range, *, seed: int, **sampling: int) -> dict[str, NDArray]:
     """Return whether blends are refined, depths of the truth in both posteriors, and errors without gates."""
+    observed, truth = _blends(refiner.model, kind, blends, seed=seed)
     given = {"image": observed.image * observed.sky_rms[:, None, None], "sky_rms": observed.sky_rms.numpy()}
-    answer, network = refiner(**given, **sampling), refiner.deblender(**given, **sampling)
+    answer, network = (each(**given, seed=seed, **sampling) for each in (refiner, refiner.deblender))
     flux = truth * observed.sky_rms.double().numpy()[:, None]
     error = (flux - answer.dataset["refined_flux"].values) / answer.dataset["refined_flux_sd"].values
     flagged = ((answer.flags.values & int(Flag.NOT_REFINED)) > 0).any(1)
-    return ~flagged, _depth(network, flux), _depth(answer, flux), np.abs(error)
+    depths = {"network": _depth(network, flux), "answer": _depth(answer, flux)}
+    return {"refined": ~flagged, "error": np.abs(error)} | depths
 
 
 def _depth(posterior: Posterior, flux: NDArray[np.float64]) -> NDArray[np.float64]:

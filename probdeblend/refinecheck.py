@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -17,7 +18,7 @@ from tqdm.auto import tqdm
 from .bound import van_trees_bound
 from .calibration import expected_coverage, joint_pit, pit
 from .deblender import Deblender
-from .io import whole_file
+from .io import kept_arrays
 from .latents import LATENTS
 from .model import BlendModel, Observed
 from .posterior import Posterior
@@ -86,22 +87,11 @@ def refine_check(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     model = BlendModel(Prior.default(), deblender.instrument)
     parts = []
+    settings = {"draws": draws, "passes": passes, "method": method, "seed": seed}
     for number in tqdm(range(0, count, CHUNK), desc="blends", unit="batch", leave=False):
         path = None if kept is None else kept / f"blends-{number:05d}.npz"
-        if path is None or not path.exists():
-            observed, unknown = model.simulate(min(CHUNK, count - number), seed=seed_of(seed, number))
-            settings = {"draws": draws, "seed": seed + number}
-            began = perf_counter()
-            found = refine(model, observed, start(observed.image[:, None]), fits=METHODS[method], **settings)
-            refined = perf_counter()
-            posterior = deblender(observed.image, sky_rms=np.ones(len(unknown)), passes=passes, **settings)
-            seconds = np.array([refined - began, perf_counter() - refined])
-            part = _compared(found, posterior, seed=seed) | {"seconds": seconds[:, None] / len(unknown)}
-            part |= {"truth": unknown[:, FLUXES].double().numpy(), "bound": _bound(model, observed, unknown)}
-        if path is not None and not path.exists():
-            with whole_file(path) as partial, partial.open("wb") as file:
-                np.savez(file, **part)
-        parts.append(part if path is None else dict(np.load(path)))
+        blends = range(number, min(number + CHUNK, count))
+        parts.append(kept_arrays(path, partial(_part, model, deblender, start, blends=blends, **settings)))
     whole = {name: np.concatenate([part[name] for part in parts], AXES.get(name, 0)) for name in parts[0]}
     table = Table([_row(name, whole) for name in ("refined", "network")])
     table["seconds"] = whole["seconds"].mean(1)
@@ -113,6 +103,29 @@ def refine_check(
         "chi_square": float(np.nanmedian(whole["chi_square"])),
     }
     return table
+
+
+def _part(
+    model: BlendModel,
+    deblender: Deblender,
+    start: Callable[[Tensor], Tensor],
+    *,
+    blends: range,
+    draws: int,
+    passes: int,
+    method: str,
+    seed: int,
+) -> dict[str, NDArray]:
+    """Draw some blends, refine them and ask the network."""
+    observed, unknown = model.simulate(len(blends), seed=seed_of(seed, blends.start))
+    settings = {"draws": draws, "seed": seed + blends.start}
+    began = perf_counter()
+    found = refine(model, observed, start(observed.image[:, None]), fits=METHODS[method], **settings)
+    refined = perf_counter()
+    posterior = deblender(observed.image, sky_rms=np.ones(len(blends)), passes=passes, **settings)
+    seconds = np.array([refined - began, perf_counter() - refined])[:, None] / len(blends)
+    truth = {"truth": unknown[:, FLUXES].double().numpy(), "bound": _bound(model, observed, unknown)}
+    return _compared(found, posterior, seed=seed) | truth | {"seconds": seconds}
 
 
 def _bound(model: BlendModel, observed: Observed, unknown: Tensor) -> NDArray[np.float64]:

@@ -61,7 +61,7 @@ def _blind_sep(request, monkeypatch):
 
 
 def marched(*, scenes=STEP, noise_draws=30, seed=0, **options):
-    return march(Oracle(**options), scenes=scenes, noise_draws=noise_draws, seed=seed, progress=False)
+    return march(Oracle(**options), scenes=scenes, noise_draws=noise_draws, seed=seed)
 
 
 def chosen(table, method="network"):
@@ -175,13 +175,13 @@ def test_same_seed_same_table():
 
 def test_integers_are_numbers_too():
     whole = Scenes(flux=(80, 40), separation=(20,))
-    rows = [chosen(march(Oracle(), scenes=scenes, noise_draws=10, progress=False)) for scenes in (whole, STEP)]
+    rows = [chosen(march(Oracle(), scenes=scenes, noise_draws=10)) for scenes in (whole, STEP)]
     assert rows[0]["mean"][2] == rows[1]["mean"][2]
 
 
 def test_every_image_has_noise_of_its_own():
     oracle = Oracle()
-    march(oracle, scenes=SCENES, noise_draws=70, seed=5, progress=False)
+    march(oracle, scenes=SCENES, noise_draws=70, seed=5)
     assert oracle.seeds == [5, 69, 75, 139]
     assert len(torch.unique(torch.cat(oracle.corners))) == 140
 
@@ -195,7 +195,7 @@ def test_a_calibrator_makes_a_method_of_its_own():
         return Posterior(posterior.dataset.assign(flux=np.exp(mean + 2 * (log_flux - mean))))
 
     oracle.calibrator = widened
-    table = march(oracle, scenes=STEP, noise_draws=20, progress=False)
+    table = march(oracle, scenes=STEP, noise_draws=20)
     assert list(dict.fromkeys(table["method"])) == ["network", "uncalibrated", "sep"]
     network, plain = (chosen(table, name)["galaxy", "sd"] for name in ("network", "uncalibrated"))
     each = network["galaxy"] != "total"
@@ -234,7 +234,7 @@ def test_images_hold_the_noise_that_a_fit_expects(false_alarm):
     scenes = Scenes(separation=(6.0,))
     fit = Fit(scenes)
     assert fit.covariance[0, 1] < -0.1 * math.sqrt(fit.covariance[0, 0] * fit.covariance[1, 1])
-    rows = chosen(march(fit, scenes=scenes, noise_draws=128, progress=False))
+    rows = chosen(march(fit, scenes=scenes, noise_draws=128))
     low, high = scatter_band(128, 3, false_alarm)
     assert ((rows["sd"] > low) & (rows["sd"] < high)).all()
     assert (np.abs(rows["mean"]) < stats.norm.isf(false_alarm / 6) * high / math.sqrt(128)).all()
@@ -294,7 +294,7 @@ def test_refined_answers_are_of_the_first_images_and_may_abstain(monkeypatch):
 
     monkeypatch.setattr(marching, "refine", refine)
     start = lambda image: image.mean((1, 2, 3))[:, None].expand(-1, 16)  # noqa: E731
-    table = march(Oracle(), scenes=SCENES, noise_draws=42, start=start, progress=False)
+    table = march(Oracle(), scenes=SCENES, noise_draws=42, start=start)
     rows = chosen(table, "refined")
     assert [shape for shape, _ in seen] == 2 * [(40, 128, 128)]
     assert seen[0][1].std() > 0
@@ -302,6 +302,19 @@ def test_refined_answers_are_of_the_first_images_and_may_abstain(monkeypatch):
     assert (rows["abstained"] == 0.25).all()
     np.testing.assert_allclose(rows["posterior_sd"][rows["galaxy"] != "total"], 0.1, rtol=0.1)
     assert ((rows["sd"] > 0.5) & (rows["sd"] < 1.6)).all()
+
+
+def test_an_interrupted_march_goes_on(tmp_path, monkeypatch):
+    """Steps that are kept are not marched again, and are what was found."""
+    settings = {"scenes": SCENES, "noise_draws": 20, "kept": tmp_path}
+    whole = march(Oracle(), **settings)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00.npz", "step-01.npz"]
+    (tmp_path / "step-01.npz").unlink()
+    asked = []
+    answers = marching._answers
+    monkeypatch.setattr(marching, "_answers", lambda *given, **named: asked.append(given) or answers(*given, **named))
+    assert report(march(Oracle(), **settings)) == report(whole)
+    assert len(asked) == 1
 
 
 def test_the_report_says_where(right):
@@ -360,7 +373,7 @@ def test_the_march_of_the_shipped_weights():
     deblender = probdeblend.load()
     guide = JointGuide(deblender.network, pixel_scale=HST.pixel_scale)
     scenes = Scenes(separation=(20.0,))
-    table = march(deblender, scenes=scenes, noise_draws=10, start=lambda image: guide.encode(image)[1], progress=False)
+    table = march(deblender, scenes=scenes, noise_draws=10, start=lambda image: guide.encode(image)[1])
     assert list(dict.fromkeys(table["method"])) == ["network", "uncalibrated", "sep", "refined"]
     network, refined, sep = (chosen(table, method) for method in ("network", "refined", "sep"))
     assert (network["count"] == 10).all()

@@ -44,12 +44,12 @@ class Fake:
     deblender = property(lambda self: self)
 
 
-def test_what_is_counted(monkeypatch):
+def test_what_is_counted(monkeypatch, tmp_path):
     """Fluxes of 7 behind a fake that answers 7: all covered, half far off, two thirds of them caught."""
     fake = Fake(7.0)
     observed = SimpleNamespace(image=torch.zeros(12, 4, 4), sky_rms=torch.ones(12))
-    monkeypatch.setattr(profilecheck, "_blends", lambda model, kind, count, seed: [(observed, np.full((12, 2), 7.0))])
-    table = profile_check({"fake": fake}, count=12, draws=400)
+    monkeypatch.setattr(profilecheck, "_blends", lambda model, kind, blends, seed: (observed, np.full((12, 2), 7.0)))
+    table = profile_check({"fake": fake}, count=12, draws=400, kept=tmp_path)
     assert list(table["galaxies"]) == list(KINDS)
     row = table[0]
     assert row["blends"] == 12
@@ -60,6 +60,9 @@ def test_what_is_counted(monkeypatch):
     assert row["ungated_68"] == 0.5
     assert row["network_68"] == row["answer_68"] == 1
     assert "de Vaucouleurs with knots" in report(table)
+    assert len(list(tmp_path.iterdir())) == len(KINDS)
+    monkeypatch.setattr(profilecheck, "_blends", None)  # what is kept is not made again
+    assert report(profile_check({"fake": None}, count=12, draws=400, kept=tmp_path)) == report(table)
     with pytest.raises(ValueError, match="count must be positive, got 0"):
         profile_check({}, count=0)
 
@@ -67,18 +70,18 @@ def test_what_is_counted(monkeypatch):
 def test_blends_of_every_kind():
     """Same seed, same blends; the kinds differ in what is under the noise, and truths are the light of the images."""
     for kind in KINDS:
-        (observed, truth), (again, _) = (next(profilecheck._blends(MODEL, kind, 2, seed=3)) for _ in range(2))
+        (observed, truth), (again, _) = (profilecheck._blends(MODEL, kind, range(2), seed=3) for _ in range(2))
         np.testing.assert_array_equal(observed.image, again.image)
         assert observed.image.shape == (2, 128, 128)
         held = observed.image.double().sum((-2, -1)).numpy()
         noise = 3 * 128 * 2.25**0.5
         assert (np.abs(held - truth.sum(1)) < 0.25 * truth.sum(1) + 4 * noise).all()
-    assert len(list(profilecheck._blends(MODEL, KINDS[0], 17, seed=3))) == 2
+    assert len(profilecheck._blends(MODEL, KINDS[0], range(16, 17), seed=3)[1]) == 1
 
 
 def test_the_command(tmp_path, monkeypatch):
     table = Table([{"model": "any index", "galaxies": KINDS[0], "blends": 3, "refined": 1.0}])
-    monkeypatch.setattr(weights, "load", lambda path=None: None)
+    monkeypatch.setattr(weights, "load", lambda path=None: SimpleNamespace(digest="fake"))
     monkeypatch.setattr(guides, "default_guide", lambda deblender: None)
     monkeypatch.setattr(refiner, "Refiner", lambda deblender, guide, prior=None: prior)
     monkeypatch.setattr(profilecheck, "profile_check", lambda refiners, **settings: table)

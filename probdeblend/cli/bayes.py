@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .. import __version__
 from .options import (
     FILE,
+    finish,
     method_option,
     overwrite_option,
     refuse_existing,
@@ -18,7 +23,22 @@ from .options import (
     weights_option,
 )
 
+if TYPE_CHECKING:
+    from ..deblender import Deblender
+
 __all__: list[str] = []  # what is here is used from the command line
+
+
+@contextmanager
+def _resumable(options: Mapping[str, object], settings: Mapping[str, object], deblender: Deblender) -> Iterator[Path]:
+    """Keep finished parts beside the output until all is done."""
+    from ..io import unfinished_folder
+
+    subject = {"probdeblend": __version__, "network": deblender.digest}
+    replaced = {name: options[name] for name in ("resume", "overwrite")}
+    kept = unfinished_folder(options["output"], settings | subject, **replaced)
+    yield kept
+    shutil.rmtree(kept)
 
 
 @click.command("refine-check")
@@ -40,22 +60,16 @@ def refine_check(**options: object) -> None:
       probdeblend refine-check --count 100 --draws 400 --output refined
     """  # noqa: D301
     from ..guides import default_guide, load_guide
-    from ..io import unfinished_folder, write_table
     from ..refinecheck import refine_check as check
     from ..refinecheck import report
     from ..weights import load
 
-    replaced = {name: options[name] for name in ("resume", "overwrite")}
     settings = {name: options[name] for name in ("count", "draws", "passes", "method", "seed")}
     deblender, path = load(options["weights"]), options["guide"]
     guide = default_guide(deblender) if path is None else load_guide(path, deblender)
-    subject = {"probdeblend": __version__, "network": deblender.digest, "guide": str(path)}
-    kept = unfinished_folder(options["output"], settings | subject, **replaced)
-    table = check(deblender, lambda image: guide(image).mean, kept=kept, **settings)
-    names = write_table(options["output"], table, "refined", overwrite=options["overwrite"])
-    shutil.rmtree(kept)
-    click.echo(report(table))
-    click.echo(f"written to {options['output']}: {', '.join(names)}")
+    with _resumable(options, settings | {"guide": str(path)}, deblender) as kept:
+        table = check(deblender, lambda image: guide(image).mean, kept=kept, **settings)
+        finish(options, table, "refined", report(table))
 
 
 @click.command()
@@ -64,32 +78,31 @@ def refine_check(**options: object) -> None:
 @sampling_options
 @weights_option
 @click.option("--output", type=FILE, default="march", show_default=True, help="Folder to write.")
+@resume_option
 @overwrite_option
 def march(**options: object) -> None:
     """Move a companion past its primary, and compare errors of both fluxes with those quoted, SEP's beside.
 
-    OUTPUT holds march.ecsv (a row a method, galaxy and step) and march.png.
+    OUTPUT holds march.ecsv (a row a method, galaxy and step) and march.png; what an interrupted run found is kept
+    beside it.
 
     \b
     Example:
       probdeblend march --noise-draws 100 --output march
     """  # noqa: D301
     from ..guides import default_guide
-    from ..io import write_table
     from ..marching import march as run
     from ..marching import report
     from ..plots import plot_march
     from ..weights import load
 
-    refuse_existing(options["output"], overwrite=options["overwrite"])
     settings = {name: options[name] for name in ("noise_draws", "draws", "passes", "seed")}
     deblender = load(options["weights"])
     guide = default_guide(deblender) if options["refine"] else None
-    table = run(deblender, start=None if guide is None else lambda image: guide(image).mean, **settings)
-    figure, overwrite = plot_march(table), options["overwrite"]
-    names = write_table(options["output"], table, "march", figure=figure, overwrite=overwrite)
-    click.echo(report(table))
-    click.echo(f"written to {options['output']}: {', '.join(names)}")
+    start = None if guide is None else lambda image: guide(image).mean
+    with _resumable(options, settings | {"refine": options["refine"]}, deblender) as kept:
+        table = run(deblender, start=start, kept=kept, **settings)
+        finish(options, table, "march", report(table), figure=plot_march(table))
 
 
 @click.command("train-guide")
@@ -124,12 +137,14 @@ def train_guide(**options: object) -> None:
 @weights_option
 @click.option("--guide", type=FILE, help="A guide's file, to start from.  [default: that of the package]")
 @click.option("--output", type=FILE, default="profiles", show_default=True, help="Folder to write.")
+@resume_option
 @overwrite_option
 def profile_check(**options: object) -> None:
     """Refine galaxies that are not as the model has them, and see what the gates let through.
 
     Some seconds a blend, of four kinds of galaxies under two models: Sérsic profiles of any index, and of
-    exponential disks alone. OUTPUT holds profiles.ecsv (a row a model and kind).
+    exponential disks alone. OUTPUT holds profiles.ecsv (a row a model and kind); what an interrupted run found is
+    kept beside it.
 
     \b
     Example:
@@ -138,20 +153,17 @@ def profile_check(**options: object) -> None:
     from dataclasses import replace
 
     from ..guides import default_guide, load_guide
-    from ..io import write_table
     from ..prior import Prior
     from ..profilecheck import profile_check as check
     from ..profilecheck import report
     from ..refiner import Refiner
     from ..weights import load
 
-    refuse_existing(options["output"], overwrite=options["overwrite"])
     deblender, path = load(options["weights"]), options["guide"]
     guide = default_guide(deblender) if path is None else load_guide(path, deblender)
     disks = replace(Prior.default(), type_probabilities=(0.0, 1.0, 0.0, 0.0), smooth=True)
     refiners = {"any index": Refiner(deblender, guide), "exponential": Refiner(deblender, guide, prior=disks)}
     settings = {name: options[name] for name in ("count", "draws", "passes", "seed")}
-    table = check(refiners, **settings)
-    names = write_table(options["output"], table, "profiles", overwrite=options["overwrite"])
-    click.echo(report(table))
-    click.echo(f"written to {options['output']}: {', '.join(names)}")
+    with _resumable(options, settings | {"guide": str(path)}, deblender) as kept:
+        table = check(refiners, kept=kept, **settings)
+        finish(options, table, "profiles", report(table))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+    from matplotlib.figure import Figure
 
 __all__: list[str] = []  # what is here is used from the command line
 
@@ -73,6 +78,15 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
     """Say before long work that its output exists."""
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output}: exists already")
+
+
+def finish(options: Mapping[str, object], table: Table, name: str, said: str, *, figure: Figure | None = None) -> None:
+    """Write a table, and its figure, and say what is in them."""
+    from ..io import write_table
+
+    names = write_table(options["output"], table, name, figure=figure, overwrite=options["overwrite"])
+    click.echo(said)
+    click.echo(f"written to {options['output']}: {', '.join(names)}")
 
 
 def progress(batches: Iterator, count: int, size: int, first: int) -> Iterator:

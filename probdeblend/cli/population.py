@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import FILE, overwrite_option, refuse_existing, sampling_options, weights_option
+from .options import FILE, finish, overwrite_option, refuse_existing, sampling_options, weights_option
 
 __all__: list[str] = []  # what is here is used from the command line
 
@@ -26,7 +26,6 @@ def population(**options: object) -> None:
     Example:
       probdeblend population --count 2000 --output counts
     """  # noqa: D301
-    from ..io import write_table
     from ..plots import plot_population
     from ..population import population_result, report
     from ..weights import load
@@ -34,7 +33,4 @@ def population(**options: object) -> None:
     refuse_existing(options["output"], overwrite=options["overwrite"])
     sampling = {name: options[name] for name in ("count", "draws", "passes", "seed")}
     table = population_result(load(options["weights"]), **sampling)
-    figure, overwrite = plot_population(table), options["overwrite"]
-    names = write_table(options["output"], table, "population", figure=figure, overwrite=overwrite)
-    click.echo(report(table))
-    click.echo(f"written to {options['output']}: {', '.join(names)}")
+    finish(options, table, "population", report(table), figure=plot_population(table))

@@ -8,6 +8,7 @@ from .images import FieldImage, read_image, read_map, read_psf, read_stamps
 from .mosaics import Mosaic, open_mosaic, read_columns, uncovered
 from .outputs import (
     OUTPUT_FILES,
+    kept_arrays,
     output_folder,
     unfinished_folder,
     whole_file,
@@ -24,6 +25,7 @@ __all__ = [
     "Mosaic",
     "count_blends",
     "finished_batches",
+    "kept_arrays",
     "open_mosaic",
     "output_folder",
     "read_blends",

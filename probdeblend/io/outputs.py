@@ -6,7 +6,7 @@ import contextlib
 import json
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
     "OUTPUT_FILES",
+    "kept_arrays",
     "output_folder",
     "unfinished_folder",
     "whole_file",
@@ -249,6 +250,31 @@ def unfinished_folder(
     kept.mkdir(parents=True)
     record.write_text(json.dumps(settings), encoding="utf-8")
     return kept
+
+
+def kept_arrays(path: Path | None, make: Callable[[], dict[str, NDArray]]) -> dict[str, NDArray]:
+    """Make arrays and keep them, or read those that an interrupted run has kept.
+
+    Parameters
+    ----------
+    path
+        A file in an `unfinished_folder`, with ``.npz`` at its end; None keeps nothing.
+    make
+        Called where there is no such file yet.
+
+    Returns
+    -------
+    dict of str to NDArray
+        The arrays by their names.
+    """
+    if path is None:
+        return make()
+    if not path.exists():
+        arrays = make()
+        with whole_file(path) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
+    with np.load(path) as stored:
+        return dict(stored)
 
 
 def put_in_place(folder: Path, target: Path) -> None:
