@@ -70,7 +70,7 @@ def test_derivatives_are_those_of_the_light(model, pairs):
 def test_the_mode_is_found(model, pairs):
     """Errors of the mode, in units of the curvature, are those of a normal distribution; the guess is far off."""
     observed, unknown, start = pairs
-    mode, precision = find_mode(model, observed, start, steps=10)
+    mode, precision, _ = find_mode(model, observed, start, steps=10)
     covariance = torch.linalg.inv(precision)
     scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     assert float(((start - unknown) / scale).square().mean().sqrt()) > 3
@@ -206,7 +206,7 @@ def test_refuses(model, pairs, refined):
 def test_weights_that_are_no_use():
     """With 100 draws the limit is 1 - 1/2, with very many it is 0.7."""
     empty, k_hat = np.zeros((4, 2)), np.array([0.4, 0.6, 0.8, np.inf])
-    found = Refined(np.zeros((100, 4, 3)), empty, empty, k_hat, *[empty] * 4)
+    found = Refined(np.zeros((100, 4, 3)), empty, empty, empty, k_hat, *[empty] * 4)
     assert found.usable.tolist() == [True, False, False, False]
     assert replace(found, unknown=np.zeros((100_000, 4, 3))).usable.tolist() == [True, True, False, False]
     with pytest.raises(ValueError, match=r"blend must have usable weights to start from, got a k-hat of 0.80"):
