@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import probdeblend.refine as room
+from probdeblend import curvature
 from probdeblend.bound import fisher_information, van_trees_bound
-from probdeblend.curvature import find_mode, prior_moments, sensitivity
+from probdeblend.curvature import Modes, find_mode, prior_moments, sensitivity
 from probdeblend.latents import LATENTS
 from probdeblend.model import BlendModel, Observed
 from probdeblend.posterior import systematic
@@ -41,6 +42,22 @@ def near_pairs(model, count, *, seed):
 @pytest.fixture(scope="module")
 def pairs(model):
     return near_pairs(model, 5, seed=2)
+
+
+@pytest.fixture(scope="module")
+def nested(model):
+    """A compact galaxy on an extended one, 1.5 pixels off its center; as a guess, one galaxy and a faint companion."""
+    extended = torch.tensor([9.2, 0.0, 0.0, -0.9, -1.9, 0.4, 0.4])
+    compact = torch.tensor([8.5, 0.8, 1.3, -1.4, -0.2, -0.2, -0.2])
+    unknown = torch.cat([extended, compact, torch.zeros(2)]).expand(4, -1)
+    light = model.light(model.split(unknown)[0], torch.zeros(4)).sum(1)
+    taken = Observed(light, torch.full((4,), 8e-3), torch.full((4,), 3e3))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        image = model.noisy(light, torch.zeros(4), taken).sample()
+    bright = torch.tensor([9.4, 0.8, 0.7, -1.15, -1.2, 0.15, 0.2])
+    faint = torch.tensor([7.8, -2.0, -0.6, -1.3, -1.5, 0.3, 0.15])
+    return taken._replace(image=image), unknown, torch.cat([bright, faint, torch.zeros(2)]).expand(4, -1)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +166,45 @@ def test_blends_of_which_little_comes_go_on(model, pairs, monkeypatch):
     assert both.effective[0] > 10 * alone.effective[0]
     np.testing.assert_array_equal(both.unknown[:, 1:], alone.unknown[:, 1:])
     np.testing.assert_array_equal(both.log_evidence[1:], alone.log_evidence[1:])
+
+
+def test_galaxies_that_are_far_apart_have_one_mode(model, pairs):
+    observed, _, start = pairs
+    modes = Modes.find(model, observed, start, steps=8)
+    place, precision, _ = find_mode(model, observed, start, steps=8)
+    assert (modes.share[0] == 1).all()
+    torch.testing.assert_close(modes.place[0], place)
+    torch.testing.assert_close(modes.precision[0], precision)
+    assert [blends.tolist() for blends in modes.alike()] == [[0, 1, 2, 3, 4]]
+
+
+def test_galaxies_that_are_close_are_climbed_to_twice(model, nested):
+    """From the wrong way of dividing the light the second climb finds a better one, and blends are sorted by it."""
+    observed, _, guess = nested
+    modes = Modes.find(model, observed, guess, steps=16)
+    assert (modes.share[1] > 0.5).sum() >= 2
+    torch.testing.assert_close(modes.share.sum(0), torch.ones(4).double())
+    parts = modes.alike()
+    assert sorted(np.concatenate(parts).tolist()) == [0, 1, 2, 3]
+    chosen = modes.select(parts[-1])
+    assert (chosen.share > 0).all()
+    torch.testing.assert_close(chosen.place, modes.place[:, parts[-1]])
+
+
+@pytest.mark.slow
+def test_the_truth_is_found_from_the_other_side(model, nested, monkeypatch):
+    """One climb alone finds another mode, whose weights do not tell, and of which the truth is far away."""
+    observed, unknown, guess = nested
+    right, found = (refine(model, observed, start, seed=1) for start in (unknown, guess))
+
+    def errors(answer):
+        draws = answer.resampled(1000, seed=1)[..., FLUX]
+        return np.abs(draws.mean(0) - unknown[:, FLUX].numpy()) / draws.std(0)
+
+    assert (found.log_evidence > right.log_evidence - 1).all()
+    assert (errors(found) < 3).all()
+    monkeypatch.setattr(curvature, "NEAR", 0.0)
+    assert (errors(refine(model, observed, guess, seed=1)) > 3).any(1).mean() >= 0.5
 
 
 @pytest.mark.slow
