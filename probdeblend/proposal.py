@@ -1,8 +1,4 @@
-"""What refinement draws from: Student-t distributions about the modes of each blend, and their mixture.
-
-A mixture learns from its weighted draws: each is divided among the modes as likely as it came from them, and modes have
-shares and moments of what they are given (Cappé et al. 2008, doi:10.1007/s11222-008-9059-x).
-"""
+"""What refinement draws from: Student-t distributions, one a blend, in coordinates of their own."""
 
 from __future__ import annotations
 
@@ -14,14 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import IndependentTransform, Transform, identity_transform
 
-from .seeds import seed_of
-
-__all__ = ["Mixture", "Proposal"]
+__all__ = ["Proposal"]
 
 DEGREES = 6.0
 SAME = 1e-6  # in coordinates there and back
-OWN = 50.0  # effective draws that a proposal is worth beside the weighted ones
-LEAST = 1e-300  # of a weight, to be divided by
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,125 +77,20 @@ class Proposal:
         reached = torch.isclose(self.coordinates(place), unknown, rtol=0.0, atol=SAME).all(-1)
         return torch.where(reached, density, -math.inf)
 
-    def moved(self, unknown: Tensor, weight: Tensor) -> Proposal:
-        """Go towards the moments of weighted draws, the farther the more of them are effective.
+    def moved(self, mean: Tensor, covariance: Tensor, share: Tensor) -> Proposal:
+        """Go some of the way to other moments.
 
         Parameters
         ----------
-        unknown
-            ``(draw, blend, number)``.
-        weight
-            Of each draw ``(draw, blend)``.
+        mean, covariance
+            The other moments in coordinates, of the shapes of `center` and `covariance`.
+        share
+            How far ``(blend,)``: 0 stays, 1 has the other moments.
 
         Returns
         -------
         Proposal
             In the same coordinates.
         """
-        share, part = _trust(weight)[:, None], weight / weight.sum(0).clamp(min=LEAST)
-        place = self.coordinates.inv(unknown)
-        mean = torch.einsum("dbn,db->bn", place, part)
-        offset = place - mean
-        covariance = torch.einsum("dbn,dbm,db->bnm", offset, offset, part)
-        center = torch.lerp(self.center, mean, share)
-        return Proposal(center, torch.lerp(self.covariance, covariance, share[..., None]), self.coordinates)
-
-
-@dataclass(frozen=True, eq=False)
-class Mixture:
-    """Some proposals for the same blends.
-
-    Parameters
-    ----------
-    parts
-        The proposals, each about a mode of its own.
-    share
-        Of each one ``(part, blend)``; adds up to one.
-    """
-
-    parts: list[Proposal]
-    share: Tensor
-
-    def draw(self, draws: int, seeds: list[int]) -> Tensor:
-        """Draw unknowns, from each part as many as are its share.
-
-        Parameters
-        ----------
-        draws
-            Number of draws.
-        seeds
-            One a blend.
-
-        Returns
-        -------
-        Tensor
-            ``(draw, blend, number)``.
-        """
-        place = (torch.arange(draws) + 0.5) / draws
-        part = (place[:, None, None] > self.share.cumsum(0).T).sum(-1).clamp(max=len(self.parts) - 1)
-        unknown = self.parts[0].draw(draws, seeds)
-        for number, other in enumerate(self.parts[1:], 1):
-            drawn = other.draw(draws, [seed_of(seed, 2, number) for seed in seeds])
-            unknown = torch.where((part == number)[..., None], drawn, unknown)
-        return unknown
-
-    def log_prob(self, unknown: Tensor) -> Tensor:
-        """Return the density of unknowns.
-
-        Parameters
-        ----------
-        unknown
-            ``(..., blend, number)``.
-
-        Returns
-        -------
-        Tensor
-            ``(..., blend)``.
-        """
-        return self._each(unknown).logsumexp(0)
-
-    def nearest(self, unknown: Tensor) -> Tensor:
-        """Return which part unknowns are most likely of.
-
-        Parameters
-        ----------
-        unknown
-            ``(..., blend, number)``.
-
-        Returns
-        -------
-        Tensor
-            Numbers of parts ``(..., blend)``.
-        """
-        return self._each(unknown).argmax(0)
-
-    def _each(self, unknown: Tensor) -> Tensor:
-        """Return the density of each part, its share in it ``(part, ..., blend)``."""
-        parts = zip(self.parts, self.share, strict=True)
-        return torch.stack([part.log_prob(unknown) + share.log() for part, share in parts])
-
-    def moved(self, unknown: Tensor, weight: Tensor) -> Mixture:
-        """Go towards weighted draws.
-
-        Parameters
-        ----------
-        unknown
-            ``(draw, blend, number)``.
-        weight
-            Of each draw ``(draw, blend)``, adding up to one; or zero, which moves nothing.
-
-        Returns
-        -------
-        Mixture
-            Of as many parts.
-        """
-        each = weight * (self._each(unknown) - self.log_prob(unknown)).exp().nan_to_num(0.0)
-        share = torch.lerp(self.share, each.sum(1), _trust(weight))
-        moved = [part.moved(unknown, own) for part, own in zip(self.parts, each, strict=True)]
-        return Mixture(moved, share / share.sum(0))
-
-
-def _trust(weight: Tensor) -> Tensor:
-    """Return how far to go towards weighted draws ``(blend,)``, from 0 to 1."""
-    effective = weight.sum(0).square() / weight.square().sum(0).clamp(min=LEAST)
-    return effective / (effective + OWN)
+        center = torch.lerp(self.center, mean, share[:, None])
+        return Proposal(center, torch.lerp(self.covariance, covariance, share[:, None, None]), self.coordinates)

@@ -1,15 +1,11 @@
 """Refinement: from a guess of all unknowns of a blend to their posterior under the generative model.
 
-Damped Gauss-Newton steps (`~probdeblend.curvature`) lead from the guess to the mode; a Student-t distribution around
-it, as wide as the curvature says or fitted (`~probdeblend.variational`), proposes draws; these are weighted by the
-model's density over that of the proposal, with Pareto-smoothed weights (Vehtari et al. 2024, arXiv:1507.02646); and the
-weighted moments make a second proposal. The draws of both are weighted as draws of their mixture (Veach & Guibas 1995,
-doi:10.1145/218380.218498). What comes out is exact up to the weights' noise, *if the model is right*: importance
-weights judge the proposal by the model, not the model by the sky.
-
-Nor do weights know of a mode that nothing was drawn from. The light of galaxies closer than two FWHM of the PSF can
-often be divided in two ways, which of the two is the compact one: from the first mode a second climb begins, with both
-galaxies in each other's place, and where it ends somewhere else the proposal is a mixture.
+Damped Gauss-Newton steps (`~probdeblend.curvature`) lead from the guess to the mode; a Student-t
+distribution around it, as wide as the curvature says or fitted (`~probdeblend.variational`), proposes draws; these are
+weighted by the model's density over that of the proposal, with Pareto-smoothed weights (Vehtari et al. 2024,
+arXiv:1507.02646); and the weighted moments make a second proposal. The draws of both are weighted as draws of their
+mixture (Veach & Guibas 1995, doi:10.1145/218380.218498). What comes out is exact up to the weights' noise, *if the
+model is right*: importance weights judge the proposal by the model, not the model by the sky.
 
 The image does not say which galaxy is which: exchanged, they are as likely, and the prior alone, which has the central
 one near the middle of the stamp, tells them apart. A draw therefore stands for all orders of its galaxies: its weight
@@ -33,11 +29,11 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
 
-from .curvature import Modes
+from .curvature import find_mode
 from .latents import LATENTS
 from .model import NUISANCES, BlendModel, Observed
 from .posterior import systematic
-from .proposal import Mixture, Proposal
+from .proposal import Proposal
 from .scene import MASK_THRESHOLD
 from .seeds import seed_of
 
@@ -46,12 +42,12 @@ __all__ = ["Fit", "Refined", "refine"]
 Fit = Callable[[BlendModel, Observed, Tensor, Tensor], Proposal]
 """From the model, its images, the mode and the precision there to a proposal."""
 
+OWN = 50.0  # effective draws that the curvature is worth beside the weighted covariance
 LARGEST_K_HAT = 0.7
 LEAST_POSSIBLE = 0.1  # of the draws, so that their weights have a tail
 NOTHING = -700.0  # ln of a weight that is none
 CHUNK = 64
-LEAST_EVIDENCE = 1.0  # in ln, by which another proposal may fall behind
-AXES = {"unknown": 1, "order": 1, "mode": 1, "log_weight": 1}  # of the blends; else the first
+AXES = {"unknown": 1, "order": 1, "log_weight": 1}  # of the blends; else the first
 ENOUGH = 100.0  # effective draws
 
 
@@ -62,12 +58,10 @@ class Refined:
     Parameters
     ----------
     unknown
-        Draws ``(draw, blend, number)``, as ``BlendModel.split`` divides them: galaxies are in the order in which they
-        were proposed.
+        Draws ``(draw, blend, number)``, as ``BlendModel.split`` divides them, about one mode: galaxies are in the order
+        in which they were proposed.
     order
         Which order of the galaxies a draw is to be put in ``(draw, blend)``: a number of `itertools.permutations`.
-    mode
-        Number of the mode that a draw is most likely of ``(draw, blend)``.
     log_weight
         Smoothed and normalized ``(draw, blend)``: exponentials sum to one over the draws.
     k_hat
@@ -83,7 +77,6 @@ class Refined:
 
     unknown: NDArray[np.float64]
     order: NDArray[np.int64]
-    mode: NDArray[np.int64]
     log_weight: NDArray[np.float64]
     k_hat: NDArray[np.float64]
     effective: NDArray[np.float64]
@@ -118,14 +111,14 @@ class Refined:
         return Refined(**{name: np.moveaxis(value, 0, AXES.get(name, 0)) for name, value in kept.items()})
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return weighted means and covariances about the heaviest mode, galaxies in the order that they have there.
+        """Return weighted means and covariances about the mode, galaxies in the order in which they were proposed.
 
         Returns
         -------
         mean, covariance
             ``(blend, number)`` and ``(blend, number, number)``.
         """
-        return _moments(self.unknown, _of_heaviest(np.exp(self.log_weight), self.mode))
+        return _moments(self.unknown, np.exp(self.log_weight))
 
     def resampled(self, draws: int, *, seed: int = 0) -> NDArray[np.float64]:
         """Return draws without weights, by systematic resampling.
@@ -154,7 +147,7 @@ def refine(
     start: Tensor,
     *,
     draws: int = 400,
-    steps: int = 16,
+    steps: int = 40,
     rounds: int = 2,
     seed: int = 0,
     fits: Sequence[Fit | None] = (None,),
@@ -172,7 +165,7 @@ def refine(
     draws
         Number of draws of each proposal.
     steps
-        Most Gauss-Newton steps of a climb.
+        Most Gauss-Newton steps.
     rounds
         Number of proposals, each from the draws of the one before.
     seed
@@ -192,45 +185,27 @@ def refine(
         If images have another size than the model, the start another shape, or a number is not positive.
     """
     _check(model, observed, start, draws=draws, steps=steps, rounds=rounds)
-    parts, numbers = [], []
+    parts = []
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for first in range(0, len(start), CHUNK):
-            part = Observed(*(value[first : first + CHUNK] for value in observed))
-            modes = Modes.find(model, part, start[first : first + CHUNK], steps=steps)
-            for blends in modes.alike():
-                some = Observed(*(value[blends] for value in part))
-                settings = {"draws": draws, "rounds": rounds, "seed": (seed, first), "fits": fits}
-                parts.append(_refined(model, some, modes.select(blends), blends=blends, **settings))
-                numbers.append(first + blends)
-    whole = {name: np.concatenate([vars(part)[name] for part in parts], AXES.get(name, 0)) for name in vars(parts[0])}
-    return Refined(**whole).select(np.argsort(np.concatenate(numbers)))
-
-
-def _refined(
-    model: BlendModel,
-    observed: Observed,
-    modes: Modes,
-    *,
-    blends: NDArray[np.int64],
-    draws: int,
-    rounds: int,
-    seed: tuple[int, int],
-    fits: Sequence[Fit | None],
-) -> Refined:
-    """Propose and weigh; what little comes of goes on to the next kind of proposal."""
-    found, done = None, 0
-    for number, fit in enumerate(fits):
-        poor = np.arange(len(blends)) if found is None else found.poor
-        some, part = Observed(*(value[poor] for value in observed)), Modes(*(value[:, poor] for value in modes))
-        make = _curvature if fit is None else fit
-        parts = [make(model, some, place, precision) for place, precision in zip(*part[:2], strict=True)]
-        settings = {"rounds": range(done, done + rounds + number), "kept": rounds, "seed": seed}
-        better = _weigh(model, some, Mixture(parts, part.share), blends=blends[poor], draws=draws, **settings)
-        found = better if found is None else _replaced(found, poor, _better(found.select(poor), better))
-        done += rounds + number
-        if not len(found.poor):
-            break
-    return found
+            rows = slice(first, first + CHUNK)
+            part = Observed(*(value[rows] for value in observed))
+            mode, precision = find_mode(model, part, start[rows], steps=steps)
+            found, done = None, 0
+            for number, fit in enumerate(fits):
+                poor = np.arange(len(mode)) if found is None else found.poor
+                some = Observed(*(value[poor] for value in part))
+                proposal = (_curvature if fit is None else fit)(model, some, mode[poor], precision[poor])
+                settings = {"rounds": range(done, done + rounds + number), "kept": rounds, "seed": (seed, first)}
+                better = _weigh(model, some, proposal, blends=poor, draws=draws, **settings)
+                found = better if found is None else _replaced(found, poor, _better(found.select(poor), better))
+                done += rounds + number
+                if not len(found.poor):
+                    break
+            parts.append(found)
+    return Refined(
+        **{name: np.concatenate([vars(part)[name] for part in parts], AXES.get(name, 0)) for name in vars(parts[0])}
+    )
 
 
 def _curvature(_model: BlendModel, _observed: Observed, mode: Tensor, precision: Tensor) -> Proposal:
@@ -253,7 +228,7 @@ def _check(model: BlendModel, observed: Observed, start: Tensor, *, draws: int, 
 def _weigh(
     model: BlendModel,
     observed: Observed,
-    proposal: Mixture,
+    proposal: Proposal,
     *,
     blends: NDArray[np.int64],
     draws: int,
@@ -266,8 +241,9 @@ def _weigh(
     for number in rounds:
         if parts:
             found = _weighted(model, observed, parts[-1:])
-            weight = np.exp(found.log_weight) * np.isfinite(found.k_hat)  # else even, and of no meaning
-            proposal = proposal.moved(torch.from_numpy(found.unknown), torch.from_numpy(weight))
+            place = proposal.coordinates.inv(torch.from_numpy(found.unknown)).numpy()
+            moments = (torch.from_numpy(array) for array in _moments(place, np.exp(found.log_weight)))
+            proposal = proposal.moved(*moments, torch.from_numpy(found.effective / (found.effective + OWN)))
         seeds = [seed_of(*seed, number, blend) for blend in blends.tolist()]
         parts.append(_round(model, observed, proposal, draws=draws, seeds=seeds))
     return _weighted(model, observed, parts[-kept:])
@@ -276,13 +252,13 @@ def _weigh(
 class _Round(NamedTuple):
     """Draws ``(draw, blend, number)``, the order each is to be put in, and the density of all orders together."""
 
-    proposal: Mixture
+    proposal: Proposal
     unknown: Tensor
     order: Tensor
     log_density: Tensor
 
 
-def _round(model: BlendModel, observed: Observed, proposal: Mixture, *, draws: int, seeds: list[int]) -> _Round:
+def _round(model: BlendModel, observed: Observed, proposal: Proposal, *, draws: int, seeds: list[int]) -> _Round:
     unknown = proposal.draw(draws, seeds)
     log_prior = model.log_prior(_ordered(unknown).float(), observed).double()
     order = torch.stack([_drawn_order(log_prior[:, :, blend], seed) for blend, seed in enumerate(seeds)], 1)
@@ -297,13 +273,11 @@ def _weighted(model: BlendModel, observed: Observed, rounds: list[_Round]) -> Re
     mixture = torch.cat([proposal.log_prob(ordered) for proposal, *_ in rounds]).logsumexp(0) - math.log(len(rounds))
     log_weight = (log_density - mixture).nan_to_num(nan=-math.inf, neginf=-math.inf).numpy()
     smoothed, k_hat = _smoothed(log_weight)
-    effective = np.where(np.isfinite(k_hat), 1 / np.exp(2 * smoothed).sum(0), 1.0)
-    mode = rounds[-1].proposal.nearest(unknown).numpy()
-    mean, _ = _moments(unknown.numpy(), _of_heaviest(np.exp(smoothed), mode))
+    effective = np.where(np.isfinite(k_hat), 1 / np.exp(2 * smoothed).sum(0), 1.0)  # even weights that mean nothing
+    mean, _ = _moments(unknown.numpy(), np.exp(smoothed))
     return Refined(
         unknown=unknown.numpy(),
         order=order.numpy(),
-        mode=mode,
         log_weight=smoothed,
         k_hat=k_hat,
         effective=effective,
@@ -363,7 +337,6 @@ def _chi_square(model: BlendModel, observed: Observed, unknown: Tensor) -> NDArr
 
 def _better(first: Refined, second: Refined) -> Refined:
     improved = (second.effective > first.effective) & (second.k_hat < np.maximum(first.k_hat, 0.7))
-    improved &= second.log_evidence > first.log_evidence - LEAST_EVIDENCE  # what has less has missed something
     return _replaced(first, np.flatnonzero(improved), second.select(improved))
 
 
@@ -373,12 +346,6 @@ def _replaced(found: Refined, rows: NDArray[np.int64], others: Refined) -> Refin
     for name, value in values.items():
         np.moveaxis(value, AXES.get(name, 0), 0)[rows] = np.moveaxis(vars(others)[name], AXES.get(name, 0), 0)
     return Refined(**values)
-
-
-def _of_heaviest(weight: NDArray, mode: NDArray) -> NDArray[np.float64]:
-    """Return weights of the draws about each blend's heaviest mode, adding up to one."""
-    mass = np.stack([(weight * (mode == number)).sum(0) for number in range(mode.max() + 1)])
-    return weight * (mode == mass.argmax(0)) / mass.max(0)
 
 
 def _moments(values: NDArray, weight: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import probdeblend.refine as room
-from probdeblend import curvature
 from probdeblend.bound import fisher_information, van_trees_bound
-from probdeblend.curvature import Modes, find_mode, prior_moments, sensitivity
+from probdeblend.curvature import find_mode, prior_moments, sensitivity
 from probdeblend.latents import LATENTS
 from probdeblend.model import BlendModel, Observed
 from probdeblend.posterior import systematic
@@ -45,22 +44,6 @@ def pairs(model):
 
 
 @pytest.fixture(scope="module")
-def nested(model):
-    """A compact galaxy on an extended one, 1.5 pixels off its center; as a guess, one galaxy and a faint companion."""
-    extended = torch.tensor([9.2, 0.0, 0.0, -0.9, -1.9, 0.4, 0.4])
-    compact = torch.tensor([8.5, 0.8, 1.3, -1.4, -0.2, -0.2, -0.2])
-    unknown = torch.cat([extended, compact, torch.zeros(2)]).expand(4, -1)
-    light = model.light(model.split(unknown)[0], torch.zeros(4)).sum(1)
-    taken = Observed(light, torch.full((4,), 8e-3), torch.full((4,), 3e3))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        image = model.noisy(light, torch.zeros(4), taken).sample()
-    bright = torch.tensor([9.4, 0.8, 0.7, -1.15, -1.2, 0.15, 0.2])
-    faint = torch.tensor([7.8, -2.0, -0.6, -1.3, -1.5, 0.3, 0.15])
-    return taken._replace(image=image), unknown, torch.cat([bright, faint, torch.zeros(2)]).expand(4, -1)
-
-
-@pytest.fixture(scope="module")
 def refined(model, pairs):
     observed, _, start = pairs
     return refine(model, observed, start, draws=200, seed=1)
@@ -87,7 +70,7 @@ def test_derivatives_are_those_of_the_light(model, pairs):
 def test_the_mode_is_found(model, pairs):
     """Errors of the mode, in units of the curvature, are those of a normal distribution; the guess is far off."""
     observed, unknown, start = pairs
-    mode, precision, _ = find_mode(model, observed, start, steps=10)
+    mode, precision = find_mode(model, observed, start, steps=10)
     covariance = torch.linalg.inv(precision)
     scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     assert float(((start - unknown) / scale).square().mean().sqrt()) > 3
@@ -168,45 +151,6 @@ def test_blends_of_which_little_comes_go_on(model, pairs, monkeypatch):
     np.testing.assert_array_equal(both.log_evidence[1:], alone.log_evidence[1:])
 
 
-def test_galaxies_that_are_far_apart_have_one_mode(model, pairs):
-    observed, _, start = pairs
-    modes = Modes.find(model, observed, start, steps=8)
-    place, precision, _ = find_mode(model, observed, start, steps=8)
-    assert (modes.share[0] == 1).all()
-    torch.testing.assert_close(modes.place[0], place)
-    torch.testing.assert_close(modes.precision[0], precision)
-    assert [blends.tolist() for blends in modes.alike()] == [[0, 1, 2, 3, 4]]
-
-
-def test_galaxies_that_are_close_are_climbed_to_twice(model, nested):
-    """From the wrong way of dividing the light the second climb finds a better one, and blends are sorted by it."""
-    observed, _, guess = nested
-    modes = Modes.find(model, observed, guess, steps=16)
-    assert (modes.share[1] > 0.5).sum() >= 2
-    torch.testing.assert_close(modes.share.sum(0), torch.ones(4).double())
-    parts = modes.alike()
-    assert sorted(np.concatenate(parts).tolist()) == [0, 1, 2, 3]
-    chosen = modes.select(parts[-1])
-    assert (chosen.share > 0).all()
-    torch.testing.assert_close(chosen.place, modes.place[:, parts[-1]])
-
-
-@pytest.mark.slow
-def test_the_truth_is_found_from_the_other_side(model, nested, monkeypatch):
-    """One climb alone finds another mode, whose weights do not tell, and of which the truth is far away."""
-    observed, unknown, guess = nested
-    right, found = (refine(model, observed, start, seed=1) for start in (unknown, guess))
-
-    def errors(answer):
-        draws = answer.resampled(1000, seed=1)[..., FLUX]
-        return np.abs(draws.mean(0) - unknown[:, FLUX].numpy()) / draws.std(0)
-
-    assert (found.log_evidence > right.log_evidence - 1).all()
-    assert (errors(found) < 3).all()
-    monkeypatch.setattr(curvature, "NEAR", 0.0)
-    assert (errors(refine(model, observed, guess, seed=1)) > 3).any(1).mean() >= 0.5
-
-
 @pytest.mark.slow
 def test_a_wrong_model_shows_in_chi_square(model, pairs):
     """A ring that no Sérsic galaxy has."""
@@ -262,7 +206,7 @@ def test_refuses(model, pairs, refined):
 def test_weights_that_are_no_use():
     """With 100 draws the limit is 1 - 1/2, with very many it is 0.7."""
     empty, k_hat = np.zeros((4, 2)), np.array([0.4, 0.6, 0.8, np.inf])
-    found = Refined(np.zeros((100, 4, 3)), empty, empty, empty, k_hat, *[empty] * 4)
+    found = Refined(np.zeros((100, 4, 3)), empty, empty, k_hat, *[empty] * 4)
     assert found.usable.tolist() == [True, False, False, False]
     assert replace(found, unknown=np.zeros((100_000, 4, 3))).usable.tolist() == [True, True, False, False]
     with pytest.raises(ValueError, match=r"blend must have usable weights to start from, got a k-hat of 0.80"):
