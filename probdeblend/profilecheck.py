@@ -80,12 +80,12 @@ def profile_check(
         raise ValueError(f"count must be positive, got {count}")
     rows, settings = [], {"draws": draws, "passes": passes, "seed": seed}
     with tqdm(total=len(refiners) * len(KINDS) * count, desc="blends", unit="blend", leave=False) as bar:
-        for name, refiner in refiners.items():
+        for number, (name, refiner) in enumerate(refiners.items()):
             for kind in KINDS:
                 judged = []
                 for first in range(0, count, BATCH):
                     blends = range(first, min(first + BATCH, count))
-                    path = None if kept is None else kept / f"{name} {KINDS.index(kind)} {first:05d}.npz"
+                    path = None if kept is None else kept / f"blends-{number}-{KINDS.index(kind)}-{first:05d}.npz"
                     judged.append(kept_arrays(path, partial(_judged, refiner, kind, blends, **settings)))
                     bar.update(len(blends))
                 columns = {column: np.concatenate([part[column] for part in judged]) for column in judged[0]}
@@ -125,7 +125,8 @@ def _judged(refiner: Refiner, kind: str, blends: range, *, seed: int, **sampling
     """Return whether blends are refined, depths of the truth in both posteriors, and errors without gates."""
     observed, truth = _blends(refiner.model, kind, blends, seed=seed)
     given = {"image": observed.image * observed.sky_rms[:, None, None], "sky_rms": observed.sky_rms.numpy()}
-    answer, network = (each(**given, seed=seed, **sampling) for each in (refiner, refiner.deblender))
+    given |= {"seed": seed + blends.start}
+    answer, network = (each(**given, **sampling) for each in (refiner, refiner.deblender))
     flux = truth * observed.sky_rms.double().numpy()[:, None]
     error = (flux - answer.dataset["refined_flux"].values) / answer.dataset["refined_flux_sd"].values
     flagged = ((answer.flags.values & int(Flag.NOT_REFINED)) > 0).any(1)

@@ -81,7 +81,7 @@ def test_blends_of_every_kind():
 
 def test_the_command(tmp_path, monkeypatch):
     table = Table([{"model": "any index", "galaxies": KINDS[0], "blends": 3, "refined": 1.0}])
-    monkeypatch.setattr(weights, "load", lambda path=None: SimpleNamespace(digest="fake"))
+    monkeypatch.setattr(weights, "load", lambda path=None: SimpleNamespace(digest="fake", calibrator=None))
     monkeypatch.setattr(guides, "default_guide", lambda deblender: None)
     monkeypatch.setattr(refiner, "Refiner", lambda deblender, guide, prior=None: prior)
     monkeypatch.setattr(profilecheck, "profile_check", lambda refiners, **settings: table)

@@ -21,6 +21,7 @@ class Oracle:
     instrument = Instrument.candels_f160w()
     network = None
     digest = "oracle"
+    calibrator = None
 
     def __call__(self, image, *, sky_rms, draws, passes, seed):
         rng = np.random.default_rng(seed)
@@ -106,6 +107,10 @@ def test_the_commands(tmp_path, monkeypatch, exact):
     assert Table.read(tmp_path / "refined" / "refined.ecsv").meta["blends"] == 20
     assert [entry.name for entry in tmp_path.iterdir()] == ["refined"]
     assert isinstance(CliRunner().invoke(refine_check, options).exception, FileExistsError)
+    monkeypatch.setattr(refinecheck, "refine_check", None)  # what fails before anything is found leaves nothing
+    answer = CliRunner().invoke(refine_check, [*options[:-1], str(tmp_path / "other")])
+    assert "not callable" in str(answer.exception)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["refined"]
     answer = CliRunner().invoke(refine_check, [*options[:-1], str(tmp_path / "other"), "--resume"])
     assert "nothing to resume" in str(answer.exception)
     monkeypatch.setattr(marching, "march", lambda deblender, **settings: table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,11 +35,21 @@ def _resumable(options: Mapping[str, object], settings: Mapping[str, object], de
     """Keep finished parts beside the output until all is done."""
     from ..io import unfinished_folder
 
-    subject = {"probdeblend": __version__, "network": deblender.digest}
+    calibrator, guide = deblender.calibrator, options.get("guide")
+    subject = {
+        "probdeblend": __version__,
+        "network": deblender.digest,
+        "calibrator": None if calibrator is None else calibrator.fitted_on,
+        "guide": None if guide is None else sha256(guide.read_bytes()).hexdigest(),
+    }
     replaced = {name: options[name] for name in ("resume", "overwrite")}
-    kept = unfinished_folder(options["output"], settings | subject, **replaced)
-    yield kept
-    shutil.rmtree(kept)
+    kept, done = unfinished_folder(options["output"], settings | subject, **replaced), False
+    try:
+        yield kept
+        done = True
+    finally:
+        if done or not any(kept.glob("*.npz")):
+            shutil.rmtree(kept)
 
 
 @click.command("refine-check")
@@ -67,13 +78,13 @@ def refine_check(**options: object) -> None:
     settings = {name: options[name] for name in ("count", "draws", "passes", "method", "seed")}
     deblender, path = load(options["weights"]), options["guide"]
     guide = default_guide(deblender) if path is None else load_guide(path, deblender)
-    with _resumable(options, settings | {"guide": str(path)}, deblender) as kept:
+    with _resumable(options, settings, deblender) as kept:
         table = check(deblender, lambda image: guide(image).mean, kept=kept, **settings)
         finish(options, table, "refined", report(table))
 
 
 @click.command()
-@click.option("--noise-draws", type=click.IntRange(2), default=500, show_default=True, help="Images of each step.")
+@click.option("--noise-draws", type=click.IntRange(10), default=500, show_default=True, help="Images of each step.")
 @click.option("--refine", is_flag=True, help="Refine 40 images of each step as well: seconds each.")
 @sampling_options
 @weights_option
@@ -164,6 +175,6 @@ def profile_check(**options: object) -> None:
     disks = replace(Prior.default(), type_probabilities=(0.0, 1.0, 0.0, 0.0), smooth=True)
     refiners = {"any index": Refiner(deblender, guide), "exponential": Refiner(deblender, guide, prior=disks)}
     settings = {name: options[name] for name in ("count", "draws", "passes", "seed")}
-    with _resumable(options, settings | {"guide": str(path)}, deblender) as kept:
+    with _resumable(options, settings, deblender) as kept:
         table = check(refiners, kept=kept, **settings)
         finish(options, table, "profiles", report(table))
