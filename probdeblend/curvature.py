@@ -8,6 +8,8 @@ IMM-REP-1999-05, Technical University of Denmark).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -45,14 +47,21 @@ def prior_moments(model: BlendModel, observed: Observed, *, seed: int = 0) -> tu
     mean, precision
         ``(blend, number)`` and ``(number, number)``: those of a normal distribution of the same moments.
     """
+    mean, precision = _moments_at_unit_noise(model, seed)
+    mean = mean.expand(len(observed.sky_rms), -1).clone()
+    for galaxy in range(model.galaxies):
+        mean[:, galaxy * len(LATENTS)] -= observed.sky_rms.double().log()
+    return mean, precision
+
+
+@lru_cache(maxsize=8)
+def _moments_at_unit_noise(model: BlendModel, seed: int) -> tuple[Tensor, Tensor]:
+    """Return mean ``(number,)`` and precision; once for each model, as that takes a second."""
     drawn = model.draw_unknown(PRIOR_DRAWS, sky_rms=torch.ones(PRIOR_DRAWS), seed=seed).double()
     fixed = torch.tensor([model.sky_level, model.psf_growth]) == 0
     covariance = torch.cov(drawn.T)
     covariance[-2:, -2:] += torch.diag(torch.where(fixed, KNOWN**2, 0.0))
-    mean = drawn.mean(0).expand(len(observed.sky_rms), -1).clone()
-    for galaxy in range(model.galaxies):
-        mean[:, galaxy * len(LATENTS)] -= observed.sky_rms.double().log()
-    return mean, torch.linalg.inv(covariance)
+    return drawn.mean(0), torch.linalg.inv(covariance)
 
 
 def sensitivity(model: BlendModel, unknown: Tensor) -> tuple[Tensor, Tensor]:

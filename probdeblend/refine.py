@@ -111,14 +111,16 @@ class Refined:
         return Refined(**{name: np.moveaxis(value, 0, AXES.get(name, 0)) for name, value in kept.items()})
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return weighted means and covariances about the mode, galaxies in the order in which they were proposed.
+        """Return weighted means and covariances about the mode, galaxies in the order that most draws are to be put in.
 
         Returns
         -------
         mean, covariance
             ``(blend, number)`` and ``(blend, number, number)``.
         """
-        return _moments(self.unknown, np.exp(self.log_weight))
+        weight, orders = np.exp(self.log_weight), _orders(self.unknown.shape[-1])
+        likely = np.stack([(weight * (self.order == number)).sum(0) for number in range(len(orders))]).argmax(0)
+        return _moments(np.take_along_axis(self.unknown, orders[likely][None], -1), weight)
 
     def resampled(self, draws: int, *, seed: int = 0) -> NDArray[np.float64]:
         """Return draws without weights, by systematic resampling.

@@ -146,6 +146,19 @@ def test_weights_become_draws(refined):
     np.testing.assert_array_equal(drawn, refined.resampled(4000, seed=3))
 
 
+def test_moments_are_in_the_order_of_most_draws(rng):
+    """Three of four draws of the second blend are to be exchanged."""
+    unknown = rng.normal(size=(100, 2, 16))
+    order = np.zeros((100, 2), dtype=int)
+    order[:75, 1] = 1
+    even = np.full((100, 2), -np.log(100))
+    found = Refined(unknown, order, even, *[np.zeros(2)] * 5)
+    mean, covariance = found.moments()
+    exchanged = [*range(7, 14), *range(7), 14, 15]
+    np.testing.assert_allclose(mean, [unknown[:, 0].mean(0), unknown[:, 1].mean(0)[exchanged]])
+    np.testing.assert_allclose(covariance[1], np.cov(unknown[:, 1][:, exchanged].T, bias=True))
+
+
 @pytest.mark.slow
 def test_same_seed_same_answer_in_any_batch(model, pairs):
     observed, _, start = pairs
