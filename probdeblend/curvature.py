@@ -1,9 +1,7 @@
 """Mode and curvature of the posterior of a blend under the generative model.
 
 Damped Gauss-Newton steps (Levenberg 1944, doi:10.1090/qam/10666) from a guess of all unknowns, with the images'
-derivatives by central differences and the population's moments as a normal prior. How much a step is damped depends on
-how much of its promise the one before has kept (Nielsen 1999, "Damping parameter in Marquardt's method",
-IMM-REP-1999-05, Technical University of Denmark).
+derivatives by central differences and the population's moments as a normal prior.
 """
 
 from __future__ import annotations
@@ -25,9 +23,9 @@ GROWTH_STEP = 0.005
 # Farthest that one step goes, by latent and nuisance.
 REACH = {"log_flux": 0.7, "x": 2.0, "y": 2.0, "log_radius": 0.5, "index": 1.0} | dict.fromkeys(LATENTS[5:], 0.4)
 NUISANCE_REACH = (0.2, 0.05)
-DAMPING, MORE = 1e-2, 2.0
+DAMPING, LESS, MORE = 1e-2, 0.2, 5.0
 PRIOR_DRAWS = 4096
-CONVERGED = 0.02  # what an undamped step promises, in ln of the posterior
+CONVERGED = 0.02  # gain of a step in ln of the posterior
 
 
 def prior_moments(model: BlendModel, observed: Observed, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -127,7 +125,7 @@ def find_mode(model: BlendModel, observed: Observed, start: Tensor, *, steps: in
     start
         ``(blend, number)``.
     steps
-        Most damped Gauss-Newton steps; a blend has no more once another one promises little.
+        Number of damped Gauss-Newton steps.
 
     Returns
     -------
@@ -136,29 +134,23 @@ def find_mode(model: BlendModel, observed: Observed, start: Tensor, *, steps: in
     """
     mean, prior_precision = prior_moments(model, observed)
     reach = torch.tensor([*[REACH[name] for name in LATENTS] * model.galaxies, *NUISANCE_REACH]).double()
-    place = start.double().clone()
-    damping, worse = torch.full((len(place),), DAMPING).double(), torch.full((len(place),), MORE).double()
+    place = start.double()
+    damping = torch.full((len(place), 1), DAMPING).double()
     information, gradient, value = _normal_equations(model, observed, place, mean=mean, precision=prior_precision)
-    active = torch.arange(len(place))
+    settled = torch.zeros(len(place), dtype=torch.bool)
     for _ in range(steps):
-        curvature = information[active]
-        scale = curvature.diagonal(dim1=-2, dim2=-1)
-        step = torch.linalg.solve(curvature + torch.diag_embed(damping[active, None] * scale), gradient[active])
-        step = step * (reach / step.abs().clamp(min=1e-12)).amin(-1, keepdim=True).clamp(max=1.0)
-        ahead, some = place[active] + step, Observed(*(array[active] for array in observed))
-        found = _normal_equations(model, some, ahead, mean=mean[active], precision=prior_precision)
-        gain = found[2] - value[active]
-        expected = (step * (gradient[active] - (curvature @ step[..., None])[..., 0] / 2)).sum(-1)
-        better, taken = gain > 0, active[gain > 0]
-        place[taken], information[taken] = ahead[better], found[0][better]
-        gradient[taken], value[taken] = found[1][better], found[2][better]
-        # Nielsen's rule: a third of the damping where a step keeps what it promised, more and more where it fails.
-        kept = (1 - (2 * gain / expected.clamp(min=1e-12) - 1) ** 3).clamp(min=1 / 3)
-        damping[active] *= torch.where(better, kept, worse[active])
-        worse[active] = torch.where(better, MORE, MORE * worse[active])
-        undamped = torch.linalg.solve(information[active], gradient[active])
-        active = active[(undamped * gradient[active]).sum(-1) / 2 > CONVERGED]
-        if not len(active):
+        diagonal = information.diagonal(dim1=-2, dim2=-1)
+        step = torch.linalg.solve(information + torch.diag_embed(damping * diagonal), gradient)
+        ahead = place + step * (reach / step.abs().clamp(min=1e-12)).amin(-1, keepdim=True).clamp(max=1.0)
+        found = _normal_equations(model, observed, ahead, mean=mean, precision=prior_precision)
+        better = (found[2] > value) & ~settled
+        settled |= better & (found[2] - value < CONVERGED)
+        place = torch.where(better[:, None], ahead, place)
+        information = torch.where(better[:, None, None], found[0], information)
+        gradient = torch.where(better[:, None], found[1], gradient)
+        value = torch.where(better, found[2], value)
+        damping = damping * torch.where(better, LESS, MORE)[:, None]
+        if bool(settled.all()):
             break
     return place, information
 

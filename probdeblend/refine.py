@@ -1,6 +1,6 @@
 """Refinement: from a guess of all unknowns of a blend to their posterior under the generative model.
 
-Damped Gauss-Newton steps (`~probdeblend.curvature`) lead from the guess to the mode; a Student-t
+A few damped Gauss-Newton steps (`~probdeblend.curvature`) lead from the guess to the mode; a Student-t
 distribution around it, as wide as the curvature says or fitted (`~probdeblend.variational`), proposes draws; these are
 weighted by the model's density over that of the proposal, with Pareto-smoothed weights (Vehtari et al. 2024,
 arXiv:1507.02646); and the weighted moments make a second proposal. The draws of both are weighted as draws of their
@@ -149,7 +149,7 @@ def refine(
     start: Tensor,
     *,
     draws: int = 400,
-    steps: int = 40,
+    steps: int = 8,
     rounds: int = 2,
     seed: int = 0,
     fits: Sequence[Fit | None] = (None,),
@@ -167,7 +167,7 @@ def refine(
     draws
         Number of draws of each proposal.
     steps
-        Most Gauss-Newton steps.
+        Most Gauss-Newton steps of the climb.
     rounds
         Number of proposals, each from the draws of the one before.
     seed

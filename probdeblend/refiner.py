@@ -105,7 +105,7 @@ class Refiner:
         instrument: Instrument | None = None,
         prior: Prior | None = None,
         proposals: int = 400,
-        steps: int = 40,
+        steps: int = 8,
         method: str = "auto",
     ) -> None:
         if method not in METHODS:
