@@ -65,7 +65,7 @@ def main(count: int, refined: int, draws: int, seed: int) -> None:
     if find_spec("astrophot") is not None:
         seconds[f"AstroPhot, best fit and covariance, {SIZE} pixels"] = astrophot_seconds(seed=seed)
     if find_spec("pysersic") is not None:
-        seconds[f"pysersic, compiled, 2 x {draws} draws, {SIZE} pixels"] = pysersic_seconds(draws=draws, seed=seed)
+        seconds[f"pysersic, compiling too, 2 x {draws} draws, {SIZE} pixels"] = pysersic_seconds(draws=draws, seed=seed)
     for name, value in seconds.items():
         click.echo(f"{name:56s} {value:9.3f} s, {value / next(iter(seconds.values())):9.0f} x")
 
