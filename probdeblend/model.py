@@ -18,6 +18,7 @@ chi-square does not tell.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import NamedTuple
 
 import pyro
@@ -33,7 +34,7 @@ from .profiles import render, widen_psf
 from .scene import LN_FLUX_UNIT, STAMP_SIZE, Instrument
 from .seeds import seed_of
 
-__all__ = ["KNOWN", "NUISANCES", "BlendModel", "Observed"]
+__all__ = ["KNOWN", "NUISANCES", "BlendModel", "Observed", "in_all_orders"]
 
 NUISANCES = ("sky_level", "log_psf_growth")
 SHAPE = [LATENTS.index(name) for name in SHAPE_LATENTS]
@@ -324,3 +325,22 @@ def _major(latents: Tensor) -> Tensor:
     """Return major-axis half-light radii in arcsec ``(..., galaxy)``."""
     log_radius, plus, cross = (latents[..., LATENTS.index(name)] for name in LATENTS[3:] if name != "index")
     return torch.exp(log_radius + torch.hypot(plus, cross) / 2)
+
+
+def in_all_orders(unknown: Tensor) -> Tensor:
+    """Return unknowns with their galaxies in all orders.
+
+    Parameters
+    ----------
+    unknown
+        ``(..., number)``.
+
+    Returns
+    -------
+    Tensor
+        ``(order, ..., number)``, as `itertools.permutations` has them: the first one is that of the input.
+    """
+    galaxies = unknown[..., : -len(NUISANCES)].unflatten(-1, (-1, len(LATENTS)))
+    others = unknown[..., -len(NUISANCES) :]
+    orders = permutations(range(galaxies.shape[-2]))
+    return torch.stack([torch.cat([galaxies[..., order, :].flatten(-2), others], -1) for order in orders])

@@ -1,11 +1,15 @@
 """Refinement: from a guess of all unknowns of a blend to their posterior under the generative model.
 
-A few damped Gauss-Newton steps (`~probdeblend.curvature`) lead from the guess to the mode; a Student-t
-distribution around it, as wide as the curvature says or fitted (`~probdeblend.variational`), proposes draws; these are
-weighted by the model's density over that of the proposal, with Pareto-smoothed weights (Vehtari et al. 2024,
-arXiv:1507.02646); and the weighted moments make a second proposal. The draws of both are weighted as draws of their
-mixture (Veach & Guibas 1995, doi:10.1145/218380.218498). What comes out is exact up to the weights' noise, *if the
-model is right*: importance weights judge the proposal by the model, not the model by the sky.
+Damped Gauss-Newton steps (`~probdeblend.curvature`) lead from the guess to the mode; a Student-t distribution around
+it, as wide as the curvature says or fitted (`~probdeblend.variational`), proposes draws; these are weighted by the
+model's density over that of the proposal, with Pareto-smoothed weights (Vehtari et al. 2024, arXiv:1507.02646); and the
+weighted moments make a second proposal. The draws of both are weighted as draws of their mixture (Veach & Guibas 1995,
+doi:10.1145/218380.218498). What comes out is exact up to the weights' noise, *if the model is right*: importance
+weights judge the proposal by the model, not the model by the sky.
+
+Nor do weights know of a mode that nothing was drawn from. The light of galaxies closer than 1.5 FWHM of the PSF can
+often be divided in several ways: from the first mode more climbs begin (`~probdeblend.curvature.Modes`), and where they
+end somewhere else the proposal is a mixture, which learns how heavy each part is.
 
 The image does not say which galaxy is which: exchanged, they are as likely, and the prior alone, which has the central
 one near the middle of the stamp, tells them apart. A draw therefore stands for all orders of its galaxies: its weight
@@ -20,7 +24,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -29,11 +32,10 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
 
-from .curvature import find_mode
-from .latents import LATENTS
-from .model import NUISANCES, BlendModel, Observed
+from .curvature import Modes
+from .model import BlendModel, Observed, in_all_orders
 from .posterior import systematic
-from .proposal import Proposal
+from .proposal import Mixture, Proposal
 from .scene import MASK_THRESHOLD
 from .seeds import seed_of
 
@@ -42,11 +44,11 @@ __all__ = ["Fit", "Refined", "refine"]
 Fit = Callable[[BlendModel, Observed, Tensor, Tensor], Proposal]
 """From the model, its images, the mode and the precision there to a proposal."""
 
-OWN = 50.0  # effective draws that the curvature is worth beside the weighted covariance
 LARGEST_K_HAT = 0.7
 LEAST_POSSIBLE = 0.1  # of the draws, so that their weights have a tail
 NOTHING = -700.0  # ln of a weight that is none
 CHUNK = 64
+LEAST_EVIDENCE = 1.0  # in ln, by which another proposal may fall behind
 AXES = {"unknown": 1, "order": 1, "log_weight": 1}  # of the blends; else the first
 ENOUGH = 100.0  # effective draws
 
@@ -58,8 +60,8 @@ class Refined:
     Parameters
     ----------
     unknown
-        Draws ``(draw, blend, number)``, as ``BlendModel.split`` divides them, about one mode: galaxies are in the order
-        in which they were proposed.
+        Draws ``(draw, blend, number)``, as ``BlendModel.split`` divides them: galaxies are in the order in which they
+        were proposed.
     order
         Which order of the galaxies a draw is to be put in ``(draw, blend)``: a number of `itertools.permutations`.
     log_weight
@@ -111,16 +113,16 @@ class Refined:
         return Refined(**{name: np.moveaxis(value, 0, AXES.get(name, 0)) for name, value in kept.items()})
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return weighted means and covariances about the mode, galaxies in the order that most draws are to be put in.
+        """Return weighted means and covariances, galaxies in the order that most draws are to be put in.
 
         Returns
         -------
         mean, covariance
             ``(blend, number)`` and ``(blend, number, number)``.
         """
-        weight, orders = np.exp(self.log_weight), _orders(self.unknown.shape[-1])
-        likely = np.stack([(weight * (self.order == number)).sum(0) for number in range(len(orders))]).argmax(0)
-        return _moments(np.take_along_axis(self.unknown, orders[likely][None], -1), weight)
+        weight, ordered = np.exp(self.log_weight), in_all_orders(torch.from_numpy(self.unknown)).numpy()
+        likely = np.stack([(weight * (self.order == number)).sum(0) for number in range(len(ordered))]).argmax(0)
+        return _moments(np.take_along_axis(ordered, likely[None, None, :, None], 0)[0], weight)
 
     def resampled(self, draws: int, *, seed: int = 0) -> NDArray[np.float64]:
         """Return draws without weights, by systematic resampling.
@@ -140,7 +142,7 @@ class Refined:
         rng = np.random.default_rng(seed)
         chosen = systematic(np.exp(self.log_weight).T, draws, rng=rng).T
         drawn, order = np.take_along_axis(self.unknown, chosen[..., None], 0), np.take_along_axis(self.order, chosen, 0)
-        return np.take_along_axis(drawn, _orders(drawn.shape[-1])[order], -1)
+        return np.take_along_axis(in_all_orders(torch.from_numpy(drawn)).numpy(), order[None, ..., None], 0)[0]
 
 
 def refine(
@@ -149,7 +151,7 @@ def refine(
     start: Tensor,
     *,
     draws: int = 400,
-    steps: int = 8,
+    steps: int = 40,
     rounds: int = 2,
     seed: int = 0,
     fits: Sequence[Fit | None] = (None,),
@@ -167,19 +169,20 @@ def refine(
     draws
         Number of draws of each proposal.
     steps
-        Most Gauss-Newton steps of the climb.
+        Most Gauss-Newton steps of a climb.
     rounds
-        Number of proposals, each from the draws of the one before.
+        Number of proposals in turn, each from the draws of the one before.
     seed
         Seed of the draws; those of a blend depend on it and on its number in the batch alone.
     fits
-        What makes the first proposal, such as `~probdeblend.variational.fit_elbo`; the curvature alone if None. Blends
-        of which it makes little go on to the next one, with a round more.
+        What makes the first proposal, such as `~probdeblend.variational.fit_elbo`; the curvature alone if None, which
+        is what blends of several modes begin with in any case. Blends of which little comes go on to the next one, as
+        many rounds again: from what they have learned if that is the curvature once more.
 
     Returns
     -------
     Refined
-        The draws of all `rounds`; with a round more, those of the last.
+        Of each blend the draws of the `rounds` that made most of it.
 
     Raises
     ------
@@ -187,27 +190,48 @@ def refine(
         If images have another size than the model, the start another shape, or a number is not positive.
     """
     _check(model, observed, start, draws=draws, steps=steps, rounds=rounds)
-    parts = []
+    parts, numbers = [], []
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for first in range(0, len(start), CHUNK):
-            rows = slice(first, first + CHUNK)
-            part = Observed(*(value[rows] for value in observed))
-            mode, precision = find_mode(model, part, start[rows], steps=steps)
-            found, done = None, 0
-            for number, fit in enumerate(fits):
-                poor = np.arange(len(mode)) if found is None else found.poor
-                some = Observed(*(value[poor] for value in part))
-                proposal = (_curvature if fit is None else fit)(model, some, mode[poor], precision[poor])
-                settings = {"rounds": range(done, done + rounds + number), "kept": rounds, "seed": (seed, first)}
-                better = _weigh(model, some, proposal, blends=poor, draws=draws, **settings)
-                found = better if found is None else _replaced(found, poor, _better(found.select(poor), better))
-                done += rounds + number
-                if not len(found.poor):
-                    break
-            parts.append(found)
-    return Refined(
-        **{name: np.concatenate([vars(part)[name] for part in parts], AXES.get(name, 0)) for name in vars(parts[0])}
-    )
+            part = Observed(*(value[first : first + CHUNK] for value in observed))
+            modes = Modes.find(model, part, start[first : first + CHUNK], steps=steps)
+            for blends in modes.alike():
+                some = Observed(*(value[blends] for value in part))
+                settings = {"draws": draws, "rounds": rounds, "seed": (seed, first), "fits": fits}
+                parts.append(_refined(model, some, modes.select(blends), blends=blends, **settings))
+                numbers.append(first + blends)
+    whole = {name: np.concatenate([vars(part)[name] for part in parts], AXES.get(name, 0)) for name in vars(parts[0])}
+    return Refined(**whole).select(np.argsort(np.concatenate(numbers)))
+
+
+def _refined(
+    model: BlendModel,
+    observed: Observed,
+    modes: Modes,
+    *,
+    blends: NDArray[np.int64],
+    draws: int,
+    rounds: int,
+    seed: tuple[int, int],
+    fits: Sequence[Fit | None],
+) -> Refined:
+    """Propose and weigh; that of which little comes goes on, from what was learned or with another kind of proposal."""
+    chosen = np.arange(len(blends))
+    found, learned = None, None
+    for number, fit in enumerate(fits):
+        some, part = Observed(*(value[chosen] for value in observed)), modes.select(chosen)
+        make = _curvature if fit is None or len(part.place) > 1 else fit
+        if learned is None or make is not _curvature:
+            parts = [make(model, some, *mode) for mode in zip(*part[:2], strict=True)]
+            learned = Mixture(parts, part.share)
+        tried = range(number * rounds, (number + 1) * rounds)
+        better, learned = _weigh(model, some, learned, blends=blends[chosen], draws=draws, rounds=tried, seed=seed)
+        found = better if found is None else _replaced(found, chosen, _better(found.select(chosen), better))
+        poor = np.isin(chosen, found.poor)
+        chosen, learned = chosen[poor], learned.select(poor) if make is _curvature else None
+        if not len(chosen):
+            break
+    return found
 
 
 def _curvature(_model: BlendModel, _observed: Observed, mode: Tensor, precision: Tensor) -> Proposal:
@@ -230,39 +254,41 @@ def _check(model: BlendModel, observed: Observed, start: Tensor, *, draws: int, 
 def _weigh(
     model: BlendModel,
     observed: Observed,
-    proposal: Proposal,
+    proposal: Mixture,
     *,
     blends: NDArray[np.int64],
     draws: int,
     rounds: range,
-    kept: int,
     seed: tuple[int, int],
-) -> Refined:
-    """Draw from a proposal, and from better ones in turn; weigh the draws of the last ones together."""
+) -> tuple[Refined, Mixture]:
+    """Draw from a proposal, and from better ones in turn; weigh all draws together, and return what is learned."""
     parts: list[_Round] = []
     for number in rounds:
         if parts:
-            found = _weighted(model, observed, parts[-1:])
-            place = proposal.coordinates.inv(torch.from_numpy(found.unknown)).numpy()
-            moments = (torch.from_numpy(array) for array in _moments(place, np.exp(found.log_weight)))
-            proposal = proposal.moved(*moments, torch.from_numpy(found.effective / (found.effective + OWN)))
+            proposal = _moved(proposal, _weighted(model, observed, parts[-1:]))
         seeds = [seed_of(*seed, number, blend) for blend in blends.tolist()]
         parts.append(_round(model, observed, proposal, draws=draws, seeds=seeds))
-    return _weighted(model, observed, parts[-kept:])
+    found = _weighted(model, observed, parts)
+    return found, _moved(proposal, found)
+
+
+def _moved(proposal: Mixture, found: Refined) -> Mixture:
+    weight = np.exp(found.log_weight) * np.isfinite(found.k_hat)  # else even, and of no meaning
+    return proposal.moved(torch.from_numpy(found.unknown), torch.from_numpy(weight))
 
 
 class _Round(NamedTuple):
     """Draws ``(draw, blend, number)``, the order each is to be put in, and the density of all orders together."""
 
-    proposal: Proposal
+    proposal: Mixture
     unknown: Tensor
     order: Tensor
     log_density: Tensor
 
 
-def _round(model: BlendModel, observed: Observed, proposal: Proposal, *, draws: int, seeds: list[int]) -> _Round:
+def _round(model: BlendModel, observed: Observed, proposal: Mixture, *, draws: int, seeds: list[int]) -> _Round:
     unknown = proposal.draw(draws, seeds)
-    log_prior = model.log_prior(_ordered(unknown).float(), observed).double()
+    log_prior = model.log_prior(in_all_orders(unknown).float(), observed).double()
     order = torch.stack([_drawn_order(log_prior[:, :, blend], seed) for blend, seed in enumerate(seeds)], 1)
     log_density = log_prior.logsumexp(0) + _in_pieces(model, unknown.float(), observed)
     return _Round(proposal, unknown, order, log_density)
@@ -271,12 +297,14 @@ def _round(model: BlendModel, observed: Observed, proposal: Proposal, *, draws: 
 def _weighted(model: BlendModel, observed: Observed, rounds: list[_Round]) -> Refined:
     """Weigh the draws of some proposals as those of their mixture."""
     unknown, order, log_density = (torch.cat(values) for values in list(zip(*rounds, strict=True))[1:])
-    ordered = _ordered(unknown)
+    ordered = in_all_orders(unknown)
     mixture = torch.cat([proposal.log_prob(ordered) for proposal, *_ in rounds]).logsumexp(0) - math.log(len(rounds))
     log_weight = (log_density - mixture).nan_to_num(nan=-math.inf, neginf=-math.inf).numpy()
     smoothed, k_hat = _smoothed(log_weight)
-    effective = np.where(np.isfinite(k_hat), 1 / np.exp(2 * smoothed).sum(0), 1.0)  # even weights that mean nothing
-    mean, _ = _moments(unknown.numpy(), np.exp(smoothed))
+    effective = np.where(np.isfinite(k_hat), 1 / np.exp(2 * smoothed).sum(0), 1.0)
+    each = rounds[-1].proposal.divided(unknown, torch.from_numpy(np.exp(smoothed)))
+    heaviest = each[each.sum(1).argmax(0), :, torch.arange(each.shape[-1])].T
+    mean, _ = _moments(unknown.numpy(), (heaviest / heaviest.sum(0)).numpy())
     return Refined(
         unknown=unknown.numpy(),
         order=order.numpy(),
@@ -287,18 +315,6 @@ def _weighted(model: BlendModel, observed: Observed, rounds: list[_Round]) -> Re
         log_evidence=logsumexp(log_weight, axis=0) - math.log(len(unknown)),
         log_evidence_error=np.sqrt(np.maximum(1 / effective - 1 / len(unknown), 0)),
     )
-
-
-def _orders(numbers: int) -> NDArray[np.int64]:
-    """Return what puts the galaxies of vectors of so many numbers in all orders ``(order, number)``."""
-    galaxies, others = np.split(np.arange(numbers), [-len(NUISANCES)])
-    blocks = galaxies.reshape(-1, len(LATENTS))
-    return np.stack([np.concatenate([*order, others]) for order in permutations(blocks)])
-
-
-def _ordered(unknown: Tensor) -> Tensor:
-    """Return unknowns with their galaxies in all orders ``(order, ...)``."""
-    return unknown[..., torch.from_numpy(_orders(unknown.shape[-1]))].movedim(-2, 0)
 
 
 def _drawn_order(log_prior: Tensor, seed: int) -> Tensor:
@@ -339,6 +355,7 @@ def _chi_square(model: BlendModel, observed: Observed, unknown: Tensor) -> NDArr
 
 def _better(first: Refined, second: Refined) -> Refined:
     improved = (second.effective > first.effective) & (second.k_hat < np.maximum(first.k_hat, 0.7))
+    improved &= second.log_evidence > first.log_evidence - LEAST_EVIDENCE  # what has less has missed something
     return _replaced(first, np.flatnonzero(improved), second.select(improved))
 
 

@@ -40,11 +40,11 @@ from .variational import fit_elbo
 __all__ = ["METHODS", "Refiner"]
 
 METHODS: dict[str, tuple[Fit | None, ...]] = {
-    "auto": (None, fit_elbo),
+    "auto": (None, None, None, fit_elbo),
     "gauss-newton": (None,),
     "elbo": (fit_elbo,),
 }
-"""How proposals are made, by name; None for the curvature alone. Blends of which one makes little go on to the next."""
+"""How proposals are made, by name: what `~probdeblend.refine.refine` takes as `fits`."""
 
 FLUXES = [0, len(LATENTS)]
 CONTESTED = Flag.POOR_WEIGHTS | Flag.MISFIT | Flag.DISAGREEMENT
@@ -80,10 +80,11 @@ class Refiner:
     proposals
         Draws of each proposal.
     steps
-        Most Gauss-Newton steps.
+        Most Gauss-Newton steps of a climb.
     method
         What the first proposal is: "gauss-newton", as wide as the curvature at the mode says; "elbo", fitted from
-        there by `~probdeblend.variational.fit_elbo`; or "auto", the second where the first makes little of a blend.
+        there by `~probdeblend.variational.fit_elbo`; or "auto": where the first makes little of a blend it goes on from
+        what was learned, twice, and then with the second.
 
     Raises
     ------
@@ -105,7 +106,7 @@ class Refiner:
         instrument: Instrument | None = None,
         prior: Prior | None = None,
         proposals: int = 400,
-        steps: int = 8,
+        steps: int = 40,
         method: str = "auto",
     ) -> None:
         if method not in METHODS:

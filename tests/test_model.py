@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import permutations
 
 import pyro
 import pytest
@@ -11,7 +12,7 @@ from pyro.infer import Trace_ELBO
 import probdeblend
 from probdeblend.guide import JointGuide, light_moments
 from probdeblend.latents import LATENTS
-from probdeblend.model import POSITION, SHAPE, BlendModel, Observed
+from probdeblend.model import POSITION, SHAPE, BlendModel, Observed, in_all_orders
 from probdeblend.nn.composite import Blend2Mask2Flux
 from probdeblend.prior import Prior
 from probdeblend.scene import Instrument
@@ -88,6 +89,16 @@ def test_pairs_beyond_the_limits_have_no_density(model, drawn):
     fainter = unknown.clone()
     fainter[:, len(LATENTS)] = unknown[:, 0] - 0.4 * math.log(10) * 2.1
     assert not bool(model.log_prior(fainter, observed).isfinite().any())
+
+
+def test_galaxies_in_all_orders():
+    unknown = torch.arange(2 * 23.0).reshape(2, 23)
+    orders = in_all_orders(unknown)
+    assert orders.shape == (6, 2, 23)
+    torch.testing.assert_close(orders[0], unknown)
+    torch.testing.assert_close(orders[..., 21:], unknown[:, 21:].expand(6, 2, 2))
+    firsts = orders[:, 0, [0, 7, 14]]
+    assert sorted(map(tuple, firsts.tolist())) == sorted(permutations((0.0, 7.0, 14.0)))
 
 
 def test_what_is_known_is_no_site(model, drawn):

@@ -1,5 +1,6 @@
 """Refinement under the model, the bound on it, and the reference that judges it."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,11 +9,12 @@ import torch
 
 import probdeblend.refine as room
 from probdeblend.bound import fisher_information, van_trees_bound
-from probdeblend.curvature import find_mode, prior_moments, sensitivity
+from probdeblend.curvature import Modes, find_mode, prior_moments, sensitivity
 from probdeblend.latents import LATENTS
-from probdeblend.model import BlendModel, Observed
+from probdeblend.model import BlendModel, Observed, in_all_orders
 from probdeblend.posterior import systematic
 from probdeblend.prior import Prior
+from probdeblend.proposal import Proposal
 from probdeblend.reference import Reference, sample_reference
 from probdeblend.refine import Refined, refine
 from probdeblend.scene import Instrument
@@ -44,6 +46,22 @@ def pairs(model):
 
 
 @pytest.fixture(scope="module")
+def nested(model):
+    """A compact galaxy on an extended one, 1.5 pixels off its center; as a guess, one galaxy and a faint companion."""
+    extended = torch.tensor([9.2, 0.0, 0.0, -0.9, -1.9, 0.4, 0.4])
+    compact = torch.tensor([8.5, 0.8, 1.3, -1.4, -0.2, -0.2, -0.2])
+    unknown = torch.cat([extended, compact, torch.zeros(2)]).expand(4, -1)
+    light = model.light(model.split(unknown)[0], torch.zeros(4)).sum(1)
+    taken = Observed(light, torch.full((4,), 8e-3), torch.full((4,), 3e3))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        image = model.noisy(light, torch.zeros(4), taken).sample()
+    bright = torch.tensor([9.4, 0.8, 0.7, -1.15, -1.2, 0.15, 0.2])
+    faint = torch.tensor([7.8, -2.0, -0.6, -1.3, -1.5, 0.3, 0.15])
+    return taken._replace(image=image), unknown, torch.cat([bright, faint, torch.zeros(2)]).expand(4, -1)
+
+
+@pytest.fixture(scope="module")
 def refined(model, pairs):
     observed, _, start = pairs
     return refine(model, observed, start, draws=200, seed=1)
@@ -70,7 +88,7 @@ def test_derivatives_are_those_of_the_light(model, pairs):
 def test_the_mode_is_found(model, pairs):
     """Errors of the mode, in units of the curvature, are those of a normal distribution; the guess is far off."""
     observed, unknown, start = pairs
-    mode, precision = find_mode(model, observed, start, steps=10)
+    mode, precision, _ = find_mode(model, observed, start, steps=10)
     covariance = torch.linalg.inv(precision)
     scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     assert float(((start - unknown) / scale).square().mean().sqrt()) > 3
@@ -162,6 +180,63 @@ def test_blends_of_which_little_comes_go_on(model, pairs, monkeypatch):
     assert both.effective[0] > 10 * alone.effective[0]
     np.testing.assert_array_equal(both.unknown[:, 1:], alone.unknown[:, 1:])
     np.testing.assert_array_equal(both.log_evidence[1:], alone.log_evidence[1:])
+
+
+def test_galaxies_that_are_far_apart_have_one_mode(model, pairs):
+    observed, _, start = pairs
+    modes = Modes.find(model, observed, start, steps=8)
+    place, precision, _ = find_mode(model, observed, start, steps=8)
+    assert (modes.share[0] == 1).all()
+    torch.testing.assert_close(modes.place[0], place)
+    torch.testing.assert_close(modes.precision[0], precision)
+    assert [blends.tolist() for blends in modes.alike()] == [[0, 1, 2, 3, 4]]
+
+
+def distances(first, second, precision):
+    """Squared distances of unknowns ``(blend, number)`` from others, galaxies in the order that is nearest."""
+    offset = in_all_orders(first) - second
+    return torch.einsum("obn,bnm,obm->ob", offset, precision, offset).amin(0)
+
+
+@pytest.mark.slow
+def test_galaxies_that_are_close_have_several_modes(model, nested):
+    """They are different, and the same from the truth and from a guess that divides the light in another way."""
+    observed, unknown, guess = nested
+    right, found = (Modes.find(model, observed, start, steps=40) for start in (unknown, guess))
+    torch.testing.assert_close(found.share.sum(0), torch.ones(4).double())
+    assert (found.share.diff(dim=0) <= 0).all()
+    assert (found.share[1] > 0.1).all()
+    assert (distances(found.place[1], found.place[0], found.precision[0]) >= 1).all()
+    assert (distances(found.place[0], right.place[0], right.precision[0]) < 1).all()
+    parts = found.alike()
+    assert sorted(np.concatenate(parts).tolist()) == [0, 1, 2, 3]
+    assert len(parts) > 1
+    for blends in parts:
+        chosen = found.select(blends)
+        assert (chosen.share > 0).all()
+        torch.testing.assert_close(chosen.place, found.place[: len(chosen.share), blends])
+
+
+@pytest.mark.slow
+def test_where_the_climb_begins_does_not_matter(model, nested):
+    observed, unknown, guess = nested
+    right, found = (refine(model, observed, start, seed=1) for start in (unknown, guess))
+    assert np.abs(found.log_evidence - right.log_evidence).max() < 1
+    for answer in (right, found):
+        draws = answer.resampled(1000, seed=1)[..., FLUX]
+        assert (np.abs(draws.mean(0) - unknown[:, FLUX].numpy()) < 3 * draws.std(0)).all()
+
+
+@pytest.mark.slow
+def test_what_was_learned_is_gone_on_from(model, pairs, monkeypatch):
+    """Proposals that begin twice as wide as the curvature have learned from 800 draws, when they go on."""
+    monkeypatch.setattr(room, "ENOUGH", math.inf)
+    monkeypatch.setattr(room, "_curvature", lambda *given: Proposal(given[2], 4 * torch.linalg.inv(given[3])))
+    observed, _, start = pairs
+    alone, both = (refine(model, observed, start, draws=400, seed=1, fits=fits) for fits in ([None], [None, None]))
+    assert (both.effective >= alone.effective).all()
+    assert np.median(both.effective / alone.effective) > 1.5
+    assert (np.abs(both.log_evidence - alone.log_evidence) < 1)[alone.usable].all()
 
 
 @pytest.mark.slow

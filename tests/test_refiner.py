@@ -268,7 +268,7 @@ def test_the_method_is_chosen(blends, model, monkeypatch):
     for chosen in ({}, {"method": "gauss-newton"}, {"method": "elbo"}):
         refiner = Refiner(network, Guide(network, unknown), **chosen)
         refiner(observed.image * observed.sky_rms[:, None, None], sky_rms=observed.sky_rms.numpy(), draws=200, passes=2)
-    assert asked == [(None, fit_elbo), (None,), (fit_elbo,)]
+    assert asked == [(None, None, None, fit_elbo), (None,), (fit_elbo,)]
     with pytest.raises(ValueError, match="method must be one of auto, gauss-newton, elbo, got 'laplace'"):
         Refiner(network, Guide(network, unknown), method="laplace")
 

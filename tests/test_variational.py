@@ -32,7 +32,7 @@ def pairs(sersic):
     """Blends, and the mode of their posteriors with the precision there."""
     taken, unknown, start = near_pairs(sersic, 3, seed=4)
     with torch.no_grad():
-        return taken, unknown, *find_mode(sersic, taken, start, steps=8)
+        return taken, unknown, *find_mode(sersic, taken, start, steps=8)[:2]
 
 
 def started(sersic, pairs):
@@ -74,7 +74,7 @@ def test_it_finds_the_exact_posterior(linear, false_alarm):
     means, covariance = exact.exact_posterior(model, observed)
     start = exact.KNOWN.expand(2, -1)
     with torch.no_grad():
-        proposal = fit_elbo(model, observed, *find_mode(model, observed, start, steps=8))
+        proposal = fit_elbo(model, observed, *find_mode(model, observed, start, steps=8)[:2])
     found = refine(model, observed, start, draws=1000, rounds=1, seed=1, fits=[lambda *_: proposal])
     assert found.usable.all()
     assert found.effective.min() > 400
