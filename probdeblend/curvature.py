@@ -205,7 +205,7 @@ class Modes(NamedTuple):
     place
         Unknowns ``(mode, blend, number)``.
     precision
-        The curvature there ``(mode, blend, number, number)``.
+        The curvature there ``(mode, blend, number, number)``; of a section, with what holds it.
     share
         How much to draw about each ``(mode, blend)``: adds up to one, and is zero where a blend has no more modes.
     """
@@ -243,14 +243,14 @@ class Modes(NamedTuple):
             return cls(place[None], precision[None], torch.ones_like(value)[None])
         some, first = Observed(*(array[near] for array in observed)), (place[near], precision[near], value[near])
         ends = [first, find_mode(model, some, _exchanged(model, place[near], pair[near]), steps=steps)]
-        ends += [_held(model, some, place[near], pair[near], ratio, steps=steps) for ratio in RATIOS]
+        ends += [_held(model, some, place[near], pair=pair[near], ratio=ratio, steps=steps) for ratio in RATIOS]
         several = _distinct(*(torch.stack(array) for array in zip(*ends, strict=True)))
         share = torch.zeros(len(ends), len(place)).double()
         share[0] = 1.0
         modes = cls(*(array.expand(len(ends), *array.shape).clone() for array in (place, precision)), share)
         for array, values in zip(modes, several, strict=True):
             array[:, near] = values
-        return modes.select(np.arange(len(place)))
+        return modes
 
     def alike(self) -> list[NDArray[np.int64]]:
         """Divide blends into those with one mode, with two, and so on.
@@ -299,7 +299,7 @@ def _exchanged(model: BlendModel, place: Tensor, pair: Tensor) -> Tensor:
 
 
 def _held(
-    model: BlendModel, observed: Observed, place: Tensor, pair: Tensor, ratio: float, *, steps: int
+    model: BlendModel, observed: Observed, place: Tensor, *, pair: Tensor, ratio: float, steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Climb with the ln of two galaxies' flux ratio held near a value; the density is that of the posterior."""
     blends, (one, other) = torch.arange(len(place)), pair.T * len(LATENTS)
@@ -321,6 +321,7 @@ def _held(
 
 def _distinct(place: Tensor, precision: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Give each end of a climb a share, but for those that are low or near a higher one; the largest shares first."""
+    value = value.nan_to_num(nan=-math.inf)
     order = value.argsort(dim=0, descending=True)
     place = place.gather(0, order[..., None].expand_as(place))
     precision = precision.gather(0, order[..., None, None].expand_as(precision))
@@ -329,6 +330,7 @@ def _distinct(place: Tensor, precision: Tensor, value: Tensor) -> tuple[Tensor, 
     # The square root: a normal prior knows little of where the true one ends.
     log_share = (value - value[0]) / 2
     log_share = torch.where(log_share > math.log(LEAST_SHARE), log_share, -math.inf)
+    log_share[0] = 0.0
     for number in range(1, len(place)):
         offset = orders[:, number, None] - place[:number]
         distance = torch.einsum("okbn,kbnm,okbm->okb", offset, precision[:number], offset).amin(0)

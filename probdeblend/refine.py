@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ LEAST_POSSIBLE = 0.1  # of the draws, so that their weights have a tail
 NOTHING = -700.0  # ln of a weight that is none
 CHUNK = 64
 LEAST_EVIDENCE = 1.0  # in ln, by which another proposal may fall behind
-AXES = {"unknown": 1, "order": 1, "log_weight": 1}  # of the blends; else the first
+AXES = {"unknown": 1, "order": 1, "heaviest": 1, "log_weight": 1}  # of the blends; else the first
 ENOUGH = 100.0  # effective draws
 
 
@@ -64,6 +64,8 @@ class Refined:
         were proposed.
     order
         Which order of the galaxies a draw is to be put in ``(draw, blend)``: a number of `itertools.permutations`.
+    heaviest
+        Probability that a draw is of the blend's heaviest mode ``(draw, blend)``: one where it has one.
     log_weight
         Smoothed and normalized ``(draw, blend)``: exponentials sum to one over the draws.
     k_hat
@@ -71,14 +73,16 @@ class Refined:
     effective
         Effective number of draws ``(blend,)``.
     chi_square
-        Mean square of residuals over their standard deviation, in the pixels where a galaxy is brighter than three
-        times the sky noise ``(blend, galaxy)``; about one where the model is right, NaN where no pixel is.
+        Mean square of residuals over their standard deviation, at the mean of the heaviest mode, in the pixels where a
+        galaxy is brighter than three times the sky noise ``(blend, galaxy)``; about one where the model is right, NaN
+        where no pixel is. Galaxies are in the order of `moments`.
     log_evidence, log_evidence_error
         Natural logarithm of the mean weight, and its standard error ``(blend,)``.
     """
 
     unknown: NDArray[np.float64]
     order: NDArray[np.int64]
+    heaviest: NDArray[np.float64]
     log_weight: NDArray[np.float64]
     k_hat: NDArray[np.float64]
     effective: NDArray[np.float64]
@@ -113,16 +117,16 @@ class Refined:
         return Refined(**{name: np.moveaxis(value, 0, AXES.get(name, 0)) for name, value in kept.items()})
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return weighted means and covariances, galaxies in the order that most draws are to be put in.
+        """Return weighted means and covariances of the heaviest mode, galaxies in the order of most of its draws.
 
         Returns
         -------
         mean, covariance
             ``(blend, number)`` and ``(blend, number, number)``.
         """
-        weight, ordered = np.exp(self.log_weight), in_all_orders(torch.from_numpy(self.unknown)).numpy()
+        weight, ordered = np.exp(self.log_weight) * self.heaviest, in_all_orders(torch.from_numpy(self.unknown)).numpy()
         likely = np.stack([(weight * (self.order == number)).sum(0) for number in range(len(ordered))]).argmax(0)
-        return _moments(np.take_along_axis(ordered, likely[None, None, :, None], 0)[0], weight)
+        return _moments(np.take_along_axis(ordered, likely[None, None, :, None], 0)[0], weight / weight.sum(0))
 
     def resampled(self, draws: int, *, seed: int = 0) -> NDArray[np.float64]:
         """Return draws without weights, by systematic resampling.
@@ -246,6 +250,10 @@ def _check(model: BlendModel, observed: Observed, start: Tensor, *, draws: int, 
     wanted = (len(observed.image), model.numbers)
     if tuple(start.shape) != wanted:
         raise ValueError(f"start must have the shape (blend, number) {wanted}, got {tuple(start.shape)}")
+    for name, value in (("image", observed.image), ("start", start)):
+        wrong = int((~torch.isfinite(value).flatten(1).all(1)).sum())
+        if wrong:
+            raise ValueError(f"{name} must be finite, got NaN or infinity in {wrong} of {len(value)} blends")
     for name, value, least in (("draws", draws, 100), ("steps", steps, 1), ("rounds", rounds, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -299,22 +307,28 @@ def _weighted(model: BlendModel, observed: Observed, rounds: list[_Round]) -> Re
     unknown, order, log_density = (torch.cat(values) for values in list(zip(*rounds, strict=True))[1:])
     ordered = in_all_orders(unknown)
     mixture = torch.cat([proposal.log_prob(ordered) for proposal, *_ in rounds]).logsumexp(0) - math.log(len(rounds))
-    log_weight = (log_density - mixture).nan_to_num(nan=-math.inf, neginf=-math.inf).numpy()
+    log_weight = (log_density - mixture).nan_to_num(*[-math.inf] * 3).numpy()
     smoothed, k_hat = _smoothed(log_weight)
     effective = np.where(np.isfinite(k_hat), 1 / np.exp(2 * smoothed).sum(0), 1.0)
-    each = rounds[-1].proposal.divided(unknown, torch.from_numpy(np.exp(smoothed)))
-    heaviest = each[each.sum(1).argmax(0), :, torch.arange(each.shape[-1])].T
-    mean, _ = _moments(unknown.numpy(), (heaviest / heaviest.sum(0)).numpy())
-    return Refined(
+    found = Refined(
         unknown=unknown.numpy(),
         order=order.numpy(),
+        heaviest=_heaviest(rounds[-1].proposal, unknown, torch.from_numpy(np.exp(smoothed))).numpy(),
         log_weight=smoothed,
         k_hat=k_hat,
         effective=effective,
-        chi_square=_chi_square(model, observed, torch.from_numpy(mean).float()),
+        chi_square=np.empty((len(k_hat), model.galaxies)),
         log_evidence=logsumexp(log_weight, axis=0) - math.log(len(unknown)),
         log_evidence_error=np.sqrt(np.maximum(1 / effective - 1 / len(unknown), 0)),
     )
+    return replace(found, chi_square=_chi_square(model, observed, torch.from_numpy(found.moments()[0]).float()))
+
+
+def _heaviest(proposal: Mixture, unknown: Tensor, weight: Tensor) -> Tensor:
+    """Return the probability that a draw is of the heaviest part ``(draw, blend)``."""
+    each = proposal.divided(unknown, torch.ones_like(weight))
+    heaviest = (each * weight).sum(1).argmax(0)
+    return each[heaviest, :, torch.arange(len(heaviest))].T
 
 
 def _drawn_order(log_prior: Tensor, seed: int) -> Tensor:

@@ -84,7 +84,7 @@ class Refiner:
     method
         What the first proposal is: "gauss-newton", as wide as the curvature at the mode says; "elbo", fitted from
         there by `~probdeblend.variational.fit_elbo`; or "auto": where the first makes little of a blend it goes on from
-        what was learned, twice, and then with the second.
+        what was learned, twice, and then with the second. Blends with several modes have the first.
 
     Raises
     ------

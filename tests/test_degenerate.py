@@ -24,6 +24,7 @@ from probdeblend.model import POSITION, BlendModel, Observed
 from probdeblend.posterior import Flag
 from probdeblend.prior import Prior
 from probdeblend.refine import refine
+from probdeblend.residuals import misfit
 from probdeblend.scene import Instrument
 
 pytestmark = pytest.mark.slow
@@ -259,13 +260,14 @@ def ties():
     how = {"separation": (0.5, 0.5), "difference": math.log(2), "centered": True}
     observed, unknown, start = some(model, 8, radius=0.8, log_flux=(8.5, 11), **how)
     exchanged = torch.cat([start[:, len(LATENTS) : -2], start[:, : len(LATENTS)], start[:, -2:]], -1)
-    return unknown, [refine(model, observed, guess, seed=2) for guess in (start, exchanged)]
+    found = [refine(model, observed, guess, seed=2) for guess in (start, exchanged)]
+    return unknown, found, lambda refined: misfit(model, observed, *refined.moments())
 
 
 @pytest.mark.parametrize("start", [0, 1], ids=["truth", "exchanged"])
 def test_a_tie_refined_from_either_order_holds(ties, start, false_alarm):
     """Half of the draws have the galaxies the other way round: the prior does not say which one is the central one."""
-    unknown, found = ties
+    unknown, found, _ = ties
     refined = found[start]
     assert refined.usable.sum() >= 5
     assert rare(judged(log_fluxes(refined), unknown).wrong & refined.usable, false_alarm)
@@ -277,7 +279,14 @@ def test_a_tie_refined_from_either_order_holds(ties, start, false_alarm):
 
 
 def test_both_orders_of_a_tie_have_one_evidence(ties):
-    _, (first, second) = ties
+    _, (first, second), _ = ties
     usable = first.usable & second.usable
     assert usable.sum() >= 5
     assert np.abs(second.log_evidence - first.log_evidence)[usable].max() < 0.5
+
+
+def test_a_tie_is_no_misfit(ties):
+    """What a fit leaves behind is asked at the mean of the heaviest mode; that of all modes is none of them."""
+    _, (refined, _), left = ties
+    assert (left(refined)[refined.usable] > 1e-4).all()
+    assert (left(replace(refined, heaviest=np.ones_like(refined.heaviest)))[refined.usable] < 1e-4).any()

@@ -289,7 +289,7 @@ def test_refined_answers_are_of_the_first_images_and_may_abstain(monkeypatch):
         k_hat = np.where(np.arange(number) < 10, 0.65, 0.1)
         numbers = {name: np.zeros(number) for name in ("effective", "log_evidence", "log_evidence_error")}
         numbers |= {"log_weight": np.full((400, number), -math.log(400)), "chi_square": np.ones((number, 2))}
-        numbers["order"] = np.zeros((400, number), dtype=int)
+        numbers |= {"order": np.zeros((400, number), dtype=int), "heaviest": np.ones((400, number))}
         return Refined(unknown=unknown, k_hat=k_hat, **numbers)
 
     monkeypatch.setattr(marching, "refine", refine)

@@ -48,7 +48,7 @@ def refined(count, *, mean=0.0, scale=1.0, draws=400, k_hat=0.1, turn=0.0):
     unknown = np.repeat(mean + scale * drawn[:, None], count, 1)
     even = np.full((draws, count), -np.log(draws))
     order, effective = np.zeros((draws, count), dtype=int), np.full(count, draws / 2.0)
-    return Refined(unknown, order, even, np.full(count, k_hat), effective, *[np.ones(count)] * 3)
+    return Refined(unknown, order, np.ones_like(even), even, np.full(count, k_hat), effective, *[np.ones(count)] * 3)
 
 
 def fakes(patch):

@@ -17,6 +17,7 @@ from probdeblend.prior import Prior
 from probdeblend.proposal import Proposal
 from probdeblend.reference import Reference, sample_reference
 from probdeblend.refine import Refined, refine
+from probdeblend.residuals import misfit
 from probdeblend.scene import Instrument
 
 FLUX = [0, len(LATENTS)]
@@ -139,11 +140,15 @@ def test_moments_are_in_the_order_of_most_draws(rng):
     order = np.zeros((100, 2), dtype=int)
     order[:75, 1] = 1
     even = np.full((100, 2), -np.log(100))
-    found = Refined(unknown, order, even, *[np.zeros(2)] * 5)
+    found = Refined(unknown, order, np.ones((100, 2)), even, *[np.zeros(2)] * 5)
     mean, covariance = found.moments()
     exchanged = [*range(7, 14), *range(7), 14, 15]
     np.testing.assert_allclose(mean, [unknown[:, 0].mean(0), unknown[:, 1].mean(0)[exchanged]])
     np.testing.assert_allclose(covariance[1], np.cov(unknown[:, 1][:, exchanged].T, bias=True))
+    first = np.arange(100)[:, None] < [60, 90]
+    mean, covariance = replace(found, heaviest=first.astype(float)).moments()
+    np.testing.assert_allclose(mean, [unknown[:60, 0].mean(0), unknown[:90, 1].mean(0)[exchanged]])
+    np.testing.assert_allclose(covariance[0], np.cov(unknown[:60, 0].T, bias=True))
 
 
 @pytest.mark.slow
@@ -154,6 +159,20 @@ def test_same_seed_same_answer_in_any_batch(model, pairs):
     few = Observed(*(value[:2] for value in observed))
     part = refine(model, few, start[:2], draws=100, steps=2, rounds=1, seed=5)
     np.testing.assert_allclose(part.unknown, first.unknown[:, :2], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_blends_with_one_mode_and_with_several_in_one_batch(model, pairs, nested):
+    """Each is what it is without those behind it."""
+    order = [0, 5, 1, 6]
+    observed = Observed(*(torch.cat(values)[order] for values in zip(nested[0], pairs[0], strict=True)))
+    start = torch.cat([nested[2], pairs[2][:, : model.numbers]])[order]
+    both = refine(model, observed, start, draws=100, rounds=1, seed=5)
+    few = Observed(*(value[:2] for value in observed))
+    part = refine(model, few, start[:2], draws=100, rounds=1, seed=5)
+    assert (both.heaviest[:, [0, 2]] < 0.5).any()
+    assert (both.heaviest[:, [1, 3]] == 1).all()
+    np.testing.assert_allclose(part.unknown, both.unknown[:, :2], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -222,6 +241,7 @@ def test_where_the_climb_begins_does_not_matter(model, nested):
     observed, unknown, guess = nested
     right, found = (refine(model, observed, start, seed=1) for start in (unknown, guess))
     assert np.abs(found.log_evidence - right.log_evidence).max() < 1
+    assert (misfit(model, observed, *found.moments()) > 1e-4).all()
     for answer in (right, found):
         draws = answer.resampled(1000, seed=1)[..., FLUX]
         assert (np.abs(draws.mean(0) - unknown[:, FLUX].numpy()) < 3 * draws.std(0)).all()
@@ -279,6 +299,8 @@ def test_refuses(model, pairs, refined):
         refine(replace(model, size=64), observed, start)
     with pytest.raises(ValueError, match=r"start must have the shape \(blend, number\) \(5, 16\), got \(5, 3\)"):
         refine(model, observed, start[:, :3])
+    with pytest.raises(ValueError, match="start must be finite, got NaN or infinity in 5 of 5 blends"):
+        refine(model, observed, start * math.nan)
     for name, least in (("draws", 100), ("steps", 1), ("rounds", 1)):
         with pytest.raises(ValueError, match=f"{name} must be at least {least}, got 0"):
             refine(model, observed, start, **{name: 0})
@@ -294,7 +316,7 @@ def test_refuses(model, pairs, refined):
 def test_weights_that_are_no_use():
     """With 100 draws the limit is 1 - 1/2, with very many it is 0.7."""
     empty, k_hat = np.zeros((4, 2)), np.array([0.4, 0.6, 0.8, np.inf])
-    found = Refined(np.zeros((100, 4, 3)), empty, empty, k_hat, *[empty] * 4)
+    found = Refined(np.zeros((100, 4, 3)), empty, empty, empty, k_hat, *[empty] * 4)
     assert found.usable.tolist() == [True, False, False, False]
     assert replace(found, unknown=np.zeros((100_000, 4, 3))).usable.tolist() == [True, True, False, False]
     with pytest.raises(ValueError, match=r"blend must have usable weights to start from, got a k-hat of 0.80"):

@@ -97,6 +97,7 @@ def exact(model, unknown, draws, *, width=5e-4, k_hat=0.3):
     return Refined(
         unknown=drawn,
         order=np.zeros((draws, blends), dtype=int),
+        heaviest=np.ones((draws, blends)),
         log_weight=np.full((draws, blends), -np.log(draws)),
         k_hat=np.full(blends, k_hat),
         effective=np.full(blends, float(draws)),
