@@ -321,12 +321,6 @@ class BlendModel:
         return pyro.sample(name, dist.Normal(like.new_zeros(len(like), 1), scale))[:, 0]
 
 
-def _major(latents: Tensor) -> Tensor:
-    """Return major-axis half-light radii in arcsec ``(..., galaxy)``."""
-    log_radius, plus, cross = (latents[..., LATENTS.index(name)] for name in LATENTS[3:] if name != "index")
-    return torch.exp(log_radius + torch.hypot(plus, cross) / 2)
-
-
 def in_all_orders(unknown: Tensor) -> Tensor:
     """Return unknowns with their galaxies in all orders.
 
@@ -344,3 +338,9 @@ def in_all_orders(unknown: Tensor) -> Tensor:
     others = unknown[..., -len(NUISANCES) :]
     orders = permutations(range(galaxies.shape[-2]))
     return torch.stack([torch.cat([galaxies[..., order, :].flatten(-2), others], -1) for order in orders])
+
+
+def _major(latents: Tensor) -> Tensor:
+    """Return major-axis half-light radii in arcsec ``(..., galaxy)``."""
+    log_radius, plus, cross = (latents[..., LATENTS.index(name)] for name in LATENTS[3:] if name != "index")
+    return torch.exp(log_radius + torch.hypot(plus, cross) / 2)
