@@ -43,7 +43,7 @@ numpydoc_validation_exclude = {
     r"\.Quality$",
     r"\.Result$",
     r"\.Parameter\.",
-    r"\.(Batch|Observed|CountedBlends|Blend(Features|Numbers|Answer))\.",
+    r"\.(Batch|Observed|Modes|CountedBlends|Blend(Features|Numbers|Answer))\.",
 }
 
 # Names of other libraries cannot be linked without a network; those of this one must resolve.
