@@ -191,7 +191,8 @@ def refine(
     Raises
     ------
     ValueError
-        If images have another size than the model, the start another shape, or a number is not positive.
+        If images have another size than the model, the start another shape, a pixel or an unknown of it is not finite,
+        or a number is not positive.
     """
     _check(model, observed, start, draws=draws, steps=steps, rounds=rounds)
     parts, numbers = [], []
