@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO
 from scipy.stats import chi2, norm
 
 from probdeblend.nn.composite import Blend2Flux
-from probdeblend.nn.flexible import MixtureHead, SplineHead
+from probdeblend.nn.flexible import MixtureHead, SplineHead, TotalRatioHead
 from probdeblend.nn.heads import NormalHead
 
 HEADS = [MixtureHead, SplineHead]
@@ -74,7 +74,7 @@ def test_locations_are_counted_from_the_start(head):
     torch.testing.assert_close(network(features, start).log_prob(values + start), network(features).log_prob(values))
 
 
-@both
+@pytest.mark.parametrize("head", [*HEADS, TotalRatioHead])
 def test_gradient_reaches_every_parameter(head):
     torch.manual_seed(0)
     network = Blend2Flux(first_filters=4, hidden=32, dropout=0.0, head=head)
@@ -357,7 +357,54 @@ def test_bent_heads_beat_the_normal_head_on_a_bent_target_with_two_modes():
         assert lost.mean() + 4 * lost.std() / len(lost) ** 0.5 < tolerance
 
 
+@pytest.mark.parametrize("batch", [1, 7])
+def test_total_and_ratio_have_the_shapes_of_any_head(batch):
+    network = bent(TotalRatioHead)
+    numbers = network.numbers(torch.randn(batch, 3), torch.zeros(batch, 2))
+    draws = network.sample(torch.stack([numbers, numbers]), 4)
+    assert draws.shape == (4, 2, batch, 2)
+    exact = network.distribution(numbers)
+    assert (exact.batch_shape, exact.event_shape) == ((batch,), (2,))
+    assert exact.log_prob(draws[:, 0]).shape == (4, batch)
+
+
+def test_total_and_ratio_make_both_fluxes():
+    network, start = TotalRatioHead(3, components=1), torch.tensor([[1.0, 2.0], [5.0, 3.0]])
+    total, ratio = network.numbers(torch.zeros(2, 3), start)[:, :2].unbind(-1)
+    torch.testing.assert_close(total, start.logsumexp(-1))
+    torch.testing.assert_close(ratio, start[:, 1] - start[:, 0])
+    torch.testing.assert_close(network.division(torch.stack([total, ratio], -1)), start)
+    torch.testing.assert_close(network.numbers(torch.zeros(1, 3), 0.0)[0, :2], torch.tensor([math.log(2), 0.0]))
+
+
+def test_densities_of_total_and_ratio_carry_over_as_they_are():
+    network = bent(TotalRatioHead)
+    numbers, pair = bent_numbers(network, 1), torch.tensor([[0.4, -0.9]]).double()
+    jacobian = torch.autograd.functional.jacobian(network.division, network.division.inv(pair)[0])
+    assert torch.linalg.det(jacobian) == pytest.approx(1.0)
+    grid = torch.linspace(-8, 8, 801).double()
+    mesh = torch.stack(torch.meshgrid(grid, grid, indexing="ij"), -1)[..., None, :]
+    density = network.distribution(numbers).log_prob(mesh).exp()
+    assert density.sum() * (grid[1] - grid[0]) ** 2 == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_division_that_nobody_knows_leaves_the_total_known():
+    """Ratios over a factor of thirty, a total known to a percent: no ellipse of log-fluxes has both."""
+    network = TotalRatioHead(1, components=1)
+    scale = [math.log(math.expm1(value)) - math.log(math.expm1(0.3)) for value in (0.01, 1.0)]
+    torch.manual_seed(0)
+    draws = network.sample(torch.tensor([[7.0, 0.0, *scale, 0.0, 0.0]]), 20_000)[:, 0]
+    total, ratio = draws.logsumexp(-1), draws[:, 1] - draws[:, 0]
+    # The standard error of such a spread is half a percent.
+    assert total.std() == pytest.approx(0.011, rel=0.02)
+    assert ratio.std() == pytest.approx(1.001, rel=0.02)
+    ellipse = torch.distributions.MultivariateNormal(draws.mean(0), torch.cov(draws.T)).sample((20_000,))
+    assert ellipse.logsumexp(-1).std() > 5 * total.std()
+
+
 def test_errors():
+    with pytest.raises(ValueError, match="fluxes must be 2 to have a ratio, got 3"):
+        TotalRatioHead(3, 3)
     with pytest.raises(ValueError, match="components must be at least 1, got 0"):
         MixtureHead(3, components=0)
     with pytest.raises(ValueError, match="bins must be at least 2, got 1"):

@@ -5,6 +5,12 @@ covariance, and the flow is a spline of the normal distribution's whitened varia
 rational-quadratic one of Durkan et al. (2019, arXiv:1906.04032), applied one coordinate after the other (Papamakarios
 et al. 2017, arXiv:1705.07057): coordinate d is stretched by a spline that depends on the features and on the
 coordinates before d. Data to noise is therefore one pass, noise to data one pass a coordinate; both are exact.
+
+What a blend hides is how its light is divided, not how much there is. Where the division is uncertain, both log-fluxes
+follow a curve along which the total stays what it is, and no ellipse does. In ln of the total flux and ln of the ratio
+the curve is a straight line: with f1 + f2 = t and f2 / f1 = r, ln f1 = ln t - ln(1 + r), ln f2 = ln t - ln(1 + 1 / r).
+The determinant of this map is one everywhere, as the two shares of the light are the derivatives of ln t, and they sum
+to one: densities carry over as they are.
 """
 
 from __future__ import annotations
@@ -14,11 +20,12 @@ import math
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Transform, constraints
+from torch.nn.functional import softplus
 
 from .heads import NormalHead
 
-__all__ = ["MixtureHead", "SplineHead"]
+__all__ = ["MixtureHead", "SplineHead", "TotalRatioHead"]
 
 _SPREAD = 0.3
 _HIDDEN = 32
@@ -283,3 +290,96 @@ def _inverse_spline(value: Tensor, knots: Tensor) -> Tensor:
     discriminant = (b**2 - 4 * a * c).clamp(min=torch.finfo(b.dtype).tiny)
     inside = x - 2 * c * width / (b + discriminant.sqrt())
     return torch.where(value.abs() > _BOUND, value, inside)
+
+
+class TotalRatioHead(MixtureHead):
+    """Features to a mixture of normal distributions of ln of a pair's total flux and ln of its flux ratio.
+
+    Its answer is about both log-fluxes, as that of any head; the module says how they follow from total and ratio.
+
+    Parameters
+    ----------
+    in_features
+        Number of features.
+    fluxes
+        Number of fluxes: two.
+    components
+        Number of normal distributions.
+
+    Raises
+    ------
+    ValueError
+        If there are not two fluxes, or no components.
+    """
+
+    def __init__(self, in_features: int, fluxes: int = 2, components: int = 4) -> None:
+        if fluxes != 2:
+            raise ValueError(f"fluxes must be 2 to have a ratio, got {fluxes}")
+        super().__init__(in_features, fluxes, components)
+        self.division = _Division()
+
+    def numbers(self, features: Tensor, start: Tensor | float) -> Tensor:
+        """Return the numbers that make the distribution.
+
+        Parameters
+        ----------
+        features
+            Features ``(blend, in_features)``.
+        start
+            Log-fluxes, from whose total and ratio the location is counted ``(blend, flux)``; or one for both.
+
+        Returns
+        -------
+        Tensor
+            ``(blend, count)``: the locations of all components first, ln of total and of companion over central flux.
+        """
+        pair = torch.as_tensor(start, device=features.device).expand(len(features), 2)
+        return super().numbers(features, self.division.inv(pair))
+
+    def distribution(self, numbers: Tensor) -> dist.TorchDistribution:
+        """Return the distribution of the log-fluxes.
+
+        Parameters
+        ----------
+        numbers
+            What `numbers` returns, of any batch shape.
+
+        Returns
+        -------
+        pyro.distributions.TransformedDistribution
+            With event shape (fluxes,).
+        """
+        return dist.TransformedDistribution(super().distribution(numbers), self.division, validate_args=False)
+
+
+class _Division(Transform):
+    """From ln of a pair's total flux and ln of its ratio to both log-fluxes."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def _call(self, whole: Tensor) -> Tensor:
+        total, ratio = whole.unbind(-1)
+        return torch.stack([total - softplus(ratio), total - softplus(-ratio)], -1)
+
+    def _inverse(self, pair: Tensor) -> Tensor:
+        central, companion = pair.unbind(-1)
+        return torch.stack([torch.logaddexp(central, companion), companion - central], -1)
+
+    def log_abs_det_jacobian(self, whole: Tensor, pair: Tensor) -> Tensor:
+        """Return the logarithm of the volume that the map makes of a unit: nothing.
+
+        Parameters
+        ----------
+        whole
+            Total and ratio ``(..., 2)``.
+        pair
+            What the map makes of them.
+
+        Returns
+        -------
+        Tensor
+            Zeros ``(...)``.
+        """
+        return torch.zeros_like(whole[..., 0])
