@@ -18,6 +18,8 @@ from .scene import STAMP_SIZE
 
 __all__ = ["SEPARATIONS", "separation_limits"]
 
+CLOSE = 4.5
+
 
 def _annulus(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
     area = inner.square() + (outer.square() - inner.square()) * torch.rand_like(inner)
@@ -79,15 +81,23 @@ def _anywhere(radius: Tensor) -> tuple[Tensor, Tensor]:
     return dx, dy
 
 
+def _close(radius: Tensor) -> tuple[Tensor, Tensor]:
+    distance, direction = torch.rand(2, len(radius))
+    distance, direction = CLOSE * distance, 2 * math.pi * direction
+    return distance * direction.cos(), distance * direction.sin()
+
+
 SEPARATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "published": _published,
     "public-code": _public_code,
     "paper-text": _paper_text,
     "anywhere": _anywhere,
+    "close": _close,
 }
 """Rules for the companion's offset (dx, dy), given the pair's major-axis radii (blend, 2), all in pixels.
 
 ``published`` is the law of the published table; ``public-code`` its discrete form with integer shifts in the
 square; ``paper-text`` the paper's words, between half the larger radius and half the stamp on each axis;
-``anywhere`` uniform over the stamp but for 8 pixels at its edge.
+``anywhere`` uniform over the stamp but for 8 pixels at its edge; ``close`` at a distance that is uniform between
+nothing and 4.5 pixels, one and a half times the FWHM of CANDELS F160W, whatever the radii.
 """

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -256,11 +257,14 @@ class Mixture:
         Share of the batches that is made of real galaxies.
     rules
         How real galaxies are blended.
+    close_fraction
+        Share of the simulated batches whose companions lie within one and a half FWHM of their central galaxies, by the
+        rule "close" of `~probdeblend.separation.SEPARATIONS`. The population has few such pairs, too few to learn from.
 
     Raises
     ------
     ValueError
-        If the share is not between 0 and 1, or there are no real galaxies to take.
+        If a share is not between 0 and 1, or there are no real galaxies to take.
     """
 
     prior: Prior
@@ -269,10 +273,12 @@ class Mixture:
     library: Library | None = None
     real_fraction: float = 0.0
     rules: PairRules = field(default_factory=PairRules)
+    close_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.real_fraction <= 1:
-            raise ValueError(f"real_fraction must be between 0 and 1, got {self.real_fraction}")
+        for name in ("real_fraction", "close_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.real_fraction > 0 and self.library is None:
             raise ValueError(f"library must be given for a real_fraction of {self.real_fraction}, got None")
 
@@ -294,14 +300,18 @@ class Mixture:
             The stream.
         """
         work = {"batch_size": batch_size, "seed": seed, "first": first}
-        streams: list[EndlessStream] = []
-        if self.real_fraction < 1:
-            streams.append(SimulatedStream(self.prior, self.instrument, conditions=self.conditions, **work))
+        simulated = partial(SimulatedStream, instrument=self.instrument, conditions=self.conditions, **work)
+        streams: dict[EndlessStream, float] = {}
+        if self.real_fraction < 1 and self.close_fraction < 1:
+            streams[simulated(self.prior)] = (1 - self.real_fraction) * (1 - self.close_fraction)
         if self.real_fraction > 0:
-            streams.append(LibraryStream(self.library, self.instrument, rules=self.rules, **work))
+            streams[LibraryStream(self.library, self.instrument, rules=self.rules, **work)] = self.real_fraction
+        if self.real_fraction < 1 and self.close_fraction > 0:
+            close = replace(self.prior, separation="close", anywhere_fraction=0.0)
+            streams[simulated(close)] = (1 - self.real_fraction) * self.close_fraction
         if len(streams) == 1:
-            return streams[0]
-        return MixedStream(streams, (1 - self.real_fraction, self.real_fraction), seed=seed, first=first)
+            return next(iter(streams))
+        return MixedStream(tuple(streams), tuple(streams.values()), seed=seed, first=first)
 
 
 class StoredStream(IterableDataset[Batch]):

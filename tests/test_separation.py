@@ -28,7 +28,7 @@ def limits(radius):
 
 
 def test_rules_have_their_names():
-    assert list(SEPARATIONS) == ["published", "public-code", "paper-text", "anywhere"]
+    assert list(SEPARATIONS) == ["published", "public-code", "paper-text", "anywhere", "close"]
 
 
 @pytest.mark.parametrize("rule", SEPARATIONS.values(), ids=SEPARATIONS)
@@ -102,3 +102,9 @@ def test_anywhere_is_uniform_but_for_the_edge(false_alarm):
     half = STAMP_SIZE / 2 - 8
     for shift in SEPARATIONS["anywhere"](radii()):
         assert kstest((shift.numpy() + half) / (2 * half), "uniform").pvalue > false_alarm
+
+
+def test_close_is_uniform_in_distance_whatever_the_radii(false_alarm):
+    for radius in (radii(0.5, 2.0), radii()):
+        dx, dy = SEPARATIONS["close"](radius)
+        assert kstest(torch.hypot(dx, dy).numpy() / 4.5, "uniform").pvalue > false_alarm

@@ -170,10 +170,25 @@ def test_mixtures(instrument):
     both = Mixture(prior, instrument, library=made(), real_fraction=0.5).stream(**work, first=3)
     assert isinstance(both, MixedStream)
     assert torch.equal(next(iter(both)).image, both.batch(3).image)
+    all_kinds = Mixture(prior, instrument, library=made(), real_fraction=0.5, close_fraction=0.2).stream(**work)
+    assert [type(stream) for stream in all_kinds.streams] == [SimulatedStream, LibraryStream, SimulatedStream]
+    assert all_kinds.fractions == pytest.approx((0.4, 0.5, 0.1))
+    with pytest.raises(ValueError, match="close_fraction must be between 0 and 1, got -1"):
+        Mixture(prior, instrument, close_fraction=-1)
     with pytest.raises(ValueError, match="real_fraction must be between 0 and 1, got 2"):
         Mixture(prior, instrument, real_fraction=2)
     with pytest.raises(ValueError, match=r"library must be given for a real_fraction of 0.5, got None"):
         Mixture(prior, instrument, real_fraction=0.5)
+
+
+def test_close_pairs_of_a_mixture(instrument):
+    """All else of them is as the prior has it."""
+    prior, work = Prior.default(), {"batch_size": 64, "seed": 0}
+    close, usual = (Mixture(prior, instrument, close_fraction=share).stream(**work).blend(0) for share in (1.0, 0.0))
+    distance = torch.hypot(close.x[:, 1] - close.x[:, 0], close.y[:, 1] - close.y[:, 0])
+    assert distance.max() <= 4.5
+    assert torch.equal(close.galaxy_type, usual.galaxy_type)
+    assert torch.equal(close.half_light_radius, usual.half_light_radius)
 
 
 def test_only_pairs_train(instrument):
