@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +19,7 @@ from .flux_prior import FluxPrior
 from .infer import NetworkDraws, draw
 from .inputs import filled, noise_pixels, stamp_pixels
 from .nn.composite import Blend2Flux, Blend2Mask2Flux
+from .nn.flexible import MixtureHead, TotalRatioHead
 from .nn.heads import NormalHead, StudentTHead
 from .posterior import Flag, Posterior, variance_parts
 from .prior import Prior
@@ -27,7 +29,8 @@ from .scene import PIXEL_SCALE_TOLERANCE, Instrument
 __all__ = ["Deblender", "Description"]
 
 ARCHITECTURES = {"Blend2Flux": Blend2Flux, "Blend2Mask2Flux": Blend2Mask2Flux}
-HEADS = {"NormalHead": NormalHead, "StudentTHead": StudentTHead}
+HEADS = {head.__name__: head for head in (NormalHead, StudentTHead, MixtureHead, TotalRatioHead)}
+READOUT = ("cnn.dense.", "head.")
 PSF_TOLERANCE = 0.05
 OFF_CENTER = 6.0
 LEAST_LIMIT = 1e-9
@@ -217,11 +220,13 @@ class Deblender(nn.Module):
     @cached_property
     def digest(self) -> str:
         """Hexadecimal digits that name the network's weights."""
-        names = hashlib.sha256()
-        for name, value in sorted(self.network.state_dict().items()):
-            names.update(name.encode())
-            names.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return names.hexdigest()[:16]
+        return _digest(self.network.state_dict())
+
+    @cached_property
+    def encoder_digest(self) -> str:
+        """Hexadecimal digits that name the weights of the encoder alone."""
+        state = self.network.state_dict()
+        return _digest({name: state[name] for name in state if not name.startswith(READOUT)})
 
     def _outside(self, log_flux: NDArray) -> NDArray[np.int64]:
         """Return the flag of fluxes that the training set has not ``(blend, galaxy)``."""
@@ -292,6 +297,14 @@ class Deblender(nn.Module):
                 f"psf must have the width that the weights were trained for within {PSF_TOLERANCE:.0%}, "
                 f"got one {ratio:.2f} times as wide: train weights for it"
             )
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    names = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        names.update(name.encode())
+        names.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return names.hexdigest()[:16]
 
 
 def _familiar(features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Files of networks that stand on the encoder of trained weights.
 
 A safetensors file: the tensors of all but the encoder, and as JSON what the network was built as, how it was trained,
-and the digest of the weights whose encoder it stands on. The encoder itself stays in the file of the weights.
+and the digest of the encoder that it stands on. The encoder itself stays in the file of the weights.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def write_readout(
         How it was trained: numbers and words by name.
     """
     tensors = {name: value for name, value in network.state_dict().items() if not name.startswith(ENCODER)}
-    described = {"settings": network.settings, "encoder": deblender.digest, "training": training}
+    described = {"settings": network.settings, "encoder": deblender.encoder_digest, "training": training}
     metadata = {"format": f"probdeblend {kind}", "version": version, "description": json.dumps(described)}
     write_tensors(path, tensors, metadata)
 
@@ -119,8 +119,8 @@ def read_readout(
         encoder, settings = described["encoder"], described["settings"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path}: a {kind} that does not say what it was built as") from None
-    if encoder != deblender.digest:
-        found = f"on the encoder of the weights {encoder}, got {deblender.digest}"
+    if encoder != deblender.encoder_digest:
+        found = f"on the encoder {encoder}, got weights with the encoder {deblender.encoder_digest}"
         raise ValueError(f"{path}: a {kind} {found}: train one for these weights")
     try:
         network = build(**settings)

@@ -23,7 +23,7 @@ from probdeblend.scene import Instrument
 def deblender():
     torch.manual_seed(1)
     network = Blend2Mask2Flux(unet_filters=4, depth=2, first_filters=4, patch=4).eval()
-    return SimpleNamespace(network=network, instrument=Instrument.candels_f160w(), digest="abc")
+    return SimpleNamespace(network=network, instrument=Instrument.candels_f160w(), encoder_digest="abc")
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def test_same_seed_same_features(deblender):
 
 def test_guides_that_do_not_fit(deblender, trained, tmp_path):
     path, _ = trained
-    other = SimpleNamespace(**vars(deblender) | {"digest": "xyz"})
-    with pytest.raises(ValueError, match="a guide on the encoder of the weights abc, got xyz: train one for these"):
+    other = SimpleNamespace(**vars(deblender) | {"encoder_digest": "xyz"})
+    with pytest.raises(ValueError, match="a guide on the encoder abc, got weights with the encoder xyz: train one"):
         load_guide(path, other)
     with pytest.raises(FileNotFoundError, match="no such guide"):
         load_guide(tmp_path / "none", deblender)
