@@ -384,6 +384,17 @@ def test_train_hands_its_options_on(run, monkeypatch):
     assert seen[1] == (Path("my.safetensors"), defaults | changed)
 
 
+def test_retrain_hands_its_options_on(run, fake, monkeypatch):
+    from probdeblend import recipe
+
+    seen = []
+    monkeypatch.setattr(recipe, "retrain_weights", lambda *given, **options: seen.append((given, options)))
+    assert run("retrain", "my.safetensors", "--blends", 500, "--resume").output == "weights written to my.safetensors\n"
+    ((trained, output), options) = seen[0]
+    assert (trained, output) == (fake, Path("my.safetensors"))
+    assert options == {"blends": 500, "steps": 20_000, "seed": 0, "resume": True, "overwrite": False}
+
+
 def test_evaluate_prints_a_row_a_method(run, fake, tmp_path):
     assert run("simulate", "set", "--count", 4, "--renderer", "torch").exit_code == 0
     result = run("evaluate", "set", "--draws", 64, "--output", "accuracy.ecsv")

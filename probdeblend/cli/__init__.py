@@ -19,7 +19,7 @@ from .options import Group
 from .population import population
 from .reference import reference
 from .repeat import repeat
-from .training import render_check, simulate, train, train_labels
+from .training import render_check, retrain, simulate, train, train_labels
 
 __all__ = ["main"]
 
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 _USE = (deblend, count, evaluate, calibrate)
-_MAKE = (simulate, train, train_labels, train_guide, train_counts, stamps, reobserve, pair)
+_MAKE = (simulate, train, retrain, train_labels, train_guide, train_counts, stamps, reobserve, pair)
 _CHECK = (validate, repeat, population, march, refine_check, profile_check, reference, inspect, transfer, render_check)
 _FIT = (fit_psf, fit_prior, summarize_published)
 for _command in (*_USE, *_MAKE, *_CHECK, *_FIT):

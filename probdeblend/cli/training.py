@@ -15,6 +15,7 @@ from .options import (
     progress,
     resume_option,
     seed_option,
+    weights_option,
     workers_option,
 )
 
@@ -119,6 +120,31 @@ def train(output: Path, **options: object) -> None:
         raise ValueError("data and library exclude each other, got both")
     source = _mixtures(libraries, real) if libraries else data
     train_weights(output, source=source, **options)
+    click.echo(f"weights written to {output}")
+
+
+@click.command()
+@click.argument("output", type=FILE, default="weights.safetensors")
+@weights_option
+@click.option("--blends", type=click.IntRange(10), default=128_000, show_default=True, help="Blends to learn from.")
+@click.option("--steps", type=click.IntRange(1), default=20_000, show_default=True, help="Number of batches of 256.")
+@seed_option
+@resume_option
+@overwrite_option
+def retrain(output: Path, weights: Path | None, **options: object) -> None:
+    """Go on training the hidden layers of weights, with a new head, and write OUTPUT (weights.safetensors).
+
+    What the encoder says of simulated blends is computed once, and kept beside OUTPUT until all is done: 8 kB a
+    blend. Masks stay as they are. A calibrator is not taken over: calibrate the new weights.
+
+    \b
+    Example:
+      probdeblend retrain my.safetensors --weights first.safetensors
+    """  # noqa: D301
+    from ..recipe import retrain_weights
+    from ..weights import load
+
+    retrain_weights(load(weights), output, **options)
     click.echo(f"weights written to {output}")
 
 
