@@ -66,6 +66,11 @@ class Description:
     prior: str
     training: dict[str, int | float | str]
 
+    @property
+    def close_fraction(self) -> float:
+        """Share of the training's batches that were close pairs, as in a `~probdeblend.streams.Mixture`."""
+        return float(self.training.get("close_fraction", 0.0))
+
     def build(self) -> nn.Module:
         """Return the network, not trained.
 

@@ -1,4 +1,4 @@
-"""The recipe of the weights that ship with the package: two functions with defaults.
+"""The recipe of the weights that ship with the package, as a function with defaults, and how to go on from weights.
 
 `train_weights` trains the whole network, which sees every blend once. `retrain_weights` goes on with the hidden layers
 and a new head: what the encoder says of many blends is computed once and seen several times over, in minutes.
@@ -49,9 +49,8 @@ VALIDATION_BLENDS = 1024
 FAMILIAR_BLENDS = 4096
 CHUNK = 64  # blends whose features are computed and kept together
 BATCH = 256  # blends a batch that learns from features
-CLOSE_FRACTION = 0.2
 SIMULATED = "simulated stream"
-HEAD = "TotalRatioHead"
+CLOSE_FRACTION = 0.1  # of the batches that hidden layers and head go on with
 
 
 def train_weights(
@@ -111,8 +110,6 @@ def train_weights(
         torch.manual_seed(seed)
         described = {"steps": steps, "batch_size": batch_size, "seed": seed}
         described["source"] = source.name if stored else _named(mixtures[0])
-        if not stored:
-            described["close_fraction"] = mixtures[0].close_fraction
         description = _description(mixtures[0].prior, described)
         network = description.build().to(device)
         # The masks are to stay probabilities: they learn from their own loss alone.
@@ -141,14 +138,14 @@ def _loader(stream: IterableDataset[Batch], device: str) -> Iterable[Batch]:
 
 
 def default_mixture() -> Mixture:
-    """Return what the weights that ship learn from: simulated blends of the whole prior, and close pairs in a fifth.
+    """Return what the weights that ship learn from: simulated blends of the whole prior.
 
     Returns
     -------
     Mixture
         Without real galaxies.
     """
-    return Mixture(Prior.default(), Instrument.candels_f160w(), close_fraction=CLOSE_FRACTION)
+    return Mixture(Prior.default(), Instrument.candels_f160w())
 
 
 class ReadoutLikelihood(nn.Module):
@@ -237,11 +234,11 @@ def retrain_weights(
         raise ValueError(f"weights must be trained on the {SIMULATED} to be retrained on it, got ones from {source}")
     held_out(blends, BATCH)
     mixture = Mixture(Prior.parse(trained.description.prior), trained.instrument, close_fraction=CLOSE_FRACTION)
-    settings = {"blends": blends, "seed": seed, "source": source, "close_fraction": CLOSE_FRACTION}
+    settings = {"blends": blends, "seed": seed, "source": source, "close_fraction": mixture.close_fraction}
     kept = unfinished_folder(output, settings | {"encoder": trained.encoder_digest}, resume=resume, overwrite=overwrite)
     made = {"command": "probdeblend retrain", "steps": steps, "batch_size": BATCH}
     described = {"torch": torch.__version__, "probdeblend": __version__, **settings, **made}
-    description = replace(trained.description, head=HEAD, training=described)
+    description = replace(trained.description, head="TotalRatioHead", training=described)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     network = _with_new_head(description, trained.network).to(device)
@@ -318,7 +315,7 @@ def _description(prior: Prior, training: dict[str, object]) -> Description:
     made = {"command": "probdeblend train", "torch": torch.__version__, "probdeblend": __version__}
     return Description(
         architecture="Blend2Mask2Flux",
-        head=HEAD,
+        head="StudentTHead",
         settings=dict(SETTINGS),
         flux_range=(min(fluxes) / max(conditions.sky_rms), max(fluxes) / min(conditions.sky_rms)),
         max_difference=prior.max_difference,

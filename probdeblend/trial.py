@@ -30,7 +30,7 @@ from .prior import Prior
 from .recalibration import Calibrator, MaskMap, MaskSums
 from .scene import Blend, Instrument
 from .seeds import seed_of
-from .streams import SimulatedStream
+from .streams import Mixture
 
 __all__ = ["REGIONS", "Trial", "run_trial", "set_batches", "simulated_batches"]
 
@@ -118,9 +118,10 @@ def simulated_batches(
     prior: Prior | None = None,
     conditions: Conditions | None = None,
     instrument: Instrument | None = None,
+    close_fraction: float = 0.0,
     progress: bool = True,
 ) -> Iterator[Blend]:
-    """Simulate blends of the family that networks are trained on, others than those of the training.
+    """Simulate blends of the population that networks are trained on, others than those of the training.
 
     Parameters
     ----------
@@ -130,6 +131,8 @@ def simulated_batches(
         Same seed, same blends.
     prior, conditions, instrument
         Population, depths and PSFs, and instrument; those of the training if None.
+    close_fraction
+        Share of the batches of 64 whose companions lie close, as in a `~probdeblend.streams.Mixture`.
     progress
         Show a progress bar.
 
@@ -138,10 +141,9 @@ def simulated_batches(
     Blend
         Batches with their truth.
     """
-    prior, instrument = prior or Prior.default(), instrument or Instrument.candels_f160w()
+    parts = prior or Prior.default(), instrument or Instrument.candels_f160w(), conditions or Conditions()
     # The streams of the training have small seeds; this one is drawn from 63 bits.
-    settings = {"conditions": conditions, "batch_size": BATCH, "seed": seed_of(seed, count)}
-    stream = SimulatedStream(prior, instrument, **settings)
+    stream = Mixture(*parts, close_fraction=close_fraction).stream(batch_size=BATCH, seed=seed_of(seed, count))
     for number in tqdm(range(-(-count // BATCH)), disable=not progress, desc="blends", unit="batch", leave=False):
         blend = stream.blend(number)
         yield blend.select(slice(count - number * BATCH)) if len(blend) > count - number * BATCH else blend

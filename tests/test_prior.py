@@ -90,8 +90,8 @@ def test_fit_finds_a_known_population(rng):
 
 def test_errors(rng):
     prior = Prior.published()
-    with pytest.raises(ValueError, match="separation must be one of published, public-code, paper-text, anywhere"):
-        Prior.published(separation="close")
+    with pytest.raises(ValueError, match="separation must be one of published, public-code, paper-text, anywhere,"):
+        Prior.published(separation="far")
     with pytest.raises(ValueError, match="fraction must be at least 0 and less than 1, got 1"):
         prior.extended(1.0)
     with pytest.raises(ValueError, match="count must not be negative, got -1"):

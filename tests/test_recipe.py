@@ -84,7 +84,9 @@ def test_retraining_keeps_the_encoder_alone(trained, tmp_path):
     made = again.description.training
     assert made["command"] == "probdeblend retrain"
     assert made["encoder"] == trained.description.training
-    assert (made["close_fraction"], made["steps_done"]) == (0.2, 3)
+    assert (made["close_fraction"], made["steps_done"]) == (0.1, 3)
+    assert again.description.close_fraction == 0.1
+    assert trained.description.close_fraction == 0
     assert again.flux_prior is not None
     with pytest.raises(FileExistsError, match="exists already"):
         recipe.retrain_weights(trained, path, **OPTIONS)
@@ -126,7 +128,7 @@ def test_what_cannot_be_retrained(trained, tmp_path):
 def test_retraining_finds_what_features_say(trained):
     """Of blends whose log-fluxes are their features, the loss goes from that of a guess to that of knowing."""
     torch.manual_seed(0)
-    network = trained.description.build()
+    network = replace(trained.description, head="TotalRatioHead").build()
     network.cnn.dense = torch.nn.Identity()
     loss = recipe.ReadoutLikelihood(network)
     known = torch.randn(400, 4)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from probdeblend.data import Conditions
 from probdeblend.posterior import Posterior
@@ -26,6 +27,12 @@ class Sharp:
 def blends():
     conditions = Conditions((3e-3, 3e-3), (3200, 3200))
     return list(simulated_batches(70, seed=3, conditions=conditions, progress=False))
+
+
+def test_batches_of_close_pairs():
+    close, usual = (next(simulated_batches(64, seed=3, close_fraction=share, progress=False)) for share in (1.0, 0.0))
+    distance = [torch.hypot(*(blend.x.diff(dim=1), blend.y.diff(dim=1))).max() for blend in (close, usual)]
+    assert distance[0] <= 4.5 < distance[1]
 
 
 def test_simulated_batches(blends):

@@ -87,7 +87,9 @@ def _fit_blends(deblender: Deblender, options: dict) -> Fit:
     sampling = {name: options[name] for name in ("draws", "passes", "seed")}
     if options["blends"] is None:
         words = "simulated blends like those of the training"
-        blends = simulated_batches(options["count"], seed=options["seed"])
+        blends = simulated_batches(
+            options["count"], seed=options["seed"], close_fraction=deblender.description.close_fraction
+        )
     else:
         words = f"blends of the set {options['blends'].name}"
         blends = set_batches(options["blends"])

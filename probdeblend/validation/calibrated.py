@@ -27,6 +27,7 @@ SCORES = ("interval_score", "energy_score", "log_score", "correlation", "rank_p"
 BINNED = ("feature", "low", "high", "count", *COVERAGE, "coverage_68_low", "coverage_68_high", "pull_sd", "width")
 FRESH = 7919  # keeps the blends apart from those that the calibrator was fitted on
 RANKS_DRAWS = 250
+SEPARATIONS = (0.0, 0.5, 1.0, 1.5, 2.0, 5.0, 10.0, 30.0)
 
 
 def calibration_section(plan: Plan) -> Section:
@@ -43,7 +44,8 @@ def calibration_section(plan: Plan) -> Section:
         Tables and figures.
     """
     deblender = plan.deblender
-    blends = simulated_batches(plan.calibration, seed=FRESH + plan.seed, progress=True)
+    family = {"seed": FRESH + plan.seed, "close_fraction": deblender.description.close_fraction}
+    blends = simulated_batches(plan.calibration, **family, progress=True)
     trial = run_trial(blends, deblender, calibrator=deblender.calibrator, sep=(), **plan.sampling)
     states = {"network": trial.network}
     if deblender.calibrator is not None:
@@ -60,7 +62,8 @@ def calibration_section(plan: Plan) -> Section:
         "Calibration on the training family",
         [
             f"{plan.calibration} fresh blends of the family that the network was trained on: all magnitudes, depths "
-            "and PSFs of the training, other galaxies. The calibrator was fitted on blends that are not among them.",
+            f"and PSFs of the training, {family['close_fraction']:.0%} of the batches close pairs, other galaxies. The "
+            "calibrator was fitted on blends that are not among them.",
             "Numbers are those of ln flux. Binomial bands of 95 % surround each level; those of each flux count "
             "blends, as the errors of a pair are tied, and its ranks are tested for each galaxy of the pair by itself. "
             "Bands are those of an exact posterior: what a calibrator owes to the blends that it happened to be "
@@ -94,12 +97,13 @@ def _mask_rows(trial: Trial, states: dict[str, Posterior]) -> list[dict]:
 
 
 def _binned(posterior: Posterior, trial: Trial) -> Table:
-    """Rows of bins by what is estimated, and by blendedness and type, which are true ones."""
+    """Rows of bins by what is estimated, and by blendedness, separation and type, which are true ones."""
     draws, truth = log_fluxes(posterior, trial.truth["flux"], trial.truth["sky_rms"])
     snr, separation, ratio = np.moveaxis(estimated_features(posterior)[:, :, 0, :3], -1, 0)
+    fwhm = Instrument.candels_f160w().fwhm
     features = {
         "estimated S/N": np.exp(snr),
-        "estimated separation over FWHM": separation / Instrument.candels_f160w().fwhm,
+        "estimated separation over FWHM": separation / fwhm,
         "estimated ln flux ratio": ratio,
         "blendedness": trial.truth["blendedness"],
     }
@@ -110,6 +114,10 @@ def _binned(posterior: Posterior, trial: Trial) -> Table:
             table = binned_table(draws, truth, values, quantile_edges(values))
             table.add_column([name] * len(table), name="feature", index=0)
             tables.append(table)
+        apart = np.hypot(*(np.diff(trial.truth[name], axis=1)[:, 0] for name in "xy")) / fwhm
+        table = binned_table(draws, truth, np.stack([apart, apart], -1), np.array(SEPARATIONS))
+        table.add_column(["true separation over FWHM"] * len(table), name="feature", index=0)
+        tables.append(table)
         edges = np.arange(len(GALAXY_TYPES) + 1) - 0.5
         table = binned_table(draws, truth, trial.truth["galaxy_type"], edges)
         names = [GALAXY_TYPES[round(low + 0.5)] for low in table["low"]]
