@@ -139,7 +139,7 @@ def test_errors_have_two_digits(posterior, images):
         (1e6, "central: 8e+07 ± 2e+06"),
     ]:
         levels = scale * np.array([78.0, 80.0, 82.0])
-        flux = np.repeat(levels, [200, 601, 200])[None, :, None, None, None] * np.ones((1, 1, 1, 2, 1))
+        flux = np.repeat(levels, [500, 1, 500])[None, :, None, None, None] * np.ones((1, 1, 1, 2, 1))
         axes = plot_blend(Posterior.from_draws(flux, flux_kind="total", method="network"), images[0])
         assert axes[1].get_title() == title
 

@@ -237,8 +237,8 @@ def _note(axes: Axes, text: str, position: tuple[float, float], **style: str) ->
 def _mask(panel: Axes, image_axes: Axes, posterior: Posterior, blend: int, galaxy: int) -> None:
     color = GALAXY_COLORS[galaxy]
     draws = posterior.flux.isel(blend=blend, galaxy=galaxy, band=0).values
-    low, middle, high = np.quantile(draws, (0.16, 0.5, 0.84))
-    panel.set_title(f"{GALAXY_NAMES[galaxy]}: {_measured(low, middle, high)}", color=color, fontsize="medium")
+    measured = _measured(np.median(draws), np.std(draws, ddof=min(1, draws.size - 1)))  # as in catalogs
+    panel.set_title(f"{GALAXY_NAMES[galaxy]}: {measured}", color=color, fontsize="medium")
     panel.set(xticks=[], yticks=[])
     if "mask" not in posterior.dataset:
         panel.set_box_aspect(1)
@@ -266,8 +266,7 @@ def _mask_scale(panel: Axes) -> None:
     bar.set_ylabel("mask probability", labelpad=3)
 
 
-def _measured(low: float, middle: float, high: float) -> str:
-    error = (high - low) / 2
+def _measured(middle: float, error: float) -> str:
     if np.isnan(middle):
         return "not detected"
     if not 1e-4 < error < 1e5:
