@@ -43,7 +43,7 @@ __all__: list[str] = []  # what is here is used from the command line
     show_default=True,
     help="The galaxies: those of the published test set, or fainter ones too as for training.",
 )
-@click.option("--separation", metavar="RULE", help="published, public-code, paper-text or anywhere.")
+@click.option("--separation", metavar="RULE", help="published, public-code, paper-text, anywhere or close.")
 @click.option("--smooth", is_flag=True, help="Every galaxy is one Sérsic profile.")
 @click.option("--white", is_flag=True, help="Sky noise without correlation.")
 @crowding_option
