@@ -19,7 +19,7 @@ from .flux_prior import FluxPrior
 from .infer import NetworkDraws, draw
 from .inputs import filled, noise_pixels, stamp_pixels
 from .nn.composite import Blend2Flux, Blend2Mask2Flux
-from .nn.flexible import MixtureHead, TotalRatioHead
+from .nn.flexible import TotalRatioHead
 from .nn.heads import NormalHead, StudentTHead
 from .posterior import Flag, Posterior, variance_parts
 from .prior import Prior
@@ -29,7 +29,7 @@ from .scene import PIXEL_SCALE_TOLERANCE, Instrument
 __all__ = ["Deblender", "Description"]
 
 ARCHITECTURES = {"Blend2Flux": Blend2Flux, "Blend2Mask2Flux": Blend2Mask2Flux}
-HEADS = {head.__name__: head for head in (NormalHead, StudentTHead, MixtureHead, TotalRatioHead)}
+HEADS = {head.__name__: head for head in (NormalHead, StudentTHead, TotalRatioHead)}
 READOUT = ("cnn.dense.", "head.")
 PSF_TOLERANCE = 0.05
 OFF_CENTER = 6.0
@@ -55,7 +55,7 @@ class Description:
     prior
         The prior, as `~probdeblend.prior.Prior.describe` gives it.
     training
-        How it was trained: numbers and words by name.
+        How it was trained: numbers and words by name; as ``encoder``, how the network was trained that it goes on from.
     """
 
     architecture: str
@@ -64,7 +64,7 @@ class Description:
     flux_range: tuple[float, float]
     max_difference: float
     prior: str
-    training: dict[str, int | float | str]
+    training: dict[str, object]
 
     @property
     def close_fraction(self) -> float:

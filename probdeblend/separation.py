@@ -99,5 +99,5 @@ SEPARATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 ``published`` is the law of the published table; ``public-code`` its discrete form with integer shifts in the
 square; ``paper-text`` the paper's words, between half the larger radius and half the stamp on each axis;
 ``anywhere`` uniform over the stamp but for 8 pixels at its edge; ``close`` at a distance that is uniform between
-nothing and 4.5 pixels, one and a half times the FWHM of CANDELS F160W, whatever the radii.
+nothing and 4.5 pixels, 1.4 times the FWHM of CANDELS F160W, whatever the radii.
 """

@@ -258,7 +258,7 @@ class Mixture:
     rules
         How real galaxies are blended.
     close_fraction
-        Share of the simulated batches whose companions lie within one and a half FWHM of their central galaxies, by the
+        Share of the simulated batches whose companions lie within 4.5 pixels of their central galaxies, by the
         rule "close" of `~probdeblend.separation.SEPARATIONS`. The population has few such pairs, too few to learn from.
 
     Raises
