@@ -185,8 +185,8 @@ def retrain_weights(
     trained: Deblender,
     output: Path,
     *,
-    blends: int = 128_000,
-    steps: int = 20_000,
+    blends: int = 256_000,
+    steps: int = 60_000,
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -194,8 +194,8 @@ def retrain_weights(
 ) -> Deblender:
     """Go on training the hidden layers of a network, with a new head, on features that are computed once.
 
-    The encoder stays as it is, and with it masks, positions, guides and count networks. Features take 8 kB a blend, in
-    memory and, until all is done, beside the output.
+    The encoder stays as it is, and with it masks, positions, guides and count networks. Features take 8 kB a blend
+    beside the output until all is done, and twice that in memory.
 
     Parameters
     ----------

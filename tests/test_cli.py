@@ -392,7 +392,7 @@ def test_retrain_hands_its_options_on(run, fake, monkeypatch):
     assert run("retrain", "my.safetensors", "--blends", 500, "--resume").output == "weights written to my.safetensors\n"
     ((trained, output), options) = seen[0]
     assert (trained, output) == (fake, Path("my.safetensors"))
-    assert options == {"blends": 500, "steps": 20_000, "seed": 0, "resume": True, "overwrite": False}
+    assert options == {"blends": 500, "steps": 60_000, "seed": 0, "resume": True, "overwrite": False}
 
 
 def test_evaluate_prints_a_row_a_method(run, fake, tmp_path):

@@ -126,8 +126,8 @@ def train(output: Path, **options: object) -> None:
 @click.command()
 @click.argument("output", type=FILE, default="weights.safetensors")
 @weights_option
-@click.option("--blends", type=click.IntRange(10), default=128_000, show_default=True, help="Blends to learn from.")
-@click.option("--steps", type=click.IntRange(1), default=20_000, show_default=True, help="Number of batches of 256.")
+@click.option("--blends", type=click.IntRange(10), default=256_000, show_default=True, help="Blends to learn from.")
+@click.option("--steps", type=click.IntRange(1), default=60_000, show_default=True, help="Number of batches of 256.")
 @seed_option
 @resume_option
 @overwrite_option
