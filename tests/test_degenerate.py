@@ -38,10 +38,12 @@ MOST_WRONG = 0.05
 
 
 class Answer(NamedTuple):
-    """Errors in half-widths and half-widths ``(blend, quantity)``; the share of draws nearer than the truth."""
+    """Of each quantity ``(blend, quantity)`` the error in half-widths, the half-width, and the share of draws below the
+    truth; the share of draws nearer than the truth in both fluxes together ``(blend,)``."""
 
     off: np.ndarray
     width: np.ndarray
+    below: np.ndarray
     nearer: np.ndarray
 
     @property
@@ -66,20 +68,6 @@ def answers(deblender):
         return judged(np.log(posterior.draws("blend", "galaxy", "band")[:, :, 0]), unknown)
 
     return {(kind, separation): answer(kind, separation) for kind in KINDS for separation in (NEAR, FAR)}
-
-
-@pytest.fixture(scope="module")
-def counted(deblender):
-    """What who counts answers to near blends of each kind, and the truth."""
-    model, asked = (
-        BlendModel(Prior.default(), deblender.instrument),
-        CountingDeblender(deblender, default_counts(deblender)),
-    )
-    found = {}
-    for kind, how in KINDS.items():
-        observed, unknown = scenes(model, COUNT, separation=NEAR, **how)
-        found[kind] = asked(observed.image.numpy(), sky_rms=1.0), unknown
-    return found
 
 
 def scenes(model, count, *, separation, difference=None, centered=False, seed=11):
@@ -113,14 +101,15 @@ def quantities(log_flux):
 def judged(log_flux, unknown):
     """Compare draws of ln flux ``(blend, galaxy, draw)`` with the truth."""
     truth = unknown[:, [0, len(LATENTS)]].double().numpy()
-    low, median, high = np.quantile(quantities(log_flux), [0.16, 0.5, 0.84], axis=-1)
+    drawn, true = quantities(log_flux), quantities(truth[..., None])
+    low, median, high = np.quantile(drawn, [0.16, 0.5, 0.84], axis=-1)
     width = ((high - low) / 2).clip(1e-3)  # where a single draw has all the weight, it is zero
     offset = log_flux - log_flux.mean(-1, keepdims=True)
     precision = np.linalg.pinv(np.einsum("bgs,bhs->bgh", offset, offset) / offset.shape[-1])
     own = truth - log_flux.mean(-1)
     distance = np.einsum("bgs,bgh,bhs->bs", offset, precision, offset)
     nearer = distance < np.einsum("bg,bgh,bh->b", own, precision, own)[:, None]
-    return Answer((quantities(truth[..., None])[..., 0] - median) / width, width, nearer.mean(-1))
+    return Answer((true[..., 0] - median) / width, width, (drawn < true).mean(-1), nearer.mean(-1))
 
 
 def rare(wrong, false_alarm):
@@ -154,45 +143,32 @@ def test_a_faint_companion_on_the_nucleus_is_not_confidently_wrong(answers, fals
     assert not rare(np.abs(answer.off[:, COMPANION]) > 1, false_alarm)
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="The training has no such pairs. The network takes them for one galaxy with a companion two magnitudes "
-    "fainter: in 60 to 70 % of blends a flux is more than three half-widths off, and one in three of these is flagged.",
-)
-def test_close_pairs_are_not_confidently_wrong(answers, false_alarm):
-    answer = answers["close", NEAR]
+@pytest.mark.parametrize("kind", ["close", "tie"])
+def test_close_pairs_are_not_confidently_wrong(answers, kind, false_alarm):
+    answer = answers[kind, NEAR]
     for quantity in (CENTRAL, COMPANION, RATIO):
         assert rare(np.abs(answer.off[:, quantity]) > 3, false_alarm)
+        # Nor are they right because they say nothing: 95 % intervals hold nine of ten, those a fifth as wide do not.
+        inside = np.abs(answer.below[:, quantity] - 0.5) < 0.475
+        assert binom.cdf(inside.sum(), COUNT, 0.9) > false_alarm
+        assert not rare(np.abs(answer.off[:, quantity]) > 0.6, false_alarm)
     assert rare(answer.nearer > 0.997, false_alarm)
-
-
-@pytest.mark.parametrize("kind", ["close", "tie"])
-def test_close_pairs_are_taken_for_one_galaxy(counted, kind, false_alarm):
-    """Counting says so: nine of ten have the flag that an answer for two is not to be trusted."""
-    flagged = (counted[kind][0].flags.values[:, 0] & int(Flag.OTHER_COUNT)) > 0
-    assert binom.cdf(flagged.sum(), COUNT, 0.9) > false_alarm
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_counts_is_not_confidently_wrong(counted, kind, false_alarm):
-    """A pair that counts as one is taken for unresolved: its total flux is known, and not how it is divided."""
-    posterior, unknown = counted[kind]
-    answer = judged(np.log(posterior.draws("blend", "galaxy", "band")[:, :, 0]), unknown)
-    for quantity in (CENTRAL, COMPANION, TOTAL, RATIO):
-        assert rare(np.abs(answer.off[:, quantity]) > 3, false_alarm)
-    assert rare(answer.nearer > 0.997, false_alarm)
-    assert np.median(answer.width[:, RATIO]) > 0.5
-    assert np.median(answer.width[:, TOTAL]) < 0.05
+def test_close_pairs_are_taken_for_one_galaxy(deblender, kind, false_alarm):
+    """Counting says so: nine of ten have the flag that two galaxies are not likely."""
+    model = BlendModel(Prior.default(), deblender.instrument)
+    observed, _ = scenes(model, COUNT, separation=NEAR, **KINDS[kind])
+    posterior = CountingDeblender(deblender, default_counts(deblender))(observed.image.numpy(), sky_rms=1.0)
+    flagged = (posterior.flags.values[:, 0] & int(Flag.OTHER_COUNT)) > 0
+    assert binom.cdf(flagged.sum(), COUNT, 0.9) > false_alarm
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="The network takes equal galaxies on either side of the middle for one bright one with a companion 1.8 "
-    "magnitudes fainter: in 80 to 90 % of blends equality is more than three half-widths from the median.",
-)
-def test_ties_are_undecided(answers, false_alarm):
+def test_ties_are_undecided(answers):
     """By symmetry the posterior of ln of the ratio is symmetric about zero."""
-    assert rare(np.abs(answers["tie", NEAR].off[:, RATIO]) > 3, false_alarm)
+    below = answers["tie", NEAR].below[:, RATIO]
+    assert ((below > 0.1) & (below < 0.9)).mean() > 0.9
 
 
 def some(model, count, *, radius, log_flux, **how):

@@ -2,10 +2,9 @@
 
 What is guaranteed is marginal: if a new blend is exchangeable with those of a group, an interval between the levels of
 ``NODES`` holds its total flux, and its flux ratio, as often as it says, to within two over the number of blends in the
-group ("conformal" maps), as far as the maps of single galaxies, which come before and are learned from the same blends,
-have not adapted to them; where the other galaxy has no answer, the same is true of the flux of the one that has.
-Nothing is promised for a population that differs, nor for each blend alone; that each flux of a pair, and both jointly,
-are right too is measured, not guaranteed.
+group ("conformal" maps), as far as maps of single galaxies, where they come before, have not adapted to the same
+blends; where the other galaxy has no answer, the same is true of the flux of the one that has. Nothing is promised for
+another population, nor for each blend alone; that each flux of a pair, and both jointly, are right too is measured.
 """
 
 from __future__ import annotations
@@ -22,23 +21,15 @@ from numpy.typing import ArrayLike, NDArray
 from ..calibration import Reliability
 from ..io import whole_file
 from ..posterior import Flag, Posterior
-from .groups import (
-    FEATURES,
-    LEAST_GALAXIES,
-    Group,
-    effective_galaxies,
-    estimated_features,
-    flux_owners,
-    pair_features,
-)
+from .groups import FEATURES, LEAST_GALAXIES, Group, effective_galaxies, estimated_features, flux_owners, pair_features
 from .maps import METHODS, Method, QuantileMap
 from .masks import MaskMap, MaskMethod, repaired_masks
-from .pairs import PairMap, apart, second_is_brighter, swapped, together
+from .pairs import PairMap, apart, second_is_brighter, swapped, together, total_score
 
 __all__ = ["Calibrator"]
 
 FORMAT = "probdeblend calibrator"
-VERSION = 8
+VERSION = 9
 SUBJECT = ("flux_kind", "method", "pixel_scale", "network")
 MARGIN = 0.1  # by which a feature may be beyond those that were fitted, in units of their range
 
@@ -50,9 +41,9 @@ class Calibrator:
     Parameters
     ----------
     root
-        The groups of galaxies, with their maps.
+        The groups of galaxies, with the maps of their fluxes.
     pairs
-        The groups of blends, with the maps that come after; None where there were too few blends.
+        The groups of blends, with the maps of total flux and flux ratio; None where there were too few blends.
     low, high
         Range of each estimated feature among the galaxies that it was fitted on.
     logarithmic
@@ -66,6 +57,8 @@ class Calibrator:
         Map of mask probabilities; None leaves them as they are.
     fitted_on
         In words, what it was fitted on.
+    singly
+        Whether fluxes of pairs are repaired one by one before the pair is: where that does their total good.
     """
 
     root: Group
@@ -77,6 +70,7 @@ class Calibrator:
     repair: Method = "conformal"
     mask: MaskMap | None = None
     fitted_on: str = ""
+    singly: bool = True
 
     @classmethod
     def fit(
@@ -115,7 +109,7 @@ class Calibrator:
         ------
         ValueError
             If shapes disagree, a true flux is not positive and finite, the repair is unknown, the posterior is
-            calibrated already, or there are fewer than `least` galaxies, or fewer than two.
+            calibrated already, or there are fewer than `least` or two galaxies.
         """
         if repair not in METHODS:
             raise ValueError(f"repair must be one of {', '.join(METHODS)}, got {repair!r}")
@@ -140,10 +134,12 @@ class Calibrator:
         low, high = (tuple(np.round(end(features[known], axis=0), 5).tolist()) for end in (np.min, np.max))
         fitted = cls(root, None, low, high, logarithmic, _subject(posterior), repair, fitted_on=fitted_on)
         pairs = np.nonzero(known.all(1))
-        moved = fitted._moved(draws, features)
-        flux, both, owners = (_of_pairs(array, pairs) for array in (moved, truth, owner))
+        flux, both, owners = (_of_pairs(array, pairs) for array in (draws, truth, owner))
         if effective_galaxies(owners) < least:
             return fitted
+        moved = _of_pairs(fitted._moved(draws, features), pairs)
+        singly = total_score(moved, both, logarithmic=logarithmic) < total_score(flux, both, logarithmic=logarithmic)
+        flux = moved if singly else flux
         swap = second_is_brighter(flux)
         places, true_places = (apart(swapped(array, swap), logarithmic=logarithmic) for array in (flux, both))
 
@@ -154,7 +150,7 @@ class Calibrator:
         # Two galaxies are one blend: groups hold as many blends as those of galaxies hold galaxies.
         enough = 2 * enough if repair == "isotonic" else 2 * least
         paired = pair_features(features)[pairs]
-        return replace(fitted, pairs=Group.fit(paired, owners, learn_pair, least=enough))
+        return replace(fitted, pairs=Group.fit(paired, owners, learn_pair, least=enough), singly=singly)
 
     def with_masks(self, sums: Reliability, *, method: MaskMethod = "isotonic") -> Calibrator:
         """Add the repair of mask probabilities.
@@ -204,7 +200,8 @@ class Calibrator:
         moved = self._moved(draws, features)
         if self.pairs is not None:
             both = np.nonzero(np.isfinite(draws).all((1, 3)))
-            moved[both[0], :, both[1]] = self._moved_pairs(_of_pairs(moved, both), pair_features(features)[both])
+            flux = _of_pairs(moved if self.singly else draws, both)
+            moved[both[0], :, both[1]] = self._moved_pairs(flux, pair_features(features)[both])
         flags = posterior.flags.values | Flag.OUTSIDE_CALIBRATION * self._outside(features).astype(np.int64)
         changed: dict[str, Any] = {"flags": (("blend", "galaxy"), flags)}
         if "flux_variance_within" in posterior.dataset:

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtri
 
+from ..calibration import interval_score
 from .maps import Method, QuantileMap
 
-__all__ = ["PairMap", "apart", "second_is_brighter", "swapped", "together"]
+__all__ = ["PairMap", "apart", "second_is_brighter", "swapped", "together", "total_score"]
 
 MOST_TIED = 0.99  # rank correlation beyond which the second coordinate would be noise alone
 WILDEST = 3.0  # error in half-widths: what is beyond says as much
@@ -169,6 +170,27 @@ def together(coordinates: NDArray[np.float64], *, logarithmic: bool) -> NDArray[
     if logarithmic:
         return np.stack([np.exp(total - np.logaddexp(0, -ratio)), np.exp(total - np.logaddexp(0, ratio))], 1)
     return np.stack([(total + ratio) / 2, (total - ratio) / 2], 1)
+
+
+def total_score(flux: NDArray[np.float64], truth: NDArray[np.float64], *, logarithmic: bool) -> float:
+    """Return how well draws tell the total flux: the mean interval score, the lower the better.
+
+    Parameters
+    ----------
+    flux
+        Draws ``(blend, galaxy, draw)``.
+    truth
+        ``(blend, galaxy)``.
+    logarithmic
+        As for `apart`.
+
+    Returns
+    -------
+    float
+        Of the first coordinate of `apart`.
+    """
+    total, true = (apart(values, logarithmic=logarithmic)[:, 0] for values in (flux, truth))
+    return float(interval_score(total.T, true).mean())
 
 
 def second_is_brighter(flux: NDArray[np.float64]) -> NDArray[np.bool_]:
