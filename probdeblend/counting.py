@@ -16,15 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_expit
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .calibration.arrays import distribution_arrays
-from .flux_prior import FluxPrior
 from .nn.count import CountNetwork
 from .photometry import SEGMENTATION
-from .scene import LN_FLUX_UNIT, Blend
+from .scene import Blend
 from .streams import EndlessStream
 from .train import History, Schedule, fit_tensors, held_out
 
@@ -35,7 +33,6 @@ __all__ = [
     "CountedBlends",
     "counted_blends",
     "marginal_central_flux",
-    "spread_unresolved",
     "train_counts",
     "visible_galaxies",
 ]
@@ -43,7 +40,6 @@ __all__ = [
 VISIBLE_PIXELS: int = SEGMENTATION["minimum_area"]
 CROWDING = (6 / 18, 6 / 18, 3 / 18, 2 / 18, 1 / 18)
 """Shares of one to five galaxies in the training: as many of one as of two, and as of three or more."""
-RATIOS = 200  # of fluxes, that a pair is divided by
 
 
 class CountedBlends(NamedTuple):
@@ -216,58 +212,6 @@ def train_counts(
     history = fit_tensors(CountLikelihood(network, blends=blends - held), counted[:2], schedule=schedule, **sampling)
     network.fit_temperature(counted.features[:held], counted.count[:held])
     return history
-
-
-def spread_unresolved(
-    flux: ArrayLike, probability: ArrayLike, prior: FluxPrior, *, sky_rms: ArrayLike, seed: int = 0
-) -> NDArray[np.float64]:
-    """Give pairs that look like one galaxy the ratio of fluxes that the population has.
-
-    Of two galaxies that are not resolved the image tells the sum of the fluxes and nothing else. Networks have seen few
-    such pairs, and answer with the resolved one that looks most alike. Where one galaxy is the most probable number, a
-    share of the draws, the probability of one over that of one or two, keeps its total flux and is divided anew, as the
-    prior divides the median total.
-
-    Parameters
-    ----------
-    flux
-        Posterior draws ``(draw, blend, galaxy)`` of the fluxes of pairs in image units.
-    probability
-        Probabilities of one galaxy, two, ... ``(blend, class)``.
-    prior
-        Density of the pair's fluxes over the sky noise.
-    sky_rms
-        Sky noise of each blend in image units ``(blend,)``.
-    seed
-        Same seed, same draws; those of a blend depend on it and on the number of the blend alone.
-
-    Returns
-    -------
-    NDArray
-        Draws of the shape of `flux`.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, or a row of the probabilities is no distribution.
-    """
-    flux = np.array(flux, dtype=np.float64)
-    if flux.ndim != 3 or flux.shape[2] != 2:
-        raise ValueError(f"flux must have the shape (draw, blend, 2), got {flux.shape}")
-    probability = distribution_arrays(probability, flux.shape[1])
-    scale = np.broadcast_to(np.asarray(sky_rms, dtype=np.float64), flux.shape[1:2])
-    farthest = prior.max_difference / LN_FLUX_UNIT
-    log_ratio = np.linspace(-farthest, farthest, RATIOS + 2)[1:-1]
-    shares = np.stack([log_expit(-log_ratio), log_expit(log_ratio)], -1)  # ln of the parts of the total
-    for blend in np.flatnonzero(probability.argmax(1) == 0):
-        rng = np.random.default_rng([seed, blend])
-        total = flux[:, blend].sum(1)
-        log_density = prior.log_prob(np.log(np.median(total) / scale[blend]) + shares)
-        density = np.exp(log_density - log_density.max()) if np.isfinite(log_density.max()) else np.ones(RATIOS)
-        new = rng.random(len(flux)) < probability[blend, 0] / probability[blend, :2].sum()
-        chosen = rng.choice(RATIOS, size=int(new.sum()), p=density / density.sum())
-        flux[new, blend] = total[new, None] * np.exp(shares[chosen])
-    return flux
 
 
 def marginal_central_flux(draws: ArrayLike, probability: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:

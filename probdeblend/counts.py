@@ -15,13 +15,12 @@ from torch import nn
 
 from . import weights
 from .calibration import count_reliability, count_scores
-from .counting import CROWDING, counted_blends, marginal_central_flux, spread_unresolved, train_counts
+from .counting import CROWDING, counted_blends, marginal_central_flux, train_counts
 from .deblender import Deblender
-from .flux_prior import FluxPrior
 from .inputs import filled, noise_pixels, stamp_pixels
 from .io import whole_file
 from .nn.count import CountNetwork
-from .posterior import Flag, Posterior, variance_parts
+from .posterior import Flag, Posterior
 from .posterior.tables import QUANTILES
 from .prior import Prior
 from .readouts import read_readout, training_record, write_readout
@@ -251,11 +250,6 @@ class CountingDeblender:
         self.deblender, self.counter = deblender, counter
 
     @property
-    def prior(self) -> FluxPrior | None:
-        """Density of the pair's fluxes over the sky noise in the training; None where it is not known."""
-        return self.deblender.flux_prior
-
-    @property
     def network(self) -> nn.Module:
         """The deblender's network."""
         return self.deblender.network
@@ -280,24 +274,21 @@ class CountingDeblender:
         """
         self.deblender.check_pixel_scale(pixel_scale)
 
-    def __call__(self, image: ArrayLike, *, sky_rms: ArrayLike, seed: int = 0, **sampling: int) -> Posterior:
+    def __call__(self, image: ArrayLike, *, sky_rms: ArrayLike, **sampling: int) -> Posterior:
         """Deblend stamps, and count.
 
         Parameters
         ----------
-        image, sky_rms, seed, **sampling
+        image, sky_rms, **sampling
             As for the deblender.
 
         Returns
         -------
         Posterior
-            What `flag_counts` returns; and where one galaxy is the most probable number, the pair is taken for one that
-            is not resolved: see `~probdeblend.counting.spread_unresolved`.
+            What `flag_counts` returns.
         """
-        posterior = self.deblender(image, sky_rms=sky_rms, seed=seed, **sampling)
-        probability = count_stamps(image, self.counter, sky_rms=sky_rms)
-        posterior = flag_counts(posterior, probability)
-        return posterior if self.prior is None else _spread(posterior, probability, self.prior, seed=seed)
+        posterior = self.deblender(image, sky_rms=sky_rms, **sampling)
+        return flag_counts(posterior, count_stamps(image, self.counter, sky_rms=sky_rms))
 
 
 def flag_counts(posterior: Posterior, probability: ArrayLike) -> Posterior:
@@ -320,18 +311,6 @@ def flag_counts(posterior: Posterior, probability: ArrayLike) -> Posterior:
     flags = posterior.flags.values | (Flag.OTHER_COUNT * (probability[:, 1] < LIKELY))[:, None]
     changed = {"count_probability": (("blend", "count"), probability), "flags": (("blend", "galaxy"), flags)}
     return posterior.doubting((1 - probability[:, 1]) / (1 - LIKELY), **changed)
-
-
-def _spread(posterior: Posterior, probability: NDArray, prior: FluxPrior, *, seed: int) -> Posterior:
-    flux = posterior.flux.values[..., 0]
-    scale = posterior.dataset["sky_rms"].values
-    draws = flux.reshape(-1, *flux.shape[2:])
-    draws = spread_unresolved(draws, probability, prior, sky_rms=scale, seed=seed).reshape(flux.shape)
-    changed = {"flux": (posterior.flux.dims, draws[..., None].astype(flux.dtype), posterior.flux.attrs)}
-    for name, value in zip(("within", "between"), variance_parts(draws), strict=True):
-        if (stored := f"flux_variance_{name}") in posterior.dataset:
-            changed[stored] = (posterior.dataset[stored].dims, value[..., None])
-    return Posterior(posterior.dataset.assign(changed))
 
 
 def count_table(probability: ArrayLike, posterior: Posterior | None = None, *, seed: int = 0) -> QTable:

@@ -16,12 +16,9 @@ from probdeblend.counting import (
     CountLikelihood,
     counted_blends,
     marginal_central_flux,
-    spread_unresolved,
     train_counts,
     visible_galaxies,
 )
-from probdeblend.data import Conditions
-from probdeblend.flux_prior import FluxPrior
 from probdeblend.nn.composite import Blend2Flux, Blend2Mask2Flux
 from probdeblend.nn.count import CountNetwork, recenter
 from probdeblend.prior import Prior
@@ -270,28 +267,6 @@ def test_marginal_flux_of_certain_numbers_and_of_parts():
     np.testing.assert_array_equal(marginal_central_flux(draws[:, :3], probability[:3]), flux[:, :3])
     assert not np.array_equal(marginal_central_flux(draws, probability, seed=1), flux)
     assert marginal_central_flux(draws[:, :0], probability[:0]).shape == (50, 0)
-
-
-def test_pairs_that_look_like_one_galaxy_have_the_ratios_of_the_population(false_alarm):
-    """Given the total flux, the ranks of the new ratios among those of pairs drawn with that total are uniform."""
-    prior = FluxPrior.of(Prior.default(), Conditions((3e-3, 3e-3)), 25.96)
-    rng = np.random.default_rng(2)
-    pairs = Prior.default().sample(400_000, seed=1)["magnitude"].double().numpy()
-    log_flux = (25.96 - pairs) * np.log(10) / 2.5
-    total, log_ratio = np.logaddexp(*log_flux.T), log_flux[:, 1] - log_flux[:, 0]
-    place = np.quantile(total, 0.05)
-    known = log_ratio[np.abs(total - place) < 0.02]
-    assert len(known) > 1000
-    flux = np.exp(place) * rng.dirichlet([50, 50], (1000, 2))
-    spread = spread_unresolved(flux, [[1.0, 0.0, 0.0], [0.3, 0.4, 0.3]], prior, sky_rms=3e-3, seed=1)
-    np.testing.assert_array_equal(spread[:, 1], flux[:, 1])
-    np.testing.assert_allclose(spread.sum(2), flux.sum(2))
-    found = np.log(spread[:, 0, 1] / spread[:, 0, 0])
-    assert stats.ks_2samp(found, known).pvalue > false_alarm
-    # The test sees a population whose ratios are a third narrower.
-    assert stats.ks_2samp(found / 1.5, known).pvalue < false_alarm
-    with pytest.raises(ValueError, match=r"flux must have the shape \(draw, blend, 2\), got \(5, 2, 3\)"):
-        spread_unresolved(np.ones((5, 2, 3)), [[0.5, 0.5]] * 2, prior, sky_rms=1.0)
 
 
 def test_mistakes():

@@ -25,9 +25,7 @@ from probdeblend.counts import (
     save_counts,
     train_default_counts,
 )
-from probdeblend.data import Conditions
 from probdeblend.deblender import Deblender, Description
-from probdeblend.flux_prior import FluxPrior
 from probdeblend.guide import JointGuide
 from probdeblend.guides import save_guide
 from probdeblend.nn.count import CountNetwork
@@ -350,27 +348,3 @@ def test_an_answer_for_two_where_there_are_not_two(deblender, monkeypatch):
     assert asked.instrument is deblender.instrument
     with pytest.raises(ValueError, match="pixel_scale must be"):
         asked.check_pixel_scale(0.2)
-
-
-def test_a_pair_that_counts_as_one_is_not_divided(deblender, monkeypatch):
-    """Its total flux stays, the ratio is that of the population; others keep their draws."""
-    monkeypatch.setattr(
-        counts, "count_stamps", lambda image, network, sky_rms: np.array([[0.9, 0.1, 0.0], [0.4, 0.1, 0.5]])
-    )
-    prior = FluxPrior.of(Prior.default(), Conditions(), 25.96)
-    monkeypatch.setitem(vars(deblender), "flux_prior", prior)
-    image = np.random.default_rng(1).normal(size=(2, 128, 128))
-    asked = counts.CountingDeblender(deblender, None)
-    posterior, again, plain = (each(image, sky_rms=2.0, draws=400, passes=4) for each in (asked, asked, deblender))
-    np.testing.assert_array_equal(posterior.flux, again.flux)
-    np.testing.assert_allclose(posterior.total_flux, plain.total_flux, rtol=1e-5)
-    np.testing.assert_array_equal(posterior.flux[:, :, 1], plain.flux[:, :, 1])
-    draws = posterior.draws("blend", "galaxy", "band")[0, :, 0]
-    changed = draws[0] != plain.draws("blend", "galaxy", "band")[0, 0, 0]
-    # 400 draws, of which nine in ten are divided anew: the standard error of the share is 0.015.
-    assert changed.mean() == pytest.approx(0.9, abs=0.06)
-    log_ratio = np.log(draws[1] / draws[0])[changed]
-    assert np.abs(log_ratio).max() < prior.max_difference * np.log(10) / 2.5
-    assert log_ratio.std() > 0.5
-    within, between = (posterior.dataset[f"flux_variance_{part}"][0, 0, 0] for part in ("within", "between"))
-    assert float(within + between) == pytest.approx(draws[0].var(), rel=0.1)

@@ -44,7 +44,7 @@ __all__: list[str] = []  # what is here is used from the command line
 @weights_option
 @click.option("--calibrator", type=FILE, help="A calibrator's file.  [default: the one inside the weights]")
 @click.option("--no-calibrator", is_flag=True, help="Leave the network's posterior as it is.")
-@click.option("--count", is_flag=True, help="Flag stamps not likely to hold two; do not divide what looks like one.")
+@click.option("--count", is_flag=True, help="Flag stamps that are not likely to hold two galaxies.")
 @click.option("--counts", type=FILE, help="Count network's file for --count.  [default: that of the package]")
 @click.option(
     "--refine", is_flag=True, help="Refine stamps where the generative model can be trusted; seconds a blend."
