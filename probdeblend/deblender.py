@@ -71,6 +71,14 @@ class Description:
         """Share of the training's batches that were close pairs, as in a `~probdeblend.streams.Mixture`."""
         return float(self.training.get("close_fraction", 0.0))
 
+    @property
+    def encoder_close_fraction(self) -> float:
+        """The same share of the training of the encoder, whose masks stay as they are where readouts go on."""
+        training = self.training
+        while "encoder" in training:
+            training = training["encoder"]
+        return float(training.get("close_fraction", 0.0))
+
     def build(self) -> nn.Module:
         """Return the network, not trained.
 

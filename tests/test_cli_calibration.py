@@ -9,9 +9,10 @@ import probdeblend
 from probdeblend import weights
 from probdeblend.cli import main
 from probdeblend.prior import Prior
-from probdeblend.recalibration import Calibrator
+from probdeblend.recalibration import Calibrator, MaskMap
 from probdeblend.scene import Instrument
 from probdeblend.simulate import simulate_mosaic
+from probdeblend.trial import run_trial, simulated_batches
 
 FILES = ["calibration.png", "calibrator.json", "report.txt", "tested.ecsv", "weights.safetensors"]
 FAST = ("--draws", 40, "--passes", 2)
@@ -44,6 +45,9 @@ def test_calibrate_and_deblend(run, tmp_path):
     fitted = Calibrator.open(tmp_path / "fitted" / "calibrator.json")
     assert fitted.fitted_on == "150 simulated blends like those of the training"
     assert weights.load(tmp_path / "fitted" / "weights.safetensors").calibrator == fitted
+    # The encoder, which masks come from, has learned from no close pairs: the map of masks is fitted to blends without.
+    others = simulated_batches(150, seed=1, close_fraction=0.0, progress=False)
+    assert fitted.mask == MaskMap.fit(run_trial(others, probdeblend.load(), sep=(), draws=40, passes=2).sums)
     refused(run("calibrate", "--output", "fitted"), "fitted: exists already; --overwrite replaces it")
     fluxes = {}
     for name, options in {

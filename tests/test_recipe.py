@@ -87,6 +87,8 @@ def test_retraining_keeps_the_encoder_alone(trained, tmp_path):
     assert (made["close_fraction"], made["steps_done"]) == (0.1, 3)
     assert again.description.close_fraction == 0.1
     assert trained.description.close_fraction == 0
+    assert again.description.encoder_close_fraction == 0
+    assert replace(again.description, training={"close_fraction": 0.3}).encoder_close_fraction == 0.3
     assert again.flux_prior is not None
     with pytest.raises(FileExistsError, match="exists already"):
         recipe.retrain_weights(trained, path, **OPTIONS)

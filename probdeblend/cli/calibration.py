@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []  # what is here is used from the command line
 
+MASK_BLENDS = 10_000  # hold millions of pixels with light
+
 
 @click.command()
 @click.option("--blends", type=FILE, help="Fit to a set of blends with truth, as `simulate` or `pair` write it.")
@@ -94,9 +96,15 @@ def _fit_blends(deblender: Deblender, options: dict) -> Fit:
         words = f"blends of the set {options['blends'].name}"
         blends = set_batches(options["blends"])
     trial = run_trial(blends, deblender, sep=(), **sampling)
+    masks, close = trial.sums, deblender.description.encoder_close_fraction
+    if options["blends"] is None and close != deblender.description.close_fraction:
+        # Masks come from the encoder, and what it has not learned would spoil what it has.
+        count, seed = min(options["count"], MASK_BLENDS), options["seed"] + 1
+        others = simulated_batches(count, seed=seed, close_fraction=close)
+        masks = run_trial(others, deblender, sep=(), **sampling).sums
     words = f"{len(trial.network)} {words}"
     settings = {name: options[name] for name in ("least", "repair")}
-    return fit_calibrator(trial.network, trial, masks=trial.sums, fitted_on=words, **settings)
+    return fit_calibrator(trial.network, trial, masks=masks, fitted_on=words, **settings)
 
 
 def _fit_images(deblender: Deblender, options: dict) -> Fit:

@@ -8,7 +8,7 @@ import numpy as np
 from astropy.table import Table, vstack
 from numpy.typing import NDArray
 
-from ..calibration import binned_table, joint_pit, pit, quantile_edges, tarp
+from ..calibration import Reliability, binned_table, joint_pit, pit, quantile_edges, tarp
 from ..calibration.bins import THIN
 from ..plots import plot_coverage, plot_ranks, plot_reliability
 from ..posterior import Posterior
@@ -43,10 +43,11 @@ def calibration_section(plan: Plan) -> Section:
     Section
         Tables and figures.
     """
-    deblender = plan.deblender
-    family = {"seed": FRESH + plan.seed, "close_fraction": deblender.description.close_fraction}
+    deblender, description = plan.deblender, plan.deblender.description
+    family = {"seed": FRESH + plan.seed, "close_fraction": description.close_fraction}
     blends = simulated_batches(plan.calibration, **family, progress=True)
     trial = run_trial(blends, deblender, calibrator=deblender.calibrator, sep=(), **plan.sampling)
+    masks = _masks(plan) or trial.masks
     states = {"network": trial.network}
     if deblender.calibrator is not None:
         states["calibrated"] = trial.calibrated
@@ -63,7 +64,8 @@ def calibration_section(plan: Plan) -> Section:
         [
             f"{plan.calibration} fresh blends of the family that the network was trained on: all magnitudes, depths "
             f"and PSFs of the training, {family['close_fraction']:.0%} of the batches close pairs, other galaxies. The "
-            "calibrator was fitted on blends that are not among them.",
+            "calibrator was fitted on blends that are not among them. Masks are judged on blends such as the encoder, "
+            f"which they come from, has learned from: {description.encoder_close_fraction:.0%} close pairs.",
             "Numbers are those of ln flux. Binomial bands of 95 % surround each level; those of each flux count "
             "blends, as the errors of a pair are tied, and its ranks are tested for each galaxy of the pair by itself. "
             "Bands are those of an exact posterior: what a calibrator owes to the blends that it happened to be "
@@ -72,7 +74,7 @@ def calibration_section(plan: Plan) -> Section:
         {
             "Coverage and pulls": plain_rows(card, SHOWN),
             "Scores and ranks": plain_rows(card, ("state", "quantity", *SCORES)),
-            "Masks": _mask_rows(trial, states),
+            "Masks": _mask_rows(masks, states),
             f"In bins ({last})": plain_rows(_binned(states[last], trial)),
         },
         {
@@ -80,17 +82,27 @@ def calibration_section(plan: Plan) -> Section:
             "Ranks of the truth among the draws of each flux": _ranks_figure(states, trial),
             "Ranks of the pair: Mahalanobis distance, total flux, TARP": _joint_figure(states[last], trial),
             "Reliability of the masks, before and after": plot_reliability(
-                {name: sums for name, sums in trial.masks.items() if len(states) > 1 or name in REGIONS}
+                {name: sums for name, sums in masks.items() if len(states) > 1 or name in REGIONS}
             ).figure,
         },
     )
 
 
-def _mask_rows(trial: Trial, states: dict[str, Posterior]) -> list[dict]:
+def _masks(plan: Plan) -> dict[str, Reliability] | None:
+    """Judge masks on the family that the encoder has learned from, where that is another one."""
+    description, calibrator = plan.deblender.description, plan.deblender.calibrator
+    if description.encoder_close_fraction == description.close_fraction:
+        return None
+    family = {"seed": FRESH + plan.seed + 1, "close_fraction": description.encoder_close_fraction}
+    blends = simulated_batches(max(plan.calibration // 4, 1), **family, progress=True)
+    return run_trial(blends, plan.deblender, calibrator=calibrator, sep=(), **plan.sampling).masks
+
+
+def _mask_rows(masks: dict[str, Reliability], states: dict[str, Posterior]) -> list[dict]:
     rows = []
     for region in REGIONS:
         for state in states:
-            sums = trial.masks[f"{region} calibrated" if state == "calibrated" else region]
+            sums = masks[f"{region} calibrated" if state == "calibrated" else region]
             scores = {"ECE": sums.calibration_error, "Brier": sums.brier_score}
             rows.append({"state": state, "pixels": region, "count": int(sums.count.sum())} | scores)
     return plain_rows(rows)
