@@ -388,6 +388,18 @@ def test_densities_of_total_and_ratio_carry_over_as_they_are():
     assert density.sum() * (grid[1] - grid[0]) ** 2 == pytest.approx(1.0, abs=1e-3)
 
 
+def test_mean_of_the_log_fluxes(false_alarm):
+    """Of total and ratio it is no closed form: draws have it, and gradients come back from it."""
+    network = bent(TotalRatioHead)
+    features = torch.randn(3, 3)
+    answer = network(features, torch.tensor([5.0, 3.0]))
+    draws = answer.sample((100_000,)).double()
+    error = (draws.mean(0) - answer.mean) / (draws.std(0) / 100_000**0.5)
+    assert error.abs().max() < norm.isf(false_alarm / 12)
+    answer.mean.sum().backward()
+    assert network.out.weight.grad.abs().sum() > 0
+
+
 def test_a_division_that_nobody_knows_leaves_the_total_known():
     """Ratios over a factor of thirty, a total known to a percent: no ellipse of log-fluxes has both."""
     network = TotalRatioHead(1, components=1)

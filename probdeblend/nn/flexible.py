@@ -19,6 +19,7 @@ import math
 
 import pyro.distributions as dist
 import torch
+from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.nn.functional import softplus
@@ -28,6 +29,7 @@ from .heads import NormalHead
 __all__ = ["MixtureHead", "SplineHead", "TotalRatioHead"]
 
 _SPREAD = 0.3
+_NODES = 32  # of the quadrature
 _HIDDEN = 32
 _BOUND = 5.0
 _LEAST_BIN = 1e-3
@@ -347,9 +349,23 @@ class TotalRatioHead(MixtureHead):
         Returns
         -------
         pyro.distributions.TransformedDistribution
-            With event shape (fluxes,).
+            With event shape (fluxes,), and a mean.
         """
-        return dist.TransformedDistribution(super().distribution(numbers), self.division, validate_args=False)
+        return _Divided(super().distribution(numbers), self.division, validate_args=False)
+
+
+class _Divided(dist.TransformedDistribution):
+    """Both log-fluxes of a mixture over total and ratio."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean ``(..., 2)``; over the ratio of each component by Gauss-Hermite quadrature."""
+        parts = self.base_dist.component_distribution
+        nodes, weights = (torch.from_numpy(values).to(parts.mean) for values in hermegauss(_NODES))
+        total, ratio = parts.mean[..., None, :].unbind(-1)
+        ratio = ratio + parts.variance[..., None, 1].sqrt() * nodes
+        means = weights / weights.sum() @ self.transforms[0](torch.stack([total.expand_as(ratio), ratio], -1))
+        return (self.base_dist.mixture_distribution.probs[..., None] * means).sum(-2)
 
 
 class _Division(Transform):
@@ -368,18 +384,5 @@ class _Division(Transform):
         return torch.stack([torch.logaddexp(central, companion), companion - central], -1)
 
     def log_abs_det_jacobian(self, whole: Tensor, pair: Tensor) -> Tensor:
-        """Return the logarithm of the volume that the map makes of a unit: nothing.
-
-        Parameters
-        ----------
-        whole
-            Total and ratio ``(..., 2)``.
-        pair
-            What the map makes of them.
-
-        Returns
-        -------
-        Tensor
-            Zeros ``(...)``.
-        """
+        """Return zeros: the determinant is one."""
         return torch.zeros_like(whole[..., 0])
