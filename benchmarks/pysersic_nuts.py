@@ -31,9 +31,9 @@ from pysersic import FitMulti
 from pysersic.priors import PySersicMultiPrior
 from pysersic.rendering import FourierRenderer
 
-from probdeblend.latents import LATENTS, to_components, to_latents
-from probdeblend.model import BlendModel, Observed
-from probdeblend.referencecheck import StoredReferences, read_references, reference_model
+from benchmarks.references import StoredReferences, read_references, reference_model
+from probdeblend.refinement.latents import LATENTS, to_components, to_latents
+from probdeblend.refinement.model import BlendModel, Observed
 from probdeblend.scene import STAMP_SIZE, Components
 
 FLUXES = [0, len(LATENTS)]

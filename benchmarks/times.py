@@ -24,14 +24,14 @@ from scipy.special import gamma, gammaincinv
 from torch import Tensor
 
 import probdeblend
-from probdeblend.guides import default_guide
-from probdeblend.latents import to_components
-from probdeblend.model import BlendModel, Observed
-from probdeblend.reference import Reference, sample_reference
-from probdeblend.referencecheck import SIZE, reference_model
-from probdeblend.refine import Refined, refine
+from benchmarks.references import SIZE, reference_model
+from probdeblend.refinement.guides import default_guide
+from probdeblend.refinement.latents import to_components
+from probdeblend.refinement.model import BlendModel, Observed
+from probdeblend.refinement.nuts import Reference, sample_reference
+from probdeblend.refinement.refine import Refined, refine
+from probdeblend.refinement.variational import fit_elbo
 from probdeblend.scene import STAMP_SIZE
-from probdeblend.variational import fit_elbo
 
 LEAST_INDEX = 0.8
 

@@ -16,11 +16,12 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .deblender import Deblender
-    from .posterior import Flag, Posterior
-    from .prior import Prior
+    from .deblending.deblender import Deblender
+    from .deblending.weights import load
+    from .posterior.draws import Posterior
+    from .posterior.flags import Flag
     from .scene import Blend, Components, Instrument
-    from .weights import load
+    from .simulation.prior import Prior
 
 __all__ = [
     "Blend",

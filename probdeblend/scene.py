@@ -30,6 +30,7 @@ __all__ = [
     "Components",
     "Instrument",
     "Parameter",
+    "seed_of",
 ]
 
 STAMP_SIZE = 128
@@ -346,3 +347,19 @@ class Blend(_Batch):
 
     def __len__(self) -> int:
         return len(self.image)
+
+
+def seed_of(*key: int) -> int:
+    """Return a seed for torch that depends on a key of integers.
+
+    Parameters
+    ----------
+    *key
+        Integers that are not negative.
+
+    Returns
+    -------
+    int
+        A 63-bit seed.
+    """
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+sys.path.append(str(Path(__file__).parent.parent))  # for benchmarks, behind the installed package
 
 
 def pytest_collection_modifyitems(items):

@@ -5,15 +5,7 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 import torch
 
-from probdeblend.scene import (
-    GALAXY_TYPES,
-    PARAMETERS,
-    STAMP_CENTER,
-    STAMP_SIZE,
-    Blend,
-    Components,
-    Instrument,
-)
+from probdeblend.scene import GALAXY_TYPES, PARAMETERS, STAMP_CENTER, STAMP_SIZE, Blend, Components, Instrument
 
 
 def instrument(**changes):

@@ -10,16 +10,13 @@ import click
 
 from .. import __version__
 from .answers import deblend, evaluate
-from .bayes import march, profile_check, refine_check, train_guide
-from .calibration import calibrate, validate
-from .counting import count, train_counts
-from .fits import fit_prior, fit_psf, summarize_published
-from .galaxies import inspect, pair, reobserve, stamps, transfer
+from .calibration import calibrate
+from .counting import count, train_counts, train_guide
+from .fits import fit_psf
+from .galaxies import pair, reobserve, stamps
 from .options import Group
-from .population import population
-from .reference import reference
 from .repeat import repeat
-from .training import render_check, retrain, simulate, train, train_labels
+from .training import retrain, simulate, train
 
 __all__ = ["main"]
 
@@ -30,9 +27,7 @@ def main() -> None:
     """Posteriors over the fluxes and the masks of overlapping galaxies."""
 
 
-_USE = (deblend, count, evaluate, calibrate)
-_MAKE = (simulate, train, retrain, train_labels, train_guide, train_counts, stamps, reobserve, pair)
-_CHECK = (validate, repeat, population, march, refine_check, profile_check, reference, inspect, transfer, render_check)
-_FIT = (fit_psf, fit_prior, summarize_published)
-for _command in (*_USE, *_MAKE, *_CHECK, *_FIT):
+_USE = (deblend, count, evaluate, calibrate, repeat)
+_MAKE = (simulate, stamps, reobserve, pair, fit_psf, train, retrain, train_guide, train_counts)
+for _command in (*_USE, *_MAKE):
     main.add_command(_command)

@@ -14,12 +14,12 @@ from .options import FILE, finite, method_option, overwrite_option, sampling_opt
 if TYPE_CHECKING:
     from astropy.units import Quantity
 
-    from ..counts import CountingDeblender
-    from ..deblender import Deblender
-    from ..field import FieldResult
-    from ..io import FieldImage
-    from ..refiner import Refiner
-    from ..stamps import StampResult
+    from ..deblending.counts import CountingDeblender
+    from ..deblending.deblender import Deblender
+    from ..deblending.field import FieldResult
+    from ..deblending.stamps import StampResult
+    from ..photometry.images import FieldImage
+    from ..refinement.refiner import Refiner
 
 __all__: list[str] = []  # what is here is used from the command line
 
@@ -57,10 +57,10 @@ def deblend(image: Path | None, **options: object) -> None:
     Example:
       probdeblend deblend field.fits --hdu 1 --rms rms.fits --output field
     """  # noqa: D301
-    from .. import weights
-    from ..example import EXAMPLE_PATH
-    from ..io import output_folder
-    from ..results import report, write_results
+    from .._files import output_folder
+    from ..deblending import weights
+    from ..deblending.example import EXAMPLE_PATH
+    from ..deblending.results import report, write_results
 
     with output_folder(options["output"], overwrite=options["overwrite"]) as folder:
         if image is None:
@@ -75,14 +75,14 @@ def deblend(image: Path | None, **options: object) -> None:
 
 
 def _read(image: Path, options: dict) -> FieldImage:
-    from ..io import read_image, read_stamps
+    from ..photometry.images import read_image, read_stamps
 
     return (read_stamps if options["stamps"] else read_image)(image, hdu=options["hdu"])
 
 
 def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> FieldResult | StampResult:
-    from ..field import deblend_field
-    from ..stamps import deblend_stamps
+    from ..deblending.field import deblend_field
+    from ..deblending.stamps import deblend_stamps
 
     image = checked_image(found, deblender, options)
     zero_point = found.zero_point if options["zero_point"] is None else options["zero_point"]
@@ -102,7 +102,7 @@ def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> FieldRes
 
 
 def _counting(deblender: Deblender, path: Path | None) -> CountingDeblender:
-    from ..counts import CountingDeblender, default_counts, load_counts
+    from ..deblending.counts import CountingDeblender, default_counts, load_counts
 
     return CountingDeblender(deblender, default_counts(deblender) if path is None else load_counts(path, deblender))
 
@@ -110,9 +110,9 @@ def _counting(deblender: Deblender, path: Path | None) -> CountingDeblender:
 def _refiner(deblender: Deblender | CountingDeblender, zero_point: float | None, options: dict) -> Refiner:
     import torch
 
-    from ..guides import default_guide
-    from ..io import read_psf
-    from ..refiner import Refiner
+    from ..photometry.images import read_psf
+    from ..refinement.guides import default_guide
+    from ..refinement.refiner import Refiner
 
     instrument = deblender.instrument.replace(zero_point=nan if zero_point is None else zero_point)
     if not options["stamps"]:
@@ -134,7 +134,7 @@ def checked_image(found: FieldImage, deblender: Deblender, options: dict) -> Qua
     """Refuse images of another pixel scale or PSF than the weights', and return pixels with their unit."""
     from astropy.units import Quantity, Unit
 
-    from ..io import read_psf
+    from ..photometry.images import read_psf
 
     scale = found.pixel_scale if options["pixel_scale"] is None else options["pixel_scale"]
     if scale is None:
@@ -147,7 +147,7 @@ def checked_image(found: FieldImage, deblender: Deblender, options: dict) -> Qua
 
 def given_rms(found: FieldImage, given: str | None, *, stamps: bool) -> object:
     """Read the sky noise that the user gives as a number or a file; None where it is to be measured."""
-    from ..io import read_map
+    from ..photometry.images import read_map
 
     if given is None:
         return found.header.get("SKYRMS") if stamps else None
@@ -173,9 +173,10 @@ def evaluate(blends: Path, **options: object) -> None:
     Example:
       probdeblend evaluate test --output accuracy.ecsv
     """  # noqa: D301
-    from .. import evaluation, weights
-    from ..counts import default_counts
-    from ..io import whole_file
+    from .._files import whole_file
+    from ..deblending import weights
+    from ..deblending.counts import default_counts
+    from ..training import evaluation
 
     output, overwrite = options.pop("output"), options.pop("overwrite")
     with nullcontext() if output is None else whole_file(output, overwrite=overwrite) as temporary:

@@ -12,14 +12,13 @@ from .options import (
     finite,
     overwrite_option,
     refuse_existing,
-    resume_option,
     sampling_options,
     weights_option,
 )
 
 if TYPE_CHECKING:
-    from ..deblender import Deblender
-    from ..fitting import Fit
+    from ..deblending.deblender import Deblender
+    from ..training.fitting import Fit
 
 __all__: list[str] = []  # what is here is used from the command line
 
@@ -69,8 +68,8 @@ def calibrate(**options: object) -> None:
     Example:
       probdeblend calibrate --images mosaic.fits --psf psf.fits --output survey
     """  # noqa: D301
-    from ..fitting import report, write_fit
-    from ..weights import load
+    from ..deblending.weights import load
+    from ..training.fitting import report, write_fit
 
     if options["images"] and options["blends"] is not None:
         raise ValueError("blends and images exclude each other, got both")
@@ -83,8 +82,8 @@ def calibrate(**options: object) -> None:
 
 
 def _fit_blends(deblender: Deblender, options: dict) -> Fit:
-    from ..fitting import fit_calibrator
-    from ..trial import run_trial, set_batches, simulated_batches
+    from ..training.fitting import fit_calibrator
+    from ..training.trial import run_trial, set_batches, simulated_batches
 
     sampling = {name: options[name] for name in ("draws", "passes", "seed")}
     if options["blends"] is None:
@@ -110,8 +109,8 @@ def _fit_blends(deblender: Deblender, options: dict) -> Fit:
 def _fit_images(deblender: Deblender, options: dict) -> Fit:
     import torch
 
-    from ..io import read_psf
-    from ..survey import Survey, calibrate_survey
+    from ..photometry.images import read_psf
+    from ..training.survey import Survey, calibrate_survey
 
     if len(options["images"]) > 1 and options["catalog"] is not None:
         raise ValueError(f"a catalog belongs to one image, got {len(options['images'])} images")
@@ -129,35 +128,3 @@ def _fit_images(deblender: Deblender, options: dict) -> Fit:
     )
     settings = {name: options[name] for name in ("least", "repair", "seed", "draws", "passes")}
     return calibrate_survey(survey, deblender, **settings)
-
-
-@click.command()
-@click.option("--quick", is_flag=True, help="A few minutes, with wide bands.")
-@click.option("--library", type=FILE, multiple=True, help="Lone real galaxies, for the sections on them.")
-@weights_option
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Same seed, same report.")
-@click.option("--output", type=FILE, default="validation", show_default=True, help="Folder to write.")
-@resume_option
-@overwrite_option
-def validate(**options: object) -> None:
-    """Make the validation report: one page with pictures, report.html, and every number, report.json.
-
-    Accuracy beside SEP and the published networks, calibration before and after the calibrator, the ladder of
-    misfits, real galaxies, GalSim, masks and the population. Without --quick it takes half an hour and more.
-
-    \b
-    Example:
-      probdeblend validate --quick --output validation
-    """  # noqa: D301
-    from ..collect import read_libraries
-    from ..validation import Plan
-    from ..validation import validate as make_report
-    from ..weights import load
-
-    libraries = options["library"]
-    library = read_libraries(libraries) if libraries else None
-    library = None if library is None else library.select(library.keep)
-    make = Plan.quick if options["quick"] else Plan
-    plan = make(load(options["weights"]), library=library, seed=options["seed"])
-    names = make_report(options["output"], plan, resume=options["resume"], overwrite=options["overwrite"])
-    click.echo(f"written to {options['output']}: {', '.join(names)}")

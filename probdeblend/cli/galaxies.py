@@ -50,9 +50,9 @@ def stamps(images: tuple[Path, ...], **options: object) -> None:
     Example:
       probdeblend stamps mosaic.fits --catalog sources.fits --columns ra=RA,dec=DEC,magnitude=H_MAG --output lone
     """  # noqa: D301
-    from ..collect import collect_mosaics, report, write_collection
-    from ..galaxies.survey import Selection
     from ..scene import Instrument
+    from ..surveys.collect import collect_mosaics, report, write_collection
+    from ..surveys.selection import Selection
 
     changes = {} if options["zero_point"] is None else {"zero_point": options["zero_point"]}
     refuse_existing(options["output"], overwrite=options["overwrite"])
@@ -86,8 +86,8 @@ def reobserve(file: Path, **options: object) -> None:
     Example:
       probdeblend reobserve real_galaxy_catalog.fits --output cosmos
     """  # noqa: D301
-    from ..collect import collect_reobserved, report, write_collection
     from ..scene import Instrument
+    from ..surveys.collect import collect_reobserved, report, write_collection
 
     instrument = Instrument.candels_f160w(sky_rms=options["sky_rms"], exposure=options["exposure"])
     refuse_existing(options["output"], overwrite=options["overwrite"])
@@ -119,10 +119,10 @@ def pair(libraries: tuple[Path, ...], **options: object) -> None:
     Example:
       probdeblend pair lone cosmos --part training --count 10000 --output real-training
     """  # noqa: D301
-    from ..collect import read_libraries
-    from ..galaxies.pairs import PairRules, pair_blends
-    from ..io import finished_batches, write_blends
     from ..scene import Instrument
+    from ..simulation.sets import finished_batches, write_blends
+    from ..surveys.blends import PairRules, pair_blends
+    from ..surveys.collect import read_libraries
 
     library = read_libraries(libraries)
     library = library.select(library.keep)
@@ -141,52 +141,3 @@ def pair(libraries: tuple[Path, ...], **options: object) -> None:
     writing = {"instrument": instrument, "settings": settings, "first": first, "overwrite": options["overwrite"]}
     count = write_blends(options["output"], progress(batches, options["count"], size, first), **writing)
     click.echo(f"{count} blends of {len(set(library.identity))} galaxies written to {options['output']}")
-
-
-@click.command()
-@click.argument("blends", type=FILE)
-@click.option("--table", type=FILE, help="The published table of pairs.  [default: the prior fitted to it]")
-@click.option("--output", type=FILE, default="inspection", show_default=True, help="Folder for the pictures.")
-@overwrite_option
-def inspect(blends: Path, table: Path | None, output: Path, overwrite: bool) -> None:
-    """Say what BLENDS, a set, holds: counts, distributions beside the published ones, and a page of pictures.
-
-    \b
-    Example:
-      probdeblend inspect test --output test-pictures
-    """  # noqa: D301
-    from ..inspection import inspect_set, report, write_inspection
-
-    refuse_existing(output, overwrite=overwrite)
-    inspection = inspect_set(blends, table=table)
-    names = write_inspection(output, inspection, overwrite=overwrite)
-    click.echo(report(inspection))
-    click.echo(f"written to {output}: {', '.join(names)}")
-
-
-@click.command()
-@click.argument("libraries", type=FILE, nargs=-1)
-@click.option("--output", type=FILE, default="transfer", show_default=True, help="Folder to write.")
-@click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Batches for each network.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Blends a batch.")
-@click.option(
-    "--count", type=click.IntRange(2), default=500, show_default=True, help="Blends of each source to test on."
-)
-@seed_option
-@overwrite_option
-def transfer(libraries: tuple[Path, ...], **options: object) -> None:
-    """Train small networks on each source of blends and test each on every source, real ones from LIBRARIES.
-
-    Run again after an interruption, it goes on with the networks that are trained.
-
-    \b
-    Example:
-      probdeblend transfer lone cosmos vela
-    """  # noqa: D301
-    from ..collect import read_libraries
-    from ..transfer import report, transfer
-
-    library = read_libraries(libraries) if libraries else None
-    output = options.pop("output")
-    click.echo(report(transfer(output, library=library, **options)))
-    click.echo(f"written to {output}: transfer.ecsv, transfer.png")

@@ -82,7 +82,7 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
 
 def finish(options: Mapping[str, object], table: Table, name: str, said: str, *, figure: Figure | None = None) -> None:
     """Write a table, and its figure, and say what is in them."""
-    from ..io import write_table
+    from .._files import write_table
 
     names = write_table(options["output"], table, name, figure=figure, overwrite=options["overwrite"])
     click.echo(said)

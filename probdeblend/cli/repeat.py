@@ -44,9 +44,9 @@ def repeat(a: Path, b: Path, **options: object) -> None:
     Example:
       probdeblend repeat first_epoch.fits second_epoch.fits --output epochs
     """  # noqa: D301
-    from .. import weights
-    from ..io import output_folder
-    from ..repeat import FILES, compare_exposures, read_exposures, report, write_repeat
+    from .._files import output_folder
+    from ..deblending import weights
+    from ..training.repeat import FILES, compare_exposures, read_exposures, report, write_repeat
 
     if options["no_calibrator"] and options["calibrator"] is not None:
         raise ValueError("calibrator and no_calibrator exclude each other, got both")

@@ -20,7 +20,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..streams import Mixture
+    from ..training.streams import Mixture
 
 __all__: list[str] = []  # what is here is used from the command line
 
@@ -61,10 +61,10 @@ def simulate(output: Path, **options: object) -> None:
     """  # noqa: D301
     from dataclasses import replace
 
-    from ..io import finished_batches, write_blends
-    from ..prior import Prior
     from ..scene import Instrument
-    from ..simulate import render_galsim, render_torch, simulate_blends
+    from ..simulation.galsim import render_galsim, render_torch, simulate_blends
+    from ..simulation.prior import Prior
+    from ..simulation.sets import finished_batches, write_blends
 
     prior = getattr(Prior, options["prior"])()
     if options["separation"] is not None:
@@ -113,7 +113,7 @@ def train(output: Path, **options: object) -> None:
     Example:
       probdeblend train my.safetensors --resume
     """  # noqa: D301
-    from ..recipe import train_weights
+    from ..training.recipe import train_weights
 
     data, libraries, real = (options.pop(name) for name in ("data", "library", "real_fraction"))
     if data is not None and libraries:
@@ -141,8 +141,8 @@ def retrain(output: Path, weights: Path | None, **options: object) -> None:
     Example:
       probdeblend retrain my.safetensors --weights first.safetensors
     """  # noqa: D301
-    from ..recipe import retrain_weights
-    from ..weights import load
+    from ..deblending.weights import load
+    from ..training.recipe import retrain_weights
 
     retrain_weights(load(weights), output, **options)
     click.echo(f"weights written to {output}")
@@ -152,54 +152,10 @@ def _mixtures(libraries: tuple[Path, ...], real_fraction: float) -> tuple[Mixtur
     """Train on three fifths of the galaxies and validate on a fifth; the last fifth is left to test on."""
     from dataclasses import replace
 
-    from ..collect import read_libraries
-    from ..recipe import default_mixture
+    from ..surveys.collect import read_libraries
+    from ..training.recipe import default_mixture
 
     library = read_libraries(libraries)
     training, validation, _ = library.select(library.keep).split()
     mixture = replace(default_mixture(), library=training, real_fraction=real_fraction)
     return mixture, replace(mixture, library=validation)
-
-
-@click.command("train-labels")
-@click.argument("data", type=FILE)
-@click.argument("output", type=FILE, default="labels.safetensors")
-@click.option("--steps", type=click.IntRange(1), default=5000, show_default=True, help="Number of batches.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Blends a batch.")
-@seed_option
-@resume_option
-@overwrite_option
-def train_labels(data: Path, output: Path, **options: object) -> None:
-    """Train a fully convolutional network on DATA to tell background, each galaxy, and overlap, pixel by pixel.
-
-    DATA is a set of pairs, such as `simulate --smooth --separation anywhere` writes.
-
-    \b
-    Example:
-      probdeblend train-labels pairs
-    """  # noqa: D301
-    from ..segment import train_labels
-
-    scores = train_labels(data, output, **options)
-    click.echo("\n".join(scores.table().pformat()))
-    click.echo(f"weights written to {output}")
-
-
-@click.command("render-check")
-@click.option("--scenes", type=click.IntRange(1), default=32, show_default=True, help="Blends to time, too.")
-def render_check(scenes: int) -> None:
-    """Compare the torch renderer with GalSim over a grid of galaxies and on blends: pixels, fluxes and speed.
-
-    Exit status 1 where a limit is exceeded.
-
-    \b
-    Example:
-      probdeblend render-check
-    """  # noqa: D301
-    from .. import rendercheck
-
-    table = rendercheck.render_check()
-    click.echo(rendercheck.tabulate(table))
-    click.echo(rendercheck.scene_check(scenes))
-    if exceeded := int((~table["passed"]).sum()):
-        raise click.ClickException(f"limits exceeded for {exceeded} of {len(table)} profiles")

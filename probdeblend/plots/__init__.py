@@ -7,33 +7,23 @@ vermilion for its companion (Okabe and Ito's palette, told apart by colour-blind
 
 from .calibration import plot_coverage, plot_ranks, plot_reliability
 from .images import EXACT_COLOR, GALAXY_COLORS, LONE_COLOR, PALETTE, plot_image, plot_stamps
-from .marching import plot_march
-from .population import plot_population
 from .posteriors import plot_blend, plot_blends, plot_field, plot_fluxes
 from .repeat import plot_repeat
 from .sets import plot_distributions, plot_matrix
-from .validation import plot_accuracy, plot_bars, plot_errors, plot_ladder, plot_magnitudes
 
 __all__ = [
     "EXACT_COLOR",
     "GALAXY_COLORS",
     "LONE_COLOR",
     "PALETTE",
-    "plot_accuracy",
-    "plot_bars",
     "plot_blend",
     "plot_blends",
     "plot_coverage",
     "plot_distributions",
-    "plot_errors",
     "plot_field",
     "plot_fluxes",
     "plot_image",
-    "plot_ladder",
-    "plot_magnitudes",
-    "plot_march",
     "plot_matrix",
-    "plot_population",
     "plot_ranks",
     "plot_reliability",
     "plot_repeat",

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from ..calibration import Reliability, ecdf_band
+from ..metrics.bands import ecdf_band
+from ..metrics.reliability import Reliability
 from .images import EXACT_COLOR, PALETTE
 
 __all__ = ["plot_coverage", "plot_ranks", "plot_reliability"]
@@ -22,7 +23,7 @@ def plot_coverage(table: Table, *, group: str = "state") -> Figure:
     Parameters
     ----------
     table
-        Rows of `~probdeblend.scorecard.scorecard`, with a column that tells curves apart.
+        Rows of `~probdeblend.training.scorecard.scorecard`, with a column that tells curves apart.
     group
         That column.
 

@@ -11,7 +11,8 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
-from ..posterior import Flag, Posterior, describe_flags
+from ..posterior.draws import Posterior
+from ..posterior.flags import Flag, describe_flags
 from .images import GALAXY_COLORS, LONE_COLOR, plot_image
 
 __all__ = ["plot_blend", "plot_blends", "plot_field", "plot_fluxes"]

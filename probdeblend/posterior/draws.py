@@ -18,6 +18,7 @@ from astropy.wcs import WCS
 from numpy.typing import ArrayLike
 from scipy.special import entr
 
+from .reweight import reweight
 from .tables import tabulate
 
 __all__ = ["Posterior"]
@@ -334,7 +335,7 @@ class Posterior:
             Called with all fluxes ``(chain, draw, blend, galaxy)`` in image units, returns ``(chain, draw, blend)``:
             the logarithm of a prior density in ln flux.
         **settings
-            As for `~probdeblend.importance.reweight`.
+            As for `~probdeblend.posterior.reweight.reweight`.
 
         Returns
         -------
@@ -346,8 +347,6 @@ class Posterior:
         ValueError
             If a blend has too few effective draws, or it is not known under which prior the draws are.
         """
-        from ..importance import reweight
-
         return reweight(self, log_density, **settings)
 
     def summary(self, *, wcs: WCS | None = None) -> QTable:

@@ -1,0 +1,1 @@
+"""What measures the package: each benchmark runs as ``python -m benchmarks.NAME``."""

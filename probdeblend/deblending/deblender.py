@@ -1,0 +1,338 @@
+"""The deblender that trained weights make: images in, posteriors out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from ..networks.composite import Blend2Flux, Blend2Mask2Flux
+from ..networks.dropout import NetworkDraws, draw
+from ..networks.flexible import TotalRatioHead
+from ..networks.heads import NormalHead, StudentTHead
+from ..photometry.centers import bad_center, light_centers
+from ..posterior.calibrator import Calibrator
+from ..posterior.draws import Posterior
+from ..posterior.flags import Flag
+from ..posterior.flux_prior import FluxPrior
+from ..posterior.variance import variance_parts
+from ..scene import PIXEL_SCALE_TOLERANCE, Instrument
+from ..simulation.conditions import Conditions
+from ..simulation.prior import Prior
+from .inputs import filled, noise_pixels, stamp_pixels
+
+__all__ = ["Deblender", "Description"]
+
+ARCHITECTURES = {"Blend2Flux": Blend2Flux, "Blend2Mask2Flux": Blend2Mask2Flux}
+HEADS = {head.__name__: head for head in (NormalHead, StudentTHead, TotalRatioHead)}
+READOUT = ("cnn.dense.", "head.")
+PSF_TOLERANCE = 0.05
+OFF_CENTER = 6.0
+LEAST_LIMIT = 1e-9
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a network was built as and trained on.
+
+    Parameters
+    ----------
+    architecture
+        Name of the composite network.
+    head
+        Name of its head.
+    settings
+        Keyword arguments of the network.
+    flux_range
+        Least and largest flux over sky noise in the training set.
+    max_difference
+        Largest difference of the pair's magnitudes in the training set.
+    prior
+        The prior, as `~probdeblend.simulation.prior.Prior.describe` gives it.
+    training
+        How it was trained: numbers and words by name; as ``encoder``, how the network was trained that it goes on from.
+    """
+
+    architecture: str
+    head: str
+    settings: dict[str, int | float | bool]
+    flux_range: tuple[float, float]
+    max_difference: float
+    prior: str
+    training: dict[str, object]
+
+    @property
+    def close_fraction(self) -> float:
+        """Share of the training's batches that were close pairs, as in a `~probdeblend.training.streams.Mixture`."""
+        return float(self.training.get("close_fraction", 0.0))
+
+    @property
+    def encoder_close_fraction(self) -> float:
+        """The same share of the training of the encoder, whose masks stay as they are where readouts go on."""
+        training = self.training
+        while "encoder" in training:
+            training = training["encoder"]
+        return float(training.get("close_fraction", 0.0))
+
+    def build(self) -> nn.Module:
+        """Return the network, not trained.
+
+        Returns
+        -------
+        torch.nn.Module
+            A composite network.
+
+        Raises
+        ------
+        ValueError
+            If this version does not know the architecture or head.
+        """
+        if self.architecture not in ARCHITECTURES or self.head not in HEADS:
+            raise ValueError(f"this version has no network {self.architecture} with a {self.head}")
+        return ARCHITECTURES[self.architecture](**self.settings, head=HEADS[self.head])
+
+
+class Deblender(nn.Module):
+    """A trained network with its instrument: images in, posteriors out.
+
+    Parameters
+    ----------
+    network
+        The trained composite network.
+    instrument
+        What it was trained for.
+    description
+        What it was built as and trained on.
+    features
+        Hidden layer ``(blend, feature)`` on blends of the training family, from which their usual range is
+        measured; None where `familiar` is given.
+    familiar
+        Mean ``(feature,)``, whitening matrix ``(feature, feature)`` and largest usual distance ``()`` of the hidden
+        layer.
+    calibrator
+        Repairs the posteriors; None for a network that has none.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        instrument: Instrument,
+        description: Description,
+        *,
+        features: Tensor | None = None,
+        familiar: tuple[Tensor, Tensor, Tensor] | None = None,
+        calibrator: Calibrator | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.instrument = instrument
+        self.description = description
+        self.calibrator = calibrator
+        mean, whitening, limit = _familiar(features) if familiar is None else familiar
+        self.register_buffer("feature_mean", mean)
+        self.register_buffer("feature_whitening", whitening)
+        self.register_buffer("feature_limit", limit)
+
+    def forward(
+        self,
+        image: ArrayLike,
+        *,
+        sky_rms: ArrayLike,
+        draws: int = 1000,
+        passes: int = 32,
+        seed: int = 0,
+        calibrate: bool = True,
+    ) -> Posterior:
+        """Deblend stamps.
+
+        Parameters
+        ----------
+        image
+            Sky-subtracted stamps ``(y, x)``, ``(blend, y, x)`` or ``(blend, band, y, x)`` of 128 x 128 pixels, the
+            central galaxy within a pixel of the middle: an array or tensor of any type and byte order, a masked
+            array, a Quantity or an NDData. Masked and non-finite pixels are bad; they are interpolated.
+        sky_rms
+            Standard deviation of the sky's pixels in the image's units: a number, one a blend, or a map
+            ``(y, x)`` or ``(blend, y, x)``.
+        draws
+            Number of draws, rounded up to a multiple of `passes`.
+        passes
+            Number of dropout passes; 0 for none.
+        seed
+            Same seed, same draws, whatever else is in the batch.
+        calibrate
+            Whether the weights' calibrator, where they have one, repairs the posterior.
+
+        Returns
+        -------
+        Posterior
+            Total fluxes in the image's units, mask probabilities, light-weighted positions and flags.
+
+        Raises
+        ------
+        ValueError
+            If a stamp has another size or no good pixel, or the noise another shape or no positive value.
+        TypeError
+            If the image is not an array of numbers.
+        """
+        pixels, unit = stamp_pixels(image)
+        noise = noise_pixels(sky_rms, pixels, unit=unit)
+        bad = ~np.isfinite(pixels / noise)
+        if bad.all((1, 2, 3)).any():
+            raise ValueError(f"image must have good pixels, got none in stamp {int(bad.all((1, 2, 3)).argmax())}")
+        scale = np.nanmedian(np.broadcast_to(noise, pixels.shape), axis=(1, 2, 3))
+        ratio = torch.from_numpy(filled(pixels / noise).astype(np.float32)).to(self.feature_mean.device)
+        answer = draw(self.network, ratio, draws=draws, passes=passes, seed=seed)
+        posterior = self._posterior(answer, ratio.cpu().numpy(), bad, scale=scale, unit=unit)
+        return self.calibrator(posterior) if calibrate and self.calibrator is not None else posterior
+
+    def _posterior(self, answer: NetworkDraws, ratio: NDArray, bad: NDArray, *, scale: NDArray, unit: str) -> Posterior:
+        log_flux = answer.log_flux.double().numpy()
+        flux = np.exp(log_flux) * scale[:, None]
+        x, y, off_center = light_centers(ratio, None if answer.mask is None else answer.mask.numpy())
+        distance = _distance(answer.features, self.feature_mean.cpu(), self.feature_whitening.cpu())
+        limit = float(self.feature_limit)
+        doubt = np.maximum(distance / max(limit, LEAST_LIMIT), off_center / OFF_CENTER)
+        within, between = variance_parts(flux)
+        return Posterior.from_draws(
+            flux[..., None].astype(np.float32),
+            flux_kind="total",
+            method="network",
+            mask=None if answer.mask is None else answer.mask.numpy(),
+            mask_std=None if answer.mask_std is None else answer.mask_std.numpy(),
+            mask_information=None if answer.mask_information is None else answer.mask_information.numpy(),
+            x=x,
+            y=y,
+            flags=self._outside(log_flux)
+            | (Flag.UNFAMILIAR * (distance > limit).astype(np.int64))[:, None]
+            | (Flag.OFF_CENTER * (off_center > OFF_CENTER).astype(np.int64))[:, None]
+            | Flag.BAD_CENTER * bad_center(bad.any(1), x, y)
+            | Flag.BAD_PIXELS * (bad.mean((1, 2, 3)) > 0.1)[:, None],
+            variance_within=within[..., None],
+            variance_between=between[..., None],
+            sky_rms=scale,
+            doubt=doubt,
+            flux_unit=unit,
+            pixel_scale=self.instrument.pixel_scale,
+            network=self.digest,
+            flux_prior=None if self.flux_prior is None else self.flux_prior.describe(),
+        )
+
+    @cached_property
+    def flux_prior(self) -> FluxPrior | None:
+        """Density of the pair's ln(flux / sky_rms) in the training; None where that was not on simulated blends."""
+        if self.description.training.get("source") != "simulated stream":
+            return None
+        return Prior.parse(self.description.prior).flux_prior(Conditions().sky_rms, self.instrument.zero_point)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal digits that name the network's weights."""
+        return _digest(self.network.state_dict())
+
+    @cached_property
+    def encoder_digest(self) -> str:
+        """Hexadecimal digits that name the weights of the encoder alone."""
+        state = self.network.state_dict()
+        return _digest({name: state[name] for name in state if not name.startswith(READOUT)})
+
+    def _outside(self, log_flux: NDArray) -> NDArray[np.int64]:
+        """Return the flag of fluxes that the training set has not ``(blend, galaxy)``."""
+        median = np.median(log_flux, axis=(0, 1))
+        low, high = np.log(self.description.flux_range)
+        difference = 2.5 / math.log(10) * np.abs(median[:, 0] - median[:, 1])
+        outside = (median < low) | (median > high) | (difference > self.description.max_difference)[:, None]
+        return Flag.OUTSIDE_PRIOR * outside.astype(np.int64)
+
+    def use(self, calibrator: Calibrator) -> None:
+        """Repair posteriors with a calibrator from now on.
+
+        Parameters
+        ----------
+        calibrator
+            Fitted on posteriors of these weights.
+
+        Raises
+        ------
+        ValueError
+            If it was fitted on others.
+        """
+        subject = {"flux_kind": "total", "method": "network", "pixel_scale": self.instrument.pixel_scale}
+        calibrator.check(subject | {"network": self.digest})
+        self.calibrator = calibrator
+
+    def check_pixel_scale(self, pixel_scale: float) -> None:
+        """Refuse images that are sampled otherwise than the training set, beyond 2 %.
+
+        Parameters
+        ----------
+        pixel_scale
+            Size of a pixel in arcsec.
+
+        Raises
+        ------
+        ValueError
+            If it differs.
+        """
+        trained = self.instrument.pixel_scale
+        if not abs(pixel_scale / trained - 1) <= PIXEL_SCALE_TOLERANCE:
+            raise ValueError(
+                f'pixel_scale must be {trained:g}" within {PIXEL_SCALE_TOLERANCE:.0%}, which the weights were trained '
+                f'for, got {pixel_scale:g}": resample the image or train weights for it'
+            )
+
+    def check_psf(self, psf: ArrayLike) -> None:
+        """Refuse an effective PSF unlike the one of the training set.
+
+        Its equivalent area, ``1 / sum(psf**2)``, may differ by 10 %: 5 % in width.
+
+        Parameters
+        ----------
+        psf
+            Effective PSF ``(y, x)`` at the instrument's pixel scale.
+
+        Raises
+        ------
+        ValueError
+            If it differs.
+        """
+        given = np.asarray(psf, dtype=np.float64)
+        given = given / given.sum()
+        trained = self.instrument.psf.double().cpu().numpy()
+        ratio = math.sqrt((trained**2).sum() / (given**2).sum())
+        if not abs(ratio - 1) <= PSF_TOLERANCE:
+            raise ValueError(
+                f"psf must have the width that the weights were trained for within {PSF_TOLERANCE:.0%}, "
+                f"got one {ratio:.2f} times as wide: train weights for it"
+            )
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    names = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        names.update(name.encode())
+        names.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return names.hexdigest()[:16]
+
+
+def _familiar(features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and whitening matrix of features, and the distance that one in a thousand of them exceeds."""
+    if features is None:
+        raise ValueError("features or familiar must be given, got neither")
+    features = features.double()
+    mean = features.mean(0)
+    covariance = torch.cov(features.T) + (1e-3 * features.var(0).mean() + 1e-6) * torch.eye(features.shape[1])
+    whitening = torch.linalg.inv(torch.linalg.cholesky(covariance)).float()
+    distance = _distance(features.float(), mean.float(), whitening)
+    return mean.float(), whitening, torch.tensor(float(np.quantile(distance, 0.999)))
+
+
+def _distance(features: Tensor, mean: Tensor, whitening: Tensor) -> NDArray:
+    return ((features - mean) @ whitening.T).norm(dim=-1).numpy()

@@ -1,0 +1,393 @@
+"""Whole images: find the sources, deblend those that overlap, measure the others with SEP.
+
+Two sources overlap where their Kron ellipses touch or their segments do, which is how SEP leaves the parts of
+one parent. Each overlapping pair becomes a stamp centred on its brighter galaxy, in which the other sources
+are replaced by sky. A galaxy with several neighbors is paired with the one that overlaps it most of those
+that have no partner yet; where none is left, it is deblended with the one that overlaps it most, and only
+its own row is kept.
+
+How much ellipses overlap is the contact function of Perram & Wertheim (1985,
+doi:10.1016/0021-9991(85)90171-8): the squared factor by which both must grow to touch, below 1 where they
+overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from astropy.table import QTable, Table, vstack
+from astropy.units import Quantity
+from astropy.wcs import WCS
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage, special
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+from tqdm import tqdm
+
+from ..photometry.detection import COLD, HOT, Detection, detect, estimate_background, kron_flux, kron_radius
+from ..photometry.mosaics import uncovered
+from ..photometry.noise import correlated_noise, correlation_sum
+from ..photometry.sky import dilate, noise_correlation_factor, replace_with_sky, sky_scatter
+from ..posterior.draws import Posterior
+from ..posterior.flags import Flag
+from ..scene import STAMP_CENTER, STAMP_SIZE, Instrument
+
+__all__ = ["FieldResult", "deblend_field"]
+
+SETTINGS = HOT | {"contrast": COLD["contrast"]}  # deep, but galaxies are not split into their knots
+REACH = 56  # pixels on each axis within which a companion is well inside the stamp
+BORDER = 32  # pixels around a stamp where blank sky is looked for too
+PADDING = STAMP_SIZE // 2 + BORDER + 1
+CENTER_RADIUS = 5
+CHUNK = 64
+QUANTILES = 999  # odd, so that the median of a lone source is SEP's flux
+
+
+@dataclass(frozen=True, eq=False)
+class FieldResult:
+    """What `deblend_field` found.
+
+    Parameters
+    ----------
+    catalog
+        A row a galaxy, with the columns of `Posterior.summary`: first the deblended ones, then the lone ones,
+        both from bright to faint. x and y are positions in the image; ``blend`` is masked for lone sources.
+    posterior
+        The deblended stamps; x and y are positions in the stamp. None where no sources overlap.
+    stamps
+        The stamps ``(blend, y, x)`` in image units as they were deblended, NaN for bad pixels; None as above.
+    corners
+        A row a blend: ``blend`` and the position ``x0``, ``y0`` of the stamp's first pixel in the image,
+        which is negative where the stamp reaches over the edge.
+    sky_rms
+        Median sky noise of a pixel in image units.
+    noise_factor
+        What the correlation of the noise multiplies SEP's errors with; 1 for white noise.
+    rms_factor
+        What a map of the rms was multiplied with to match the scatter in the image.
+    image
+        The image ``(y, x)`` without its background, NaN for bad pixels.
+    detection
+        The sources.
+    """
+
+    catalog: QTable
+    posterior: Posterior | None
+    stamps: NDArray[np.float32] | None
+    corners: Table
+    sky_rms: float
+    noise_factor: float
+    rms_factor: float
+    image: NDArray[np.float64] = field(repr=False)
+    detection: Detection = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class _Field:
+    """An image with its noise and sources, and how the sources overlap."""
+
+    image: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    detection: Detection
+    instrument: Instrument
+    labels: dict[str, object]
+    pairs: NDArray[np.int64]  # (blend, galaxy): index of the source, the brighter one first
+    kept: NDArray[np.bool_]  # (blend, galaxy): whether its row goes into the catalog
+    crowded: NDArray[np.bool_]  # (source,)
+    ellipses: NDArray[np.float64]  # (source, 2, 2): r C^-1 r = 1 on the Kron ellipse
+
+
+def deblend_field(
+    image: ArrayLike,
+    deblender: Callable[..., Posterior],
+    *,
+    rms: ArrayLike | None = None,
+    rms_as_is: bool = False,
+    background: bool = True,
+    instrument: Instrument | None = None,
+    wcs: WCS | None = None,
+    progress: bool = False,
+    **sampling: int,
+) -> FieldResult:
+    """Find the sources of an image, deblend those that overlap and measure the others with SEP.
+
+    Parameters
+    ----------
+    image
+        Pixels ``(y, x)``, also as a masked array or a Quantity; those that are not finite, and patches of
+        5 x 5 and more exact zeros, are bad.
+    deblender
+        Called as ``deblender(stamps, sky_rms=..., **sampling)`` with stamps ``(blend, y, x)``, NaN for bad
+        pixels, and the sky noise of each; answers with their `Posterior`. Has an ``instrument``.
+    rms
+        Sky noise of a pixel in image units, a number or a map ``(y, x)``, also as a Quantity; None
+        measures it, place by place.
+    rms_as_is
+        Whether a map is taken at its word. Otherwise it is scaled to the scatter of the image's sky.
+    background
+        Whether SEP's background is subtracted.
+    instrument
+        The zero point (NaN for none), the exposure, which adds photon noise to SEP's errors, and the
+        correlation of the noise that fills what is over the edge; None takes the deblender's.
+    wcs
+        The image's world coordinates; adds ra and dec to the catalog.
+    progress
+        Whether a progress bar is shown.
+    **sampling
+        ``draws``, ``passes`` and ``seed`` for the deblender. The seed also draws the sky that replaces
+        sources.
+
+    Returns
+    -------
+    FieldResult
+        Catalog, posterior, stamps and what was measured on the way.
+
+    Raises
+    ------
+    ValueError
+        If the image has not two axes, no finite pixel, nothing but zeros or no source, or if `rms` is not
+        positive and finite or has another shape.
+    """
+    instrument = deblender.instrument if instrument is None else instrument
+    unit = str(getattr(image, "unit", ""))
+    rms = rms.to_value(unit) if isinstance(rms, Quantity) else rms
+    pixels = _checked_image(image)
+    noise = None if rms is None else _checked_rms(rms, pixels)
+    sky, scatter = estimate_background(pixels)
+    pixels = pixels - sky if background else pixels
+    if noise is None:
+        noise = np.maximum(scatter, 0.1 * np.median(scatter))
+    if not noise.all():
+        raise ValueError("rms must be given for an image whose sky does not scatter, got None")
+    detection = _found(pixels, noise)
+    factor = 1.0
+    if rms is None or (np.ndim(rms) and not rms_as_is):
+        factor = _or_else(1.0, sky_scatter, pixels / noise, detection.segmentation)
+        noise = noise * factor
+        detection = _found(pixels, noise)
+    white = correlation_sum(instrument.noise_kernel) ** 0.5
+    noise_factor = _or_else(white, noise_correlation_factor, pixels / noise, detection.segmentation)
+    zero_point = instrument.zero_point if np.isfinite(instrument.zero_point) else None
+    labels = {"flux_unit": unit, "zero_point": zero_point}
+    scene = _Field(pixels, noise, detection, instrument, labels, *_overlaps(detection, pixels))
+    stamps, corners, posterior = _deblend(scene, deblender, sampling, progress=progress)
+    return FieldResult(
+        catalog=_catalog(scene, posterior, corners, _measure_lone(scene, noise_factor), wcs),
+        posterior=posterior,
+        stamps=stamps,
+        corners=corners,
+        sky_rms=float(np.median(noise[np.isfinite(pixels)])),
+        noise_factor=noise_factor,
+        rms_factor=1.0 if rms is None else factor,
+        image=pixels,
+        detection=detection,
+    )
+
+
+def _checked_image(image: ArrayLike) -> NDArray[np.float64]:
+    pixels = np.ma.filled(np.ma.asarray(getattr(image, "value", image)).astype(np.float64), np.nan)
+    if pixels.ndim != 2:
+        raise ValueError(f"image must have the axes (y, x), got shape {pixels.shape}")
+    pixels = np.where(np.isfinite(pixels), pixels, np.nan)
+    if np.isnan(pixels).all():
+        raise ValueError("image must have finite pixels, got none")
+    if not np.nan_to_num(pixels).any():
+        raise ValueError("image must have pixels that are not zero, got none")
+    return np.where(uncovered(pixels), np.nan, pixels)
+
+
+def _checked_rms(rms: ArrayLike, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    noise = np.ma.filled(np.ma.asarray(rms).astype(np.float64), np.nan)
+    if noise.ndim and noise.shape != pixels.shape:
+        raise ValueError(f"rms must be a number or have the shape of image {pixels.shape}, got {noise.shape}")
+    noise = np.broadcast_to(noise, pixels.shape)
+    good = np.isfinite(pixels)
+    wrong = ~(np.isfinite(noise) & (noise > 0))
+    if (wrong & good).any():
+        raise ValueError(f"rms must be positive and finite, got {noise[wrong & good][0]}")
+    return np.where(wrong, np.median(noise[good]), noise)
+
+
+def _found(pixels: NDArray[np.float64], noise: NDArray[np.float64]) -> Detection:
+    detection = detect(pixels, noise, **SETTINGS)
+    if not len(detection):
+        least = SETTINGS["threshold"]
+        raise ValueError(f"no source found above {least:g} times the sky rms of {np.median(noise):.3g}")
+    return detection
+
+
+def _or_else(otherwise: float, measure: Callable[..., float], *arguments: NDArray) -> float:
+    """Return what is measured on blank sky, or something else where there is too little of it."""
+    try:
+        value = measure(*arguments)
+    except ValueError:
+        return otherwise
+    return value if np.isfinite(value) and value > 0 else otherwise
+
+
+def _overlaps(detection: Detection, pixels: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    radius = kron_radius(pixels, detection)
+    axes = np.stack([np.cos(detection.angle), np.sin(detection.angle)], axis=-1)
+    major = axes[:, :, None] * axes[:, None, :]
+    minor = np.eye(2) - major
+    semi = np.stack([radius * detection.semi_major, radius * detection.semi_minor])[:, :, None, None] ** 2
+    ellipses = semi[0] * major + semi[1] * minor
+    position = np.stack([detection.x, detection.y], axis=-1)
+    links = cKDTree(position).query_pairs(REACH, p=np.inf, output_type="ndarray").reshape(-1, 2)
+    contact = _contact(position[links[:, 1]] - position[links[:, 0]], *(ellipses[i] for i in links.T))
+    touching = (contact < 1) | np.isin(_key(links, len(detection)), _adjacent(detection))
+    links, contact = links[touching], contact[touching]
+    graph = coo_array((np.ones(len(links)), tuple(links.T)), shape=(len(detection),) * 2)
+    _, group = connected_components(graph, directed=False)
+    crowded = np.bincount(group)[group] > 2
+    return *_pair_up(detection.flux, links, contact), crowded, ellipses
+
+
+def _contact(offset: NDArray, first: NDArray, second: NDArray) -> NDArray[np.float64]:
+    greatest = np.zeros(len(offset))
+    for weight in np.linspace(0, 1, 34)[1:-1]:
+        mixed = (1 - weight) * first + weight * second
+        solved = np.linalg.solve(mixed, offset[..., None])[..., 0]
+        greatest = np.maximum(greatest, weight * (1 - weight) * (offset * solved).sum(-1))
+    return greatest
+
+
+def _key(links: NDArray, count: int) -> NDArray[np.int64]:
+    return links.min(-1).astype(np.int64) * count + links.max(-1)
+
+
+def _adjacent(detection: Detection) -> NDArray[np.int64]:
+    labels = detection.segmentation
+    sides = [(labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])]
+    sides = np.concatenate([np.stack(side, axis=-1).reshape(-1, 2) for side in sides])
+    sides = sides[(sides > 0).all(-1) & (sides[:, 0] != sides[:, 1])]
+    return np.unique(_key(sides - 1, len(detection)))
+
+
+def _pair_up(flux: NDArray, links: NDArray, contact: NDArray) -> tuple[NDArray, NDArray]:
+    neighbors: list[list[tuple[float, int]]] = [[] for _ in flux]
+    for (first, second), depth in zip(links.tolist(), contact.tolist(), strict=True):
+        neighbors[first].append((depth, second))
+        neighbors[second].append((depth, first))
+    done: set[int] = set()
+    pairs, kept = [], []
+    for source in np.argsort(-flux, kind="stable").tolist():
+        if source in done or not neighbors[source]:
+            continue
+        free = [neighbor for neighbor in neighbors[source] if neighbor[1] not in done]
+        partner = min(free or neighbors[source])[1]
+        pair = sorted((source, partner), key=lambda i: -flux[i])
+        pairs.append(pair)
+        kept.append([bool(free) or i == source for i in pair])
+        done |= {source, partner}
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2), np.array(kept, dtype=bool).reshape(-1, 2)
+
+
+def _deblend(
+    scene: _Field, deblender: Callable[..., Posterior], sampling: dict[str, int], *, progress: bool
+) -> tuple[NDArray | None, Table, Posterior | None]:
+    position = np.stack([scene.detection.x, scene.detection.y], axis=-1)
+    first_pixel = np.rint(position[scene.pairs[:, 0]] - STAMP_CENTER).astype(np.int64)
+    corners = Table({"blend": np.arange(len(first_pixel)), "x0": first_pixel[:, 0], "y0": first_pixel[:, 1]})
+    if not len(corners):
+        return None, corners, None
+    seed = sampling.get("seed", 0)
+    stamps, sky_rms = _cut_stamps(scene, first_pixel, seed)
+    answers = []
+    for start in tqdm(range(0, len(stamps), CHUNK), desc="deblending", unit="chunk", disable=not progress):
+        part = slice(start, start + CHUNK)
+        answers.append(deblender(stamps[part], sky_rms=sky_rms[part], **(sampling | {"seed": seed + start})))
+    posterior = Posterior.concatenate(answers)
+    x, y = (position[scene.pairs] - first_pixel[:, None]).transpose(2, 0, 1)
+    over = ((first_pixel < 0) | (first_pixel + STAMP_SIZE > scene.image.shape[::-1])).any(-1)
+    flags = posterior.flags.values | (over * int(Flag.TRUNCATED))[:, None]
+    flags = flags | scene.crowded[scene.pairs] * int(Flag.CROWDED)
+    posterior = _placed(posterior, x, y, flags=(("blend", "galaxy"), flags))
+    posterior.flux.attrs["unit"] = scene.labels["flux_unit"]
+    posterior.dataset.attrs |= {name: value for name, value in scene.labels.items() if value is not None}
+    return stamps, corners, posterior
+
+
+def _placed(posterior: Posterior, x: NDArray, y: NDArray, **others: tuple) -> Posterior:
+    dims = ("blend", "galaxy")
+    return Posterior(posterior.dataset.assign(x=(dims, x), y=(dims, y), **others))
+
+
+def _cut_stamps(scene: _Field, first_pixel: NDArray, seed: int) -> tuple[NDArray[np.float32], NDArray]:
+    # Sky is moved in units of the noise, so that it fits where the depth differs.
+    ratio = np.pad(scene.image / scene.noise, PADDING, constant_values=np.nan)
+    noise = np.pad(scene.noise, PADDING, mode="edge")
+    owner = np.pad(dilate(scene.detection.segmentation), PADDING)
+    inside = np.pad(np.ones(scene.image.shape, dtype=bool), PADDING)
+    kernel = None if scene.instrument.noise_kernel is None else scene.instrument.noise_kernel.cpu()
+    stamps = np.empty((len(first_pixel), STAMP_SIZE, STAMP_SIZE), dtype=np.float32)
+    sky_rms = np.empty(len(stamps))
+    inner = (slice(BORDER, -BORDER),) * 2
+    for i, (x0, y0) in enumerate(first_pixel + PADDING - BORDER):
+        side = STAMP_SIZE + 2 * BORDER
+        window = (slice(y0, y0 + side), slice(x0, x0 + side))
+        rng = np.random.default_rng([seed, i])
+        others = np.zeros((side, side), dtype=bool)
+        others[inner] = ~np.isin(owner[window][inner], [0, *(scene.pairs[i] + 1)])
+        blank = owner[window] == 0
+        clean = replace_with_sky(ratio[window], others, rng, blank=blank, kernel=kernel, sky_rms=1.0)[inner]
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        drawn = correlated_noise(clean.shape, kernel, generator=generator).numpy()
+        stamps[i] = np.where(inside[window][inner], clean, drawn) * noise[window][inner]
+        sky_rms[i] = np.median(noise[window][inner][inside[window][inner]])
+    return stamps, sky_rms
+
+
+def _measure_lone(scene: _Field, noise_factor: float) -> Posterior | None:
+    found = scene.detection
+    flux, error = kron_flux(scene.image, found, scene.noise)
+    lone = np.setdiff1d(np.arange(len(found)), scene.pairs)
+    lone = lone[np.argsort(-flux[lone], kind="stable")]
+    if not len(lone):
+        return None
+    flux = flux[lone]
+    error = np.hypot(noise_factor * error[lone], np.sqrt(np.maximum(flux, 0) / scene.instrument.exposure))
+    steps = special.ndtri((np.arange(QUANTILES) + 0.5) / QUANTILES)
+    draws = flux + error * (steps / steps.std(ddof=1))[:, None]
+    return Posterior.from_draws(
+        draws[None, :, :, None, None],
+        flux_kind="auto",
+        method="sep",
+        x=found.x[lone, None],
+        y=found.y[lone, None],
+        flags=_lone_flags(scene, lone)[:, None],
+        **scene.labels,
+    )
+
+
+def _lone_flags(scene: _Field, lone: NDArray[np.int64]) -> NDArray[np.int64]:
+    bad = np.isnan(scene.image)
+    x, y = scene.detection.x[lone], scene.detection.y[lone]
+    flags = np.full(len(lone), int(Flag.SINGLE))
+    if bad.any():
+        distance = ndimage.distance_transform_edt(~bad)[np.rint(y).astype(int), np.rint(x).astype(int)]
+        flags |= (distance <= CENTER_RADIUS) * int(Flag.BAD_CENTER)
+    reach_x, reach_y = np.sqrt(np.diagonal(scene.ellipses[lone], axis1=1, axis2=2)).T
+    rows, columns = bad.shape
+    over = (x < reach_x) | (y < reach_y) | (x + reach_x > columns - 1) | (y + reach_y > rows - 1)
+    return flags | over * int(Flag.TRUNCATED)
+
+
+def _catalog(
+    scene: _Field, posterior: Posterior | None, corners: Table, lone: Posterior | None, wcs: WCS | None
+) -> QTable:
+    tables = []
+    if posterior is not None:
+        x, y = (posterior.dataset[name].values + corners[f"{name}0"].data[:, None] for name in ("x", "y"))
+        tables.append(_placed(posterior, x, y).summary(wcs=wcs)[scene.kept.ravel()])
+    if lone is not None:
+        tables.append(lone.summary(wcs=wcs))
+        tables[-1]["blend"] = np.ma.masked_all(len(tables[-1]), dtype=np.int64)
+    catalog = vstack(tables, metadata_conflicts="silent")
+    catalog["id"] = np.arange(1, len(catalog) + 1)
+    catalog.meta["flux_kind"] = ", ".join(dict.fromkeys(catalog["flux_kind"]))
+    return catalog

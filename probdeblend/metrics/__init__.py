@@ -1,0 +1,1 @@
+"""Accuracy and calibration: pure functions of arrays."""

@@ -1,0 +1,1 @@
+"""Modules whose ``forward`` returns a distribution, or logits."""

@@ -1,0 +1,1 @@
+"""Images in; sources, noise and apertures out."""

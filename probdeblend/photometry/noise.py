@@ -1,0 +1,152 @@
+"""Noise of drizzled images: draw it, and say how its pixels are correlated.
+
+Drizzling spreads every detector pixel over several output pixels, which lowers the scatter of a pixel and
+correlates it with its neighbours; sums over many pixels keep the scatter they had before. The noise here is
+white noise convolved with a kernel and scaled to the wanted standard deviation, so its covariance is positive
+definite by construction. With unit-variance correlation ``rho(dy, dx)``, the scatter of a sum over a large
+area is ``sqrt(sum(rho))`` times what independent pixels of the same rms would give (Casertano et al. 2000,
+doi:10.1086/316851): 2.25 for CANDELS F160W.
+
+Photon noise is the same field, scaled: a pixel of expected flux ``I`` has the variance
+``sky_rms**2 + I / (exposure * sum(rho))``, so that the flux of a galaxy has Poisson scatter ``sqrt(flux /
+exposure)``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..scene import Instrument
+
+__all__ = ["add_noise", "autocorrelation", "correlated_noise", "correlation_sum", "noise_rms"]
+
+
+def _unit_kernel(kernel: Tensor) -> Tensor:
+    return kernel / kernel.square().sum().sqrt()
+
+
+def autocorrelation(kernel: Tensor | None) -> Tensor:
+    """Return the autocorrelation of white noise convolved with a kernel.
+
+    Parameters
+    ----------
+    kernel
+        Kernel ``(y, x)``; None for white noise.
+
+    Returns
+    -------
+    Tensor
+        Correlation of two pixels by their lag ``(2 y - 1, 2 x - 1)``, one at its center.
+    """
+    if kernel is None:
+        return torch.ones(1, 1)
+    unit = _unit_kernel(kernel)[None, None]
+    height, width = kernel.shape
+    return torch.nn.functional.conv2d(unit, unit, padding=(height - 1, width - 1))[0, 0]
+
+
+def correlation_sum(kernel: Tensor | None) -> float:
+    """Return the variance of a sum over a large area in units of what white noise of the same rms gives.
+
+    Parameters
+    ----------
+    kernel
+        Kernel ``(y, x)``; None for white noise.
+
+    Returns
+    -------
+    float
+        The sum of the autocorrelation, 1 for white noise.
+    """
+    return float(autocorrelation(kernel).sum())
+
+
+def correlated_noise(
+    shape: tuple[int, ...], kernel: Tensor | None, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw stationary Gaussian noise of unit variance.
+
+    Parameters
+    ----------
+    shape
+        Shape of the result; the last two axes are y and x.
+    kernel
+        Kernel ``(y, x)`` with odd sides that gives the correlation; None for white noise.
+    generator
+        Source of randomness; torch's default one if None.
+
+    Returns
+    -------
+    Tensor
+        The noise, on the kernel's device.
+
+    Raises
+    ------
+    ValueError
+        If the kernel has an even side.
+    """
+    if kernel is None:
+        return torch.randn(shape, generator=generator)
+    height, width = kernel.shape
+    if height % 2 == 0 or width % 2 == 0:
+        raise ValueError(f"kernel must have odd sides, got shape {(height, width)}")
+    *leading, rows, columns = shape
+    size = (*leading, rows + height - 1, columns + width - 1)
+    white = torch.randn(size, generator=generator, device=kernel.device, dtype=kernel.dtype)
+    flat = white.reshape(-1, 1, *size[-2:])
+    return torch.nn.functional.conv2d(flat, _unit_kernel(kernel)[None, None]).reshape(shape)
+
+
+def noise_rms(light: Tensor, sky_rms: Tensor, exposure: Tensor, *, kernel: Tensor | None) -> Tensor:
+    """Return the standard deviation of every pixel: sky and photons.
+
+    Parameters
+    ----------
+    light
+        Expected, noiseless pixels in image units.
+    sky_rms, exposure
+        Sky noise of a pixel in image units and counts per unit of flux, broadcast against `light`.
+    kernel
+        Kernel of the noise's correlation; None for white noise.
+
+    Returns
+    -------
+    Tensor
+        Standard deviation in image units, of the shape of `light`.
+    """
+    photons = light.clamp(min=0) / (exposure * correlation_sum(kernel))
+    return (sky_rms.square() + photons).sqrt()
+
+
+def add_noise(
+    light: Tensor,
+    instrument: Instrument,
+    *,
+    sky_rms: Tensor,
+    exposure: Tensor,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Add sky and photon noise to noiseless images.
+
+    Parameters
+    ----------
+    light
+        Noiseless images ``(blend, ..., y, x)`` in image units.
+    instrument
+        Where the correlation of the noise comes from.
+    sky_rms, exposure
+        Sky noise of a pixel and counts per unit of flux of each blend ``(blend,)``.
+    generator
+        Source of randomness; torch's default one if None.
+
+    Returns
+    -------
+    Tensor
+        The noisy images.
+    """
+    per_blend = (-1,) + (1,) * (light.ndim - 1)
+    kernel = instrument.noise_kernel
+    rms = noise_rms(light, sky_rms.reshape(per_blend), exposure.reshape(per_blend), kernel=kernel)
+    noise = correlated_noise(tuple(light.shape), kernel, generator=generator)
+    return light + rms * noise.to(light)

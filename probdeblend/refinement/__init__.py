@@ -1,0 +1,1 @@
+"""The generative model as a Pyro program, and answers under it."""

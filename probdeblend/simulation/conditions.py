@@ -1,0 +1,159 @@
+"""What training is made of: batches, the conditions that images are taken in, turns and flips."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..scene import Blend
+from .profiles import reshape_psf
+
+__all__ = ["Batch", "Conditions", "training_batch", "turn"]
+
+
+class Batch(NamedTuple):
+    """What a loss takes; all but the mask in units of the sky noise.
+
+    Parameters
+    ----------
+    image
+        Pixels ``(blend, band, y, x)``.
+    flux
+        True total flux ``(blend, galaxy)``.
+    mask
+        True masks ``(blend, galaxy, y, x)``.
+    light
+        Image of each galaxy alone ``(blend, galaxy, y, x)``.
+    """
+
+    image: Tensor
+    flux: Tensor
+    mask: Tensor
+    light: Tensor
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What varies from image to image of a training set: depth and PSF.
+
+    Parameters
+    ----------
+    sky_rms
+        Least and largest sky noise of a pixel in image units, log-uniform between.
+    exposure
+        Least and largest exposure in counts per unit of flux, uniform between.
+    psf_growth
+        Least and largest width of the PSF over that of the instrument's, uniform between.
+    psf_shear
+        Largest reduced shear of the PSF, (a - b) / (a + b) of its half-axes; uniform in the plane of shears.
+
+    Raises
+    ------
+    ValueError
+        If a range is not positive and increasing, or the shear not between 0 and 1.
+    """
+
+    sky_rms: tuple[float, float] = (2e-3, 8e-3)
+    exposure: tuple[float, float] = (1800.0, 5000.0)
+    psf_growth: tuple[float, float] = (0.95, 1.05)
+    psf_shear: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("sky_rms", "exposure", "psf_growth"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be a positive, increasing range, got {(low, high)}")
+        if not 0 <= self.psf_shear < 1:
+            raise ValueError(f"psf_shear must be at least 0 and less than 1, got {self.psf_shear}")
+
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Draw depths from torch's default generator.
+
+        Parameters
+        ----------
+        count
+            Number of blends.
+
+        Returns
+        -------
+        tuple of Tensor
+            Sky noise and exposure ``(blend,)``.
+        """
+        low, high = (math.log(value) for value in self.sky_rms)
+        least, most = self.exposure
+        return (low + (high - low) * torch.rand(count)).exp(), least + (most - least) * torch.rand(count)
+
+    def sample_psf(self, psf: Tensor) -> Tensor:
+        """Draw a PSF from torch's default generator.
+
+        Parameters
+        ----------
+        psf
+            The instrument's effective PSF ``(y, x)``.
+
+        Returns
+        -------
+        Tensor
+            A PSF of the family, of the same shape.
+        """
+        low, high = self.psf_growth
+        if low == high == 1 and self.psf_shear == 0:
+            return psf
+        growth = low + (high - low) * torch.rand(1)
+        size, turn = self.psf_shear * torch.rand(1).sqrt(), 2 * math.pi * torch.rand(1)
+        shear = torch.stack([size * turn.cos(), size * turn.sin()], -1)
+        return reshape_psf(psf, growth.to(psf), shear.to(psf))[0]
+
+
+def training_batch(blend: Blend) -> Batch:
+    """Return what a loss takes.
+
+    Parameters
+    ----------
+    blend
+        Blends with truth, in one band.
+
+    Returns
+    -------
+    Batch
+        In units of the sky noise.
+
+    Raises
+    ------
+    ValueError
+        If the blends have no truth, or are not pairs.
+    """
+    if blend.flux is None or blend.mask is None or blend.isolated is None:
+        raise ValueError("blends must have flux, mask and isolated to train on, got blends without truth")
+    if blend.flux.shape[1] != 2 or torch.isnan(blend.flux).any():
+        raise ValueError("blends must be pairs to train on, got other numbers of galaxies")
+    rms = blend.sky_rms[:, None, None, None]
+    return Batch(blend.image / rms, blend.flux[..., 0] / rms[:, :, 0, 0], blend.mask, blend.isolated[:, :, 0] / rms)
+
+
+def turn(batch: Batch, *, quarters: int, flip: bool) -> Batch:
+    """Turn and flip what has pixels; fluxes stay.
+
+    Parameters
+    ----------
+    batch
+        What `training_batch` returns.
+    quarters
+        Number of quarter turns from x to y.
+    flip
+        Whether to flip x first.
+
+    Returns
+    -------
+    Batch
+        The turned batch.
+    """
+
+    def turned(pixels: Tensor) -> Tensor:
+        return torch.rot90(pixels.flip(-1) if flip else pixels, -quarters, (-2, -1))
+
+    return Batch(turned(batch.image), batch.flux, turned(batch.mask), turned(batch.light))

@@ -1,0 +1,1 @@
+"""Isolated real galaxies: cut, judged, kept, blended and injected."""

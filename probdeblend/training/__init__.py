@@ -1,0 +1,1 @@
+"""From scenes to weights: streams, the training loop, recipes, and fitted calibrators."""

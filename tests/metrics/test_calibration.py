@@ -1,0 +1,172 @@
+"""Every diagnostic passes on an exact posterior, and fails on wrong ones that it is made to see."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from probdeblend.metrics.bands import ecdf_band, expected_coverage, rank_p_value
+from probdeblend.metrics.ranks import covariance_pit, joint_pit, normal_pit, pit, tarp, whitened
+from probdeblend.metrics.scores import energy_score, interval_score, log_score
+
+BLENDS, DRAWS = 2000, 120
+COVARIANCE = np.array([[1.0, -0.85], [-0.85, 1.0]])
+WRONG = ("narrow", "wide", "biased", "uncorrelated")
+
+
+@cache
+def posteriors(kind="exact", *, seed=1):
+    """Draws, means, covariances and truths of pairs whose posterior widths differ from blend to blend."""
+    rng = np.random.default_rng(seed)
+    scale = np.exp(0.5 * rng.normal(size=(BLENDS, 1)))
+    mean = 10 + 3 * rng.normal(size=(BLENDS, 2))
+    truth = mean + scale * rng.multivariate_normal([0, 0], COVARIANCE, size=BLENDS)
+    covariance = np.diag(np.diag(COVARIANCE)) if kind == "uncorrelated" else COVARIANCE
+    noise = rng.multivariate_normal([0, 0], covariance, size=(DRAWS, BLENDS))
+    width = {"narrow": 0.7, "wide": 1.5}.get(kind, 1.0)
+    shift = 0.5 * scale if kind == "biased" else 0.0
+    draws = mean + shift + width * scale * noise
+    return draws, mean + shift, (width * scale[:, :, None]) ** 2 * covariance, truth
+
+
+def values(diagnostic, kind):
+    draws, mean, covariance, truth = posteriors(kind)
+    sd = np.sqrt(np.einsum("bii->bi", covariance))
+    return {
+        "pit": lambda: pit(draws[..., 0], truth[:, 0]),
+        "normal_pit": lambda: normal_pit(mean[:, 0], sd[:, 0], truth[:, 0]),
+        "total": lambda: pit(draws.sum(-1), truth.sum(-1)),
+        "joint_pit": lambda: joint_pit(draws, truth),
+        "covariance_pit": lambda: covariance_pit(mean, covariance, truth),
+        "tarp": lambda: tarp(draws, truth),
+    }[diagnostic]()
+
+
+SEES = {
+    "pit": ("narrow", "wide", "biased"),
+    "normal_pit": ("narrow", "wide", "biased"),
+    "total": WRONG,
+    "joint_pit": WRONG,
+    "covariance_pit": WRONG,
+    "tarp": ("narrow", "wide", "biased"),
+}
+
+
+@pytest.mark.parametrize("diagnostic", SEES)
+def test_exact_posteriors_pass(diagnostic, false_alarm):
+    found = values(diagnostic, "exact")
+    assert rank_p_value(found) > max(false_alarm, 1 / 2000)
+    assert stats.kstest(found, "uniform").pvalue > false_alarm
+    for level, covered, _, _ in expected_coverage(found, central=diagnostic in ("pit", "normal_pit", "total")):
+        assert stats.binomtest(round(covered * len(found)), len(found), level).pvalue > false_alarm
+
+
+@pytest.mark.parametrize(("diagnostic", "kind"), [(name, kind) for name, kinds in SEES.items() for kind in kinds])
+def test_wrong_posteriors_fail(diagnostic, kind, false_alarm):
+    found = values(diagnostic, kind)
+    assert rank_p_value(found) <= 1 / 2000
+    assert stats.kstest(found, "uniform").pvalue < false_alarm
+
+
+@pytest.mark.parametrize(("kind", "sign"), [("narrow", -1), ("wide", 1)])
+def test_coverage_tells_the_width(kind, sign):
+    for level, covered, low, high in expected_coverage(values("pit", kind)):
+        assert low < level < high
+        assert (covered > high) if sign > 0 else (covered < low)
+
+
+@pytest.mark.parametrize("score", [pytest.param("energy_score", marks=pytest.mark.slow), "log_score", "interval_score"])
+@pytest.mark.parametrize("kind", WRONG)
+def test_scores_worsen(score, kind):
+    """By more than five standard errors of the paired difference."""
+    right, wrong = (posteriors(name) for name in ("exact", kind))
+    function = getattr(calibration, score)
+    if score == "interval_score":
+        # Marginal intervals do not see the pair's correlation; the interval of the total does.
+        both = [function(part[0].sum(-1), part[3].sum(-1)) for part in (right, wrong)]
+    else:
+        both = [function(part[0], part[3]) for part in (right, wrong)]
+    difference = both[1] - both[0]
+    assert difference.mean() > 5 * difference.std() / np.sqrt(len(difference))
+
+
+def test_whitened_errors_show_a_missing_correlation():
+    exact, wrong = (whitened(*posteriors(kind)[1:]) for kind in ("exact", "uncorrelated"))
+    assert abs(np.corrcoef(exact.T)[0, 1]) < 0.1
+    assert np.corrcoef(wrong.T)[0, 1] < -0.7
+    assert exact.std(0) == pytest.approx([1, 1], abs=0.08)
+
+
+def test_energy_score_is_the_crps_of_one_part(rng):
+    draws, truth = rng.normal(size=(50, 7, 1)), rng.normal(size=(7, 1))
+    pairs = np.abs(draws[:, None, :, 0] - draws[None, :, :, 0]).sum((0, 1)) / (50 * 49)
+    expected = np.abs(draws - truth).mean(0)[:, 0] - pairs / 2
+    np.testing.assert_allclose(energy_score(draws, truth), expected)
+
+
+def test_log_score_of_a_normal(rng):
+    draws = rng.multivariate_normal([0, 0], COVARIANCE, size=(200_000, 1))
+    truth = np.array([[0.3, -0.6]])
+    expected = -stats.multivariate_normal([0, 0], COVARIANCE).logpdf(truth[0])
+    assert log_score(draws, truth)[0] == pytest.approx(expected, abs=0.02)
+
+
+def test_interval_score_of_an_interval(rng):
+    draws = np.linspace(0, 1, 1001)[:, None] * np.ones((1, 3))
+    found = interval_score(draws, np.array([0.5, 0.0, 1.0]), level=0.8)
+    np.testing.assert_allclose(found, [0.8, 0.8 + 10 * 0.1, 0.8 + 10 * 0.1], atol=1e-6)
+
+
+def test_the_band_holds_whole_curves(rng, false_alarm):
+    points, low, high = ecdf_band(100, level=0.9)
+    curves = [np.searchsorted(np.sort(rng.random(100)), points, side="right") / 100 for _ in range(400)]
+    inside = sum(bool(((curve >= low) & (curve <= high)).all()) for curve in curves)
+    # Counts are whole, so that the band holds a little more than it says.
+    assert stats.binomtest(inside, 400, 0.9, alternative="less").pvalue > false_alarm
+    assert inside / 400 < 0.97
+
+
+def test_p_values_are_uniform(rng, false_alarm):
+    found = [rank_p_value(rng.random(80)) for _ in range(300)]
+    assert stats.kstest(found, "uniform").pvalue > false_alarm
+
+
+def test_abstentions_are_left_out():
+    draws, mean, covariance, truth = (array.copy() for array in posteriors())
+    draws[:, :10], mean[:10] = np.nan, np.nan
+    assert len(pit(draws[..., 0], truth[:, 0])) == BLENDS - 10
+    for found in (joint_pit(draws, truth), tarp(draws, truth)):
+        assert len(found) == BLENDS - 10
+    assert len(covariance_pit(mean, covariance, truth)) == BLENDS - 10
+
+
+def test_same_seed_same_values():
+    draws, _, _, truth = posteriors()
+    assert np.array_equal(tarp(draws, truth, seed=3), tarp(draws, truth, seed=3))
+    assert not np.array_equal(tarp(draws, truth, seed=3), tarp(draws, truth, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pit(np.ones((5, 3)), np.ones(4)), r"draws must have the shape \(draw, \*\(4,\)\), got"),
+        (lambda: pit(np.ones((1, 3)), np.ones(3)), "draws must be at least 2, got 1"),
+        (lambda: pit(np.ones((5, 2)), [1, np.nan]), "truth must be finite, got 1 values that are not"),
+        (lambda: joint_pit(np.ones((5, 3)), np.ones(3)), r"truth must have the axes \(blend, part\)"),
+        (lambda: tarp(np.ones((2, 3, 2)), np.ones((3, 2))), "draws must be more than the 2 parts, got 2"),
+        (lambda: whitened(np.ones((3, 2)), np.ones((3, 3)), np.ones((3, 2))), "covariance must have the"),
+        (lambda: whitened(np.ones((3, 2)), -np.ones((3, 2, 2)), np.ones((3, 2))), "must be positive def"),
+        (lambda: normal_pit(np.ones(3), np.zeros(3), np.ones(3)), r"sd must be positive, got 0\.0"),
+        (lambda: normal_pit(np.ones(3), np.ones(2), np.ones(3)), r"sd must have the shape of truth \(3,\)"),
+        (lambda: expected_coverage([]), "values must hold at least one, got none"),
+        (lambda: expected_coverage([0.5], levels=[68]), "levels must be between 0 and 1"),
+        (lambda: rank_p_value([0.5]), "at least 10 values are needed, got 1"),
+        (lambda: ecdf_band(5), "at least 10 values are needed, got 5"),
+        (lambda: ecdf_band(50, level=2), "level must be between 0 and 1, got 2"),
+        (lambda: interval_score(np.ones((5, 3)), np.ones(3), level=1), "level must be between 0 and 1"),
+    ],
+)
+def test_mistakes(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

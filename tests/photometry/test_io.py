@@ -1,0 +1,352 @@
+import gzip
+
+import numpy as np
+import pytest
+import torch
+from astropy import units as u
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from astropy.table import QTable, Table
+from matplotlib.figure import Figure
+
+from probdeblend._files import output_folder, read_tensors, write_catalog, write_pixels, write_table, write_tensors
+from probdeblend.photometry.images import read_image, read_map, read_psf, read_stamps
+
+
+def write(path, data, *, name="", **cards):
+    header = fits.Header()
+    header.update(cards)
+    fits.PrimaryHDU(data, header).writeto(path)
+    return path
+
+
+def tangent_plane(header, x, y):
+    """Sky position by the header's CD matrix alone, with the formulae of the gnomonic projection."""
+    offset = np.array([x + 1 - header["CRPIX1"], y + 1 - header["CRPIX2"]])
+    matrix = np.array([[header[f"CD{i}_{j}"] for j in (1, 2)] for i in (1, 2)])
+    xi, eta = np.radians(matrix @ offset)
+    ra, dec = np.radians([header["CRVAL1"], header["CRVAL2"]])
+    down = np.cos(dec) - eta * np.sin(dec)
+    sky = ra + np.arctan2(xi, down), np.arctan2(np.sin(dec) + eta * np.cos(dec), np.hypot(xi, down))
+    return np.degrees(sky)
+
+
+@pytest.fixture
+def pixels(rng):
+    return rng.normal(size=(20, 30)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i2", ">i4", "u1"])
+def test_any_type_becomes_native_floats(tmp_path, dtype):
+    data = np.arange(600).reshape(20, 30) % 200
+    image = read_image(write(tmp_path / "x.fits", data.astype(dtype)))
+    assert image.data.dtype == (np.float64 if dtype in (">f8", ">i4") else np.float32)
+    assert image.data.dtype.isnative
+    np.testing.assert_array_equal(image.data, data)
+    assert torch.from_numpy(image.data).shape == (20, 30)
+    assert (image.wcs, image.pixel_scale, image.zero_point, image.unit) == (None, None, None, "")
+
+
+def test_bad_pixels_and_degenerate_axes(tmp_path, pixels):
+    pixels[3, 4], pixels[5, 6] = np.nan, np.inf
+    image = read_image(write(tmp_path / "x.fits", pixels[None, None]))
+    assert image.data.shape == (20, 30)
+    assert np.argwhere(image.bad_pixels).tolist() == [[3, 4], [5, 6]]
+
+
+def test_compressed_files(tmp_path, pixels):
+    plain = write(tmp_path / "x.fits", pixels)
+    (tmp_path / "x.fits.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    np.testing.assert_array_equal(read_image(tmp_path / "x.fits.gz").data, pixels)
+    fits.CompImageHDU(pixels, name="SCI", quantize_level=0, compression_type="GZIP_1").writeto(tmp_path / "x.fz")
+    np.testing.assert_array_equal(read_image(tmp_path / "x.fz").data, pixels)
+
+
+def test_units_and_zero_points(tmp_path, pixels):
+    hst = {"BUNIT": "ELECTRONS/S", "PHOTFLAM": 1.9106037e-20, "PHOTPLAM": 15369.18}
+    image = read_image(write(tmp_path / "hst.fits", pixels, **hst))
+    assert u.Unit(image.unit) == u.electron / u.s
+    # The sum of the published formula: -21.1 AB at the pivot wavelength.
+    assert image.zero_point == pytest.approx(-2.5 * np.log10(1.9106037e-20) - 5 * np.log10(15369.18) - 2.408)
+    assert image.zero_point == pytest.approx(25.956, abs=1e-3)
+    counts = read_image(write(tmp_path / "raw.fits", pixels, **(hst | {"BUNIT": "ELECTRONS"})))
+    assert (counts.unit, counts.zero_point) == ("electron", None)
+    assert read_image(write(tmp_path / "card.fits", pixels, **hst, MAGZERO=25.9463)).zero_point == 25.9463
+    assert read_image(write(tmp_path / "text.fits", pixels, MAGZERO="n/a")).zero_point is None
+    assert read_image(write(tmp_path / "e.fits", pixels, BUNIT="e-/s")).unit == "electron / s"
+    assert read_image(write(tmp_path / "adu.fits", pixels, BUNIT="weird thing")).unit == "weird thing"
+
+
+def test_choosing_an_hdu(tmp_path, pixels):
+    path = tmp_path / "x.fits"
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(pixels, name="SCI"), fits.ImageHDU(2 * pixels, name="WHT")]
+    fits.HDUList(hdus).writeto(path)
+    for hdu in (1, "1", "SCI", "sci"):
+        np.testing.assert_array_equal(read_image(path, hdu=hdu).data, pixels)
+    images = r"1 SCI \(30 x 20\), 2 WHT \(30 x 20\)"
+    with pytest.raises(ValueError, match=rf"x.fits: choose one of the HDUs with an image: {images}"):
+        read_image(path)
+    for hdu in (0, 7, "MODEL"):
+        with pytest.raises(ValueError, match=rf"x.fits: HDU {hdu} holds no image, these do: {images}"):
+            read_image(path, hdu=hdu)
+
+
+def test_unreadable_files(tmp_path, rng):
+    with pytest.raises(FileNotFoundError, match=r"none.fits: no such file"):
+        read_image(tmp_path / "none.fits")
+    text = tmp_path / "text.fits"
+    text.write_text("This is no image.\n" * 500)
+    empty = tmp_path / "empty.fits"
+    empty.touch()
+    for path in (text, empty):
+        with pytest.raises(ValueError, match=rf"{path.name}: not a FITS file, or damaged"):
+            read_image(path)
+    whole = write(tmp_path / "whole.fits", rng.normal(size=(90, 90)))
+    cut = tmp_path / "cut.fits"
+    cut.write_bytes(whole.read_bytes()[:20000])
+    with pytest.raises(ValueError, match=r"cut.fits: the file is truncated"):
+        read_image(cut)
+    packed = tmp_path / "packed.fits.gz"
+    packed.write_bytes(gzip.compress(whole.read_bytes())[:20000])
+    with pytest.raises(ValueError, match=r"packed.fits.gz: (not a FITS file, or damaged|the file is truncated)"):
+        read_image(packed)
+    tiles = tmp_path / "tiles.fits"
+    fits.CompImageHDU(rng.normal(size=(90, 90)).astype("f4"), compression_type="GZIP_1").writeto(tiles)
+    content = bytearray(tiles.read_bytes())
+    content[-6000:-3000] = b"\x07" * 3000
+    tiles.write_bytes(content)
+    with pytest.raises(ValueError, match=r"tiles.fits: its pixels cannot be read"):
+        read_image(tiles)
+
+
+def test_images_without_content(tmp_path, pixels):
+    table = tmp_path / "table.fits"
+    Table({"flux": [1.0]}).write(table)
+    with pytest.raises(ValueError, match=r"table.fits: no HDU holds an image"):
+        read_image(table)
+    with pytest.raises(ValueError, match=r"zero.fits: every good pixel of the image is zero"):
+        read_image(write(tmp_path / "zero.fits", 0 * pixels))
+    with pytest.raises(ValueError, match=r"nan.fits: the image has no finite pixel"):
+        read_image(write(tmp_path / "nan.fits", np.nan * pixels))
+    cube = write(tmp_path / "cube.fits", np.ones((3, 20, 30)))
+    with pytest.raises(ValueError, match=r"cube.fits: the image must have two dimensions \(y, x\), got .*3, 20, 30"):
+        read_image(cube)
+
+
+def test_stamps(tmp_path, rng):
+    cube = rng.normal(size=(3, 128, 128))
+    np.testing.assert_array_equal(read_stamps(write(tmp_path / "cube.fits", cube)).data, cube)
+    assert read_stamps(write(tmp_path / "one.fits", cube[0])).data.shape == (1, 128, 128)
+    with pytest.raises(ValueError, match=r"small.fits: stamps must have shape .*, got \(3, 127, 128\)"):
+        read_stamps(write(tmp_path / "small.fits", cube[:, 1:]))
+    cube[1] = np.nan
+    with pytest.raises(ValueError, match=r"nan.fits: stamp 1 has no finite pixel"):
+        read_stamps(write(tmp_path / "nan.fits", cube))
+    cube[1] = 0
+    with pytest.raises(ValueError, match=r"zero.fits: every good pixel of stamp 1 is zero"):
+        read_stamps(write(tmp_path / "zero.fits", cube))
+
+
+LINEAR = {
+    "CTYPE1": "RA---TAN",
+    "CTYPE2": "DEC--TAN",
+    "CRVAL1": 53.1,
+    "CRVAL2": -27.8,
+    "CRPIX1": -3717.5,
+    "CRPIX2": -1889.5,
+    "CD1_1": -0.06 / 3600,
+    "CD1_2": 0.0,
+    "CD2_1": 0.0,
+    "CD2_2": 0.06 / 3600,
+    "A_ORDER": 2,
+    "B_ORDER": 2,
+    "A_2_0": 1e-5,
+    "B_0_2": 3e-5,
+}
+
+
+def test_sip_terms_count_only_where_announced(tmp_path, pixels):
+    linear = read_image(write(tmp_path / "linear.fits", pixels, **LINEAR))
+    assert linear.pixel_scale == pytest.approx(0.06, rel=1e-6)
+    sky = linear.wcs.pixel_to_world(10, 12)
+    np.testing.assert_allclose([sky.ra.deg, sky.dec.deg], tangent_plane(LINEAR, 10, 12), atol=1e-9)
+    announced = LINEAR | {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP"}
+    bent = read_image(write(tmp_path / "bent.fits", pixels, **announced))
+    assert bent.wcs.pixel_to_world(10, 12).separation(sky) > 5 * u.arcsec
+
+
+@pytest.mark.parametrize("name", ["egs_H.gf10518", "egs_H.gf12782", "gds_H.gf16440"])
+def test_sky_positions_of_candels(data_dir, name, capfd):
+    image = read_image(data_dir / "candels_f160w" / f"{name}.fits", hdu=1)
+    assert "A_ORDER" in image.header
+    assert capfd.readouterr() == ("", "")
+    assert image.pixel_scale == pytest.approx(0.06, rel=1e-4)
+    assert image.unit == "electron / s"
+    sky = image.wcs.pixel_to_world(80, 70)
+    np.testing.assert_allclose([sky.ra.deg, sky.dec.deg], tangent_plane(image.header, 80, 70), atol=1e-8)
+    center = SkyCoord(214.9, 52.9, unit="deg") if name.startswith("egs") else SkyCoord(53.12, -27.8, unit="deg")
+    assert sky.separation(center) < 0.4 * u.deg
+
+
+def test_psf(tmp_path):
+    grid = np.arange(41) - 20
+    gaussian = 3 * np.exp(-(grid**2 + grid[:, None] ** 2) / 8)
+    psf = read_psf(write(tmp_path / "odd.fits", gaussian, PIXSCALE=0.0601), pixel_scale=0.06)
+    assert psf.shape == (41, 41)
+    assert psf.sum() == pytest.approx(1)
+    for number, window in enumerate([np.s_[1:, 1:], np.s_[:-1, :-1], np.s_[1:, :-1]]):
+        even = read_psf(write(tmp_path / f"even{number}.fits", gaussian[window]))
+        np.testing.assert_allclose(even, gaussian[1:-1, 1:-1] / gaussian[1:-1, 1:-1].sum())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda psf: psf[1:], r"the PSF must be square, got shape \(40, 41\)"),
+        (lambda psf: np.pad(psf, 44), "the PSF must not be larger than a stamp of 128 pixels, got 129"),
+        (lambda psf: np.where(psf > 0.9, np.nan, psf), "the PSF must be finite, got 1 bad pixels"),
+        (lambda psf: psf - 1, "the PSF must have a positive sum, got -"),
+        (
+            lambda psf: np.roll(psf, 3, axis=1),
+            r"the PSF must be centred, its brightest pixel \(x, y\) is \(23, 20\)",
+        ),
+    ],
+)
+def test_psf_that_is_none(tmp_path, change, message):
+    grid = np.arange(41) - 20
+    gaussian = np.exp(-(grid**2 + grid[:, None] ** 2) / 8)
+    with pytest.raises(ValueError, match=rf"psf.fits: {message}"):
+        read_psf(write(tmp_path / "psf.fits", change(gaussian)))
+
+
+def test_psf_of_another_scale(tmp_path):
+    psf = np.zeros((11, 11))
+    psf[5, 5] = 1
+    path = write(tmp_path / "psf.fits", psf, PIXSCL=0.04)
+    with pytest.raises(ValueError, match=r'psf.fits: the PSF must be sampled at 0.06" a pixel, got 0.04"'):
+        read_psf(path, pixel_scale=0.06)
+
+
+def test_rms_map(tmp_path):
+    rms = np.full((20, 30), 2.0)
+    path = write(tmp_path / "rms.fits", rms)
+    np.testing.assert_array_equal(read_map(path, (20, 30)), rms)
+    assert read_map(path, (1, 20, 30)).shape == (1, 20, 30)
+    with pytest.raises(ValueError, match=r"rms.fits: the rms map must have the image's shape \(30, 20\), got"):
+        read_map(path, (30, 20))
+    rms[0, :3] = 0, -1, np.nan
+    path = write(tmp_path / "holes.fits", rms)
+    with pytest.raises(ValueError, match=r"holes.fits: the rms map must be positive and finite, got 3 pixels"):
+        read_map(path, (20, 30))
+    filled = read_map(path, (20, 30), bad_pixels=rms != 2)
+    assert (filled == 2).all()
+    with pytest.raises(ValueError, match=r"none.fits: the rms map has no positive, finite pixel"):
+        read_map(write(tmp_path / "none.fits", 0 * rms), (20, 30), bad_pixels=np.ones((20, 30), dtype=bool))
+
+
+def test_catalog_keeps_units_and_masks(tmp_path):
+    table = QTable({"flux": [1.0, 2.0] * u.electron / u.s, "id": [1, 2]})
+    table["flux"].info.description = "median of the posterior"
+    path = tmp_path / "catalog.ecsv"
+    write_catalog(table, path)
+    back = QTable.read(path)
+    assert back["flux"].unit == table["flux"].unit
+    assert back["flux"].info.description == "median of the posterior"
+    with pytest.raises(FileExistsError, match=r"catalog.ecsv: exists already"):
+        write_catalog(table, path)
+    write_catalog(table[:1], path, overwrite=True)
+    assert len(QTable.read(path)) == 1
+
+
+def test_a_table_with_its_figure(tmp_path):
+    table, path = Table({"z": [1.0, 2.0]}, meta={"blends": 2}), tmp_path / "out"
+    assert write_table(path, table, "march", figure=Figure()) == sorted(entry.name for entry in path.iterdir())
+    assert Table.read(path / "march.ecsv").meta == {"blends": 2}
+    assert (path / "march.png").read_bytes()[1:4] == b"PNG"
+    with pytest.raises(FileExistsError, match="out: exists already"):
+        write_table(path, table, "march", figure=Figure())
+    with pytest.raises(FileExistsError, match=r"is no earlier output and is not replaced, it holds march\.png"):
+        write_table(path, table, "march", overwrite=True)
+    write_table(path, table[:1], "march", figure=Figure(), overwrite=True)
+    assert len(Table.read(path / "march.ecsv")) == 1
+    assert write_table(tmp_path / "bare", table, "refined") == ["refined.ecsv"]
+    assert [entry.name for entry in (tmp_path / "bare").iterdir()] == ["refined.ecsv"]
+
+
+def test_tensors_come_back(tmp_path):
+    tensors, path = {"a": torch.rand(3, 2).T, "b": torch.ones(1, requires_grad=True)}, tmp_path / "tensors"
+    write_tensors(path, tensors, {"format": "ours"})
+    metadata, back = read_tensors(path, kind="network")
+    assert metadata == {"format": "ours"}
+    assert sorted(back) == ["a", "b"]
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+    with pytest.raises(FileNotFoundError, match="none: no such network"):
+        read_tensors(tmp_path / "none", kind="network")
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match="tensors: not a safetensors file, or damaged"):
+        read_tensors(path, kind="network")
+
+
+def test_masks(tmp_path, rng):
+    mask, mask_std = rng.uniform(size=(2, 3, 2, 8, 8))
+    corners = Table({"blend": [0, 1, 2], "x0": [4, -3, 9], "y0": [1, 2, 3]})
+    path = tmp_path / "masks.fits"
+    write_pixels(path, {"MASK": mask, "MASK_STD": mask_std}, corners, header=fits.Header({"CRVAL1": 53.1}))
+    with fits.open(path) as hdus:
+        assert [hdu.name for hdu in hdus] == ["PRIMARY", "MASK", "MASK_STD", "STAMPS"]
+        assert hdus[0].header["CRVAL1"] == 53.1
+        assert hdus["MASK"].data.dtype == np.dtype(">f4")
+        np.testing.assert_allclose(hdus["MASK"].data, mask, rtol=1e-6)
+        np.testing.assert_allclose(hdus["MASK_STD"].data, mask_std, rtol=1e-6)
+        assert hdus["STAMPS"].data["x0"].tolist() == [4, -3, 9]
+    with pytest.raises(FileExistsError, match=r"masks.fits: exists already"):
+        write_pixels(path, {"MASK": mask, "MASK_STD": mask_std}, corners)
+    with pytest.raises(ValueError, match=r"mask_std must have the axes .*, got shape \(3, 2, 8\)"):
+        write_pixels(tmp_path / "x.fits", {"MASK": mask, "MASK_STD": mask_std[..., 0]}, corners)
+    with pytest.raises(ValueError, match=r"mask must have the axes .* with 2 blends"):
+        write_pixels(tmp_path / "x.fits", {"MASK": mask, "MASK_STD": mask_std}, corners[:2])
+
+
+def test_output_folder_appears_whole(tmp_path):
+    target = tmp_path / "runs" / "out"
+    with output_folder(target) as folder:
+        (folder / "catalog.ecsv").write_text("first")
+        assert not target.exists()
+    assert (target / "catalog.ecsv").read_text() == "first"
+    with pytest.raises(FileExistsError, match="out: exists already"), output_folder(target):
+        pytest.fail("must not get here")
+    with output_folder(target, overwrite=True) as folder:
+        (folder / "masks.fits").write_text("second")
+        assert (target / "catalog.ecsv").exists()
+    assert [entry.name for entry in target.iterdir()] == ["masks.fits"]
+    assert [entry.name for entry in target.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_output_folder_leaves_nothing_when_it_fails(tmp_path, earlier):
+    target = tmp_path / "out"
+    if earlier:
+        target.mkdir()
+        (target / "catalog.ecsv").write_text("earlier")
+
+    def fail_halfway():
+        with output_folder(target, overwrite=True) as folder:
+            (folder / "catalog.ecsv").write_text("half")
+            raise KeyError("halfway")
+
+    with pytest.raises(KeyError, match="halfway"):
+        fail_halfway()
+    found = {str(entry.relative_to(tmp_path)) for entry in tmp_path.rglob("*")}
+    assert found == ({"out", "out/catalog.ecsv"} if earlier else set())
+    assert not earlier or (target / "catalog.ecsv").read_text() == "earlier"
+
+
+def test_output_folder_never_replaces_other_files(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"no earlier output and is not replaced, it holds thesis.tex"):
+        output_folder(tmp_path, overwrite=True).__enter__()
+    with pytest.raises(FileExistsError, match=r"thesis.tex: is a file, not a folder, and is not replaced"):
+        output_folder(tmp_path / "thesis.tex", overwrite=True).__enter__()
+    with output_folder(tmp_path, overwrite=True, files=["thesis.tex"]) as folder:
+        (folder / "new").touch()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["new"]

@@ -1,0 +1,133 @@
+import math
+
+import pytest
+import torch
+from scipy.stats import chi2
+
+from probdeblend.photometry.noise import (
+    add_noise,
+    autocorrelation,
+    correlated_noise,
+    correlation_sum,
+    noise_rms,
+)
+from probdeblend.scene import Instrument
+
+MEASURED = {(1, 0): 0.52, (1, 1): 0.30, (2, 0): 0.08, (2, 1): 0.05, (2, 2): 0.02}
+"""Correlation of the pixels of CANDELS F160W mosaics by lag."""
+
+
+@pytest.fixture(scope="module")
+def hst():
+    return Instrument.candels_f160w()
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def variance_limits(count, false_alarm):
+    """Limits on the ratio of a sample's variance to the true one."""
+    return [chi2.ppf(p, count) / count for p in (false_alarm / 2, 1 - false_alarm / 2)]
+
+
+@pytest.mark.parametrize("lag", MEASURED)
+def test_kernel_has_the_correlation_of_candels(hst, lag):
+    dy, dx = lag
+    rho = autocorrelation(hst.noise_kernel)
+    assert rho.shape == (5, 5)
+    for y, x in ((dy, dx), (dx, dy), (-dy, dx), (dy, -dx)):
+        assert float(rho[2 + y, 2 + x]) == pytest.approx(MEASURED[lag], abs=0.02)
+
+
+@pytest.mark.parametrize("lag", [(0, 0), *MEASURED, (3, 0), (0, 7)])
+def test_drawn_noise_has_the_correlation_of_the_kernel(hst, lag):
+    dy, dx = lag
+    field = correlated_noise((16, 256, 256), hst.noise_kernel, generator=seeded())
+    rho = autocorrelation(hst.noise_kernel)
+    expected = float(rho[2 + dy, 2 + dx]) if max(lag) <= 2 else 0.0
+    shifted = field[:, dy:, dx:] * field[:, : 256 - dy, : 256 - dx]
+    # A million pixels, each of which shares its noise with about five others.
+    assert float(shifted.mean()) == pytest.approx(expected, abs=0.01)
+
+
+def test_sums_scatter_as_in_drizzled_mosaics(hst):
+    sums = correlated_noise((200, 80, 80), hst.noise_kernel, generator=seeded(1))
+    sums = sums.unfold(1, 10, 10).unfold(2, 10, 10).sum((-1, -2))
+    assert 2.0 < float(sums.std()) / 10 < 2.3
+    assert math.sqrt(correlation_sum(hst.noise_kernel)) == pytest.approx(2.25, abs=0.02)
+
+
+def spectrum(rho):
+    height, width = rho.shape
+    padded = torch.nn.functional.pad(rho.double(), (0, 64 - width, 0, 64 - height))
+    return torch.fft.fft2(padded.roll((-(height // 2), -(width // 2)), (0, 1))).real
+
+
+def test_covariance_is_positive_definite(hst):
+    assert float(spectrum(autocorrelation(hst.noise_kernel)).min()) > 0
+
+
+def test_white_noise():
+    field = correlated_noise((8, 128, 128), None, generator=seeded(2))
+    assert field.shape == (8, 128, 128)
+    assert float(field.std()) == pytest.approx(1, abs=0.01)
+    assert float((field[:, 1:] * field[:, :-1]).mean()) == pytest.approx(0, abs=0.01)
+    assert correlation_sum(None) == 1
+    torch.testing.assert_close(autocorrelation(None), torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (0, 8, 8), (1, 8, 9), (7, 2, 1, 16, 8)])
+def test_any_leading_shape(hst, shape):
+    assert correlated_noise(shape, hst.noise_kernel).shape == shape
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 4)])
+def test_kernel_must_have_odd_sides(shape):
+    with pytest.raises(ValueError, match=rf"kernel must have odd sides, got shape \({shape[0]}, {shape[1]}\)"):
+        correlated_noise((8, 8), torch.ones(shape))
+
+
+def test_noise_level_adds_sky_and_photons():
+    light = torch.tensor([-1.0, 0.0, 16.0])
+    rms = noise_rms(light, torch.tensor(3.0), torch.tensor(1.0), kernel=None)
+    torch.testing.assert_close(rms, torch.tensor([3.0, 3.0, 5.0]))
+    rms = noise_rms(light, torch.tensor(3.0), torch.tensor(math.inf), kernel=None)
+    torch.testing.assert_close(rms, torch.full((3,), 3.0))
+
+
+def gaussian_light(flux, size=64, sigma=8.0):
+    axis = torch.arange(size) - (size - 1) / 2
+    profile = torch.exp(-0.5 * (axis / sigma).square())
+    return flux * profile[:, None] * profile / profile.sum() ** 2
+
+
+@pytest.mark.parametrize("drizzled", [True, False])
+def test_flux_of_a_galaxy_has_poisson_scatter(hst, drizzled, false_alarm):
+    """Whatever the correlation of the pixels, a galaxy's counts scatter as their square root."""
+    flux, exposure, count = 20.0, 100.0, 3000
+    instrument = hst if drizzled else hst.replace(noise_kernel=None)
+    light = gaussian_light(flux).expand(count, 1, -1, -1)
+    levels = {"sky_rms": torch.full((count,), 1e-6), "exposure": torch.full((count,), exposure)}
+    total = add_noise(light, instrument, **levels, generator=seeded(3)).sum((1, 2, 3))
+    low, high = variance_limits(count, false_alarm)
+    # The light's slope over the kernel's width lowers the variance by a percent.
+    assert 0.98 * low < float(total.var()) / (flux / exposure) < high
+    assert float(total.mean()) == pytest.approx(flux, abs=5 * math.sqrt(flux / exposure / count))
+
+
+def test_each_blend_has_its_own_levels(hst):
+    levels = {"sky_rms": torch.tensor([1.0, 10.0]), "exposure": torch.tensor([math.inf, math.inf])}
+    noisy = add_noise(torch.zeros(2, 1, 256, 256), hst, **levels, generator=seeded(4))
+    assert float(noisy[0].std()) == pytest.approx(1, rel=0.03)
+    assert float(noisy[1].std()) == pytest.approx(10, rel=0.03)
+
+
+def test_same_generator_same_bits_and_the_global_one_untouched(hst):
+    levels = {"sky_rms": torch.ones(2), "exposure": torch.ones(2)}
+    light, before = torch.rand(2, 1, 16, 16), torch.random.get_rng_state()
+    first, second, other = (add_noise(light, hst, **levels, generator=seeded(s)) for s in (5, 5, 6))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert first.dtype == light.dtype

@@ -1,0 +1,173 @@
+"""Sky between sources: scatter, correlation factor and patches, on noise of known correlation."""
+
+import numpy as np
+import pytest
+from scipy import signal
+
+from probdeblend.photometry import sky
+
+KERNEL = np.array([[0.1252, 0.2910, 0.1252], [0.2910, 1.0, 0.2910], [0.1252, 0.2910, 0.1252]])
+UNIT = KERNEL / np.sqrt((KERNEL**2).sum())
+
+
+def drizzled(rng, size=300):
+    return signal.fftconvolve(rng.normal(size=(size + 2, size + 2)), UNIT, mode="valid")
+
+
+def boxes_factor(side):
+    """Exact scatter of side x side sums of the drizzled noise over that of white noise."""
+    lags = signal.fftconvolve(UNIT, UNIT[::-1, ::-1])
+    weights = 1 - np.abs(np.arange(-2, 3)) / side
+    return np.sqrt((lags * np.outer(weights, weights)).sum())
+
+
+def disks(shape, *disks):
+    """Label map with a disk (x, y, radius) a source."""
+    rows, columns = np.indices(shape)
+    labels = np.zeros(shape, dtype=np.int32)
+    for label, (x, y, radius) in enumerate(disks, start=1):
+        labels[np.hypot(columns - x, rows - y) <= radius] = label
+    return labels
+
+
+def test_dilation_grows_large_sources_more():
+    segmentation = disks((200, 200), (50, 50, 4), (140, 140, 20))
+    grown = sky.dilate(segmentation)
+    radii = [np.sqrt((grown == label).sum() / np.pi) for label in (1, 2)]
+    np.testing.assert_allclose(radii, [4 + 4 + 2, 20 + 4 + 10], atol=0.6)
+    np.testing.assert_array_equal(grown[segmentation > 0], segmentation[segmentation > 0])
+
+
+def test_dilated_sources_share_the_pixels_between_them():
+    grown = sky.dilate(disks((60, 60), (24, 30, 4), (36, 30, 4)))
+    assert grown[30, 29] == 1
+    assert grown[30, 31] == 2
+
+
+def test_dilation_of_nothing():
+    assert not sky.dilate(np.zeros((5, 5), dtype=np.int32)).any()
+
+
+def test_scatter_sees_neither_sources_nor_wings_nor_bad_pixels(rng):
+    image = 3 * drizzled(rng)
+    segmentation = disks(image.shape, (100, 100, 10))
+    image[disks(image.shape, (100, 100, 14)) > 0] += 1e4
+    image[200:] = np.nan
+    assert sky.sky_scatter(image, segmentation) == pytest.approx(3, rel=0.03)
+
+
+@pytest.mark.parametrize("size", [4, 10, 20])
+def test_correlation_factor_of_drizzled_noise(rng, size):
+    image = 0.003 * drizzled(rng, 600)
+    segmentation = disks(image.shape, (100, 100, 20), (400, 300, 40))
+    factor = sky.noise_correlation_factor(image, segmentation, size=size)
+    assert factor == pytest.approx(boxes_factor(size), rel=0.08)
+
+
+def test_correlation_factor_of_white_noise(rng):
+    image = rng.normal(size=(400, 400))
+    assert sky.noise_correlation_factor(image, np.zeros(image.shape, dtype=np.int32)) == pytest.approx(1, abs=0.06)
+
+
+def test_correlation_factor_takes_smaller_boxes_where_there_is_no_room(rng):
+    image = drizzled(rng, 80)
+    image[:, 8::9] = np.nan
+    factor = sky.noise_correlation_factor(image, np.zeros(image.shape, dtype=np.int32))
+    assert factor == pytest.approx(boxes_factor(8), rel=0.2)
+
+
+def test_replaced_pixels_keep_the_correlation(rng):
+    image = drizzled(rng)
+    segmentation = disks(image.shape, *[(40 + 70 * i, 40 + 70 * j, 25) for i in range(4) for j in range(4)])
+    image[segmentation > 0] += 100
+    filled = sky.replace_with_sky(image, segmentation > 0, rng)
+    assert np.abs(filled).max() < 7
+    np.testing.assert_array_equal(filled[segmentation == 0], image[segmentation == 0])
+    inside = segmentation > 0
+    neighbors = inside[:, 1:] & inside[:, :-1]
+    correlation = np.corrcoef(filled[:, 1:][neighbors], filled[:, :-1][neighbors])[0, 1]
+    assert correlation == pytest.approx((UNIT[:, 1:] * UNIT[:, :-1]).sum(), abs=0.05)
+    assert filled[inside].std() == pytest.approx(1, rel=0.05)
+
+
+def test_replacement_comes_from_nearby(rng):
+    image = rng.normal(size=(200, 400)) * np.where(np.arange(400) < 200, 1, 10)
+    mask = disks(image.shape, (60, 100, 10)) > 0
+    assert np.abs(sky.replace_with_sky(image, mask, rng)[mask]).max() < 6
+
+
+def test_replacement_uses_only_blank_pixels(rng):
+    image = rng.normal(size=(100, 100))
+    image[:, 50:] = 1000
+    mask = disks(image.shape, (20, 50, 8)) > 0
+    blank = ~mask & (np.arange(100) < 50)
+    assert np.abs(sky.replace_with_sky(image, mask, rng, blank=blank)[mask]).max() < 10
+
+
+def test_replacement_copies_pieces_where_the_whole_does_not_fit(rng):
+    image = drizzled(rng, 90)
+    mask = np.zeros(image.shape, dtype=bool)
+    mask[:70] = True
+    image[mask] = np.nan
+    filled = sky.replace_with_sky(image, mask, rng)
+    assert np.isin(filled[mask], image[~mask]).all()
+
+
+@pytest.mark.parametrize(("kernel", "correlation"), [(None, 0.0), (KERNEL, 0.52)])
+def test_noise_is_drawn_where_there_is_no_sky(rng, kernel, correlation):
+    image = np.full((300, 3), np.nan)
+    filled = sky.replace_with_sky(image, np.isnan(image), rng, kernel=kernel, sky_rms=2.0)
+    assert filled.std() == pytest.approx(2, rel=0.1)
+    assert np.corrcoef(filled[:, 0], filled[:, 1])[0, 1] == pytest.approx(correlation, abs=0.2)
+
+
+def test_drawn_noise_has_the_scatter_of_the_blank_pixels(rng):
+    image = 5 * rng.normal(size=(101, 101))
+    blank = np.zeros(image.shape, dtype=bool)
+    blank[::2, ::2] = True  # sky that has no room for two pixels
+    mask = disks(image.shape, (51, 51, 30)) > 0
+    image[mask] = 1e6
+    filled = sky.replace_with_sky(image, mask, rng, blank=blank & ~mask)
+    assert filled[mask].std() == pytest.approx(5, rel=0.15)
+
+
+def test_same_seed_same_sky():
+    image = np.random.default_rng(1).normal(size=(50, 50))
+    mask = disks(image.shape, (20, 20, 5)) > 0
+    first, second = (sky.replace_with_sky(image, mask, np.random.default_rng(3)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(sky.replace_with_sky(image, np.zeros_like(mask), np.random.default_rng(3)), image)
+
+
+def test_sky_needs_an_image():
+    with pytest.raises(ValueError, match=r"image must have the axes \(y, x\), got shape \(3,\)"):
+        sky.sky_scatter(np.zeros(3), np.zeros(3, dtype=np.int32))
+
+
+@pytest.mark.parametrize("measure", [sky.sky_scatter, sky.noise_correlation_factor])
+def test_segmentation_fits(measure):
+    with pytest.raises(ValueError, match=r"segmentation must have the shape of image \(8, 8\), got \(4, 4\)"):
+        measure(np.zeros((8, 8)), np.zeros((4, 4), dtype=np.int32))
+
+
+def test_scatter_needs_blank_sky():
+    with pytest.raises(ValueError, match="segmentation must leave blank sky, got none"):
+        sky.sky_scatter(np.zeros((8, 8)), np.ones((8, 8), dtype=np.int32))
+
+
+def test_correlation_factor_needs_blank_sky():
+    image = np.zeros((8, 8))
+    with pytest.raises(ValueError, match=r"blank sky for 10 boxes of 3 x 3 pixels, got 64 blank pixels"):
+        sky.noise_correlation_factor(image, np.zeros((8, 8), dtype=np.int32))
+
+
+@pytest.mark.parametrize("name", ["mask", "blank"])
+def test_masks_fit(rng, name):
+    masks = {"mask": np.zeros((8, 8)), "blank": np.ones((8, 8))} | {name: np.zeros((4, 4))}
+    with pytest.raises(ValueError, match=rf"{name} must have the shape of image \(8, 8\), got \(4, 4\)"):
+        sky.replace_with_sky(np.zeros((8, 8)), masks["mask"], rng, blank=masks["blank"])
+
+
+def test_drawn_noise_needs_a_scatter(rng):
+    with pytest.raises(ValueError, match="sky_rms must be given where the image has no blank pixels, got None"):
+        sky.replace_with_sky(np.zeros((8, 8)), np.ones((8, 8)), rng)

@@ -1,0 +1,129 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from probdeblend.training.fit import Schedule, fit
+
+
+class LineLoss(nn.Module):
+    """Least squares of a line, on batches that depend on their number alone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.line = nn.Linear(2, 1)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, image, target):
+        return (self.line(self.dropout(image).mean((-1, -2))) - target).square().mean()
+
+
+def batch(number):
+    generator = torch.Generator().manual_seed(number)
+    image = torch.randn(16, 2, 3, 3, generator=generator)
+    return image, 2 * image.mean((-1, -2))[:, :1] + 1
+
+
+def batches(first):
+    number = first
+    while True:
+        yield batch(number)
+        number += 1
+
+
+VALIDATION = [batch(1_000_000), batch(1_000_001)]
+
+
+def train(loss, **options):
+    schedule = options.pop("schedule", Schedule(200, learning_rate=0.05, validate_every=20))
+    return fit(loss, batches, VALIDATION, schedule=schedule, mixed=False, progress=False, **options)
+
+
+def test_training_finds_the_line():
+    loss = LineLoss()
+    history = train(loss)
+    assert history.step == 200
+    assert history.best < 0.05
+    assert not loss.training
+    assert loss.line.bias.item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_resumed_training_is_the_uninterrupted_one(tmp_path):
+    whole = LineLoss()
+    torch.manual_seed(7)
+    reference = train(whole)
+
+    class StoppedError(Exception):
+        pass
+
+    def until(first, stop=90):
+        for number, item in enumerate(batches(first), first):
+            if number == stop:
+                raise StoppedError
+            yield item
+
+    checkpoint = tmp_path / "state"
+    halves = LineLoss()
+    torch.manual_seed(7)
+    schedule = Schedule(200, learning_rate=0.05, validate_every=20)
+    with pytest.raises(StoppedError):
+        fit(halves, until, VALIDATION, schedule=schedule, checkpoint=checkpoint, mixed=False, progress=False)
+    again = LineLoss()
+    resumed = train(again, checkpoint=checkpoint, resume=True)
+    assert resumed.validation == reference.validation
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_early_stop_on_a_plateau():
+    loss = LineLoss()
+    schedule = Schedule(1000, learning_rate=1e-12, validate_every=10, patience=3)
+    history = train(loss, schedule=schedule)
+    assert history.stopped_early
+    assert history.step < 1000
+
+
+def test_best_weights_are_kept():
+    loss = LineLoss()
+    history = train(loss, schedule=Schedule(100, learning_rate=0.3, validate_every=5, patience=100))
+    with torch.no_grad():
+        score = sum(float(loss(*item)) for item in VALIDATION) / 2
+    assert score == pytest.approx(history.best, rel=1e-6)
+
+
+def test_mixed_precision_trains():
+    loss = LineLoss()
+    history = fit(
+        loss,
+        batches,
+        VALIDATION,
+        schedule=Schedule(100, learning_rate=0.05, validate_every=50),
+        progress=False,
+    )
+    assert history.best < 0.5
+    assert loss.line.weight.dtype == torch.float32
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+    schedule = Schedule(100)
+    factors = [schedule.factor(step) for step in range(101)]
+    assert factors[0] < 0.5
+    assert max(factors) == pytest.approx(1.0)
+    assert factors[100] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_errors(tmp_path):
+    loss = LineLoss()
+    with pytest.raises(ValueError, match="validation must hold at least one batch, got none"):
+        fit(loss, batches, [], schedule=Schedule(1), progress=False)
+    with pytest.raises(ValueError, match="checkpoint must exist to resume from"):
+        train(loss, checkpoint=tmp_path / "none", resume=True)
+    (tmp_path / "bad").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="checkpoint must come from a run with the same settings"):
+        train(loss, checkpoint=tmp_path / "bad", resume=True)
+    with pytest.raises(ValueError, match="steps must be positive, got 0"):
+        Schedule(0)
+    loss.line.weight.data.fill_(math.nan)
+    with pytest.raises(ValueError, match="loss must stay finite"):
+        train(loss)
