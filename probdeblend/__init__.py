@@ -38,12 +38,12 @@ __all__ = [
 _MODULE_OF = {
     "Blend": "scene",
     "Components": "scene",
-    "Deblender": "deblender",
-    "Flag": "posterior",
+    "Deblender": "deblending.deblender",
+    "Flag": "posterior.flags",
     "Instrument": "scene",
-    "Posterior": "posterior",
-    "Prior": "prior",
-    "load": "weights",
+    "Posterior": "posterior.draws",
+    "Prior": "simulation.prior",
+    "load": "deblending.weights",
 }
 
 try:

@@ -81,7 +81,7 @@ def trained(deblender, tmp_path_factory):
 @pytest.fixture
 def network(deblender):
     torch.manual_seed(1)
-    return CountNetwork(deblender.network, **counts.SETTINGS).eval()
+    return CountNetwork(deblender.network, **SETTINGS).eval()
 
 
 def contents(path):
@@ -113,7 +113,7 @@ def test_the_file_says_how_it_was_trained(deblender, trained):
     assert (metadata["format"], metadata["version"]) == ("probdeblend count network", "1")
     described = json.loads(metadata["description"])
     assert described["encoder"] == deblender.encoder_digest
-    assert described["settings"] == counts.SETTINGS
+    assert described["settings"] == SETTINGS
     assert {name: described["training"][name] for name in ("blends", "steps", "seed")} == {
         "blends": 320,
         "steps": 60,
@@ -204,10 +204,10 @@ def test_files_that_do_not_say_what_they_are(deblender, trained, tmp_path, descr
 
 @pytest.mark.parametrize("settings", [{"hidden": 64}, {"classes": 4}, {"concrete": True}])
 def test_tensors_that_do_not_fit(deblender, tmp_path, settings):
-    network = CountNetwork(deblender.network, **counts.SETTINGS | settings)
+    network = CountNetwork(deblender.network, **SETTINGS | settings)
     save_counts(network, deblender, tmp_path / "x", training={})
     assert load_counts(tmp_path / "x", deblender).settings == network.settings
-    network.settings = counts.SETTINGS
+    network.settings = SETTINGS
     save_counts(network, deblender, tmp_path / "y", training={})
     with pytest.raises(ValueError, match="y: tensors do not fit what the file says of them"):
         load_counts(tmp_path / "y", deblender)
