@@ -1,4 +1,8 @@
-"""Catalogs, masks, tensors and whole folders, which appear complete or not at all."""
+"""Files that appear whole or not at all, resumable work, and the header that every file of the package bears.
+
+A long run keeps its finished parts in one folder beside its output (`unfinished_folder`), arrays with `kept_arrays`:
+the one way to resume. Every file of the package states its kind and version (`header`, `check_header`).
+"""
 
 from __future__ import annotations
 
@@ -22,20 +26,25 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "OUTPUT_FILES",
-    "kept_arrays",
-    "output_folder",
-    "read_tensors",
-    "unfinished_folder",
-    "whole_file",
-    "write_catalog",
-    "write_pixels",
-    "write_table",
-    "write_tensors",
-]
+__all__: list[str] = []  # private to the package
 
 OUTPUT_FILES = ("catalog.ecsv", "masks.fits", "images.fits", "blends.png", "field.png", "draws.nc")
+
+
+VERSION = 1  # of every kind of file: none was released yet
+
+
+def header(kind: str) -> dict[str, str]:
+    """Return what a file of the package states about itself, to be stored as attributes or words beside its data."""
+    return {"format": f"probdeblend {kind}", "version": str(VERSION)}
+
+
+def check_header(attributes: Mapping[str, object], kind: str, path: object) -> None:
+    """Refuse, with a ValueError, a file of another kind or version than `header` states."""
+    if attributes.get("format") != f"probdeblend {kind}":
+        raise ValueError(f"{path}: must be a {kind} written by probdeblend, got another file")
+    if str(version := attributes.get("version")) != str(VERSION):
+        raise ValueError(f"{path}: must be a {kind} of version {VERSION}, got version {version}")
 
 
 def write_catalog(table: Table, path: str | PathLike[str], *, overwrite: bool = False) -> None:
