@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from probdeblend.metrics.arrays import ONE_SIGMA
 from probdeblend.photometry.noise import add_noise, noise_rms
 from probdeblend.posterior.draws import Posterior
 from probdeblend.scene import MASK_THRESHOLD, Blend, Instrument
@@ -127,7 +128,7 @@ def _compared(
     scaled = image / rms * inside
     normal = torch.einsum("bgyx,bhyx->bgh", weighted, weighted)
     fit = torch.linalg.solve(normal, torch.einsum("bgyx,byx->bg", weighted, scaled)).numpy()
-    low, middle, high = np.quantile(flux, (0.16, 0.5, 0.84), axis=-1)
+    low, middle, high = np.quantile(flux, ONE_SIGMA, axis=-1)
     models = {"truth": truth.numpy(), "best fit": fit, "median": middle, "draw": flux[..., 0]}
     found = {}
     for name, value in models.items():

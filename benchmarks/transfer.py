@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from probdeblend._files import output_folder, write_catalog
+from probdeblend.metrics.arrays import ONE_SIGMA
 from probdeblend.metrics.fluxes import nmad
 from probdeblend.metrics.resampling import bootstrap
 from probdeblend.networks.composite import Blend2Mask2Flux
@@ -225,7 +226,7 @@ def _scores(network: Blend2Mask2Flux, test: TestSet) -> dict[str, float]:
     chunks = enumerate(test.image.split(CHUNK))
     parts = [draw(network, image, draws=256, passes=8, first=CHUNK * number) for number, image in chunks]
     drawn = torch.cat([part.log_flux for part in parts], 2).flatten(0, 1).double().numpy()
-    low, middle, high = np.quantile(drawn, (0.16, 0.5, 0.84), axis=0).reshape(3, -1)
+    low, middle, high = np.quantile(drawn, ONE_SIGMA, axis=0).reshape(3, -1)
     truth, owner = test.log_flux.ravel(), test.galaxies.ravel()
     error, inside, width = MAGNITUDES * (middle - truth), (low <= truth) & (truth <= high), (high - low) / 2
     statistics: dict[str, Callable[[NDArray[np.int64]], float]] = {

@@ -12,11 +12,10 @@ from astropy.table import QTable
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from ..metrics.arrays import distribution_arrays
+from ..metrics.arrays import ONE_SIGMA, distribution_arrays
 from ..networks.count import CountNetwork
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
-from ..posterior.tables import QUANTILES
 from ..scene import Instrument
 from . import weights
 from .deblender import Deblender
@@ -289,7 +288,7 @@ def count_table(probability: ArrayLike, posterior: Posterior | None = None, *, s
         flux = marginal_central_flux(np.moveaxis(draws, -1, 0), probability, seed=seed)
         summary = posterior.summary()
         table.meta, unit = summary.meta, getattr(summary["flux"], "unit", None)
-        for level, value in zip((16, 50, 84), np.quantile(flux, QUANTILES, axis=0), strict=True):
+        for level, value in zip((16, 50, 84), np.quantile(flux, ONE_SIGMA, axis=0), strict=True):
             table[f"central_flux_{level}"] = value if unit is None else value * unit
             table[f"central_flux_{level}"].info.format = ".5g"
     return table

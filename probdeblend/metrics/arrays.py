@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["distribution_arrays", "draw_covariance", "joint_arrays", "paired_arrays"]
+__all__ = ["ONE_SIGMA", "distribution_arrays", "draw_covariance", "joint_arrays", "paired_arrays"]
+
+ONE_SIGMA = (0.16, 0.5, 0.84)
+"""Quantiles of the lower end, the median and the upper end of the central 68 % interval."""
 
 
 def paired_arrays(

@@ -11,7 +11,7 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
-from .arrays import paired_arrays
+from .arrays import ONE_SIGMA, paired_arrays
 from .bands import LEVELS, expected_coverage, rank_p_value
 from .ranks import pit
 from .resampling import bootstrap
@@ -80,7 +80,7 @@ def diagnose(
     blends = int(np.bincount(part).max())
     row |= coverage_row(ranks, owner, levels=levels, band=band, independent=blends, seed=seed)
     pull = (flat.mean(0) - true) / flat.std(0, ddof=1)
-    low, high = np.quantile(flat, [0.16, 0.84], axis=0)
+    low, _, high = np.quantile(flat, ONE_SIGMA, axis=0)
     row |= {"pull_mean": pull.mean(), "pull_sd": pull.std()}
     row |= {f"within_{sigma}": (np.abs(pull) <= sigma).mean() for sigma in SIGMAS}
     row |= {"interval_score": interval_score(flat, true).mean(), "width": np.median(high - low) / 2}

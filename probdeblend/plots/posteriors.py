@@ -11,6 +11,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
+from ..metrics.arrays import ONE_SIGMA
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag, describe_flags
 from .images import GALAXY_COLORS, LONE_COLOR, plot_image
@@ -279,7 +280,7 @@ def _measured(middle: float, error: float) -> str:
 def _limits(values: np.ndarray) -> tuple[float, float]:
     if not np.isfinite(values).all():
         return 0.0, 1.0
-    low, middle, high = np.quantile(values, (0.16, 0.5, 0.84))
+    low, middle, high = np.quantile(values, ONE_SIGMA)
     reach = max(4 * (high - low) / 2, 1e-6 * abs(middle), np.finfo(float).tiny)
     return middle - reach, middle + reach
 

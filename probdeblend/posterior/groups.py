@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..metrics.arrays import ONE_SIGMA
 from .draws import Posterior
 from .maps import QuantileMap
 from .pairs import PairMap
@@ -55,7 +56,7 @@ def estimated_features(posterior: Posterior) -> NDArray[np.float64]:
     if posterior.dataset.sizes["galaxy"] != 2:
         raise ValueError(f"posterior must be of pairs, got {posterior.dataset.sizes['galaxy']} galaxies")
     draws = posterior.draws("blend", "galaxy", "band")
-    low, median, high = np.quantile(draws, (0.16, 0.5, 0.84), axis=-1)
+    low, median, high = np.quantile(draws, ONE_SIGMA, axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         snr = np.log(np.maximum(median, 0) / np.maximum((high - low) / 2, 1e-30))
         brightness = np.log(np.maximum(median, 0))

@@ -24,13 +24,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+from ..metrics.arrays import ONE_SIGMA
+
 __all__ = ["METHODS", "NODES", "Method", "QuantileMap"]
 
 _LOW = (0.005, 0.01, 0.015, 0.025, 0.035, 0.05, 0.075, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
 NODES = (*_LOW, 0.5, *(round(1 - level, 3) for level in reversed(_LOW)))
 METHODS = ("conformal", "isotonic", "scale", "floor")
 DIGITS = 5
-TAIL, ONE_SIGMA = 10.0, 0.16  # levels, in units of the outermost one and at most, from which on the slope is taken
+TAIL = 10.0  # the slope is taken from this multiple of the outermost level on, and at most from 16 %
 FARTHEST = 6.0  # normal score beyond which no draw is
 Method = Literal["conformal", "isotonic", "scale", "floor"]
 
@@ -146,7 +148,7 @@ class QuantileMap:
         middle, width = _place(ascending)
         given, wanted = ndtri(self.given), np.array(self.wanted)
         # Beyond the outermost nodes the tails of the truths go on, as normal ones of their slope.
-        inner = max(np.searchsorted(self.given, min(TAIL * self.given[0], ONE_SIGMA)), 1)
+        inner = max(np.searchsorted(self.given, min(TAIL * self.given[0], ONE_SIGMA[0])), 1)
         low, high = (
             wanted[end] + (wanted[end] - wanted[other]) / (given[end] - given[other]) * (place - given[end])
             for end, other, place in ((0, inner, -FARTHEST), (-1, -1 - inner, FARTHEST))
@@ -156,7 +158,7 @@ class QuantileMap:
 
 
 def _place(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    low, middle, high = np.quantile(values, (0.16, 0.5, 0.84), axis=-1)[..., None]
+    low, middle, high = np.quantile(values, ONE_SIGMA, axis=-1)[..., None]
     return middle, np.maximum((high - low) / 2, np.finfo(float).tiny)
 
 

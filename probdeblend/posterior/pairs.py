@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtri
 
+from ..metrics.arrays import ONE_SIGMA
 from ..metrics.scores import interval_score
 from .maps import Method, QuantileMap
 
@@ -252,7 +253,7 @@ def _marginals(
     taken = np.stack([1 - share, -share], -1)
     to_fluxes = np.stack([np.full_like(taken, 1.0 if logarithmic else 0.5), taken], -1)
     draws = to_fluxes @ values
-    low, middle, high = np.quantile(draws, (0.16, 0.5, 0.84), axis=-1)
+    low, middle, high = np.quantile(draws, ONE_SIGMA, axis=-1)
     return to_fluxes, middle, np.maximum(high - low, TINY) / 2, _correlation(_scores(draws))
 
 

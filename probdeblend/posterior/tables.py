@@ -1,7 +1,7 @@
 """The catalog of a posterior: a row a galaxy.
 
 A galaxy is described by quantiles of its draws, as posteriors of blended fluxes have heavy tails: ``flux``
-is the median, ``mag`` its magnitude, and ``mag_sd`` half of the magnitude's central 68.3 % interval. Only
+is the median, ``mag`` its magnitude, and ``mag_sd`` half of the magnitude's central 68 % interval. Only
 ``flux_sd`` and the correlation are moments of the draws.
 """
 
@@ -14,12 +14,13 @@ from astropy.utils.masked import Masked
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike
 
+from ..metrics.arrays import ONE_SIGMA
+
 if TYPE_CHECKING:
     from .draws import Posterior
 
 __all__ = ["tabulate"]
 
-QUANTILES = (0.158655, 0.5, 0.841345)
 COLUMNS = {  # in the order of the table: format and description
     "id": ("", "number of the row, from 1; the bands of a galaxy share it"),
     "blend": ("", "number of the blend"),
@@ -31,12 +32,12 @@ COLUMNS = {  # in the order of the table: format and description
     "dec": (".7f", "declination (ICRS)"),
     "flux": (".5g", "median of the posterior"),
     "flux_sd": (".3g", "standard deviation of the posterior"),
-    "flux_16": (".5g", "15.87 % quantile of the posterior"),
+    "flux_16": (".5g", "16 % quantile of the posterior"),
     "flux_50": (".5g", "median of the posterior"),
-    "flux_84": (".5g", "84.13 % quantile of the posterior"),
+    "flux_84": (".5g", "84 % quantile of the posterior"),
     "flux_kind": ("", "total, auto (Kron) or isophotal"),
     "mag": (".3f", "AB magnitude of the median flux"),
-    "mag_sd": (".3f", "half of the central 68.3 % interval of the magnitude"),
+    "mag_sd": (".3f", "half of the central 68 % interval of the magnitude"),
     "correlation": (".2f", "correlation of the two fluxes of the pair"),
     "variance_within": (".3g", "mean over the dropout passes of the variance within a pass"),
     "variance_between": (".3g", "variance of the means of the dropout passes"),
@@ -90,7 +91,7 @@ def _label_columns(posterior: "Posterior") -> dict[str, np.ndarray]:
 
 
 def _flux_columns(posterior: "Posterior") -> dict[str, np.ndarray]:
-    low, middle, high = np.quantile(posterior.draws("blend", "galaxy", "band"), QUANTILES, axis=-1)
+    low, middle, high = np.quantile(posterior.draws("blend", "galaxy", "band"), ONE_SIGMA, axis=-1)
     covariance = posterior.flux_covariance.values.transpose(0, 2, 3, 1)
     sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2).swapaxes(1, 2))
     unit = _unit(posterior.dataset.attrs["flux_unit"])

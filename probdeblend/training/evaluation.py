@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from ..deblending.counts import count_stamps, flag_counts
 from ..deblending.deblender import Deblender
+from ..metrics.arrays import ONE_SIGMA
 from ..metrics.bins import in_bins
 from ..metrics.fluxes import accuracy_table, magnitude_error, nmad
 from ..networks.count import CountNetwork
@@ -120,7 +121,7 @@ def doubt_table(posterior: Posterior, truth: ArrayLike) -> Table:
         than three half-widths of it off.
     """
     draws, truth = posterior.draws("blend", "galaxy", "band")[:, :, 0], np.asarray(truth, dtype=np.float64)[..., 0]
-    low, median, high = np.quantile(draws, [0.16, 0.5, 0.84], axis=-1)
+    low, median, high = np.quantile(draws, ONE_SIGMA, axis=-1)
     inside, far = (low <= truth) & (truth <= high), np.abs(truth - median) > FAR * (high - low) / 2
     error, rows = magnitude_error(median, truth), []
     for least, most, there in in_bins(posterior.doubt.values, DOUBTS):
