@@ -162,23 +162,3 @@ def train_labels(data: Path, output: Path, **options: object) -> None:
     scores = train_labels(data, output, **options)
     click.echo("\n".join(scores.table().pformat()))
     click.echo(f"weights written to {output}")
-
-
-@click.command("render-check")
-@click.option("--scenes", type=click.IntRange(1), default=32, show_default=True, help="Blends to time, too.")
-def render_check(scenes: int) -> None:
-    """Compare the torch renderer with GalSim over a grid of galaxies and on blends: pixels, fluxes and speed.
-
-    Exit status 1 where a limit is exceeded.
-
-    \b
-    Example:
-      probdeblend render-check
-    """  # noqa: D301
-    from benchmarks import render as rendercheck
-
-    table = rendercheck.render_check()
-    click.echo(rendercheck.tabulate(table))
-    click.echo(rendercheck.scene_check(scenes))
-    if exceeded := int((~table["passed"]).sum()):
-        raise click.ClickException(f"limits exceeded for {exceeded} of {len(table)} profiles")

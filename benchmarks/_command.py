@@ -1,0 +1,109 @@
+"""What benchmarks share on the command line: options, where they write, and one sentence for a mistake."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+    from matplotlib.figure import Figure
+
+    from probdeblend.deblending.deblender import Deblender
+
+__all__ = ["Run", "benchmark", "sized_option"]
+
+RESULTS = Path("results")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a benchmark: its seed, and where its table goes."""
+
+    name: str
+    output: Path
+    seed: int
+    full: bool
+    overwrite: bool
+    resume: bool = False
+
+    @contextmanager
+    def unfinished(self, *, deblender: Deblender | None = None, **settings: object) -> Iterator[Path]:
+        """Keep finished parts beside the output until the ``with`` block ends; they hold for the same settings only."""
+        from probdeblend import __version__
+        from probdeblend._files import unfinished_folder
+
+        settings |= {"benchmark": self.name, "seed": self.seed, "probdeblend": __version__}
+        if deblender is not None:
+            calibrator = deblender.calibrator
+            settings["network"] = [deblender.digest, None if calibrator is None else calibrator.fitted_on]
+        kept, done = unfinished_folder(self.output, settings, resume=self.resume, overwrite=self.overwrite), False
+        try:
+            yield kept
+            done = True
+        finally:
+            if done or not any(kept.glob("*.npz")):
+                shutil.rmtree(kept)
+
+    def write(self, table: Table, *, figure: Figure | None = None) -> None:
+        """Write OUTPUT/NAME.ecsv, and NAME.png with a figure, and print the table and its metadata."""
+        from probdeblend._files import write_table
+
+        names = write_table(self.output, table, self.name, figure=figure, overwrite=self.overwrite)
+        click.echo("\n".join(table.pformat(max_width=-1, max_lines=-1)))
+        for name, value in table.meta.items():
+            click.echo(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+        click.echo(f"written to {self.output}: {', '.join(names)}")
+
+
+def benchmark(name: str, *, resume: bool = True) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of a function that takes a `Run` and its own options."""
+    output = {"type": click.Path(path_type=Path), "default": RESULTS / name, "show_default": True}
+    options = [
+        click.Option(["--full"], is_flag=True, is_eager=True, help="Run at the size quoted in the documentation."),
+        click.Option(["--seed"], type=click.IntRange(0), default=0, show_default=True, help="Same seed, same table."),
+        click.Option(["--output"], **output, help="Folder to write."),
+        click.Option(["--overwrite"], is_flag=True, help="Replace an earlier output."),
+    ]
+    if resume:
+        options.append(click.Option(["--resume"], is_flag=True, help="Resume an interrupted run."))
+
+    def make(function: Callable[..., None]) -> click.Command:
+        @wraps(function)
+        def run(**given: object) -> None:
+            taken = {option.name: given.pop(option.name) for option in options}
+            if taken["output"].exists() and not taken["overwrite"]:
+                raise FileExistsError(f"{taken['output']}: exists already; --overwrite replaces it")
+            function(Run(name, **taken), **given)
+
+        run.__click_params__ = options[::-1] + getattr(function, "__click_params__", [])
+        return click.command(f"python -m benchmarks.{name}", cls=_Command)(run)
+
+    return make
+
+
+def sized_option(flag: str, small: int, full: int, *, least: int = 1, help: str) -> Callable:  # noqa: A002
+    """Make an option for a number that is small by default and large with ``--full``."""
+
+    def choose(context: click.Context, _: click.Parameter, value: int | None) -> int:
+        return (full if context.params["full"] else small) if value is None else value
+
+    text = f"{help}  [default: {small}, with --full {full}]"
+    return click.option(flag, type=click.IntRange(least), callback=choose, help=text)
+
+
+class _Command(click.Command):
+    """A command that ends with a sentence where the input is at fault."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
