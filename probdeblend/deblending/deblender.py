@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +26,7 @@ from ..posterior.flux_prior import FluxPrior
 from ..posterior.variance import variance_parts
 from ..scene import PIXEL_SCALE_TOLERANCE, Instrument
 from ..simulation.conditions import Conditions
-from ..simulation.prior import Prior
+from ..simulation.prior import Prior, nested_tuples
 from .inputs import filled, noise_pixels, stamp_pixels
 
 __all__ = ["Deblender", "Description"]
@@ -55,7 +56,10 @@ class Description:
     max_difference
         Largest difference of the pair's magnitudes in the training set.
     prior
-        The prior, as `~probdeblend.simulation.prior.Prior.describe` gives it.
+        The prior of simulated blends, as `~probdeblend.simulation.prior.Prior.describe` gives it; None for a stored
+        set.
+    conditions
+        Range of depths and PSFs of simulated blends; None for a stored set.
     training
         How it was trained: numbers and words by name; as ``encoder``, how the network was trained that it goes on from.
     """
@@ -65,7 +69,8 @@ class Description:
     settings: dict[str, int | float | bool]
     flux_range: tuple[float, float]
     max_difference: float
-    prior: str
+    prior: str | None
+    conditions: Conditions | None
     training: dict[str, object]
 
     @property
@@ -80,6 +85,19 @@ class Description:
         while "encoder" in training:
             training = training["encoder"]
         return float(training.get("close_fraction", 0.0))
+
+    def describe(self) -> str:
+        """Return the description as JSON, to be stored beside the weights."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> Description:
+        """Make a description from what `describe` returns."""
+        numbers = json.loads(text)
+        if numbers["conditions"] is not None:
+            ranges = {name: nested_tuples(value) for name, value in numbers["conditions"].items()}
+            numbers["conditions"] = Conditions(**ranges)
+        return cls(**numbers | {"flux_range": tuple(numbers["flux_range"])})
 
     def build(self) -> nn.Module:
         """Return the network, not trained.
@@ -228,9 +246,10 @@ class Deblender(nn.Module):
     @cached_property
     def flux_prior(self) -> FluxPrior | None:
         """Density of the pair's ln(flux / sky_rms) in the training; None where that was not on simulated blends."""
-        if self.description.training.get("source") != "simulated stream":
+        description = self.description
+        if description.training.get("source") != "simulated stream":
             return None
-        return Prior.parse(self.description.prior).flux_prior(Conditions().sky_rms, self.instrument.zero_point)
+        return Prior.parse(description.prior).flux_prior(description.conditions.sky_rms, self.instrument.zero_point)
 
     @cached_property
     def digest(self) -> str:

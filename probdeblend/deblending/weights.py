@@ -67,9 +67,7 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
 
 
 def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Deblender:
-    numbers = json.loads(metadata["description"])
-    numbers["flux_range"] = tuple(numbers["flux_range"])
-    description = Description(**numbers)
+    description = Description.parse(metadata["description"])
     given = json.loads(metadata["instrument"])
     instrument = Instrument(
         psf=tensors.pop("instrument.psf"),
@@ -102,7 +100,7 @@ def save(deblender: Deblender, path: Path | str) -> None:
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
-        "description": json.dumps(vars(deblender.description)),
+        "description": deblender.description.describe(),
         "instrument": deblender.instrument.describe(),
     }
     if deblender.calibrator is not None:

@@ -26,10 +26,10 @@ from ..deblending.deblender import Deblender, Description
 from ..deblending.weights import save
 from ..networks.composite import BlendFeatures
 from ..networks.losses import NegativeLogLikelihood
-from ..scene import Instrument
-from ..simulation.conditions import Batch, Conditions
+from ..scene import LN_FLUX_UNIT, Instrument
+from ..simulation.conditions import Batch
 from ..simulation.prior import Prior
-from ..simulation.sets import count_blends, read_instrument
+from ..simulation.sets import count_blends, read_blends, read_instrument
 from .fit import Schedule, checkpoint_beside, fit, fit_tensors, held_out
 from .streams import EndlessStream, Mixture, StoredStream
 
@@ -111,7 +111,7 @@ def train_weights(
         torch.manual_seed(seed)
         described = {"steps": steps, "batch_size": batch_size, "seed": seed}
         described["source"] = source.name if stored else _named(mixtures[0])
-        description = _description(mixtures[0].prior, described)
+        description = _description(source if stored else mixtures[0], described)
         network = description.build().to(device)
         # The masks are to stay probabilities: they learn from their own loss alone.
         network.end_to_end = False
@@ -234,7 +234,8 @@ def retrain_weights(
     if source != SIMULATED:
         raise ValueError(f"weights must be trained on the {SIMULATED} to be retrained on it, got ones from {source}")
     held_out(blends, BATCH)
-    mixture = Mixture(Prior.parse(trained.description.prior), trained.instrument, close_fraction=CLOSE_FRACTION)
+    prior, conditions = Prior.parse(trained.description.prior), trained.description.conditions
+    mixture = Mixture(prior, trained.instrument, conditions, close_fraction=CLOSE_FRACTION)
     settings = {"blends": blends, "seed": seed, "source": source, "close_fraction": mixture.close_fraction}
     kept = unfinished_folder(output, settings | {"encoder": trained.encoder_digest}, resume=resume, overwrite=overwrite)
     made = {"command": "probdeblend retrain", "steps": steps, "batch_size": BATCH}
@@ -310,19 +311,35 @@ def _stored(path: Path, *, batch_size: int, seed: int) -> Sources:
     return partial(stream, stop=stop), stream(start=stop), stream(stop=stop)
 
 
-def _description(prior: Prior, training: dict[str, object]) -> Description:
-    conditions, instrument = Conditions(), Instrument.candels_f160w()
-    fluxes = [10 ** (-0.4 * (magnitude - instrument.zero_point)) for magnitude in prior.magnitude_range]
+def _description(source: Path | Mixture, training: dict[str, object]) -> Description:
+    """Describe the network and what it is trained on: the population that a mixture draws from, or a stored set."""
     made = {"command": "probdeblend train", "torch": torch.__version__, "probdeblend": __version__}
+    if isinstance(source, Mixture):
+        prior, conditions = source.prior, source.conditions
+        fluxes = [10 ** (-0.4 * (magnitude - source.instrument.zero_point)) for magnitude in prior.magnitude_range]
+        flux_range = (min(fluxes) / max(conditions.sky_rms), max(fluxes) / min(conditions.sky_rms))
+        family = {"flux_range": flux_range, "max_difference": prior.max_difference, "prior": prior.describe()}
+    else:
+        conditions, family = None, _measured_family(source)
     return Description(
         architecture="Blend2Mask2Flux",
         head="StudentTHead",
         settings=dict(SETTINGS),
-        flux_range=(min(fluxes) / max(conditions.sky_rms), max(fluxes) / min(conditions.sky_rms)),
-        max_difference=prior.max_difference,
-        prior=prior.describe(),
+        conditions=conditions,
         training=made | training,
+        **family,
     )
+
+
+def _measured_family(path: Path) -> dict[str, object]:
+    """Measure the range of fluxes over sky noise, and the largest magnitude difference of a pair, in a stored set."""
+    count, ratios = count_blends(path), []
+    for start in range(0, count, CHUNK):
+        blend = read_blends(path, start, min(start + CHUNK, count))
+        ratios.append(blend.flux[..., 0] / blend.sky_rms[:, None])
+    ratio = torch.cat(ratios).double()
+    difference = LN_FLUX_UNIT * float((ratio[:, 0] / ratio[:, 1]).log().abs().max())
+    return {"flux_range": (float(ratio.min()), float(ratio.max())), "max_difference": difference, "prior": None}
 
 
 def _features(network: nn.Module, image: Tensor) -> Tensor:

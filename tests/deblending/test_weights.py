@@ -14,6 +14,7 @@ from probdeblend.deblending.weights import load, save
 from probdeblend.posterior.calibrator import Calibrator
 from probdeblend.posterior.flags import Flag
 from probdeblend.scene import Instrument
+from probdeblend.simulation.conditions import Conditions
 from probdeblend.simulation.prior import Prior
 from probdeblend.training.streams import SimulatedStream
 
@@ -29,6 +30,7 @@ def deblender():
         flux_range=(100.0, 1e6),
         max_difference=2.0,
         prior=Prior.default().describe(),
+        conditions=Conditions(),
         training={"steps": 0},
     )
     torch.manual_seed(0)
@@ -220,7 +222,7 @@ def test_damaged_and_foreign_files(tmp_path, deblender):
     with pytest.raises(ValueError, match="weights do not fit what the file says of them"):
         load(path)
     with pytest.raises(ValueError, match="this version has no network Oracle"):
-        Description("Oracle", "StudentTHead", {}, (1.0, 2.0), 2.0, "", {}).build()
+        Description("Oracle", "StudentTHead", {}, (1.0, 2.0), 2.0, None, None, {}).build()
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="not a safetensors file, or damaged"):

@@ -7,11 +7,12 @@ import torch
 from probdeblend.deblending.deblender import Deblender
 from probdeblend.deblending.weights import load
 from probdeblend.scene import Instrument
+from probdeblend.simulation.conditions import Conditions
 from probdeblend.simulation.prior import Prior
 from probdeblend.simulation.sets import write_blends
 from probdeblend.training import recipe
 from probdeblend.training.fit import Schedule, fit_tensors
-from probdeblend.training.streams import SimulatedStream
+from probdeblend.training.streams import Mixture, SimulatedStream
 
 
 def shrink(patch):
@@ -48,6 +49,30 @@ def test_training_on_a_stored_set(tmp_path):
         tmp_path / "w.safetensors", steps=2, batch_size=4, source=tmp_path / "set", progress=False
     )
     assert trained.description.training["source"] == "set"
+    kept = stream.blend(0)
+    ratio = kept.flux[..., 0] / kept.sky_rms[:, None]
+    np.testing.assert_allclose(trained.description.flux_range, (float(ratio.min()), float(ratio.max())), rtol=1e-6)
+    assert trained.description.conditions is trained.description.prior is trained.flux_prior is None
+
+
+def test_the_file_states_what_the_network_was_trained_on(tmp_path):
+    """Not the default instrument, prior and conditions: a deeper image, other magnitudes, another zero point."""
+    prior = replace(Prior.published(), magnitude_range=(19.0, 22.0), max_difference=1.0)
+    conditions = Conditions(sky_rms=(1e-4, 4e-4), exposure=(100.0, 200.0), psf_growth=(1.0, 1.2), psf_shear=0.05)
+    mixture = Mixture(prior, Instrument.candels_f160w().replace(zero_point=24.0), conditions)
+    path = tmp_path / "w.safetensors"
+    recipe.train_weights(path, steps=2, batch_size=4, source=(mixture, mixture), progress=False)
+    again = load(path)
+    described = again.description
+    assert described.conditions == conditions
+    assert Prior.parse(described.prior) == prior
+    assert described.max_difference == 1.0
+    brightest, faintest = (10 ** (0.4 * (24.0 - magnitude)) for magnitude in (19.0, 22.0))
+    np.testing.assert_allclose(described.flux_range, (faintest / 4e-4, brightest / 1e-4))
+    assert again.flux_prior == prior.flux_prior((1e-4, 4e-4), 24.0)
+    new = recipe.retrain_weights(again, tmp_path / "new.safetensors", **OPTIONS)
+    assert new.description.conditions == conditions
+    assert load(tmp_path / "new.safetensors").flux_prior == again.flux_prior
 
 
 def test_checkpoint_in_the_way(tmp_path):
