@@ -1,6 +1,7 @@
 """Settings of the documentation: Sphinx, numpydoc, and MyST notebooks that are executed while it is built."""
 
 import os
+from importlib import import_module
 from importlib.metadata import version as installed_version
 
 # Kernels inherit this: notebooks run without ipywidgets, and their progress bars are text.
@@ -22,7 +23,7 @@ autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True}
+autodoc_default_options = {"members": True, "imported-members": True}
 python_maximum_signature_line_length = 88
 autodoc_inherit_docstrings = False
 numpydoc_show_class_members = False
@@ -46,11 +47,30 @@ numpydoc_validation_exclude = {
     r"\.(Batch|Observed|Modes|CountedBlends|Blend(Features|Numbers|Answer))\.",
 }
 
-# Names of other libraries cannot be linked without a network; those of this one must resolve.
+# Names of other libraries cannot be linked without a network; public ones of this library must resolve.
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!probdeblend\b).*"),
 ]
+
+
+def link_to_room(app, env, node, contnode):
+    """Link a name to the room that makes it public, where its signature names the module that defines it."""
+    module, _, name = node.get("reftarget", "").rpartition(".")
+    parts = module.split(".")
+    if parts[0] != "probdeblend" or len(parts) != 3:
+        return None
+    room = import_module(".".join(parts[:2]))
+    if name not in getattr(room, "__all__", ()):  # private to its room: no page to link to
+        return contnode
+    target = f"{room.__name__}.{name}"
+    return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode)
+
+
+def setup(app):
+    """Register what Sphinx is to call."""
+    app.connect("missing-reference", link_to_room)
+
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3

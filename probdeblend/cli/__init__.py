@@ -9,14 +9,11 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from .answers import deblend, evaluate
-from .calibration import calibrate
-from .counting import count, train_counts, train_guide
-from .fits import fit_psf
-from .galaxies import pair, reobserve, stamps
+from .deblend import count, deblend
+from .evaluate import calibrate, evaluate, repeat
 from .options import Group
-from .repeat import repeat
-from .training import retrain, simulate, train
+from .surveys import inject, isolate, reobserve
+from .training import fit_psf, retrain, simulate, train
 
 __all__ = ["main"]
 
@@ -24,10 +21,21 @@ __all__ = ["main"]
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="probdeblend")
 def main() -> None:
-    """Posteriors over the fluxes and the masks of overlapping galaxies."""
+    """Posteriors over the fluxes and masks of overlapping galaxies."""
 
 
-_USE = (deblend, count, evaluate, calibrate, repeat)
-_MAKE = (simulate, stamps, reobserve, pair, fit_psf, train, retrain, train_guide, train_counts)
-for _command in (*_USE, *_MAKE):
+for _command in (
+    deblend,
+    count,
+    evaluate,
+    calibrate,
+    repeat,
+    simulate,
+    isolate,
+    reobserve,
+    inject,
+    fit_psf,
+    train,
+    retrain,
+):
     main.add_command(_command)

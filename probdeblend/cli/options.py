@@ -1,8 +1,8 @@
-"""What commands share: options, and how a mistake of the user's is told."""
+"""What the commands share: options, and the one sentence in which a user's mistake ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +11,14 @@ import click
 
 if TYPE_CHECKING:
     from astropy.table import Table
-    from matplotlib.figure import Figure
 
-__all__: list[str] = []  # what is here is used from the command line
+__all__: list[str] = []  # used from the command line alone
 
 FILE = click.Path(path_type=Path)
 
 
 class Group(click.Group):
-    """A group whose commands end with a sentence where the input is at fault."""
+    """A group of commands that end with one sentence where the input is at fault."""
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command."""
@@ -74,23 +73,30 @@ def columns(text: str) -> dict[str, str]:
     return {name.strip(): column.strip() for name, column in pairs}
 
 
+def picked(options: dict, *names: str) -> dict:
+    """Return some of the options by their names."""
+    return {name: options[name] for name in names}
+
+
+def exclusive(options: dict, *names: str) -> None:
+    """Refuse two options that are mutually exclusive."""
+    if all(options[name] not in (None, (), False) for name in names):
+        raise ValueError(f"{' and '.join(names)} are mutually exclusive, got both")
+
+
 def refuse_existing(output: Path, *, overwrite: bool) -> None:
-    """Say before long work that its output exists."""
+    """Refuse an output that exists before the work begins, not after it."""
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output}: exists already")
 
 
-def finish(options: Mapping[str, object], table: Table, name: str, said: str, *, figure: Figure | None = None) -> None:
-    """Write a table, and its figure, and say what is in them."""
-    from .._files import write_table
-
-    names = write_table(options["output"], table, name, figure=figure, overwrite=options["overwrite"])
-    click.echo(said)
-    click.echo(f"written to {options['output']}: {', '.join(names)}")
+def show(table: Table) -> None:
+    """Print a whole table."""
+    click.echo("\n".join(table.pformat(max_width=-1, max_lines=-1)))
 
 
 def progress(batches: Iterator, count: int, size: int, first: int) -> Iterator:
-    """Show a bar over batches, from the first one on."""
+    """Show a progress bar over batches, from the first one on."""
     from tqdm import tqdm
 
     yield from tqdm(batches, total=-(-count // size), initial=first, unit="batch")
@@ -98,25 +104,31 @@ def progress(batches: Iterator, count: int, size: int, first: int) -> Iterator:
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
 crowding_option = click.option(
-    "--crowding", default="0,1", show_default=True, help="Probabilities of one, two, ... galaxies."
+    "--crowding", default="0,1", show_default=True, help="Probabilities of one, two, ... galaxies in a stamp."
 )
-resume_option = click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
+resume_option = click.option("--resume", is_flag=True, help="Resume an interrupted run.")
 workers_option = click.option(
-    "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that work; 0 for this one alone."
+    "--workers", type=click.IntRange(0), default=0, show_default=True, help="Worker processes; 0 for none."
 )
-weights_option = click.option("--weights", type=FILE, help="A weights file.  [default: those of the package]")
-method_option = click.option(
-    "--method",
-    type=click.Choice(["auto", "gauss-newton", "elbo"]),
-    default="auto",
-    show_default=True,
-    help="Refine from the curvature at the mode, by variational inference, or by this where the first does badly.",
-)
+weights_option = click.option("--weights", type=FILE, help="Weights file.  [default: the one that ships]")
+hdu_option = click.option("--hdu", metavar="HDU", help="Number or name of the image HDU.")
+psf_option = click.option("--psf", type=FILE, help="Effective PSF of the image, checked against that of the weights.")
+pixel_scale_option = click.option("--pixel-scale", type=float, help="Arcsec per pixel.  [default: from the header]")
 seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same answer."
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed: same seed, same result."
+)
+noise_options = combine(
+    click.option("--rms", metavar="VALUE|FILE", help="Sky noise per pixel.  [default: measured in the image]"),
+    click.option("--rms-as-is", is_flag=True, help="Do not rescale an rms map to the scatter in the image."),
 )
 sampling_options = combine(
-    click.option("--draws", type=click.IntRange(1), default=1000, show_default=True, help="Draws of each flux."),
-    click.option("--passes", type=click.IntRange(0), default=32, show_default=True, help="Dropout passes; 0 for none."),
+    click.option("--draws", type=click.IntRange(1), default=1000, show_default=True, help="Posterior draws."),
+    click.option(
+        "--passes", type=click.IntRange(0), default=32, show_default=True, help="Monte Carlo dropout passes; 0: none."
+    ),
     seed_option,
+)
+calibrator_options = combine(
+    click.option("--calibrator", type=FILE, help="Calibrator file.  [default: the one inside the weights]"),
+    click.option("--no-calibrator", is_flag=True, help="Return the network's posterior uncalibrated."),
 )

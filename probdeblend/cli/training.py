@@ -1,7 +1,8 @@
-"""Make sets of blends and weights, and check the renderer."""
+"""Simulate sets of blends, train networks, and fit a PSF."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ import click
 from .options import (
     FILE,
     crowding_option,
+    exclusive,
     overwrite_option,
+    picked,
     probabilities,
     progress,
     resume_option,
@@ -22,7 +25,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..training.streams import Mixture
 
-__all__: list[str] = []  # what is here is used from the command line
+__all__: list[str] = []  # used from the command line alone
 
 
 @click.command()
@@ -34,33 +37,35 @@ __all__: list[str] = []  # what is here is used from the command line
     type=click.Choice(["galsim", "torch"]),
     default="galsim",
     show_default=True,
-    help="Who draws.",
+    help="Rendering engine.",
 )
 @click.option(
     "--prior",
     type=click.Choice(["default", "published"]),
     default="published",
     show_default=True,
-    help="The galaxies: those of the published test set, or fainter ones too as for training.",
+    help="Population: the published test set, or the training population, which is fainter.",
 )
-@click.option("--separation", metavar="RULE", help="published, public-code, paper-text, anywhere or close.")
+@click.option(
+    "--separation", metavar="RULE", help="Where companions lie: published, public-code, paper-text, anywhere or close."
+)
 @click.option("--smooth", is_flag=True, help="Every galaxy is one Sérsic profile.")
-@click.option("--white", is_flag=True, help="Sky noise without correlation.")
+@click.option("--white", is_flag=True, help="Uncorrelated sky noise.")
 @crowding_option
-@click.option("--sky-rms", type=float, default=3e-3, show_default=True, help="Sky noise of a pixel in e-/s.")
-@click.option("--exposure", type=float, default=3200.0, show_default=True, help="Exposure in s; inf for no photons.")
+@click.option("--sky-rms", type=float, default=3e-3, show_default=True, help="Sky noise per pixel in e-/s.")
+@click.option(
+    "--exposure", type=float, default=3200.0, show_default=True, help="Exposure time in s; inf for no photon noise."
+)
 @workers_option
 @resume_option
 @overwrite_option
 def simulate(output: Path, **options: object) -> None:
-    """Simulate blends with their truth in CANDELS F160W conditions and write them to OUTPUT, a folder of HDF5 files.
+    """Simulate blends as CANDELS F160W observes them, with their truth, and write them to OUTPUT, a folder of HDF5 files.
 
     \b
     Example:
       probdeblend simulate test --count 2000 --seed 1
     """  # noqa: D301
-    from dataclasses import replace
-
     from ..scene import Instrument
     from ..simulation.galsim import render_galsim, render_torch, simulate_blends
     from ..simulation.prior import Prior
@@ -76,7 +81,7 @@ def simulate(output: Path, **options: object) -> None:
     size = min(options["count"], 64)
     conditions = ("separation", "smooth", "white", "crowding", "sky_rms", "exposure")
     names = ("count", "seed", "renderer", "prior", *conditions)
-    settings = {"command": "simulate"} | {name: options[name] for name in names}
+    settings = {"command": "simulate"} | picked(options, *names)
     first = finished_batches(output, settings) if options["resume"] else 0
     batches = simulate_blends(
         options["count"],
@@ -159,3 +164,30 @@ def _mixtures(libraries: tuple[Path, ...], real_fraction: float) -> tuple[Mixtur
     training, validation, _ = library.select(library.keep).split()
     mixture = replace(default_mixture(), library=training, real_fraction=real_fraction)
     return mixture, replace(mixture, library=validation)
+
+
+@click.command("fit-psf")
+@click.argument("image", type=FILE)
+@click.option("--pixel-scale", type=float, required=True, help="Arcsec per pixel of IMAGE.")
+@click.option("--output", type=FILE, default="probdeblend-psf", show_default=True, help="Folder to write.")
+@click.option("--name", default="f160w", show_default=True, help="Filter name, used in file names.")
+@overwrite_option
+def fit_psf(image: Path, pixel_scale: float, output: Path, name: str, overwrite: bool) -> None:
+    """Fit the optical model to IMAGE, an effective PSF; write the model and its PSF at 0.06" per pixel.
+
+    \b
+    Example:
+      probdeblend fit-psf f160w.fits --pixel-scale 0.04 --output psf
+    """  # noqa: D301
+    from .._files import output_folder
+    from ..photometry.images import read_psf
+    from ..simulation import psf as optics
+
+    files = [f"psf_{name}.npy", f"psf_{name}.json"]
+    with output_folder(output, overwrite=overwrite, files=files) as folder:
+        fit = optics.fit_psf(read_psf(image, pixel_scale=pixel_scale), pixel_scale)
+        optics.write_psf(fit, folder, name=name)
+    measured, fitted = fit.fwhm
+    click.echo(f'FWHM {fitted:.3f}" (measured {measured:.3f}")')
+    click.echo(f"largest residual {fit.max_residual:.1%} of the peak")
+    click.echo(f"written to {output}: {', '.join(files)}")

@@ -1,15 +1,29 @@
-"""Deblend an image, and measure how well that goes."""
+"""Deblend an image, and count the galaxies in stamps."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from math import inf, nan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .options import FILE, finite, method_option, overwrite_option, sampling_options, weights_option
+from .options import (
+    FILE,
+    calibrator_options,
+    exclusive,
+    finite,
+    hdu_option,
+    noise_options,
+    overwrite_option,
+    picked,
+    pixel_scale_option,
+    psf_option,
+    refuse_existing,
+    sampling_options,
+    show,
+    weights_option,
+)
 
 if TYPE_CHECKING:
     from astropy.units import Quantity
@@ -21,18 +35,17 @@ if TYPE_CHECKING:
     from ..photometry.images import FieldImage
     from ..refinement.refiner import Refiner
 
-__all__: list[str] = []  # what is here is used from the command line
+__all__: list[str] = []  # used from the command line alone
 
 
 @click.command()
 @click.argument("image", type=FILE, required=False)
-@click.option("--stamps", is_flag=True, help="IMAGE is a 128 x 128 stamp, or a cube of them, without sky.")
-@click.option("--hdu", metavar="HDU", help="Number or name of the image's HDU.")
-@click.option("--rms", metavar="VALUE|FILE", help="Sky noise of a pixel.  [default: measured in the image]")
-@click.option("--rms-as-is", is_flag=True, help="Do not scale an rms map to the scatter in the image.")
+@click.option("--stamps", is_flag=True, help="IMAGE is a sky-subtracted 128 x 128 stamp, or a cube of stamps.")
+@hdu_option
+@noise_options
 @click.option("--no-background", is_flag=True, help="The sky is subtracted already.")
-@click.option("--psf", type=FILE, help="Effective PSF of the image, to check against that of the weights.")
-@click.option("--pixel-scale", type=float, help="Arcsec a pixel.  [default: from the header]")
+@psf_option
+@pixel_scale_option
 @click.option(
     "--zero-point", type=float, callback=finite, help="AB magnitude of unit flux.  [default: from the header]"
 )
@@ -40,18 +53,16 @@ __all__: list[str] = []  # what is here is used from the command line
 @sampling_options
 @click.option("--output", type=FILE, default="probdeblend-output", show_default=True, help="Folder to write.")
 @overwrite_option
-@click.option("--save-draws", is_flag=True, help="Write the draws too, as draws.nc.")
+@click.option("--save-draws", is_flag=True, help="Also write the posterior draws, as draws.nc.")
 @weights_option
-@click.option("--calibrator", type=FILE, help="A calibrator's file.  [default: the one inside the weights]")
-@click.option("--no-calibrator", is_flag=True, help="Leave the network's posterior as it is.")
-@click.option("--count", is_flag=True, help="Flag stamps that are not likely to hold two galaxies.")
-@click.option("--counts", type=FILE, help="Count network's file for --count.  [default: that of the package]")
+@calibrator_options
+@click.option("--count", is_flag=True, help="Flag stamps that are unlikely to hold two galaxies.")
+@click.option("--counts", type=FILE, help="Count network file for --count.  [default: the one that ships]")
 @click.option(
-    "--refine", is_flag=True, help="Refine stamps where the generative model can be trusted; seconds a blend."
+    "--refine", is_flag=True, help="Refine stamps where the generative model can be trusted; seconds per blend."
 )
-@method_option
 def deblend(image: Path | None, **options: object) -> None:
-    """Find the blends of IMAGE and deblend them; without IMAGE, the example that ships.
+    """Find the blends in IMAGE and deblend them; without IMAGE, deblend the example that ships.
 
     \b
     Example:
@@ -66,8 +77,7 @@ def deblend(image: Path | None, **options: object) -> None:
         if image is None:
             image, options["stamps"] = EXAMPLE_PATH, True
         found = _read(image, options)
-        if options["no_calibrator"] and options["calibrator"] is not None:
-            raise ValueError("calibrator and no_calibrator exclude each other, got both")
+        exclusive(options, "calibrator", "no_calibrator")
         result = _deblend(found, weights.load(options["weights"], calibrator=options["calibrator"]), options)
         names = write_results(folder, result, wcs=found.wcs, save_draws=options["save_draws"])
     click.echo(report(result, rms=options["rms"]))
@@ -84,11 +94,10 @@ def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> FieldRes
     from ..deblending.field import deblend_field
     from ..deblending.stamps import deblend_stamps
 
-    image = checked_image(found, deblender, options)
+    image = _checked_image(found, deblender, options)
     zero_point = found.zero_point if options["zero_point"] is None else options["zero_point"]
-    noise = {"rms": given_rms(found, options["rms"], stamps=options["stamps"]), "rms_as_is": options["rms_as_is"]}
-    sampling = {name: options[name] for name in ("draws", "passes", "seed")}
-    sampling["calibrate"] = not options["no_calibrator"]
+    noise = {"rms": _given_rms(found, options["rms"], stamps=options["stamps"]), "rms_as_is": options["rms_as_is"]}
+    sampling = picked(options, "draws", "passes", "seed") | {"calibrate": not options["no_calibrator"]}
     asked = _counting(deblender, options["counts"]) if options["count"] else deblender
     asked = _refiner(asked, zero_point, options) if options["refine"] else asked
     if options["stamps"]:
@@ -116,7 +125,7 @@ def _refiner(deblender: Deblender | CountingDeblender, zero_point: float | None,
 
     instrument = deblender.instrument.replace(zero_point=nan if zero_point is None else zero_point)
     if not options["stamps"]:
-        raise ValueError("refine works on stamps, which are all data: give --stamps, got a field")
+        raise ValueError("refine must be given with --stamps, got a field: only stamps can be refined")
     if options["exposure"] is not None:
         instrument = instrument.replace(exposure=options["exposure"])
     elif instrument.zero_point != deblender.instrument.zero_point:
@@ -127,11 +136,11 @@ def _refiner(deblender: Deblender | CountingDeblender, zero_point: float | None,
     if options["psf"] is not None:
         psf = read_psf(options["psf"], pixel_scale=instrument.pixel_scale)
         instrument = instrument.replace(psf=torch.from_numpy(psf.astype("float32")))
-    return Refiner(deblender, default_guide(deblender), instrument=instrument, method=options["method"])
+    return Refiner(deblender, default_guide(deblender), instrument=instrument)
 
 
-def checked_image(found: FieldImage, deblender: Deblender, options: dict) -> Quantity:
-    """Refuse images of another pixel scale or PSF than the weights', and return pixels with their unit."""
+def _checked_image(found: FieldImage, deblender: Deblender, options: dict) -> Quantity:
+    """Return pixels with their unit; refuse another pixel scale or PSF than that of the weights."""
     from astropy.units import Quantity, Unit
 
     from ..photometry.images import read_psf
@@ -145,8 +154,8 @@ def checked_image(found: FieldImage, deblender: Deblender, options: dict) -> Qua
     return Quantity(found.data, Unit(found.unit, parse_strict="silent"))
 
 
-def given_rms(found: FieldImage, given: str | None, *, stamps: bool) -> object:
-    """Read the sky noise that the user gives as a number or a file; None where it is to be measured."""
+def _given_rms(found: FieldImage, given: str | None, *, stamps: bool) -> object:
+    """Return the sky noise that the user gives as a number or a file; None where it is to be measured."""
     from ..photometry.images import read_map
 
     if given is None:
@@ -158,31 +167,43 @@ def given_rms(found: FieldImage, given: str | None, *, stamps: bool) -> object:
 
 
 @click.command()
-@click.argument("blends", type=FILE)
-@weights_option
-@click.option("--count", is_flag=True, help="Count galaxies: doubt grows where there are not likely to be two.")
+@click.argument("stamps", type=FILE)
+@hdu_option
+@noise_options
+@psf_option
+@pixel_scale_option
+@click.option("--flux", is_flag=True, help="Also deblend, for the flux of the central galaxy whatever the number.")
 @sampling_options
-@click.option("--output", type=FILE, help="Write the whole table there too, as ECSV.")
+@click.option("--output", type=FILE, default="counts.ecsv", show_default=True, help="Table to write, as ECSV.")
 @overwrite_option
-def evaluate(blends: Path, **options: object) -> None:
-    """Measure accuracy and coverage of the network and of SEP on BLENDS, a set that `simulate` wrote.
+@weights_option
+@click.option("--counts", type=FILE, help="Count network file.  [default: the one that ships]")
+def count(stamps: Path, **options: object) -> None:
+    """Estimate the number of galaxies in each of STAMPS: a sky-subtracted 128 x 128 stamp, or a cube of stamps.
 
-    And how the errors grow with the network's doubt.
+    The table gives the probability of one galaxy, of two, and of three or more. Draws, passes and seed belong to
+    --flux.
 
     \b
     Example:
-      probdeblend evaluate test --output accuracy.ecsv
+      probdeblend count stamps.fits --rms 0.003 --flux
     """  # noqa: D301
-    from .._files import whole_file
-    from ..deblending import weights
-    from ..deblending.counts import default_counts
-    from ..training import evaluation
+    from .._files import write_catalog
+    from ..deblending.counts import count_stamps, count_table, default_counts, load_counts
+    from ..deblending.stamps import stamp_noise
+    from ..deblending.weights import load
+    from ..photometry.images import read_stamps
 
-    output, overwrite = options.pop("output"), options.pop("overwrite")
-    with nullcontext() if output is None else whole_file(output, overwrite=overwrite) as temporary:
-        deblender = weights.load(options.pop("weights"))
-        counter = default_counts(deblender) if options.pop("count") else None
-        table = evaluation.evaluate(blends, deblender, counter=counter, **options)
-        if temporary is not None:
-            table.write(temporary, format="ascii.ecsv")
-    click.echo(evaluation.report(table))
+    refuse_existing(options["output"], overwrite=options["overwrite"])
+    found, deblender = read_stamps(stamps, hdu=options["hdu"]), load(options["weights"])
+    chosen = options["counts"]
+    network = default_counts(deblender) if chosen is None else load_counts(chosen, deblender)
+    image = _checked_image(found, deblender, options)
+    noise, _ = stamp_noise(found.data, _given_rms(found, options["rms"], stamps=True), rms_as_is=options["rms_as_is"])
+    probability = count_stamps(image, network, sky_rms=noise)
+    sampling = picked(options, "draws", "passes", "seed")
+    posterior = deblender(image, sky_rms=noise, **sampling) if options["flux"] else None
+    table = count_table(probability, posterior, seed=options["seed"])
+    write_catalog(table, options["output"], overwrite=options["overwrite"])
+    show(table)
+    click.echo(f"written to {options['output']}")

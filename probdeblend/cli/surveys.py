@@ -1,4 +1,4 @@
-"""Make libraries of lone galaxies, and blends of them."""
+"""Build libraries of isolated galaxies, and blend them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from .options import (
     columns,
     crowding_option,
     finite,
+    hdu_option,
     overwrite_option,
+    picked,
     probabilities,
     progress,
     refuse_existing,
@@ -21,7 +23,7 @@ from .options import (
     workers_option,
 )
 
-__all__: list[str] = []  # what is here is used from the command line
+__all__: list[str] = []  # used from the command line alone
 
 PARTS = ("training", "validation", "test")
 
@@ -29,42 +31,39 @@ PARTS = ("training", "validation", "test")
 @click.command()
 @click.argument("images", type=FILE, nargs=-1, required=True)
 @click.option("--output", type=FILE, required=True, help="Folder to write.")
-@click.option("--catalog", type=FILE, help="Galaxies of the one image, in FITS, ECSV or CSV.  [default: SEP's]")
+@click.option("--catalog", type=FILE, help="Galaxies of a single image, as FITS, ECSV or CSV.  [default: SEP's]")
 @click.option(
     "--columns",
     metavar="NAME=COLUMN,...",
     default="",
     help="The catalog's columns for x, y (from 0) or ra, dec; magnitude; id; p_sph, p_disk, p_irr.",
 )
-@click.option("--hdu", metavar="HDU", help="Number or name of the images' HDU.")
-@click.option("--rms", type=FILE, help="Map of the sky noise of the one image.")
+@hdu_option
+@click.option("--rms", type=FILE, help="Sky noise map of a single image.")
 @click.option("--magnitude", type=float, default=23.5, show_default=True, callback=finite, help="Faintest magnitude.")
-@click.option("--probability", type=float, default=0.8, show_default=True, help="Least probability of a type.")
+@click.option("--probability", type=float, default=0.8, show_default=True, help="Least probability of the type.")
 @click.option("--zero-point", type=float, callback=finite, help="AB magnitude of unit flux, where headers have none.")
 @seed_option
 @overwrite_option
-def stamps(images: tuple[Path, ...], **options: object) -> None:
-    """Cut lone galaxies out of IMAGES: a library, its contact sheets, and keep.csv, the list to edit.
+def isolate(images: tuple[Path, ...], **options: object) -> None:
+    """Cut isolated galaxies out of IMAGES: a library with contact sheets, and keep.csv, a list for you to edit.
 
     \b
     Example:
-      probdeblend stamps mosaic.fits --catalog sources.fits --columns ra=RA,dec=DEC,magnitude=H_MAG --output lone
+      probdeblend isolate mosaic.fits --catalog sources.fits --columns ra=RA,dec=DEC,magnitude=H_MAG --output isolated
     """  # noqa: D301
     from ..scene import Instrument
     from ..surveys.collect import collect_mosaics, report, write_collection
     from ..surveys.selection import Selection
 
-    changes = {} if options["zero_point"] is None else {"zero_point": options["zero_point"]}
+    changes = {} if options["zero_point"] is None else picked(options, "zero_point")
     refuse_existing(options["output"], overwrite=options["overwrite"])
     collection = collect_mosaics(
         images,
-        catalog=options["catalog"],
+        **picked(options, "catalog", "hdu", "rms", "seed"),
         columns=columns(options["columns"]),
-        hdu=options["hdu"],
-        rms=options["rms"],
         instrument=Instrument.candels_f160w().replace(**changes),
         selection=Selection(options["magnitude"], options["probability"]),
-        seed=options["seed"],
     )
     names = write_collection(options["output"], collection, overwrite=options["overwrite"])
     click.echo(report(collection))
@@ -74,13 +73,13 @@ def stamps(images: tuple[Path, ...], **options: object) -> None:
 @click.command()
 @click.argument("file", type=FILE)
 @click.option("--output", type=FILE, required=True, help="Folder to write.")
-@click.option("--identity", help="Name of the one galaxy whose stamps FILE holds.  [default: FILE's name]")
-@click.option("--sky-rms", type=float, default=3e-3, show_default=True, help="Sky noise of a pixel in e-/s.")
-@click.option("--exposure", type=float, default=3200.0, show_default=True, help="Exposure in s.")
+@click.option("--identity", help="Name of the single galaxy in FILE, a cube of its stamps.  [default: FILE's name]")
+@click.option("--sky-rms", type=float, default=3e-3, show_default=True, help="Sky noise per pixel in e-/s.")
+@click.option("--exposure", type=float, default=3200.0, show_default=True, help="Exposure time in s.")
 @seed_option
 @overwrite_option
 def reobserve(file: Path, **options: object) -> None:
-    """Observe the galaxies of FILE as CANDELS F160W would: a RealGalaxy catalog of GalSim, or a cube of stamps.
+    """Observe the galaxies of FILE as CANDELS F160W would: GalSim's RealGalaxy catalog, or a cube of stamps.
 
     \b
     Example:
@@ -89,10 +88,9 @@ def reobserve(file: Path, **options: object) -> None:
     from ..scene import Instrument
     from ..surveys.collect import collect_reobserved, report, write_collection
 
-    instrument = Instrument.candels_f160w(sky_rms=options["sky_rms"], exposure=options["exposure"])
+    instrument = Instrument.candels_f160w(**picked(options, "sky_rms", "exposure"))
     refuse_existing(options["output"], overwrite=options["overwrite"])
-    settings = {"identity": options["identity"], "instrument": instrument, "seed": options["seed"]}
-    collection = collect_reobserved(file, **settings)
+    collection = collect_reobserved(file, **picked(options, "identity", "seed"), instrument=instrument)
     names = write_collection(options["output"], collection, overwrite=options["overwrite"])
     click.echo(report(collection))
     click.echo(f"written to {options['output']}: {', '.join(names)}")
@@ -105,19 +103,19 @@ def reobserve(file: Path, **options: object) -> None:
 @click.option("--part", type=click.Choice([*PARTS, "all"]), default="all", show_default=True, help="Galaxies to use.")
 @click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the 60/20/20 split.")
 @click.option("--separation", metavar="RULE", default="published", show_default=True, help="As for `simulate`.")
-@click.option("--sky", type=click.Choice(["one", "both"]), default="one", show_default=True, help="Whose sky is kept.")
-@click.option("--dimming", type=float, default=1.0, show_default=True, help="Galaxies are up to so much fainter [mag].")
+@click.option("--sky", type=click.Choice(["one", "both"]), default="one", show_default=True, help="Whose sky to keep.")
+@click.option("--dimming", type=float, default=1.0, show_default=True, help="Dim galaxies by up to so many magnitudes.")
 @crowding_option
 @seed_option
 @workers_option
 @resume_option
 @overwrite_option
-def pair(libraries: tuple[Path, ...], **options: object) -> None:
-    """Blend the lone galaxies of LIBRARIES and write a set with its truth.
+def inject(libraries: tuple[Path, ...], **options: object) -> None:
+    """Blend the isolated galaxies of LIBRARIES and write a set of blends with their truth.
 
     \b
     Example:
-      probdeblend pair lone cosmos --part training --count 10000 --output real-training
+      probdeblend inject isolated cosmos --part training --count 10000 --output real-training
     """  # noqa: D301
     from ..scene import Instrument
     from ..simulation.sets import finished_batches, write_blends
@@ -129,10 +127,9 @@ def pair(libraries: tuple[Path, ...], **options: object) -> None:
     if options["part"] != "all":
         library = library.split(seed=options["split_seed"])[PARTS.index(options["part"])]
     rules = PairRules(crowding=probabilities(options["crowding"]))
-    rules = replace(rules, **{name: options[name] for name in ("separation", "sky", "dimming")})
+    rules = replace(rules, **picked(options, "separation", "sky", "dimming"))
     names = ("count", "part", "split_seed", "separation", "sky", "dimming", "crowding", "seed")
-    settings = {"command": "pair"} | {name: options[name] for name in names}
-    settings["library"] = library.digest()
+    settings = {"command": "inject"} | picked(options, *names) | {"library": library.digest()}
     first = finished_batches(options["output"], settings) if options["resume"] else 0
     size = min(options["count"], 64)
     instrument = Instrument.candels_f160w()
