@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._files import whole_file
+from .._files import check_header, header, whole_file
 from ..metrics.reliability import Reliability
 from .draws import Posterior
 from .flags import Flag
@@ -29,8 +29,6 @@ from .pairs import PairMap, apart, second_is_brighter, swapped, together, total_
 
 __all__ = ["Calibrator"]
 
-FORMAT = "probdeblend calibrator"
-VERSION = 9
 SUBJECT = ("flux_kind", "method", "pixel_scale", "network")
 MARGIN = 0.1  # by which a feature may be beyond those that were fitted, in units of their range
 
@@ -312,7 +310,7 @@ class Calibrator:
         pairs = None if self.pairs is None else self.pairs.plain()
         trees = {"root": self.root.plain(), "pairs": pairs}
         numbers = vars(self) | trees | {"mask": mask, "features": FEATURES}
-        return json.dumps({"format": FORMAT, "version": VERSION} | numbers)
+        return json.dumps(header("calibrator") | numbers)
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Calibrator:
@@ -335,51 +333,29 @@ class Calibrator:
         ValueError
             If it is no calibrator, or of another version.
         """
-        path = Path(path)
-        if not path.is_file():
+        if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file")
-        try:
-            return cls.parse(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        return cls.parse(Path(path).read_text(encoding="utf-8"), source=path)
 
     @classmethod
-    def parse(cls, text: str) -> Calibrator:
-        """Make a calibrator of the JSON that `describe` returns.
-
-        Parameters
-        ----------
-        text
-            The JSON.
-
-        Returns
-        -------
-        Calibrator
-            The calibrator.
-
-        Raises
-        ------
-        ValueError
-            If it is no calibrator, or of another version.
-        """
+    def parse(cls, text: str, *, source: object = "calibrator") -> Calibrator:
+        """Return the calibrator that `describe` has written as JSON; `source` names the text in error messages."""
         try:
             numbers = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError("not a calibrator written by probdeblend") from error
-        if not isinstance(numbers, dict) or numbers.pop("format", None) != FORMAT:
-            raise ValueError("not a calibrator written by probdeblend")
-        if (version := numbers.pop("version", None)) != VERSION:
-            raise ValueError(f"a calibrator of version {version}, this probdeblend reads version {VERSION}")
+        except json.JSONDecodeError:
+            numbers = {}
+        check_header(numbers if isinstance(numbers, dict) else {}, "calibrator", source)
         try:
-            if tuple(numbers.pop("features")) != FEATURES:
-                raise ValueError("a calibrator of other features than this probdeblend has")
-            mask, root, pairs = (numbers.pop(name) for name in ("mask", "root", "pairs"))
-            root, pairs = (None if tree is None else Group.of_plain(tree) for tree in (root, pairs))
-            mask = None if mask is None else MaskMap(**{name: tuple(value) for name, value in mask.items()})
-            ends = {name: tuple(numbers.pop(name)) for name in ("low", "high")}
-            return cls(root=root, pairs=pairs, mask=mask, **ends, **numbers)
+            if tuple(numbers["features"]) != FEATURES:
+                raise ValueError(f"{source}: must be fitted with the features {', '.join(FEATURES)}")
+            numbers = {name: value for name, value in numbers.items() if name not in (*header(""), "features")}
+            for name in ("root", "pairs"):
+                numbers[name] = None if numbers[name] is None else Group.of_plain(numbers[name])
+            if numbers["mask"] is not None:
+                numbers["mask"] = MaskMap(**{name: tuple(value) for name, value in numbers["mask"].items()})
+            return cls(**numbers | {name: tuple(numbers[name]) for name in ("low", "high")})
         except (KeyError, TypeError) as error:
-            raise ValueError("a damaged calibrator") from error
+            raise ValueError(f"{source}: damaged calibrator") from error
 
 
 def _subject(posterior: Posterior) -> dict[str, str | float]:

@@ -342,16 +342,16 @@ def test_calibrators_that_do_not_fit(tmp_path):
         Calibrator.open(tmp_path / "none.json")
     numbers = json.loads(calibrator.describe())
     for change, message in [
-        ({"version": 10}, "a calibrator of version 10, this probdeblend reads version 9"),
-        ({"format": "x"}, "not a calibrator written by probdeblend"),
-        ({"features": [0.5]}, "a calibrator of other features"),
-        ({"root": {}}, "a damaged calibrator"),
+        ({"version": 10}, "must be a calibrator of version 1, got version 10"),
+        ({"format": "x"}, "must be a calibrator written by probdeblend, got another file"),
+        ({"features": [0.5]}, "must be fitted with the features snr, separation, ratio, brightness, correlation"),
+        ({"root": {}}, "damaged calibrator"),
     ]:
         (tmp_path / "c.json").write_text(json.dumps(numbers | change))
         with pytest.raises(ValueError, match=message):
             Calibrator.open(tmp_path / "c.json")
     (tmp_path / "c.json").write_text("no")
-    with pytest.raises(ValueError, match=r"c.json: not a calibrator written by probdeblend"):
+    with pytest.raises(ValueError, match=r"c.json: must be a calibrator written by probdeblend"):
         Calibrator.open(tmp_path / "c.json")
 
 
