@@ -1,20 +1,18 @@
 """Whole images: find the sources, deblend those that overlap, measure the others with SEP.
 
-Two sources overlap where their Kron ellipses touch or their segments do, which is how SEP leaves the parts of
-one parent. Each overlapping pair becomes a stamp centred on its brighter galaxy, in which the other sources
-are replaced by sky. A galaxy with several neighbors is paired with the one that overlaps it most of those
-that have no partner yet; where none is left, it is deblended with the one that overlaps it most, and only
-its own row is kept.
+Two sources overlap where their Kron ellipses or their segments touch; touching segments are parts of one parent, which
+SEP has split. Each overlapping pair gets a stamp centered on its brighter galaxy, in which sky replaces all other
+sources. A galaxy with several neighbors is paired with the one that overlaps it most among those without a partner;
+if none is left, it is deblended with the one that overlaps it most, and only its own row is kept.
 
-How much ellipses overlap is the contact function of Perram & Wertheim (1985,
-doi:10.1016/0021-9991(85)90171-8): the squared factor by which both must grow to touch, below 1 where they
-overlap.
+The overlap of ellipses is the contact function of Perram & Wertheim (1985, doi:10.1016/0021-9991(85)90171-8): the
+squared factor by which both must grow to touch, below 1 where they overlap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,62 +26,24 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
-from ..photometry.detection import COLD, HOT, Detection, detect, estimate_background, kron_flux, kron_radius
-from ..photometry.mosaics import uncovered
+from ..photometry.detection import COLD, HOT, Detection, detect, kron_flux, kron_radius
+from ..photometry.images import cut_stamps, uncovered
 from ..photometry.noise import correlated_noise, correlation_sum
-from ..photometry.sky import dilate, noise_correlation_factor, replace_with_sky, sky_scatter
+from ..photometry.sky import dilate, noise_correlation_factor, replace_with_sky, sky_scatter, subtract_sky
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 from ..scene import STAMP_CENTER, STAMP_SIZE, Instrument
+from .deblender import Deblends
+from .products import DeblendedImage
 
-__all__ = ["FieldResult", "deblend_field"]
+__all__ = ["deblend_field"]
 
-SETTINGS = HOT | {"contrast": COLD["contrast"]}  # deep, but galaxies are not split into their knots
+SETTINGS = HOT | {"contrast": COLD["contrast"]}  # deep, but without splitting galaxies into their knots
 REACH = 56  # pixels on each axis within which a companion is well inside the stamp
-BORDER = 32  # pixels around a stamp where blank sky is looked for too
-PADDING = STAMP_SIZE // 2 + BORDER + 1
-CENTER_RADIUS = 5
-CHUNK = 64
-QUANTILES = 999  # odd, so that the median of a lone source is SEP's flux
-
-
-@dataclass(frozen=True, eq=False)
-class FieldResult:
-    """What `deblend_field` found.
-
-    Parameters
-    ----------
-    catalog
-        A row a galaxy, with the columns of `Posterior.summary`: first the deblended ones, then the lone ones,
-        both from bright to faint. x and y are positions in the image; ``blend`` is masked for lone sources.
-    posterior
-        The deblended stamps; x and y are positions in the stamp. None where no sources overlap.
-    stamps
-        The stamps ``(blend, y, x)`` in image units as they were deblended, NaN for bad pixels; None as above.
-    corners
-        A row a blend: ``blend`` and the position ``x0``, ``y0`` of the stamp's first pixel in the image,
-        which is negative where the stamp reaches over the edge.
-    sky_rms
-        Median sky noise of a pixel in image units.
-    noise_factor
-        What the correlation of the noise multiplies SEP's errors with; 1 for white noise.
-    rms_factor
-        What a map of the rms was multiplied with to match the scatter in the image.
-    image
-        The image ``(y, x)`` without its background, NaN for bad pixels.
-    detection
-        The sources.
-    """
-
-    catalog: QTable
-    posterior: Posterior | None
-    stamps: NDArray[np.float32] | None
-    corners: Table
-    sky_rms: float
-    noise_factor: float
-    rms_factor: float
-    image: NDArray[np.float64] = field(repr=False)
-    detection: Detection = field(repr=False)
+BORDER = 32  # pixels around a stamp where blank sky may be taken from as well
+CENTER_RADIUS = 5  # pixels around a galaxy's center where a bad pixel raises a flag
+CHUNK = 64  # stamps per call of the deblender
+QUANTILES = 999  # odd, so that the median of an isolated source is SEP's flux
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +63,7 @@ class _Field:
 
 def deblend_field(
     image: ArrayLike,
-    deblender: Callable[..., Posterior],
+    deblender: Deblends,
     *,
     rms: ArrayLike | None = None,
     rms_as_is: bool = False,
@@ -112,55 +72,54 @@ def deblend_field(
     wcs: WCS | None = None,
     progress: bool = False,
     **sampling: int,
-) -> FieldResult:
+) -> DeblendedImage:
     """Find the sources of an image, deblend those that overlap and measure the others with SEP.
 
     Parameters
     ----------
     image
-        Pixels ``(y, x)``, also as a masked array or a Quantity; those that are not finite, and patches of
-        5 x 5 and more exact zeros, are bad.
+        Pixels ``(y, x)``, also as a masked array or a Quantity. Bad are pixels that are not finite, and patches of at
+        least 5 x 5 exact zeros.
     deblender
-        Called as ``deblender(stamps, sky_rms=..., **sampling)`` with stamps ``(blend, y, x)``, NaN for bad
-        pixels, and the sky noise of each; answers with their `Posterior`. Has an ``instrument``.
+        What answers with a `Posterior`. Called with stamps ``(blend, y, x)``, NaN for bad pixels, and the sky noise
+        of each.
     rms
-        Sky noise of a pixel in image units, a number or a map ``(y, x)``, also as a Quantity; None
-        measures it, place by place.
+        Sky noise of a pixel in image units, a number or a map ``(y, x)``, also as a Quantity; None measures it
+        locally.
     rms_as_is
-        Whether a map is taken at its word. Otherwise it is scaled to the scatter of the image's sky.
+        Whether a map is used as given. Otherwise it is scaled to the scatter of the image's sky.
     background
-        Whether SEP's background is subtracted.
+        Whether the sky is subtracted.
     instrument
-        The zero point (NaN for none), the exposure, which adds photon noise to SEP's errors, and the
-        correlation of the noise that fills what is over the edge; None takes the deblender's.
+        Its zero point (NaN for none); its exposure, which adds photon noise to SEP's errors; and its noise
+        correlation, to fill stamps beyond the edge of the image. None takes that of the deblender.
     wcs
-        The image's world coordinates; adds ra and dec to the catalog.
+        World coordinates of the image; adds ra and dec to the catalog.
     progress
-        Whether a progress bar is shown.
+        Whether to show a progress bar.
     **sampling
-        ``draws``, ``passes`` and ``seed`` for the deblender. The seed also draws the sky that replaces
-        sources.
+        ``draws``, ``passes`` and ``seed`` for the deblender. The seed also selects the sky that replaces sources.
 
     Returns
     -------
-    FieldResult
-        Catalog, posterior, stamps and what was measured on the way.
+    DeblendedImage
+        Catalog, posterior, stamps and the sky noise.
 
     Raises
     ------
     ValueError
-        If the image has not two axes, no finite pixel, nothing but zeros or no source, or if `rms` is not
-        positive and finite or has another shape.
+        If the image does not have two axes, has no finite pixel, no pixel other than zero or no source; or if `rms`
+        is not positive and finite or has another shape.
     """
     instrument = deblender.instrument if instrument is None else instrument
     unit = str(getattr(image, "unit", ""))
     rms = rms.to_value(unit) if isinstance(rms, Quantity) else rms
     pixels = _checked_image(image)
     noise = None if rms is None else _checked_rms(rms, pixels)
-    sky, scatter = estimate_background(pixels)
-    pixels = pixels - sky if background else pixels
+    subtracted, scatter = subtract_sky(pixels)
+    pixels = subtracted if background else pixels
     if noise is None:
-        noise = np.maximum(scatter, 0.1 * np.median(scatter))
+        noise = scatter
     if not noise.all():
         raise ValueError("rms must be given for an image whose sky does not scatter, got None")
     detection = _found(pixels, noise)
@@ -175,8 +134,8 @@ def deblend_field(
     labels = {"flux_unit": unit, "zero_point": zero_point}
     scene = _Field(pixels, noise, detection, instrument, labels, *_overlaps(detection, pixels))
     stamps, corners, posterior = _deblend(scene, deblender, sampling, progress=progress)
-    return FieldResult(
-        catalog=_catalog(scene, posterior, corners, _measure_lone(scene, noise_factor), wcs),
+    return DeblendedImage(
+        catalog=_catalog(scene, posterior, corners, _measure_isolated(scene, noise_factor), wcs),
         posterior=posterior,
         stamps=stamps,
         corners=corners,
@@ -288,7 +247,7 @@ def _pair_up(flux: NDArray, links: NDArray, contact: NDArray) -> tuple[NDArray, 
 
 
 def _deblend(
-    scene: _Field, deblender: Callable[..., Posterior], sampling: dict[str, int], *, progress: bool
+    scene: _Field, deblender: Deblends, sampling: dict[str, int], *, progress: bool
 ) -> tuple[NDArray | None, Table, Posterior | None]:
     position = np.stack([scene.detection.x, scene.detection.y], axis=-1)
     first_pixel = np.rint(position[scene.pairs[:, 0]] - STAMP_CENTER).astype(np.int64)
@@ -318,74 +277,78 @@ def _placed(posterior: Posterior, x: NDArray, y: NDArray, **others: tuple) -> Po
 
 
 def _cut_stamps(scene: _Field, first_pixel: NDArray, seed: int) -> tuple[NDArray[np.float32], NDArray]:
+    """Return stamps with sky in place of other sources and noise beyond the edge, and the median noise of each."""
     # Sky is moved in units of the noise, so that it fits where the depth differs.
-    ratio = np.pad(scene.image / scene.noise, PADDING, constant_values=np.nan)
-    noise = np.pad(scene.noise, PADDING, mode="edge")
-    owner = np.pad(dilate(scene.detection.segmentation), PADDING)
-    inside = np.pad(np.ones(scene.image.shape, dtype=bool), PADDING)
+    ratio, owner = scene.image / scene.noise, dilate(scene.detection.segmentation)
     kernel = None if scene.instrument.noise_kernel is None else scene.instrument.noise_kernel.cpu()
     stamps = np.empty((len(first_pixel), STAMP_SIZE, STAMP_SIZE), dtype=np.float32)
     sky_rms = np.empty(len(stamps))
-    inner = (slice(BORDER, -BORDER),) * 2
-    for i, (x0, y0) in enumerate(first_pixel + PADDING - BORDER):
-        side = STAMP_SIZE + 2 * BORDER
-        window = (slice(y0, y0 + side), slice(x0, x0 + side))
+    side, inner = STAMP_SIZE + 2 * BORDER, (slice(BORDER, -BORDER),) * 2
+    for i, corner in enumerate(first_pixel - BORDER):
         rng = np.random.default_rng([seed, i])
+        labels = cut_stamps(owner, corner, side)[0]
+        inside = np.isfinite(labels)[inner]
+        columns, rows = (
+            np.clip(first + np.arange(side), 0, size - 1)
+            for first, size in zip(corner, scene.noise.shape[::-1], strict=True)
+        )
+        noise = scene.noise[np.ix_(rows, columns)][inner]
+        labels = np.nan_to_num(labels)
         others = np.zeros((side, side), dtype=bool)
-        others[inner] = ~np.isin(owner[window][inner], [0, *(scene.pairs[i] + 1)])
-        blank = owner[window] == 0
-        clean = replace_with_sky(ratio[window], others, rng, blank=blank, kernel=kernel, sky_rms=1.0)[inner]
+        others[inner] = ~np.isin(labels[inner], [0, *(scene.pairs[i] + 1)])
+        pixels = cut_stamps(ratio, corner, side)[0]
+        clean = replace_with_sky(pixels, others, rng, blank=labels == 0, kernel=kernel, sky_rms=1.0)[inner]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         drawn = correlated_noise(clean.shape, kernel, generator=generator).numpy()
-        stamps[i] = np.where(inside[window][inner], clean, drawn) * noise[window][inner]
-        sky_rms[i] = np.median(noise[window][inner][inside[window][inner]])
+        stamps[i] = np.where(inside, clean, drawn) * noise
+        sky_rms[i] = np.median(noise[inside])
     return stamps, sky_rms
 
 
-def _measure_lone(scene: _Field, noise_factor: float) -> Posterior | None:
+def _measure_isolated(scene: _Field, noise_factor: float) -> Posterior | None:
     found = scene.detection
     flux, error = kron_flux(scene.image, found, scene.noise)
-    lone = np.setdiff1d(np.arange(len(found)), scene.pairs)
-    lone = lone[np.argsort(-flux[lone], kind="stable")]
-    if not len(lone):
+    isolated = np.setdiff1d(np.arange(len(found)), scene.pairs)
+    isolated = isolated[np.argsort(-flux[isolated], kind="stable")]
+    if not len(isolated):
         return None
-    flux = flux[lone]
-    error = np.hypot(noise_factor * error[lone], np.sqrt(np.maximum(flux, 0) / scene.instrument.exposure))
+    flux = flux[isolated]
+    error = np.hypot(noise_factor * error[isolated], np.sqrt(np.maximum(flux, 0) / scene.instrument.exposure))
     steps = special.ndtri((np.arange(QUANTILES) + 0.5) / QUANTILES)
     draws = flux + error * (steps / steps.std(ddof=1))[:, None]
     return Posterior.from_draws(
         draws[None, :, :, None, None],
         flux_kind="auto",
         method="sep",
-        x=found.x[lone, None],
-        y=found.y[lone, None],
-        flags=_lone_flags(scene, lone)[:, None],
+        x=found.x[isolated, None],
+        y=found.y[isolated, None],
+        flags=_isolated_flags(scene, isolated)[:, None],
         **scene.labels,
     )
 
 
-def _lone_flags(scene: _Field, lone: NDArray[np.int64]) -> NDArray[np.int64]:
+def _isolated_flags(scene: _Field, isolated: NDArray[np.int64]) -> NDArray[np.int64]:
     bad = np.isnan(scene.image)
-    x, y = scene.detection.x[lone], scene.detection.y[lone]
-    flags = np.full(len(lone), int(Flag.SINGLE))
+    x, y = scene.detection.x[isolated], scene.detection.y[isolated]
+    flags = np.full(len(isolated), int(Flag.SINGLE))
     if bad.any():
         distance = ndimage.distance_transform_edt(~bad)[np.rint(y).astype(int), np.rint(x).astype(int)]
         flags |= (distance <= CENTER_RADIUS) * int(Flag.BAD_CENTER)
-    reach_x, reach_y = np.sqrt(np.diagonal(scene.ellipses[lone], axis1=1, axis2=2)).T
+    reach_x, reach_y = np.sqrt(np.diagonal(scene.ellipses[isolated], axis1=1, axis2=2)).T
     rows, columns = bad.shape
     over = (x < reach_x) | (y < reach_y) | (x + reach_x > columns - 1) | (y + reach_y > rows - 1)
     return flags | over * int(Flag.TRUNCATED)
 
 
 def _catalog(
-    scene: _Field, posterior: Posterior | None, corners: Table, lone: Posterior | None, wcs: WCS | None
+    scene: _Field, posterior: Posterior | None, corners: Table, isolated: Posterior | None, wcs: WCS | None
 ) -> QTable:
     tables = []
     if posterior is not None:
         x, y = (posterior.dataset[name].values + corners[f"{name}0"].data[:, None] for name in ("x", "y"))
         tables.append(_placed(posterior, x, y).summary(wcs=wcs)[scene.kept.ravel()])
-    if lone is not None:
-        tables.append(lone.summary(wcs=wcs))
+    if isolated is not None:
+        tables.append(isolated.summary(wcs=wcs))
         tables[-1]["blend"] = np.ma.masked_all(len(tables[-1]), dtype=np.int64)
     catalog = vstack(tables, metadata_conflicts="silent")
     catalog["id"] = np.arange(1, len(catalog) + 1)

@@ -1,13 +1,13 @@
-"""The classical answer as a `Posterior`: SEP detects cold, then hot, and measures each of two galaxies.
+"""SEP's photometry as a `Posterior`: sources are detected cold, then hot, and two galaxies are measured.
 
 Boucaud et al. (2020, doi:10.1093/mnras/stz3056, section 5.1) match detections to galaxies in three cases:
 
 - two detections: each galaxy gets its own, by position;
-- one: it belongs to the galaxy that it is nearest to, and the other galaxy is missed;
-- three or more: the galaxies get those nearest to them, and the rest is left over.
+- one: it belongs to the nearest galaxy, and the other galaxy is missed;
+- three or more: each galaxy gets one near it, and the others are left over.
 
-The draws are independent normals with SEP's errors, which know of no correlation, neither of the noise
-between pixels nor of the two fluxes, and of no error of the deblending. That is what there is to improve on.
+The draws are independent normals with SEP's errors. These contain no correlation, neither of the noise between pixels
+nor of the two fluxes, and no error of the deblending: that is what a network improves on.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..photometry.detection import Detection, detect_cold_hot, isophotal_flux, kron_flux
-from ..photometry.mirror import mirrored_flux
+from ..photometry.detection import Detection, detect_cold_hot, isophotal_flux, kron_flux, mirrored_flux
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 
@@ -44,22 +43,22 @@ def sep_posterior(
     Parameters
     ----------
     image
-        Sky-subtracted stamps ``(blend, y, x)`` or ``(blend, band, y, x)``, which are detected in the first
-        band and measured in all; pixels that are not finite are bad.
+        Sky-subtracted stamps ``(blend, y, x)`` or ``(blend, band, y, x)``, which are detected in the first band and
+        measured in all. Pixels that are not finite are bad.
     sky_rms
-        Sky noise of a pixel in image units: a number, one a blend, or maps of the shape ``(blend, y, x)``.
+        Sky noise of a pixel in image units: a number, one per blend, or a map ``(blend, y, x)``.
     kind
-        Which flux: the Kron (AUTO) one without the pixels of other sources, the sum of the isophotal pixels, or the
-        Kron one with the pixels of other sources mirrored out.
+        Which flux: "auto", the Kron flux without the pixels of other sources; "isophotal", the sum of the pixels of
+        the segment; or "mirrored", the Kron flux with the pixels of other sources mirrored out.
     x, y
-        Expected positions of the galaxies ``(blend, galaxy)`` in pixels. Without them the detection nearest
-        to the stamp's centre is galaxy 0, and the brightest other one is galaxy 1.
+        Expected positions of the galaxies ``(blend, galaxy)`` in pixels. Without them the detection nearest to the
+        center of the stamp is galaxy 0, and the brightest other one is galaxy 1.
     exposure
-        Counts per unit of flux, a number or one a blend; adds photon noise to the errors.
+        Counts per unit of flux, a number or one per blend; adds photon noise to the errors.
     draws
         Number of draws.
     seed
-        Seed of the draws; those of a blend depend on it and on the number of the blend.
+        Seed of the draws. Those of a blend depend on it and on the number of the blend alone.
 
     Returns
     -------
@@ -93,7 +92,7 @@ def sep_posterior(
         chosen = match(detection, None if expected is None else expected[i], shape=stamp.shape[1:])
         found = chosen != MISSED
         picked = chosen[found]
-        measured = [_measure(band, detection, noise[i], kind=kind, exposure=exposures[i]) for band in stamp]
+        measured = [_MEASURES[kind](band, detection, noise[i], exposure=exposures[i]) for band in stamp]
         flux[i, found], error[i, found] = np.stack(measured, axis=-1)[:, picked]
         mask[i, found] = detection.segmentation == detection.label[picked][:, None, None]
         found_at[:, i, found] = detection.x[picked], detection.y[picked]
@@ -111,23 +110,10 @@ def sep_posterior(
 def match(
     detection: Detection, expected: ArrayLike | None = None, *, shape: tuple[int, ...] = (128, 128)
 ) -> NDArray[np.int64]:
-    """Say which detection each of the two galaxies of a stamp is.
+    """Return the index of the detection of each of two galaxies ``(galaxy,)``, -1 for a missed one.
 
-    Parameters
-    ----------
-    detection
-        The sources of the stamp.
-    expected
-        Positions ``(galaxy, 2)`` of the two galaxies, x before y, in pixels. The two distinct detections with
-        the least sum of distances are taken. Without positions it is the detection nearest to the stamp's
-        centre and the brightest other one.
-    shape
-        Shape of the stamp ``(y, x)``, for its centre.
-
-    Returns
-    -------
-    NDArray
-        Index of the detection of each galaxy ``(galaxy,)``, -1 for a galaxy that was missed.
+    `expected` has their positions ``(galaxy, 2)``, x before y: the two detections with the least sum of distances are
+    taken. Without it, they are the detection nearest to the center of the stamp and the brightest other one.
     """
     if len(detection) == 0:
         return np.full(2, MISSED)
@@ -146,12 +132,6 @@ def match(
 
 def _distance(detection: Detection, positions: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.hypot(positions[:, :1] - detection.x, positions[:, 1:] - detection.y)
-
-
-def _measure(
-    pixels: NDArray, detection: Detection, sky_rms: ArrayLike, *, kind: str, exposure: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return _MEASURES[kind](pixels, detection, sky_rms, exposure=exposure)
 
 
 def _each_blend(name: str, value: ArrayLike, blends: int, pixels: tuple[int, ...] | None = None) -> NDArray:

@@ -1,1 +1,23 @@
 """Images in; sources, noise and apertures out."""
+
+from .detection import Detection, detect, kron_flux
+from .images import FieldImage, read_image, read_map, read_psf, read_stamps
+from .mosaics import open_mosaic
+from .noise import add_noise, autocorrelation
+from .sky import noise_correlation_factor, subtract_sky
+
+__all__ = [
+    "Detection",
+    "FieldImage",
+    "add_noise",
+    "autocorrelation",
+    "detect",
+    "kron_flux",
+    "noise_correlation_factor",
+    "open_mosaic",
+    "read_image",
+    "read_map",
+    "read_psf",
+    "read_stamps",
+    "subtract_sky",
+]

@@ -1,13 +1,13 @@
-"""Detection, segmentation, isophotal and Kron fluxes, and the background, with SEP.
+"""Detection, segmentation, centers, and isophotal and Kron fluxes, with SEP.
 
 SEP (Barbary 2016, doi:10.21105/joss.00058) is the library form of SExtractor (Bertin & Arnouts 1996,
 doi:10.1051/aas:1996164). Sources are detected cold, then hot, with the settings of Boucaud et al. (2020,
-doi:10.1093/mnras/stz3056, table 3). A Kron aperture is an ellipse with 2.5 Kron radii, and at least 3.5
-isophotal radii, as SExtractor's ``PHOT_AUTOPARAMS 2.5, 3.5``: both numbers multiply the semi-axes of the
-source. Pixels that belong to other sources count neither for the Kron radius nor for the sum.
+doi:10.1093/mnras/stz3056, table 3). A Kron aperture is an ellipse with 2.5 Kron radii, and at least 3.5 isophotal
+radii, as with SExtractor's ``PHOT_AUTOPARAMS 2.5, 3.5``: both numbers multiply the semi-axes of the source. Pixels that
+belong to other sources count neither for the Kron radius nor for the sum.
 
-SEP's errors hold independent sky noise and, with an exposure, photon noise. Drizzled noise is correlated, and
-the error of an aperture is larger by the factor that `~probdeblend.photometry.sky.noise_correlation_factor` measures.
+SEP's errors hold independent sky noise and, with an exposure, photon noise. Drizzled noise is correlated, and the error
+of an aperture is larger by the factor that `~probdeblend.photometry.noise_correlation_factor` measures.
 """
 
 from __future__ import annotations
@@ -19,17 +19,24 @@ import sep
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from ..scene import MASK_THRESHOLD
+from ..scene import MASK_THRESHOLD, STAMP_CENTER
 
 __all__ = [
+    "COLD",
+    "HOT",
+    "SEGMENTATION",
     "Detection",
     "auto_flux",
+    "bad_center",
     "detect",
     "detect_cold_hot",
-    "estimate_background",
     "isophotal_flux",
     "kron_flux",
     "kron_radius",
+    "light_centers",
+    "mirrored_flux",
+    "native_image",
+    "union_mask",
 ]
 
 COLD = {"threshold": 5.0, "minimum_area": 10, "contrast": 0.01}
@@ -38,8 +45,9 @@ HOT = {"threshold": 4.0, "minimum_area": 6, "contrast": 1e-4}
 DEBLEND_LEVELS = 64
 KRON_FACTOR = 2.5
 KRON_MINIMUM = 3.5
-KRON_EXTENT = 6.0
-BACKGROUND_MARGIN = 8
+KRON_EXTENT = 6.0  # semi-axes within which the Kron radius is measured
+CENTRAL_RADIUS = 3.5  # pixels from the middle of a stamp within which its central galaxy peaks
+CENTER_RADIUS = 5  # pixels around a galaxy's center that must be good
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +57,7 @@ class Detection:
     Parameters
     ----------
     segmentation
-        Label of the source that each pixel ``(y, x)`` belongs to: source ``i`` has label ``i + 1``, the sky
-        0.
+        Label of the source that each pixel ``(y, x)`` belongs to: source ``i`` has label ``i + 1``, the sky 0.
     x, y
         Barycenters in pixels ``(source,)``.
     semi_major, semi_minor
@@ -81,11 +88,22 @@ class Detection:
         return np.arange(1, len(self) + 1, dtype=np.int32)
 
 
-def _native(image: ArrayLike) -> NDArray[np.float64]:
+def native_image(image: ArrayLike) -> NDArray[np.float64]:
+    """Return an image ``(y, x)`` of any type as contiguous native floats."""
     pixels = np.ascontiguousarray(image, dtype=np.float64)
     if pixels.ndim != 2:
         raise ValueError(f"image must have the axes (y, x), got shape {pixels.shape}")
     return pixels
+
+
+def union_mask(mask: ArrayLike | None, pixels: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which pixels are masked or not finite."""
+    bad = ~np.isfinite(pixels)
+    if mask is not None:
+        if np.shape(mask) != pixels.shape:
+            raise ValueError(f"mask must have the shape of image {pixels.shape}, got {np.shape(mask)}")
+        bad |= np.asarray(mask, dtype=bool)
+    return bad
 
 
 def _noise(sky_rms: ArrayLike, shape: tuple[int, ...]) -> float | NDArray[np.float64]:
@@ -95,15 +113,6 @@ def _noise(sky_rms: ArrayLike, shape: tuple[int, ...]) -> float | NDArray[np.flo
     if not (rms > 0).all() or not np.isfinite(rms).all():
         raise ValueError(f"sky_rms must be positive and finite, got a minimum of {rms.min()}")
     return rms if np.ndim(sky_rms) else rms.item()
-
-
-def _flags(mask: ArrayLike | None, pixels: NDArray[np.float64]) -> NDArray[np.bool_] | None:
-    bad = ~np.isfinite(pixels)
-    if mask is not None:
-        if np.shape(mask) != pixels.shape:
-            raise ValueError(f"mask must have the shape of image {pixels.shape}, got {np.shape(mask)}")
-        bad |= np.asarray(mask, dtype=bool)
-    return bad if bad.any() else None
 
 
 def _gain(exposure: float | None) -> float | None:
@@ -121,24 +130,23 @@ def detect(
     contrast: float = COLD["contrast"],
     mask: ArrayLike | None = None,
 ) -> Detection:
-    """Find sources with one set of SEP's settings; the defaults are the cold ones.
+    """Find the sources of an image with one set of SEP's settings; the defaults are the cold ones.
 
     Parameters
     ----------
     image
         Sky-subtracted pixels ``(y, x)``, of any dtype and byte order.
     sky_rms
-        Sky noise of a pixel in image units: a number or a map ``(y, x)``. A map acts as the same number
-        everywhere does: thresholds are multiples of the local noise of the unfiltered pixels.
+        Sky noise of a pixel in image units: a number or a map ``(y, x)``. With a map, thresholds are multiples of the
+        local noise of the unfiltered pixels.
     threshold
         Detection threshold in units of `sky_rms`, on the image smoothed with SEP's default 3 x 3 kernel.
     minimum_area
         Least number of connected pixels above the threshold.
     contrast
-        Least fraction of the parent's flux that a branch needs to be a source of its own; 1 switches
-        deblending off.
+        Least fraction of the parent's flux for a branch to become a source of its own; 1 switches deblending off.
     mask
-        Bad pixels ``(y, x)`` to ignore; pixels that are not finite always are.
+        Bad pixels ``(y, x)`` to ignore; pixels that are not finite are always ignored.
 
     Returns
     -------
@@ -150,14 +158,14 @@ def detect(
     ValueError
         If shapes disagree, the noise is not positive and finite, or the image is not sky-subtracted.
     """
-    pixels = _native(image)
+    pixels = native_image(image)
     rms = _noise(sky_rms, pixels.shape)
     try:
         found, segmentation = sep.extract(
             pixels,
             threshold,
             err=rms,
-            mask=_flags(mask, pixels),
+            mask=union_mask(mask, pixels),
             minarea=minimum_area,
             filter_type="conv",
             deblend_nthresh=DEBLEND_LEVELS,
@@ -172,22 +180,7 @@ def detect(
 
 
 def detect_cold_hot(image: ArrayLike, sky_rms: ArrayLike, *, mask: ArrayLike | None = None) -> Detection:
-    """Find the sources of a stamp cold, and hot where cold finds fewer than two.
-
-    Parameters
-    ----------
-    image, sky_rms, mask
-        As in `detect`.
-
-    Returns
-    -------
-    Detection
-        The cold sources if there are at least two, else the hot ones.
-
-    References
-    ----------
-    Boucaud et al. (2020), doi:10.1093/mnras/stz3056, section 5.1 and table 3.
-    """
+    """Find the sources of a stamp cold, or hot if that finds fewer than two (Boucaud et al. 2020, section 5.1)."""
     cold = detect(image, sky_rms, mask=mask, **COLD)
     return cold if len(cold) > 1 else detect(image, sky_rms, mask=mask, **HOT)
 
@@ -195,30 +188,8 @@ def detect_cold_hot(image: ArrayLike, sky_rms: ArrayLike, *, mask: ArrayLike | N
 def isophotal_flux(
     image: ArrayLike, detection: Detection, sky_rms: ArrayLike, *, exposure: float | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum each source's own pixels.
-
-    Parameters
-    ----------
-    image
-        Sky-subtracted pixels ``(y, x)``.
-    detection
-        The sources.
-    sky_rms
-        Sky noise of a pixel in image units: a number or a map ``(y, x)``.
-    exposure
-        Counts per unit of flux for the photon noise; None or infinite for none.
-
-    Returns
-    -------
-    flux, error
-        Flux and its standard error ``(source,)`` in image units, pixels taken as independent.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, or the noise or the exposure is not positive.
-    """
-    pixels = _native(image)
+    """Return the sum of each source's own pixels and its error ``(source,)``; arguments as for `kron_flux`."""
+    pixels = native_image(image)
     rms = np.broadcast_to(_noise(sky_rms, pixels.shape), pixels.shape)
     gain = _gain(exposure)
     good = np.where(np.isfinite(pixels), pixels, 0.0)
@@ -230,41 +201,24 @@ def isophotal_flux(
 
 
 def kron_radius(image: ArrayLike, detection: Detection, *, mask: ArrayLike | None = None) -> NDArray[np.float64]:
-    """Radius of the Kron aperture of each source.
+    """Return the radius of each source's Kron aperture in units of its semi-axes ``(source,)``.
 
-    Parameters
-    ----------
-    image
-        Sky-subtracted pixels ``(y, x)``.
-    detection
-        The sources.
-    mask
-        Bad pixels ``(y, x)`` to ignore.
-
-    Returns
-    -------
-    NDArray
-        2.5 Kron radii or 3.5, whichever is larger ``(source,)``, in units of the source's semi-axes.
-
-    References
-    ----------
-    Kron (1980), doi:10.1086/190669.
+    It is 2.5 Kron radii (Kron 1980, doi:10.1086/190669) or 3.5, whichever is larger.
     """
-    pixels = _native(image)
-    bad = _flags(mask, pixels)
-    radius, _ = sep.kron_radius(
-        pixels,
-        *_ellipses(detection),
-        KRON_EXTENT,
-        mask=bad,
-        seg_id=detection.label,
-        segmap=detection.segmentation,
-    )
+    pixels = native_image(image)
+    radius, _ = sep.kron_radius(pixels, *_ellipses(detection), KRON_EXTENT, **_owners(detection, mask, pixels))
     return np.maximum(KRON_FACTOR * np.nan_to_num(radius), KRON_MINIMUM)
 
 
 def _ellipses(detection: Detection) -> tuple[NDArray[np.float64], ...]:
     return detection.x, detection.y, detection.semi_major, detection.semi_minor, detection.angle
+
+
+def _owners(detection: Detection, mask: ArrayLike | None, pixels: NDArray[np.float64]) -> dict[str, NDArray | None]:
+    """Arguments that keep SEP from summing bad pixels and those of other sources."""
+    bad = union_mask(mask, pixels)
+    # With any mask, even an empty one, SEP would also fill the pixels of other sources with the mean of the aperture.
+    return {"mask": bad if bad.any() else None, "seg_id": detection.label, "segmap": detection.segmentation}
 
 
 def kron_flux(
@@ -288,48 +242,50 @@ def kron_flux(
     exposure
         Counts per unit of flux for the photon noise; None or infinite for none.
     mask
-        Bad pixels ``(y, x)``: SEP gives them the mean of the aperture.
+        Bad pixels ``(y, x)``; SEP replaces them by the mean of the aperture.
 
     Returns
     -------
     flux, error
-        Flux and SEP's standard error ``(source,)`` in image units, pixels taken as independent.
+        Flux and SEP's standard error ``(source,)`` in image units, for independent pixels.
 
     Raises
     ------
     ValueError
         If shapes disagree, or the noise or the exposure is not positive.
     """
-    pixels = _native(image)
-    flux, error, _ = sep.sum_ellipse(
-        pixels,
-        *_ellipses(detection),
-        kron_radius(pixels, detection, mask=mask),
-        err=_noise(sky_rms, pixels.shape),
-        gain=_gain(exposure),
-        mask=_flags(mask, pixels),
-        seg_id=detection.label,
-        segmap=detection.segmentation,
-    )
+    pixels = native_image(image)
+    radius = kron_radius(pixels, detection, mask=mask)
+    rms, gain = _noise(sky_rms, pixels.shape), _gain(exposure)
+    owners = _owners(detection, mask, pixels)
+    return sep.sum_ellipse(pixels, *_ellipses(detection), radius, err=rms, gain=gain, **owners)[:2]
+
+
+def mirrored_flux(
+    image: ArrayLike, detection: Detection, sky_rms: ArrayLike, *, exposure: float | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return Kron fluxes and errors ``(source,)`` with the light of other sources mirrored out.
+
+    A pixel that belongs to another source gets the value of the one opposite to it through the center of the galaxy, as
+    with SExtractor's ``MASK_TYPE CORRECT``, or 0 if that belongs to another source too or lies beyond the image.
+    """
+    flux, error = np.empty((2, len(detection)))
+    for i, label in enumerate(detection.label):
+        pixels, own = native_image(image).copy(), detection.segmentation == label
+        others = (detection.segmentation > 0) & ~own
+        rows, columns = np.nonzero(others)
+        opposite = [2 * detection.y[i] - rows, 2 * detection.x[i] - columns]
+        pixels[others] = ndimage.map_coordinates(np.where(others, 0.0, pixels), opposite, order=0, mode="grid-constant")
+        alone = {name: values[i : i + 1] for name, values in vars(detection).items()}
+        alone = Detection(**(alone | {"segmentation": own.astype(np.int32)}))
+        flux[i : i + 1], error[i : i + 1] = kron_flux(pixels, alone, sky_rms, exposure=exposure)
     return flux, error
 
 
 def auto_flux(image: ArrayLike, sky_rms: ArrayLike) -> float:
-    """Kron flux of the galaxy that a stamp holds alone, the "true" flux of Boucaud et al. (2020).
+    """Return the Kron flux of the brightest source of a stamp, not split into its knots; NaN if nothing is found.
 
-    The galaxy is not split into its knots, and is the brightest source of the stamp.
-
-    Parameters
-    ----------
-    image
-        Sky-subtracted pixels ``(y, x)`` of an isolated galaxy, with or without noise.
-    sky_rms
-        Sky noise of a pixel in image units, which sets the detection threshold.
-
-    Returns
-    -------
-    float
-        AUTO flux in image units; NaN where nothing is found.
+    This is the "true" flux of an isolated galaxy in Boucaud et al. (2020); `sky_rms` sets the detection threshold.
     """
     for settings in (COLD, HOT):
         found = detect(image, sky_rms, **(settings | {"contrast": 1.0}))
@@ -338,37 +294,42 @@ def auto_flux(image: ArrayLike, sky_rms: ArrayLike) -> float:
     return float("nan")
 
 
-def estimate_background(
-    image: ArrayLike, *, mask: ArrayLike | None = None, box: int = 64
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Estimate the sky and its scatter by SEP's mesh of clipped modes, with the sources taken out.
+def light_centers(
+    image: NDArray, mask: NDArray | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Find the centers of the two galaxies of stamps ``(blend, band, y, x)``, whose pixels are in units of sky noise.
 
-    Parameters
-    ----------
-    image
-        Pixels ``(y, x)``.
-    mask
-        Bad pixels ``(y, x)`` to ignore.
-    box
-        Side of a mesh cell in pixels.
-
-    Returns
-    -------
-    sky, rms
-        Level and scatter of the sky ``(y, x)`` in image units.
-
-    Raises
-    ------
-    ValueError
-        If every pixel is bad or all are equal.
+    Galaxy 0 is at the peak nearest to the middle, or in the middle if there is none within 3.5 pixels. Galaxy 1 is
+    where the light inside its mask ``(blend, galaxy, y, x)`` is brightest, away from galaxy 0; without masks it is in
+    the middle. Returned are x and y ``(blend, galaxy)``, and the distance of the peak from the middle ``(blend,)``.
     """
-    pixels = _native(image)
-    bad = np.zeros(pixels.shape, dtype=bool) if (flags := _flags(mask, pixels)) is None else flags
-    if bad.all() or np.ptp(pixels[~bad]) == 0:
-        raise ValueError("image must have good pixels that differ, got none")
-    pixels = np.where(bad, 0.0, pixels)
-    first = sep.Background(pixels, mask=bad, bw=box, bh=box)
-    found = detect(pixels - first.back(), first.globalrms or pixels.std(), mask=bad, **HOT).segmentation > 0
-    skip = bad | ndimage.binary_dilation(found, iterations=BACKGROUND_MARGIN)
-    sky = first if skip.all() else sep.Background(pixels, mask=skip, bw=box, bh=box)
-    return sky.back(), sky.rms()
+    x, y = np.full((2, len(image), 2), STAMP_CENTER)
+    distance = np.zeros(len(image))
+    rows, columns = np.indices(image.shape[-2:])
+    middle = np.hypot(columns - STAMP_CENTER, rows - STAMP_CENTER)
+    for i, pixels in enumerate(image.mean(1)):
+        light = ndimage.gaussian_filter(pixels, 1.0)
+        peaks = np.flatnonzero((light == ndimage.maximum_filter(light, 3)) & (light > 1))
+        nearest = peaks[middle.flat[peaks].argmin()] if len(peaks) else 0
+        distance[i] = middle.flat[nearest]
+        if distance[i] <= CENTRAL_RADIUS:
+            x[i, 0], y[i, 0] = _centroid(light, nearest)
+        if mask is not None:
+            away = 1 - np.exp(-((columns - x[i, 0]) ** 2 + (rows - y[i, 0]) ** 2) / 18)
+            x[i, 1], y[i, 1] = _centroid(light, (light * mask[i, 1] ** 2 * away).argmax())
+    return x, y, distance
+
+
+def _centroid(light: NDArray, peak: int) -> tuple[float, float]:
+    """Return the center of the light within 2.5 pixels of a peak."""
+    rows, columns = np.indices(light.shape)
+    weight = np.clip(light, 0, None) * (np.hypot(columns - columns.flat[peak], rows - rows.flat[peak]) <= 2.5)
+    total = weight.sum() + 1e-12
+    return float((weight * columns).sum() / total), float((weight * rows).sum() / total)
+
+
+def bad_center(bad: NDArray[np.bool_], x: NDArray, y: NDArray) -> NDArray[np.bool_]:
+    """Return for each galaxy ``(blend, galaxy)`` whether one of the `bad` pixels ``(blend, y, x)`` lies near it."""
+    rows, columns = np.indices(bad.shape[-2:])
+    near = np.hypot(columns - x[..., None, None], rows - y[..., None, None]) <= CENTER_RADIUS
+    return (near & bad[:, None]).any((-2, -1))

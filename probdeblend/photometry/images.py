@@ -1,4 +1,4 @@
-"""FITS images, rms maps and PSFs, with every way of being unreadable told in one sentence."""
+"""FITS images, noise maps and PSFs, checked as they are read, and stamps cut out of images."""
 
 import contextlib
 import re
@@ -12,22 +12,37 @@ from pathlib import Path
 import numpy as np
 from astropy import units as u
 from astropy.io import fits
+from astropy.nddata import NoOverlapError, overlap_slices
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_area
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 
 from ..scene import PIXEL_SCALE_TOLERANCE, STAMP_SIZE
 
-__all__ = ["FieldImage", "read_image", "read_map", "read_psf", "read_stamps"]
+__all__ = [
+    "FieldImage",
+    "choose_hdu",
+    "cut_stamps",
+    "image_properties",
+    "read_image",
+    "read_map",
+    "read_psf",
+    "read_stamps",
+    "readable",
+    "uncovered",
+]
 
 ZERO_POINT_CARDS = ("ABMAGZP", "MAGZERO", "MAGZPT", "ZEROPOINT")
 PIXEL_SCALE_CARDS = ("PIXSCALE", "PIXSCL", "PIXSCAL")
 SIP_CARD = re.compile(r"(A|B|AP|BP)_(ORDER|DMAX|\d+_\d+)")
+NO_COVERAGE = np.ones((5, 5), dtype=bool)  # smallest block of exact zeros that means no exposure
 
 
 @dataclass(frozen=True, eq=False)
 class FieldImage:
-    """An image, or a cube of stamps, as it was found in a FITS file.
+    """An image, or a cube of stamps, read from a FITS file.
 
     Parameters
     ----------
@@ -36,13 +51,13 @@ class FieldImage:
     bad_pixels
         Where `data` is not finite; same shape.
     wcs
-        Celestial world coordinates, or None where the header has none.
+        Celestial world coordinates, or None if the header has none.
     pixel_scale
-        Size of a pixel in arcsec by `wcs`, or None.
+        Size of a pixel in arcsec from `wcs`, or None.
     zero_point
-        AB magnitude of unit flux by the header, or None.
+        AB magnitude of unit flux from the header, or None.
     unit
-        Unit of a pixel, in astropy's spelling where it is known; may be empty.
+        Unit of a pixel, in astropy's spelling if astropy knows it; may be empty.
     header
         Header of the image's HDU.
     """
@@ -59,10 +74,9 @@ class FieldImage:
 def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> FieldImage:
     """Read a two-dimensional image.
 
-    SIP terms are dropped unless CTYPE announces them: some mosaics keep those of their input exposures,
-    with which positions are wrong by seconds to minutes of arc. The zero point comes from one of the cards
-    ABMAGZP, MAGZERO, MAGZPT and ZEROPOINT, or from HST's PHOTFLAM and PHOTPLAM where pixels are electrons
-    or counts per second.
+    SIP terms are dropped unless CTYPE announces them: some mosaics keep those of their input exposures, which would
+    shift positions by arcseconds to arcminutes. The zero point comes from one of the cards ABMAGZP, MAGZERO, MAGZPT and
+    ZEROPOINT, or from HST's PHOTFLAM and PHOTPLAM if pixels are in electrons or counts per second.
 
     Parameters
     ----------
@@ -81,11 +95,11 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> Fi
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged or not FITS, holds no image or several with none chosen, or if the image is not
-        two-dimensional, or without a finite pixel or one that is not zero.
+        If the file is damaged or not FITS; if it holds no image, or several and none is chosen; or if the image is not
+        two-dimensional or has no finite, nonzero pixel.
     """
     image = _read(path, hdu)
-    shape = _shortened(image.data.shape)
+    shape = _squeezed(image.data.shape)
     if len(shape) != 2:
         raise ValueError(f"{path}: the image must have two dimensions (y, x), got shape {image.data.shape}")
     _check_pixels(path, image.data.reshape(1, -1))
@@ -93,26 +107,26 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> Fi
 
 
 def read_stamps(path: str | PathLike[str], *, hdu: int | str | None = None) -> FieldImage:
-    """Read one ready stamp, or a cube of them.
+    """Read one stamp, or a cube of them.
 
     Parameters
     ----------
     path
-        FITS file with an image of 128 x 128 pixels or a cube of such.
+        FITS file with an image of 128 x 128 pixels, or a cube of such images.
     hdu
         Number or name of the HDU; None takes the only one that holds an image.
 
     Returns
     -------
     FieldImage
-        The stamps ``(blend, y, x)``; world coordinates only where there is one stamp.
+        The stamps ``(blend, y, x)``; with world coordinates only if there is a single stamp.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        As by `read_image`, and if a stamp has another size.
+        As for `read_image`, and if a stamp has another size.
     """
     image = _read(path, hdu)
     shape = image.data.shape
@@ -126,9 +140,9 @@ def read_stamps(path: str | PathLike[str], *, hdu: int | str | None = None) -> F
 def read_psf(
     path: str | PathLike[str], *, hdu: int | str | None = None, pixel_scale: float | None = None
 ) -> np.ndarray:
-    """Read an effective PSF (pixel included) and normalise it.
+    """Read an effective PSF (pixel included) and normalize it.
 
-    One with an even number of pixels a side is cut to the odd square around its brightest pixel.
+    A PSF with an even number of pixels per side is trimmed to the odd square around its brightest pixel.
 
     Parameters
     ----------
@@ -137,20 +151,20 @@ def read_psf(
     hdu
         Number or name of the HDU; None takes the only one that holds an image.
     pixel_scale
-        Pixel size in arcsec that the PSF must be sampled at, where its header says at which it is.
+        Pixel size in arcsec at which the PSF must be sampled; checked if the header gives one.
 
     Returns
     -------
     numpy.ndarray
-        The PSF ``(y, x)`` with an odd number of pixels a side and unit sum.
+        The PSF ``(y, x)`` with an odd number of pixels per side and unit sum.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        As by `read_image`, and if the PSF is not square, larger than the stamp, not finite, without
-        positive sum, off its centre by more than a pixel, or sampled at another scale.
+        As for `read_image`, and if the PSF is not square, larger than a stamp, not finite, without a positive sum, more
+        than a pixel off its center, or sampled at another scale.
     """
     image = read_image(path, hdu=hdu)
     psf, side = image.data.astype(float), max(image.data.shape)
@@ -165,10 +179,10 @@ def read_psf(
     brightest = np.array(np.unravel_index(psf.argmax(), psf.shape))
     if (abs(brightest - (side - 1) / 2) > 1).any():
         position = tuple(brightest[::-1].tolist())
-        raise ValueError(f"{path}: the PSF must be centred, its brightest pixel (x, y) is {position} of {side}")
+        raise ValueError(f"{path}: the PSF must be centered, its brightest pixel (x, y) is {position} of {side}")
     scale = next((image.header[card] for card in PIXEL_SCALE_CARDS if card in image.header), image.pixel_scale)
     if pixel_scale and scale and abs(scale / pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
-        raise ValueError(f'{path}: the PSF must be sampled at {pixel_scale:.4g}" a pixel, got {scale:.4g}"')
+        raise ValueError(f'{path}: the PSF must be sampled at {pixel_scale:.4g}" per pixel, got {scale:.4g}"')
     if side % 2 == 0:
         start_y, start_x = brightest - (side // 2 - 1)
         psf = psf[start_y : start_y + side - 1, start_x : start_x + side - 1]
@@ -182,7 +196,7 @@ def read_map(
     hdu: int | str | None = None,
     bad_pixels: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Read a map of the sky's rms.
+    """Read a map of the sky noise (rms).
 
     Parameters
     ----------
@@ -193,7 +207,7 @@ def read_map(
     hdu
         Number or name of the HDU; None takes the only one that holds an image.
     bad_pixels
-        The image's bad pixels: there the map may hold anything, and gets its median.
+        Bad pixels of the image: there the map may hold anything and is replaced by its median.
 
     Returns
     -------
@@ -205,26 +219,45 @@ def read_map(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file cannot be read, the map has another shape than the image, or it is not positive and
-        finite in a good pixel.
+        If the file cannot be read, the map and the image differ in shape, or the map is not positive and finite in a
+        good pixel.
     """
     rms = _read(path, hdu).data
-    if _shortened(rms.shape) != _shortened(tuple(shape)):
+    if _squeezed(rms.shape) != _squeezed(tuple(shape)):
         raise ValueError(f"{path}: the rms map must have the image's shape {tuple(shape)}, got {rms.shape}")
     rms = rms.reshape(shape)
     wrong = ~(np.isfinite(rms) & (rms > 0))
-    if bad_pixels is None:
-        bad_pixels = np.zeros(shape, dtype=bool)
-    if count := (wrong & ~bad_pixels).sum():
-        raise ValueError(f"{path}: the rms map must be positive and finite, got {count} pixels that are not")
+    if count := (wrong if bad_pixels is None else wrong & ~bad_pixels).sum():
+        raise ValueError(f"{path}: the rms map must be positive and finite, got {count} bad values")
     if wrong.all():
         raise ValueError(f"{path}: the rms map has no positive, finite pixel")
     return np.where(wrong, np.median(rms[~wrong]), rms)
 
 
+def cut_stamps(image: NDArray | fits.Section, first_pixels: ArrayLike, size: int = STAMP_SIZE) -> NDArray[np.floating]:
+    """Cut squares ``(stamp, y, x)`` of `size` pixels out of an image, NaN beyond its edges.
+
+    `first_pixels` holds the x and y of each stamp's first pixel ``(stamp, 2)``. Of an HDU's ``section``, only the
+    pixels of the stamps are read.
+    """
+    corners = np.asarray(first_pixels).reshape(-1, 2)
+    kind = np.result_type(image.dtype.newbyteorder("="), np.float32)
+    stamps = np.full((len(corners), size, size), np.nan, dtype=kind)
+    for stamp, corner in zip(stamps, corners, strict=True):
+        with contextlib.suppress(NoOverlapError):
+            there, here = overlap_slices(image.shape, stamp.shape, corner[::-1] + (size - 1) / 2, mode="partial")
+            stamp[here] = image[there]
+    return stamps
+
+
+def uncovered(pixels: NDArray) -> NDArray[np.bool_]:
+    """Return which pixels ``(y, x)`` no exposure covers: blocks of at least 5 x 5 exact zeros."""
+    return ndimage.binary_opening(pixels == 0, NO_COVERAGE)
+
+
 @contextlib.contextmanager
-def _readable(path: str | PathLike[str]) -> Iterator[None]:
-    """Turn whatever astropy raises of a file into one sentence."""
+def readable(path: str | PathLike[str]) -> Iterator[None]:
+    """Turn whatever astropy raises while it reads a FITS file into one sentence."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with warnings.catch_warnings():
@@ -238,23 +271,8 @@ def _readable(path: str | PathLike[str]) -> Iterator[None]:
             raise ValueError(f"{path}: not a FITS file, or damaged") from error
 
 
-def _read(path: str | PathLike[str], hdu: int | str | None) -> FieldImage:
-    with _readable(path), Path(path).open("rb") as file, fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
-        chosen = _choose(path, hdus, hdu)
-        header = chosen.header
-        try:
-            data = np.asarray(chosen.data)
-        except Exception as error:  # what astropy raises here depends on the damage and on the compression
-            raise ValueError(f"{path}: its pixels cannot be read ({error})") from error
-        data = data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32))
-        wcs = _celestial(header, hdus) if data.size else None
-        unit = _unit(header.get("BUNIT"))
-        zero_point = _zero_point(header, unit) or _zero_point(hdus[0].header, unit)
-    scale = None if wcs is None else 3600 * float(np.sqrt(proj_plane_pixel_area(wcs)))
-    return FieldImage(data, ~np.isfinite(data), wcs, scale, zero_point, unit, header)
-
-
-def _choose(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None) -> fits.ImageHDU:
+def choose_hdu(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None) -> fits.ImageHDU:
+    """Return the HDU with that number or name, or the only one that holds an image."""
     images = {n: item for n, item in enumerate(hdus) if item.is_image and item.header.get("NAXIS", 0) >= 2}
     if not images:
         raise ValueError(f"{path}: no HDU holds an image")
@@ -271,6 +289,29 @@ def _choose(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None
     raise ValueError(f"{path}: HDU {hdu} holds no image, these do: {described}")
 
 
+def image_properties(hdus: fits.HDUList, chosen: fits.ImageHDU) -> dict[str, object]:
+    """Return world coordinates, pixel scale (arcsec), AB zero point and unit from the chosen and the primary header."""
+    wcs, unit = _celestial(chosen.header, hdus), _unit(chosen.header.get("BUNIT"))
+    return {
+        "wcs": wcs,
+        "pixel_scale": None if wcs is None else 3600 * float(np.sqrt(proj_plane_pixel_area(wcs))),
+        "zero_point": _zero_point(chosen.header, unit) or _zero_point(hdus[0].header, unit),
+        "unit": unit,
+    }
+
+
+def _read(path: str | PathLike[str], hdu: int | str | None) -> FieldImage:
+    with readable(path), Path(path).open("rb") as file, fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
+        chosen = choose_hdu(path, hdus, hdu)
+        try:
+            data = np.asarray(chosen.data)
+        except Exception as error:  # what astropy raises here depends on the damage and on the compression
+            raise ValueError(f"{path}: its pixels cannot be read ({error})") from error
+        data = data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32))
+        properties = image_properties(hdus, chosen)
+    return FieldImage(data=data, bad_pixels=~np.isfinite(data), header=chosen.header, **properties)
+
+
 def _celestial(header: fits.Header, hdus: fits.HDUList) -> WCS | None:
     header = header.copy()
     if not str(header.get("CTYPE1", "")).strip().endswith("-SIP"):
@@ -283,7 +324,7 @@ def _celestial(header: fits.Header, hdus: fits.HDUList) -> WCS | None:
     return wcs if wcs.has_celestial else None
 
 
-def _shortened(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 2 and shape[0] == 1:
         shape = shape[1:]
     return shape

@@ -1,15 +1,13 @@
-"""Noise of drizzled images: draw it, and say how its pixels are correlated.
+"""Noise of drizzled images: its correlation, and how to draw it.
 
-Drizzling spreads every detector pixel over several output pixels, which lowers the scatter of a pixel and
-correlates it with its neighbours; sums over many pixels keep the scatter they had before. The noise here is
-white noise convolved with a kernel and scaled to the wanted standard deviation, so its covariance is positive
-definite by construction. With unit-variance correlation ``rho(dy, dx)``, the scatter of a sum over a large
-area is ``sqrt(sum(rho))`` times what independent pixels of the same rms would give (Casertano et al. 2000,
-doi:10.1086/316851): 2.25 for CANDELS F160W.
+Drizzling spreads every detector pixel over several output pixels, which lowers the scatter of a pixel and correlates it
+with its neighbors; sums over many pixels scatter as before. The noise here is white noise convolved with a kernel and
+scaled to the required standard deviation, so its covariance is positive definite by construction. With unit-variance
+correlation ``rho(dy, dx)``, a sum over a large area scatters ``sqrt(sum(rho))`` times as much as with independent
+pixels of the same rms (Casertano et al. 2000, doi:10.1086/316851): 2.25 for CANDELS F160W.
 
 Photon noise is the same field, scaled: a pixel of expected flux ``I`` has the variance
-``sky_rms**2 + I / (exposure * sum(rho))``, so that the flux of a galaxy has Poisson scatter ``sqrt(flux /
-exposure)``.
+``sky_rms**2 + I / (exposure * sum(rho))``, so that the flux of a galaxy has Poisson scatter ``sqrt(flux / exposure)``.
 """
 
 from __future__ import annotations
@@ -37,7 +35,8 @@ def autocorrelation(kernel: Tensor | None) -> Tensor:
     Returns
     -------
     Tensor
-        Correlation of two pixels by their lag ``(2 y - 1, 2 x - 1)``, one at its center.
+        Correlation of two pixels by their lag ``(2 y - 1, 2 x - 1)``, 1 at the center. Its sum is the variance of a sum
+        over a large area relative to that of white noise with the same rms.
     """
     if kernel is None:
         return torch.ones(1, 1)
@@ -47,45 +46,14 @@ def autocorrelation(kernel: Tensor | None) -> Tensor:
 
 
 def correlation_sum(kernel: Tensor | None) -> float:
-    """Return the variance of a sum over a large area in units of what white noise of the same rms gives.
-
-    Parameters
-    ----------
-    kernel
-        Kernel ``(y, x)``; None for white noise.
-
-    Returns
-    -------
-    float
-        The sum of the autocorrelation, 1 for white noise.
-    """
+    """Return the variance of a sum over a large area relative to that of white noise with the same rms."""
     return float(autocorrelation(kernel).sum())
 
 
 def correlated_noise(
     shape: tuple[int, ...], kernel: Tensor | None, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw stationary Gaussian noise of unit variance.
-
-    Parameters
-    ----------
-    shape
-        Shape of the result; the last two axes are y and x.
-    kernel
-        Kernel ``(y, x)`` with odd sides that gives the correlation; None for white noise.
-    generator
-        Source of randomness; torch's default one if None.
-
-    Returns
-    -------
-    Tensor
-        The noise, on the kernel's device.
-
-    Raises
-    ------
-    ValueError
-        If the kernel has an even side.
-    """
+    """Draw stationary Gaussian noise ``(..., y, x)`` of unit variance, with the correlation of the kernel."""
     if kernel is None:
         return torch.randn(shape, generator=generator)
     height, width = kernel.shape
@@ -99,22 +67,7 @@ def correlated_noise(
 
 
 def noise_rms(light: Tensor, sky_rms: Tensor, exposure: Tensor, *, kernel: Tensor | None) -> Tensor:
-    """Return the standard deviation of every pixel: sky and photons.
-
-    Parameters
-    ----------
-    light
-        Expected, noiseless pixels in image units.
-    sky_rms, exposure
-        Sky noise of a pixel in image units and counts per unit of flux, broadcast against `light`.
-    kernel
-        Kernel of the noise's correlation; None for white noise.
-
-    Returns
-    -------
-    Tensor
-        Standard deviation in image units, of the shape of `light`.
-    """
+    """Return the standard deviation of every pixel, from the sky and from the photons of the noiseless `light`."""
     photons = light.clamp(min=0) / (exposure * correlation_sum(kernel))
     return (sky_rms.square() + photons).sqrt()
 
@@ -134,11 +87,11 @@ def add_noise(
     light
         Noiseless images ``(blend, ..., y, x)`` in image units.
     instrument
-        Where the correlation of the noise comes from.
+        Gives the correlation of the noise.
     sky_rms, exposure
         Sky noise of a pixel and counts per unit of flux of each blend ``(blend,)``.
     generator
-        Source of randomness; torch's default one if None.
+        Source of randomness; torch's default generator if None.
 
     Returns
     -------

@@ -1,47 +1,69 @@
-"""The sky between the sources: its scatter, the correlation of its noise, and patches of it to copy.
+"""The sky between the sources: its level and scatter, the correlation of its noise, and patches of it to copy.
 
-Drizzling correlates the noise of neighbouring pixels, so an aperture scatters more than its pixels say. Both
-numbers are measured on blank sky: what is left of an image when its sources and their wings are taken out.
+Drizzling correlates the noise of neighboring pixels, so an aperture scatters more than its pixels suggest. Scatter and
+correlation are measured on blank sky: what is left of an image once its sources and their wings are taken out.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import sep
+import torch
+from astropy.stats import mad_std
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, signal
 
-__all__ = ["dilate", "noise_correlation_factor", "replace_with_sky", "sky_scatter"]
+from .detection import HOT, detect, native_image, union_mask
 
-NORMAL_MAD = 1.482602218505602
+__all__ = ["dilate", "noise_correlation_factor", "replace_with_sky", "sky_scatter", "subtract_sky"]
+
+MESH = 64  # pixels per side of a cell of the background mesh
+SOURCE_MARGIN = 8  # pixels around a source that are left out of the background
 CONNECTED = np.ones((3, 3), dtype=bool)
 BOXES_NEEDED = 10
 SMALLEST_BOX = 3
 SMALLEST_PATCH = 4
 
 
-def _native(image: ArrayLike) -> NDArray[np.float64]:
-    pixels = np.ascontiguousarray(image, dtype=np.float64)
-    if pixels.ndim != 2:
-        raise ValueError(f"image must have the axes (y, x), got shape {pixels.shape}")
-    return pixels
-
-
-def dilate(segmentation: NDArray[np.int32], *, margin: float = 4.0, growth: float = 0.5) -> NDArray[np.int32]:
-    """Grow every source into the sky, large sources more, because their wings reach farther.
+def subtract_sky(image: ArrayLike, *, mask: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Subtract the sky, by SEP's mesh of clipped modes without the sources.
 
     Parameters
     ----------
-    segmentation
-        Labels ``(y, x)``, 0 for the sky.
-    margin
-        Growth of a source of no area in pixels.
-    growth
-        Growth beyond `margin`, in units of the radius of a circle with the source's area.
+    image
+        Pixels ``(y, x)``.
+    mask
+        Bad pixels ``(y, x)`` to ignore; pixels that are not finite are always ignored.
 
     Returns
     -------
-    NDArray
-        Labels ``(y, x)``; a pixel belongs to the source that it is nearest to.
+    pixels, noise
+        The image without its sky, and the local scatter of the sky, at least a tenth of its median ``(y, x)``.
+
+    Raises
+    ------
+    ValueError
+        If no pixel is good, or all are equal.
+    """
+    pixels = native_image(image)
+    bad = union_mask(mask, pixels)
+    if bad.all() or np.ptp(pixels[~bad]) == 0:
+        raise ValueError("image must have good pixels that differ, got none")
+    filled = np.where(bad, 0.0, pixels)
+    sky = sep.Background(filled, mask=bad, bw=MESH, bh=MESH)
+    found = detect(filled - sky.back(), sky.globalrms or filled.std(), mask=bad, **HOT).segmentation > 0
+    skip = bad | ndimage.binary_dilation(found, iterations=SOURCE_MARGIN)
+    if not skip.all():
+        sky = sep.Background(filled, mask=skip, bw=MESH, bh=MESH)
+    scatter = sky.rms()
+    return pixels - sky.back(), np.maximum(scatter, 0.1 * np.median(scatter))
+
+
+def dilate(segmentation: NDArray[np.int32], *, margin: float = 4.0, growth: float = 0.5) -> NDArray[np.int32]:
+    """Grow every source of a label image ``(y, x)`` into the sky, large ones more, because their wings reach farther.
+
+    They grow by `margin` pixels, plus `growth` times the radius of a circle with the source's area; a pixel goes to the
+    source that it is nearest to.
     """
     if not segmentation.any():
         return segmentation.copy()
@@ -51,10 +73,6 @@ def dilate(segmentation: NDArray[np.int32], *, margin: float = 4.0, growth: floa
     return np.where(distance <= margin + growth * np.sqrt(area[label] / np.pi), label, 0).astype(np.int32)
 
 
-def _scatter(values: NDArray[np.float64]) -> float:
-    return float(NORMAL_MAD * np.median(np.abs(values - np.median(values))))
-
-
 def _blank(pixels: NDArray[np.float64], segmentation: NDArray[np.int32]) -> NDArray[np.bool_]:
     if segmentation.shape != pixels.shape:
         raise ValueError(f"segmentation must have the shape of image {pixels.shape}, got {segmentation.shape}")
@@ -62,67 +80,48 @@ def _blank(pixels: NDArray[np.float64], segmentation: NDArray[np.int32]) -> NDAr
 
 
 def sky_scatter(image: ArrayLike, segmentation: NDArray[np.int32]) -> float:
-    """Robust standard deviation of the sky's pixels (1.4826 median absolute deviations).
-
-    Parameters
-    ----------
-    image
-        Pixels ``(y, x)``; those that are not finite are ignored.
-    segmentation
-        Labels of the sources ``(y, x)``; they are dilated here.
-
-    Returns
-    -------
-    float
-        Scatter in image units.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree or no blank pixel is left.
-    """
-    pixels = _native(image)
+    """Return the robust standard deviation of the finite pixels ``(y, x)`` outside the sources, which are dilated."""
+    pixels = native_image(image)
     blank = _blank(pixels, segmentation)
     if not blank.any():
         raise ValueError("segmentation must leave blank sky, got none")
-    return _scatter(pixels[blank])
+    return float(mad_std(pixels[blank]))
 
 
 def noise_correlation_factor(image: ArrayLike, segmentation: NDArray[np.int32], *, size: int = 10) -> float:
-    """How much more sums over blank sky scatter than they would if the pixels were independent.
+    """Measure how much more sums over blank sky scatter than they would if the pixels were independent.
 
-    The factor grows with the aperture until that is several correlation lengths wide, and stays. At 10 x 10
-    pixels, about the smallest Kron aperture, drizzled images are within a few percent of that limit; larger
-    boxes are few between the sources and measure the errors of the background instead. One number therefore
-    serves all apertures.
+    The factor grows with the aperture until that is several correlation lengths wide, and stays. At 10 x 10 pixels,
+    about the smallest Kron aperture, drizzled images are within a few percent of that limit; between the sources, there
+    is little room for larger boxes, and they measure the errors of the background instead. One number therefore serves
+    all apertures.
 
     Parameters
     ----------
     image
         Sky-subtracted pixels ``(y, x)`` in units in which the noise is uniform; those not finite are ignored.
     segmentation
-        Labels of the sources ``(y, x)``; they are dilated here.
+        Labels of the sources ``(y, x)``, which are dilated here.
     size
-        Side of a box in pixels. Where there is no room for 10 such boxes, smaller ones are taken.
+        Side of a box in pixels. If there is no room for 10 such boxes, smaller ones are used.
 
     Returns
     -------
     float
-        Robust scatter of the sums over that of the pixels and the square root of their number: 1 for white
-        noise.
+        Robust scatter of the sums over that of independent pixels: 1 for white noise.
 
     Raises
     ------
     ValueError
         If shapes disagree or there is no room for 10 boxes of 3 x 3 pixels.
     """
-    pixels = _native(image)
+    pixels = native_image(image)
     blank = _blank(pixels, segmentation)
     sky = np.where(blank, pixels, 0.0)
     for side in range(size, SMALLEST_BOX - 1, -1):
         sums = _box_sums(sky, side)[np.rint(_box_sums(blank, side)) == side**2]
         if len(sums) >= BOXES_NEEDED * side**2:
-            return _scatter(sums) / (side * _scatter(pixels[blank]))
+            return float(mad_std(sums) / (side * mad_std(pixels[blank])))
     room = f"{BOXES_NEEDED} boxes of {SMALLEST_BOX} x {SMALLEST_BOX} pixels"
     raise ValueError(f"segmentation must leave blank sky for {room}, got {blank.sum()} blank pixels")
 
@@ -141,41 +140,17 @@ def replace_with_sky(
     rng: np.random.Generator,
     *,
     blank: ArrayLike | None = None,
-    kernel: ArrayLike | None = None,
+    kernel: torch.Tensor | ArrayLike | None = None,
     sky_rms: float | None = None,
 ) -> NDArray[np.float64]:
-    """Fill pixels with blank sky from elsewhere in the image, so that the noise keeps its correlation.
+    """Fill the pixels of `mask` with blank sky from elsewhere in the image, so that the noise keeps its correlation.
 
-    Each connected region is copied whole from a place where all of its pixels are blank, drawn from the
-    nearest tenth of such places, as depth and background vary over an image. A region for which there is no
-    such place is halved until there is; what is then too small is filled with drawn noise.
-
-    Parameters
-    ----------
-    image
-        Sky-subtracted pixels ``(y, x)``.
-    mask
-        Pixels to replace ``(y, x)``.
-    rng
-        Source of randomness.
-    blank
-        Pixels that hold nothing but sky ``(y, x)``; by default all that are finite and not masked.
-    kernel
-        Kernel whose convolution with white noise gives the correlation of drawn noise; white if None.
-    sky_rms
-        Standard deviation of drawn noise in image units; measured on the blank pixels if None.
-
-    Returns
-    -------
-    NDArray
-        A copy of the image with the masked pixels replaced.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, or there are neither blank pixels nor a `sky_rms`.
+    Each connected region is copied whole from a place where all of its pixels are `blank` (by default finite and not
+    masked), drawn from the nearest tenth of such places, as depth and background vary over an image. A region for which
+    there is no such place is halved until there is; what is then too small is filled with noise of standard deviation
+    `sky_rms` (by default that of the blank pixels), correlated by `kernel`.
     """
-    pixels = _native(image)
+    pixels = native_image(image)
     target = np.asarray(mask, dtype=bool)
     good = ~target if blank is None else np.asarray(blank, dtype=bool)
     for name, given in (("mask", target), ("blank", good)):
@@ -183,7 +158,7 @@ def replace_with_sky(
             raise ValueError(f"{name} must have the shape of image {pixels.shape}, got {given.shape}")
     good = good & np.isfinite(pixels)
     if sky_rms is None and not good.any():
-        raise ValueError("sky_rms must be given where the image has no blank pixels, got None")
+        raise ValueError("sky_rms must be given for an image without blank pixels, got None")
     filled = pixels.copy()
     regions, _ = ndimage.label(target, structure=CONNECTED)
     pending = [(box, regions[box] == i) for i, box in enumerate(ndimage.find_objects(regions), start=1)]
@@ -196,7 +171,7 @@ def replace_with_sky(
         elif max(footprint.shape) >= 2 * SMALLEST_PATCH:
             pending.extend(_halves(box, footprint))
         else:
-            rms = _scatter(pixels[good]) if sky_rms is None else sky_rms
+            rms = mad_std(pixels[good]) if sky_rms is None else sky_rms
             filled[box][footprint] = rms * _draw_noise(footprint.shape, kernel, rng)[footprint]
     return filled
 
@@ -223,9 +198,11 @@ def _halves(box: tuple[slice, ...], footprint: NDArray[np.bool_]) -> list[tuple[
     return halves
 
 
-def _draw_noise(shape: tuple[int, ...], kernel: ArrayLike | None, rng: np.random.Generator) -> NDArray[np.float64]:
+def _draw_noise(
+    shape: tuple[int, ...], kernel: torch.Tensor | ArrayLike | None, rng: np.random.Generator
+) -> NDArray[np.float64]:
     if kernel is None:
         return rng.normal(size=shape)
-    weights = np.asarray(kernel, dtype=np.float64)
+    weights = torch.as_tensor(kernel).cpu().double().numpy()
     white = rng.normal(size=tuple(n + k - 1 for n, k in zip(shape, weights.shape, strict=True)))
     return signal.fftconvolve(white, weights / np.sqrt((weights**2).sum()), mode="valid")

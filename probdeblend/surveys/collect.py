@@ -313,13 +313,13 @@ def write_collection(path: Path, collection: Collection, *, overwrite: bool = Fa
         for page, start in enumerate(range(0, len(library), PER_SHEET), start=1):
             names.append(f"contact-{page:03d}.png")
             part = library.select(slice(start, start + PER_SHEET))
-            figure = plot_stamps(
+            panels = plot_stamps(
                 part.pixels,
                 [_title(part, row, start + row + 1) for row in range(len(part))],
                 outlines=part.segmentation[:, None],
                 colors=[KEPT if keep else REJECTED for keep in part.keep],
             )
-            figure.savefig(folder / names[-1], dpi=100)
+            panels[0].figure.savefig(folder / names[-1], dpi=100)
     return names
 
 

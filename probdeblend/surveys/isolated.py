@@ -32,12 +32,11 @@ from ..photometry.detection import (
     SEGMENTATION,
     Detection,
     detect,
-    estimate_background,
     kron_flux,
     kron_radius,
 )
 from ..photometry.noise import correlation_sum
-from ..photometry.sky import dilate, noise_correlation_factor, replace_with_sky, sky_scatter
+from ..photometry.sky import dilate, noise_correlation_factor, replace_with_sky, sky_scatter, subtract_sky
 from ..scene import STAMP_SIZE, Instrument
 from .library import Quality
 
@@ -120,9 +119,8 @@ def find_galaxies(window: NDArray[np.float64]) -> tuple[Detection, NDArray[np.fl
 
 
 def _subtracted(window: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    sky, scatter = estimate_background(window)
-    pixels = window - sky
-    segmentation = detect(pixels, np.maximum(scatter, 0.1 * np.median(scatter)), **HOT).segmentation
+    pixels, scatter = subtract_sky(window)
+    segmentation = detect(pixels, scatter, **HOT).segmentation
     return pixels, sky_scatter(pixels, segmentation)
 
 

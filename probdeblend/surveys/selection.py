@@ -167,7 +167,7 @@ def cut_galaxies(
             report("too near the edge")
         else:
             x0, y0 = (round(center) - WINDOW // 2 for center in (x[number], y[number]))
-            place = (x0, y0, WINDOW, WINDOW)
+            place = (x0, y0, WINDOW)
             rng = np.random.default_rng((seed, number))
             noise = None if rms is None else rms.window(*place)
             try:
@@ -208,7 +208,7 @@ def find_sources(mosaic: Mosaic, instrument: Instrument) -> Table:
     rows = []
     for y0 in range(0, mosaic.shape[0], TILE):
         for x0 in range(0, mosaic.shape[1], TILE):
-            window = mosaic.window(x0 - OVERLAP, y0 - OVERLAP, TILE + 2 * OVERLAP, TILE + 2 * OVERLAP)
+            window = mosaic.window(x0 - OVERLAP, y0 - OVERLAP, TILE + 2 * OVERLAP)
             if not np.isfinite(window).any() or np.nanstd(window) == 0:
                 continue
             good = np.isfinite(window)

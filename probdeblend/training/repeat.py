@@ -1,29 +1,27 @@
-"""The same blends in two exposures: errors tested on real sky, where no truth is known.
+"""Repeat measurements: the same blends in two exposures test the errors on real sky, where no truth is known.
 
-Two images show the same sky on the same pixels. Every blend is deblended in both, and of each galaxy
+Two images show the same sky on the same pixels. Every blend is deblended in both. For each galaxy,
 
     z = (f_A - f_B) / sqrt(e_A**2 + e_B**2 - 2 r e_A e_B)
 
 has mean 0 and standard deviation 1 if the errors are right; those of SDSS turned out too small in this way (Scranton et
-al. 2005, arXiv:astro-ph/0508564). Fluxes f are medians of the draws, errors e half of their central 68.3 % intervals,
-as posteriors of blended fluxes have heavy tails. Of both galaxies of a pair jointly, ``chi2`` is the squared difference
+al. 2005, arXiv:astro-ph/0508564). Fluxes f are medians of the draws, errors e half of their central 68 % intervals, as
+posteriors of blended fluxes have heavy tails. For both galaxies of a pair jointly, ``chi2`` is the squared difference
 over its covariance, with two degrees of freedom.
 
 r is the correlation of the noise of the two images: 0 where they share no exposure. If A is the mean of n_A exposures,
-B of n_B, and n_c of them are in both, the noise has the variances s**2 / n_A and s**2 / n_B and the covariance
-n_c s**2 / (n_A n_B), so that r = n_c / sqrt(n_A n_B). Between two pairs of fluxes with the covariances L_A L_A^T and
-L_B L_B^T it is r L_A L_B^T: exact where the two covariances are proportional to each other.
+B of n_B, and n_c of them are in both, r = n_c / sqrt(n_A n_B). Between two pairs of fluxes with the covariances
+L_A L_A^T and L_B L_B^T the covariance is r L_A L_B^T, which is exact where the two are proportional to each other.
 
-z tests the noise, not the bias. Errors that both images have in common cancel in it: those of galaxies unlike the
-training set, of light that can be divided in several ways, and the pull of the prior. A posterior that rightly includes
-them has a z that scatters by less than 1; a scatter above 1 says that errors are too small. An error of an image's
-background moves z of many galaxies together, and its mean by more than galaxies taken for independent let expect.
+z tests the noise, not the bias. Errors that both images have in common cancel: those of galaxies unlike the training
+set, of light that can be divided in several ways, and the pull of the prior. A posterior that rightly includes them has
+a z that scatters by less than 1; a scatter above 1 means that errors are too small. An error of an image's background
+moves z of many galaxies together.
 
-Blends are found in the mean of the two images, each weighted as in the best linear combination of correlated numbers
-(Lyons et al. 1988, doi:10.1016/0168-9002(88)90018-6): w_A is proportional to s_B**2 - r s_A s_B. The noise of that mean
-is uncorrelated with the difference of the images, so that what is found, where, and with which neighbors favors neither
-of them. Of blends found in A, those that its noise makes brighter would be found more often, and z would not have mean
-0. Neighbors are replaced by sky from the same places in both images, and the network's dropout passes are the same.
+Blends are found in the mean of the two images, weighted as in the best linear combination of correlated numbers (Lyons
+et al. 1988, doi:10.1016/0168-9002(88)90018-6): w_A is proportional to s_B**2 - r s_A s_B. The noise of that mean is
+uncorrelated with the difference of the images, so that neither is favored by what is found, where, and with which
+neighbors. Neighbors are replaced by sky from the same places in both images, and the dropout passes are the same.
 """
 
 from __future__ import annotations
@@ -33,52 +31,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from astropy.stats import mad_std
 from astropy.table import QTable, Table, vstack
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 from scipy.spatial import cKDTree
 
-from ..deblending.field import FieldResult, deblend_field
+from ..deblending.field import deblend_field
+from ..deblending.products import DeblendedImage
 from ..deblending.sep import sep_posterior
 from ..metrics.bands import expected_coverage
-from ..metrics.fluxes import nmad
 from ..metrics.resampling import bootstrap
-from ..photometry.detection import estimate_background
-from ..photometry.images import FieldImage, read_image
-from ..photometry.mosaics import uncovered
-from ..photometry.sky import dilate, replace_with_sky
-from ..plots.repeat import plot_repeat
+from ..photometry.images import FieldImage, read_image, uncovered
+from ..photometry.sky import dilate, replace_with_sky, subtract_sky
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 from ..scene import STAMP_SIZE
 
-__all__ = ["FILES", "Repeat", "compare_exposures", "read_exposures", "report", "write_repeat"]
+__all__ = ["Repeat", "compare_exposures", "mean_image", "read_exposures"]
 
-FILES = ("z.ecsv", "report.txt", "repeat.png")
 SIGMAS = (1, 2, 3)
 BAND = 0.95
 ENDS = ("", "_low", "_high")
 CHUNK = 64
-MOST_SHIFT = 0.5  # pixels
+LARGEST_SHIFT = 0.5  # pixels
 
 
 @dataclass(frozen=True, eq=False)
 class Repeat:
-    """The galaxies of two exposures.
+    """Fluxes of the same galaxies in two exposures, A and B.
 
-    Parameters
-    ----------
-    table
-        A row a galaxy and method: ``blend``, ``galaxy``, ``x`` and ``y`` in the images (pixels), ``method``
-        ("network": total fluxes; "sep": Kron ones with the errors that SEP quotes), ``flux_a``, ``flux_b``,
-        ``error_a`` and ``error_b`` in units of A, ``z``, ``chi2`` of the pair, and ``flags`` of either image. Numbers
-        are NaN where a galaxy was not found in both, and ``chi2`` where a galaxy counts in another blend.
-    correlation
-        Of the noise of the two images, as it was stated.
-    sky_rms
-        Median sky noise of a pixel of A and of B, in units of A.
-    noise_factor
-        What the correlation of neighboring pixels' noise multiplies SEP's errors with; ``error`` is without it.
+    `table` has one row per galaxy and method: ``blend``, ``galaxy``, ``x`` and ``y`` in the images (pixels), ``method``
+    ("network": total fluxes; "sep": Kron fluxes with the errors that SEP quotes), ``flux_a``, ``flux_b``, ``error_a``
+    and ``error_b`` in units of A, ``z``, ``chi2`` of the pair, and ``flags`` of either image. Numbers are NaN where a
+    galaxy was not found in both images, ``chi2`` also where one of the pair counts in another blend. `correlation` is
+    that of the noise of the images, `sky_rms` the median sky noise of a pixel of A and of B in units of A, and
+    `noise_factor` the factor by which the correlation of neighboring pixels raises SEP's errors, which lack it.
     """
 
     table: Table
@@ -86,17 +74,17 @@ class Repeat:
     sky_rms: tuple[float, float]
     noise_factor: float
 
-    def summary(self) -> Table:
-        """Say in numbers how right the errors of each method are.
+    def pulls(self) -> dict[str, NDArray[np.float64]]:
+        """Return z by method."""
+        return {rows["method"][0]: np.asarray(rows["z"]) for rows in self.table.group_by("method").groups}
 
-        Returns
-        -------
-        Table
-            A row for each ``method`` and its ``galaxies``, "all" or those "without flags": their ``count``; ``mean``,
-            ``sd`` and ``nmad`` of z; ``within_1``, ``within_2``, ``within_3``, the fractions inside so many errors;
-            ``pairs``, and ``joint``, the fraction of them inside the joint 68.3 % region. ``_low`` and ``_high`` are
-            the ends of 95 % bands: of mean and sd the bootstrap over blends, of fractions the binomial one around that
-            of right errors, which takes galaxies for independent.
+    def summary(self) -> Table:
+        """Summarize z of all galaxies and of those without flags, one row per method.
+
+        Columns are ``count``; ``mean``, ``sd`` and ``nmad`` of z; ``within_1``, ``within_2`` and ``within_3``, the
+        fractions inside so many errors; ``pairs``, and ``joint``, the fraction of them inside the joint 68.3 % region.
+        ``_low`` and ``_high`` are the ends of 95 % bands: for mean and sd of the bootstrap over blends, for fractions
+        those of right errors of independent galaxies.
         """
         rows = []
         for method in dict.fromkeys(self.table["method"]):
@@ -104,7 +92,11 @@ class Repeat:
             for galaxies, chosen in (("all", measured), ("without flags", measured[measured["flags"] == 0])):
                 if len(chosen):
                     rows.append({"method": method, "galaxies": galaxies} | _numbers(chosen))
-        return Table(rows)
+        table = Table(rows)
+        for name in table.colnames[2:]:
+            if table[name].dtype.kind == "f":
+                table[name].info.format = ".3f"
+        return table
 
 
 def _numbers(rows: Table) -> dict[str, float]:
@@ -120,37 +112,19 @@ def _numbers(rows: Table) -> dict[str, float]:
     found |= {f"within_{sigma}": values for sigma, values in zip(SIGMAS, inside, strict=True)}
     region = {"levels": levels[:1], "central": False, "band": BAND}
     found["joint"] = expected_coverage(rank, **region)[0, 1:] if len(rank) else (np.nan,) * 3
-    row = {"count": len(score), "pairs": len(rank), "nmad": nmad(score)}
+    row = {"count": len(score), "pairs": len(rank), "nmad": float(mad_std(score))}
     return row | {f"{name}{end}": float(values[i]) for name, values in found.items() for i, end in enumerate(ENDS)}
 
 
 def read_exposures(path_a: Path, path_b: Path, *, hdu: int | str | None = None) -> tuple[FieldImage, FieldImage]:
-    """Read two images of the same sky on the same pixels.
-
-    Parameters
-    ----------
-    path_a, path_b
-        FITS files.
-    hdu
-        Number or name of the HDU in both; None takes the only one that holds an image.
-
-    Returns
-    -------
-    first, second
-        The images.
-
-    Raises
-    ------
-    ValueError
-        If a file holds no image, or the images lie more than half a pixel apart by their world coordinates.
-    """
+    """Read two images of the same sky; their world coordinates must put them on the same pixels."""
     first, second = read_image(path_a, hdu=hdu), read_image(path_b, hdu=hdu)
     rows, columns = first.data.shape
     if first.wcs is not None and second.wcs is not None:
         corners = np.array([[0, columns - 1, 0, columns - 1], [0, 0, rows - 1, rows - 1]])
         there = second.wcs.world_to_pixel(first.wcs.pixel_to_world(*corners))
         shift = np.hypot(*(there - corners)).max()
-        if not shift <= MOST_SHIFT:
+        if not shift <= LARGEST_SHIFT:
             raise ValueError(f"{path_b}: must be on the pixels of {path_a}, got one shifted by {shift:.1f} pixels")
     return first, second
 
@@ -165,41 +139,19 @@ def compare_exposures(
     exposures: tuple[float, float] = (np.inf, np.inf),
     **sampling: int,
 ) -> Repeat:
-    """Deblend the blends of two images of the same sky, and compare the fluxes.
+    """Deblend the blends of two images ``(y, x)`` of the same sky and compare the fluxes.
 
-    Parameters
-    ----------
-    image_a, image_b
-        Pixels ``(y, x)`` of the same grid. Those that are not finite, and patches of exact zeros, are bad in both
-        where they are in one. Backgrounds are subtracted here.
-    deblender
-        Called as ``deblender(stamps, sky_rms=..., **sampling)`` with stamps ``(blend, y, x)``; answers with their
-        `Posterior`. Has an ``instrument``.
-    correlation
-        Of the noise of the two images, n_c / sqrt(n_A n_B): 0 for disjoint exposures.
-    zero_points
-        AB magnitudes of unit flux in A and B; None for both where they are in the same unit.
-    exposures
-        Counts per unit of flux in A and B, each in its own unit, for photon noise in SEP's errors.
-    **sampling
-        ``draws``, ``passes`` and ``seed`` for the deblender; draws and seed are SEP's too.
-
-    Returns
-    -------
-    Repeat
-        The fluxes, their errors and z of all blends but those whose stamps reach over the edge.
-
-    Raises
-    ------
-    ValueError
-        If the images differ in shape, have no blends inside or a sky without scatter, if the correlation is not in
-        [0, 1), or if only one zero point is known.
+    The backgrounds are subtracted here, and blends whose stamps reach over the edge are left out. Pixels that are bad
+    in one image are bad in both. `deblender` has an ``instrument`` and answers ``deblender(stamps, sky_rms=...,
+    **sampling)``; `sampling` is its draws, passes, seed and calibrate. `correlation` is that of the images' noise,
+    n_c / sqrt(n_A n_B). `zero_points` are AB magnitudes of unit flux, None for both where the unit is the same;
+    `exposures` are counts per unit of flux in the image's own unit, for photon noise in SEP's errors.
     """
     if not 0 <= correlation < 1:
         raise ValueError(f"correlation must be at least 0 and below 1, got {correlation}")
     scale = _scale(zero_points)
     images = _checked(image_a, image_b, scale)
-    mean = _mean(*(_sky_subtracted(image) for image in images), correlation)
+    mean = mean_image(*(_sky_subtracted(image) for image in images), correlation)
     field = deblend_field(mean, _unanswered, instrument=deblender.instrument)
     blends = _Blends.of(field)
     counts = (exposures[0], exposures[1] / scale)
@@ -228,14 +180,16 @@ def _checked(image_a: ArrayLike, image_b: ArrayLike, scale: float) -> list[NDArr
 
 def _sky_subtracted(image: NDArray, owner: NDArray[np.int32] | None = None) -> tuple[NDArray, NDArray]:
     """Return pixels and noise; where the sources are known, the same are taken out of the sky of both images."""
-    sky, scatter = estimate_background(image, mask=None if owner is None else owner > 0)
-    noise = np.maximum(scatter, 0.1 * np.median(scatter))
+    pixels, noise = subtract_sky(image, mask=None if owner is None else owner > 0)
     if not noise.all():
         raise ValueError("image_a and image_b must have a sky that scatters, got none")
-    return image - sky, noise if owner is None else noise * nmad(((image - sky) / noise)[owner == 0])
+    return pixels, noise if owner is None else noise * mad_std((pixels / noise)[owner == 0], ignore_nan=True)
 
 
-def _mean(first: tuple[NDArray, NDArray], second: tuple[NDArray, NDArray], correlation: float) -> NDArray[np.float64]:
+def mean_image(
+    first: tuple[NDArray, NDArray], second: tuple[NDArray, NDArray], correlation: float
+) -> NDArray[np.float64]:
+    """Return the mean of two images, each given with its noise, whose noise is uncorrelated with their difference."""
     shared = correlation * first[1] * second[1]
     weights = [np.maximum(noise**2 - shared, 0) for noise in (second[1], first[1])]
     return (weights[0] * first[0] + weights[1] * second[0]) / (weights[0] + weights[1])
@@ -258,7 +212,7 @@ class _Blends:
     owner: NDArray[np.int32]  # (y, x): label of the source that a pixel belongs to
 
     @classmethod
-    def of(cls, field: FieldResult) -> _Blends:
+    def of(cls, field: DeblendedImage) -> _Blends:
         flags = np.zeros((0, 2), dtype=int) if field.posterior is None else field.posterior.flags.values
         inside = ~(flags & Flag.TRUNCATED).any(-1)
         if not inside.any():
@@ -343,60 +297,3 @@ def _chi2(first: QTable, second: QTable, correlation: float) -> NDArray[np.float
     chi2 = np.full(len(difference), np.nan)
     chi2[known] = (away * solved).sum((1, 2))
     return chi2
-
-
-def report(result: Repeat) -> str:
-    """Say how right the errors are.
-
-    Parameters
-    ----------
-    result
-        What `compare_exposures` returns.
-
-    Returns
-    -------
-    str
-        A table, and what belongs beside it.
-    """
-    summary = result.summary()
-    shown = {name: list(summary[name]) for name in ("method", "galaxies", "count")}
-    shown |= {"mean of z": _banded(summary, "mean"), "sd of z": _banded(summary, "sd")}
-    shown["NMAD"] = [f"{value:.2f}" for value in summary["nmad"]]
-    shown |= {f"within {sigma}": _banded(summary, f"within_{sigma}", ".3f") for sigma in SIGMAS}
-    shown |= {"pairs": list(summary["pairs"]), "in 68.3 % region": _banded(summary, "joint", ".3f")}
-    lines = [
-        *Table(shown).pformat(max_width=-1, max_lines=-1),
-        "",
-        "Brackets of mean and sd: 95 % by resampling blends; of fractions: where 95 % of those of right errors lie.",
-        "Errors that both images have in common cancel: an sd below 1 is no fault, one above 1 means errors too small.",
-        f"sky rms of a pixel: {result.sky_rms[0]:.4g} and {result.sky_rms[1]:.4g}; correlation: {result.correlation:g}",
-        f"SEP's errors are as quoted: for white noise; its correlation multiplies them by {result.noise_factor:.2f}",
-    ]
-    return "\n".join(lines)
-
-
-def _banded(summary: Table, name: str, form: str = ".2f") -> list[str]:
-    columns = (summary[f"{name}{end}"] for end in ENDS)
-    return [f"{value:{form}} [{low:{form}}, {high:{form}}]" for value, low, high in zip(*columns, strict=True)]
-
-
-def write_repeat(folder: Path, result: Repeat) -> list[str]:
-    """Write the table, the report and a picture.
-
-    Parameters
-    ----------
-    folder
-        An empty folder.
-    result
-        What `compare_exposures` returns.
-
-    Returns
-    -------
-    list of str
-        Names of the files.
-    """
-    result.table.write(folder / FILES[0], format="ascii.ecsv")
-    (folder / FILES[1]).write_text(report(result) + "\n", encoding="utf-8")
-    scores = {rows["method"][0]: rows["z"] for rows in result.table.group_by("method").groups}
-    plot_repeat(scores).figure.savefig(folder / FILES[2], dpi=120)
-    return list(FILES)

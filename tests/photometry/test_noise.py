@@ -1,16 +1,13 @@
+"""Noise of drizzled images: its correlation, and the Poisson scatter of a galaxy."""
+
 import math
 
 import pytest
 import torch
 from scipy.stats import chi2
 
-from probdeblend.photometry.noise import (
-    add_noise,
-    autocorrelation,
-    correlated_noise,
-    correlation_sum,
-    noise_rms,
-)
+from probdeblend.photometry import add_noise, autocorrelation
+from probdeblend.photometry.noise import correlated_noise, correlation_sum, noise_rms
 from probdeblend.scene import Instrument
 
 MEASURED = {(1, 0): 0.52, (1, 1): 0.30, (2, 0): 0.08, (2, 1): 0.05, (2, 2): 0.02}

@@ -169,5 +169,52 @@ def test_masks_fit(rng, name):
 
 
 def test_drawn_noise_needs_a_scatter(rng):
-    with pytest.raises(ValueError, match="sky_rms must be given where the image has no blank pixels, got None"):
+    with pytest.raises(ValueError, match="sky_rms must be given for an image without blank pixels, got None"):
         sky.replace_with_sky(np.zeros((8, 8)), np.ones((8, 8)), rng)
+
+
+def noisy(rng, *sources, size=128):
+    """Sky noise with Gaussian sources: x, y, flux, width."""
+    rows, columns = np.indices((size, size))
+    image = 0.01 * rng.normal(size=(size, size))
+    for x, y, flux, width in sources:
+        image += flux * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * width**2)) / (2 * np.pi * width**2)
+    return image
+
+
+def test_a_slope_below_sources_is_subtracted(rng):
+    slope = 0.5 + 0.0003 * np.arange(256)
+    image = slope + noisy(rng, (80, 100, 50.0, 3), (200, 180, 500.0, 6), size=256)
+    pixels, scatter = sky.subtract_sky(image)
+    found = image - pixels
+    assert np.abs(found - slope)[32:-32, 32:-32].max() < 0.02
+    assert np.abs(found - slope).mean() < 0.005
+    np.testing.assert_allclose(scatter, 0.01, rtol=0.4)
+
+
+def test_sky_under_bad_pixels(rng):
+    image = 1 + noisy(rng)
+    image[:30, :30] = np.nan
+    image[100:, 100:] = 50
+    pixels, _ = sky.subtract_sky(image, mask=image > 10)
+    np.testing.assert_allclose((image - pixels)[np.isfinite(image)], 1, atol=0.01)
+    assert np.isnan(pixels[:30, :30]).all()
+
+
+def test_sky_where_sources_fill_the_image(rng):
+    pixels, scatter = sky.subtract_sky(noisy(rng, (63, 63, 1e6, 30)))
+    assert np.isfinite(pixels).all()
+    assert (scatter > 0).all()
+
+
+def test_sky_scatters_at_least_a_tenth_of_its_median(rng):
+    image = noisy(rng, size=256)
+    image[:64, :64] *= 1e-3
+    _, scatter = sky.subtract_sky(image)
+    assert scatter.min() == pytest.approx(0.1 * np.median(scatter))
+
+
+@pytest.mark.parametrize("value", [np.nan, 3.0])
+def test_sky_needs_pixels_that_differ(value):
+    with pytest.raises(ValueError, match="image must have good pixels that differ, got none"):
+        sky.subtract_sky(np.full((64, 64), value))

@@ -12,7 +12,8 @@ from probdeblend.scene import Instrument
 from probdeblend.simulation.galsim import simulate_mosaic
 from probdeblend.simulation.prior import Prior
 from probdeblend.surveys import collect
-from probdeblend.training.survey import Survey, calibrate_survey, magnitude_weights, simulated_in_sky, sky_patches
+from probdeblend.surveys.sky_patches import magnitude_weights, simulated_in_sky, sky_patches
+from probdeblend.training.survey import Survey, calibrate_survey
 
 HST = Instrument.candels_f160w()
 

@@ -164,30 +164,6 @@ def test_auto_flux_of_the_faint_and_of_nothing(rng):
     assert np.isnan(photometry.auto_flux(noise(rng), SKY_RMS))
 
 
-def test_background_is_a_slope_below_sources(rng):
-    slope = 0.5 + 0.0003 * COLUMNS
-    image = slope + noise(rng) + gaussian(40, 50, 50.0) + gaussian(100, 90, 500.0, major=6, minor=6)
-    sky, rms = photometry.estimate_background(image, box=32)
-    assert np.abs(sky - slope).max() < 3 * SKY_RMS
-    assert np.abs(sky - slope).mean() < 0.5 * SKY_RMS
-    np.testing.assert_allclose(rms, SKY_RMS, rtol=0.4)
-
-
-def test_background_ignores_bad_pixels(rng):
-    image = 1 + noise(rng)
-    image[:30, :30] = np.nan
-    image[100:, 100:] = 50
-    sky, _ = photometry.estimate_background(image, mask=image > 10)
-    np.testing.assert_allclose(sky, 1, atol=SKY_RMS)
-
-
-def test_background_where_sources_fill_the_image(rng):
-    image = gaussian(63, 63, 1e6, major=30, minor=30) + noise(rng)
-    sky, rms = photometry.estimate_background(image)
-    assert np.isfinite(sky).all()
-    assert (rms > 0).all()
-
-
 def test_photometry_needs_an_image():
     with pytest.raises(ValueError, match=r"image must have the axes \(y, x\), got shape \(2, 8, 8\)"):
         photometry.detect(np.zeros((2, 8, 8)), 1.0)
@@ -220,7 +196,56 @@ def test_image_that_is_all_source():
         photometry.detect(np.full((600, 600), 10.0), 0.1)
 
 
-@pytest.mark.parametrize("value", [np.nan, 3.0])
-def test_background_needs_pixels_that_differ(value):
-    with pytest.raises(ValueError, match="image must have good pixels that differ, got none"):
-        photometry.estimate_background(np.full((64, 64), value))
+@pytest.fixture(scope="module")
+def touching():
+    """Two galaxies that overlap, each alone and together."""
+    lights = [gaussian(63, 63, 100, major=4, minor=4), gaussian(80, 63, 80, major=4, minor=4)]
+    image = sum(lights) + SKY_RMS * np.random.default_rng(0).normal(size=(SIZE, SIZE))
+    return lights, image, photometry.detect(image, SKY_RMS)
+
+
+def test_mirrored_flux_is_that_of_the_galaxy_alone(touching):
+    lights, image, found = touching
+    alone = [photometry.kron_flux(light, photometry.detect(light, SKY_RMS), SKY_RMS)[0][0] for light in lights]
+    order = np.argsort(found.x)
+    flux, error = photometry.mirrored_flux(image, found, SKY_RMS)
+    np.testing.assert_allclose(flux[order], alone, rtol=0.03)
+    assert (error > 0).all()
+
+
+def test_a_companion_beyond_the_center_changes_nothing(touching):
+    """However bright: all of its pixels are mirrored out."""
+    _, image, found = touching
+    central = int(np.argmin(found.x))
+    brighter = np.where(found.segmentation == 2 - central, 1e3, image)
+    given, changed = (photometry.mirrored_flux(pixels, found, SKY_RMS)[0] for pixels in (image, brighter))
+    assert changed[central] == given[central]
+
+
+def test_light_that_has_no_opposite_is_dropped():
+    image = gaussian(3, 63, 100, major=4, minor=4) + gaussian(20, 63, 80, major=4, minor=4)
+    found = photometry.detect(image, SKY_RMS)
+    flux, _ = photometry.mirrored_flux(image, found, SKY_RMS)
+    assert flux[np.argmin(found.x)] < image[:, :12].sum() * 1.02
+
+
+def test_centers_of_a_blend():
+    """Galaxy 0 at the peak nearest to the middle, galaxy 1 in its mask, away from galaxy 0."""
+    image = (gaussian(62.3, 64.6, 10.0) + gaussian(80.2, 70.4, 30.0)) / SKY_RMS
+    mask = np.stack([np.zeros_like(image), np.hypot(COLUMNS - 80, ROWS - 70) < 12])
+    x, y, distance = photometry.light_centers(image[None, None], mask[None])
+    np.testing.assert_allclose(x[0], [62.3, 80.2], atol=0.5)
+    np.testing.assert_allclose(y[0], [64.6, 70.4], atol=0.5)
+    assert distance[0] == pytest.approx(np.hypot(62 - 63.5, 65 - 63.5))
+    x, _, _ = photometry.light_centers(image[None, None])
+    assert x[0, 1] == 63.5
+    x, y, distance = photometry.light_centers(gaussian(80.2, 70.4, 30.0)[None, None] / SKY_RMS)
+    assert (x[0, 0], y[0, 0]) == (63.5, 63.5)
+    assert distance[0] > 15
+
+
+def test_bad_pixels_near_a_center():
+    bad = np.zeros((1, SIZE, SIZE), dtype=bool)
+    bad[0, 60, 66] = True
+    near = photometry.bad_center(bad, np.array([[63.5, 90.0]]), np.array([[63.5, 60.0]]))
+    np.testing.assert_array_equal(near, [[True, False]])
