@@ -1,12 +1,12 @@
-"""`Posterior`: named draws of fluxes and mask probabilities, with their summaries, tables and files.
+"""Posteriors of fluxes and mask probabilities: draws, catalogs, flags, priors and calibration.
 
-Every method of the package answers with this one object.
+Every method of the package returns a `Posterior`.
 """
 
+from .calibrator import Calibrator
 from .draws import Posterior
-from .ensemble import combine
-from .flags import Flag, describe_flags
-from .variance import variance_parts
-from .weighted import systematic
+from .flags import Flag
+from .flux_prior import FluxPrior
+from .reweight import effective_samples, log_prior
 
-__all__ = ["Flag", "Posterior", "combine", "describe_flags", "systematic", "variance_parts"]
+__all__ = ["Calibrator", "Flag", "FluxPrior", "Posterior", "effective_samples", "log_prior"]

@@ -1,7 +1,9 @@
-"""The posterior itself: one `xarray.Dataset` with the dimensions ``(chain, draw, blend, galaxy, band)``.
+"""The posterior: one `xarray.Dataset` with the dimensions ``(chain, draw, blend, galaxy, band)``.
 
-The first two dimensions are ArviZ's. Covariances are plain moments of the draws; tables use quantiles.
+The first two dimensions are those of ArviZ. Covariances are moments of the draws; tables use quantiles.
 """
+
+from __future__ import annotations
 
 import math
 import os
@@ -18,13 +20,13 @@ from astropy.wcs import WCS
 from numpy.typing import ArrayLike
 from scipy.special import entr
 
+from .._files import check_header, header, whole_file
+from .flux_prior import FluxPrior
 from .reweight import reweight
 from .tables import tabulate
 
-__all__ = ["Posterior"]
+__all__ = ["Posterior", "variance_parts"]
 
-FORMAT = "probdeblend posterior"
-VERSION = 1
 FLUX_KINDS = ("total", "auto", "isophotal")
 FLUX_DIMS = ("chain", "draw", "blend", "galaxy", "band")
 MASKS = ("mask", "mask_std", "mask_information")
@@ -32,7 +34,7 @@ OPTIONAL_DIMS = (
     dict.fromkeys(MASKS, ("blend", "galaxy", "y", "x"))
     | dict.fromkeys(("x", "y", "flags"), ("blend", "galaxy"))
     | dict.fromkeys(("variance_within", "variance_between"), ("blend", "galaxy", "band"))
-    | dict.fromkeys(("sky_rms", "doubt"), ("blend",))
+    | dict.fromkeys(("sky_rms", "anomaly"), ("blend",))
 )
 
 
@@ -43,40 +45,38 @@ class Posterior:
     Parameters
     ----------
     dataset
-        The variable ``flux (chain, draw, blend, galaxy, band)`` and, where they are known, ``mask``, ``mask_std``
-        and ``mask_information (blend, galaxy, y, x)``; ``x``, ``y`` and ``flags (blend, galaxy)``;
+        The variable ``flux (chain, draw, blend, galaxy, band)`` and, where known, ``mask``, ``mask_std`` and
+        ``mask_information (blend, galaxy, y, x)``; ``x``, ``y`` and ``flags (blend, galaxy)``;
         ``flux_variance_within`` and ``flux_variance_between (blend, galaxy, band)``; ``sky_rms (blend,)``, the noise
-        of a pixel of sky in image units; ``doubt (blend,)``. The attributes ``flux_kind``, ``method``, ``flux_unit``
-        and, where they are known, ``zero_point`` and ``pixel_scale``.
+        of a sky pixel in image units; ``anomaly (blend,)``. The attributes ``flux_kind``, ``method``, ``flux_unit``
+        and, where known, ``zero_point`` and ``pixel_scale``.
     """
 
     dataset: xr.Dataset
 
     @classmethod
     def from_draws(cls, flux: ArrayLike, *, flux_kind: str, method: str, **named: object) -> Self:
-        """Make a posterior from arrays of draws.
+        """Build a posterior from arrays of draws.
 
         Parameters
         ----------
         flux
-            Draws ``(chain, draw, blend, galaxy, band)`` in image units; NaN for a galaxy that was not found.
+            Draws ``(chain, draw, blend, galaxy, band)`` in image units; NaN for a galaxy that was not detected.
         flux_kind
-            Which flux it is: "total", "auto" or "isophotal".
+            Definition of the flux: "total", "auto" (Kron) or "isophotal".
         method
-            What made the draws, such as "network" or "sep".
+            Source of the draws, such as "network" or "sep".
         **named
-            Arrays, or None: ``mask`` (probability), ``mask_std`` (its spread over the dropout passes) and
-            ``mask_information`` (between pixel and pass, bits) ``(blend, galaxy, y, x)``; ``x``, ``y`` (pixels) and
-            ``flags (blend, galaxy)``; ``variance_within`` and ``variance_between`` the passes
-            ``(blend, galaxy, band)``; ``sky_rms`` and ``doubt (blend,)``. Any other name becomes an attribute (None
-            leaves it out):
-            ``flux_unit``, ``zero_point`` (AB magnitude of unit flux), ``pixel_scale`` (arcsec) and what else is worth
-            storing.
+            Arrays, or None: ``mask`` (probability), ``mask_std`` (its scatter over the dropout passes) and
+            ``mask_information`` (mutual information of pixel and pass, in bits) ``(blend, galaxy, y, x)``; ``x``,
+            ``y`` (pixels) and ``flags (blend, galaxy)``; ``variance_within`` and ``variance_between`` the passes
+            ``(blend, galaxy, band)``; ``sky_rms`` and ``anomaly (blend,)``. Any other name becomes an attribute, unless
+            it is None: ``flux_unit``, ``zero_point`` (AB magnitude of unit flux), ``pixel_scale`` (arcsec) and others.
 
         Returns
         -------
         Posterior
-            The draws with their names.
+            The labeled draws.
 
         Raises
         ------
@@ -97,7 +97,7 @@ class Posterior:
             if (value := named.pop(name, None)) is not None:
                 stored = f"flux_{name}" if name.startswith("variance") else name
                 variables[stored] = (dims, _checked(name, value, dims, sizes))
-        attributes = {"format": FORMAT, "version": VERSION}
+        attributes: dict[str, object] = dict(header("posterior"))
         for name, value in ({"flux_kind": flux_kind, "method": method, "flux_unit": ""} | named).items():
             if not isinstance(value, str | int | float | np.number | None):
                 raise TypeError(f"{name} must be a string or a number, got {type(value).__name__}")
@@ -126,7 +126,7 @@ class Posterior:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is not a posterior, is damaged, or has another version of the format.
+            If the file is not a posterior, is damaged, or has another version.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file")
@@ -134,30 +134,27 @@ class Posterior:
             dataset = xr.load_dataset(path, engine="h5netcdf")
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ValueError(f"{path}: not a posterior written by probdeblend, or damaged") from error
-        if dataset.attrs.get("format") != FORMAT or "flux" not in dataset:
-            raise ValueError(f"{path}: not a posterior written by probdeblend")
-        if (version := dataset.attrs.get("version")) != VERSION:
-            raise ValueError(f"{path}: a posterior of version {version}, this probdeblend reads version {VERSION}")
+        check_header(dataset.attrs, "posterior", path)
         return cls(dataset)
 
     @classmethod
     def concatenate(cls, posteriors: Sequence[Self]) -> Self:
-        """Join posteriors along their blends, which are numbered anew.
+        """Concatenate posteriors along their blends, which are renumbered.
 
         Parameters
         ----------
         posteriors
-            Posteriors that differ in nothing but their blends, such as the chunks of a field.
+            Posteriors with the same attributes and axes except for their blends.
 
         Returns
         -------
         Posterior
-            All blends in one.
+            Posterior of all blends.
 
         Raises
         ------
         ValueError
-            If there is none, or if they differ in attributes, variables, draws, galaxies or bands.
+            If there are none, or if they differ in attributes, variables, draws, galaxies or bands.
         """
         if not posteriors:
             raise ValueError("posteriors must hold at least one posterior, got none")
@@ -184,7 +181,7 @@ class Posterior:
 
     @property
     def total_flux(self) -> xr.DataArray:
-        """Draws of each blend's total flux ``(chain, draw, blend, band)``; NaN where a galaxy's flux is."""
+        """Draws of the total flux ``(chain, draw, blend, band)`` of each blend; NaN where one of its fluxes is NaN."""
         return self.flux.sum("galaxy", skipna=False, keep_attrs=True).rename("total_flux")
 
     @property
@@ -202,12 +199,12 @@ class Posterior:
 
     @property
     def mask(self) -> xr.DataArray:
-        """Probability ``(blend, galaxy, y, x)`` that a galaxy's own light exceeds 3 sky rms in a pixel."""
+        """Probability ``(blend, galaxy, y, x)`` that the galaxy's own light exceeds 3 sky rms in a pixel."""
         return self._pixels("mask")
 
     @property
     def mask_std(self) -> xr.DataArray:
-        """Spread ``(blend, galaxy, y, x)`` of the network's mask probability over the dropout passes."""
+        """Standard deviation ``(blend, galaxy, y, x)`` of the mask probability over the dropout passes."""
         return self._pixels("mask_std")
 
     @property
@@ -218,74 +215,60 @@ class Posterior:
 
     @property
     def mask_information(self) -> xr.DataArray:
-        """Part ``(blend, galaxy, y, x)`` of the entropy in bits by which the dropout passes disagree.
+        """Mutual information ``(blend, galaxy, y, x)`` between pixel and dropout pass, in bits.
 
-        It is the mutual information between pixel and pass: the entropy of the mean probability less the mean entropy
-        of the passes (Houlsby et al. 2011, arXiv:1112.5745). The rest is what every pass says of itself. A calibrator
-        knows the mean alone, and leaves the information its share of the entropy.
+        It is the part of the entropy due to disagreement of the passes: the entropy of the mean probability minus the
+        mean entropy of the passes (Houlsby et al. 2011, arXiv:1112.5745). A calibrator keeps its share of the entropy.
         """
         return self._pixels("mask_information")
 
     @property
     def images(self) -> xr.DataArray:
-        """Each galaxy's own image ``(blend, galaxy, y, x)`` without noise, in image units: the mean of its draws."""
+        """Noiseless image ``(blend, galaxy, y, x)`` of each galaxy alone, in image units: the mean of its draws."""
         return self._pixels("image")
 
     @property
     def images_std(self) -> xr.DataArray:
-        """Spread ``(blend, galaxy, y, x)`` of each galaxy's own image over the draws."""
+        """Standard deviation ``(blend, galaxy, y, x)`` of each galaxy's image over the draws."""
         return self._pixels("image_std")
 
     @property
     def light_fraction(self) -> xr.DataArray:
-        """Share ``(blend, galaxy, y, x)`` of the light that is each galaxy's; NaN where all is below the sky noise."""
+        """Fraction ``(blend, galaxy, y, x)`` of the light due to each galaxy; NaN below the sky noise."""
         total = self.images.sum("galaxy")
         share = (self.images / total).where(total > self.dataset["sky_rms"])
         return share.transpose(*self.images.dims).rename("light_fraction")
 
     @property
     def flags(self) -> xr.DataArray:
-        """Sum of `Flag` bits ``(blend, galaxy)``; zero where none were given."""
+        """Sum of `Flag` bits ``(blend, galaxy)``; zero if none were given."""
         none = xr.zeros_like(self.flux.isel(chain=0, draw=0, band=0, drop=True), dtype=np.int64)
         return self.dataset.get("flags", none).rename("flags")
 
     @property
-    def doubt(self) -> xr.DataArray:
-        """How odd each blend is ``(blend,)``, the less to be trusted: flags begin at 1; NaN where nobody looked.
+    def anomaly(self) -> xr.DataArray:
+        """Anomaly score of each blend ``(blend,)``; above 1 it raises a flag, NaN where it was not measured.
 
-        The largest of what flags look at, each over its limit: how far the network's view of the stamp is from that
-        of its training, how far from the middle the central galaxy is, and, where they were asked for, how improbable
-        two galaxies are, how much light refinement left behind, how far it is from the network, and how far the
-        members of an ensemble are apart.
+        The largest of several measures, each in units of its limit: the distance of the stamp from the training set as
+        the network sees it, the distance of the central galaxy from the middle of the stamp and, where requested, the
+        probability that there are not two galaxies, the residuals of refinement, and the difference between refinement
+        and network.
         """
         none = xr.full_like(self.flux.isel(chain=0, draw=0, band=0, galaxy=0, drop=True), np.nan, dtype=float)
-        return self.dataset.get("doubt", none).rename("doubt")
+        return self.dataset.get("anomaly", none).rename("anomaly")
 
-    def doubting(self, doubt: ArrayLike, **variables: tuple) -> Self:
-        """Have at least so much doubt.
-
-        Parameters
-        ----------
-        doubt
-            ``(blend,)``.
-        **variables
-            Others to replace or add, as for `xarray.Dataset.assign`.
-
-        Returns
-        -------
-        Posterior
-            With the larger of both doubts.
-        """
-        doubt = np.fmax(self.doubt.values, np.asarray(doubt, dtype=np.float64))
-        return type(self)(self.dataset.assign(variables | {"doubt": (("blend",), doubt)}))
+    def with_anomaly(self, anomaly: ArrayLike, **variables: tuple) -> Self:
+        """Raise the anomaly score to at least `anomaly (blend,)`, and assign other variables of the dataset."""
+        anomaly = np.fmax(self.anomaly.values, np.asarray(anomaly, dtype=np.float64))
+        return type(self)(self.dataset.assign(variables | {"anomaly": (("blend",), anomaly)}))
 
     def draws(self, *dims: str) -> np.ndarray:
-        """Return the draws of the fluxes as one array, with those of all chains along its last axis.
+        """Return the draws of the fluxes as one array, with the draws of all chains along its last axis.
 
         Parameters
         ----------
         *dims
-            The order of "blend", "galaxy" and "band".
+            "blend", "galaxy" and "band", in the order of the other axes.
 
         Returns
         -------
@@ -296,17 +279,17 @@ class Posterior:
         return flux.reshape(*flux.shape[:3], flux.shape[3] * flux.shape[4]).astype(float)
 
     def select(self, blends: int | slice | ArrayLike) -> Self:
-        """Pick blends; they keep their numbers.
+        """Select blends; they keep their numbers.
 
         Parameters
         ----------
         blends
-            An index, a slice, a list of indices, or a boolean array with one entry a blend.
+            An index, a slice, a list of indices, or a boolean array with one entry per blend.
 
         Returns
         -------
         Posterior
-            The picked blends.
+            The selected blends.
 
         Raises
         ------
@@ -317,63 +300,77 @@ class Posterior:
         return type(self)(self.dataset.isel(blend=np.atleast_1d(index)))
 
     def without_pixels(self) -> Self:
-        """Leave out masks and images, which take most of the memory.
-
-        Returns
-        -------
-        Posterior
-            The same without them.
-        """
+        """Return the posterior without masks and images, which take most of the memory."""
         return type(self)(self.dataset.drop_dims(("y", "x"), errors="ignore"))
 
-    def reweight(self, log_density: Callable[[np.ndarray], ArrayLike], **settings: object) -> Self:
-        """Replace the prior of the training by the user's own.
+    def reweight(
+        self,
+        log_density: Callable[[np.ndarray], ArrayLike],
+        *,
+        flux_prior: FluxPrior | None = None,
+        least: float | None = None,
+        draws: int | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Replace the training prior by another one, with importance weights.
 
         Parameters
         ----------
         log_density
             Called with all fluxes ``(chain, draw, blend, galaxy)`` in image units, returns ``(chain, draw, blend)``:
-            the logarithm of a prior density in ln flux.
-        **settings
-            As for `~probdeblend.posterior.reweight.reweight`.
+            the logarithm of the new prior density *in ln flux* of both galaxies, up to a constant for each blend; -inf
+            for what is excluded. Multiply a density in flux by both fluxes; one in magnitude can stay as it is.
+        flux_prior
+            The training prior. By default the attribute ``flux_prior`` of the dataset, which the draws of weights
+            trained on simulated blends have, or its variable ``log_prior (chain, draw, blend)``.
+        least
+            Minimum effective number of draws per blend. By default 100, or a quarter of the draws if that is less.
+        draws
+            Number of draws per chain of the result. By default as many as there are.
+        seed
+            Seed of the resampling; draws of a blend do not depend on other blends.
 
         Returns
         -------
         Posterior
-            Draws under that prior, with ``effective_samples (blend,)``.
+            Draws under the new prior, some repeated, in random order: chains are no longer dropout passes, and the
+            parts of the variance are dropped. The dataset has ``effective_samples (blend,)``. Masks, positions and
+            flags are unchanged. Blends with a galaxy without draws become NaN.
 
         Raises
         ------
         ValueError
-            If a blend has too few effective draws, or it is not known under which prior the draws are.
+            If the posterior is not of pairs in one band, or was reweighted already; if its prior is unknown, `least` or
+            `draws` is not positive, `log_density` returns another shape, NaN or inf; or if a blend has too few
+            effective draws, so that the two priors differ too much for it.
         """
-        return reweight(self, log_density, **settings)
+        return reweight(self, log_density, flux_prior=flux_prior, least=least, draws=draws, seed=seed)
 
     def summary(self, *, wcs: WCS | None = None) -> QTable:
-        """Tabulate the galaxies, a row each (and for each band where there are several).
+        """Tabulate the galaxies, one row each (and one per band if there are several).
 
         Parameters
         ----------
         wcs
-            The image's world coordinates, where x and y are positions in it: adds the columns ra and dec.
+            World coordinates of the image in which x and y are positions: adds the columns ra and dec.
 
         Returns
         -------
         astropy.table.QTable
-            Columns id, blend, galaxy, x, y, (ra, dec,) flux, flux_sd, flux_16, flux_50, flux_84, flux_kind,
-            mag, mag_sd, correlation, variance_within, variance_between, method, flags: each says in its
-            description what it holds. Magnitudes are masked without a zero point and where the flux, or for
-            mag_sd its lower quantile, is not positive; variances where there were no dropout passes.
+            Columns id, blend, galaxy, x, y, (ra, dec,) flux, flux_sd, flux_16, flux_50, flux_84, flux_kind, mag,
+            mag_sd, correlation, variance_within, variance_between, method, anomaly, flags; each has a description.
+            Magnitudes are masked without a zero point and where the flux, or for mag_sd its lower quantile, is not
+            positive; variances where there were no dropout passes.
         """
         return tabulate(self, wcs)
 
     def to_arviz(self) -> object:
-        """Convert to ArviZ, whose diagnostics and plots then apply.
+        """Convert to ArviZ, for its diagnostics and plots.
 
         Returns
         -------
         arviz.InferenceData or xarray.DataTree
-            The group ``posterior`` with flux and total_flux: the former with ArviZ 0.x, the latter with 1.x.
+            The group ``posterior`` with flux and total_flux; the type depends on the version of ArviZ (0.x, 1.x).
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
@@ -385,30 +382,23 @@ class Posterior:
         return xr.DataTree.from_dict({"posterior": group})
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write a netCDF file, whole or not at all.
+        """Write a netCDF file.
 
         Parameters
         ----------
         path
             The file.
         overwrite
-            Whether a file that exists may be replaced.
+            Replace an existing file.
 
         Raises
         ------
         FileExistsError
             If the file exists and `overwrite` is not set.
         """
-        path = Path(path)
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path}: exists already")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
         encoding = {name: {"zlib": True} for name in (*MASKS, "image", "image_std") if name in self.dataset}
-        try:
+        with whole_file(path, overwrite=overwrite) as temporary:
             self.dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _pixels(self, name: str) -> xr.DataArray:
         if name not in self.dataset:
@@ -425,3 +415,15 @@ def _checked(name: str, value: object, dims: tuple[str, ...], sizes: dict[str, i
         raise ValueError(f"{name} must have the axes ({axes}) with {known}, got shape {array.shape}")
     sizes.update(zip(dims, array.shape, strict=True))
     return array
+
+
+def variance_parts(flux: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Split the variance of draws ``(chain, draw, ...)`` into that within chains and that between them ``(...)``.
+
+    The latter is the variance of the means of the chains, minus what the finite number of draws contributes to it.
+    """
+    flux = np.asarray(flux, dtype=float)
+    chains, each = flux.shape[:2]
+    within = flux.var(1, ddof=min(1, each - 1)).mean(0)
+    between = flux.mean(1).var(0) - within / each * (1 - 1 / chains)
+    return within, np.maximum(between, 0)

@@ -1,29 +1,32 @@
-"""What can be noteworthy about the measurement of a galaxy, as bits."""
+"""Quality flags of measurements, as bits."""
 
-from enum import IntFlag
+from enum import STRICT, IntFlag
+from typing import Self
 
-__all__ = ["Flag", "describe_flags"]
+__all__ = ["Flag"]
 
 
-class Flag(IntFlag):
-    """Why a galaxy's answer deserves a second look; 0 is a clean one.
+class Flag(IntFlag, boundary=STRICT):
+    """Why the measurement of a galaxy deserves a second look; 0 is a clean one.
 
-    - ``BAD_PIXELS`` (1): more than 10 % of the stamp's pixels are bad.
-    - ``BAD_CENTER`` (2): a bad pixel lies within 5 pixels of a galaxy's centre.
+    ``str(Flag(bits))`` lists the names of the flags in a value of the column ``flags``, or "none".
+
+    - ``BAD_PIXELS`` (1): more than 10 % of the pixels of the stamp are bad.
+    - ``BAD_CENTER`` (2): a bad pixel lies within 5 pixels of the center of a galaxy.
     - ``OFF_CENTER`` (4): no peak of light lies within 6 pixels of the middle of the stamp.
     - ``CROWDED`` (8): more than two galaxies overlap; they were measured pair by pair.
-    - ``OUTSIDE_PRIOR`` (16): a magnitude, or the pair's difference, is outside the prior of the training set.
-    - ``NOT_DETECTED`` (32): SEP did not find the galaxy.
-    - ``TRUNCATED`` (64): the stamp reaches over the edge of the image.
-    - ``UNFAMILIAR`` (128): the stamp is unlike the family that the network was trained on.
-    - ``SINGLE`` (256): a lone source, measured by SEP.
-    - ``OUTSIDE_CALIBRATION`` (512): beyond the galaxies that the calibrator was fitted on.
-    - ``NOT_REFINED`` (1024): refinement was asked for and is not used; another flag says why.
-    - ``POOR_WEIGHTS`` (2048): the importance weights of the refinement are no use.
-    - ``MISFIT`` (4096): the model's best fit leaves more light behind than noise would.
-    - ``DISAGREEMENT`` (8192): refinement and network contradict each other.
-    - ``UNEVEN_NOISE`` (16384): the noise varies over the stamp, which refinement does not know of.
-    - ``OTHER_COUNT`` (32768): the stamp is not likely to hold two galaxies.
+    - ``OUTSIDE_PRIOR`` (16): a magnitude, or the magnitude difference of the pair, is outside the training prior.
+    - ``NOT_DETECTED`` (32): SEP did not detect the galaxy.
+    - ``TRUNCATED`` (64): the stamp extends beyond the edge of the image.
+    - ``UNFAMILIAR`` (128): the stamp is unlike the training set.
+    - ``SINGLE`` (256): isolated source, measured by SEP.
+    - ``OUTSIDE_CALIBRATION`` (512): outside the range that the calibrator was fitted on.
+    - ``NOT_REFINED`` (1024): refinement was requested but not used; another flag gives the reason.
+    - ``POOR_WEIGHTS`` (2048): importance weights of the refinement are unreliable (k-hat above 0.7).
+    - ``MISFIT`` (4096): the best-fit model leaves larger residuals than noise would.
+    - ``DISAGREEMENT`` (8192): refinement and network disagree.
+    - ``UNEVEN_NOISE`` (16384): the noise varies across the stamp, which refinement does not model.
+    - ``OTHER_COUNT`` (32768): the stamp probably does not hold exactly two galaxies.
     """
 
     BAD_PIXELS = 1
@@ -43,25 +46,9 @@ class Flag(IntFlag):
     UNEVEN_NOISE = 16384
     OTHER_COUNT = 32768
 
+    @classmethod
+    def _missing_(cls, value: object) -> Self:
+        return super()._missing_(int(value))  # takes the integers of NumPy, too
 
-def describe_flags(bits: int) -> str:
-    """Say in words what a sum of flags means.
-
-    Parameters
-    ----------
-    bits
-        A value of the flags column.
-
-    Returns
-    -------
-    str
-        The flags' names, comma-separated, or "none".
-
-    Raises
-    ------
-    ValueError
-        If `bits` holds a bit that no flag has.
-    """
-    if bits < 0 or int(bits) & ~sum(Flag):
-        raise ValueError(f"bits must be a sum of flags from 1 to {max(Flag):d}, got {bits}")
-    return ", ".join(flag.name.lower().replace("_", " ") for flag in Flag if flag & int(bits)) or "none"
+    def __str__(self) -> str:
+        return ", ".join(flag.name.lower().replace("_", " ") for flag in self) or "none"

@@ -1,11 +1,11 @@
-"""The prior of a network: the density of the two fluxes of a blend, over sky noise, that it was trained under.
+"""The training prior of a network: the density of the two fluxes of a blend, in units of the sky noise.
 
-Networks see images in units of the sky noise alone, so that their prior is that of ln(flux / sky_rms), over all depths
-of the training. With ``k = 2.5 / ln 10`` and ``t = k ln(sky_rms)``, a galaxy of AB magnitude m has
+Networks see images in units of the sky noise, so their prior is one of ln(flux / sky_rms), averaged over all depths of
+the training. With ``k = 2.5 / ln 10`` and ``t = k ln(sky_rms)``, a galaxy of AB magnitude m has
 ``ln(flux / sky_rms) = (zero_point - m - t) / k``: the two galaxies share t, which is uniform, and their magnitudes are
-independent draws of one Gaussian mixture, accepted if both are in range and differ by little. The density of the pair
-is the mean over t of that of the magnitudes. The product of two Gaussians along a line is a Gaussian, and acceptance
-cuts an interval out of the line: the mean is a sum of error functions, one for each pair of Gaussians.
+independent draws of one Gaussian mixture, accepted if both are in range and their difference is small. The density of
+the pair is the mean over t of the density of the magnitudes. The product of two Gaussians along a line is a Gaussian,
+and acceptance cuts an interval out of the line: the mean is a sum of error functions, one for each pair of Gaussians.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ..scene import LN_FLUX_UNIT
 
 __all__ = ["FluxPrior"]
 
-CHUNK = 16_384  # rows whose arrays stay in a processor's cache
-STEPS = 4000  # of the integral over magnitude
+CHUNK = 16_384  # rows, whose arrays fit into the cache of a processor
+STEPS = 4000  # of the integral over magnitude; exact to 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class FluxPrior:
     max_difference
         Largest difference of the pair's magnitudes.
     sky_rms
-        Least and largest sky noise of a pixel in image units, log-uniform between, the same for both galaxies.
+        Smallest and largest noise of a sky pixel in image units, log-uniform in between, the same for both galaxies.
     zero_point
         AB magnitude of unit flux.
 
@@ -66,29 +66,12 @@ class FluxPrior:
             raise ValueError(f"gaussians must reach into magnitude_range {self.magnitude_range}, got {self.gaussians}")
 
     def describe(self) -> str:
-        """Return the numbers as JSON, to be stored beside draws.
-
-        Returns
-        -------
-        str
-            One object.
-        """
+        """Return the parameters as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Make a prior of the JSON that `describe` returns.
-
-        Parameters
-        ----------
-        text
-            The JSON.
-
-        Returns
-        -------
-        FluxPrior
-            The prior.
-        """
+        """Return the prior that `describe` has written as JSON."""
         numbers = json.loads(text)
         gaussians = tuple(tuple(gaussian) for gaussian in numbers.pop("gaussians"))
         ranges = {name: tuple(numbers.pop(name)) for name in ("magnitude_range", "sky_rms")}
@@ -105,8 +88,8 @@ class FluxPrior:
         Returns
         -------
         NDArray
-            ``(...)``, per unit of both ln(flux): the density of the two ln(flux) at a given sky noise, too. -inf where
-            training never was, or less often than a number can say; NaN for NaN.
+            ``(...)``, per unit of both ln(flux): also the density of the two ln(flux) at a given sky noise. -inf
+            outside the training prior, or where the density underflows; NaN for NaN.
 
         Raises
         ------
@@ -124,7 +107,7 @@ class FluxPrior:
 
     @cached_property
     def _accepted(self) -> float:
-        """Probability that two magnitudes of the mixture are in range and differ by little."""
+        """Probability that two magnitudes of the mixture are accepted."""
         low, high = self.magnitude_range
         weight, mean, sd = np.array(self.gaussians).T
         magnitude = np.linspace(low, high, STEPS + 1)[:, None]
@@ -135,7 +118,7 @@ class FluxPrior:
         return float(trapezoid((density @ weight) * (other @ weight), magnitude[:, 0]))
 
     def _density(self, rows: NDArray) -> NDArray[np.float64]:
-        unit = self.zero_point - LN_FLUX_UNIT * rows  # magnitudes of the galaxies if the sky noise were one
+        unit = self.zero_point - LN_FLUX_UNIT * rows  # magnitudes for unit sky noise
         first, last = LN_FLUX_UNIT * np.log(self.sky_rms)
         low, high = self.magnitude_range
         begin, end = np.maximum(unit.max(1) - high, first), np.minimum(unit.min(1) - low, last)
@@ -147,12 +130,12 @@ class FluxPrior:
         return density
 
     def _integral(self, unit: NDArray, begin: NDArray, end: NDArray) -> NDArray[np.float64]:
-        """Integrate the mixture of both magnitudes ``unit - t`` over t; its value where all skies are equal."""
+        """Integrate the density of both magnitudes ``unit - t`` over t; its value if there is a single depth."""
         difference, middle, half = unit[:, 0] - unit[:, 1], (begin + end) / 2, (end - begin) / 2
         one_depth = self.sky_rms[0] == self.sky_rms[1]
         total = np.zeros(len(unit))
         for (weight, mean, sd), (other_weight, other_mean, other_sd) in product(self.gaussians, repeat=2):
-            # The difference of the magnitudes, and that mean of them which is independent of it.
+            # The difference of the magnitudes, and the weighted mean that is independent of it.
             spread = math.hypot(sd, other_sd)
             share, width = (other_sd / spread) ** 2, sd * other_sd / spread
             offset = difference - (mean - other_mean)
@@ -162,7 +145,7 @@ class FluxPrior:
                 scale = weights / (math.sqrt(2 * math.pi) * width)
                 total += scale * np.exp(-(across**2 + along**2) / 2)
             else:
-                # Both ends in the lower tail, where error functions do not cancel.
+                # Both ends in the lower tail, where differences of error functions do not cancel.
                 along, reach = np.abs(along), half / width
                 total += weights * np.exp(-(across**2) / 2) * (ndtr(reach - along) - ndtr(-reach - along))
         return total

@@ -1,13 +1,12 @@
-"""Posteriors under a prior of the user's own, by importance weights.
+"""Posteriors under another prior, by importance weights.
 
-The draws of a network are of the posterior under the prior that it was trained with
-(`~probdeblend.posterior.flux_prior.FluxPrior`). Weighted by the user's prior over that one they are of the posterior under the
-user's prior, where they are dense enough: the number of draws that are worth as much as the weighted ones,
-``(sum w)**2 / sum w**2`` (Kish 1965, "Survey Sampling"), tells whether they are. Weights are taken as they are, without
-Pareto smoothing, and draws by systematic resampling (`~probdeblend.posterior.weighted.systematic`).
+The draws of a network follow the posterior under its training prior (`~probdeblend.posterior.flux_prior.FluxPrior`).
+Weighted by the ratio of another prior to it, they follow the posterior under that prior, as long as enough of them
+carry weight: the effective number of draws is ``(sum w)**2 / sum w**2`` (Kish 1965, "Survey Sampling"). Weights are
+used as they are, without Pareto smoothing, in systematic resampling.
 
-What else a galaxy is, given its flux, stays as in the training. Where training never was, a draw is the network's
-error: it has no likelihood and gets no weight.
+The distribution of all other properties of a galaxy, given its flux, stays that of the training. Draws outside the
+support of the training prior are errors of the network: they have no likelihood and get no weight.
 """
 
 from __future__ import annotations
@@ -20,49 +19,44 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from .flux_prior import FluxPrior
-from .weighted import systematic
 
 if TYPE_CHECKING:
     from .draws import Posterior
 
-__all__ = ["LogDensity", "effective_samples", "log_prior", "reweight"]
+__all__ = ["effective_samples", "log_prior", "reweight", "systematic"]
 
 LogDensity = Callable[[NDArray[np.float64]], ArrayLike]
-"""From fluxes to the logarithm of a prior density in ln flux, as `reweight` takes it."""
 
-LEAST = 100.0  # effective draws: quantiles of one sigma are then known to a sixth of the posterior's width
-LEAST_FRACTION = 0.25
+LEAST = 100.0  # effective draws: one-sigma quantiles are then known to a sixth of the width of the posterior
+LEAST_FRACTION = 0.25  # of the draws, where that is less
 DRAW_DIMS = ("chain", "draw", "blend", "galaxy")
 OF_PASSES = ("flux_variance_within", "flux_variance_between")
 
 
 def log_prior(posterior: Posterior, flux_prior: FluxPrior) -> xr.DataArray:
-    """Return the density of each draw under the prior that the network was trained with.
+    """Return the density of each draw under the training prior.
 
     Parameters
     ----------
     posterior
-        Pairs in one band, with their sky noise.
+        Pairs in one band, with their ``sky_rms``.
     flux_prior
-        The prior of the network.
+        The training prior.
 
     Returns
     -------
     xarray.DataArray
-        Natural logarithm ``(chain, draw, blend)`` of the density of the two ln(flux), normalized; -inf where training
-        never was, NaN where a draw is.
+        Natural logarithm ``(chain, draw, blend)`` of the normalized density of the two ln(flux); -inf outside the
+        training prior, NaN where a draw is NaN.
 
     Raises
     ------
     ValueError
-        If the posterior has no sky noise, more than one band, or other numbers of galaxies than two.
+        If the posterior has no ``sky_rms``, more than one band, or is not of pairs.
     """
     flux = _pair_fluxes(posterior)
     if "sky_rms" not in posterior.dataset:
-        raise ValueError(
-            "posterior must have sky_rms, as the prior is one of flux over noise, got none: "
-            "give it to Posterior.from_draws"
-        )
+        raise ValueError("posterior must have sky_rms, got none: give it to Posterior.from_draws")
     with np.errstate(divide="ignore"):
         log_flux = np.log(np.maximum(flux, 0))
     noise = np.log(posterior.dataset["sky_rms"].values.astype(float))
@@ -74,23 +68,24 @@ def log_prior(posterior: Posterior, flux_prior: FluxPrior) -> xr.DataArray:
 def effective_samples(
     posterior: Posterior, log_density: LogDensity, *, flux_prior: FluxPrior | None = None
 ) -> xr.DataArray:
-    """Return how many draws the weighted ones are worth.
+    """Return the effective number of draws under another prior.
 
     Parameters
     ----------
-    posterior, log_density, flux_prior
-        As for `reweight`.
+    posterior
+        Pairs in one band.
+    log_density, flux_prior
+        The new prior and the training prior, as for `Posterior.reweight`.
 
     Returns
     -------
     xarray.DataArray
-        A number a blend ``(blend,)``, at most that of its draws; NaN where a galaxy has no answer.
+        One number per blend ``(blend,)``, at most the number of its draws; NaN where a galaxy has no draws.
 
     Raises
     ------
     ValueError
-        As `log_prior`; if it is not known under which prior the draws are, or the user's density has another shape or
-        a value that is none.
+        As by `log_prior`; if the training prior is unknown, or `log_density` returns another shape, NaN or inf.
     """
     return _effective(posterior, _weights(posterior, log_density, flux_prior))
 
@@ -99,45 +94,12 @@ def reweight(
     posterior: Posterior,
     log_density: LogDensity,
     *,
-    flux_prior: FluxPrior | None = None,
-    least: float | None = None,
-    draws: int | None = None,
-    seed: int = 0,
+    flux_prior: FluxPrior | None,
+    least: float | None,
+    draws: int | None,
+    seed: int,
 ) -> Posterior:
-    """Replace the prior of the training by the user's own.
-
-    Parameters
-    ----------
-    posterior
-        Pairs in one band, with their sky noise or ``log_prior``; calibrated or not.
-    log_density
-        Called with all fluxes ``(chain, draw, blend, galaxy)`` in image units, returns ``(chain, draw, blend)``: the
-        logarithm of the user's prior density *in ln flux* of both galaxies, up to a constant that may differ from blend
-        to blend; -inf for what is excluded. A density in flux is to be multiplied by both fluxes; one in magnitude can
-        stay as it is.
-    flux_prior
-        The prior of the network; if None, the posterior has it as the attribute ``flux_prior`` (those of weights that
-        were trained on simulated blends do), or its draws carry their ``log_prior`` in the dataset.
-    least
-        Effective number of draws that a blend needs: 100, or a quarter of the draws where that is less, if None.
-    draws
-        Number of draws in each chain of the answer; as many as there were if None.
-    seed
-        Same seed, same draws, whatever other blends there are.
-
-    Returns
-    -------
-    Posterior
-        Draws under the user's prior, some of them several times, in no order: chains are no dropout passes any more,
-        and parts of the variance are left out. The dataset has ``effective_samples (blend,)``. Masks, positions and
-        flags stay those under the prior of the training, and blends with a galaxy that has no answer become NaN.
-
-    Raises
-    ------
-    ValueError
-        As `effective_samples`; if `least` or `draws` is not positive, or a blend has too few effective draws: the two
-        priors differ too much for what its image says.
-    """
+    """Replace the training prior, as `Posterior.reweight` describes."""
     sizes = posterior.flux.sizes
     count = sizes["chain"] * sizes["draw"]
     least = min(LEAST, LEAST_FRACTION * count) if least is None else least
@@ -159,8 +121,22 @@ def reweight(
     return type(posterior)(kept.assign(changed).assign_coords(draw=np.arange(draws)).assign_attrs(reweighted="yes"))
 
 
+def systematic(weights: NDArray[np.float64], count: int, *, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Resample `count` draws of each blend by their weights ``(blend, draw)``; return indices in random order.
+
+    Systematic resampling (Kitagawa 1996, doi:10.1080/10618600.1996.10474692). All blends share one offset and one
+    order, so that the draws of a blend do not depend on others. Rows of zeros or NaN take the first draw.
+    """
+    place, order = (np.arange(count) + rng.random()) / count, rng.permutation(count)
+    index = np.zeros((len(weights), count), dtype=np.int64)
+    for row, total in zip(index, np.cumsum(weights, axis=1), strict=True):
+        if total[-1] > 0:
+            row[:] = np.searchsorted(total / total[-1], place[order], side="right")
+    return np.minimum(index, weights.shape[1] - 1)
+
+
 def _pair_fluxes(posterior: Posterior) -> NDArray[np.float64]:
-    """Return the fluxes ``(chain, draw, blend, galaxy)``, checked."""
+    """Return the fluxes ``(chain, draw, blend, galaxy)`` of pairs in one band."""
     sizes = posterior.flux.sizes
     if (sizes["galaxy"], sizes["band"]) != (2, 1):
         raise ValueError(
@@ -170,20 +146,20 @@ def _pair_fluxes(posterior: Posterior) -> NDArray[np.float64]:
 
 
 def _trained(posterior: Posterior, flux_prior: FluxPrior | None) -> NDArray[np.float64]:
-    """Return the logarithm of the density of each draw under the prior that it is of ``(chain, draw, blend)``."""
+    """Return the logarithm of the training density of each draw ``(chain, draw, blend)``."""
     if "reweighted" in posterior.dataset.attrs:
-        raise ValueError("posterior must have the prior of the training, got one that was reweighted already")
+        raise ValueError("posterior must be under the training prior, got one that was reweighted already")
+    if flux_prior is None and "flux_prior" in posterior.dataset.attrs:
+        flux_prior = FluxPrior.parse(posterior.dataset.attrs["flux_prior"])
     if flux_prior is not None:
         return log_prior(posterior, flux_prior).values
-    if "flux_prior" in posterior.dataset.attrs:
-        return log_prior(posterior, FluxPrior.parse(posterior.dataset.attrs["flux_prior"])).values
     if "log_prior" not in posterior.dataset:
-        raise ValueError("posterior must say under which prior it is where flux_prior is not given, got none")
+        raise ValueError("posterior must have a flux_prior if none is given, got none")
     return posterior.dataset["log_prior"].transpose(*DRAW_DIMS[:3]).values.astype(float)
 
 
 def _weights(posterior: Posterior, log_density: LogDensity, flux_prior: FluxPrior | None) -> NDArray[np.float64]:
-    """Return weights ``(blend, draw of all chains)``, the largest of a blend 1; NaN where a galaxy has no answer."""
+    """Return weights ``(blend, draw of all chains)``, at most 1 in each blend; NaN where a galaxy has no draws."""
     flux, trained = _pair_fluxes(posterior), _trained(posterior, flux_prior)
     with np.errstate(divide="ignore", invalid="ignore"):
         wanted = np.asarray(log_density(flux), dtype=np.float64)
@@ -211,6 +187,6 @@ def _refuse(effective: xr.DataArray, least: float) -> None:
     if below.size:
         raise ValueError(
             f"every blend must have {least:g} effective draws under the new prior, got fewer in {below.size} of "
-            f"{effective.size} blends, first in blend {below['blend'].values[0]} with {below.values[0]:.1f}: ask for "
+            f"{effective.size} blends, first in blend {below['blend'].values[0]} with {below.values[0]:.1f}: request "
             "more draws, or select the blends in which effective_samples is large enough"
         )

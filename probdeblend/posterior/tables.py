@@ -1,9 +1,11 @@
-"""The catalog of a posterior: a row a galaxy.
+"""The catalog of a posterior: one row per galaxy.
 
-A galaxy is described by quantiles of its draws, as posteriors of blended fluxes have heavy tails: ``flux``
+Columns are quantiles of the draws, since posteriors of blended fluxes have heavy tails: ``flux``
 is the median, ``mag`` its magnitude, and ``mag_sd`` half of the magnitude's central 68 % interval. Only
 ``flux_sd`` and the correlation are moments of the draws.
 """
+
+from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
@@ -22,12 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["tabulate"]
 
 COLUMNS = {  # in the order of the table: format and description
-    "id": ("", "number of the row, from 1; the bands of a galaxy share it"),
+    "id": ("", "number of the galaxy, from 1"),
     "blend": ("", "number of the blend"),
     "galaxy": ("", "0 for the central galaxy"),
     "band": ("", "number of the band"),
-    "x": (".2f", "position in pixels; 0 is the centre of the first pixel"),
-    "y": (".2f", "position in pixels; 0 is the centre of the first pixel"),
+    "x": (".2f", "position in pixels; 0 is the center of the first pixel"),
+    "y": (".2f", "position in pixels; 0 is the center of the first pixel"),
     "ra": (".7f", "right ascension (ICRS)"),
     "dec": (".7f", "declination (ICRS)"),
     "flux": (".5g", "median of the posterior"),
@@ -42,26 +44,13 @@ COLUMNS = {  # in the order of the table: format and description
     "variance_within": (".3g", "mean over the dropout passes of the variance within a pass"),
     "variance_between": (".3g", "variance of the means of the dropout passes"),
     "method": ("", "what measured the flux"),
-    "doubt": (".2f", "how odd the blend is; flags begin at 1"),
+    "anomaly": (".2f", "anomaly score of the blend; above 1 raises a flag"),
     "flags": ("", "sum of probdeblend.Flag bits"),
 }
 
 
-def tabulate(posterior: "Posterior", wcs: WCS | None = None) -> QTable:
-    """Make the table that `Posterior.summary` describes.
-
-    Parameters
-    ----------
-    posterior
-        The posterior.
-    wcs
-        The image's world coordinates, where x and y are positions in it.
-
-    Returns
-    -------
-    astropy.table.QTable
-        The table.
-    """
+def tabulate(posterior: Posterior, wcs: WCS | None = None) -> QTable:
+    """Return the table that `Posterior.summary` describes."""
     columns = _label_columns(posterior) | _flux_columns(posterior)
     if wcs is not None:
         sky = wcs.celestial.pixel_to_world(columns["x"], columns["y"]).icrs
@@ -75,7 +64,7 @@ def tabulate(posterior: "Posterior", wcs: WCS | None = None) -> QTable:
     return table
 
 
-def _label_columns(posterior: "Posterior") -> dict[str, np.ndarray]:
+def _label_columns(posterior: Posterior) -> dict[str, np.ndarray]:
     numbers = [posterior.flux[name].values for name in ("blend", "galaxy", "band")]
     blend, galaxy, band = np.meshgrid(*numbers, indexing="ij")
     columns = {"id": blend * posterior.flux.sizes["galaxy"] + galaxy + 1, "blend": blend, "galaxy": galaxy}
@@ -86,11 +75,11 @@ def _label_columns(posterior: "Posterior") -> dict[str, np.ndarray]:
     for name in ("x", "y"):
         position = np.nan if name not in posterior.dataset else posterior.dataset[name].values[..., None]
         columns[name] = np.broadcast_to(position, blend.shape)
-    columns["doubt"] = _masked(np.broadcast_to(posterior.doubt.values[:, None, None], blend.shape))
+    columns["anomaly"] = _masked(np.broadcast_to(posterior.anomaly.values[:, None, None], blend.shape))
     return columns | {"flags": np.broadcast_to(posterior.flags.values[..., None], blend.shape)}
 
 
-def _flux_columns(posterior: "Posterior") -> dict[str, np.ndarray]:
+def _flux_columns(posterior: Posterior) -> dict[str, np.ndarray]:
     low, middle, high = np.quantile(posterior.draws("blend", "galaxy", "band"), ONE_SIGMA, axis=-1)
     covariance = posterior.flux_covariance.values.transpose(0, 2, 3, 1)
     sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2).swapaxes(1, 2))

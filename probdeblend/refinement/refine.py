@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
 
-from ..posterior.weighted import systematic
+from ..posterior.reweight import systematic
 from ..scene import MASK_THRESHOLD, seed_of
 from .mode import Modes
 from .model import BlendModel, Observed, in_all_orders

@@ -177,7 +177,7 @@ class Refiner:
         unknown = found.resampled(count, seed=seed)
         tried = unknown[..., FLUXES]
         asked = np.log(network.draws("blend", "galaxy", "band")[:, :, 0] / scale[:, None, None]).transpose(2, 0, 1)
-        flags, probability, doubt = self._gates(network, found, observed, log_flux=(asked, tried), spoiled=spoiled)
+        flags, probability, anomaly = self._gates(network, found, observed, log_flux=(asked, tried), spoiled=spoiled)
         asked = _between(asked, tried.mean(0), (flags & int(CONTESTED)) > 0, seed=seed)
         kept = np.flatnonzero(flags)
         unknown[:, kept] = guided[:, kept]
@@ -186,7 +186,7 @@ class Refiner:
         tried = np.exp(tried) * scale[:, None]
         moments = {"refined_flux": tried.mean(0), "refined_flux_sd": tried.std(0)}
         named = {name: (("blend", "galaxy"), values) for name, values in moments.items()}
-        return answer.doubting(doubt, **named)
+        return answer.with_anomaly(anomaly, **named)
 
     def _guided(self, ratio: torch.Tensor, count: int, *, seed: int) -> tuple[torch.Tensor, NDArray[np.float64]]:
         """Return the guide's mean ``(blend, number)`` and draws ``(draw, blend, number)``."""
@@ -238,7 +238,7 @@ class Refiner:
         log_flux: tuple[NDArray[np.float64], NDArray[np.float64]],
         spoiled: NDArray[np.int64],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Return why each blend is not refined, as flags ``(blend,)``, the p-values of the misfit, and the doubt."""
+        """Return why each blend is not refined, as flags ``(blend,)``, the p-values of the misfit, and the anomaly score."""
         mean, covariance = found.moments()
         usable = found.usable
         probability = np.where(usable, misfit(self.model, observed, mean, covariance), np.nan)
@@ -248,11 +248,11 @@ class Refiner:
         distance = np.einsum("bg,bgh,bh->b", offset, np.linalg.inv(spread), offset)
         apart = distance / stats.chi2.isf(LEAST_AGREEMENT_P, 2)
         misfitting = np.log(np.maximum(probability, LEAST_P)) / np.log(LEAST_MISFIT_P)
-        doubt = np.where(usable, np.fmax(np.sqrt(apart), misfitting), np.nan)
+        anomaly = np.where(usable, np.fmax(np.sqrt(apart), misfitting), np.nan)
         odd = ((network.flags.values & int(UNSURE)) > 0).any(1)
         flags = Flag.POOR_WEIGHTS * ~usable | Flag.MISFIT * (usable & (probability < LEAST_MISFIT_P))
         flags = flags | Flag.DISAGREEMENT * (usable & (apart > 1)) | spoiled
-        return (flags | Flag.NOT_REFINED * (odd | (flags > 0))).astype(np.int64), probability, doubt
+        return (flags | Flag.NOT_REFINED * (odd | (flags > 0))).astype(np.int64), probability, anomaly
 
     def _assemble(
         self,

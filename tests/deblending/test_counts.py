@@ -202,7 +202,7 @@ def test_files_that_do_not_say_what_they_are(deblender, trained, tmp_path, descr
         load_counts(file, deblender)
 
 
-@pytest.mark.parametrize("settings", [{"hidden": 64}, {"classes": 4}, {"concrete": True}])
+@pytest.mark.parametrize("settings", [{"hidden": 64}, {"classes": 4}])
 def test_tensors_that_do_not_fit(deblender, tmp_path, settings):
     network = CountNetwork(deblender.network, **SETTINGS | settings)
     save_counts(network, deblender, tmp_path / "x", training={})
@@ -342,7 +342,7 @@ def test_an_answer_for_two_where_there_are_not_two(deblender, monkeypatch):
     assert (flagged > 0).tolist() == [[False, False], [True, True]]
     np.testing.assert_array_equal(posterior.flags.values - flagged, plain.flags.values)
     assert posterior.dataset["count_probability"].values[1, 2] == 0.5
-    np.testing.assert_allclose(posterior.doubt, np.maximum(plain.doubt.values, [0.4, 1.6]))
+    np.testing.assert_allclose(posterior.anomaly, np.maximum(plain.anomaly.values, [0.4, 1.6]))
     assert asked.network is deblender.network
     assert asked.digest == deblender.digest
     assert asked.instrument is deblender.instrument

@@ -41,7 +41,7 @@ def deblender():
 
 @pytest.fixture(scope="module")
 def blend():
-    stream = SimulatedStream(Prior.published(), Instrument.candels_f160w(), batch_size=3, seed=8)
+    stream = Mixture(prior=Prior.published()).stream(batch_size=3, seed=8)
     return stream.blend(0)
 
 
@@ -138,16 +138,16 @@ def test_flags_of_unusual_stamps(deblender, blend):
     assert not (flags[1] & Flag.OFF_CENTER).any()
 
 
-def test_doubt_is_above_one_where_flags_are(deblender, blend):
-    """It is the larger of both distances over their limits: a stamp halfway to a limit has half a doubt."""
+def test_anomaly_is_above_one_where_flags_are(deblender, blend):
+    """It is the larger of both distances over their limits: a stamp halfway to a limit has an anomaly score of one half."""
     posterior = deblender(blend.image, sky_rms=blend.sky_rms, **OPTIONS)
-    doubt = posterior.doubt.values
-    assert doubt.shape == (len(blend),)
+    anomaly = posterior.anomaly.values
+    assert anomaly.shape == (len(blend),)
     odd = (posterior.flags.values & int(Flag.UNFAMILIAR | Flag.OFF_CENTER)).any(1)
-    np.testing.assert_array_equal(doubt > 1, odd)
+    np.testing.assert_array_equal(anomaly > 1, odd)
     deblender.feature_limit.fill_(1e-8)
-    assert (deblender(blend.image, sky_rms=blend.sky_rms, **OPTIONS).doubt.values > 1).all()
-    assert posterior.summary()["doubt"][1] == doubt[0]
+    assert (deblender(blend.image, sky_rms=blend.sky_rms, **OPTIONS).anomaly.values > 1).all()
+    assert posterior.summary()["anomaly"][1] == anomaly[0]
 
 
 def test_positions(deblender, blend):
@@ -240,7 +240,7 @@ def test_gpu_gives_the_same_answer(blend):
 @pytest.fixture(scope="module")
 def calibrator(deblender):
     """Fitted to made-up truths: all fluxes are twice what the network says."""
-    stream = SimulatedStream(Prior.published(), Instrument.candels_f160w(), batch_size=60, seed=9)
+    stream = Mixture(prior=Prior.published()).stream(batch_size=60, seed=9)
     batch = stream.blend(0)
     posterior = deblender(batch.image, sky_rms=batch.sky_rms, **OPTIONS)
     truth = 2 * np.median(posterior.draws("blend", "galaxy", "band"), -1)

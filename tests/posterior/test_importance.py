@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
 
-from probdeblend.posterior.draws import Posterior
-from probdeblend.posterior.flux_prior import FluxPrior
-from probdeblend.posterior.reweight import effective_samples, log_prior, reweight
+from probdeblend.posterior import FluxPrior, Posterior, effective_samples, log_prior
 from probdeblend.scene import LN_FLUX_UNIT
 from probdeblend.simulation.conditions import Conditions
 from probdeblend.simulation.prior import Prior
@@ -62,7 +60,7 @@ def errors(posterior, measured, effective):
 
 
 def test_posterior_under_the_new_prior_is_exact(posterior, measured):
-    answer = reweight(posterior, wanted, flux_prior=TRAINED, least=30)
+    answer = posterior.reweight(wanted, flux_prior=TRAINED, least=30)
     effective = answer.dataset["effective_samples"].values
     assert effective.shape == (BLENDS,)
     assert (effective >= 30).all()
@@ -79,7 +77,7 @@ def test_posterior_under_the_new_prior_is_exact(posterior, measured):
 @pytest.mark.parametrize("wrong", [None, lambda flux: wanted(flux) - np.log(flux).sum(-1)])
 def test_without_weights_or_with_a_density_in_flux_it_is_not(posterior, measured, wrong):
     effective = effective_samples(posterior, wanted, flux_prior=TRAINED).values
-    answer = posterior if wrong is None else reweight(posterior, wrong, flux_prior=TRAINED, least=30)
+    answer = posterior if wrong is None else posterior.reweight(wrong, flux_prior=TRAINED, least=30)
     error, _ = errors(answer, measured, effective)
     assert np.sqrt((error**2).mean()) > 3
 
@@ -93,7 +91,7 @@ def test_a_flat_prior_leaves_the_likelihood_of_the_trained_population(false_alar
     ratio = ratio[rng.random(len(ratio)) < np.exp(-(((ratio - center) / sd) ** 2).sum(1) / 2)]
     draws = made(0.01 * np.exp(ratio)[None, :, None], [0.01])
     flux_prior = Prior.default().flux_prior(Conditions().sky_rms, zero_point)
-    answer = reweight(draws, lambda flux: np.zeros(flux.shape[:-1]), flux_prior=flux_prior)
+    answer = draws.reweight(lambda flux: np.zeros(flux.shape[:-1]), flux_prior=flux_prior)
     number = float(answer.dataset["effective_samples"][0])
     assert number > 1000
 
@@ -116,7 +114,7 @@ def test_log_prior_is_the_density_of_each_draw(posterior):
 
 def test_the_same_prior_keeps_every_draw(posterior):
     noise = posterior.dataset["sky_rms"].values[:, None]
-    answer = reweight(posterior, lambda flux: TRAINED.log_prob(np.log(flux / noise)) + 7, flux_prior=TRAINED)
+    answer = posterior.reweight(lambda flux: TRAINED.log_prob(np.log(flux / noise)) + 7, flux_prior=TRAINED)
     np.testing.assert_allclose(answer.dataset["effective_samples"], CHAINS * DRAWS)
     np.testing.assert_array_equal(np.sort(log_draws(answer)), np.sort(log_draws(posterior)))
 
@@ -127,7 +125,7 @@ def test_a_prior_far_away_is_refused(posterior):
 
     message = rf"have 100 effective draws .* got fewer in {BLENDS} of {BLENDS} blends, first in blend 0 with"
     with pytest.raises(ValueError, match=message):
-        reweight(posterior, far, flux_prior=TRAINED)
+        posterior.reweight(far, flux_prior=TRAINED)
     assert (effective_samples(posterior, far, flux_prior=TRAINED) < 100).all()
 
 
@@ -137,8 +135,8 @@ def test_blends_that_are_dense_enough_can_be_selected(posterior):
     enough = effective.values >= 100
     assert 0 < enough.sum() < BLENDS
     with pytest.raises(ValueError, match=rf"fewer in {(~enough).sum()} of {BLENDS} blends, first in blend"):
-        reweight(few, wanted, flux_prior=TRAINED)
-    answer = reweight(few.select(effective >= 100), wanted, flux_prior=TRAINED)
+        few.reweight(wanted, flux_prior=TRAINED)
+    answer = few.select(effective >= 100).reweight(wanted, flux_prior=TRAINED)
     np.testing.assert_array_equal(answer.dataset["blend"], np.flatnonzero(enough))
     np.testing.assert_array_equal(answer.dataset["effective_samples"], effective[enough])
 
@@ -150,18 +148,18 @@ def test_few_draws_need_a_quarter(posterior):
         return np.broadcast_to(np.where(np.arange(10) < 2, 0.0, -np.inf)[:, None], flux.shape[:-1])
 
     with pytest.raises(ValueError, match="have 10 effective draws"):
-        reweight(few, excluding, flux_prior=TRAINED)
+        few.reweight(excluding, flux_prior=TRAINED)
 
 
 def test_seeds_and_other_blends(posterior):
-    answer = reweight(posterior, wanted, flux_prior=TRAINED, least=30, seed=3)
-    assert answer.dataset.identical(reweight(posterior, wanted, flux_prior=TRAINED, least=30, seed=3).dataset)
-    alone = reweight(posterior.select([7]), wanted, flux_prior=TRAINED, least=30, seed=3)
+    answer = posterior.reweight(wanted, flux_prior=TRAINED, least=30, seed=3)
+    assert answer.dataset.identical(posterior.reweight(wanted, flux_prior=TRAINED, least=30, seed=3).dataset)
+    alone = posterior.select([7]).reweight(wanted, flux_prior=TRAINED, least=30, seed=3)
     assert alone.flux.identical(answer.select([7]).flux)
     np.testing.assert_allclose(alone.dataset["effective_samples"], answer.dataset["effective_samples"][[7]])
-    other = reweight(posterior, wanted, flux_prior=TRAINED, least=30, seed=4)
+    other = posterior.reweight(wanted, flux_prior=TRAINED, least=30, seed=4)
     assert not np.array_equal(other.flux, answer.flux)
-    half = reweight(posterior, wanted, flux_prior=TRAINED, least=30, draws=500)
+    half = posterior.reweight(wanted, flux_prior=TRAINED, least=30, draws=500)
     assert dict(half.flux.sizes) == dict(posterior.flux.sizes) | {"draw": 500}
 
 
@@ -171,16 +169,15 @@ def test_excluded_draws_are_never_taken(posterior):
     def fainter(flux):
         return np.where(flux[..., 0] < limit, 0.0, -np.inf)
 
-    answer = reweight(posterior, fainter, flux_prior=TRAINED, least=30)
+    answer = posterior.reweight(fainter, flux_prior=TRAINED, least=30)
     assert (answer.flux.values[..., 0, 0] < limit).all()
 
 
 def test_draws_where_training_never_was_get_no_weight(posterior):
     flux = posterior.select([0]).flux.values[..., 0].copy()
     flux[:, :300], flux[:, 300:350], flux[:, 350:400] = -1, 0, 1e30
-    answer = reweight(
-        made(flux, posterior.dataset["sky_rms"][:1]), lambda flux: np.log(flux[..., 0]), flux_prior=TRAINED
-    )
+    drawn = made(flux, posterior.dataset["sky_rms"][:1])
+    answer = drawn.reweight(lambda flux: np.log(flux[..., 0]), flux_prior=TRAINED)
     assert (answer.flux > 0).all()
     assert (answer.flux < 1e10).all()
 
@@ -198,17 +195,17 @@ def test_what_the_answer_keeps(posterior, tmp_path):
         calibrated="yes",
     ).dataset
     stored = dataset.assign(log_prior=log_prior(Posterior(dataset), TRAINED))
-    answer = reweight(Posterior(stored), wanted, flux_prior=TRAINED, least=30)
+    answer = Posterior(stored).reweight(wanted, flux_prior=TRAINED, least=30)
     assert set(answer.dataset.data_vars) == {"flux", "x", "flags", "sky_rms", "effective_samples"}
     assert answer.flux.dtype == np.float32
     assert answer.flux.attrs == {"flux_kind": "total", "unit": "nJy"}
     assert answer.dataset.attrs == dataset.attrs | {"reweighted": "yes"}
-    assert answer.dataset.identical(reweight(Posterior(stored), wanted, least=30).dataset)
+    assert answer.dataset.identical(Posterior(stored).reweight(wanted, least=30).dataset)
     answer.save(tmp_path / "answer.nc")
     assert Posterior.open(tmp_path / "answer.nc").dataset.equals(answer.dataset)
     assert len(answer.summary()) == 2 * BLENDS
     with pytest.raises(ValueError, match="got one that was reweighted already"):
-        reweight(answer, wanted, flux_prior=TRAINED)
+        answer.reweight(wanted, flux_prior=TRAINED)
 
 
 def test_galaxies_without_an_answer_stay_without(posterior):
@@ -216,10 +213,10 @@ def test_galaxies_without_an_answer_stay_without(posterior):
     flux[..., 1, 1] = np.nan
     lost = made(flux, posterior.dataset["sky_rms"].values[:3])
     assert np.isnan(log_prior(lost, TRAINED)[..., 1]).all()
-    answer = reweight(lost, wanted, flux_prior=TRAINED, least=30)
+    answer = lost.reweight(wanted, flux_prior=TRAINED, least=30)
     np.testing.assert_array_equal(np.isnan(answer.dataset["effective_samples"]), [False, True, False])
     assert np.isnan(answer.flux[:, :, 1]).all()
-    whole = reweight(posterior.select([0, 1, 2]), wanted, flux_prior=TRAINED, least=30)
+    whole = posterior.select([0, 1, 2]).reweight(wanted, flux_prior=TRAINED, least=30)
     assert answer.flux[:, :, [0, 2]].equals(whole.flux[:, :, [0, 2]])
 
 
@@ -228,12 +225,12 @@ def test_the_posterior_knows_its_prior(posterior):
     known = Posterior(posterior.dataset.assign_attrs(flux_prior=TRAINED.describe()))
     assert FluxPrior.parse(TRAINED.describe()) == TRAINED
     answer = known.reweight(wanted, least=30, seed=2)
-    np.testing.assert_array_equal(answer.flux, reweight(posterior, wanted, flux_prior=TRAINED, least=30, seed=2).flux)
+    np.testing.assert_array_equal(answer.flux, posterior.reweight(wanted, flux_prior=TRAINED, least=30, seed=2).flux)
 
 
 def test_no_blends(posterior):
     none = posterior.select(slice(0))
-    answer = reweight(none, lambda flux: flux.sum(-1), flux_prior=TRAINED)
+    answer = none.reweight(lambda flux: flux.sum(-1), flux_prior=TRAINED)
     assert len(answer) == 0
     assert answer.flux.sizes == none.flux.sizes
 
@@ -249,19 +246,17 @@ def test_no_blends(posterior):
 )
 def test_mistakes_of_a_density_are_named(posterior, density, message):
     with pytest.raises(ValueError, match=message):
-        reweight(posterior.select([0]), density, flux_prior=TRAINED)
+        posterior.select([0]).reweight(density, flux_prior=TRAINED)
 
 
 def test_mistakes_are_named(posterior):
     with pytest.raises(ValueError, match="least must be positive and at most the number of draws, 4000, got 5000"):
-        reweight(posterior, wanted, flux_prior=TRAINED, least=5000)
+        posterior.reweight(wanted, flux_prior=TRAINED, least=5000)
     with pytest.raises(ValueError, match="least must be positive and at most the number of draws, 4000, got 0"):
-        reweight(posterior, wanted, flux_prior=TRAINED, least=0)
+        posterior.reweight(wanted, flux_prior=TRAINED, least=0)
     with pytest.raises(ValueError, match="draws must be positive, got 0"):
-        reweight(posterior, wanted, flux_prior=TRAINED, draws=0)
-    with pytest.raises(
-        ValueError, match="posterior must say under which prior it is where flux_prior is not given, got none"
-    ):
+        posterior.reweight(wanted, flux_prior=TRAINED, draws=0)
+    with pytest.raises(ValueError, match="posterior must have a flux_prior if none is given, got none"):
         effective_samples(posterior, wanted)
     with pytest.raises(ValueError, match=r"posterior must have sky_rms, .* give it to Posterior\.from_draws"):
         log_prior(Posterior(posterior.dataset.drop_vars("sky_rms")), TRAINED)

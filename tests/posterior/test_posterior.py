@@ -7,9 +7,8 @@ from astropy import units as u
 from astropy.table import QTable
 from astropy.wcs import WCS
 
-from probdeblend.posterior.draws import Posterior
-from probdeblend.posterior.flags import Flag, describe_flags
-from probdeblend.posterior.variance import variance_parts
+from probdeblend.posterior import Flag, Posterior
+from probdeblend.posterior.draws import variance_parts
 
 COVARIANCE = np.array([[4.0, -1.5], [-1.5, 1.0]])
 
@@ -84,7 +83,7 @@ def test_summary_of_a_normal_posterior(posterior, draws):
     assert isinstance(table, QTable)
     assert table.colnames == [
         *("id", "blend", "galaxy", "x", "y", "flux", "flux_sd", "flux_16", "flux_50", "flux_84", "flux_kind"),
-        *("mag", "mag_sd", "correlation", "variance_within", "variance_between", "method", "doubt"),
+        *("mag", "mag_sd", "correlation", "variance_within", "variance_between", "method", "anomaly"),
         "flags",
     ]
     assert table["id"].tolist() == [1, 2, 3, 4, 5, 6]
@@ -136,7 +135,7 @@ def test_summary_masks_what_is_not_known(draws):
     assert table["mag_sd"].mask[2]
 
 
-def test_summary_of_lone_galaxies_and_several_bands():
+def test_summary_of_isolated_galaxies_and_several_bands():
     flux = np.arange(1.0, 1 + 1 * 5 * 2 * 1 * 3).reshape(1, 5, 2, 1, 3)
     table = Posterior.from_draws(flux, flux_kind="total", method="network").summary()
     assert table["id"].tolist() == [1, 1, 1, 2, 2, 2]
@@ -240,10 +239,10 @@ def test_open_refuses_other_files(posterior, tmp_path):
     with pytest.raises(ValueError, match=r"cut.nc: not a posterior written by probdeblend, or damaged"):
         Posterior.open(cut)
     xr.Dataset({"flux": ("x", np.ones(3))}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
-    with pytest.raises(ValueError, match=r"other.nc: not a posterior written by probdeblend$"):
+    with pytest.raises(ValueError, match=r"other.nc: must be a posterior written by probdeblend, got another file"):
         Posterior.open(tmp_path / "other.nc")
     Posterior(posterior.dataset.assign_attrs(version=99)).save(tmp_path / "new.nc")
-    with pytest.raises(ValueError, match=r"new.nc: a posterior of version 99, this probdeblend reads version 1"):
+    with pytest.raises(ValueError, match=r"new.nc: must be a posterior of version 1, got version 99"):
         Posterior.open(tmp_path / "new.nc")
 
 
@@ -295,13 +294,12 @@ def test_to_arviz_with_data_trees(posterior, monkeypatch):
 
 
 def test_flags_have_words():
-    assert describe_flags(0) == "none"
-    assert describe_flags(5) == describe_flags(Flag.BAD_PIXELS | Flag.OFF_CENTER) == "bad pixels, off center"
+    assert str(Flag(0)) == "none"
+    assert str(Flag(np.int64(5))) == str(Flag.BAD_PIXELS | Flag.OFF_CENTER) == "bad pixels, off center"
     assert [int(flag) for flag in Flag] == [2**bit for bit in range(16)]
     assert all(f"``{flag.name}`` ({flag:d})" in Flag.__doc__ for flag in Flag)
-    for bits in (65536, -1):
-        with pytest.raises(ValueError, match=rf"bits must be a sum of flags from 1 to 32768, got {bits}"):
-            describe_flags(bits)
+    with pytest.raises(ValueError, match="invalid value 65536"):
+        Flag(65536)
 
 
 def test_parts_of_the_variance_are_unbiased(rng):

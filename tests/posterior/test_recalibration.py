@@ -11,12 +11,11 @@ from probdeblend.metrics.bands import expected_coverage
 from probdeblend.metrics.ranks import joint_pit, pit
 from probdeblend.metrics.scores import interval_score
 from probdeblend.posterior.calibrator import Calibrator
-from probdeblend.posterior.draws import Posterior
+from probdeblend.posterior.draws import Posterior, variance_parts
 from probdeblend.posterior.flags import Flag
 from probdeblend.posterior.groups import FEATURES, estimated_features
 from probdeblend.posterior.maps import NODES, QuantileMap
 from probdeblend.posterior.pairs import apart, together
-from probdeblend.posterior.variance import variance_parts
 
 
 def wrong(count, *, seed, narrow=0.6, shift=0.0, heavy=False, **named):

@@ -9,7 +9,7 @@ import torch
 
 import probdeblend.refinement.refine as room
 from benchmarks.bound import fisher_information, van_trees_bound
-from probdeblend.posterior.weighted import systematic
+from probdeblend.posterior.reweight import systematic
 from probdeblend.refinement.latents import LATENTS
 from probdeblend.refinement.mode import Modes, find_mode, prior_moments, sensitivity
 from probdeblend.refinement.model import BlendModel, Observed, in_all_orders

@@ -7,7 +7,7 @@ from probdeblend.scene import Blend, Instrument
 from probdeblend.simulation.conditions import Conditions
 from probdeblend.simulation.prior import Prior
 from probdeblend.simulation.sets import write_blends
-from probdeblend.training.evaluation import doubt_table, evaluate, report
+from probdeblend.training.evaluation import anomaly_table, evaluate, report
 from probdeblend.training.streams import SimulatedStream
 
 
@@ -77,15 +77,15 @@ def test_sep_stands_beside_it(blend, stored):
     assert "sep" in text
 
 
-def test_errors_grow_with_doubt():
+def test_errors_grow_with_anomaly():
     """Half of the blends are answered twice as badly, and say so."""
     rng = np.random.default_rng(1)
-    doubt, error = np.repeat([0.1, 0.4], 400), np.repeat([0.05, 0.1], 400)[:, None]
+    anomaly, error = np.repeat([0.1, 0.4], 400), np.repeat([0.05, 0.1], 400)[:, None]
     truth = np.full((800, 2, 1), 100.0)
     center = truth[..., 0] * np.exp(error * rng.normal(size=(800, 2)))
     flux = center * np.exp(0.05 * rng.normal(size=(1, 300, 800, 2)))
-    posterior = Posterior.from_draws(flux[..., None], flux_kind="total", method="network", doubt=doubt)
-    table = doubt_table(posterior, truth)
+    posterior = Posterior.from_draws(flux[..., None], flux_kind="total", method="network", anomaly=anomaly)
+    table = anomaly_table(posterior, truth)
     assert table["low"].tolist() == [0, 0.25]
     assert table["high"].tolist() == [0.125, 0.5]
     assert table["blends"].tolist() == [400, 400]
@@ -96,16 +96,16 @@ def test_errors_grow_with_doubt():
     assert table["far"][1] > 0.15
 
 
-def test_doubt_is_counted(monkeypatch, blend, stored):
-    """With a count network, doubt is how improbable two galaxies are, over one half."""
+def test_anomaly_is_counted(monkeypatch, blend, stored):
+    """With a count network, the anomaly score is how improbable two galaxies are, over one half."""
     probability = np.tile([0.3, 0.4, 0.3], (130, 1))
     probability[:30] = [0.05, 0.9, 0.05]
     rows = iter([slice(0, 128), slice(128, 130)])
     monkeypatch.setattr(room, "count_stamps", lambda image, counter, *, sky_rms: probability[next(rows)])
     table = evaluate(stored, Oracle(blend, sd=0.1, claimed=0.1), counter=object(), draws=50, progress=False)
-    assert table.meta["doubt"]["low"] == [0.125, 1.0]
-    assert table.meta["doubt"]["blends"] == [30, 100]
-    assert "The network by its doubt" in report(table)
+    assert table.meta["anomaly"]["low"] == [0.125, 1.0]
+    assert table.meta["anomaly"]["blends"] == [30, 100]
+    assert "The network by anomaly score" in report(table)
 
 
 def test_errors(tmp_path, blend):
