@@ -1,48 +1,41 @@
-"""Draw a posterior from a network: Monte Carlo dropout over cached features.
+"""Draws from a network: Monte Carlo dropout over cached features.
 
-The convolutions run once a blend. Each dropout pass drops units behind them, the same for every blend, and turns the
-features into a distribution; draws are shared evenly between the passes. The mixture of the passes is the answer: its
-variance is the mean variance within a pass plus the variance between the passes' means (Gal and Ghahramani 2016,
-arXiv:1506.02142). The spread between passes alone is no uncertainty.
+The convolutions run once per blend. Each dropout pass drops units behind them, the same for every blend, and turns the
+features into a distribution; draws are shared evenly between the passes. The mixture of the passes is the posterior:
+its variance is the mean variance within a pass plus the variance between the passes' means (Gal and Ghahramani 2016,
+arXiv:1506.02142). The spread between passes alone is not an uncertainty.
 
-A pixel is undecided by the entropy of its mean probability. The mean entropy of the passes is the part on which they
-agree; what is left is the mutual information between pixel and pass (Houlsby et al. 2011, arXiv:1112.5745; Depeweg et
-al. 2018, arXiv:1710.07283).
+The entropy of its mean probability measures how undecided a pixel is. The mean entropy of the passes is the part on
+which they agree; the rest is the mutual information between pixel and pass (Houlsby et al. 2011, arXiv:1112.5745;
+Depeweg et al. 2018, arXiv:1710.07283).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..scene import seed_of
-from .composite import BlendNumbers
+from .composite import BlendAnswer, BlendFeatures
 from .layers import dropout_passes
 
 __all__ = ["NetworkDraws", "draw"]
 
-CHUNK = 64
-CACHED = 4  # blends whose masks are worked on at a time, so that they stay in the cache
+CHUNK = 64  # blends at a time
+CACHED = 4  # blends whose masks are processed at a time, so that they stay in the cache
 MOST_FACTORS = 100  # each of them at least 1/2, so that float32 holds their product
 
 
-@dataclass(frozen=True, eq=False)
-class NetworkDraws:
-    """What passes of a network say about a batch of blends, in units of the sky noise.
+class NetworkDraws(NamedTuple):
+    """Draws from the dropout passes of a network for a batch of blends, in units of the sky noise.
 
-    Parameters
-    ----------
-    log_flux
-        Draws ``(chain, draw, blend, galaxy)`` of ``log(flux / sky_rms)``; a chain is a pass.
-    mask, mask_std
-        Mask probability, and its spread over the passes ``(blend, galaxy, y, x)``; None without masks.
-    mask_information
-        Mutual information between pixel and pass in bits ``(blend, galaxy, y, x)``; None without masks.
-    features
-        Last hidden layer without dropout ``(blend, feature)``.
+    - `log_flux`: draws ``(chain, draw, blend, galaxy)`` of ``log(flux / sky_rms)``; a chain is a pass.
+    - `mask`, `mask_std`: mask probability and its spread over the passes ``(blend, galaxy, y, x)``; None without masks.
+    - `mask_information`: mutual information between pixel and pass in bits, same shape; None without masks.
+    - `features`: last hidden layer without dropout ``(blend, feature)``.
     """
 
     log_flux: Tensor
@@ -55,32 +48,10 @@ class NetworkDraws:
 def draw(
     network: nn.Module, image: Tensor, *, draws: int = 1000, passes: int = 32, seed: int = 0, first: int = 0
 ) -> NetworkDraws:
-    """Draw log-fluxes and masks from a composite network.
+    """Draw log-fluxes and masks from a composite network for pixels over sky noise ``(blend, band, y, x)``.
 
-    Parameters
-    ----------
-    network
-        `~probdeblend.networks.composite.Blend2Mask2Flux` or `~probdeblend.networks.composite.Blend2Flux`.
-    image
-        Pixels over sky noise ``(blend, band, y, x)``.
-    draws
-        Number of draws, rounded up to a multiple of `passes`.
-    passes
-        Number of dropout passes; 0 for the network without dropout.
-    seed
-        Seed of passes and draws; those of a blend depend on it and on the number of the blend alone.
-    first
-        Number of the first blend, for images that come in pieces.
-
-    Returns
-    -------
-    NetworkDraws
-        On the CPU.
-
-    Raises
-    ------
-    ValueError
-        If `draws` is less than 2, or `passes`, `seed` or `first` is negative.
+    `draws` is rounded up to a multiple of `passes`; no passes means the network without dropout. The draws of a blend
+    depend on the seed and on its number, counted from `first`, alone. Everything returned is on the CPU.
     """
     if draws < 2:
         raise ValueError(f"draws must be at least 2, got {draws}")
@@ -94,11 +65,8 @@ def draw(
             _draw_chunk(network, chunk, draws=draws, passes=passes, seed=seed, first=first + CHUNK * i)
             for i, chunk in enumerate(image.split(CHUNK))
         ]
-    joined = {}
-    for name in NetworkDraws.__dataclass_fields__:
-        values = [getattr(part, name) for part in parts]
-        joined[name] = None if values[0] is None else torch.cat(values, 2 if name == "log_flux" else 0)
-    return NetworkDraws(**joined)
+    log_flux, *others = zip(*parts, strict=True)
+    return NetworkDraws(torch.cat(log_flux, 2), *(None if v[0] is None else torch.cat(v) for v in others))
 
 
 def _draw_chunk(network: nn.Module, image: Tensor, *, draws: int, passes: int, seed: int, first: int) -> NetworkDraws:
@@ -107,23 +75,20 @@ def _draw_chunk(network: nn.Module, image: Tensor, *, draws: int, passes: int, s
     masks = _mask_moments([answer.mask for answer in answers])
     numbers = torch.stack([answer.flux for answer in answers]).cpu()
     each = math.ceil(draws / len(answers))
-    log_flux = []
+    log_flux = torch.empty(len(answers), each, len(image), 2)
     for blend in range(len(image)):
         torch.manual_seed(seed_of(seed, 1, first + blend))
-        log_flux.append(network.head.sample(numbers[:, blend], each).transpose(0, 1))
-    stacked = torch.stack(log_flux, 2) if log_flux else torch.empty(len(answers), each, 0, 2)
-    return NetworkDraws(stacked, *masks, network.cnn.answer(features.flux).cpu())
+        log_flux[:, :, blend] = network.head.sample(numbers[:, blend], each).transpose(0, 1)
+    return NetworkDraws(log_flux, *masks, network.cnn.answer(features.flux).cpu())
 
 
-def _passes(network: nn.Module, features: tuple[Tensor, ...], *, passes: int, seed: int) -> list[BlendNumbers]:
-    if passes == 0:
-        return [network.answer(features)]
+def _passes(network: nn.Module, features: BlendFeatures, *, passes: int, seed: int) -> list[BlendAnswer]:
     answers = []
     with dropout_passes(network):
         for number in range(passes):
             torch.manual_seed(seed_of(seed, 0, number))
             answers.append(network.answer(features))
-    return answers
+    return answers or [network.answer(features)]
 
 
 def _mask_moments(logits: list[Tensor | None]) -> tuple[Tensor, Tensor, Tensor] | tuple[None, None, None]:
@@ -150,6 +115,6 @@ def _moments(logits: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
     mean = total / len(logits)
     spread = (square / len(logits) - mean.square()).clamp(min=0).sqrt()
     of_mean = torch.special.entr(mean) + torch.special.entr(1 - mean)
-    # Rounding makes a little of nothing: of a pass alone there must be nothing.
+    # Rounding leaves a little; for a single pass it must be exactly zero.
     information = (of_mean - entropy / len(logits)).clamp(min=0) / math.log(2) * (len(logits) > 1)
     return mean, spread, information

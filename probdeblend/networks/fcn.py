@@ -3,10 +3,12 @@
 Long, Shelhamer and Darrell (2015, arXiv:1411.4038): five stages of convolutions and pooling, scores of the labels at
 strides 32, 16 and 8, each doubled in size and added to the next finer one, and the last enlarged to the image. The
 labels are background, first galaxy alone, second galaxy alone, and overlap of the two; the probability that a pixel
-belongs to a galaxy is the sum of the two labels that say so.
+belongs to a galaxy is the sum of the two labels that include it.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,6 @@ from .layers import PassDropout, convolutions, fold, he_normal, stretch
 __all__ = ["LABELS", "FullyConvolutional", "labels", "mask_probabilities"]
 
 LABELS = ("background", "first", "second", "overlap")
-STAGES = 5
-SKIPS = 3
 PATCH = 2
 
 
@@ -30,8 +30,6 @@ class FullyConvolutional(nn.Module):
     ----------
     first_filters
         Channels of the first stage; they double up to the fourth.
-    norm
-        Group normalization in the convolutions.
     dropout
         Probability that a channel of the coarsest features is dropped.
 
@@ -41,17 +39,16 @@ class FullyConvolutional(nn.Module):
         If the number of filters is not positive.
     """
 
-    def __init__(self, *, first_filters: int = 32, norm: bool = False, dropout: float = 0.1) -> None:
+    def __init__(self, *, first_filters: int = 32, dropout: float = 0.1) -> None:
         super().__init__()
         if first_filters < 1:
             raise ValueError(f"first_filters must be at least 1, got {first_filters}")
-        widths = [first_filters * 2 ** min(stage, 3) for stage in range(STAGES)]
-        inputs = [3 * PATCH**2, *widths[:-1]]
-        pairs = zip(inputs, widths, strict=True)
-        self.stages = nn.ModuleList(convolutions(before, after, count=2, norm=norm) for before, after in pairs)
+        widths = [first_filters * 2 ** min(stage, 3) for stage in range(5)]
+        channels = pairwise([3 * PATCH**2, *widths])
+        self.stages = nn.ModuleList(convolutions(*pair, count=2) for pair in channels)
         self.dropout = PassDropout(dropout, channels=True)
         self.scores = nn.ModuleList(
-            he_normal(nn.Conv2d(width, len(LABELS), 1), fan=width, gain=1.0) for width in widths[: -SKIPS - 1 : -1]
+            he_normal(nn.Conv2d(width, len(LABELS), 1), fan=width, gain=1.0) for width in widths[:1:-1]
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -65,7 +62,7 @@ class FullyConvolutional(nn.Module):
         Returns
         -------
         Tensor
-            Logits ``(blend, label, y, x)`` in the order of `LABELS`.
+            Logits ``(blend, label, y, x)`` in the order background, first, second, overlap.
         """
         features, kept = fold(stretch(image), PATCH), []
         for number, stage in enumerate(self.stages):
@@ -82,25 +79,14 @@ def _enlarge(maps: Tensor, factor: int) -> Tensor:
 
 
 def labels(mask: Tensor) -> Tensor:
-    """Return the label of every pixel from the masks of two galaxies.
-
-    Parameters
-    ----------
-    mask
-        Masks ``(blend, 2, y, x)``.
-
-    Returns
-    -------
-    Tensor
-        Index into `LABELS` ``(blend, y, x)``.
-    """
+    """Return the label of every pixel ``(blend, y, x)`` from the masks of two galaxies ``(blend, 2, y, x)``."""
     return mask[:, 0].long() + 2 * mask[:, 1].long()
 
 
 def mask_probabilities(logits: Tensor) -> Tensor:
     """Return the probability that a pixel belongs to each galaxy.
 
-    The reverse does not hold: two mask probabilities do not say how likely the overlap is.
+    The reverse does not hold: two mask probabilities do not determine that of the overlap.
 
     Parameters
     ----------
@@ -112,5 +98,5 @@ def mask_probabilities(logits: Tensor) -> Tensor:
     Tensor
         Probabilities ``(blend, 2, y, x)``.
     """
-    probability = logits.softmax(1)
-    return torch.stack([probability[:, 1] + probability[:, 3], probability[:, 2] + probability[:, 3]], 1)
+    _, first, second, overlap = logits.softmax(1).unbind(1)
+    return torch.stack([first + overlap, second + overlap], 1)

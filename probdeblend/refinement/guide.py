@@ -74,8 +74,6 @@ class JointGuide(nn.Module):
         Width of the hidden layers.
     dropout
         Probability that a unit is dropped before each hidden layer.
-    concrete
-        Learn these probabilities, from this one on.
     head
         Class of the head, called with the numbers of features and of unknowns.
     """
@@ -87,15 +85,14 @@ class JointGuide(nn.Module):
         pixel_scale: float,
         hidden: int = 256,
         dropout: float = 0.1,
-        concrete: bool = False,
         head: type[nn.Module] = StudentTHead,
     ) -> None:
         super().__init__()
         self.encoder = encoder.eval().requires_grad_(False)
         self.pixel_scale = pixel_scale
-        self.settings = {"hidden": hidden, "dropout": dropout, "concrete": concrete}
+        self.settings = {"hidden": hidden, "dropout": dropout}
         inputs = encoder.cnn.dense[1].in_features + 2 * STARTS
-        self.readout = Readout(inputs, hidden, dropout=dropout, concrete=concrete)
+        self.readout = Readout(inputs, hidden, dropout=dropout)
         self.head = head(hidden, 2 * STARTS + len(NUISANCES))
 
     def train(self, mode: bool = True) -> JointGuide:
