@@ -1,18 +1,18 @@
 """The vocabulary of the package: instruments, light components, and batches of blends.
 
-Axes are always ``(blend, band, y, x)`` for images and ``(blend, galaxy, band)`` for fluxes. Pixel (0, 0) is
-the center of the first pixel, a stamp is 128 x 128 pixels with its center at (63.5, 63.5), and galaxy 0 is
-the central one. Angles are in radians from +x towards +y, sizes in arcsec.
+Axes are always ``(blend, band, y, x)`` for images and ``(blend, galaxy, band)`` for fluxes. Pixel (0, 0) is the center
+of the first pixel, a stamp is 128 x 128 pixels with its center at (63.5, 63.5), and galaxy 0 is the central one. Angles
+are in radians from +x towards +y, sizes in arcsec.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,74 +22,36 @@ __all__ = [
     "GALAXY_TYPES",
     "LN_FLUX_UNIT",
     "MASK_THRESHOLD",
-    "PARAMETERS",
     "PIXEL_SCALE_TOLERANCE",
     "STAMP_CENTER",
     "STAMP_SIZE",
     "Blend",
     "Components",
     "Instrument",
-    "Parameter",
     "seed_of",
 ]
 
 STAMP_SIZE = 128
 STAMP_CENTER = (STAMP_SIZE - 1) / 2
-MASK_THRESHOLD = 3.0  # sky noise above which a pixel of a galaxy's own light is in its mask
-PIXEL_SCALE_TOLERANCE = 0.02
-LN_FLUX_UNIT = 2.5 / math.log(10)  # magnitudes that a factor of e in flux makes
+MASK_THRESHOLD = 3.0  # a pixel is in the mask of a galaxy whose own light exceeds so many times the sky noise
+PIXEL_SCALE_TOLERANCE = 0.02  # relative; a larger mismatch biases sizes and fluxes
+LN_FLUX_UNIT = 2.5 / math.log(10)  # magnitudes in a factor of e in flux
 GALAXY_TYPES = ("sph", "disk", "sphd", "irr")
-
-
-class Parameter(NamedTuple):
-    """Name, unit and valid range of one number that describes a light component.
-
-    Parameters
-    ----------
-    name
-        Name of the field of `Components`.
-    unit
-        Unit; empty for a pure number.
-    low, high
-        Valid range.
-    """
-
-    name: str
-    unit: str
-    low: float
-    high: float
-
-
-PARAMETERS = (
-    Parameter("flux", "image units", -math.inf, math.inf),
-    Parameter("half_light_radius", "arcsec", 0.0, math.inf),
-    Parameter("sersic_index", "", 0.5, 6.0),
-    Parameter("axis_ratio", "", 0.0, 1.0),
-    Parameter("angle", "rad", -math.inf, math.inf),
-    Parameter("x", "pixel", -math.inf, math.inf),
-    Parameter("y", "pixel", -math.inf, math.inf),
-)
-
-
-@cache
-def _shipped_psf(name: str) -> np.ndarray:
-    with (files("probdeblend") / "data" / f"psf_{name}.npy").open("rb") as file:
-        return np.load(file, allow_pickle=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Instrument:
-    """What turns light into pixels: sampling, effective PSF, units and noise.
+    """How images are taken: sampling, effective PSF, units and noise.
 
     Parameters
     ----------
     pixel_scale
         Size of a pixel in arcsec.
     psf
-        The effective PSF ``(y, x)``, sampled at `pixel_scale`: square, an odd number of pixels a side, the
-        pixel's own response included, with unit sum.
+        The effective PSF ``(y, x)``, sampled at `pixel_scale`, with the response of the pixel included: square, an odd
+        number of pixels on a side, unit sum.
     zero_point
-        AB magnitude of a source of unit flux.
+        AB magnitude of unit flux.
     sky_rms
         Standard deviation of the sky's pixels as they are in the image, in image units.
     exposure
@@ -116,7 +78,7 @@ class Instrument:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         shape = tuple(self.psf.shape)
         if len(shape) != 2 or shape[0] != shape[1] or shape[0] % 2 == 0:
-            raise ValueError(f"psf must be square with an odd number of pixels a side, got shape {shape}")
+            raise ValueError(f"psf must be square with an odd number of pixels on a side, got shape {shape}")
         total = float(self.psf.sum())
         if not abs(total - 1) < 1e-3:
             raise ValueError(f"psf must have unit sum, got {total:.6g}")
@@ -135,17 +97,18 @@ class Instrument:
         Returns
         -------
         Instrument
-            Pixels of 0.06 arcsec, zero point 25.9463, the PSF fitted by ``probdeblend fit-psf`` and the
-            correlation of drizzled noise with a drop of 0.8 pixels.
+            Pixels of 0.06 arcsec, zero point 25.9463, the PSF fitted by ``probdeblend fit-psf`` and the correlation
+            of drizzled noise with a drop of 0.8 pixels.
         """
         edge, corner = 0.2910, 0.1252
         kernel = torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])
-        psf = torch.from_numpy(_shipped_psf("f160w").astype(np.float32))
+        with (files("probdeblend") / "data" / "psf_f160w.npy").open("rb") as file:
+            psf = torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32))
         return cls(0.06, psf / psf.sum(), 25.9463, sky_rms, exposure, kernel)
 
     @property
     def fwhm(self) -> float:
-        """Full width at half maximum of the effective PSF in pixels, from its profile in rings of half a pixel."""
+        """Full width at half maximum of the effective PSF in pixels, from its profile in half-pixel rings."""
         psf = self.psf.double().cpu().numpy()
         rows, columns = np.indices(psf.shape)
         peak = np.unravel_index(psf.argmax(), psf.shape)
@@ -171,23 +134,23 @@ class Instrument:
         return replace(self, **changes)
 
     def to(self, device: torch.device | str) -> Instrument:
-        """Return a copy whose tensors live on a device.
+        """Return a copy with tensors on a device.
 
         Parameters
         ----------
         device
-            Where to.
+            The device.
 
         Returns
         -------
         Instrument
-            The moved copy.
+            The copy.
         """
         kernel = None if self.noise_kernel is None else self.noise_kernel.to(device)
         return replace(self, psf=self.psf.to(device), noise_kernel=kernel)
 
     def describe(self) -> str:
-        """Return the instrument's numbers (not its arrays) as JSON, to be stored beside data and weights.
+        """Return the instrument's numbers (not its arrays) as JSON, to be stored with data and weights.
 
         Returns
         -------
@@ -199,14 +162,14 @@ class Instrument:
 
 
 class _Batch:
-    """A frozen dataclass of tensors whose first axis counts blends; fields may be None."""
+    """A frozen dataclass of tensors whose first axis is the blend; fields may be None."""
 
-    def select(self, index: Tensor | slice) -> _Batch:
-        """Return the blends that `index` picks, with every axis kept."""
+    def select(self, index: Tensor | slice) -> Self:
+        """Return the blends at `index`, with every axis kept."""
         picked = {f.name: getattr(self, f.name) for f in fields(self)}
         return type(self)(**{name: None if value is None else value[index] for name, value in picked.items()})
 
-    def to(self, device: torch.device | str) -> _Batch:
+    def to(self, device: torch.device | str) -> Self:
         """Return a copy on a device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         return type(self)(**{name: None if value is None else value.to(device) for name, value in moved.items()})
@@ -214,15 +177,15 @@ class _Batch:
 
 @dataclass(frozen=True, eq=False)
 class Components(_Batch):
-    """The light of the galaxies of a batch of blends as elliptical Sérsic components.
+    """The light of the galaxies in a batch of blends as elliptical Sérsic components.
 
-    Every field is a tensor ``(blend, galaxy, component)``: one component for a spheroid, more for a
-    bulge with a disk, for arms or for knots. Units and ranges are those of `PARAMETERS`.
+    Every field is a tensor ``(blend, galaxy, component)``: one component for a spheroid, more for a bulge with a disk,
+    for arms or for knots.
 
     Parameters
     ----------
     flux
-        Total flux (the profile's integral) in image units.
+        Total flux (the integral of the profile) in image units.
     half_light_radius
         Circularized half-light radius in arcsec.
     sersic_index
@@ -234,7 +197,7 @@ class Components(_Batch):
     x, y
         Center in pixels of the stamp.
     present
-        Which components exist; the others are padding and cost nothing.
+        Which components exist; the others are padding.
 
     Raises
     ------
@@ -271,7 +234,7 @@ class Components(_Batch):
 
 @dataclass(frozen=True, eq=False)
 class Blend(_Batch):
-    """A batch of blends: images and their noise, and where it is known the truth.
+    """A batch of blends: images and their noise, and the truth where it is known.
 
     Parameters
     ----------
@@ -284,7 +247,7 @@ class Blend(_Batch):
     auto_flux
         Kron (AUTO) flux of each isolated galaxy, same shape; NaN where it was not measured.
     mask
-        Pixels ``(blend, galaxy, y, x)`` where a galaxy's own noiseless light exceeds 3 `sky_rms`.
+        Pixels ``(blend, galaxy, y, x)`` where the noiseless light of a galaxy alone exceeds 3 `sky_rms`.
     isolated
         Noiseless image ``(blend, galaxy, band, y, x)`` of each galaxy alone.
     x, y
@@ -296,10 +259,10 @@ class Blend(_Batch):
     exposure
         Counts per unit of flux ``(blend,)``.
     count
-        How many galaxies the stamp holds ``(blend,)``; all are pairs if None. The galaxies that a blend lacks
-        are the last ones: their flux is NaN, their mask and light are empty.
+        Number of galaxies in the stamp ``(blend,)``; two if None. The galaxies that a blend lacks are the last ones:
+        their flux is NaN, their mask and light are empty.
     identity
-        Number of each galaxy in the library that it comes from ``(blend, galaxy)``, -1 for none.
+        Number of each galaxy in its library ``(blend, galaxy)``, -1 for none.
 
     Raises
     ------
@@ -348,18 +311,14 @@ class Blend(_Batch):
     def __len__(self) -> int:
         return len(self.image)
 
+    @classmethod
+    def join(cls, batches: Iterable[Blend]) -> Blend:
+        """Return the blends of several batches with the same known fields as one batch."""
+        first, *others = (vars(batch) for batch in batches)
+        known = [name for name, value in first.items() if value is not None]
+        return cls(**{name: torch.cat([first[name], *(other[name] for other in others)]) for name in known})
+
 
 def seed_of(*key: int) -> int:
-    """Return a seed for torch that depends on a key of integers.
-
-    Parameters
-    ----------
-    *key
-        Integers that are not negative.
-
-    Returns
-    -------
-    int
-        A 63-bit seed.
-    """
+    """Return a 63-bit seed for torch that depends on a key of non-negative integers."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 import torch
 
-from probdeblend.scene import GALAXY_TYPES, PARAMETERS, STAMP_CENTER, STAMP_SIZE, Blend, Components, Instrument
+from probdeblend.scene import GALAXY_TYPES, Blend, Components, Instrument, seed_of
 
 
 def instrument(**changes):
@@ -39,13 +39,6 @@ def blend(length=3, galaxies=2, bands=1, size=8, **changes):
     return Blend(**(values | changes))
 
 
-def test_constants_belong_together():
-    assert (STAMP_SIZE - 1) / 2 == STAMP_CENTER
-    names = [parameter.name for parameter in PARAMETERS]
-    assert names == [field.name for field in fields(Components) if field.name != "present"]
-    assert all(parameter.low < parameter.high for parameter in PARAMETERS)
-
-
 def test_candels_is_a_sampled_psf_with_drizzled_noise():
     hst = Instrument.candels_f160w(sky_rms=4e-3)
     assert (hst.pixel_scale, hst.zero_point, hst.sky_rms, hst.exposure) == (0.06, 25.9463, 4e-3, 3200.0)
@@ -66,7 +59,7 @@ def test_numbers_of_an_instrument_must_be_positive(name, value):
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 5), (9,), (1, 3, 3)])
 def test_psf_must_be_an_odd_square(shape):
-    with pytest.raises(ValueError, match="psf must be square with an odd number of pixels a side, got shape"):
+    with pytest.raises(ValueError, match="psf must be square with an odd number of pixels on a side, got shape"):
         instrument(psf=torch.full(shape, 1 / math.prod(shape)))
 
 
@@ -152,3 +145,20 @@ def test_blend_messages():
 def test_noise_of_a_blend_must_be_positive_and_finite(wrong):
     with pytest.raises(ValueError, match="sky_rms must be positive and finite for every blend"):
         blend(sky_rms=torch.tensor([1.0, wrong, 1.0]))
+
+
+def test_joined_batches_are_one():
+    whole = blend(5)
+    same = Blend.join([whole.select(slice(2)), whole.select(slice(2, None))])
+    for field in fields(Blend):
+        assert torch.equal(getattr(same, field.name), getattr(whole, field.name))
+    bare = Blend(image=torch.rand(3, 1, 8, 8), sky_rms=torch.ones(3))
+    assert len(Blend.join(iter([bare, bare]))) == 6
+    assert Blend.join([bare, bare]).flux is None
+
+
+def test_seeds_differ_and_fit_torch():
+    seeds = [seed_of(1, 2), seed_of(2, 1), seed_of(1), seed_of(1, 2, 0)]
+    assert len(set(seeds)) == 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seed_of(1, 2) == seeds[0]
