@@ -320,5 +320,5 @@ class Blend(_Batch):
 
 
 def seed_of(*key: int) -> int:
-    """Return a 63-bit seed for torch that depends on a key of non-negative integers."""
+    """Return a 63-bit seed for torch that depends on a key of non-negative integers; zeros at its end do not count."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
