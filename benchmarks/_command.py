@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from probdeblend.deblending.deblender import Deblender
+    from probdeblend.refinement.guide import JointGuide
 
-__all__ = ["Run", "benchmark", "sized_option"]
+__all__ = ["Run", "benchmark", "guide_option", "load_with_guide", "sized_option"]
 
 RESULTS = Path("results")
+FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,18 @@ class Run:
             yield kept
             done = True
         finally:
-            if done or not any(kept.glob("*.npz")):
+            if done or len(list(kept.iterdir())) == 1:  # settings alone
                 shutil.rmtree(kept)
 
     def write(self, table: Table, *, figure: Figure | None = None) -> None:
         """Write OUTPUT/NAME.ecsv, and NAME.png with a figure, and print the table and its metadata."""
-        from probdeblend._files import write_table
+        from probdeblend._files import output_folder
 
-        names = write_table(self.output, table, self.name, figure=figure, overwrite=self.overwrite)
+        names = [f"{self.name}.ecsv"] if figure is None else [f"{self.name}.ecsv", f"{self.name}.png"]
+        with output_folder(self.output, overwrite=self.overwrite, files=names) as folder:
+            table.write(folder / names[0], format="ascii.ecsv")
+            if figure is not None:
+                figure.savefig(folder / names[1], dpi=100)
         click.echo("\n".join(table.pformat(max_width=-1, max_lines=-1)))
         for name, value in table.meta.items():
             click.echo(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
@@ -65,7 +71,7 @@ class Run:
 
 def benchmark(name: str, *, resume: bool = True) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of a function that takes a `Run` and its own options."""
-    output = {"type": click.Path(path_type=Path), "default": RESULTS / name, "show_default": True}
+    output = {"type": FILE, "default": RESULTS / name, "show_default": True}
     options = [
         click.Option(["--full"], is_flag=True, is_eager=True, help="Run at the size quoted in the documentation."),
         click.Option(["--seed"], type=click.IntRange(0), default=0, show_default=True, help="Same seed, same table."),
@@ -97,6 +103,18 @@ def sized_option(flag: str, small: int, full: int, *, least: int = 1, help: str)
 
     text = f"{help}  [default: {small}, with --full {full}]"
     return click.option(flag, type=click.IntRange(least), callback=choose, help=text)
+
+
+guide_option = click.option("--guide", type=FILE, help="Guide of these weights.  [default: the one that ships]")
+
+
+def load_with_guide(weights: Path | None, guide: Path | None) -> tuple[Deblender, JointGuide]:
+    """Load weights and the guide that refinement starts from."""
+    from probdeblend.deblending.weights import load
+    from probdeblend.refinement.guides import default_guide, load_guide
+
+    deblender = load(weights)
+    return deblender, default_guide(deblender) if guide is None else load_guide(guide, deblender)
 
 
 class _Command(click.Command):

@@ -20,39 +20,13 @@ __all__ = ["fisher_information", "van_trees_bound"]
 
 
 def fisher_information(model: BlendModel, observed: Observed, unknown: Tensor) -> Tensor:
-    """Return what images tell of their unknowns.
-
-    Parameters
-    ----------
-    model
-        The generative model.
-    observed
-        How the images were taken; the pixels are not used.
-    unknown
-        Where to evaluate it ``(blend, number)``.
-
-    Returns
-    -------
-    Tensor
-        ``(blend, number, number)``.
-    """
+    """Return the information of images at their unknowns ``(blend, number, number)``; the pixels are not used."""
     with torch.no_grad():
         _, _, rows = linearized(model, observed, unknown)
         return (rows @ rows.mT).double()
 
 
 def van_trees_bound(model: BlendModel, observed: Observed, unknown: Tensor) -> NDArray[np.float64]:
-    """Return the least covariance of errors.
-
-    Parameters
-    ----------
-    model, observed, unknown
-        As for `fisher_information`.
-
-    Returns
-    -------
-    NDArray
-        ``(blend, number, number)``.
-    """
+    """Return the least covariance of errors ``(blend, number, number)``."""
     _, precision = prior_moments(model, observed)
     return torch.linalg.inv(fisher_information(model, observed, unknown) + precision).numpy()

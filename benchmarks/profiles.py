@@ -1,24 +1,27 @@
-"""Galaxies that are not as the generative model has them: what refinement does, and whether its gates notice.
+"""Refine galaxies that violate the model, and count how many of the errors are flagged.
 
 Refinement takes each galaxy for one Sérsic profile. Where it is not, importance weights stay healthy and the intervals
-are far too narrow. The table tells how often that happens on galaxies with bulges, with knots, and on the worst of
-both, and how many of the errors the gates of `~probdeblend.refinement.refiner.Refiner` let through.
+are far too narrow. Galaxies with bulges, with knots, and the worst of both are refined under two models: Sérsic
+profiles of any index, and exponential disks alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 from astropy.table import Table
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from benchmarks._command import Run, benchmark, guide_option, load_with_guide, sized_option
 from probdeblend._files import kept_arrays
+from probdeblend.cli.options import weights_option
 from probdeblend.posterior.draws import Posterior
 from probdeblend.posterior.flags import Flag
 from probdeblend.refinement.model import BlendModel, Observed
@@ -28,79 +31,49 @@ from probdeblend.simulation.conditions import Conditions
 from probdeblend.simulation.prior import Prior
 from probdeblend.simulation.profiles import render, widen_psf
 
-__all__ = ["KINDS", "profile_check", "report"]
+__all__ = ["KINDS", "draw_blends", "main", "summarize"]
 
-KINDS = ("one Sérsic profile", "bulges with disks", "irregular, knotty", "de Vaucouleurs with knots")
-"""Kinds of galaxies; the first is what the model has."""
+KINDS = ("one Sérsic profile", "bulges with disks", "irregular, knotty", "de Vaucouleurs with knots")  # the first fits
 DE_VAUCOULEURS = 4.0
 BATCH = 16
 FAR = 3.0  # standard deviations
 LEVEL = 0.68
 
 
-def profile_check(
-    refiners: Mapping[str, Refiner],
-    *,
-    count: int = 64,
-    draws: int = 1000,
-    passes: int = 32,
-    seed: int = 0,
-    kept: Path | None = None,
-) -> Table:
-    """Refine galaxies of every kind.
+@benchmark("profiles")
+@sized_option("--count", 2, 64, help="Blends of each kind.")
+@click.option("--draws", type=click.IntRange(1), default=1000, show_default=True, help="Draws of each flux.")
+@weights_option
+@guide_option
+def main(run: Run, count: int, draws: int, weights: Path | None, guide: Path | None) -> None:
+    """Refine galaxies that violate the model, and count how many of the errors are flagged.
 
-    Parameters
-    ----------
-    refiners
-        What refines by the name of the model; each is given every kind.
-    count
-        Blends of each kind.
-    draws, passes
-        Draws of each flux, and dropout passes of the network.
-    seed
-        Same seed, same table.
-    kept
-        A folder for what is found, batch by batch: what is there of an earlier run with the same arguments is used.
-
-    Returns
-    -------
-    Table
-        A row a ``model`` and a kind of ``galaxies``: the fraction of blends ``refined``; how many of the true fluxes
-        lie in the 68 % interval of the network (``network_68``) and of the answer (``answer_68``), and within one
-        standard deviation of refinement without gates (``ungated_68``); the fraction of blends in which refinement
-        without gates is ``far``, more than three standard deviations off in a flux, the fraction of these that flags
-        ``caught`` (NaN of none), and the fraction of the others that have a flag nevertheless (``false_flags``).
-
-    Raises
-    ------
-    ValueError
-        If there are no blends.
+    Columns: the fraction of blends refined; coverage of the 68 % interval by the network, by refinement before its
+    checks and by the answer after them; the fraction of blends in which refinement is more than three standard
+    deviations off in a flux ("far"), the fraction of these that are flagged ("caught"), and of the others ("false").
     """
-    if count < 1:
-        raise ValueError(f"count must be positive, got {count}")
-    rows, settings = [], {"draws": draws, "passes": passes, "seed": seed}
-    with tqdm(total=len(refiners) * len(KINDS) * count, desc="blends", unit="blend", leave=False) as bar:
-        for number, (name, refiner) in enumerate(refiners.items()):
-            for kind in KINDS:
-                judged = []
-                for first in range(0, count, BATCH):
-                    blends = range(first, min(first + BATCH, count))
-                    path = None if kept is None else kept / f"blends-{number}-{KINDS.index(kind)}-{first:05d}.npz"
-                    judged.append(kept_arrays(path, partial(_judged, refiner, kind, blends, **settings)))
-                    bar.update(len(blends))
-                columns = {column: np.concatenate([part[column] for part in judged]) for column in judged[0]}
-                rows.append({"model": name, "galaxies": kind} | _row(**columns))
-    return Table(rows)
+    deblender, start = load_with_guide(weights, guide)
+    disks = replace(Prior.default(), type_probabilities=(0.0, 1.0, 0.0, 0.0), smooth=True)
+    models = {"any index": Refiner(deblender, start), "exponential": Refiner(deblender, start, prior=disks)}
+    rows, batches = [], range(0, count, BATCH)
+    bar = tqdm(total=len(models) * len(KINDS) * len(batches), desc="blends", unit="batch", leave=False)
+    with run.unfinished(deblender=deblender, guide=str(guide), count=count, draws=draws) as kept, bar:
+        for (number, name), (place, kind) in product(enumerate(models), enumerate(KINDS)):
+            judged = []
+            for first in batches:
+                blends = range(first, min(first + BATCH, count))
+                judge = partial(_judged, models[name], kind, blends, draws=draws, seed=run.seed)
+                judged.append(kept_arrays(kept / f"blends-{number}-{place}-{first:05d}.npz", judge))
+                bar.update()
+            columns = {column: np.concatenate([part[column] for part in judged]) for column in judged[0]}
+            rows.append({"model": name, "galaxies": kind} | summarize(**columns))
+        table = Table(rows)
+        for column in table.colnames[3:]:
+            table[column].info.format = ".2f"
+        run.write(table)
 
 
-def _prior(kind: str) -> Prior:
-    if kind == KINDS[0]:
-        return replace(Prior.default(), smooth=True)
-    only = "sphd" if kind == KINDS[1] else "irr"
-    return replace(Prior.default(), type_probabilities=tuple(float(name == only) for name in GALAXY_TYPES))
-
-
-def _blends(model: BlendModel, kind: str, blends: range, *, seed: int) -> tuple[Observed, NDArray[np.float64]]:
+def draw_blends(model: BlendModel, kind: str, blends: range, *, seed: int) -> tuple[Observed, NDArray[np.float64]]:
     """Return images over the sky noise, and true fluxes over it ``(blend, galaxy)``."""
     size, key = len(blends), (seed, KINDS.index(kind), blends.start // BATCH)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -121,12 +94,18 @@ def _blends(model: BlendModel, kind: str, blends: range, *, seed: int) -> tuple[
     return observed._replace(image=image), (components.total_flux / sky_rms[:, None]).double().numpy()
 
 
-def _judged(refiner: Refiner, kind: str, blends: range, *, seed: int, **sampling: int) -> dict[str, NDArray]:
-    """Return whether blends are refined, depths of the truth in both posteriors, and errors without gates."""
-    observed, truth = _blends(refiner.model, kind, blends, seed=seed)
+def _prior(kind: str) -> Prior:
+    if kind == KINDS[0]:
+        return replace(Prior.default(), smooth=True)
+    only = "sphd" if kind == KINDS[1] else "irr"
+    return replace(Prior.default(), type_probabilities=tuple(float(name == only) for name in GALAXY_TYPES))
+
+
+def _judged(refiner: Refiner, kind: str, blends: range, *, draws: int, seed: int) -> dict[str, NDArray]:
+    """Return which blends are refined, depths of the truth in both posteriors, and errors of all refinements."""
+    observed, truth = draw_blends(refiner.model, kind, blends, seed=seed)
     given = {"image": observed.image * observed.sky_rms[:, None, None], "sky_rms": observed.sky_rms.numpy()}
-    given |= {"seed": seed + blends.start}
-    answer, network = (each(**given, **sampling) for each in (refiner, refiner.deblender))
+    answer, network = (each(**given, draws=draws, seed=seed + blends.start) for each in (refiner, refiner.deblender))
     flux = truth * observed.sky_rms.double().numpy()[:, None]
     error = (flux - answer.dataset["refined_flux"].values) / answer.dataset["refined_flux_sd"].values
     flagged = ((answer.flags.values & int(Flag.NOT_REFINED)) > 0).any(1)
@@ -135,12 +114,13 @@ def _judged(refiner: Refiner, kind: str, blends: range, *, seed: int, **sampling
 
 
 def _depth(posterior: Posterior, flux: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probability of the central interval that just holds the truth."""
     draws = posterior.draws("blend", "galaxy", "band")[:, :, 0]
-    ranks = (draws < flux[..., None]).mean(-1)
-    return np.abs(2 * ranks - 1)
+    return np.abs(2 * (draws < flux[..., None]).mean(-1) - 1)
 
 
-def _row(refined: NDArray, network: NDArray, answer: NDArray, error: NDArray) -> dict[str, float]:
+def summarize(refined: NDArray, network: NDArray, answer: NDArray, error: NDArray) -> dict[str, float]:
+    """Return coverage and flags from depths and absolute errors in standard deviations ``(blend, galaxy)``."""
     far = (error > FAR).any(1)
     return {
         "blends": len(refined),
@@ -154,20 +134,5 @@ def _row(refined: NDArray, network: NDArray, answer: NDArray, error: NDArray) ->
     }
 
 
-def report(table: Table) -> str:
-    """Return the table as text.
-
-    Parameters
-    ----------
-    table
-        What `profile_check` returns.
-
-    Returns
-    -------
-    str
-        A line a row.
-    """
-    shown = table.copy()
-    for name in shown.colnames[3:]:
-        shown[name].info.format = ".2f"
-    return "\n".join(shown.pformat(max_width=-1, max_lines=-1))
+if __name__ == "__main__":
+    main()
