@@ -1,4 +1,4 @@
-"""Whether uncertainties are right: coverage, ranks, reliability of masks."""
+"""Whether uncertainties are right: coverage, ranks, pulls, and the reliability of masks."""
 
 from __future__ import annotations
 
@@ -8,35 +8,40 @@ import numpy as np
 from astropy.table import Table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
 
-from ..metrics.bands import ecdf_band
-from ..metrics.reliability import Reliability
+from ..metrics.coverage import ecdf_band
+from ..metrics.masks import Reliability
 from .images import EXACT_COLOR, PALETTE
 
-__all__ = ["plot_coverage", "plot_ranks", "plot_reliability"]
+__all__ = ["plot_coverage", "plot_pulls", "plot_ranks", "plot_reliability"]
+
+LARGEST_PULL = 5.0
 
 
-def plot_coverage(table: Table, *, group: str = "state") -> Figure:
-    """Show how often intervals hold the truth against how often they should, a panel a quantity.
+def plot_coverage(table: Table, *, group: str = "state") -> NDArray[np.object_]:
+    """Show how often credible intervals contain the truth against how often they should.
 
     Parameters
     ----------
     table
-        Rows of `~probdeblend.training.scorecard.scorecard`, with a column that tells curves apart.
+        Coverage of each ``quantity``, one row per curve: ``coverage_68``, ``coverage_68_low``, ``coverage_68_high``
+        and so on for other levels.
     group
-        That column.
+        Column that labels the curves.
 
     Returns
     -------
-    Figure
-        What was drawn; bars are the bands of the table.
+    NDArray
+        The `Axes` of each quantity ``(quantity,)``; bars are the bands of the table.
     """
     quantities = list(dict.fromkeys(table["quantity"]))
     names = [name for name in table.colnames if name.startswith("coverage_") and name.count("_") == 1]
     levels = np.array([float(name.removeprefix("coverage_")) / 100 for name in names])
     figure = Figure(figsize=(4 * len(quantities), 4), layout="constrained")
-    for axes, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
+    panels = figure.subplots(1, len(quantities), squeeze=False)[0]
+    for axes, quantity in zip(panels, quantities, strict=True):
         axes.plot([0, 1], [0, 1], color=EXACT_COLOR, lw=1)
         rows = table[table["quantity"] == quantity]
         for row, color, shift in zip(rows, PALETTE, np.linspace(-0.006, 0.006, len(rows)), strict=False):
@@ -45,20 +50,20 @@ def plot_coverage(table: Table, *, group: str = "state") -> Figure:
             error = np.stack([middle - low, high - middle])
             axes.errorbar(levels + shift, covered, error, fmt="o-", ms=4, lw=1, color=color, label=row[group])
         axes.set(title=quantity, xlabel="probability of the interval", xlim=(0.4, 1), ylim=(0, 1))
-    figure.axes[0].set_ylabel("fraction of the truths inside")
-    figure.axes[0].legend(frameon=False)
-    return figure
+    panels[0].set_ylabel("fraction of true values inside")
+    panels[0].legend(frameon=False)
+    return panels
 
 
 def plot_ranks(ranks: Mapping[str, ArrayLike], *, level: float = 0.99, axes: Axes | None = None) -> Axes:
-    """Show how the distribution of ranks strays from uniform, with the band in which that of an exact posterior lies.
+    """Show how far the distribution of ranks is from uniform, with the band for an exact posterior.
 
     Parameters
     ----------
     ranks
-        Values between 0 and 1 by the curve's label; the band is that of the shortest.
+        Ranks of the truth between 0 and 1 by the label of the curve; the band is that of the shortest.
     level
-        Probability of the band, everywhere at once.
+        Probability that all of a curve lies in the band if the posterior is exact.
     axes
         Where to draw; None makes a figure.
 
@@ -81,20 +86,50 @@ def plot_ranks(ranks: Mapping[str, ArrayLike], *, level: float = 0.99, axes: Axe
     return axes
 
 
-def plot_reliability(masks: Mapping[str, Reliability], *, axes: Axes | None = None) -> Axes:
-    """Show how often pixels are in the mask against the probability that they are.
+def plot_pulls(pulls: Mapping[str, ArrayLike], *, axes: Axes | None = None) -> Axes:
+    """Show histograms of differences over their errors, with the unit normal that correct errors give.
 
     Parameters
     ----------
-    masks
-        Sums over pixels by the curve's label.
+    pulls
+        Differences over their errors by the label of the curve. NaN is left out; values beyond 5 count in the
+        outermost bins.
     axes
         Where to draw; None makes a figure.
 
     Returns
     -------
     Axes
-        The reliability curves; the area of a point grows with the number of its pixels.
+        The histograms, each with unit area.
+    """
+    axes = axes or Figure(figsize=(5.4, 4), layout="constrained").subplots()
+    grid = np.linspace(-LARGEST_PULL, LARGEST_PULL, 401)
+    axes.fill_between(grid, norm.pdf(grid), color=EXACT_COLOR, alpha=0.35, lw=0, label="unit normal")
+    for (name, values), color in zip(pulls.items(), PALETTE, strict=False):
+        pull = np.asarray(values, dtype=float)
+        pull = np.clip(pull[np.isfinite(pull)], -LARGEST_PULL, LARGEST_PULL)
+        if len(pull):
+            look = {"histtype": "step", "color": color, "lw": 1.6, "label": f"{name} ({len(pull)} galaxies)"}
+            axes.hist(pull, np.linspace(-LARGEST_PULL, LARGEST_PULL, 41), density=True, **look)
+    axes.set(xlabel="difference over its error", ylabel="density", xlim=(-LARGEST_PULL, LARGEST_PULL))
+    axes.legend(frameon=False, fontsize=8)
+    return axes
+
+
+def plot_reliability(masks: Mapping[str, Reliability], *, axes: Axes | None = None) -> Axes:
+    """Show the fraction of pixels in the mask against the probability that they are.
+
+    Parameters
+    ----------
+    masks
+        Sums over pixels by the label of the curve.
+    axes
+        Where to draw; None makes a figure.
+
+    Returns
+    -------
+    Axes
+        The reliability curves; the area of a point grows with its number of pixels.
     """
     axes = axes or Figure(figsize=(4.4, 4.2), layout="constrained").subplots()
     axes.plot([0, 1], [0, 1], color=EXACT_COLOR, lw=1)

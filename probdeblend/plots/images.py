@@ -3,17 +3,22 @@
 from collections.abc import Sequence
 
 import numpy as np
+from astropy.stats import mad_std
 from matplotlib.axes import Axes
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["EXACT_COLOR", "PALETTE", "plot_image", "plot_stamps"]
+__all__ = ["EXACT_COLOR", "GALAXY_COLORS", "ISOLATED_COLOR", "PALETTE", "plot_image", "plot_stamps"]
 
 GALAXY_COLORS = ("#0072B2", "#D55E00")
-LONE_COLOR = "#009E73"
-PALETTE = (*GALAXY_COLORS, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#B5A900")  # told apart by all
-EXACT_COLOR = "0.6"  # of what an exact answer would give
+"""Colors of the central galaxy and of its companion."""
+
+ISOLATED_COLOR = "#009E73"  # of a source that overlaps no other
+EXACT_COLOR = "0.6"  # of what an exact posterior would show
+
+PALETTE = (*GALAXY_COLORS, ISOLATED_COLOR, "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#B5A900")
+"""Colors of curves, which color-blind readers can tell apart."""
 
 
 def plot_image(image: ArrayLike, *, pixel_scale: float | None = None, axes: Axes | None = None) -> Axes:
@@ -22,16 +27,16 @@ def plot_image(image: ArrayLike, *, pixel_scale: float | None = None, axes: Axes
     Parameters
     ----------
     image
-        Pixels ``(y, x)``, of which bad ones may be NaN.
+        Pixels ``(y, x)``; bad ones may be NaN.
     pixel_scale
-        Size of a pixel in arcsec: draws a bar of one arcsec in place of the axes' numbers.
+        Size of a pixel in arcsec: draws a bar of one arcsec instead of axes with numbers.
     axes
         Where to draw; None makes a figure.
 
     Returns
     -------
     Axes
-        What was drawn.
+        The image.
 
     Raises
     ------
@@ -46,14 +51,17 @@ def plot_image(image: ArrayLike, *, pixel_scale: float | None = None, axes: Axes
         raise ValueError("image must have a finite pixel, got none")
     axes = axes or Figure(figsize=(5, 5), layout="constrained").subplots()
     sky = np.median(good)
-    noise = 1.4826 * np.median(abs(good - sky)) or good.std() or 1.0
+    noise = mad_std(good) or good.std() or 1.0
     norm = AsinhNorm(2 * noise, vmin=sky - 2 * noise, vmax=max(np.quantile(good, 0.9995), sky + 10 * noise))
     axes.imshow(image, norm=norm, cmap="gray_r", origin="lower", interpolation="nearest")
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(-0.5, image.shape[0] - 0.5))
     if pixel_scale is None:
         axes.set(xlabel="x [pixel]", ylabel="y [pixel]")
     else:
-        _scale_bar(axes, image.shape, pixel_scale)
+        axes.set(xticks=[], yticks=[])
+        x, y = 0.05 * image.shape[1], 0.05 * image.shape[0]
+        axes.plot([x, x + 1 / pixel_scale], [y, y], color="k", lw=2.5, solid_capstyle="butt")
+        axes.text(x + 0.5 / pixel_scale, 1.3 * y, '1"', ha="center", va="bottom")
     return axes
 
 
@@ -64,7 +72,7 @@ def plot_stamps(
     outlines: ArrayLike | None = None,
     colors: Sequence[str] | None = None,
     columns: int = 6,
-) -> Figure:
+) -> NDArray[np.object_]:
     """Show a page of stamps, such as a contact sheet.
 
     Parameters
@@ -72,23 +80,23 @@ def plot_stamps(
     stamps
         Pixels ``(stamp, y, x)``.
     titles
-        A title a stamp; may have several lines.
+        One title per stamp, of one line or several.
     outlines
-        Masks ``(stamp, outline, y, x)`` to draw as contours, in the colors of the two galaxies.
+        Masks ``(stamp, outline, y, x)`` to draw as contours, in the colors of the galaxies.
     colors
-        A frame's color a stamp; None for gray.
+        Color of the frame of each stamp; None for black.
     columns
-        Stamps in a row.
+        Stamps per row.
 
     Returns
     -------
-    Figure
-        What was drawn.
+    NDArray
+        The `Axes` of each stamp ``(stamp,)``.
 
     Raises
     ------
     ValueError
-        If there is no stamp, or the lengths differ.
+        If there is no stamp, or not one title for each.
     """
     stamps = np.asarray(stamps)
     if not len(stamps) or len(titles) != len(stamps):
@@ -96,26 +104,15 @@ def plot_stamps(
     rows = -(-len(stamps) // columns)
     figure = Figure(figsize=(2.0 * columns, 2.5 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for number, axes in enumerate(panels):
-        if number >= len(stamps):
-            axes.axis("off")
-            continue
+    for axes in panels[len(stamps) :]:
+        axes.axis("off")
+    for number, axes in enumerate(panels[: len(stamps)]):
         plot_image(stamps[number], axes=axes)
         axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
         axes.set_title(titles[number], fontsize=7)
-        for mask, color in zip(
-            () if outlines is None else outlines[number], (*GALAXY_COLORS, LONE_COLOR), strict=False
-        ):
+        for mask, color in zip(() if outlines is None else outlines[number], PALETTE[:3], strict=False):
             if np.any(mask):
                 axes.contour(np.asarray(mask, dtype=float), [0.5], colors=[color], linewidths=0.7)
         if colors is not None:
-            for spine in axes.spines.values():
-                spine.set(color=colors[number], linewidth=2)
-    return figure
-
-
-def _scale_bar(axes: Axes, shape: tuple[int, ...], pixel_scale: float) -> None:
-    axes.set(xticks=[], yticks=[])
-    x, y = 0.05 * shape[1], 0.05 * shape[0]
-    axes.plot([x, x + 1 / pixel_scale], [y, y], color="k", lw=2.5, solid_capstyle="butt")
-    axes.text(x + 0.5 / pixel_scale, y + 0.015 * shape[0], '1"', ha="center", va="bottom")
+            axes.spines[:].set(color=colors[number], linewidth=2)
+    return panels[: len(stamps)]

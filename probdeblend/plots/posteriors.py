@@ -1,4 +1,4 @@
-"""Posteriors: fluxes, masks, and catalogs over their image."""
+"""Posteriors of fluxes and masks, and catalogs over their image."""
 
 import numpy as np
 from astropy.table import Table
@@ -13,8 +13,8 @@ from scipy.ndimage import gaussian_filter
 
 from ..metrics.arrays import ONE_SIGMA
 from ..posterior.draws import Posterior
-from ..posterior.flags import Flag, describe_flags
-from .images import GALAXY_COLORS, LONE_COLOR, plot_image
+from ..posterior.flags import Flag
+from .images import GALAXY_COLORS, ISOLATED_COLOR, plot_image
 
 __all__ = ["plot_blend", "plot_blends", "plot_field", "plot_fluxes"]
 
@@ -31,16 +31,16 @@ def plot_fluxes(
     truth: ArrayLike | None = None,
     axes: Axes | None = None,
 ) -> Axes:
-    """Show the joint posterior of a pair's fluxes: draws, 68 % and 95 % regions, and the marginals.
+    """Show the joint posterior of the fluxes of a pair: draws, 68 % and 95 % regions, and the marginals.
 
     Parameters
     ----------
     posterior
-        The posterior.
+        A posterior of pairs.
     blend
-        Which blend, by its place in `posterior`.
+        Index of the blend in `posterior`.
     band
-        Which band.
+        Index of the band.
     truth
         The true fluxes of the two galaxies, marked by a cross.
     axes
@@ -54,10 +54,10 @@ def plot_fluxes(
     Raises
     ------
     ValueError
-        If the posterior is not one of pairs.
+        If the blends are not pairs.
     """
     if posterior.flux.sizes["galaxy"] != 2:
-        raise ValueError(f"posterior must be one of pairs, got {posterior.flux.sizes['galaxy']} galaxies")
+        raise ValueError(f"posterior must be of pairs, got {posterior.flux.sizes['galaxy']} galaxies")
     axes = axes or Figure(figsize=(4.4, 4.4), layout="constrained").subplots()
     flux = posterior.flux.isel(blend=blend, band=band).transpose("galaxy", "chain", "draw")
     draws = flux.values.reshape(2, -1)
@@ -89,18 +89,18 @@ def plot_blend(
     truth: ArrayLike | None = None,
     axes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Show a blend and its answer: the image, the two mask probabilities and the posterior of the fluxes.
+    """Show a blend and its posterior: the image, the mask probabilities of both galaxies, and their fluxes.
 
     Parameters
     ----------
     posterior
-        The posterior, of which the first band is shown.
+        A posterior of pairs; its first band is shown.
     image
-        The blend's stamp ``(y, x)`` or ``(band, y, x)``.
+        Stamp of the blend ``(y, x)`` or ``(band, y, x)``.
     blend
-        Which blend, by its place in `posterior`.
+        Index of the blend in `posterior`.
     truth
-        The true fluxes of the two galaxies.
+        The true fluxes of the two galaxies, marked by a cross.
     axes
         Four axes to draw in; None makes a figure.
 
@@ -112,110 +112,95 @@ def plot_blend(
     Raises
     ------
     ValueError
-        If the posterior is not one of pairs, or the image is no stamp.
+        If the blends are not pairs, or the image is not a stamp.
     """
     if axes is None:
         axes = _rows(1)[0]
-    image = np.asarray(image)
-    plot_image(image[0] if image.ndim == 3 else image, pixel_scale=_scale(posterior), axes=axes[0])
+    image, scale = np.asarray(image), posterior.dataset.attrs.get("pixel_scale")
+    plot_image(image[0] if image.ndim == 3 else image, pixel_scale=scale, axes=axes[0])
     number = int(posterior.dataset["blend"][blend])
     axes[0].set_title(f"blend {number}", fontsize="medium")
     bits = int(np.bitwise_or.reduce(posterior.flags.values[blend]))
     if bits:
-        _note(axes[0], describe_flags(bits).replace(", ", "\n"), (0.03, 0.97), va="top")
+        _note(axes[0], str(Flag(bits)).replace(", ", "\n"), (0.03, 0.97), va="top")
     for galaxy, panel in enumerate(axes[1:3]):
         _mask(panel, axes[0], posterior, blend, galaxy)
     plot_fluxes(posterior, blend=blend, truth=truth, axes=axes[3])
     return axes
 
 
-def plot_blends(posterior: Posterior, images: ArrayLike, *, most: int = 8) -> Figure:
-    """Show blends and their answers, a row each as by `plot_blend`.
+def plot_blends(posterior: Posterior, images: ArrayLike, *, most: int = 8) -> np.ndarray:
+    """Show blends and their posteriors, one row per blend as by `plot_blend`.
 
     Parameters
     ----------
     posterior
-        The posterior.
+        A posterior of pairs.
     images
         The stamps ``(blend, y, x)`` or ``(blend, band, y, x)``.
     most
-        At most so many blends, the first ones, are shown.
+        Largest number of blends to show, the first ones.
 
     Returns
     -------
-    matplotlib.figure.Figure
-        The figure.
+    numpy.ndarray
+        The axes ``(blend, 4)``.
 
     Raises
     ------
     ValueError
-        If there are no blends, or not as many images as blends.
+        If there are no blends, or not one stamp for each.
     """
     images = np.asarray(images)
     if len(images) != len(posterior) or not len(posterior):
         raise ValueError(f"images must hold a stamp for each of {len(posterior)} blends, got {len(images)}")
     rows = min(len(posterior), most)
     grid = _rows(rows)
-    figure = grid[0, 0].figure
     for blend, axes in enumerate(grid):
         plot_blend(posterior, images[blend], blend=blend, axes=axes)
     if rows < len(posterior):
-        figure.suptitle(f"the first {rows} of {len(posterior)} blends")
-    return figure
+        grid[0, 0].figure.suptitle(f"the first {rows} of {len(posterior)} blends")
+    return grid
 
 
 def plot_field(image: ArrayLike, catalog: Table, *, axes: Axes | None = None) -> Axes:
-    """Show an image with the sources of a catalog: pairs joined by a line, lone sources apart, all numbered.
+    """Show an image with the numbered sources of a catalog: pairs joined by a line, isolated sources apart.
 
     Parameters
     ----------
     image
         Pixels ``(y, x)``.
     catalog
-        A table as `Posterior.summary` makes it, x and y being positions in `image`.
+        A table as from `Posterior.summary`; x and y are positions in `image`.
     axes
         Where to draw; None makes a figure.
 
     Returns
     -------
     Axes
-        What was drawn.
+        The image with its sources.
     """
     axes = plot_image(image, axes=axes or Figure(figsize=(7.5, 7.5), layout="constrained").subplots())
-    lone = (np.asarray(catalog["flags"]) & Flag.SINGLE) > 0
+    isolated = (np.asarray(catalog["flags"]) & Flag.SINGLE) > 0
     x, y, galaxy = (np.asarray(catalog[name], dtype=float) for name in ("x", "y", "galaxy"))
     groups = {
-        "lone source": (lone, LONE_COLOR),
-        "central galaxy of a pair": (~lone & (galaxy == 0), GALAXY_COLORS[0]),
-        "its companion": (~lone & (galaxy > 0), GALAXY_COLORS[1]),
+        "isolated source": (isolated, ISOLATED_COLOR),
+        "central galaxy of a pair": (~isolated & (galaxy == 0), GALAXY_COLORS[0]),
+        "its companion": (~isolated & (galaxy > 0), GALAXY_COLORS[1]),
     }
-    for blend in np.unique(np.asarray(catalog["blend"])[~lone]):
-        pair = ~lone & (np.asarray(catalog["blend"]) == blend)
+    for blend in np.unique(np.asarray(catalog["blend"])[~isolated]):
+        pair = ~isolated & (np.asarray(catalog["blend"]) == blend)
         axes.plot(x[pair], y[pair], color="k", lw=1.2, alpha=0.7)
     handles, halo = [], [withStroke(linewidth=3.5, foreground="w")]
     for label, (chosen, color) in groups.items():
         if chosen.any():
-            style = {
-                "marker": "o",
-                "ms": 11,
-                "mfc": "none",
-                "mec": color,
-                "mew": 1.8,
-                "ls": "none",
-                "path_effects": halo,
-            }
+            style = {"marker": "o", "ms": 11, "mfc": "none", "mec": color, "mew": 1.8, "ls": "none"}
+            style["path_effects"] = halo
             axes.plot(x[chosen], y[chosen], **style)
             handles.append(Line2D([], [], label=f"{label} ({chosen.sum()})", **style))
     for row in np.flatnonzero(np.isfinite(x + y)):
-        axes.annotate(
-            str(catalog["id"][row]),
-            (x[row], y[row]),
-            (7, 5),
-            textcoords="offset points",
-            fontsize=8,
-            path_effects=halo,
-            annotation_clip=True,
-        )
+        look = {"textcoords": "offset points", "fontsize": 8, "path_effects": halo, "annotation_clip": True}
+        axes.annotate(str(catalog["id"][row]), (x[row], y[row]), (7, 5), **look)
     if handles:
         axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     return axes
@@ -225,10 +210,6 @@ def _rows(rows: int) -> np.ndarray:
     figure = Figure(figsize=(12.5, 3 * rows + 0.3), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)
     return figure.subplots(rows, 4, squeeze=False, width_ratios=[1, 1, 1.2, 1.2])
-
-
-def _scale(posterior: Posterior) -> float | None:
-    return posterior.dataset.attrs.get("pixel_scale")
 
 
 def _note(axes: Axes, text: str, position: tuple[float, float], **style: str) -> None:
@@ -244,13 +225,8 @@ def _mask(panel: Axes, image_axes: Axes, posterior: Posterior, blend: int, galax
     panel.set(xticks=[], yticks=[])
     if "mask" not in posterior.dataset:
         panel.set_box_aspect(1)
-        panel.text(
-            0.5,
-            0.5,
-            f"no mask by {posterior.dataset.attrs['method']}",
-            ha="center",
-            transform=panel.transAxes,
-        )
+        text = f"no mask from {posterior.dataset.attrs['method']}"
+        panel.text(0.5, 0.5, text, ha="center", transform=panel.transAxes)
         return
     mask = posterior.mask.isel(blend=blend, galaxy=galaxy).values
     panel.imshow(mask, vmin=0, vmax=1, cmap=MASK_COLORS, origin="lower", interpolation="nearest")

@@ -3,8 +3,16 @@ import pytest
 from astropy.table import QTable
 from matplotlib.figure import Figure
 
-from probdeblend.plots.images import GALAXY_COLORS, plot_image
-from probdeblend.plots.posteriors import plot_blend, plot_blends, plot_field, plot_fluxes
+from probdeblend.plots import (
+    GALAXY_COLORS,
+    plot_blend,
+    plot_blends,
+    plot_field,
+    plot_fluxes,
+    plot_image,
+    plot_pulls,
+    plot_stamps,
+)
 from probdeblend.posterior.draws import Posterior
 from probdeblend.posterior.flags import Flag
 
@@ -99,9 +107,9 @@ def test_fluxes_of_a_galaxy_that_was_not_found(posterior):
 def test_fluxes_without_spread(posterior):
     certain = Posterior.from_draws(np.ones((1, 9, 1, 2, 1)), flux_kind="total", method="network")
     assert drawn(plot_fluxes(certain).figure)
-    lone = Posterior.from_draws(np.ones((1, 9, 1, 1, 1)), flux_kind="total", method="network")
-    with pytest.raises(ValueError, match="posterior must be one of pairs, got 1 galaxies"):
-        plot_fluxes(lone)
+    single = Posterior.from_draws(np.ones((1, 9, 1, 1, 1)), flux_kind="total", method="network")
+    with pytest.raises(ValueError, match="posterior must be of pairs, got 1 galaxies"):
+        plot_fluxes(single)
 
 
 def test_blend(posterior, images):
@@ -118,18 +126,20 @@ def test_blend(posterior, images):
 def test_blend_without_masks(posterior, images):
     bare = Posterior.from_draws(posterior.flux.values, flux_kind="auto", method="sep")
     axes = plot_blend(bare, images[0, 0])
-    assert "no mask by sep" in texts(axes[1])
+    assert "no mask from sep" in texts(axes[1])
     assert drawn(axes[0].figure)
 
 
 def test_blends(posterior, images, tmp_path):
-    figure = plot_blends(posterior, images[:, 0], most=2)
+    grid = plot_blends(posterior, images[:, 0], most=2)
+    assert grid.shape == (2, 4)
+    figure = grid[0, 0].figure
     titles = [axes.get_title() for axes in figure.axes]
     assert [title for title in titles if title.startswith("blend")] == ["blend 0", "blend 1"]
     assert figure.get_suptitle() == "the first 2 of 3 blends"
     figure.savefig(tmp_path / "blends.png", dpi=40)
     assert (tmp_path / "blends.png").read_bytes().startswith(b"\x89PNG")
-    assert plot_blends(posterior, images).get_suptitle() == ""
+    assert plot_blends(posterior, images)[0, 0].figure.get_suptitle() == ""
     with pytest.raises(ValueError, match="images must hold a stamp for each of 3 blends, got 2"):
         plot_blends(posterior, images[:2])
 
@@ -159,7 +169,28 @@ def test_field(rng):
     )
     axes = plot_field(rng.normal(size=(40, 50)), catalog)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["lone source (1)", "central galaxy of a pair (2)", "its companion (1)"]
+    assert labels == ["isolated source (1)", "central galaxy of a pair (2)", "its companion (1)"]
     assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]
     assert drawn(axes.figure)
     assert plot_field(rng.normal(size=(40, 50)), catalog[:0]).get_legend() is None
+
+
+def test_pages_of_stamps(images):
+    outlines = np.zeros((3, 2, 24, 24))
+    outlines[:, 0, 5:9, 5:9] = 1
+    panels = plot_stamps(images[:, 0], ["a", "b", "c"], outlines=outlines, colors=["r", "g", "b"], columns=2)
+    assert [axes.get_title() for axes in panels] == ["a", "b", "c"]
+    assert drawn(panels[0].figure)
+    with pytest.raises(ValueError, match="titles must be as many as stamps, and at least one, got 2 for 3"):
+        plot_stamps(images[:, 0], ["a", "b"])
+
+
+def test_histograms_of_pulls_have_unit_area(rng):
+    nan = np.nan
+    axes = plot_pulls({"network": rng.normal(size=500), "sep": [nan, 3.0, 99.0], "none": [nan]})
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["unit normal", "network (500 galaxies)", "sep (2 galaxies)"]
+    for patch, inside in zip(axes.patches, (500, 2), strict=True):
+        x, y = patch.get_xy().T
+        assert abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2 == pytest.approx(1), inside
+    assert plot_pulls({"network": [0.1]}, axes=axes) is axes
