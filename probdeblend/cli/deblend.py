@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     from ..deblending.counts import CountingDeblender
     from ..deblending.deblender import Deblender
-    from ..deblending.field import FieldResult
-    from ..deblending.stamps import StampResult
+    from ..deblending.products import DeblendedImage
     from ..photometry.images import FieldImage
     from ..refinement.refiner import Refiner
 
@@ -70,18 +69,35 @@ def deblend(image: Path | None, **options: object) -> None:
     """  # noqa: D301
     from .._files import output_folder
     from ..deblending import weights
-    from ..deblending.example import EXAMPLE_PATH
-    from ..deblending.results import report, write_results
+    from ..deblending.products import FILES, write_products
+    from ..deblending.stamps import EXAMPLE_PATH
 
-    with output_folder(options["output"], overwrite=options["overwrite"]) as folder:
+    with output_folder(options["output"], overwrite=options["overwrite"], files=FILES) as folder:
         if image is None:
             image, options["stamps"] = EXAMPLE_PATH, True
         found = _read(image, options)
         exclusive(options, "calibrator", "no_calibrator")
         result = _deblend(found, weights.load(options["weights"], calibrator=options["calibrator"]), options)
-        names = write_results(folder, result, wcs=found.wcs, save_draws=options["save_draws"])
-    click.echo(report(result, rms=options["rms"]))
+        names = write_products(folder, result, wcs=found.wcs, save_draws=options["save_draws"])
+    _print(result, options["rms"])
     click.echo(f"written to {options['output']}: {', '.join(names)}")
+
+
+def _print(result: DeblendedImage, rms: str | None) -> None:
+    """Print the main columns of the catalog, and one line for each thing that was measured."""
+    from ..deblending.products import short_table
+
+    table = short_table(result.catalog)
+    show(table)
+    if len(result.catalog) > len(table):
+        click.echo(f"... and {len(result.catalog) - len(table)} more")
+    click.echo(f"\nsky rms of a pixel: {result.sky_rms:.4g}")
+    if result.rms_factor != 1:
+        click.echo(f"the rms map {rms} was multiplied by {result.rms_factor:.3f} to match the scatter in the image")
+    if result.noise_factor is not None:
+        click.echo(f"noise is correlated: SEP's errors of isolated sources are multiplied by {result.noise_factor:.2f}")
+    if result.posterior is None:
+        click.echo("no sources overlap: there are no masks and no figure of blends")
 
 
 def _read(image: Path, options: dict) -> FieldImage:
@@ -90,7 +106,7 @@ def _read(image: Path, options: dict) -> FieldImage:
     return (read_stamps if options["stamps"] else read_image)(image, hdu=options["hdu"])
 
 
-def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> FieldResult | StampResult:
+def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> DeblendedImage:
     from ..deblending.field import deblend_field
     from ..deblending.stamps import deblend_stamps
 
@@ -188,7 +204,7 @@ def count(stamps: Path, **options: object) -> None:
     Example:
       probdeblend count stamps.fits --rms 0.003 --flux
     """  # noqa: D301
-    from .._files import write_catalog
+    from .._files import whole_file
     from ..deblending.counts import count_stamps, count_table, default_counts, load_counts
     from ..deblending.stamps import stamp_noise
     from ..deblending.weights import load
@@ -204,6 +220,7 @@ def count(stamps: Path, **options: object) -> None:
     sampling = picked(options, "draws", "passes", "seed")
     posterior = deblender(image, sky_rms=noise, **sampling) if options["flux"] else None
     table = count_table(probability, posterior, seed=options["seed"])
-    write_catalog(table, options["output"], overwrite=options["overwrite"])
+    with whole_file(options["output"], overwrite=options["overwrite"]) as temporary:
+        table.write(temporary, format="ascii.ecsv")
     show(table)
     click.echo(f"written to {options['output']}")

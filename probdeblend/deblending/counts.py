@@ -1,4 +1,4 @@
-"""Trained networks that count galaxies: their files, the command that trains one, and their answers for stamps."""
+"""The number of galaxies in stamps: files of count networks, their answers, and a deblender that flags by them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from ..networks.count import CountNetwork
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 from ..scene import Instrument
-from . import weights
 from .deblender import Deblender
 from .inputs import filled, noise_pixels, stamp_pixels
-from .readouts import read_readout, write_readout
+from .weights import load, read_readout, write_readout
 
 __all__ = [
-    "DEFAULT",
     "CountingDeblender",
     "count_stamps",
     "count_table",
@@ -34,51 +32,19 @@ __all__ = [
     "save_counts",
 ]
 
-KIND = {"kind": "count network", "version": "1"}
+KIND = "count network"
 DEFAULT = "counts_f160w.safetensors"
-LIKELY = 0.5  # probability of two galaxies below which an answer that takes them for granted is flagged
+LIKELY = 0.5  # probability of two galaxies below which a posterior of a pair is flagged
 
 
 def save_counts(network: CountNetwork, deblender: Deblender, path: Path | str, *, training: dict[str, object]) -> None:
-    """Write a count network's file.
-
-    Parameters
-    ----------
-    network
-        The network.
-    deblender
-        The weights whose encoder it stands on.
-    path
-        Where to; an existing file is replaced.
-    training
-        How it was trained: numbers and words by name.
-    """
-    write_readout(network, deblender, path, **KIND, training=training)
+    """Write the file of a count network on the encoder of `deblender`, with how it was trained."""
+    write_readout(network, deblender, path, kind=KIND, training=training)
 
 
 def load_counts(path: Path | str, deblender: Deblender) -> CountNetwork:
-    """Load a trained count network.
-
-    Parameters
-    ----------
-    path
-        The network's file.
-    deblender
-        The weights that it was trained on.
-
-    Returns
-    -------
-    CountNetwork
-        In evaluation mode.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is damaged, no count network, of another version, or stands on other weights.
-    """
-    return read_readout(path, deblender, partial(CountNetwork, deblender.network), **KIND)
+    """Load a count network that was trained on the encoder of `deblender`."""
+    return read_readout(path, deblender, partial(CountNetwork, deblender.network), kind=KIND)
 
 
 def default_counts(deblender: Deblender | None = None) -> CountNetwork:
@@ -96,35 +62,33 @@ def default_counts(deblender: Deblender | None = None) -> CountNetwork:
 
     Raises
     ------
-    FileNotFoundError
-        If none ships.
     ValueError
-        If it stands on other weights.
+        If the deblender has another encoder.
     """
-    return load_counts(str(files("probdeblend") / "data" / DEFAULT), deblender or weights.load())
+    return load_counts(str(files("probdeblend") / "data" / DEFAULT), deblender or load())
 
 
 def count_stamps(image: ArrayLike, network: CountNetwork, *, sky_rms: ArrayLike) -> NDArray[np.float64]:
-    """Say how probable one galaxy, two, and more are in stamps.
+    """Estimate the number of galaxies in stamps.
 
     Parameters
     ----------
     image
-        Sky-subtracted stamps, as a `~probdeblend.deblending.deblender.Deblender` takes them.
+        Sky-subtracted stamps, in any form that a `Deblender` takes.
     network
-        A trained network.
+        A trained count network.
     sky_rms
-        Standard deviation of the sky's pixels in the image's units: a number, one a blend, or a map.
+        Standard deviation of the sky's pixels in image units: a number, one per blend, or a map.
 
     Returns
     -------
     NDArray
-        Probabilities ``(blend, class)`` of one galaxy, two, ..., and as many as there are classes or more.
+        Probabilities ``(blend, class)`` of one galaxy, two, ...; the last class is that many or more.
 
     Raises
     ------
     ValueError
-        If a stamp has another size or no good pixel, or the noise another shape or no positive value.
+        If a stamp has another size or no good pixel, or if the noise has another shape or is not positive.
     TypeError
         If the image is not an array of numbers.
     """
@@ -137,7 +101,7 @@ def count_stamps(image: ArrayLike, network: CountNetwork, *, sky_rms: ArrayLike)
 
 
 class CountingDeblender:
-    """A deblender that says how many galaxies it sees, and where that is not two: called as the deblender.
+    """A deblender that also estimates the number of galaxies, and flags stamps unlikely to hold two.
 
     Parameters
     ----------
@@ -152,94 +116,46 @@ class CountingDeblender:
 
     @property
     def network(self) -> nn.Module:
-        """The deblender's network."""
+        """The network of the deblender."""
         return self.deblender.network
 
     @property
     def digest(self) -> str:
-        """Hexadecimal digits that name the network's weights."""
+        """Digest of the network's weights."""
         return self.deblender.digest
 
     @property
     def instrument(self) -> Instrument:
-        """What the deblender was trained for."""
+        """The instrument that the deblender was trained for."""
         return self.deblender.instrument
 
     def check_pixel_scale(self, pixel_scale: float) -> None:
-        """Refuse images that are sampled otherwise than the training set.
-
-        Parameters
-        ----------
-        pixel_scale
-            Size of a pixel in arcsec.
-        """
+        """Refuse another pixel scale in arcsec than that of the training."""
         self.deblender.check_pixel_scale(pixel_scale)
 
     def __call__(self, image: ArrayLike, *, sky_rms: ArrayLike, **sampling: int) -> Posterior:
-        """Deblend stamps, and count.
-
-        Parameters
-        ----------
-        image, sky_rms, **sampling
-            As for the deblender.
-
-        Returns
-        -------
-        Posterior
-            What `flag_counts` returns.
-        """
+        """Deblend stamps, and count; arguments are those of the deblender."""
         posterior = self.deblender(image, sky_rms=sky_rms, **sampling)
         return flag_counts(posterior, count_stamps(image, self.counter, sky_rms=sky_rms))
 
 
 def flag_counts(posterior: Posterior, probability: ArrayLike) -> Posterior:
-    """Say in a posterior of pairs how many galaxies there are.
+    """Add ``count_probability (blend, count)``, from `count_stamps`, to a posterior of pairs.
 
-    Parameters
-    ----------
-    posterior
-        The posterior.
-    probability
-        What `count_stamps` returns of the same stamps.
-
-    Returns
-    -------
-    Posterior
-        With ``count_probability (blend, count)``, of one galaxy, two, ..., and as many as there are classes or more;
-        blends that are not likely to be of two have `Flag.OTHER_COUNT`, and a ``doubt`` above 1.
+    Blends that are unlikely to be of two galaxies get `Flag.OTHER_COUNT`, and an ``anomaly`` above 1.
     """
     probability = np.asarray(probability)
     flags = posterior.flags.values | (Flag.OTHER_COUNT * (probability[:, 1] < LIKELY))[:, None]
     changed = {"count_probability": (("blend", "count"), probability), "flags": (("blend", "galaxy"), flags)}
-    return posterior.doubting((1 - probability[:, 1]) / (1 - LIKELY), **changed)
+    return posterior.with_anomaly((1 - probability[:, 1]) / (1 - LIKELY), **changed)
 
 
 def marginal_central_flux(draws: ArrayLike, probability: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
-    """Marginalize the central galaxy's flux over the number of galaxies.
+    """Marginalize the central galaxy's flux, from ``(draw, blend, galaxy)``, over the number of galaxies.
 
-    If there is one galaxy, all light that a posterior of pairs divides is its own: the pair's total, which is the
-    simplest honest flux of a single galaxy that such a posterior can give, though it has never seen one. If there are
-    two or more, the central galaxy's flux is that of the posterior, which has not seen three or more either: there it
-    is off, and so is the answer, the mixture of both.
-
-    Parameters
-    ----------
-    draws
-        Posterior draws ``(draw, blend, galaxy)`` of the fluxes of pairs, the central galaxy first; not logarithms.
-    probability
-        Probabilities of one galaxy, two, ... ``(blend, class)``.
-    seed
-        Same seed, same draws; those of a blend depend on it and on the number of the blend alone.
-
-    Returns
-    -------
-    NDArray
-        Draws ``(draw, blend)`` of the central galaxy's flux.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, or a row of the probabilities is no distribution.
+    A single galaxy has all light that a posterior of pairs divides: the pair's total. With two galaxies or more its
+    flux is that of the posterior, which has not seen three or more either: there it is biased, and so is the mixture.
+    Draws of a blend depend on the seed and on its number alone.
     """
     draws = np.asarray(draws, dtype=np.float64)
     if draws.ndim != 3 or draws.shape[2] != 2:
@@ -251,28 +167,10 @@ def marginal_central_flux(draws: ArrayLike, probability: ArrayLike, *, seed: int
 
 
 def count_table(probability: ArrayLike, posterior: Posterior | None = None, *, seed: int = 0) -> QTable:
-    """Put the number of galaxies, and the central flux whatever it is, in a table.
+    """Return the probabilities from `count_stamps`, one row per blend, as ``probability_1`` and so on.
 
-    Parameters
-    ----------
-    probability
-        What `count_stamps` returns.
-    posterior
-        Of the same stamps as pairs; None leaves the flux out.
-    seed
-        Same seed, same quantiles.
-
-    Returns
-    -------
-    QTable
-        A row a blend: ``blend``; ``probability_1``, ``probability_2``, ..., the last one ``probability_3_or_more``;
-        with a posterior ``central_flux_16``, ``central_flux_50`` and ``central_flux_84`` in its unit, as
-        `~probdeblend.training.counting.marginal_central_flux` has them.
-
-    Raises
-    ------
-    ValueError
-        If probabilities have not two axes, or there is not a row of them for each blend of the posterior.
+    With a posterior of the same stamps as pairs it also has ``central_flux_16``, ``_50`` and ``_84``, quantiles of
+    `marginal_central_flux` in the posterior's unit.
     """
     probability = np.asarray(probability)
     if probability.ndim != 2:

@@ -1,4 +1,4 @@
-"""The deblender that trained weights make: images in, posteriors out."""
+"""A trained network with its instrument: images in, posteriors out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,52 +17,58 @@ from torch import Tensor, nn
 
 from ..networks.composite import Blend2Flux, Blend2Mask2Flux
 from ..networks.dropout import NetworkDraws, draw
-from ..networks.flexible import TotalRatioHead
-from ..networks.heads import NormalHead, StudentTHead
-from ..photometry.centers import bad_center, light_centers
+from ..networks.heads import NormalHead, StudentTHead, TotalRatioHead
+from ..photometry.detection import bad_center, light_centers
 from ..posterior.calibrator import Calibrator
-from ..posterior.draws import Posterior
+from ..posterior.draws import Posterior, variance_parts
 from ..posterior.flags import Flag
 from ..posterior.flux_prior import FluxPrior
-from ..posterior.variance import variance_parts
-from ..scene import PIXEL_SCALE_TOLERANCE, Instrument
+from ..scene import LN_FLUX_UNIT, PIXEL_SCALE_TOLERANCE, Instrument
 from ..simulation.conditions import Conditions
 from ..simulation.prior import Prior, nested_tuples
 from .inputs import filled, noise_pixels, stamp_pixels
 
-__all__ = ["Deblender", "Description"]
+__all__ = ["Deblender", "Deblends", "Description"]
 
 ARCHITECTURES = {"Blend2Flux": Blend2Flux, "Blend2Mask2Flux": Blend2Mask2Flux}
 HEADS = {head.__name__: head for head in (NormalHead, StudentTHead, TotalRatioHead)}
-READOUT = ("cnn.dense.", "head.")
-PSF_TOLERANCE = 0.05
-OFF_CENTER = 6.0
-LEAST_LIMIT = 1e-9
+READOUT = ("cnn.dense.", "head.")  # what is no part of the encoder
+PSF_TOLERANCE = 0.05  # relative, of the width
+OFF_CENTER = 6.0  # pixels from the middle of the stamp beyond which a central galaxy is flagged
+
+
+class Deblends(Protocol):
+    """What is called with images and answers with a posterior: a network, its refinement, or SEP.
+
+    Wrappers take one and are one: the refinement of a network, or a network that counts galaxies as well.
+    """
+
+    def __call__(self, image: ArrayLike, /, *, sky_rms: ArrayLike, **sampling: int) -> Posterior:
+        """Deblend stamps ``(blend, y, x)``.
+
+        Parameters
+        ----------
+        image
+            Sky-subtracted stamps.
+        sky_rms
+            Standard deviation of the sky's pixels in image units: a number, one per blend, or a map.
+        **sampling
+            ``draws``, ``passes`` and ``seed``.
+
+        Returns
+        -------
+        Posterior
+            Fluxes, masks and positions of the galaxies of each stamp.
+        """
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a network was built as and trained on.
+    """What a network was built as and trained on, as its weights file states it.
 
-    Parameters
-    ----------
-    architecture
-        Name of the composite network.
-    head
-        Name of its head.
-    settings
-        Keyword arguments of the network.
-    flux_range
-        Least and largest flux over sky noise in the training set.
-    max_difference
-        Largest difference of the pair's magnitudes in the training set.
-    prior
-        The prior of simulated blends, as `~probdeblend.simulation.prior.Prior.describe` gives it; None for a stored
-        set.
-    conditions
-        Range of depths and PSFs of simulated blends; None for a stored set.
-    training
-        How it was trained: numbers and words by name; as ``encoder``, how the network was trained that it goes on from.
+    The prior (as from `Prior.describe`) and the conditions are those of simulated blends; for a stored set both are
+    None. ``flux_range`` is that of flux over sky noise, ``max_difference`` that of a pair's magnitudes. ``training``
+    has numbers and words by name; as ``encoder`` how the network was trained whose encoder it took over.
     """
 
     architecture: str
@@ -75,12 +82,12 @@ class Description:
 
     @property
     def close_fraction(self) -> float:
-        """Share of the training's batches that were close pairs, as in a `~probdeblend.training.streams.Mixture`."""
+        """Fraction of the batches of the training that were close pairs."""
         return float(self.training.get("close_fraction", 0.0))
 
     @property
     def encoder_close_fraction(self) -> float:
-        """The same share of the training of the encoder, whose masks stay as they are where readouts go on."""
+        """The same fraction in the training of the encoder, which makes the masks."""
         training = self.training
         while "encoder" in training:
             training = training["encoder"]
@@ -100,20 +107,9 @@ class Description:
         return cls(**numbers | {"flux_range": tuple(numbers["flux_range"])})
 
     def build(self) -> nn.Module:
-        """Return the network, not trained.
-
-        Returns
-        -------
-        torch.nn.Module
-            A composite network.
-
-        Raises
-        ------
-        ValueError
-            If this version does not know the architecture or head.
-        """
+        """Return the network, not yet trained."""
         if self.architecture not in ARCHITECTURES or self.head not in HEADS:
-            raise ValueError(f"this version has no network {self.architecture} with a {self.head}")
+            raise ValueError(f"architecture and head must be known ones, got {self.architecture} and {self.head}")
         return ARCHITECTURES[self.architecture](**self.settings, head=HEADS[self.head])
 
 
@@ -125,17 +121,17 @@ class Deblender(nn.Module):
     network
         The trained composite network.
     instrument
-        What it was trained for.
+        The instrument that it was trained for.
     description
         What it was built as and trained on.
     features
-        Hidden layer ``(blend, feature)`` on blends of the training family, from which their usual range is
-        measured; None where `familiar` is given.
+        Hidden layer ``(blend, feature)`` for blends of the training family, from which its usual range is measured;
+        None if `familiar` is given.
     familiar
         Mean ``(feature,)``, whitening matrix ``(feature, feature)`` and largest usual distance ``()`` of the hidden
         layer.
     calibrator
-        Repairs the posteriors; None for a network that has none.
+        Corrects the posteriors; None for none.
     """
 
     def __init__(
@@ -177,8 +173,8 @@ class Deblender(nn.Module):
             central galaxy within a pixel of the middle: an array or tensor of any type and byte order, a masked
             array, a Quantity or an NDData. Masked and non-finite pixels are bad; they are interpolated.
         sky_rms
-            Standard deviation of the sky's pixels in the image's units: a number, one a blend, or a map
-            ``(y, x)`` or ``(blend, y, x)``.
+            Standard deviation of the sky's pixels in the image's units: a number, one per blend, or a map ``(y, x)``
+            or ``(blend, y, x)``.
         draws
             Number of draws, rounded up to a multiple of `passes`.
         passes
@@ -186,7 +182,7 @@ class Deblender(nn.Module):
         seed
             Same seed, same draws, whatever else is in the batch.
         calibrate
-            Whether the weights' calibrator, where they have one, repairs the posterior.
+            Whether the calibrator of the weights, if they have one, corrects the posterior.
 
         Returns
         -------
@@ -196,7 +192,7 @@ class Deblender(nn.Module):
         Raises
         ------
         ValueError
-            If a stamp has another size or no good pixel, or the noise another shape or no positive value.
+            If a stamp has another size or no good pixel, or if the noise has another shape or is not positive.
         TypeError
             If the image is not an array of numbers.
         """
@@ -217,7 +213,7 @@ class Deblender(nn.Module):
         x, y, off_center = light_centers(ratio, None if answer.mask is None else answer.mask.numpy())
         distance = _distance(answer.features, self.feature_mean.cpu(), self.feature_whitening.cpu())
         limit = float(self.feature_limit)
-        doubt = np.maximum(distance / max(limit, LEAST_LIMIT), off_center / OFF_CENTER)
+        anomaly = np.maximum(distance / max(limit, 1e-9), off_center / OFF_CENTER)
         within, between = variance_parts(flux)
         return Posterior.from_draws(
             flux[..., None].astype(np.float32),
@@ -236,7 +232,7 @@ class Deblender(nn.Module):
             variance_within=within[..., None],
             variance_between=between[..., None],
             sky_rms=scale,
-            doubt=doubt,
+            anomaly=anomaly,
             flux_unit=unit,
             pixel_scale=self.instrument.pixel_scale,
             network=self.digest,
@@ -245,7 +241,7 @@ class Deblender(nn.Module):
 
     @cached_property
     def flux_prior(self) -> FluxPrior | None:
-        """Density of the pair's ln(flux / sky_rms) in the training; None where that was not on simulated blends."""
+        """Density of ln(flux / sky_rms) of pairs in the training; None if that was not on simulated blends alone."""
         description = self.description
         if description.training.get("source") != "simulated stream":
             return None
@@ -253,25 +249,25 @@ class Deblender(nn.Module):
 
     @cached_property
     def digest(self) -> str:
-        """Hexadecimal digits that name the network's weights."""
+        """Digest of the network's weights, in hexadecimal digits."""
         return _digest(self.network.state_dict())
 
     @cached_property
     def encoder_digest(self) -> str:
-        """Hexadecimal digits that name the weights of the encoder alone."""
+        """Digest of the weights of the encoder alone."""
         state = self.network.state_dict()
         return _digest({name: state[name] for name in state if not name.startswith(READOUT)})
 
     def _outside(self, log_flux: NDArray) -> NDArray[np.int64]:
-        """Return the flag of fluxes that the training set has not ``(blend, galaxy)``."""
+        """Flag fluxes beyond those of the training set ``(blend, galaxy)``."""
         median = np.median(log_flux, axis=(0, 1))
         low, high = np.log(self.description.flux_range)
-        difference = 2.5 / math.log(10) * np.abs(median[:, 0] - median[:, 1])
+        difference = LN_FLUX_UNIT * np.abs(median[:, 0] - median[:, 1])
         outside = (median < low) | (median > high) | (difference > self.description.max_difference)[:, None]
         return Flag.OUTSIDE_PRIOR * outside.astype(np.int64)
 
     def use(self, calibrator: Calibrator) -> None:
-        """Repair posteriors with a calibrator from now on.
+        """Correct posteriors with a calibrator from now on.
 
         Parameters
         ----------
@@ -281,14 +277,14 @@ class Deblender(nn.Module):
         Raises
         ------
         ValueError
-            If it was fitted on others.
+            If it was fitted on other weights.
         """
         subject = {"flux_kind": "total", "method": "network", "pixel_scale": self.instrument.pixel_scale}
         calibrator.check(subject | {"network": self.digest})
         self.calibrator = calibrator
 
     def check_pixel_scale(self, pixel_scale: float) -> None:
-        """Refuse images that are sampled otherwise than the training set, beyond 2 %.
+        """Refuse images whose pixel scale differs from that of the training by more than 2 %.
 
         Parameters
         ----------
@@ -298,7 +294,7 @@ class Deblender(nn.Module):
         Raises
         ------
         ValueError
-            If it differs.
+            If it differs by more.
         """
         trained = self.instrument.pixel_scale
         if not abs(pixel_scale / trained - 1) <= PIXEL_SCALE_TOLERANCE:
@@ -308,9 +304,9 @@ class Deblender(nn.Module):
             )
 
     def check_psf(self, psf: ArrayLike) -> None:
-        """Refuse an effective PSF unlike the one of the training set.
+        """Refuse an effective PSF whose width differs from that of the training by more than 5 %.
 
-        Its equivalent area, ``1 / sum(psf**2)``, may differ by 10 %: 5 % in width.
+        The width is the square root of the equivalent area, ``1 / sum(psf**2)``.
 
         Parameters
         ----------
@@ -320,7 +316,7 @@ class Deblender(nn.Module):
         Raises
         ------
         ValueError
-            If it differs.
+            If it differs by more.
         """
         given = np.asarray(psf, dtype=np.float64)
         given = given / given.sum()

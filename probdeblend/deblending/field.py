@@ -1,12 +1,6 @@
 """Whole images: find the sources, deblend those that overlap, measure the others with SEP.
 
-Two sources overlap where their Kron ellipses or their segments touch; touching segments are parts of one parent, which
-SEP has split. Each overlapping pair gets a stamp centered on its brighter galaxy, in which sky replaces all other
-sources. A galaxy with several neighbors is paired with the one that overlaps it most among those without a partner;
-if none is left, it is deblended with the one that overlaps it most, and only its own row is kept.
-
-The overlap of ellipses is the contact function of Perram & Wertheim (1985, doi:10.1016/0021-9991(85)90171-8): the
-squared factor by which both must grow to touch, below 1 where they overlap.
+Each overlapping pair gets a stamp centered on its brighter galaxy, in which sky replaces all other sources.
 """
 
 from __future__ import annotations
@@ -21,12 +15,9 @@ from astropy.units import Quantity
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, special
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 from tqdm import tqdm
 
-from ..photometry.detection import COLD, HOT, Detection, detect, kron_flux, kron_radius
+from ..photometry.detection import COLD, HOT, Detection, detect, kron_flux
 from ..photometry.images import cut_stamps, uncovered
 from ..photometry.noise import correlated_noise, correlation_sum
 from ..photometry.sky import dilate, noise_correlation_factor, replace_with_sky, sky_scatter, subtract_sky
@@ -34,12 +25,12 @@ from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 from ..scene import STAMP_CENTER, STAMP_SIZE, Instrument
 from .deblender import Deblends
+from .overlaps import find_pairs
 from .products import DeblendedImage
 
 __all__ = ["deblend_field"]
 
 SETTINGS = HOT | {"contrast": COLD["contrast"]}  # deep, but without splitting galaxies into their knots
-REACH = 56  # pixels on each axis within which a companion is well inside the stamp
 BORDER = 32  # pixels around a stamp where blank sky may be taken from as well
 CENTER_RADIUS = 5  # pixels around a galaxy's center where a bad pixel raises a flag
 CHUNK = 64  # stamps per call of the deblender
@@ -132,7 +123,7 @@ def deblend_field(
     noise_factor = _or_else(white, noise_correlation_factor, pixels / noise, detection.segmentation)
     zero_point = instrument.zero_point if np.isfinite(instrument.zero_point) else None
     labels = {"flux_unit": unit, "zero_point": zero_point}
-    scene = _Field(pixels, noise, detection, instrument, labels, *_overlaps(detection, pixels))
+    scene = _Field(pixels, noise, detection, instrument, labels, *find_pairs(detection, pixels))
     stamps, corners, posterior = _deblend(scene, deblender, sampling, progress=progress)
     return DeblendedImage(
         catalog=_catalog(scene, posterior, corners, _measure_isolated(scene, noise_factor), wcs),
@@ -186,64 +177,6 @@ def _or_else(otherwise: float, measure: Callable[..., float], *arguments: NDArra
     except ValueError:
         return otherwise
     return value if np.isfinite(value) and value > 0 else otherwise
-
-
-def _overlaps(detection: Detection, pixels: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    radius = kron_radius(pixels, detection)
-    axes = np.stack([np.cos(detection.angle), np.sin(detection.angle)], axis=-1)
-    major = axes[:, :, None] * axes[:, None, :]
-    minor = np.eye(2) - major
-    semi = np.stack([radius * detection.semi_major, radius * detection.semi_minor])[:, :, None, None] ** 2
-    ellipses = semi[0] * major + semi[1] * minor
-    position = np.stack([detection.x, detection.y], axis=-1)
-    links = cKDTree(position).query_pairs(REACH, p=np.inf, output_type="ndarray").reshape(-1, 2)
-    contact = _contact(position[links[:, 1]] - position[links[:, 0]], *(ellipses[i] for i in links.T))
-    touching = (contact < 1) | np.isin(_key(links, len(detection)), _adjacent(detection))
-    links, contact = links[touching], contact[touching]
-    graph = coo_array((np.ones(len(links)), tuple(links.T)), shape=(len(detection),) * 2)
-    _, group = connected_components(graph, directed=False)
-    crowded = np.bincount(group)[group] > 2
-    return *_pair_up(detection.flux, links, contact), crowded, ellipses
-
-
-def _contact(offset: NDArray, first: NDArray, second: NDArray) -> NDArray[np.float64]:
-    greatest = np.zeros(len(offset))
-    for weight in np.linspace(0, 1, 34)[1:-1]:
-        mixed = (1 - weight) * first + weight * second
-        solved = np.linalg.solve(mixed, offset[..., None])[..., 0]
-        greatest = np.maximum(greatest, weight * (1 - weight) * (offset * solved).sum(-1))
-    return greatest
-
-
-def _key(links: NDArray, count: int) -> NDArray[np.int64]:
-    return links.min(-1).astype(np.int64) * count + links.max(-1)
-
-
-def _adjacent(detection: Detection) -> NDArray[np.int64]:
-    labels = detection.segmentation
-    sides = [(labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])]
-    sides = np.concatenate([np.stack(side, axis=-1).reshape(-1, 2) for side in sides])
-    sides = sides[(sides > 0).all(-1) & (sides[:, 0] != sides[:, 1])]
-    return np.unique(_key(sides - 1, len(detection)))
-
-
-def _pair_up(flux: NDArray, links: NDArray, contact: NDArray) -> tuple[NDArray, NDArray]:
-    neighbors: list[list[tuple[float, int]]] = [[] for _ in flux]
-    for (first, second), depth in zip(links.tolist(), contact.tolist(), strict=True):
-        neighbors[first].append((depth, second))
-        neighbors[second].append((depth, first))
-    done: set[int] = set()
-    pairs, kept = [], []
-    for source in np.argsort(-flux, kind="stable").tolist():
-        if source in done or not neighbors[source]:
-            continue
-        free = [neighbor for neighbor in neighbors[source] if neighbor[1] not in done]
-        partner = min(free or neighbors[source])[1]
-        pair = sorted((source, partner), key=lambda i: -flux[i])
-        pairs.append(pair)
-        kept.append([bool(free) or i == source for i in pair])
-        done |= {source, partner}
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2), np.array(kept, dtype=bool).reshape(-1, 2)
 
 
 def _deblend(

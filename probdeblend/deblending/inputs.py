@@ -1,4 +1,4 @@
-"""What users give as stamps and noise, as plain arrays of one shape."""
+"""Stamps and sky noise as users have them, turned into plain arrays of one shape."""
 
 from __future__ import annotations
 
@@ -18,25 +18,9 @@ __all__ = ["filled", "noise_pixels", "stamp_pixels"]
 
 
 def stamp_pixels(image: ArrayLike) -> tuple[NDArray[np.float64], str]:
-    """Return stamps as plain numbers, NaN for bad pixels, and their unit.
+    """Return stamps, in any form that `Deblender.forward` takes, as plain numbers and the name of their unit.
 
-    Parameters
-    ----------
-    image
-        Stamps ``(y, x)``, ``(blend, y, x)`` or ``(blend, 1, y, x)``: an array or tensor of any type and byte order,
-        a masked array, a Quantity or an NDData.
-
-    Returns
-    -------
-    tuple
-        Pixels ``(blend, 1, y, x)`` and the unit's name, empty where there is none.
-
-    Raises
-    ------
-    ValueError
-        If the shape is another one.
-    TypeError
-        If the image does not hold numbers.
+    Pixels are ``(blend, 1, y, x)``, NaN for bad ones; the name is empty if there is no unit.
     """
     unit = getattr(image, "unit", None)
     if isinstance(image, NDData):
@@ -60,26 +44,9 @@ def stamp_pixels(image: ArrayLike) -> tuple[NDArray[np.float64], str]:
 
 
 def noise_pixels(sky_rms: ArrayLike, pixels: NDArray, *, unit: str = "") -> NDArray[np.float64]:
-    """Return the sky noise in a shape that broadcasts against stamps, NaN where it is unknown.
+    """Return sky noise, in any form that `Deblender.forward` takes, with four axes that broadcast against stamps.
 
-    Parameters
-    ----------
-    sky_rms
-        A number, one a blend, or a map ``(y, x)`` or ``(blend, y, x)``.
-    pixels
-        Stamps ``(blend, 1, y, x)``.
-    unit
-        Unit of the stamps, to which a Quantity is converted.
-
-    Returns
-    -------
-    numpy.ndarray
-        Four axes.
-
-    Raises
-    ------
-    ValueError
-        If the shape does not fit or a value is not positive.
+    It is NaN where it is unknown. A Quantity is converted to the unit of the stamps.
     """
     if isinstance(sky_rms, Quantity):
         sky_rms = sky_rms.to_value(unit) if unit else sky_rms.value
@@ -103,18 +70,7 @@ def noise_pixels(sky_rms: ArrayLike, pixels: NDArray, *, unit: str = "") -> NDAr
 
 
 def filled(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return stamps whose bad pixels are interpolated from their neighbors, or 0 (sky) where none is near.
-
-    Parameters
-    ----------
-    pixels
-        Stamps ``(..., y, x)``, not finite where they are bad.
-
-    Returns
-    -------
-    numpy.ndarray
-        A finite copy.
-    """
+    """Return stamps whose bad pixels are interpolated from their neighbors, or 0 (sky) if none is near."""
     pixels = np.where(np.isfinite(pixels), pixels, np.nan)
     kernel = Gaussian2DKernel(1.5)
     for stamp in pixels.reshape(-1, *pixels.shape[-2:]):

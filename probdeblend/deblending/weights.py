@@ -1,29 +1,34 @@
-"""Trained weights in files.
+"""Trained weights in files, and files of networks that stand on their encoder.
 
-A weights file is a safetensors file: the network's tensors, the PSF and noise kernel of the instrument that it was
-trained for, the moments of its features on its training family, and as JSON the architecture, the instrument, the
-prior, how it was trained, and the calibrator that was fitted to it.
+A weights file is a safetensors file: the tensors of the network, the PSF and noise kernel of the instrument that it was
+trained for, the usual range of its features, and as JSON the architecture, the instrument, what it was trained on, and
+the calibrator that was fitted to it. The file of a guide or count network holds the tensors of all but the encoder,
+and as JSON how it was built and trained and the digest of the encoder that it stands on.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from torch import Tensor
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
 
 from .._files import read_tensors, write_tensors
 from ..posterior.calibrator import Calibrator
+from ..posterior.draws import Posterior
 from ..scene import Instrument
 from .deblender import Deblender, Description
 
-__all__ = ["load", "save"]
+__all__ = ["deblend", "load", "read_readout", "save", "write_readout"]
 
-FORMAT = "probdeblend weights"
-VERSION = 1
+KIND = "weights file"
 DEFAULT = "weights_f160w.safetensors"
+ENCODER = "encoder."
 
 
 def load(path: Path | str | None = None, *, calibrator: Path | str | None = None) -> Deblender:
@@ -34,7 +39,7 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
     path
         A weights file; None for the weights that ship with the package.
     calibrator
-        A calibrator's file, to be used instead of the one inside the weights.
+        File of a calibrator to use instead of the one inside the weights.
 
     Returns
     -------
@@ -46,24 +51,49 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, no weights file, of another version, or holds other shapes than it says; or if the
+        If the file is damaged, is not a weights file of this version, or does not fit its own description; or if the
         calibrator is damaged or was fitted on other weights.
     """
     other = None if calibrator is None else Calibrator.open(calibrator)
     path = Path(str(files("probdeblend") / "data" / DEFAULT)) if path is None else Path(path)
-    metadata, tensors = read_tensors(path, kind="weights file")
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: not weights of probdeblend")
-    if metadata.get("version") != str(VERSION):
-        raise ValueError(f"{path}: weights of version {metadata.get('version')}, this one reads {VERSION}")
+    metadata, tensors = read_tensors(path, kind=KIND)
     try:
         deblender = _assemble(metadata, tensors)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: weights do not fit what the file says of them ({reason})") from None
+        raise ValueError(f"{path}: the weights do not fit their description ({reason})") from None
     if other is not None:
         deblender.use(other)
     return deblender
+
+
+def deblend(
+    image: ArrayLike,
+    *,
+    sky_rms: ArrayLike,
+    draws: int = 1000,
+    passes: int = 32,
+    seed: int = 0,
+    calibrate: bool = True,
+) -> Posterior:
+    """Deblend stamps with the weights that ship, which are loaded at the first call.
+
+    Parameters
+    ----------
+    image, sky_rms, draws, passes, seed, calibrate
+        As for `Deblender.forward`: one stamp of 128 x 128 pixels or an array of them, and their sky noise.
+
+    Returns
+    -------
+    Posterior
+        Total fluxes in the image's units, mask probabilities, light-weighted positions and flags.
+    """
+    return _shipped()(image, sky_rms=sky_rms, draws=draws, passes=passes, seed=seed, calibrate=calibrate)
+
+
+@cache
+def _shipped() -> Deblender:
+    return load()
 
 
 def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Deblender:
@@ -74,10 +104,8 @@ def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Deblender
         noise_kernel=tensors.pop("instrument.noise_kernel", None),
         **given | {"exposure": given["exposure"] or math.inf},
     )
-    names = ("feature_mean", "feature_whitening", "feature_limit")
-    familiar = tuple(tensors[name] for name in names)
-    network = description.build()
-    deblender = Deblender(network, instrument, description, familiar=familiar)
+    familiar = tuple(tensors[name] for name in ("feature_mean", "feature_whitening", "feature_limit"))
+    deblender = Deblender(description.build(), instrument, description, familiar=familiar)
     deblender.load_state_dict(tensors)
     if "calibrator" in metadata:
         deblender.use(Calibrator.parse(metadata["calibrator"]))
@@ -85,24 +113,47 @@ def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Deblender
 
 
 def save(deblender: Deblender, path: Path | str) -> None:
-    """Write a weights file.
-
-    Parameters
-    ----------
-    deblender
-        What to write.
-    path
-        Where to; an existing file is replaced.
-    """
+    """Write a weights file; an existing one is replaced."""
     tensors = deblender.state_dict() | {"instrument.psf": deblender.instrument.psf}
     if deblender.instrument.noise_kernel is not None:
         tensors["instrument.noise_kernel"] = deblender.instrument.noise_kernel
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "description": deblender.description.describe(),
-        "instrument": deblender.instrument.describe(),
-    }
+    metadata = {"description": deblender.description.describe(), "instrument": deblender.instrument.describe()}
     if deblender.calibrator is not None:
         metadata["calibrator"] = deblender.calibrator.describe()
-    write_tensors(path, tensors, metadata)
+    write_tensors(path, tensors, metadata, kind=KIND)
+
+
+def write_readout(
+    network: nn.Module, deblender: Deblender, path: Path | str, *, kind: str, training: dict[str, object]
+) -> None:
+    """Write a network whose module ``encoder`` is that of trained weights, with its ``settings`` and its training."""
+    tensors = {name: value for name, value in network.state_dict().items() if not name.startswith(ENCODER)}
+    described = {"settings": network.settings, "encoder": deblender.encoder_digest, "training": training}
+    write_tensors(path, tensors, {"description": json.dumps(described)}, kind=kind)
+
+
+def read_readout(path: Path | str, deblender: Deblender, build: Callable[..., nn.Module], *, kind: str) -> nn.Module:
+    """Load a network that `write_readout` wrote, in evaluation mode; `build` makes it from the stored settings."""
+    metadata, tensors = read_tensors(path, kind=kind)
+    try:
+        described = json.loads(metadata["description"])
+        encoder, settings = described["encoder"], described["settings"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path}: must describe how the {kind} was built, got no such description") from None
+    if encoder != deblender.encoder_digest:
+        raise ValueError(
+            f"{path}: the {kind} must stand on the encoder of the weights, {deblender.encoder_digest}, got one on "
+            f"{encoder}: train one for these weights"
+        )
+    try:
+        network = build(**settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: the {kind} cannot be built with its settings ({error})") from None
+    try:
+        missing, unexpected = network.load_state_dict(tensors, strict=False)
+        fits = not unexpected and all(name.startswith(ENCODER) for name in missing)
+    except RuntimeError:  # tensors of another shape
+        fits = False
+    if not fits:
+        raise ValueError(f"{path}: the tensors of the {kind} do not fit its settings")
+    return network.eval()

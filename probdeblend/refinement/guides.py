@@ -7,15 +7,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..deblending.deblender import Deblender
-from ..deblending.readouts import read_readout, write_readout
-from ..deblending.weights import load
+from ..deblending.weights import load, read_readout, write_readout
 from ..networks.heads import StudentTHead
 from .guide import JointGuide
 
 __all__ = ["DEFAULT", "default_guide", "load_guide", "save_guide"]
 
 DEFAULT = "guide_f160w.safetensors"
-KIND = {"kind": "guide", "version": "1"}
+KIND = "guide"
 
 
 def save_guide(guide: JointGuide, deblender: Deblender, path: Path | str, *, training: dict[str, object]) -> None:
@@ -39,7 +38,7 @@ def save_guide(guide: JointGuide, deblender: Deblender, path: Path | str, *, tra
     """
     if not isinstance(guide.head, StudentTHead):
         raise ValueError(f"guide must have a StudentTHead to be stored, got a {type(guide.head).__name__}")
-    write_readout(guide, deblender, path, **KIND, training=training)
+    write_readout(guide, deblender, path, kind=KIND, training=training)
 
 
 def load_guide(path: Path | str, deblender: Deblender) -> JointGuide:
@@ -65,7 +64,7 @@ def load_guide(path: Path | str, deblender: Deblender) -> JointGuide:
         If the file is damaged, no guide, of another version, or stands on other weights.
     """
     build = partial(JointGuide, deblender.network, pixel_scale=deblender.instrument.pixel_scale)
-    return read_readout(path, deblender, build, **KIND)
+    return read_readout(path, deblender, build, kind=KIND)
 
 
 def default_guide(deblender: Deblender | None = None) -> JointGuide:

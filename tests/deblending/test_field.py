@@ -1,4 +1,4 @@
-"""Fields: pairs, groups, lone sources and edges of images whose sources are known."""
+"""Whole images whose sources are known: pairs, groups, isolated sources and edges."""
 
 import warnings
 
@@ -8,8 +8,7 @@ import torch
 from astropy import units as u
 from astropy.wcs import WCS
 
-from probdeblend.deblending import field
-from probdeblend.deblending import sep as baseline
+from probdeblend.deblending import deblend_field, sep_posterior
 from probdeblend.photometry import noise
 from probdeblend.posterior.draws import Posterior
 from probdeblend.posterior.flags import Flag
@@ -30,7 +29,7 @@ class FakeDeblender:
 
     def __call__(self, stamps, *, sky_rms, draws=20, passes=1, seed=0):
         self.calls.append((len(stamps), draws, passes, seed))
-        answer = baseline.sep_posterior(np.nan_to_num(stamps), sky_rms, draws=draws, seed=seed).dataset
+        answer = sep_posterior(np.nan_to_num(stamps), sky_rms, draws=draws, seed=seed).dataset
         flags = np.full(answer["flags"].shape, int(Flag.OUTSIDE_PRIOR))
         mask = answer["mask"].values
         flux = answer["flux"].values
@@ -50,10 +49,10 @@ def scene(*sources, shape=(260, 260), sky_rms=SKY_RMS, level=0.0, seed=0):
 
 def deblend(image, **options):
     deblender = FakeDeblender()
-    return field.deblend_field(image, deblender, **options), deblender
+    return deblend_field(image, deblender, **options), deblender
 
 
-def test_pair_and_lone_source():
+def test_pair_and_isolated_source():
     result, _ = deblend(scene(*PAIR, (40, 200, 25), level=0.3))
     catalog = result.catalog
     assert catalog["id"].tolist() == [1, 2, 3]
@@ -108,24 +107,7 @@ def test_groups_give_every_galaxy_one_row(flux, blends):
     np.testing.assert_allclose(np.sort(result.catalog["x"]), 90 + 13 * np.arange(len(flux)), atol=1)
 
 
-def test_pairing_by_depth_of_overlap():
-    links = np.array([[0, 1], [0, 2], [1, 2], [3, 4]])
-    pairs, kept = field._pair_up(np.array([5.0, 4.0, 3.0, 1.0, 2.0]), links, np.array([0.5, 0.2, 0.3, 0.9]))
-    assert pairs.tolist() == [[0, 2], [1, 2], [4, 3]]
-    assert kept.tolist() == [[True, True], [True, False], [True, True]]
-
-
-def test_contact_function_of_circles_and_ellipses():
-    circles = np.eye(2)[None] * np.array([4.0, 9.0])[:, None, None]
-    contact = field._contact(np.array([[5.0, 0.0]]), circles[:1], circles[1:])
-    assert contact[0] == pytest.approx(1, abs=1e-3)
-    ellipse = np.diag([16.0, 1.0])[None]
-    offsets = np.array([[8.0, 0.0], [0.0, 2.0], [0.0, 4.0]])
-    contact = field._contact(offsets, ellipse.repeat(3, 0), ellipse.repeat(3, 0))
-    np.testing.assert_allclose(contact, [1, 1, 4], rtol=1e-3)
-
-
-def test_errors_of_lone_sources_match_their_scatter():
+def test_errors_of_isolated_sources_match_their_scatter():
     positions = [(x, y, 20) for x in range(40, 480, 48) for y in range(40, 480, 48)]
     catalog = deblend(scene(*positions, shape=(500, 500)))[0].catalog
     assert len(catalog) == len(positions)
@@ -139,8 +121,8 @@ def test_two_depths():
     image[:, :130] += 3 * scene(shape=(260, 130), seed=1)
     result, _ = deblend(image)
     assert len(result.catalog) == 3
-    lone = result.catalog[result.catalog["method"] == "sep"]
-    assert lone["flux_sd"][0] > 2 * deblend(scene((60, 130, 25)))[0].catalog["flux_sd"][0]
+    isolated = result.catalog[result.catalog["method"] == "sep"]
+    assert isolated["flux_sd"][0] > 2 * deblend(scene((60, 130, 25)))[0].catalog["flux_sd"][0]
 
 
 def test_rms_map_is_scaled_unless_taken_as_is():
@@ -160,14 +142,26 @@ def test_background_is_kept_on_request():
     np.testing.assert_array_equal(deblend(image, background=False)[0].image, image)
 
 
-def test_options_reach_the_deblender_in_chunks(monkeypatch):
-    monkeypatch.setattr(field, "CHUNK", 1)
-    image = scene(*PAIR, (60, 50, 30), (73, 50, 15))
-    result, deblender = deblend(image, draws=7, passes=3, seed=5)
-    assert deblender.calls == [(1, 7, 3, 5), (1, 7, 3, 6)]
-    assert len(result.posterior) == 2
-    again, _ = deblend(image, draws=7, passes=3, seed=5)
-    np.testing.assert_array_equal(again.stamps, result.stamps)
+def test_many_blends_reach_the_deblender_in_chunks():
+    """Each chunk has its own seed, so that no two blends share their draws."""
+    places = [(30 + 52 * column, 30 + 52 * row) for column in range(9) for row in range(8)]
+    image = scene(*[(x + dx, y, flux) for x, y in places for dx, flux in ((0, 30), (13, 15))], shape=(430, 490))
+    calls = []
+
+    def deblender(stamps, *, sky_rms, **sampling):
+        calls.append((len(stamps), len(sky_rms), sampling))
+        return Posterior.from_draws(np.ones((1, 2, len(stamps), 2, 1)), flux_kind="total", method="network")
+
+    result = deblend_field(image, deblender, instrument=INSTRUMENT, passes=3, seed=5)
+    assert calls == [(64, 64, {"passes": 3, "seed": 5}), (8, 8, {"passes": 3, "seed": 69})]
+    assert len(result.posterior) == 72
+
+
+def test_same_seed_same_stamps():
+    image = scene(*PAIR, (120, 175, 30))
+    first, again, other = (deblend(image, seed=seed)[0].stamps for seed in (5, 5, 6))
+    np.testing.assert_array_equal(again, first)
+    assert not np.array_equal(other, first)
 
 
 def test_bad_pixels_unit_and_sky_positions():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,14 +10,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import probdeblend
+from probdeblend.deblending import deblend, load
 from probdeblend.deblending.deblender import Deblender, Description
-from probdeblend.deblending.weights import load, save
+from probdeblend.deblending.weights import save
 from probdeblend.posterior.calibrator import Calibrator
 from probdeblend.posterior.flags import Flag
 from probdeblend.scene import Instrument
 from probdeblend.simulation.conditions import Conditions
 from probdeblend.simulation.prior import Prior
-from probdeblend.training.streams import SimulatedStream
+from probdeblend.training import Mixture
 
 OPTIONS = {"draws": 64, "passes": 4}
 
@@ -53,6 +55,43 @@ def test_shipped_weights_answer(blend):
     assert posterior.flux_covariance.shape == (3, 1, 2, 2)
     assert len(posterior.summary()) == 6
     assert (posterior.flux > 0).all()
+
+
+def test_one_call_deblends_with_the_weights_that_ship(blend):
+    stamp, rms = blend.image[0, 0].numpy(), float(blend.sky_rms[0])
+    for options in (OPTIONS, OPTIONS | {"seed": 3, "calibrate": False}):
+        expected = load()(stamp, sky_rms=rms, **options)
+        np.testing.assert_array_equal(deblend(stamp, sky_rms=rms, **options).flux, expected.flux)
+    with pytest.raises(ValueError, match="image must hold stamps of 128 x 128 pixels"):
+        deblend(stamp[:64], sky_rms=rms)
+
+
+def test_the_weights_that_ship_state_what_they_were_trained_on():
+    deblender = load()
+    description = deblender.description
+    assert description.conditions == Conditions()
+    assert Prior.parse(description.prior) == Prior.default()
+    assert deblender.digest == "ffdfcb894e9d68f8"
+    fluxes = 10 ** (-0.4 * (np.array(Prior.default().magnitude_range) - deblender.instrument.zero_point))
+    np.testing.assert_allclose(description.flux_range, (fluxes.min() / 8e-3, fluxes.max() / 2e-3))
+
+
+@pytest.mark.parametrize(("sky_rms", "zero_point"), [((2e-3, 8e-3), 25.9463), ((0.1, 0.3), 30.0)])
+def test_the_flux_prior_is_that_of_the_training(deblender, tmp_path, sky_rms, zero_point):
+    """Its depths and zero point are those that the file states, not those of the default conditions."""
+    training = {"source": "simulated stream"}
+    described = replace(deblender.description, conditions=Conditions(sky_rms=sky_rms), training=training)
+    other = Deblender(
+        deblender.network,
+        deblender.instrument.replace(zero_point=zero_point),
+        described,
+        familiar=(deblender.feature_mean, deblender.feature_whitening, deblender.feature_limit),
+    )
+    save(other, tmp_path / "w.safetensors")
+    again = load(tmp_path / "w.safetensors")
+    assert again.description == described
+    assert again.flux_prior == Prior.default().flux_prior(sky_rms, zero_point)
+    assert deblender.flux_prior is None
 
 
 def test_save_and_load_give_the_same_draws(tmp_path, deblender, blend):
@@ -139,7 +178,7 @@ def test_flags_of_unusual_stamps(deblender, blend):
 
 
 def test_anomaly_is_above_one_where_flags_are(deblender, blend):
-    """It is the larger of both distances over their limits: a stamp halfway to a limit has an anomaly score of one half."""
+    """It is the larger of both distances over their limits: 1 at the limit of a flag."""
     posterior = deblender(blend.image, sky_rms=blend.sky_rms, **OPTIONS)
     anomaly = posterior.anomaly.values
     assert anomaly.shape == (len(blend),)
@@ -207,21 +246,21 @@ def test_damaged_and_foreign_files(tmp_path, deblender):
     with pytest.raises(ValueError, match="not a safetensors file, or damaged"):
         load(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="not weights of probdeblend"):
+    with pytest.raises(ValueError, match="must be a weights file written by probdeblend, got another file"):
         load(path)
     save(deblender, path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     save_file(tensors, path, metadata | {"version": "99"})
-    with pytest.raises(ValueError, match="weights of version 99"):
+    with pytest.raises(ValueError, match="must be a weights file of version 1, got version 99"):
         load(path)
     other = json.loads(metadata["description"])
     other["settings"]["hidden"] = 16
     save_file(tensors, path, metadata | {"description": json.dumps(other)})
-    with pytest.raises(ValueError, match="weights do not fit what the file says of them"):
+    with pytest.raises(ValueError, match="the weights do not fit their description"):
         load(path)
-    with pytest.raises(ValueError, match="this version has no network Oracle"):
+    with pytest.raises(ValueError, match="architecture and head must be known ones, got Oracle and StudentTHead"):
         Description("Oracle", "StudentTHead", {}, (1.0, 2.0), 2.0, None, None, {}).build()
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

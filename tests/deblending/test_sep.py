@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from probdeblend.deblending import sep as baseline
+from probdeblend.deblending import sep_posterior
+from probdeblend.deblending.sep import match
 from probdeblend.photometry import detection as photometry
 from probdeblend.posterior.flags import Flag
 
@@ -44,7 +45,7 @@ EXPECTED = np.array([[63.0, 63.0], [80.0, 63.0]])
     ids=["none", "one, the central", "one, the companion", "two", "two near one galaxy", "three"],
 )
 def test_match_by_position(sources, matched):
-    np.testing.assert_array_equal(baseline.match(detection(*sources), EXPECTED), matched)
+    np.testing.assert_array_equal(match(detection(*sources), EXPECTED), matched)
 
 
 @pytest.mark.parametrize(
@@ -58,11 +59,11 @@ def test_match_by_position(sources, matched):
     ids=["none", "one", "two", "four"],
 )
 def test_match_without_positions(sources, matched):
-    np.testing.assert_array_equal(baseline.match(detection(*sources)), matched)
+    np.testing.assert_array_equal(match(detection(*sources)), matched)
 
 
 def test_match_is_one_to_one():
-    matched = baseline.match(detection((70, 63, 10), (71, 63, 5), (100, 100, 5)), EXPECTED)
+    matched = match(detection((70, 63, 10), (71, 63, 5), (100, 100, 5)), EXPECTED)
     assert sorted(matched) == [0, 1]
 
 
@@ -70,15 +71,15 @@ def test_match_is_one_to_one():
 def blends(rng):
     """A blend of two galaxies, one whose companion is too faint, and blank sky."""
     pair = gaussian(63, 64, 20.0) + gaussian(85, 60, 10.0)
-    lone = gaussian(63, 64, 20.0) + gaussian(85, 60, 0.01)
-    return np.stack([pair, lone, np.zeros_like(pair)]) + noise(rng, 3)
+    single = gaussian(63, 64, 20.0) + gaussian(85, 60, 0.01)
+    return np.stack([pair, single, np.zeros_like(pair)]) + noise(rng, 3)
 
 
 X, Y = np.tile([63.0, 85.0], (3, 1)), np.tile([64.0, 60.0], (3, 1))
 
 
 def test_posterior_of_three_blends(blends):
-    posterior = baseline.sep_posterior(blends, SKY_RMS, x=X, y=Y, draws=500)
+    posterior = sep_posterior(blends, SKY_RMS, x=X, y=Y, draws=500)
     assert posterior.flux.dims == ("chain", "draw", "blend", "galaxy", "band")
     assert posterior.flux.shape == (1, 500, 3, 2, 1)
     assert posterior.flux.attrs["flux_kind"] == "auto"
@@ -94,7 +95,7 @@ def test_posterior_of_three_blends(blends):
 
 
 def test_masks_are_the_segmentation(blends):
-    posterior = baseline.sep_posterior(blends[:1], SKY_RMS)
+    posterior = sep_posterior(blends[:1], SKY_RMS)
     segmentation = photometry.detect_cold_hot(blends[0], SKY_RMS).segmentation
     assert set(np.unique(posterior.mask)) == {0, 1}
     np.testing.assert_array_equal(posterior.mask[0].sum("galaxy"), segmentation > 0)
@@ -111,11 +112,11 @@ def test_masks_are_the_segmentation(blends):
     ],
 )
 def test_draws_have_the_quoted_errors(blends, false_alarm, kind, flux):
-    posterior = baseline.sep_posterior(blends[:1], SKY_RMS, kind=kind, exposure=100, draws=4000)
+    posterior = sep_posterior(blends[:1], SKY_RMS, kind=kind, exposure=100, draws=4000)
     assert posterior.flux.attrs["flux_kind"] == ("isophotal" if kind == "isophotal" else "auto")
     found = photometry.detect_cold_hot(blends[0], SKY_RMS)
     value, error = flux(blends[0], found, SKY_RMS, exposure=100)
-    order = baseline.match(found)
+    order = match(found)
     pulls = (posterior.flux.values[0, :, 0, :, 0] - value[order]) / error[order]
     assert all(stats.kstest(pull, "norm").pvalue > false_alarm / 2 for pull in pulls.T)
     assert stats.pearsonr(*pulls.T).pvalue > false_alarm
@@ -123,14 +124,14 @@ def test_draws_have_the_quoted_errors(blends, false_alarm, kind, flux):
 
 def test_positions_may_swap_the_galaxies(blends):
     found, swapped = (
-        baseline.sep_posterior(blends[:1], SKY_RMS, x=x, y=y) for x, y in ((X[:1], Y[:1]), (X[:1, ::-1], Y[:1, ::-1]))
+        sep_posterior(blends[:1], SKY_RMS, x=x, y=y) for x, y in ((X[:1], Y[:1]), (X[:1, ::-1], Y[:1, ::-1]))
     )
     np.testing.assert_array_equal(swapped.mask[0].values, found.mask[0].values[::-1])
 
 
 def test_bands_are_measured_in_the_apertures_of_the_first(blends):
     bands = np.stack([blends, 2 * blends], axis=1)
-    posterior = baseline.sep_posterior(bands, SKY_RMS, draws=50)
+    posterior = sep_posterior(bands, SKY_RMS, draws=50)
     assert posterior.flux.shape == (1, 50, 3, 2, 2)
     ratio = posterior.flux.mean(("chain", "draw"))[0]
     np.testing.assert_allclose(ratio.sel(band=1) / ratio.sel(band=0), 2, rtol=0.05)
@@ -138,7 +139,7 @@ def test_bands_are_measured_in_the_apertures_of_the_first(blends):
 
 def test_noise_may_be_a_number_one_a_blend_or_maps(blends):
     answers = [
-        baseline.sep_posterior(blends, rms, exposure=exposure, draws=10).flux.values
+        sep_posterior(blends, rms, exposure=exposure, draws=10).flux.values
         for rms, exposure in (
             (SKY_RMS, 100),
             (np.full(3, SKY_RMS), np.full(3, 100)),
@@ -150,22 +151,22 @@ def test_noise_may_be_a_number_one_a_blend_or_maps(blends):
 
 
 def test_same_seed_same_draws_whatever_the_batch(blends):
-    whole = baseline.sep_posterior(blends, SKY_RMS, draws=20, seed=4).flux.values
-    part = baseline.sep_posterior(blends[:1], SKY_RMS, draws=20, seed=4).flux.values
+    whole = sep_posterior(blends, SKY_RMS, draws=20, seed=4).flux.values
+    part = sep_posterior(blends[:1], SKY_RMS, draws=20, seed=4).flux.values
     np.testing.assert_array_equal(part, whole[:, :, :1])
-    other = baseline.sep_posterior(blends[:1], SKY_RMS, draws=20, seed=5).flux.values
+    other = sep_posterior(blends[:1], SKY_RMS, draws=20, seed=5).flux.values
     assert not np.array_equal(other, part)
 
 
 def test_no_blends():
-    posterior = baseline.sep_posterior(np.zeros((0, SIZE, SIZE)), SKY_RMS, draws=10)
+    posterior = sep_posterior(np.zeros((0, SIZE, SIZE)), SKY_RMS, draws=10)
     assert posterior.flux.shape == (1, 10, 0, 2, 1)
 
 
 def test_quoted_errors_are_too_small_for_a_close_pair(rng):
     truth = np.array([20.0, 10.0])
     close = gaussian(60, 64, truth[0]) + gaussian(69, 64, truth[1]) + noise(rng, 30)
-    posterior = baseline.sep_posterior(close, SKY_RMS, x=np.tile([60, 69], (30, 1)), y=np.full((30, 2), 64))
+    posterior = sep_posterior(close, SKY_RMS, x=np.tile([60, 69], (30, 1)), y=np.full((30, 2), 64))
     low, high = np.quantile(posterior.flux.values[0, ..., 0], [0.16, 0.84], axis=0)
     assert ((low < truth) & (truth < high)).mean() < 0.4
 
@@ -193,4 +194,4 @@ def test_quoted_errors_are_too_small_for_a_close_pair(rng):
 def test_bad_input(blends, changes, message):
     arguments = {"image": blends, "sky_rms": SKY_RMS} | changes
     with pytest.raises(ValueError, match=message):
-        baseline.sep_posterior(arguments.pop("image"), arguments.pop("sky_rms"), **arguments)
+        sep_posterior(arguments.pop("image"), arguments.pop("sky_rms"), **arguments)
