@@ -1,16 +1,21 @@
-"""The table of pairs that Boucaud et al. (2020, doi:10.1093/mnras/stz3056) published, and its prior."""
+"""The table of pairs that Boucaud et al. (2020, doi:10.1093/mnras/stz3056) published: its methods, and its prior.
+
+One row per pair; of each galaxy ``g1`` and ``g2`` the columns ``_id``, ``_mag``, ``_rad`` (half-light radius in pixels
+of 0.06 arcsec), ``_type``, its true ``_flux`` and that of each method, such as ``_flux_b2f``; of the pair ``distance``
+in pixels and ``detection``, the number of sources that SExtractor found.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from os import PathLike
 from pathlib import Path
 
+import click
 import numpy as np
 from astropy.table import Table
 
-from probdeblend.metrics.accuracy import (
+from benchmarks.flux_accuracy import (
     MAGNITUDE_DIFFERENCE_EDGES,
     SEPARATION_EDGES,
     accuracy_by,
@@ -18,81 +23,40 @@ from probdeblend.metrics.accuracy import (
     magnitude_difference,
     pair_accuracy,
 )
-from probdeblend.metrics.fluxes import magnitude_error
+from benchmarks.validation.section import plain_rows
+from probdeblend._files import whole_file
+from probdeblend.cli.options import FILE, overwrite_option, seed_option
+from probdeblend.metrics.accuracy import magnitude_error
 from probdeblend.scene import GALAXY_TYPES
 from probdeblend.simulation.prior import Prior
 
-__all__ = [
-    "accuracy_summary",
-    "describe_fit",
-    "fit_prior",
-    "published_results",
-    "read_blends_table",
-    "read_galaxies",
-    "summarize_results",
-]
+__all__ = ["accuracy_summary", "fit_prior", "main", "published_results", "read_blends_table", "read_galaxies"]
 
-PIXEL_SCALE = 0.06
+PIXEL_SCALE = 0.06  # arcsec
 FITTED = ("type_probabilities", "weights", "means", "covariances", "magnitude_range")
 COLUMNS = ("id", "mag", "rad", "type")
 METHODS = {"blend2flux": "b2f", "blend2mask2flux": "b2m2f", "SExtractor, isophotal": "sex"}
-ZERO_POINT, SEXTRACTOR_ZERO_POINT = 25.96, 25.67
+ZERO_POINT, SEXTRACTOR_ZERO_POINT = 25.96, 25.67  # SExtractor's fluxes are at another one
 ERROR_EDGES = np.linspace(-1, 1, 41)
-RESULTS = "results_boucaud2020.json"
+LEAST = 30  # galaxies of a type, to fit its distribution
+RESULTS = Path(__file__).parent / "data" / "results_boucaud2020.json"
 
 
-def read_galaxies(path: str | PathLike[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read the distinct galaxies of a table of pairs.
-
-    Parameters
-    ----------
-    path
-        CSV file with the columns ``g1_id``, ``g1_mag``, ``g1_rad`` (half-light radius in pixels of 0.06
-        arcsec) and ``g1_type``, and the same for ``g2``, a row a pair.
-
-    Returns
-    -------
-    tuple of numpy.ndarray
-        Types, AB magnitudes and major-axis half-light radii in arcsec, one a galaxy.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is no CSV table, or columns are missing.
-    """
-    pairs = _read_pairs(path)
-    columns = (np.concatenate([np.asarray(pairs[f"g{galaxy}_{name}"]) for galaxy in (1, 2)]) for name in COLUMNS)
-    number, magnitude, radius, kind = columns
-    first = np.sort(np.unique(number, return_index=True)[1])
-    return kind[first], magnitude[first], PIXEL_SCALE * radius[first]
+def read_galaxies(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return types, AB magnitudes and major-axis half-light radii in arcsec of the table's distinct galaxies."""
+    both = _both(_read_pairs(path))
+    first = np.sort(np.unique(both["id"], return_index=True)[1])
+    return both["type"][first], both["mag"][first], PIXEL_SCALE * both["rad"][first]
 
 
-def read_blends_table(path: str | PathLike[str]) -> dict[str, np.ndarray]:
-    """Read what is known of the pairs of the table, for comparison with a set of blends.
+def read_blends_table(path: Path) -> dict[str, np.ndarray]:
+    """Return the table's columns under the names that sets of blends have.
 
-    Parameters
-    ----------
-    path
-        CSV file as for `read_galaxies`, with the columns ``distance`` in pixels and ``detection``, the number of
-        sources that SExtractor found.
-
-    Returns
-    -------
-    dict
-        ``magnitude``, ``half_light_radius`` (arcsec) and ``type`` of both galaxies of every pair, and
-        ``separation`` (pixels) and ``detected`` (number of sources found) a pair.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is no CSV table, or columns are missing.
+    Of both galaxies of every pair ``magnitude``, ``half_light_radius`` (arcsec) and ``type``; of the pair
+    ``separation`` (pixels) and ``detected``, the number of sources found.
     """
     pairs = _read_pairs(path, "distance", "detection")
-    both = {name: np.concatenate([np.asarray(pairs[f"g{galaxy}_{name}"]) for galaxy in (1, 2)]) for name in COLUMNS}
+    both = _both(pairs)
     return {
         "magnitude": both["mag"].astype(float),
         "half_light_radius": PIXEL_SCALE * both["rad"].astype(float),
@@ -102,67 +66,26 @@ def read_blends_table(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     }
 
 
-def _read_pairs(path: str | PathLike[str], *others: str) -> Table:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+def _read_pairs(path: Path, *others: str) -> Table:
     try:
         pairs = Table.read(path, format="ascii.csv")
     except ValueError as error:
         raise ValueError(f"{path}: not a CSV table") from error
     wanted = [f"g{galaxy}_{name}" for galaxy in (1, 2) for name in COLUMNS] + list(others)
     if missing := [name for name in wanted if name not in pairs.colnames]:
-        raise ValueError(f"{path}: the table must have the columns of both galaxies, it lacks {', '.join(missing)}")
+        raise ValueError(f"{path}: the table lacks {', '.join(missing)}")
     return pairs
 
 
-def describe_fit(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray, *, seed: int = 0) -> tuple[str, int]:
-    """Fit the prior and describe it as the JSON that ships with the package.
-
-    Parameters
-    ----------
-    types, magnitudes, radii, seed
-        As for `~benchmarks.published.fit_prior`.
-
-    Returns
-    -------
-    tuple
-        The text, and the number of galaxies.
-
-    Raises
-    ------
-    ValueError
-        As by `~benchmarks.published.fit_prior`.
-    """
-    prior = fit_prior(types, magnitudes, radii, seed=seed)
-    numbers = {name: getattr(prior, name) for name in FITTED}
-    return json.dumps({"prior": numbers, "galaxies": len(types)}, indent=1), len(types)
+def _both(pairs: Table) -> dict[str, np.ndarray]:
+    """Return the columns of all first galaxies, then of all second ones."""
+    return {name: np.concatenate([np.asarray(pairs[f"g{galaxy}_{name}"]) for galaxy in (1, 2)]) for name in COLUMNS}
 
 
-def summarize_results(path: str | PathLike[str]) -> dict[str, dict]:
-    """Measure the methods that the published table compares.
-
-    Parameters
-    ----------
-    path
-        CSV file as for `read_blends_table`, with the true fluxes ``g1_flux`` and ``g2_flux`` and those of each method,
-        such as ``g1_flux_b2f``; SExtractor's are isophotal, at a zero point of 25.67 instead of 25.96.
-
-    Returns
-    -------
-    dict
-        By method: what `accuracy_summary` returns.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is no CSV table, or columns are missing.
-    """
-    columns = [
-        f"g{galaxy}_flux{end}" for galaxy in (1, 2) for end in ("", *(f"_{short}" for short in METHODS.values()))
-    ]
-    pairs = _read_pairs(path, "distance", *columns)
+def summarize_results(path: Path) -> dict[str, dict]:
+    """Measure the methods that the table compares: by method, what `accuracy_summary` returns."""
+    ends = ("", *(f"_{short}" for short in METHODS.values()))
+    pairs = _read_pairs(path, "distance", *(f"g{galaxy}_flux{end}" for galaxy in (1, 2) for end in ends))
 
     def fluxes(end: str = "") -> np.ndarray:
         parts = [np.ma.filled(np.ma.asarray(pairs[f"g{galaxy}_flux{end}"], dtype=float), np.nan) for galaxy in (1, 2)]
@@ -177,103 +100,48 @@ def summarize_results(path: str | PathLike[str]) -> dict[str, dict]:
 
 
 def accuracy_summary(estimate: np.ndarray, truth: np.ndarray, separation: np.ndarray, kind: np.ndarray) -> dict:
-    """Measure fluxes as the figures 5 to 9 of the paper show them.
+    """Measure fluxes ``(blend, galaxy, band)`` as figures 5 to 9 of the paper show them.
 
-    Parameters
-    ----------
-    estimate, truth
-        Fluxes ``(blend, galaxy, band)``.
-    separation
-        Of the pair in pixels ``(blend,)``.
-    kind
-        Name of the type of each galaxy ``(blend, galaxy)``.
-
-    Returns
-    -------
-    dict
-        Rows of `~probdeblend.metrics.accuracy.pair_accuracy` (``pair``), of `~probdeblend.metrics.accuracy.binned_accuracy` by
-        ``magnitude_difference`` and ``separation``, of `~probdeblend.metrics.accuracy.accuracy_by` by ``type``, and the
-        ``errors`` in magnitudes: edges of bins, and the fraction of galaxies in each.
+    Rows of accuracy for all (``pair``), by ``magnitude_difference``, ``separation`` (pixels) and ``type`` (the name of
+    each galaxy's), and the ``errors`` in magnitudes: edges of bins, and the fraction of galaxies in each.
     """
     error = magnitude_error(estimate, truth)
     share = np.histogram(np.clip(error[np.isfinite(error)], *ERROR_EDGES[[0, -1]]), ERROR_EDGES)[0] / error.size
     difference = binned_accuracy(estimate, truth, magnitude_difference(truth), MAGNITUDE_DIFFERENCE_EDGES)
     return {
-        "pair": _rows(pair_accuracy(estimate, truth)),
-        "magnitude_difference": _rows(difference),
-        "separation": _rows(binned_accuracy(estimate, truth, separation, SEPARATION_EDGES)),
-        "type": _rows(accuracy_by(estimate, truth, kind)),
+        "pair": plain_rows(pair_accuracy(estimate, truth)),
+        "magnitude_difference": plain_rows(difference),
+        "separation": plain_rows(binned_accuracy(estimate, truth, separation, SEPARATION_EDGES)),
+        "type": plain_rows(accuracy_by(estimate, truth, kind)),
         "errors": {"edges": ERROR_EDGES.round(6).tolist(), "fraction": share.round(5).tolist()},
     }
 
 
-def _rows(table: Table) -> list[dict]:
-    """Return plain rows, numbers to five digits, None for NaN."""
-
-    def plain(value: object) -> object:
-        if isinstance(value, np.str_ | str):
-            return str(value)
-        number = float(value)
-        if not np.isfinite(number):
-            return None
-        return int(number) if isinstance(value, np.integer) else float(f"{number:.5g}")
-
-    return [{name: plain(row[name]) for name in table.colnames} for row in table]
-
-
 def published_results() -> dict[str, dict]:
-    """Return what `summarize_results` said of the published table; its numbers ship with the package.
-
-    Returns
-    -------
-    dict
-        By method.
-    """
-    return json.loads((Path(__file__).parent / "data" / RESULTS).read_text())
+    """Return what `summarize_results` found in the published table, from the file beside this module."""
+    return json.loads(RESULTS.read_text(encoding="utf-8"))
 
 
 def fit_prior(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray, *, seed: int = 0) -> Prior:
-    """Fit the prior's types, magnitudes and radii to a sample of distinct galaxies.
+    """Fit the prior's types, magnitudes and radii to distinct galaxies, as `read_galaxies` returns them.
 
-    For each type a Gaussian mixture of one to three components, chosen by the Bayesian information criterion
-    (scikit-learn).
-
-    Parameters
-    ----------
-    types
-        Names out of `GALAXY_TYPES`, one a galaxy.
-    magnitudes
-        AB magnitudes.
-    radii
-        Major-axis half-light radii in arcsec.
-    seed
-        Seed of the fit's starting points.
-
-    Returns
-    -------
-    Prior
-        The fitted prior, with the sample's range of magnitudes rounded outwards to whole ones.
-
-    Raises
-    ------
-    ValueError
-        If a type is unknown, has fewer than 30 galaxies, or a value is not finite or positive.
+    Of each type, ln radius and magnitude are a Gaussian mixture of one to three components, chosen by the Bayesian
+    information criterion; the range of magnitudes is rounded outwards to whole ones.
     """
     from sklearn.mixture import GaussianMixture
 
     types, magnitudes, radii = np.asarray(types), np.asarray(magnitudes, float), np.asarray(radii, float)
-    unknown = sorted(set(types.tolist()) - set(GALAXY_TYPES))
-    if unknown:
+    if unknown := sorted(set(types.tolist()) - set(GALAXY_TYPES)):
         raise ValueError(f"types must be among {', '.join(GALAXY_TYPES)}, got {', '.join(map(str, unknown))}")
     if not (np.isfinite(magnitudes).all() and np.isfinite(radii).all() and (radii > 0).all()):
         raise ValueError("magnitudes must be finite and radii finite and positive")
     fits = []
     for name in GALAXY_TYPES:
         sample = np.column_stack([magnitudes, np.log(radii)])[types == name]
-        if len(sample) < 30:
-            raise ValueError(f"at least 30 galaxies of each type are needed, got {len(sample)} of type {name}")
-        trials = [GaussianMixture(k, n_init=5, random_state=seed, reg_covar=1e-3).fit(sample) for k in (1, 2, 3)]
-        fits.append(min(trials, key=lambda fit, sample=sample: fit.bic(sample)))
+        if len(sample) < LEAST:
+            raise ValueError(f"at least {LEAST} galaxies of each type are needed, got {len(sample)} of type {name}")
+        mixtures = [GaussianMixture(k, n_init=5, random_state=seed, reg_covar=1e-3).fit(sample) for k in (1, 2, 3)]
+        fits.append(min(mixtures, key=lambda fit, sample=sample: fit.bic(sample)))
     most = max(fit.n_components for fit in fits)
     weights, means, covariances = [], [], []
     for fit in fits:
@@ -286,3 +154,43 @@ def fit_prior(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray, *, s
     numbers = {name: np.array(value).tolist() for name, value in nested.items()} | {"type_probabilities": share}
     limits = (math.floor(magnitudes.min()), math.ceil(magnitudes.max()))
     return Prior.parse(json.dumps(numbers | {"magnitude_range": limits}))
+
+
+@click.group("python -m benchmarks.published")
+def main() -> None:
+    """Fit the prior to the published table of pairs, or measure the methods in it."""
+
+
+@main.command("fit-prior")
+@click.argument("table", type=FILE)
+@click.option("--output", type=FILE, default="prior.json", show_default=True, help="File to write.")
+@seed_option
+@overwrite_option
+def fit_prior_command(table: Path, output: Path, seed: int, overwrite: bool) -> None:
+    """Fit the prior of types, magnitudes and radii to the distinct galaxies in TABLE, a CSV file."""
+    with whole_file(output, overwrite=overwrite) as temporary:
+        galaxies = read_galaxies(table)
+        prior = fit_prior(*galaxies, seed=seed)
+        described = {"prior": {name: getattr(prior, name) for name in FITTED}, "galaxies": len(galaxies[0])}
+        temporary.write_text(json.dumps(described, indent=1), encoding="utf-8")
+    click.echo(f"prior of {described['galaxies']} galaxies written to {output}")
+
+
+@main.command("summarize")
+@click.argument("table", type=FILE)
+@click.option("--output", type=FILE, default="results.json", show_default=True, help="File to write.")
+@overwrite_option
+def summarize_command(table: Path, output: Path, overwrite: bool) -> None:
+    """Measure the methods in TABLE, a CSV file, for the validation report to compare with."""
+    with whole_file(output, overwrite=overwrite) as temporary:
+        results = summarize_results(table)
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for method, numbers in results.items():
+        flux = numbers["pair"][0]
+        rest = f"{flux['nmad_mag']:.3f} mag NMAD, {flux['outliers']:.2%} beyond 0.75 mag"
+        click.echo(f"{method}: MAPE {flux['mape']:.1f} %, {rest}, {flux['detected']:.1%} detected")
+    click.echo(f"written to {output}")
+
+
+if __name__ == "__main__":
+    main()

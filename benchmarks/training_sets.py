@@ -1,32 +1,37 @@
-"""What a set of blends holds: counts, distributions beside the published ones, pictures."""
+"""What is in a set of blends: counts, distributions beside the published ones, and pictures."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
-from numpy.typing import NDArray
+from astropy.table import Table
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import ks_2samp
 from tqdm.auto import tqdm
 
+from benchmarks._command import Run, benchmark, sized_option
 from benchmarks.published import read_blends_table
 from probdeblend._files import output_folder
-from probdeblend.metrics.pixels import blendedness
+from probdeblend.cli.options import FILE, show
+from probdeblend.metrics.masks import blendedness
 from probdeblend.photometry.detection import detect_cold_hot
-from probdeblend.plots.images import plot_stamps
-from probdeblend.plots.sets import plot_distributions
+from probdeblend.plots.images import GALAXY_COLORS, plot_stamps
 from probdeblend.scene import GALAXY_TYPES, Blend
 from probdeblend.simulation.prior import Prior
 from probdeblend.simulation.sets import count_blends, read_blends, read_instrument
 
-__all__ = ["Inspection", "inspect_set", "report", "write_inspection"]
+__all__ = ["Inspection", "inspect_set", "main"]
 
-FILES = ("distributions.png", "blends.png")
+FILES = ("training_sets.ecsv", "distributions.png", "blends.png")
 CHUNK = 256
 REFERENCE_PAIRS = 20_000
-MOST_DETECTED = 2000
 PICTURES = 24
 LABELS = {
     "magnitude": "AB magnitude",
@@ -34,40 +39,24 @@ LABELS = {
     "separation": "separation [pixel]",
     "type": "type",
 }
+DETECTED = ("none", "one", "two", "more")
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What was found in a set.
+    """What is in a set, beside a reference.
 
-    Parameters
-    ----------
-    blends
-        Number of blends.
-    galaxies
-        Number of blends by the number of galaxies in the stamp.
-    identities
-        Number of distinct real galaxies; 0 for simulated ones.
-    detected
-        Number of blends by the number of sources that SEP finds, cold then hot, among the first 2,000.
-    values
-        ``magnitude``, ``half_light_radius`` (arcsec), ``type`` a galaxy; ``separation`` (pixels), ``blendedness``.
-    reference
-        The same of the published pairs, but for the blendedness.
-    reference_name
-        What the reference is.
-    stamps
-        The first blends, for pictures.
+    Blends are counted by the number of `galaxies` in the stamp, and some of them by the number of sources `detected`
+    by SEP, cold then hot; `identities` is the number of distinct real galaxies. Values and those of the reference are
+    ``magnitude``, ``half_light_radius`` (arcsec) and ``type`` of each galaxy, ``separation`` (pixels) of each pair, and
+    ``blendedness``, which the reference lacks.
     """
 
-    blends: int
     galaxies: Counter[int]
-    identities: int
     detected: Counter[int]
+    identities: int
     values: dict[str, NDArray]
     reference: dict[str, NDArray]
-    reference_name: str
-    stamps: Blend
 
     @property
     def distance(self) -> dict[str, float]:
@@ -78,37 +67,34 @@ class Inspection:
         shares = [[np.mean(kinds["type"] == name) for name in GALAXY_TYPES] for kinds in (self.values, self.reference)]
         return found | {"type": float(np.abs(np.subtract(*shares)).sum() / 2)}
 
+    def table(self) -> Table:
+        """Return one row per measure, with that of the reference where it has one."""
+        total, checked = sum(self.galaxies.values()), sum(self.detected.values())
+        published = Counter(np.minimum(self.reference.get("detected", []), 3).tolist())
+        rows = [("blends", total, np.nan), ("distinct real galaxies", self.identities, np.nan)]
+        rows += [(f"with {number} galaxies", count, np.nan) for number, count in sorted(self.galaxies.items())]
+        for number, name in enumerate(DETECTED):
+            share = published[number] / published.total() if published else np.nan
+            rows.append((f"fraction with {name} detected", self.detected[number] / checked, share))
+        rows += [(f"distance in {LABELS[name]}", value, 0.0) for name, value in self.distance.items()]
+        levels = (0.05, 0.5, 0.95)
+        ends = zip(levels, np.nanquantile(self.values["blendedness"], levels), strict=True)
+        rows += [(f"blendedness at {100 * level:g} %", value, np.nan) for level, value in ends]
+        table = Table(rows=rows, names=("measure", "set", "reference"), dtype=(str, float, float))
+        for name in ("set", "reference"):
+            table[name].info.format = ".4g"
+        return table
 
-def inspect_set(path: Path, *, table: Path | None = None, progress: bool = True) -> Inspection:
-    """Look through a set, some blends at a time.
 
-    Parameters
-    ----------
-    path
-        A set of blends with truth.
-    table
-        The published table of pairs to compare with; the prior that was fitted to it if None.
-    progress
-        Show a progress bar.
-
-    Returns
-    -------
-    Inspection
-        What is in the set.
-
-    Raises
-    ------
-    ValueError
-        If the set has no truth.
-    """
+def inspect_set(path: Path, *, table: Path | None = None, detect: int = 2000) -> Inspection:
+    """Inspect a set beside the published table of pairs, or the prior fitted to it; SEP sees its first blends alone."""
     total, zero_point = count_blends(path), read_instrument(path).zero_point
     reference = _published() if table is None else read_blends_table(table)
-    name = "prior fitted to the published table" if table is None else "published table"
     galaxies: Counter[int] = Counter()
     detected: Counter[int] = Counter()
     identities: set[int] = set()
     parts: list[dict[str, NDArray]] = []
-    for start in tqdm(range(0, total, CHUNK), disable=not progress, desc="inspect", unit="chunk"):
+    for start in tqdm(range(0, total, CHUNK), desc="inspect", unit="chunk", leave=False):
         blend = read_blends(path, start, min(start + CHUNK, total))
         if blend.flux is None or blend.isolated is None or blend.x is None:
             raise ValueError(f"{path}: the set must have truth, got one without")
@@ -116,12 +102,11 @@ def inspect_set(path: Path, *, table: Path | None = None, progress: bool = True)
         if blend.identity is not None:
             identities.update(blend.identity.flatten().tolist())
         parts.append(_values(blend, zero_point))
-        part = blend.select(slice(max(0, MOST_DETECTED - start)))
+        part = blend.select(slice(max(0, detect - start)))
         for stamp, rms in zip(part.image.numpy(), part.sky_rms.tolist(), strict=True):
             detected[min(3, len(detect_cold_hot(stamp[0], rms)))] += 1
     values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    stamps = read_blends(path, 0, min(PICTURES, total))
-    return Inspection(total, galaxies, len(identities - {-1}), detected, values, reference, name, stamps)
+    return Inspection(galaxies, detected, len(identities - {-1}), values, reference)
 
 
 def _published() -> dict[str, NDArray]:
@@ -148,74 +133,65 @@ def _values(blend: Blend, zero_point: float) -> dict[str, NDArray]:
     }
 
 
-def write_inspection(path: Path, inspection: Inspection, *, overwrite: bool = False) -> list[str]:
-    """Write the pictures of an inspection.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    inspection
-        What was found.
-    overwrite
-        Whether earlier pictures may be replaced.
-
-    Returns
-    -------
-    list of str
-        Names of the files.
-
-    Raises
-    ------
-    FileExistsError
-        If the folder exists and is not to be, or must not be, replaced.
-    """
-    values = {label: inspection.values[name] for name, label in LABELS.items()}
-    reference = {label: inspection.reference[name] for name, label in LABELS.items()}
-    with output_folder(path, overwrite=overwrite, files=FILES) as folder:
-        figure = plot_distributions(values, reference, labels=("this set", inspection.reference_name))
-        figure.savefig(folder / FILES[0], dpi=100)
-        blend = inspection.stamps
-        titles = [_title(blend, number) for number in range(len(blend))]
-        plot_stamps(blend.image[:, 0].numpy(), titles, outlines=blend.mask.numpy()).savefig(folder / FILES[1], dpi=100)
-    return list(FILES)
+def plot_distributions(
+    values: Mapping[str, ArrayLike], reference: Mapping[str, ArrayLike], *, labels: tuple[str, str], columns: int = 2
+) -> Figure:
+    """Show distributions of numbers or categories beside those of a reference, one panel per quantity."""
+    rows = -(-len(values) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (name, found) in zip(panels, values.items(), strict=False):
+        both = [np.asarray(found), np.asarray(reference[name])]
+        if both[0].dtype.kind in "US":
+            _bars(axes, both, labels)
+        else:
+            low, high = np.quantile(np.concatenate(both), (0.002, 0.998))
+            for numbers, color, label in zip(both, GALAXY_COLORS, labels, strict=True):
+                bins = np.linspace(low, high, 41)
+                axes.hist(numbers, bins, density=True, histtype="step", color=color, lw=1.6, label=label)
+            axes.set(ylabel="density")
+        axes.set(xlabel=name)
+    panels[0].legend(frameon=False)
+    return figure
 
 
-def _shares(detected: Counter[int]) -> str:
-    total = sum(detected.values())
-    return ", ".join(f"{detected[n] / total:.1%} {text}" for n, text in enumerate(("none", "one", "two", "more")))
+def _bars(axes: Axes, both: list[np.ndarray], labels: tuple[str, str]) -> None:
+    names = sorted(set(both[0].tolist()) | set(both[1].tolist()))
+    for shift, found, color, label in zip((-0.2, 0.2), both, GALAXY_COLORS, labels, strict=True):
+        share = [np.mean(found == name) for name in names]
+        axes.bar(np.arange(len(names)) + shift, share, 0.4, color=color, label=label)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="share")
 
 
-def _title(blend: Blend, number: int) -> str:
-    kinds = [GALAXY_TYPES[kind] if kind >= 0 else "?" for kind in blend.galaxy_type[number].tolist()]
-    there = np.isfinite(blend.flux[number, :, 0].numpy())
-    return f"{number}: " + " + ".join(kind for kind, known in zip(kinds, there, strict=True) if known)
+def _plot_blends(path: Path) -> Figure:
+    blend = read_blends(path, 0, min(PICTURES, count_blends(path)))
+    titles = []
+    for number in range(len(blend)):
+        kinds = [GALAXY_TYPES[kind] if kind >= 0 else "?" for kind in blend.galaxy_type[number].tolist()]
+        there = np.isfinite(blend.flux[number, :, 0].numpy())
+        titles.append(f"{number}: " + " + ".join(kind for kind, known in zip(kinds, there, strict=True) if known))
+    return plot_stamps(blend.image[:, 0].numpy(), titles, outlines=blend.mask.numpy())[0].figure
 
 
-def report(inspection: Inspection) -> str:
-    """Say what is in the set.
+@benchmark("training_sets", resume=False)
+@click.argument("blends", type=FILE)
+@click.option("--table", type=FILE, help="The published table of pairs.  [default: the prior fitted to it]")
+@sized_option("--detect", 200, 2000, help="Blends in which SEP counts sources.")
+def main(run: Run, blends: Path, table: Path | None, detect: int) -> None:
+    """Summarize BLENDS, a set: counts, distributions beside the published ones, and pictures."""
+    found = inspect_set(blends, table=table, detect=detect)
+    name = "prior fitted to the published table" if table is None else "published table"
+    values, reference = (
+        {label: kind[key] for key, label in LABELS.items()} for kind in (found.values, found.reference)
+    )
+    with output_folder(run.output, overwrite=run.overwrite, files=FILES) as folder:
+        found.table().write(folder / FILES[0], format="ascii.ecsv")
+        plot_distributions(values, reference, labels=("this set", name)).savefig(folder / FILES[1], dpi=100)
+        _plot_blends(blends).savefig(folder / FILES[2], dpi=100)
+    show(found.table())
+    click.echo(f"reference: {name}\nwritten to {run.output}: {', '.join(FILES)}")
 
-    Parameters
-    ----------
-    inspection
-        What was found.
 
-    Returns
-    -------
-    str
-        A few lines.
-    """
-    counts = ", ".join(f"{number} with {galaxies}" for galaxies, number in sorted(inspection.galaxies.items()))
-    lines = [f"{inspection.blends} blends by number of galaxies: {counts}"]
-    if inspection.identities:
-        lines.append(f"{inspection.identities} distinct real galaxies")
-    checked = sum(inspection.detected.values())
-    lines.append(f"SEP, cold then hot, finds in {checked} of them: {_shares(inspection.detected)}")
-    if "detected" in inspection.reference:
-        published = Counter(np.minimum(inspection.reference["detected"], 3).tolist())
-        lines.append(f"SExtractor in the published pairs: {_shares(published)}")
-    lines.append(f"distance to the {inspection.reference_name}:")
-    lines += [f"  {LABELS[name]}: {distance:.3f}" for name, distance in inspection.distance.items()]
-    low, middle, high = np.nanquantile(inspection.values["blendedness"], (0.05, 0.5, 0.95))
-    lines.append(f"blendedness at 5, 50, 95 %: {low:.3f}, {middle:.3f}, {high:.3f}")
-    return "\n".join(lines)
+if __name__ == "__main__":
+    main()

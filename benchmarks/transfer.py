@@ -1,70 +1,63 @@
-"""Does it transfer? Small networks, each trained on one source of blends, each tested on every source.
+"""Small networks, each trained on one source of blends and tested on every source.
 
-The sources grow step by step from smooth Sérsic pairs under white noise to real galaxies, so that the table says what
-each step buys: read a column to see how well each training set prepares for that sky. Bands are bootstrapped over
-galaxies, of which the real ones are few.
+The sources grow step by step from smooth Sérsic pairs under white noise to real galaxies, so that the table tells what
+each step buys: a column compares how well each training set prepares for one sky. Bands are bootstrapped over galaxies,
+of which there are few real ones.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
+from astropy.stats import mad_std
 from astropy.table import Table
-from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from probdeblend._files import output_folder, write_catalog
+from benchmarks._command import Run, benchmark, sized_option
+from probdeblend._files import kept_arrays
+from probdeblend.cli.options import FILE
 from probdeblend.metrics.arrays import ONE_SIGMA
-from probdeblend.metrics.fluxes import nmad
-from probdeblend.metrics.resampling import bootstrap
+from probdeblend.metrics.coverage import bootstrap
 from probdeblend.networks.composite import Blend2Mask2Flux
 from probdeblend.networks.dropout import draw
 from probdeblend.networks.losses import NegativeLogLikelihood
-from probdeblend.plots.sets import plot_matrix
-from probdeblend.scene import Instrument
+from probdeblend.scene import LN_FLUX_UNIT, Instrument
 from probdeblend.simulation.conditions import training_batch
 from probdeblend.simulation.prior import Prior
+from probdeblend.surveys.collect import read_libraries
 from probdeblend.surveys.library import Library
 from probdeblend.training.fit import Schedule, fit
 from probdeblend.training.streams import LibraryStream, Mixture, SimulatedStream
 
-__all__ = ["SMALL_NETWORK", "TestSet", "report", "sources", "transfer"]
+__all__ = ["main", "sample_blends", "sources"]
 
-SMALL_NETWORK = {"patch": 2, "unet_filters": 8, "depth": 4, "first_filters": 32, "hidden": 64, "dropout": 0.1}
-"""Keyword arguments of the `~probdeblend.networks.composite.Blend2Mask2Flux` that is trained on each source."""
-
-PARTS = (0.6, 0.4)
-MAGNITUDES = 2.5 / np.log(10)
-FILES = ("transfer.ecsv", "transfer.png")
+SETTINGS = {"patch": 2, "depth": 4, "dropout": 0.1}  # of every network; the rest follows from its number of filters
+PARTS = (0.6, 0.4)  # of the real galaxies, to train and to test on
+VALIDATION = 256  # blends, fewer where training sees fewer
 CHUNK = 50
-STATISTICS = ("nmad_mag", "coverage_68", "width")
+STATISTICS = {
+    "nmad_mag": "scatter [mag]",
+    "coverage_68": "coverage of the 68 % interval",
+    "width": "half-width of the 68 % interval [ln flux]",
+}
 
 
 @dataclass(frozen=True, eq=False)
-class TestSet:
+class Sample:
     """Blends of one source to test on.
 
-    Parameters
-    ----------
-    image
-        Pixels over sky noise ``(blend, band, y, x)``.
-    log_flux
-        True ``log(flux / sky_rms)`` ``(blend, galaxy)``.
-    galaxies
-        What the bootstrap draws: the galaxy where it is real, the blend otherwise ``(blend, galaxy)``.
-    distinct
-        Number of distinct galaxies.
+    Pixels are over sky noise ``(blend, band, y, x)``, fluxes true ``log(flux / sky_rms)`` ``(blend, galaxy)``;
+    `galaxies` is what the bootstrap draws, the galaxy where it is real and the blend otherwise.
     """
-
-    __test__ = False
 
     image: Tensor
     log_flux: NDArray[np.float64]
@@ -73,18 +66,9 @@ class TestSet:
 
 
 def sources(library: Library | None = None) -> dict[str, tuple[Mixture, Mixture]]:
-    """Return the sources of blends, to train and to test on, from the simplest to the richest.
+    """Return the sources of blends to train and to test on, from the simplest to the richest.
 
-    Parameters
-    ----------
-    library
-        Lone real galaxies, split here by galaxy; without them the sources with real galaxies are left out.
-
-    Returns
-    -------
-    dict
-        Mixtures to train and to test on by the source's name: "Sérsic, white noise"; "Sérsic" with correlated
-        noise; "realistic", with arms, knots and PSFs that vary; "real"; "mixture", half realistic and half real.
+    Real galaxies are split between training and test; "mixture" is half realistic and half real.
     """
     instrument = Instrument.candels_f160w()
     smooth = Mixture(replace(Prior.default(), smooth=True), instrument)
@@ -95,80 +79,14 @@ def sources(library: Library | None = None) -> dict[str, tuple[Mixture, Mixture]
         "realistic": (realistic,) * 2,
     }
     if library is not None:
-        training, test = library.select(library.keep).split(PARTS)
+        parts = library.select(library.keep).split(PARTS)
         for name, fraction in (("real", 1.0), ("mixture", 0.5)):
-            parts = (replace(realistic, library=part, real_fraction=fraction) for part in (training, test))
-            found[name] = tuple(parts)
+            found[name] = tuple(replace(realistic, library=part, real_fraction=fraction) for part in parts)
     return found
 
 
-def transfer(
-    output: Path,
-    *,
-    library: Library | None = None,
-    steps: int = 2000,
-    batch_size: int = 16,
-    count: int = 500,
-    seed: int = 0,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> Table:
-    """Train a small network on each source, test each on every source, and write the matrix as table and picture.
-
-    Networks that an interrupted run has trained stand in ``OUTPUT.partial`` and are taken from there.
-
-    Parameters
-    ----------
-    output
-        Folder for ``transfer.ecsv`` and ``transfer.png``.
-    library
-        Lone real galaxies.
-    steps, batch_size
-        Batches that each network sees, and blends in each.
-    count
-        Blends of each source to test on.
-    seed
-        Same seed, same matrix.
-    overwrite
-        Replace an earlier output.
-    progress
-        Show progress bars.
-
-    Returns
-    -------
-    Table
-        A row a pair of sources: ``trained_on``, ``tested_on``, the scatter ``nmad_mag``, ``coverage_68``, the median
-        half ``width`` of the 68 % interval in ln flux, each with ``_low`` and ``_high``, and ``galaxies``, the number
-        of distinct ones.
-
-    Raises
-    ------
-    FileExistsError
-        If the output exists and `overwrite` is not set.
-    """
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output}: exists already")
-    found = sources(library)
-    work = output.with_name(output.name + ".partial")
-    work.mkdir(parents=True, exist_ok=True)
-    settings = {"steps": steps, "batch_size": batch_size, "seed": seed}
-    tests = {name: _test_set(test, count, seed=seed + 1000) for name, (_, test) in found.items()}
-    rows = []
-    for number, (name, (training, _)) in enumerate(found.items()):
-        path = work / f"network-{number}.safetensors"
-        network = _trained(training, path, name, settings, progress=progress)
-        rows += [{"trained_on": name, "tested_on": tested} | _scores(network, test) for tested, test in tests.items()]
-    table = Table(rows)
-    with output_folder(output, overwrite=overwrite, files=FILES) as folder:
-        write_catalog(table, folder / FILES[0])
-        _picture(table, list(found)).savefig(folder / FILES[1], dpi=120)
-    for entry in work.iterdir():
-        entry.unlink()
-    work.rmdir()
-    return table
-
-
-def _test_set(mixture: Mixture, count: int, *, seed: int) -> TestSet:
+def sample_blends(mixture: Mixture, count: int, *, seed: int) -> Sample:
+    """Draw blends of a source, the real ones last."""
     images, fluxes, owners, distinct = [], [], [], 0
     real = round(count * mixture.real_fraction)
     for number, wanted in enumerate((count - real, real)):
@@ -188,49 +106,41 @@ def _test_set(mixture: Mixture, count: int, *, seed: int) -> TestSet:
             fluxes.append(batch.flux.double().log().numpy())
             owners.append(owner)
     owner = np.concatenate(owners)
-    return TestSet(torch.cat(images), np.concatenate(fluxes), owner, distinct + len(np.unique(owner[count - real :])))
+    return Sample(torch.cat(images), np.concatenate(fluxes), owner, distinct + len(np.unique(owner[count - real :])))
 
 
-def _trained(
-    mixture: Mixture, path: Path, name: str, settings: Mapping[str, int], *, progress: bool
-) -> Blend2Mask2Flux:
-    torch.manual_seed(settings["seed"])
-    network = Blend2Mask2Flux(**SMALL_NETWORK)
+def _network(mixture: Mixture, kept: Path, *, steps: int, batch_size: int, filters: int, seed: int) -> Blend2Mask2Flux:
+    """Train a network on a source, or take the one that an interrupted run has kept."""
+    torch.manual_seed(seed)
+    sizes = {"unet_filters": filters, "first_filters": 4 * filters, "hidden": 8 * filters}
+    network = Blend2Mask2Flux(**SETTINGS, **sizes)
     network.end_to_end = False
-    real = mixture.library.digest() if mixture.real_fraction else None
-    described = json.dumps({"name": name, "library": real} | dict(settings))
-    record = path.with_suffix(".json")
-    if path.exists() and record.exists() and record.read_text(encoding="utf-8") == described:
-        network.load_state_dict(load_file(path))
-        return network.eval()
-    steps, work = settings["steps"], {"batch_size": settings["batch_size"]}
-    validation = islice(mixture.stream(seed=settings["seed"] + 1, **work), max(1, 256 // settings["batch_size"]))
-    fit(
-        NegativeLogLikelihood(network),
-        lambda first: _loader(mixture, seed=settings["seed"], first=first, **work),
-        list(validation),
-        schedule=Schedule(steps, validate_every=max(1, steps // 5)),
-        progress=progress,
-    )
-    record.unlink(missing_ok=True)
-    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
-    record.write_text(described, encoding="utf-8")
+
+    def batches(first: int) -> DataLoader:
+        return DataLoader(mixture.stream(batch_size=batch_size, seed=seed, first=first), batch_size=None, num_workers=1)
+
+    def trained() -> dict[str, NDArray]:
+        stream = mixture.stream(seed=seed + 1, batch_size=batch_size)
+        validation = list(islice(stream, max(1, min(VALIDATION, steps * batch_size) // batch_size)))
+        schedule = Schedule(steps, validate_every=max(1, steps // 5))
+        fit(NegativeLogLikelihood(network), batches, validation, schedule=schedule)
+        return {name: value.numpy() for name, value in network.state_dict().items()}
+
+    arrays = kept_arrays(kept, trained)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
     return network.eval()
 
 
-def _loader(mixture: Mixture, **settings: int) -> Iterable:
-    return DataLoader(mixture.stream(**settings), batch_size=None, num_workers=1)
-
-
-def _scores(network: Blend2Mask2Flux, test: TestSet) -> dict[str, float]:
-    chunks = enumerate(test.image.split(CHUNK))
+def _scores(network: Blend2Mask2Flux, sample: Sample) -> dict[str, float]:
+    """Return each statistic with its band, and the number of distinct galaxies."""
+    chunks = enumerate(sample.image.split(CHUNK))
     parts = [draw(network, image, draws=256, passes=8, first=CHUNK * number) for number, image in chunks]
     drawn = torch.cat([part.log_flux for part in parts], 2).flatten(0, 1).double().numpy()
     low, middle, high = np.quantile(drawn, ONE_SIGMA, axis=0).reshape(3, -1)
-    truth, owner = test.log_flux.ravel(), test.galaxies.ravel()
-    error, inside, width = MAGNITUDES * (middle - truth), (low <= truth) & (truth <= high), (high - low) / 2
-    statistics: dict[str, Callable[[NDArray[np.int64]], float]] = {
-        "nmad_mag": lambda rows: nmad(error[rows]),
+    truth, owner = sample.log_flux.ravel(), sample.galaxies.ravel()
+    error, inside, width = LN_FLUX_UNIT * (middle - truth), (low <= truth) & (truth <= high), (high - low) / 2
+    statistics = {
+        "nmad_mag": lambda rows: mad_std(error[rows], ignore_nan=True),
         "coverage_68": lambda rows: float(inside[rows].mean()),
         "width": lambda rows: float(np.median(width[rows])),
     }
@@ -238,37 +148,54 @@ def _scores(network: Blend2Mask2Flux, test: TestSet) -> dict[str, float]:
     for name, statistic in statistics.items():
         scores[name] = statistic(np.arange(len(truth)))
         scores[f"{name}_low"], scores[f"{name}_high"] = bootstrap(statistic, owner)
-    return scores | {"galaxies": test.distinct}
+    return scores | {"galaxies": sample.distinct}
 
 
-def _picture(table: Table, names: list[str]) -> object:
-    values = {}
-    for name in STATISTICS:
-        shape = (len(names), len(names))
-        values[name] = tuple(np.reshape(table[name + end], shape) for end in ("", "_low", "_high"))
-    titles = {
-        "nmad_mag": "scatter [mag]",
-        "coverage_68": "coverage of the 68 % interval",
-        "width": "half width of the 68 % interval [ln flux]",
-    }
-    return plot_matrix({titles[name]: value for name, value in values.items()}, names)
+def plot_matrix(values: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], names: Sequence[str]) -> Figure:
+    """Show matrices of scores with their bands ``(trained on, tested on)``, one panel each."""
+    size = 1.15 * len(names) + 1.5
+    figure = Figure(figsize=(size * len(values), size), layout="constrained")
+    panels = figure.subplots(1, len(values), squeeze=False)[0]
+    for axes, (title, arrays) in zip(panels, values.items(), strict=True):
+        value, low, high = (np.asarray(array, dtype=float) for array in arrays)
+        axes.imshow(value, cmap="Blues", vmin=0, vmax=1.4 * np.nanmax(value))
+        for (row, column), number in np.ndenumerate(value):
+            text = f"{number:.2f}\n{low[row, column]:.2f}-{high[row, column]:.2f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set(title=title, xlabel="tested on", ylabel="trained on")
+    return figure
 
 
-def report(table: Table) -> str:
-    """Return the matrix as text.
+def _figure(table: Table, names: list[str]) -> Figure:
+    ends, shape = ("", "_low", "_high"), (len(names), len(names))
+    values = {title: tuple(np.reshape(table[name + end], shape) for end in ends) for name, title in STATISTICS.items()}
+    return plot_matrix(values, names)
 
-    Parameters
-    ----------
-    table
-        What `transfer` returns.
 
-    Returns
-    -------
-    str
-        A row a pair of sources: each statistic with its band.
-    """
-    short = Table({name: table[name] for name in ("trained_on", "tested_on")})
-    for name in STATISTICS:
-        columns = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
-        short[name] = [f"{value:.3f} ({low:.3f}-{high:.3f})" for value, low, high in columns]
-    return "\n".join(short.pformat(max_width=-1, max_lines=-1))
+@benchmark("transfer")
+@click.argument("libraries", type=FILE, nargs=-1)
+@sized_option("--steps", 60, 2000, help="Batches that each network is trained on.")
+@sized_option("--count", 100, 500, least=2, help="Blends of each source to test on.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Blends per batch.")
+@click.option("--filters", type=click.IntRange(1), default=8, show_default=True, help="Filters of a network's U-Net.")
+def main(run: Run, libraries: tuple[Path, ...], steps: int, count: int, batch_size: int, filters: int) -> None:
+    """Train small networks on each source of blends and test each on every source, real ones from LIBRARIES."""
+    library = read_libraries(libraries) if libraries else None
+    training = {"steps": steps, "batch_size": batch_size, "filters": filters}
+    with run.unfinished(library=library and library.digest(), **training) as kept:
+        found = sources(library)
+        samples = {name: sample_blends(test, count, seed=run.seed + 1000) for name, (_, test) in found.items()}
+        rows = []
+        for number, (name, (mixture, _)) in enumerate(found.items()):
+            network = _network(mixture, kept / f"network-{number}.npz", seed=run.seed, **training)
+            rows += [{"trained_on": name, "tested_on": key} | _scores(network, part) for key, part in samples.items()]
+        table = Table(rows)
+        for name in table.colnames[2:-1]:
+            table[name].info.format = ".3f"
+        run.write(table, figure=_figure(table, list(found)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,1 @@
-"""The validation report: what the networks, SEP and the published ones do, in one page and one file of numbers."""
-
-from .plan import Plan
-from .run import validate
-
-__all__ = ["Plan", "validate"]
+"""The validation report: the network beside SEP and the published networks, in one page and one file of numbers."""

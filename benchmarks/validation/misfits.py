@@ -9,89 +9,46 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.ladder import climb
-from benchmarks.plot_validation import plot_ladder
-from benchmarks.predictive import predictive_check, zero_point_error
-from benchmarks.render import render_check
+from benchmarks.ladder import ladder_table, plot_ladder
+from benchmarks.predictive import plot_predictive, predictive_check, predictive_table, zero_point_error
+from benchmarks.render import compare_profiles
 from benchmarks.validation.plan import Plan
 from benchmarks.validation.section import Section, plain_rows
-from probdeblend.metrics.pixels import iou
-from probdeblend.metrics.reliability import Reliability
+from probdeblend.metrics.masks import Reliability, iou
 from probdeblend.networks.composite import Blend2Mask2Flux
 from probdeblend.networks.losses import JointError
-from probdeblend.plots.images import plot_stamps
-from probdeblend.scene import Instrument
 from probdeblend.simulation.conditions import training_batch
-from probdeblend.simulation.prior import Prior
 from probdeblend.training.fit import Schedule, fit
-from probdeblend.training.streams import SimulatedStream
-from probdeblend.training.trial import simulated_batches
+from probdeblend.training.streams import EndlessStream, Mixture
 
 __all__ = ["end_to_end_section", "galsim_section", "ladder_section"]
 
-LADDER = (
-    "rung",
-    "state",
-    "count",
-    "galaxies",
-    "coverage_68",
-    "coverage_68_low",
-    "coverage_68_high",
-    "coverage_90",
-    "width",
-    "interval_score",
-    "bias_mag",
-    "nmad_mag",
-    "unfamiliar",
-    "outside_prior",
-    "outside_calibration",
-)
+ANSWERS = ("rung", "state", "count", "galaxies", "coverage_68", "coverage_68_low", "coverage_68_high", "coverage_90")
+LADDER = (*ANSWERS, "width", "interval_score", "bias_mag", "nmad_mag")
+FLAGS = ("unfamiliar", "outside_prior", "outside_calibration")
 TUNING_BATCH = 16
 TEST_BLENDS = 256
-STAMPS = 6
 
 
 def ladder_section(plan: Plan) -> Section:
-    """Climb the ladder of misfits.
-
-    Parameters
-    ----------
-    plan
-        What to run.
-
-    Returns
-    -------
-    Section
-        Table and figure.
-    """
-    table = climb(plan.deblender, count=plan.rung, library=plan.library, **plan.sampling)
+    """Measure posteriors on every rung of the ladder of misfits."""
+    table = ladder_table(plan.deblender, count=plan.rung, library=plan.library, **plan.sampling)
     real = "" if plan.library is not None else " No library of real galaxies was given, so that rung is missing."
     return Section(
         "The ladder of misfits",
         [
-            f"{plan.rung} blends a rung. Each changes one thing against the published population at the depth of "
-            "CANDELS: coverage says what the change does to the error bars, flags whether it is noticed." + real,
+            f"{plan.rung} blends on each rung. Each changes one thing against the published population at the depth of "
+            "CANDELS: coverage tells what the change does to the error bars, flags whether it is noticed." + real,
         ],
-        {"Every rung": plain_rows(table, LADDER)},
+        {"Every rung": plain_rows(table, (*LADDER, *FLAGS))},
         {"Coverage, width and flags": plot_ladder(table)},
     )
 
 
 def galsim_section(plan: Plan) -> Section:
-    """Compare posteriors and the torch renderer with GalSim.
-
-    Parameters
-    ----------
-    plan
-        What to run.
-
-    Returns
-    -------
-    Section
-        Tables and residual maps.
-    """
+    """Compare posteriors and the torch renderer with GalSim."""
     few = plan.galsim < 100
-    grid = render_check(indices=(0.7, 1.0, 4.0), radii=(0.3, 0.6)) if few else render_check()
+    grid = compare_profiles(indices=(0.7, 1.0, 4.0), radii=(0.3, 0.6)) if few else compare_profiles()
     by_index = [
         {
             "sersic_index": index,
@@ -101,49 +58,28 @@ def galsim_section(plan: Plan) -> Section:
         for index in np.unique(grid["sersic_index"])
     ]
     found = predictive_check(plan.deblender, count=plan.galsim, **plan.sampling)
-    models = [
-        {"model": name, "mean": values.mean(), "median": np.median(values), "95 % quantile": np.quantile(values, 0.95)}
-        for name, values in found.chi_square.items()
-    ]
-    covered = {"truth": found.covers_truth.mean(), "best fit with GalSim's shapes": found.covers_fit.mean()}
-    rows = [
-        {"68 % intervals hold the": name, "fraction": value, "galaxies": 2 * plan.galsim}
-        for name, value in covered.items()
-    ]
     drift = zero_point_error(plan.deblender, seed=plan.seed)
-    images = [found.image[:STAMPS], Instrument.candels_f160w().sky_rms * found.residual[:STAMPS]]
-    titles = [f"blend {i}" for i in range(len(images[0]))] + [f"residual {i}" for i in range(len(images[0]))]
     return Section(
         "Validation against GalSim",
         [
             f"{plan.galsim} blends drawn by GalSim. Chi-square is the mean squared residual over the noise of sky "
             "and photons inside the galaxies' footprints, of models that GalSim renders with the true shapes. The "
-            "truth has 1; posteriors, which do not know the shapes, have more by what their fluxes are uncertain.",
+            "truth has 1; posteriors, which do not know the shapes, have more by what their fluxes are uncertain. "
+            f"Coverage is that of the true fluxes, and of the best fit, by the 68 % intervals of {2 * plan.galsim} "
+            "galaxies.",
             "Sources followed through the zero points 25.95 and 31.4 come out at the same magnitude within "
             f"{drift:.1e} mag.",
         ],
         {
-            "Chi-square a pixel": plain_rows(models),
-            "Coverage": plain_rows(rows),
+            "Chi-square per pixel": plain_rows(predictive_table(found)),
             "The torch renderer against GalSim, by Sérsic index": plain_rows(by_index),
         },
-        {"Images, and residuals of the median model": plot_stamps(np.concatenate(images), titles)},
+        {"Images, and residuals of the median model": plot_predictive(found)},
     )
 
 
 def end_to_end_section(plan: Plan) -> Section:
-    """Train the network on, with the flux loss reaching the masks or not, and compare the masks.
-
-    Parameters
-    ----------
-    plan
-        What to run.
-
-    Returns
-    -------
-    Section
-        A table.
-    """
+    """Train the network further, with the flux loss reaching the masks or not, and compare the masks."""
     networks = {"before": plan.deblender.network}
     for name, end_to_end in (("after, masks apart", False), ("after, end to end", True)):
         networks[name] = _tuned(plan, end_to_end=end_to_end)
@@ -152,15 +88,15 @@ def end_to_end_section(plan: Plan) -> Section:
         "Masks before and after training end to end",
         [
             "The network that ships keeps its masks as probabilities: the flux loss does not reach the U-Net. Here it "
-            f"is trained on for {plan.steps} batches with the paper's joint loss (JointError), once as it is, once "
+            f"is trained for {plan.steps} more batches with the paper's joint loss (JointError), once as it is, once "
             "end to end, as the paper does. Area is the sum of all probabilities over that of all true masks.",
         ],
         {"Masks": plain_rows(rows)},
     )
 
 
-def _stream(seed: int) -> SimulatedStream:
-    return SimulatedStream(Prior.default(), Instrument.candels_f160w(), batch_size=TUNING_BATCH, seed=seed)
+def _stream(seed: int) -> EndlessStream:
+    return Mixture().stream(batch_size=TUNING_BATCH, seed=seed)
 
 
 def _tuned(plan: Plan, *, end_to_end: bool) -> Blend2Mask2Flux:
@@ -181,7 +117,7 @@ def _tuned(plan: Plan, *, end_to_end: bool) -> Blend2Mask2Flux:
 
 def _mask_numbers(network: Blend2Mask2Flux, plan: Plan) -> dict[str, float]:
     area, overlap, sums = [], [], None
-    for blend in simulated_batches(TEST_BLENDS, seed=plan.seed + 302, progress=False):
+    for blend in Mixture().blends(TEST_BLENDS, seed=plan.seed + 302, progress=False):
         batch = training_batch(blend)
         with torch.no_grad():
             probability = network(batch.image).mask.float().sigmoid().numpy()

@@ -2,74 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.population.recovery import CELLS
 from probdeblend.deblending.deblender import Deblender
 from probdeblend.surveys.library import Library
 
-__all__ = ["Plan"]
+__all__ = ["FEW", "Plan"]
+
+FEW = {
+    "accuracy": 400,
+    "calibration": 800,
+    "rung": 60,
+    "real": 250,
+    "galsim": 12,
+    "population": 600,
+    "cells": (0.1, 0.2),
+    "steps": 20,
+    "draws": 400,
+    "passes": 16,
+}
+"""Changes that make it a plan of a few minutes: bands are wide."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """How much the report runs.
-
-    Parameters
-    ----------
-    deblender
-        The network with its calibrator.
-    library
-        Lone real galaxies, for the sections on them; None leaves those out.
-    seed
-        Same seed, same report.
-    accuracy, calibration, rung, real, galsim, population
-        Numbers of blends: of the published joint distribution; of the training family; on each rung of the ladder;
-        of real galaxies; rendered by GalSim; for the population.
-    steps
-        Batches of end-to-end training.
-    draws, passes
-        Given to the deblender.
-    """
+    """How much the report runs: seven numbers of blends, the batches of end-to-end training, draws and passes."""
 
     deblender: Deblender
-    library: Library | None = None
+    library: Library | None = None  # isolated real galaxies, for the sections on them
     seed: int = 1
-    accuracy: int = 4000
-    calibration: int = 20_000
-    rung: int = 1000
-    real: int = 1500
-    galsim: int = 100
+    accuracy: int = 4000  # of the published joint distribution
+    calibration: int = 20_000  # of the training family
+    rung: int = 1000  # on each rung of the ladder
+    real: int = 1500  # of real galaxies
+    galsim: int = 100  # rendered by GalSim
     population: int = 10_000
+    cells: Sequence[float] = CELLS  # of the population's magnitude and difference
     steps: int = 300
     draws: int = 1000
     passes: int = 32
-
-    @classmethod
-    def quick(cls, deblender: Deblender, **changes: object) -> Plan:
-        """Return a plan of a few minutes.
-
-        Parameters
-        ----------
-        deblender
-            The network.
-        **changes
-            Other fields.
-
-        Returns
-        -------
-        Plan
-            With few blends: bands are wide.
-        """
-        few = {
-            "accuracy": 400,
-            "calibration": 800,
-            "rung": 60,
-            "real": 250,
-            "galsim": 12,
-            "population": 600,
-            "steps": 20,
-        }
-        return cls(deblender, **few | {"draws": 400, "passes": 16} | changes)
 
     @property
     def sampling(self) -> dict[str, int]:
@@ -77,13 +50,7 @@ class Plan:
         return {"draws": self.draws, "passes": self.passes, "seed": self.seed}
 
     def describe(self) -> dict[str, object]:
-        """Return the numbers by name.
-
-        Returns
-        -------
-        dict
-            With digests in the place of the network and the library.
-        """
+        """Return the numbers by name, with digests in the place of the network and the library."""
         numbers = {name: value for name, value in vars(self).items() if name not in ("deblender", "library")}
         calibrator = self.deblender.calibrator
         return {

@@ -11,6 +11,8 @@ import numpy as np
 from astropy.table import Table
 from matplotlib.figure import Figure
 
+from probdeblend._files import whole_file
+
 __all__ = ["Section", "load_section", "plain_rows", "save_section"]
 
 DIGITS = 5
@@ -18,19 +20,7 @@ DIGITS = 5
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A section of the report.
-
-    Parameters
-    ----------
-    title
-        Its title.
-    words
-        Paragraphs.
-    tables
-        Rows of numbers and words by caption.
-    figures
-        Figures by caption; PNG files once they are saved.
-    """
+    """A section of the report: title and paragraphs, and by caption rows of tables and figures, PNG once saved."""
 
     title: str
     words: list[str]
@@ -39,20 +29,7 @@ class Section:
 
 
 def plain_rows(table: Table | Iterable[Mapping[str, object]], columns: Iterable[str] | None = None) -> list[dict]:
-    """Return rows that JSON can hold: numbers to five digits, None for NaN.
-
-    Parameters
-    ----------
-    table
-        A table, or rows.
-    columns
-        Names of the columns to keep; all if None.
-
-    Returns
-    -------
-    list of dict
-        The rows.
-    """
+    """Return rows that JSON can hold, of some columns: numbers to five digits, None for NaN."""
     rows = [{name: row[name] for name in table.colnames} for row in table] if isinstance(table, Table) else list(table)
     names = None if columns is None else list(columns)
     return [{name: _plain(row[name]) for name in (names or row) if name in row} for row in rows]
@@ -72,42 +49,18 @@ def _plain(value: object) -> object:
 
 
 def save_section(folder: Path, name: str, section: Section) -> None:
-    """Keep a section; its JSON is written last, so that what is there is whole.
-
-    Parameters
-    ----------
-    folder
-        Where to.
-    name
-        Of the files.
-    section
-        The section.
-    """
+    """Keep a section; its JSON is written last, so that a section that has one is complete."""
     pictures = {}
     for number, (caption, figure) in enumerate(section.figures.items()):
         pictures[caption] = f"{name}-{number}.png"
         figure.savefig(folder / pictures[caption], dpi=90)
     text = {"title": section.title, "words": section.words, "tables": section.tables, "figures": pictures}
-    temporary = folder / f"{name}.json.partial"
-    temporary.write_text(json.dumps(text, indent=1), encoding="utf-8")
-    temporary.replace(folder / f"{name}.json")
+    with whole_file(folder / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(text, indent=1), encoding="utf-8")
 
 
 def load_section(folder: Path, name: str) -> Section | None:
-    """Read a section that an earlier run has kept.
-
-    Parameters
-    ----------
-    folder
-        Where it is.
-    name
-        Of its files.
-
-    Returns
-    -------
-    Section or None
-        None where there is none.
-    """
+    """Read a section that an earlier run has kept; None where there is none."""
     path = folder / f"{name}.json"
     if not path.is_file():
         return None

@@ -4,8 +4,8 @@ A spheroid is one component, a disk another; a bulge with a disk two, scaled so 
 half-light radius. A third of the disks, with or without a bulge, has two spiral arms of three knots each, and
 a quarter is lopsided: a part of its light lies to one side. An irregular is a disk with 3 to 8 knots strewn
 lopsidedly over it. How much light is in knots, and how large they are, is chosen such that SEP splits blends
-as often as SExtractor splits the published ones (``probdeblend inspect`` prints it). Sérsic indices, bulge
-fractions and knots follow broad distributions around the ranges that van der Wel et al. (2012,
+as often as SExtractor splits the published ones (``python -m benchmarks.training_sets`` prints it). Sérsic
+indices, bulge fractions and knots follow broad distributions around the ranges that van der Wel et al. (2012,
 doi:10.1088/0067-0049/203/2/24) and, for knots, Guo et al. (2015, doi:10.1088/0004-637X/800/1/39) see in
 CANDELS.
 """

@@ -3,8 +3,8 @@
 A galaxy is a spheroid, a disk, a bulge with a disk, or an irregular, in the proportions of the 1,050 distinct
 galaxies in the published test set of Boucaud et al. (2020, doi:10.1093/mnras/stz3056). Given its type,
 magnitude and logarithm of the major-axis half-light radius are jointly a mixture of Gaussians fitted to those
-galaxies by ``probdeblend fit-prior``; the mixture is continued to fainter magnitudes along the fitted
-relation of size with magnitude, down to a signal-to-noise ratio of about 5 in CANDELS. The published table
+galaxies by ``python -m benchmarks.published fit-prior``; the mixture is continued to fainter magnitudes along
+the fitted relation of size with magnitude, down to a signal-to-noise ratio of about 5 in CANDELS. The published table
 has no profile shapes: Sérsic indices, axis ratios, bulge fractions and knots follow broad distributions
 around the ranges seen in CANDELS by van der Wel et al. (2012, doi:10.1088/0067-0049/203/2/24) and, for knots,
 Guo et al. (2015, doi:10.1088/0004-637X/800/1/39).

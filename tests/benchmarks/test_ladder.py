@@ -1,15 +1,18 @@
+"""Each rung changes one thing; the command writes one row per rung and state, and resumes."""
+
 import numpy as np
 import pytest
+from astropy.table import Table
+from click.testing import CliRunner
 
-import probdeblend
-from benchmarks.ladder import RUNGS, climb, rung_blends
+from benchmarks import ladder
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", ladder.RUNGS)
 @pytest.mark.slow
 def test_rungs_change_one_thing(rung):
-    blend = next(iter(rung_blends(rung, 4, seed=1)))
-    usual = next(iter(rung_blends("all types, as trained on", 4, seed=1)))
+    blend = next(ladder.rung_blends(rung, 4, seed=1))
+    usual = next(ladder.rung_blends("all types, as trained on", 4, seed=1))
     assert len(blend) == 4
     changed = {
         "photon noise of 300 s": blend.exposure[0] == 300,
@@ -22,16 +25,26 @@ def test_rungs_change_one_thing(rung):
     assert changed
 
 
-def test_unknown_rung():
-    with pytest.raises(ValueError, match="rung must be one of all types, as trained on"):
-        rung_blends("fog", 3)
-
-
 @pytest.mark.slow
-def test_the_ladder_is_climbed():
-    """Too much sky noise is flagged; the table holds every rung."""
-    table = climb(probdeblend.load(), count=40, draws=64, passes=4, progress=False)
-    assert list(dict.fromkeys(table["rung"])) == list(RUNGS)
+def test_the_command_resumes(tmp_path, monkeypatch):
+    """High sky noise widens the posterior; the rungs of an interrupted run are kept."""
+    options = ["--count", "40", "--draws", "64", "--passes", "4", "--output", str(tmp_path / "ladder")]
+    made, compare = [], ladder.compare
+
+    def interrupted(*arguments, **settings):
+        made.append(1)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return compare(*arguments, **settings)
+
+    monkeypatch.setattr(ladder, "compare", interrupted)
+    assert CliRunner().invoke(ladder.main, options).exit_code == 1
+    answer = CliRunner().invoke(ladder.main, [*options, "--resume"], catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    assert len(made) == 4 + len(ladder.RUNGS) - 3
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["ladder", "ladder.ecsv", "ladder.png"]
+    table = Table.read(tmp_path / "ladder/ladder.ecsv")
+    assert list(dict.fromkeys(table["rung"])) == list(ladder.RUNGS)
     assert ((table["coverage_68"] > 0.2) & (table["coverage_68"] < 1)).all()
     network = {row["rung"]: row for row in table if row["state"] == "network"}
     usual = network["all types, as trained on"]

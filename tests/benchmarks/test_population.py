@@ -1,6 +1,6 @@
-"""A population is recovered from posteriors that hold another prior; stacked, they do not give it."""
+"""A population is recovered from posteriors made under another prior; stacked, they do not give it."""
 
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,15 +8,12 @@ from astropy.table import Table
 from click.testing import CliRunner
 
 import probdeblend
-from benchmarks.commands_population import population
-from benchmarks.deconvolution import agreement, recover_population, stack
-from benchmarks.plot_population import plot_population
-from benchmarks.population import population_result, population_table, recover, report
-from benchmarks.reweighting import Imitation, concentrated
-from probdeblend._files import write_table
-from probdeblend.deblending import weights
+from benchmarks.population import __main__ as command
+from benchmarks.population.deconvolution import agreement, recover_population, stack
+from benchmarks.population.recovery import population_table, recover, shares_table, summarize
+from benchmarks.population.reweighting import Imitation, concentrated
 from probdeblend.posterior.draws import Posterior
-from probdeblend.scene import LN_FLUX_UNIT, Instrument
+from probdeblend.scene import Instrument
 from probdeblend.simulation.prior import Prior
 
 ERROR = 0.4
@@ -186,8 +183,6 @@ def test_a_concentrated_prior_is_the_prior_with_weights():
         wanted, found = (function(pairs[name].numpy()).mean(1) for pairs in (before, after))
         error = found.std() * (1 / effective + 1 / len(found)) ** 0.5
         assert abs(np.average(wanted, weights=weight) - found.mean()) < 4.5 * error, name
-    with pytest.raises(ValueError, match="width must be positive, got 0"):
-        concentrated(prior, center=22, width=0)
 
 
 COARSE = (0.25, 0.5)  # cells that are quick to fill and to sample
@@ -197,6 +192,7 @@ class Guess:
     """A deblender whose every posterior is a magnitude of 23.3, with an error of 0.15."""
 
     calibrator = None
+    digest = "guess"
     instrument = Instrument.candels_f160w()
 
     def __call__(self, image, *, sky_rms, draws, passes, seed, calibrate):
@@ -205,16 +201,30 @@ class Guess:
         return Posterior.from_draws(flux, flux_kind="total", method="network")
 
 
-@pytest.fixture(scope="module")
-def table():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.population.CELLS", COARSE)
-        return population_result(Guess(), count=70, draws=100, passes=0, seed=3, progress=False)
+@pytest.mark.slow
+def test_the_command_resumes(tmp_path, monkeypatch):
+    asked = []
 
+    class Interrupted(Guess):
+        def __call__(self, image, **settings):
+            asked.append(1)
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            return super().__call__(image, **settings)
 
-def test_the_table_of_a_population(table):
+    options = ["--count", "70", "--draws", "100", "--passes", "0", "--output", str(tmp_path / "found")]
+    monkeypatch.setattr(command, "load", lambda path: Interrupted())
+    monkeypatch.setattr(command, "population_table", partial(population_table, cells=COARSE))
+    assert CliRunner().invoke(command.main, options).exit_code == 1
+    answer = CliRunner().invoke(command.main, [*options, "--resume"], catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    assert "misplaced" in answer.output
+    assert len(asked) == 5  # two batches of each population; and the one that was interrupted
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["found", "population.ecsv", "population.png"]
+    table = Table.read(tmp_path / "found/population.ecsv")
     assert list(dict.fromkeys(table["quantity"])) == ["magnitude", "ln flux ratio"]
     assert table.meta["blends"] == 70
+    assert table.meta["unused"] == 0
     for quantity in ("magnitude", "ln flux ratio"):
         rows = table[table["quantity"] == quantity]
         assert (rows["high"][:-1] == rows["low"][1:]).all()
@@ -222,36 +232,19 @@ def test_the_table_of_a_population(table):
             assert sum(rows[name]) == pytest.approx(1, abs=0.03)
         for name in ("low_95", "low_68"):
             assert (rows[name] <= rows[name.replace("low", "high")]).all()
-        assert set(table.meta["p_values"][quantity]) == {"recovered", "uncorrected", "medians", "draws"}
         # Medians that are all alike are no distribution.
         assert table.meta["p_values"][quantity]["medians"] < 0.01
-    assert "70 blends, 0 of them beyond the prior" in report(table)
-    assert "ln flux ratio: " in report(table)
+    summary = summarize(table)
+    assert len(summary) == 8
+    assert ((summary["misplaced"] >= 0) & (summary["misplaced"] < 1)).all()
 
 
-def test_a_population_is_drawn_and_written(tmp_path, table):
-    assert [len(axes.collections) for axes in plot_population(table).axes] == [2, 2]
-    path = tmp_path / "population"
-    write_table(path, table, "population", figure=plot_population(table))
-    kept = Table.read(path / "population.ecsv")
-    assert kept.meta["p_values"] == table.meta["p_values"]
-    assert plot_population(kept).axes[0].get_xlabel() == "AB magnitude"
-
-
-def test_errors_of_the_experiment():
-    with pytest.raises(ValueError, match="count must be positive, got 0"):
-        population_result(Guess(), count=0)
-    pairs = np.zeros((4, 2))
+def test_errors_of_pairs():
     shape = r"must be pairs of magnitudes \(pair, 2\), got shape \(4,\)"
     with pytest.raises(ValueError, match=f"prior {shape}"):
-        recover(None, np.zeros(4), zero_point=25)
+        recover(None, np.zeros(4))
     with pytest.raises(ValueError, match=f"truth {shape}"):
-        population_table(None, np.zeros(4))
-    with pytest.raises(ValueError, match=f"imitated {shape}"):
-        population_table(None, pairs, again=SimpleNamespace(), imitated=np.zeros(4))
-
-
-ZERO_POINT = 25.9
+        shares_table(None, np.zeros(4))
 
 
 def pair_coordinates(magnitudes):
@@ -260,23 +253,19 @@ def pair_coordinates(magnitudes):
     return np.stack([together, magnitudes[..., 0] - magnitudes[..., 1]], -1)
 
 
-def normal_trial(truth, *, seed, shift=0.0):
+def normal_magnitudes(truth, *, seed, shift=0.0):
     """Posteriors of magnitudes with an error of 0.2, under a prior of unit width around 23; too faint by a shift."""
     rng = np.random.default_rng(seed)
     narrower = 1 / (1 + 0.2**2)
     middle = 23.0 + (truth + rng.normal(0, 0.2, truth.shape) - 23.0) * narrower + shift
-    magnitudes = middle + 0.2 * narrower**0.5 * rng.normal(size=(200, *truth.shape))
-    flux = np.exp((ZERO_POINT - magnitudes) / LN_FLUX_UNIT)[None, ..., None]
-    answers = Posterior.from_draws(flux, flux_kind="total", method="network")
-    known = {"flux": np.exp((ZERO_POINT - truth) / LN_FLUX_UNIT)[..., None], "sky_rms": np.full(len(truth), 1e-3)}
-    return SimpleNamespace(calibrated=answers, truth=known)
+    return middle + 0.2 * narrower**0.5 * rng.normal(size=(200, *truth.shape))
 
 
 @pytest.mark.slow
-def test_a_trial_of_exact_posteriors(rng):
+def test_exact_posteriors(rng):
     prior = rng.normal(23.0, 1.0, (600_000, 2))
-    first = recover(normal_trial(rng.normal(23.3, 0.2, (900, 2)), seed=1), prior, zero_point=ZERO_POINT)
-    table = population_table(first, rng.normal(23.3, 0.2, (200_000, 2)))
+    first = recover(normal_magnitudes(rng.normal(23.3, 0.2, (900, 2)), seed=1), prior)
+    table = shares_table(first, rng.normal(23.3, 0.2, (200_000, 2)))
     for p_values in table.meta["p_values"].values():
         assert p_values["recovered"] == p_values["uncorrected"]
         assert p_values["recovered"] > 0.01
@@ -289,13 +278,13 @@ def test_errors_that_posteriors_share_are_taken_off(rng):
     """Posteriors all too faint by 0.05 mag, a quarter of their error: seen only where many are put together."""
     prior = rng.normal(23.0, 1.0, (600_000, 2))
     truth = rng.normal(23.3, 0.2, (900, 2))
-    first = recover(normal_trial(truth, seed=1, shift=0.05), prior, zero_point=ZERO_POINT)
+    first = recover(normal_magnitudes(truth, seed=1, shift=0.05), prior)
     weights = first.found.weights(pair_coordinates(prior))
     assert weights.sum() == pytest.approx(1)
     assert weights @ prior[:, 0] == pytest.approx(23.35, abs=0.03)
     imitated = prior[rng.choice(len(prior), 200_000, p=weights)]
-    again = recover(normal_trial(imitated[:900], seed=2, shift=0.05), prior, zero_point=ZERO_POINT)
-    found = population_table(first, rng.normal(23.3, 0.2, (200_000, 2)), again=again, imitated=imitated)
+    again = recover(normal_magnitudes(imitated[:900], seed=2, shift=0.05), prior)
+    found = shares_table(first, rng.normal(23.3, 0.2, (200_000, 2)), again=again, imitated=imitated)
     assert found.meta["p_values"]["magnitude"]["uncorrected"] < 0.004
     for p_values in found.meta["p_values"].values():
         assert p_values["recovered"] > 0.01
@@ -312,20 +301,10 @@ def test_an_imitation_is_drawn_as_was_found():
     assert {value.item() for value in drawn["magnitude"][:, 0]} == {value.item() for value in pool["magnitude"][:3, 0]}
 
 
-def test_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "load", lambda path=None: Guess())
-    monkeypatch.setattr("benchmarks.population.CELLS", COARSE)
-    options = ["--count", "40", "--draws", "50", "--passes", "0", "--output", str(tmp_path / "found")]
-    answer = CliRunner().invoke(population, options, catch_exceptions=False)
-    assert answer.exit_code == 0
-    assert "40 blends" in answer.output
-    assert "population.ecsv, population.png" in answer.output
-    assert isinstance(CliRunner().invoke(population, options).exception, FileExistsError)
-
-
 @pytest.mark.slow
 def test_the_weights_that_ship():
-    table = population_result(probdeblend.load(), count=400, draws=400, passes=16, progress=False)
+    sampling = {"draws": 400, "passes": 16, "seed": 0}
+    table = population_table(probdeblend.load(), count=400, cells=(0.1, 0.2), **sampling)
     for quantity in ("magnitude", "ln flux ratio"):
         rows = table[table["quantity"] == quantity]
         wrong = {name: abs(rows[name] - rows["truth"]).sum() / 2 for name in ("recovered", "medians", "draws")}

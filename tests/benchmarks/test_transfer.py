@@ -1,18 +1,15 @@
-"""Training on each source and testing on every one, at a small scale; resuming; the table."""
+"""Networks trained on each source and tested on every one, at a small scale; an interrupted run is resumed."""
 
 import numpy as np
 import pytest
 import torch
+from astropy.table import Table
+from click.testing import CliRunner
 from test_galaxies import made
 
 from benchmarks import transfer
+from probdeblend.surveys.files import write_library
 from probdeblend.surveys.library import identity_number
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    tiny = {"patch": 2, "unet_filters": 2, "depth": 2, "first_filters": 2, "hidden": 4}
-    monkeypatch.setattr(transfer, "SMALL_NETWORK", tiny)
 
 
 def test_sources_separate_their_galaxies():
@@ -28,42 +25,39 @@ def test_sources_separate_their_galaxies():
 
 
 @pytest.mark.slow
-def test_the_matrix(tmp_path, monkeypatch):
+def test_the_command_resumes(tmp_path, monkeypatch):
+    (tmp_path / "library").mkdir()
+    write_library(tmp_path / "library", made(20))
     output = tmp_path / "transfer"
-    settings = {"library": made(20), "steps": 2, "batch_size": 4, "count": 12, "progress": False}
-    trained = []
-    fit = transfer.fit
+    sizes = ["--steps", "2", "--batch-size", "4", "--count", "12", "--filters", "2"]
+    options = [str(tmp_path / "library"), *sizes, "--output", str(output)]
+    trained, fit = [], transfer.fit
 
-    def counted(*arguments, **options):
-        if len(trained) == 3:
-            raise KeyboardInterrupt
+    def interrupted(*arguments, **settings):
         trained.append(1)
-        return fit(*arguments, **options)
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        return fit(*arguments, **settings)
 
-    monkeypatch.setattr(transfer, "fit", counted)
-    with pytest.raises(KeyboardInterrupt):
-        transfer.transfer(output, **settings)
+    monkeypatch.setattr(transfer, "fit", interrupted)
+    assert CliRunner().invoke(transfer.main, options).exit_code == 1
     assert not output.exists()
-    assert (tmp_path / "transfer.partial").is_dir()
-    trained.clear()
-    table = transfer.transfer(output, **settings)
-    assert len(trained) == 2
+    answer = CliRunner().invoke(transfer.main, [*options, "--resume"], catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    assert len(trained) == 4 + 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["library", "transfer"]
+    assert sorted(path.name for path in output.iterdir()) == ["transfer.ecsv", "transfer.png"]
+    table = Table.read(output / "transfer.ecsv")
     assert len(table) == 25
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["transfer"]
-    assert sorted(entry.name for entry in output.iterdir()) == ["transfer.ecsv", "transfer.png"]
     for name in transfer.STATISTICS:
         assert np.isfinite(table[name]).all()
         assert (table[f"{name}_low"] <= table[f"{name}_high"]).all()
-    real = table[table["tested_on"] == "real"]
-    assert (real["galaxies"] <= 16).all()
-    assert "Sérsic, white noise" in transfer.report(table)
-    with pytest.raises(FileExistsError, match="transfer: exists already"):
-        transfer.transfer(output, **settings)
+    assert (table[table["tested_on"] == "real"]["galaxies"] <= 16).all()
 
 
-def test_a_real_test_set_holds_test_galaxies_alone():
+def test_a_real_sample_holds_test_galaxies_alone():
     _, test = transfer.sources(made(20))["mixture"]
-    drawn = transfer._test_set(test, 20, seed=1)
+    drawn = transfer.sample_blends(test, 20, seed=1)
     assert drawn.image.shape == (20, 1, 128, 128)
     numbers = {identity_number(name) for name in test.library.identity}
     assert set(drawn.galaxies[10:].ravel().tolist()) <= numbers

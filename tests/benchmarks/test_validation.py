@@ -1,4 +1,4 @@
-"""The report: sections that are kept and gone on with, one page that needs nothing else, nothing half-written."""
+"""The report: sections that are kept and resumed, one page that needs nothing else, nothing half-written."""
 
 import json
 import re
@@ -7,13 +7,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from matplotlib.figure import Figure
 
 import probdeblend
-from benchmarks.validation import run
+from benchmarks.validation.__main__ import SECTIONS, main, write_report
 from benchmarks.validation.page import render_page
-from benchmarks.validation.plan import Plan
-from benchmarks.validation.run import validate
+from benchmarks.validation.plan import FEW, Plan
 from benchmarks.validation.section import Section, load_section, plain_rows, save_section
 
 
@@ -29,20 +29,18 @@ def deblender():
     return probdeblend.load()
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """A report of two short sections, which count how often they are made."""
-    made = []
+class Sections(dict):
+    """Short sections, which count how often they are made, and may be interrupted."""
 
-    def make(name):
-        def section_of(plan):
-            made.append(name)
-            return section(name)
+    def __init__(self, *, interrupted=None):
+        super().__init__({name: lambda plan, name=name: self.make(name) for name in ("accuracy", "real", "ladder")})
+        self.made, self.interrupted = [], interrupted
 
-        return section_of
-
-    monkeypatch.setattr(run, "SECTIONS", {name: make(name) for name in ("accuracy", "real", "ladder")})
-    return made
+    def make(self, name):
+        if name == self.interrupted:
+            raise KeyboardInterrupt
+        self.made.append(name)
+        return section(name)
 
 
 class Page(HTMLParser):
@@ -65,7 +63,8 @@ def test_a_page_needs_nothing_else(tmp_path):
     for text in ("A &lt;title&gt;", "Numbers &lt;&amp;&gt;", "a &lt;b&gt;", "A &lt;picture&gt;", "&lt;x&gt;.fits"):
         assert text in page
     assert "<b>" not in page
-    assert "0.1235" in page
+    assert "<td>0.1235</td>" in page
+    assert "<td>-</td>" in page
 
 
 def test_sections_come_back(tmp_path):
@@ -84,39 +83,33 @@ def test_rows_are_plain():
     assert plain_rows([{"a": 1, "b": 2}], ["b", "c"]) == [{"b": 2}]
 
 
-def test_a_report(tmp_path, deblender, quick):
-    names = validate(tmp_path / "report", Plan.quick(deblender), progress=False)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["report"]
-    assert sorted(entry.name for entry in (tmp_path / "report").iterdir()) == sorted(names)
-    assert quick == ["accuracy", "ladder"]  # without a library, none of real galaxies
-    numbers = json.loads((tmp_path / "report" / "report.json").read_text())
+def test_a_report(tmp_path, deblender):
+    output, sections = tmp_path / "report", Sections()
+    write_report(output, Plan(deblender), sections=sections)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["report", "report.html", "report.json"]
+    assert sections.made == ["accuracy", "ladder"]  # without a library, none of real galaxies
+    numbers = json.loads((output / "report.json").read_text())
     assert numbers["settings"]["network"] == deblender.digest
     assert numbers["sections"]["ladder"]["tables"]["A table"][0]["count"] == 3
     with pytest.raises(FileExistsError, match="report: exists already"):
-        validate(tmp_path / "report", Plan.quick(deblender), progress=False)
-    validate(tmp_path / "report", Plan.quick(deblender), overwrite=True, progress=False)
+        write_report(output, Plan(deblender), sections=sections)
+    write_report(output, Plan(deblender), sections=sections, overwrite=True)
 
 
-def test_an_interrupted_report_goes_on(tmp_path, deblender, quick, monkeypatch):
-    plan = Plan.quick(deblender)
-
-    def stop(plan):
-        raise KeyboardInterrupt
-
-    whole = dict(run.SECTIONS)
-    monkeypatch.setattr(run, "SECTIONS", whole | {"ladder": stop})
+def test_an_interrupted_report_is_resumed(tmp_path, deblender):
+    output, plan, sections = tmp_path / "report", Plan(deblender), Sections(interrupted="ladder")
     with pytest.raises(KeyboardInterrupt):
-        validate(tmp_path / "report", plan, progress=False)
+        write_report(output, plan, sections=sections)
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.partial"]
-    monkeypatch.setattr(run, "SECTIONS", whole)
-    with pytest.raises(FileExistsError, match="exists; resume goes on from it, overwrite starts anew"):
-        validate(tmp_path / "report", plan, progress=False)
-    with pytest.raises(ValueError, match="was begun with other settings, resume with those or overwrite it"):
-        validate(tmp_path / "report", replace(plan, seed=2), resume=True, progress=False)
-    validate(tmp_path / "report", plan, resume=True, progress=False)
-    assert quick == ["accuracy", "ladder"]
-    with pytest.raises(ValueError, match="there is nothing to resume"):
-        validate(tmp_path / "other", plan, resume=True, progress=False)
+    with pytest.raises(FileExistsError, match="exists"):
+        write_report(output, plan, sections=sections)
+    with pytest.raises(ValueError, match="settings"):
+        write_report(output, replace(plan, seed=2), sections=sections, resume=True)
+    sections.interrupted = None
+    write_report(output, plan, sections=sections, resume=True)
+    assert sections.made == ["accuracy", "ladder"]
+    with pytest.raises(ValueError, match="nothing to resume"):
+        write_report(tmp_path / "other", plan, sections=sections, resume=True)
 
 
 def test_width_of_the_psf(deblender):
@@ -125,14 +118,18 @@ def test_width_of_the_psf(deblender):
 
 
 @pytest.mark.slow
-def test_every_section_is_made(tmp_path, deblender):
+def test_every_section_is_made(tmp_path, monkeypatch):
     """The whole report with very few blends."""
     few = {"accuracy": 64, "calibration": 150, "rung": 12, "galsim": 2, "population": 120, "steps": 2}
-    plan = Plan.quick(deblender, **few, draws=100, passes=4)
-    validate(tmp_path / "report", plan, progress=False)
-    numbers = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert set(numbers["sections"]) == set(run.SECTIONS) - {"real"}
-    page = (tmp_path / "report" / "report.html").read_text()
+    few |= {"draws": 100, "passes": 4, "cells": (0.25, 0.5)}
+    for name, value in few.items():
+        monkeypatch.setitem(FEW, name, value)
+    output = tmp_path / "report"
+    answer = CliRunner().invoke(main, ["--output", str(output)], catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    numbers = json.loads((output / "report.json").read_text())
+    assert set(numbers["sections"]) == set(SECTIONS) - {"real"}
+    page = (output / "report.html").read_text()
     assert page.count("<img") >= 12
     assert not re.search(r'(src|href)="(https?:)?//', page)
     methods = {row["method"] for row in numbers["sections"]["accuracy"]["tables"]["Accuracy"]}

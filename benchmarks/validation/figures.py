@@ -1,36 +1,22 @@
-"""The figures of the validation report: accuracy of several methods, the ladder, residuals."""
+"""The figures of the validation report: accuracy of several methods."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from astropy.table import Table
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from probdeblend.plots.images import EXACT_COLOR, PALETTE
 
-__all__ = ["plot_accuracy", "plot_bars", "plot_errors", "plot_ladder", "plot_magnitudes"]
+__all__ = ["plot_accuracy", "plot_bars", "plot_errors", "plot_magnitudes"]
 
 Rows = Sequence[Mapping[str, float]]
 
 
 def plot_magnitudes(truth: ArrayLike, estimates: Mapping[str, ArrayLike]) -> Figure:
-    """Show estimated against true magnitudes, with the errors below and their histograms beside them.
-
-    Parameters
-    ----------
-    truth
-        True magnitudes.
-    estimates
-        Magnitudes of that shape by method; NaN where there is none.
-
-    Returns
-    -------
-    Figure
-        A column a method.
-    """
+    """Show estimated against true magnitudes, with the errors below and their histograms beside them."""
     truth = np.ravel(np.asarray(truth, dtype=float))
     figure = Figure(figsize=(3.9 * len(estimates), 5.4), layout="constrained")
     widths = [3, 1] * len(estimates)
@@ -53,20 +39,7 @@ def plot_magnitudes(truth: ArrayLike, estimates: Mapping[str, ArrayLike]) -> Fig
 
 
 def plot_accuracy(tables: Mapping[str, Rows], *, label: str) -> Figure:
-    """Show bias and scatter of magnitudes in bins, and the fraction of outliers.
-
-    Parameters
-    ----------
-    tables
-        By method, rows with ``low``, ``high``, ``bias_mag``, ``nmad_mag`` and ``outliers``.
-    label
-        What the bins are made of.
-
-    Returns
-    -------
-    Figure
-        Two panels: points are medians, bars the normalized median absolute deviation; and outliers.
-    """
+    """Show bias and scatter of magnitudes in bins, and the fraction of outliers."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     errors, outliers = figure.subplots(1, 2)
     errors.axhline(0, color=EXACT_COLOR, lw=1)
@@ -90,20 +63,7 @@ def _numbers(rows: Rows, key: str) -> NDArray[np.float64]:
 
 
 def plot_bars(values: Mapping[str, Mapping[str, float]], *, label: str) -> Figure:
-    """Show a number of each method by category.
-
-    Parameters
-    ----------
-    values
-        By method, the number of each category.
-    label
-        What the number is.
-
-    Returns
-    -------
-    Figure
-        Bars side by side.
-    """
+    """Show a number of each method by category, as bars side by side."""
     names = list(dict.fromkeys(category for numbers in values.values() for category in numbers))
     figure = Figure(figsize=(1.6 + 1.3 * len(names), 3.4), layout="constrained")
     axes = figure.subplots()
@@ -119,62 +79,15 @@ def plot_bars(values: Mapping[str, Mapping[str, float]], *, label: str) -> Figur
 
 
 def plot_errors(errors: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
-    """Show distributions of magnitude errors.
-
-    Parameters
-    ----------
-    errors
-        By method, the edges of bins and the fraction of galaxies in each.
-
-    Returns
-    -------
-    Figure
-        Steps, on a logarithmic scale.
-    """
+    """Show distributions of magnitude errors."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     for (name, (edges, fraction)), color in zip(errors.items(), PALETTE, strict=False):
         density = np.asarray(fraction, dtype=float) / np.diff(np.asarray(edges, dtype=float))
         axes.stairs(density, edges, color=color, lw=1.5, label=name)
     axes.axvline(0, color=EXACT_COLOR, lw=1)
-    axes.set(xlabel="magnitude error (beyond 1 mag in the outermost bins)", ylabel="galaxies a magnitude", yscale="log")
+    axes.set(
+        xlabel="magnitude error (beyond 1 mag in the outermost bins)", ylabel="galaxies per magnitude", yscale="log"
+    )
     axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def plot_ladder(table: Table) -> Figure:
-    """Show coverage, width and flags on every rung of the ladder of misfits.
-
-    Parameters
-    ----------
-    table
-        What `~benchmarks.ladder.climb` returns.
-
-    Returns
-    -------
-    Figure
-        Three panels with a line a rung.
-    """
-    rungs = list(dict.fromkeys(table["rung"]))
-    figure = Figure(figsize=(11, 1.2 + 0.36 * len(rungs)), layout="constrained")
-    coverage, width, flags = figure.subplots(1, 3, sharey=True)
-    coverage.axvline(0.68, color=EXACT_COLOR, lw=1)
-    y = np.arange(len(rungs))[::-1]
-    states = list(dict.fromkeys(table["state"]))
-    for number, (state, color) in enumerate(zip(states, PALETTE, strict=False)):
-        rows = table[table["state"] == state]
-        shifted = y - 0.16 * (number - (len(states) - 1) / 2)
-        low, high = rows["coverage_68_low"], rows["coverage_68_high"]
-        half = np.asarray(high - low) / 2
-        coverage.errorbar(rows["coverage_68"], shifted, xerr=half, fmt="o", ms=4, color=color, label=state)
-        width.plot(rows["width"], shifted, "o", ms=4, color=color)
-    last = table[table["state"] == states[-1]]
-    for name, marker in (("unfamiliar", "o"), ("outside_prior", "s"), ("outside_calibration", "^")):
-        flags.plot(last[name], y, marker, ms=5, alpha=0.8, label=name.replace("_", " "))
-    coverage.set_yticks(y, rungs)
-    coverage.set(xlabel="68 % interval covers", xlim=(0, 1))
-    width.set(xlabel="half-width in ln flux", xscale="log")
-    flags.set(xlabel="fraction of blends flagged", xlim=(-0.02, 1.02))
-    coverage.legend(frameon=False, fontsize=8)
-    flags.legend(frameon=False, fontsize=8)
     return figure

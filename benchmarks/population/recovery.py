@@ -1,21 +1,21 @@
 """Counts and flux ratios of a population of blends, recovered from posteriors that were made under another one.
 
-Posteriors that are right on average over their prior may be wrong by a percent for a part of it, and a population that
-gathers there adds these errors up. What was recovered is therefore simulated, deblended and recovered once more: what
-comes out wrong, with its scatter, is taken off (indirect inference: Gouriéroux, Monfort & Renault 1993,
+Posteriors that are calibrated over their prior may be wrong by a percent for a part of it, and a population that
+gathers there adds these errors up. What was recovered is therefore simulated, deblended and recovered once more: its
+error, with its scatter, is subtracted (indirect inference: Gouriéroux, Monfort & Renault 1993,
 doi:10.1002/jae.3950080507).
 
 The tested population differs from the training prior in magnitudes alone: its galaxies gather within 0.2 mag of 23.3,
-about as closely as the errors of two galaxies that overlap. The two galaxies of a pair are no independent draws, so
-that `~benchmarks.deconvolution` is given both: the magnitude of the two together, which is known best, and the
-difference. Networks see images in units of the sky noise alone: their
-prior is that of flux over noise, over all depths of the training.
+about as closely as the errors of two galaxies that overlap. The two galaxies of a pair are not independent draws, so
+that the deconvolution is given both: the magnitude of the two together, which is known best, and the difference.
+Networks see images in units of the sky noise: their prior is that of flux over noise, over all depths of the training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,22 +23,17 @@ from astropy.table import Table, vstack
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from benchmarks.deconvolution import Population, agreement, recover_population, stack
-from benchmarks.reweighting import Imitation, concentrated
+from benchmarks.population.deconvolution import Population, agreement, recover_population, stack
+from benchmarks.population.reweighting import Imitation, concentrated
+from probdeblend._files import kept_arrays
 from probdeblend.deblending.deblender import Deblender
 from probdeblend.scene import LN_FLUX_UNIT, seed_of
 from probdeblend.simulation.conditions import Conditions
 from probdeblend.simulation.prior import Prior
-from probdeblend.training.scorecard import log_fluxes
-from probdeblend.training.trial import Trial, run_trial, simulated_batches
+from probdeblend.training.evaluation import compare, log_fluxes
+from probdeblend.training.streams import Mixture
 
-__all__ = [
-    "Recovered",
-    "population_result",
-    "population_table",
-    "recover",
-    "report",
-]
+__all__ = ["CELLS", "Recovered", "population_table", "recover", "shares_table", "summarize"]
 
 LEVELS = (0.68, 0.95)
 TESTED = {"center": 23.3, "width": 0.2}
@@ -51,6 +46,7 @@ CHUNK = 50_000
 MAGNITUDES = (22.0, 22.75, 22.9, 23.05, 23.2, 23.35, 23.5, 23.65, 23.8, 25.0)
 LOG_RATIOS = (-1.8, -0.6, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.8)
 BINS = {"magnitude": MAGNITUDES, "ln flux ratio": LOG_RATIOS}
+METHODS = ("recovered", "uncorrected", "medians", "draws")
 BOOTSTRAPS = 500
 
 
@@ -58,14 +54,9 @@ BOOTSTRAPS = 500
 class Recovered:
     """What posteriors tell of the population of their blends.
 
-    Parameters
-    ----------
-    magnitudes
-        Posterior draws ``(draw, blend, galaxy)``.
-    found
-        The distribution of the magnitude of both galaxies together, and of the difference.
-    histograms
-        Draws of the share of each bin ``(sample, bin)``, of "magnitude" and "ln flux ratio".
+    The posterior draws themselves, as `magnitudes` ``(draw, blend, galaxy)``; the distribution `found` of the magnitude
+    of both galaxies together and of the difference; and `histograms` by quantity, draws of the share of each bin
+    ``(sample, bin)``.
     """
 
     magnitudes: NDArray[np.float64]
@@ -73,47 +64,24 @@ class Recovered:
     histograms: dict[str, NDArray[np.float64]]
 
 
-def recover(trial: Trial, prior: ArrayLike, *, zero_point: float, samples: int = 500, seed: int = 0) -> Recovered:
-    """Recover the population of a trial's blends.
+def recover(magnitudes: NDArray, prior: ArrayLike, *, cells: Sequence[float] = CELLS, seed: int = 0) -> Recovered:
+    """Recover a population from posterior magnitudes ``(draw, blend, galaxy)`` of its pairs, all of one depth.
 
-    Parameters
-    ----------
-    trial
-        Pairs of one depth; their calibrated posteriors are used.
-    prior
-        Pairs of magnitudes from the prior of the network, at the depth of the trial ``(pair, galaxy)``.
-    zero_point
-        AB magnitude of unit flux.
-    samples
-        Number of draws of the population.
-    seed
-        Same seed, same answer.
-
-    Returns
-    -------
-    Recovered
-        The population.
-
-    Raises
-    ------
-    ValueError
-        If pairs of magnitudes have another shape.
+    The prior is that of the network at this depth, as pairs of magnitudes ``(pair, galaxy)``.
     """
     prior = _pairs("prior", prior)
-    log_flux, _ = log_fluxes(trial.calibrated, trial.truth["flux"], trial.truth["sky_rms"])
-    magnitudes = zero_point - LN_FLUX_UNIT * log_flux
     coordinates = _coordinates(prior)
-    cells = [
+    edges = [
         np.arange(np.floor(low), np.ceil(high) + width, width)
-        for low, high, width in zip(coordinates.min(0), coordinates.max(0), CELLS, strict=True)
+        for low, high, width in zip(coordinates.min(0), coordinates.max(0), cells, strict=True)
     ]
-    found = recover_population(_coordinates(magnitudes), coordinates, cells, samples=samples, seed=seed)
+    found = recover_population(_coordinates(magnitudes), coordinates, edges, seed=seed)
     counts = (found.histogram(prior[:, 0], MAGNITUDES) + found.histogram(prior[:, 1], MAGNITUDES)) / 2
     ratios = found.histogram(_log_ratio(prior), LOG_RATIOS)
     return Recovered(magnitudes, found, dict(zip(BINS, (counts, ratios), strict=True)))
 
 
-def population_table(
+def shares_table(
     recovered: Recovered,
     truth: ArrayLike,
     *,
@@ -121,34 +89,11 @@ def population_table(
     imitated: ArrayLike | None = None,
     seed: int = 0,
 ) -> Table:
-    """Compare a population with what was recovered of it, and with what stacking gives.
+    """Compare a population, given as pairs of magnitudes, with what was recovered of it, and with stacking.
 
-    Parameters
-    ----------
-    recovered
-        What posteriors tell.
-    truth
-        Pairs of magnitudes from the true population ``(pair, galaxy)``.
-    again, imitated
-        What posteriors tell of blends that were simulated from what was recovered, and pairs of magnitudes of that
-        population ``(pair, galaxy)``. Their difference, the method's own error, is taken off the recovered shares, with
-        its scatter.
-    seed
-        Same seed, same answer.
-
-    Returns
-    -------
-    Table
-        A row a bin, first of the "magnitude" of all galaxies, then of the "ln flux ratio", companion over central
-        one: ``low`` and ``high`` ends; shares of the ``truth``; ``recovered`` with the ends ``low_68``, ``high_68``,
-        ``low_95``, ``high_95`` of its bands; ``uncorrected`` shares; of stacked ``medians`` and ``draws``. In the
-        metadata, the number of ``blends``, of those ``unused``, and by quantity the ``p_values`` of the four
-        (`~benchmarks.deconvolution.agreement`).
-
-    Raises
-    ------
-    ValueError
-        If pairs of magnitudes have another shape.
+    `again` is what was recovered from blends that were simulated from what was first recovered, the pairs `imitated`:
+    the difference, the method's own error, is subtracted from the recovered shares, with its scatter. One row per bin,
+    with the ends of the bands; the metadata holds by quantity the ``p_values`` of the four estimates.
     """
     truth = _shares(_pairs("truth", truth))
     error = dict.fromkeys(BINS, 0.0)
@@ -164,9 +109,27 @@ def population_table(
         corrected *= histograms["uncorrected"].sum(1, keepdims=True) / corrected.sum(1, keepdims=True)
         rows.append(_rows(quantity, {"recovered": corrected} | histograms, truth[quantity]))
     table = vstack(rows, metadata_conflicts="silent")
-    blends = magnitudes.shape[1]
-    table.meta = {"blends": blends, "unused": recovered.found.unused, "p_values": table.meta}
+    for name in table.colnames[3:]:
+        table[name].info.format = ".4f"
+    table.meta = {"blends": magnitudes.shape[1], "unused": recovered.found.unused, "p_values": table.meta}
     return table
+
+
+def summarize(table: Table) -> Table:
+    """Return one row per quantity and estimate: the fraction in the wrong bin, the p-value, bins in the 95 % band."""
+    rows = []
+    for quantity, p_values in table.meta["p_values"].items():
+        bins = table[table["quantity"] == quantity]
+        inside = np.mean((bins["low_95"] <= bins["truth"]) & (bins["truth"] <= bins["high_95"]))
+        for name in METHODS:
+            wrong = np.abs(bins[name] - bins["truth"]).sum() / 2
+            within = inside if name == "recovered" else np.nan
+            rows.append((quantity, name, wrong, p_values[name], within))
+    names = ("quantity", "estimate", "misplaced", "p_value", "inside_95")
+    summary = Table(rows=rows, names=names)
+    for name in names[2:]:
+        summary[name].info.format = ".3g"
+    return summary
 
 
 def _shares(magnitudes: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
@@ -211,70 +174,46 @@ def _rows(quantity: str, histograms: dict[str, NDArray], share: NDArray) -> Tabl
     for level in LEVELS:
         ends = np.quantile(recovered, ((1 - level) / 2, (1 + level) / 2), axis=0)
         columns |= {f"{name}_{100 * level:g}": end for name, end in zip(("low", "high"), ends, strict=True)}
-    columns |= {name: histograms[name].mean(0) for name in ("uncorrected", "medians", "draws")}
+    columns |= {name: histograms[name].mean(0) for name in METHODS[1:]}
     return Table(columns, meta={quantity: {name: agreement(found, share) for name, found in histograms.items()}})
 
 
-def population_result(
-    deblender: Deblender,
-    *,
-    count: int = 10_000,
-    draws: int = 1000,
-    passes: int = 32,
-    seed: int = 0,
-    progress: bool = True,
+def population_table(
+    deblender: Deblender, *, count: int, cells: Sequence[float] = CELLS, kept: Path | None = None, **sampling: int
 ) -> Table:
     """Simulate blends of a population unlike the training prior, deblend them, and recover the population.
 
-    Parameters
-    ----------
-    deblender
-        Trained on `Prior.default` at the depths of `~probdeblend.simulation.conditions.Conditions`, as the weights that ship are.
-    count
-        Number of blends.
-    draws, passes
-        Given to the deblender.
-    seed
-        Same seed, same answer.
-    progress
-        Show a progress bar.
-
-    Returns
-    -------
-    Table
-        What `population_table` returns.
-
-    Raises
-    ------
-    ValueError
-        If there are no blends.
+    The deblender is one that was trained on `Prior.default` at the depths of `Conditions`, as the weights that ship.
     """
-    if count < 1:
-        raise ValueError(f"count must be positive, got {count}")
-    trained, zero_point = Prior.default(), deblender.instrument.zero_point
+    seed, trained, zero_point = sampling["seed"], Prior.default(), deblender.instrument.zero_point
     tested = concentrated(trained, **TESTED)
     depth = Conditions(sky_rms=(SKY_RMS, SKY_RMS), exposure=(EXPOSURE, EXPOSURE))
     pairs = max(PAIRS * count, CHUNK)
     pool = _sampled(trained, pairs, seed=seed_of(seed, 1))
     prior = _at_depths(_magnitudes(pool), seed=seed_of(seed, 2))
 
-    def ask(population: Prior | Imitation, number: int) -> Recovered:
+    def deblended(population: Prior | Imitation, number: int) -> dict[str, NDArray]:
         simulated = {"prior": population, "conditions": depth, "instrument": deblender.instrument}
-        blends = simulated_batches(count, seed=seed_of(seed, number), progress=progress, **simulated)
-        sampling = {"draws": draws, "passes": passes, "seed": seed + number}
-        trial = run_trial(blends, deblender, calibrator=deblender.calibrator, sep=(), **sampling)
-        return recover(trial, prior, zero_point=zero_point, seed=seed + number)
+        blends = Mixture(**simulated).blends(count, seed=seed_of(seed, number))
+        drawn = sampling | {"seed": seed + number}
+        trial = compare(blends, deblender, calibrator=deblender.calibrator, sep=(), **drawn)
+        log_flux, _ = log_fluxes(trial.calibrated, trial.truth["flux"], trial.truth["sky_rms"])
+        return {"magnitudes": zero_point - LN_FLUX_UNIT * log_flux}
 
-    first = ask(tested, 0)
+    def recovered(population: Prior | Imitation, name: str, number: int) -> Recovered:
+        arrays = kept_arrays(kept and kept / f"{name}.npz", lambda: deblended(population, number))
+        return recover(arrays["magnitudes"], prior, cells=cells, seed=seed + number)
+
+    first = recovered(tested, "first", 0)
     imitation = _imitation(first.found, trained, pool, seed=seed_of(seed, 6))
-    again = ask(imitation, 4)
+    again = recovered(imitation, "again", 4)
     imitated = _magnitudes(imitation.sample(pairs, seed=seed_of(seed, 5)))
     truth = _magnitudes(_sampled(tested, pairs, seed=seed_of(seed, 3)))
-    return population_table(first, truth, again=again, imitated=imitated, seed=seed)
+    return shares_table(first, truth, again=again, imitated=imitated, seed=seed)
 
 
 def _imitation(found: Population, prior: Prior, pool: dict[str, Tensor], *, seed: int) -> Imitation:
-    """Return what was found, made of pairs that are drawn around it, so that few come twice."""
+    """Return the recovered population, made of pairs drawn around it, so that few come twice."""
     magnitudes = _magnitudes(pool)
     weights = found.weights(_coordinates(magnitudes)) @ np.stack([magnitudes, magnitudes**2]).sum(-1).T / 2
     center, width = weights[0], 2 * np.sqrt(weights[1] - weights[0] ** 2)
@@ -298,26 +237,3 @@ def _at_depths(magnitudes: NDArray, *, seed: int) -> NDArray[np.float64]:
     pairs = np.tile(magnitudes, (DEPTHS, 1))
     rms = np.random.default_rng(seed).uniform(low, high, size=(len(pairs), 1))
     return pairs + LN_FLUX_UNIT * (rms - np.log(SKY_RMS))
-
-
-def report(table: Table) -> str:
-    """Say how well the population was recovered, and how badly by stacking.
-
-    Parameters
-    ----------
-    table
-        What `population_table` returns.
-
-    Returns
-    -------
-    str
-        A line a quantity.
-    """
-    lines = [f"{table.meta['blends']} blends, {table.meta['unused']} of them beyond the prior"]
-    for quantity, p_values in table.meta["p_values"].items():
-        rows = table[table["quantity"] == quantity]
-        inside = np.mean((rows["low_95"] <= rows["truth"]) & (rows["truth"] <= rows["high_95"]))
-        worst = {name: np.abs(rows[name] - rows["truth"]).sum() / 2 for name in p_values}
-        found = "; ".join(f"{name} {worst[name]:.1%} (p = {p:.2g})" for name, p in p_values.items())
-        lines.append(f"{quantity}: {inside:.0%} of {len(rows)} bins inside the 95 % band; in the wrong bin: {found}")
-    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A population recovered from posteriors, beside what stacking gives."""
+"""The figure of a recovered population, beside what stacking gives."""
 
 from __future__ import annotations
 
@@ -20,18 +20,7 @@ LABELS = {
 
 
 def plot_population(table: Table) -> Figure:
-    """Show number counts and flux ratios: the truth, what was recovered with its bands, and what stacking gives.
-
-    Parameters
-    ----------
-    table
-        Rows of `~benchmarks.population.population_table`.
-
-    Returns
-    -------
-    Figure
-        A panel a quantity; bars hold 68 % and 95 %.
-    """
+    """Show number counts and flux ratios: truth, recovered shares with bands of 68 and 95 %, and stacking."""
     quantities = list(dict.fromkeys(table["quantity"]))
     figure = Figure(figsize=(5.4 * len(quantities), 4), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):

@@ -10,8 +10,8 @@ from benchmarks.validation.section import Section, plain_rows
 from probdeblend.plots.calibration import plot_coverage
 from probdeblend.posterior.groups import estimated_features
 from probdeblend.scene import Instrument
-from probdeblend.training.fitting import FOLDS, fit_calibrator, pairs_in_folds
-from probdeblend.training.trial import run_trial
+from probdeblend.training.calibrate import FOLDS, fit_calibrator, pairs_in_folds
+from probdeblend.training.evaluation import compare
 
 __all__ = ["real_section"]
 
@@ -33,28 +33,12 @@ COLUMNS = (
 
 
 def real_section(plan: Plan) -> Section:
-    """Repair posteriors of blends of real galaxies by other real galaxies, and judge them.
-
-    Parameters
-    ----------
-    plan
-        What to run; with a library.
-
-    Returns
-    -------
-    Section
-        Table and figure.
-
-    Raises
-    ------
-    ValueError
-        If the library has too few galaxies.
-    """
+    """Calibrate posteriors of blends of real galaxies on other real galaxies, and test them."""
     blends, folds_by_identity = pairs_in_folds(
         plan.library, plan.real, instrument=Instrument.candels_f160w(), seed=plan.seed
     )
     deblender = plan.deblender
-    trial = run_trial(blends, deblender, calibrator=deblender.calibrator, **plan.sampling)
+    trial = compare(blends, deblender, calibrator=deblender.calibrator, **plan.sampling)
     folds = folds_by_identity(trial.truth["identity"])
     answers = {
         "network": (trial.network, trial.truth["flux"]),
@@ -71,17 +55,17 @@ def real_section(plan: Plan) -> Section:
     return Section(
         "Real galaxies, blended after the fact",
         [
-            f"{len(trial.network)} blends of {galaxies} real lone galaxies in {FOLDS} folds: galaxies are blended "
-            "within their fold, and each fold is repaired by a calibrator that was fitted on the other four. Bands are "
+            f"{len(trial.network)} blends of {galaxies} real isolated galaxies in {FOLDS} folds: galaxies are blended "
+            "within their fold, and each fold is corrected by a calibrator fitted on the other four. Bands are "
             f"95 % bootstrap bands over galaxies. The median estimated S/N is {snr:.0f}.",
-            'So few galaxies bear one number: a factor for the width ("scale"), or an error added in quadrature '
+            'So few galaxies constrain one number: a factor for the width ("scale"), or an error added in quadrature '
             '("floor"), which weighs most where noise is least; a whole quantile map ("conformal") is coarse. '
-            "SEP's quoted errors go through the same repair. The network is scored on corrected total fluxes, "
-            "SEP on the AUTO fluxes of the lone galaxies.",
+            "SEP's quoted errors are corrected in the same way. The network is scored on corrected total fluxes, "
+            "SEP on the AUTO fluxes of the isolated galaxies.",
         ],
-        {"Before and after the repair": plain_rows(card, COLUMNS)},
+        {"Before and after calibration": plain_rows(card, COLUMNS)},
         {
-            f"Coverage: {method}": plot_coverage(card[card["method"] == method])
+            f"Coverage: {method}": plot_coverage(card[card["method"] == method])[0].figure
             for method in dict.fromkeys(card["method"])
         },
     )

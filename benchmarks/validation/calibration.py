@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from benchmarks.validation.plan import Plan
 from benchmarks.validation.section import Section, plain_rows
-from probdeblend.metrics.bins import THIN, binned_table, quantile_edges
+from probdeblend.metrics.coverage import THIN, binned_table, quantile_edges
+from probdeblend.metrics.masks import Reliability
 from probdeblend.metrics.ranks import joint_pit, pit, tarp
-from probdeblend.metrics.reliability import Reliability
 from probdeblend.plots.calibration import plot_coverage, plot_ranks, plot_reliability
 from probdeblend.posterior.draws import Posterior
 from probdeblend.posterior.groups import estimated_features
 from probdeblend.scene import GALAXY_TYPES, Instrument
-from probdeblend.training.scorecard import log_fluxes, scorecard
-from probdeblend.training.trial import REGIONS, Trial, run_trial, simulated_batches
+from probdeblend.training.evaluation import REGIONS, Comparison, compare, log_fluxes, scorecard
+from probdeblend.training.streams import Mixture
 
 __all__ = ["calibration_section"]
 
@@ -32,22 +32,10 @@ SEPARATIONS = (0.0, 0.5, 1.0, 1.5, 2.0, 5.0, 10.0, 30.0)
 
 
 def calibration_section(plan: Plan) -> Section:
-    """Judge the posteriors of fresh blends, drawn as the training set was.
-
-    Parameters
-    ----------
-    plan
-        What to run.
-
-    Returns
-    -------
-    Section
-        Tables and figures.
-    """
+    """Test the posteriors of fresh blends, drawn as the training set was."""
     deblender, description = plan.deblender, plan.deblender.description
-    family = {"seed": FRESH + plan.seed, "close_fraction": description.close_fraction}
-    blends = simulated_batches(plan.calibration, **family, progress=True)
-    trial = run_trial(blends, deblender, calibrator=deblender.calibrator, sep=(), **plan.sampling)
+    blends = Mixture(close_fraction=description.close_fraction).blends(plan.calibration, seed=FRESH + plan.seed)
+    trial = compare(blends, deblender, calibrator=deblender.calibrator, sep=(), **plan.sampling)
     masks = _masks(plan) or trial.masks
     states = {"network": trial.network}
     if deblender.calibrator is not None:
@@ -64,13 +52,13 @@ def calibration_section(plan: Plan) -> Section:
         "Calibration on the training family",
         [
             f"{plan.calibration} fresh blends of the family that the network was trained on: all magnitudes, depths "
-            f"and PSFs of the training, {family['close_fraction']:.0%} of the batches close pairs, other galaxies. The "
-            "calibrator was fitted on blends that are not among them. Masks are judged on blends such as the encoder, "
-            f"which they come from, has learned from: {description.encoder_close_fraction:.0%} close pairs.",
+            f"and PSFs of the training, {description.close_fraction:.0%} of the batches close pairs, other galaxies. "
+            "The calibrator was fitted on other blends. Masks are tested on blends such as those that the encoder, "
+            f"which they come from, was trained on: {description.encoder_close_fraction:.0%} close pairs.",
             "Numbers are those of ln flux. Binomial bands of 95 % surround each level; those of each flux count "
             "blends, as the errors of a pair are tied, and its ranks are tested for each galaxy of the pair by itself. "
-            "Bands are those of an exact posterior: what a calibrator owes to the blends that it happened to be "
-            f"fitted on comes on top. Bins with fewer than {THIN} galaxies say little.",
+            "Bands are those of an exact posterior: the scatter of a calibrator, which was fitted on a finite set, "
+            f"comes on top. Bins with fewer than {THIN} galaxies tell little.",
         ],
         {
             "Coverage and pulls": plain_rows(card, SHOWN),
@@ -79,7 +67,7 @@ def calibration_section(plan: Plan) -> Section:
             f"In bins ({last})": plain_rows(_binned(states[last], trial)),
         },
         {
-            "Coverage against the probability of the interval": plot_coverage(card),
+            "Coverage against the probability of the interval": plot_coverage(card)[0].figure,
             "Ranks of the truth among the draws of each flux": _ranks_figure(states, trial),
             "Ranks of the pair: Mahalanobis distance, total flux, TARP": _joint_figure(states[last], trial),
             "Reliability of the masks, before and after": plot_reliability(
@@ -90,13 +78,13 @@ def calibration_section(plan: Plan) -> Section:
 
 
 def _masks(plan: Plan) -> dict[str, Reliability] | None:
-    """Judge masks on the family that the encoder has learned from, where that is another one."""
+    """Test masks on the family that the encoder was trained on, where that is another one."""
     description, calibrator = plan.deblender.description, plan.deblender.calibrator
     if description.encoder_close_fraction == description.close_fraction:
         return None
-    family = {"seed": FRESH + plan.seed + 1, "close_fraction": description.encoder_close_fraction}
-    blends = simulated_batches(max(plan.calibration // 4, 1), **family, progress=True)
-    return run_trial(blends, plan.deblender, calibrator=calibrator, sep=(), **plan.sampling).masks
+    family = Mixture(close_fraction=description.encoder_close_fraction)
+    blends = family.blends(max(plan.calibration // 4, 1), seed=FRESH + plan.seed + 1)
+    return compare(blends, plan.deblender, calibrator=calibrator, sep=(), **plan.sampling).masks
 
 
 def _mask_rows(masks: dict[str, Reliability], states: dict[str, Posterior]) -> list[dict]:
@@ -109,7 +97,7 @@ def _mask_rows(masks: dict[str, Reliability], states: dict[str, Posterior]) -> l
     return plain_rows(rows)
 
 
-def _binned(posterior: Posterior, trial: Trial) -> Table:
+def _binned(posterior: Posterior, trial: Comparison) -> Table:
     """Rows of bins by what is estimated, and by blendedness, separation and type, which are true ones."""
     draws, truth = log_fluxes(posterior, trial.truth["flux"], trial.truth["sky_rms"])
     snr, separation, ratio = np.moveaxis(estimated_features(posterior)[:, :, 0, :3], -1, 0)
@@ -138,7 +126,7 @@ def _binned(posterior: Posterior, trial: Trial) -> Table:
     return vstack([*tables, table])[list(BINNED)]
 
 
-def _ranks_figure(states: dict[str, Posterior], trial: Trial) -> object:
+def _ranks_figure(states: dict[str, Posterior], trial: Comparison) -> object:
     found = {}
     for state, posterior in states.items():
         draws, truth = log_fluxes(posterior, trial.truth["flux"], trial.truth["sky_rms"])
@@ -146,7 +134,7 @@ def _ranks_figure(states: dict[str, Posterior], trial: Trial) -> object:
     return plot_ranks(found).figure
 
 
-def _joint_figure(posterior: Posterior, trial: Trial) -> object:
+def _joint_figure(posterior: Posterior, trial: Comparison) -> object:
     draws, truth = log_fluxes(posterior, trial.truth["flux"], trial.truth["sky_rms"])
     some: NDArray = draws[:: max(1, len(draws) // RANKS_DRAWS)]
     total = np.log(np.exp(draws).sum(-1)), np.log(np.exp(truth).sum(-1))

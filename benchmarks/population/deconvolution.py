@@ -1,8 +1,8 @@
 """A population from the posteriors of its members: the distribution of any quantities, with bands.
 
-The posterior of blend i holds the prior pi that the network was trained under. A histogram of all draws, or of their
-medians, is therefore neither the population nor the prior. What blend i says of cell k of the quantities is a
-likelihood, the fraction of its draws that lie there over the fraction of the prior's: ``w_ik = q_i(k) / pi_k``. The
+The posterior of blend i contains the prior pi that the network was trained under. A histogram of all draws, or of
+their medians, is therefore neither the population nor the prior. The likelihood of blend i in cell k of the quantities
+is the fraction of its draws that lie there over the fraction of the prior's: ``w_ik = q_i(k) / pi_k``. The
 shares ``p_k`` of the population have the likelihood ``prod_i sum_k w_ik p_k`` (Laird 1978,
 doi:10.1080/01621459.1978.10480103; Hogg, Myers & Bovy 2010, doi:10.1088/0004-637X/725/2/2166).
 
@@ -39,51 +39,19 @@ LEAP = 0.25
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """Draws of a population: shares of cells, within which it is shaped as the prior.
+    """Draws of a population: shares of cells, within which it is shaped as the prior."""
 
-    Parameters
-    ----------
-    shares
-        Share of each cell ``(sample, cell)``.
-    prior_cell
-        Number of the cell of each draw of the prior ``(prior draw,)``; -1 for none.
-    unused
-        Number of blends without a draw in any cell, which were left out.
-    accepted
-        Fraction of the steps of the Markov chain that were taken.
-    edges
-        Edges of the cells of each quantity.
-    number
-        Number, among the cells with shares, of each cell between the edges, and of those outside; -1 for none.
-    """
-
-    shares: NDArray[np.float64]
-    prior_cell: NDArray[np.int64]
-    unused: int
-    accepted: float
-    edges: tuple[NDArray[np.float64], ...]
-    number: NDArray[np.int64]
+    shares: NDArray[np.float64]  # of each cell (sample, cell)
+    prior_cell: NDArray[np.int64]  # number of the cell of each draw of the prior; -1 for none
+    unused: int  # blends without a draw in any cell, which were left out
+    accepted: float  # fraction of the steps of the Markov chain that were taken
+    edges: tuple[NDArray[np.float64], ...]  # of the cells of each quantity
+    number: NDArray[
+        np.int64
+    ]  # among the cells with shares, of each cell between the edges, and of those outside; or -1
 
     def histogram(self, values: ArrayLike, edges: ArrayLike) -> NDArray[np.float64]:
-        """Return draws of the distribution of any quantity.
-
-        Parameters
-        ----------
-        values
-            The quantity for each draw of the prior ``(prior draw,)``.
-        edges
-            Ascending edges of bins ``(bin + 1,)``.
-
-        Returns
-        -------
-        NDArray
-            Share of each bin ``(sample, bin)``.
-
-        Raises
-        ------
-        ValueError
-            If there is another number of values, or edges do not ascend.
-        """
+        """Return draws of the shares of bins ``(sample, bin)`` of any quantity, given for each draw of the prior."""
         values, edges = np.asarray(values, dtype=np.float64), _ascending(edges)
         if values.shape != self.prior_cell.shape:
             raise ValueError(f"values must have the shape {self.prior_cell.shape}, got {values.shape}")
@@ -95,22 +63,9 @@ class Population:
         return self.shares @ (joint.reshape(bins, cells) / np.bincount(self.prior_cell[there], minlength=cells)).T
 
     def weights(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Return how often to take each of many values, so that they are distributed as this population.
+        """Return the probabilities with which to take values ``(value, quantity)`` to imitate this population.
 
-        Parameters
-        ----------
-        values
-            The quantities ``(value, quantity)``.
-
-        Returns
-        -------
-        NDArray
-            Probabilities ``(value,)``: the mean share of a value's cell over the number of values there.
-
-        Raises
-        ------
-        ValueError
-            If no value lies in a cell of the population.
+        They are the mean share of a value's cell over the number of values there.
         """
         cell = self.number[_cells(np.asarray(values, dtype=np.float64), self.edges)]
         inside = cell >= 0
@@ -164,31 +119,10 @@ def recover_population(
 ) -> Population:
     """Recover the population from posteriors of its members.
 
-    Parameters
-    ----------
-    draws
-        Posterior draws of the quantities ``(draw, blend, quantity)``; those that are NaN or in no cell are left out.
-    prior_draws
-        Draws of the same quantities from the prior that the posteriors hold ``(prior draw, quantity)``.
-    edges
-        Ascending edges of the cells of each quantity. Cells with fewer than 20 draws of the prior are left out: of
-        what the prior excludes, posteriors say nothing.
-    scale
-        Length over which ln(population / prior) is smooth, in the unit of the quantities.
-    samples
-        Number of draws of the population.
-    seed
-        Same seed, same answer.
-
-    Returns
-    -------
-    Population
-        The draws.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, edges do not ascend, a number is not positive, or no cell has draws of prior and blends.
+    Posterior draws are ``(draw, blend, quantity)``, NaN or outside all cells where they are to be ignored; those of the
+    prior that they were made under ``(prior draw, quantity)``. Cells lie between the edges of each quantity; those with
+    fewer than 20 draws of the prior are left out: where the prior excludes all, posteriors tell nothing. The scale is
+    the length over which ln(population / prior) is smooth, in the unit of the quantities.
     """
     draws, prior_draws = np.asarray(draws), np.asarray(prior_draws, dtype=np.float64)
     limits = [_ascending(values) for values in edges]
@@ -303,24 +237,9 @@ def _sample(
 
 
 def stack(draws: ArrayLike, edges: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Stack posteriors: histograms of their medians, and of all draws, neither of which is the population.
+    """Return what each blend adds ``(blend, bin)`` to the histogram of medians, and to that of all draws.
 
-    Parameters
-    ----------
-    draws
-        Posterior draws of one quantity ``(draw, blend)``, or of its galaxies ``(draw, blend, galaxy)``.
-    edges
-        Ascending edges of bins.
-
-    Returns
-    -------
-    medians, draws
-        What each blend adds ``(blend, bin)``; the histogram is the mean.
-
-    Raises
-    ------
-    ValueError
-        If draws have other axes, or edges do not ascend.
+    Draws are ``(draw, blend)``, or ``(draw, blend, galaxy)``. Neither histogram is the population.
     """
     values, limits = np.asarray(draws), [_ascending(edges)]
     if values.ndim not in (2, 3):
@@ -336,19 +255,9 @@ def stack(draws: ArrayLike, edges: ArrayLike) -> tuple[NDArray[np.float64], NDAr
 
 
 def agreement(draws: ArrayLike, truth: ArrayLike) -> float:
-    """Return the fraction of draws of a histogram that are as far from their mean as the truth.
+    """Return a p-value: the fraction of draws of a histogram that are as far from their mean as the truth.
 
-    Parameters
-    ----------
-    draws
-        Draws of the histogram ``(sample, bin)``.
-    truth
-        True histogram ``(bin,)``.
-
-    Returns
-    -------
-    float
-        A p-value: distances are summed squares in units of each bin's scatter.
+    Distances are summed squares in units of each bin's scatter.
     """
     draws, truth = np.asarray(draws, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     error = np.vstack([truth, draws]) - draws.mean(0)

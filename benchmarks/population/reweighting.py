@@ -18,81 +18,29 @@ __all__ = ["Imitation", "concentrated"]
 
 @dataclass(frozen=True, eq=False)
 class Imitation:
-    """A population that was found, to be simulated as a `Prior`: pairs of a prior, taken as often as was found.
-
-    Parameters
-    ----------
-    prior
-        The prior.
-    pairs
-        What its ``sample`` returned.
-    probability
-        How often to take each ``(pair,)``.
-    """
+    """A recovered population, to be simulated as a `Prior` is: `pairs` that the prior sampled, taken by probability."""
 
     prior: Prior
     pairs: dict[str, Tensor]
     probability: NDArray[np.float64]
 
     def sample(self, count: int, *, seed: int) -> dict[str, Tensor]:
-        """Draw galaxies that make a blend.
-
-        Parameters
-        ----------
-        count
-            Number of blends.
-        seed
-            Same seed, same blends.
-
-        Returns
-        -------
-        dict
-            As ``Prior.sample``; a pair may come more than once.
-        """
+        """Draw pairs, as ``Prior.sample``; a pair may come more than once."""
         rng = np.random.default_rng(seed)
         chosen = torch.from_numpy(rng.choice(len(self.probability), count, p=self.probability))
         return {name: value[chosen] for name, value in self.pairs.items()}
 
     def components(self, pairs: Mapping[str, Tensor], instrument: Instrument, *, seed: int) -> Components:
-        """Turn galaxies into light.
-
-        Parameters
-        ----------
-        pairs, instrument, seed
-            As for ``Prior.components``.
-
-        Returns
-        -------
-        Components
-            The light.
-        """
+        """Turn galaxies into light, as ``Prior.components``."""
         return self.prior.components(pairs, instrument, seed=seed)
 
 
 def concentrated(prior: Prior, *, center: float, width: float) -> Prior:
-    """Return the prior with galaxies weighted by a Gaussian in magnitude, and nothing else changed.
+    """Return the prior with galaxies weighted by a Gaussian in AB magnitude, and nothing else changed.
 
     Types, radii and shapes of galaxies of a magnitude stay, so that posteriors under the one prior tell of the other.
-
-    Parameters
-    ----------
-    prior
-        The prior.
-    center, width
-        AB magnitude and standard deviation of the Gaussian.
-
-    Returns
-    -------
-    Prior
-        Gaussians times a Gaussian are Gaussians: the product is exact.
-
-    Raises
-    ------
-    ValueError
-        If the width is not positive.
+    The prior's Gaussians times a Gaussian are Gaussians: the product is exact.
     """
-    if not width > 0:
-        raise ValueError(f"width must be positive, got {width}")
     mean, covariance = np.array(prior.means), np.array(prior.covariances)
     variance = covariance[..., 0, 0] + width**2
     offset, gain = center - mean[..., 0], covariance[..., 0] / variance[..., None]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.plot_validation import plot_accuracy, plot_bars, plot_errors, plot_magnitudes
+from benchmarks.flux_accuracy import blending_excess
 from benchmarks.published import accuracy_summary, published_results
+from benchmarks.validation.figures import plot_accuracy, plot_bars, plot_errors, plot_magnitudes
 from benchmarks.validation.plan import Plan
 from benchmarks.validation.section import Section, plain_rows
-from probdeblend.metrics.accuracy import blending_excess
-from probdeblend.metrics.fluxes import accuracy_table
+from probdeblend.metrics.accuracy import accuracy_table
 from probdeblend.posterior.draws import Posterior
 from probdeblend.scene import GALAXY_TYPES, Instrument
 from probdeblend.simulation.galsim import render_torch, simulate_blends
 from probdeblend.simulation.prior import Prior
-from probdeblend.training.trial import Trial, run_trial
+from probdeblend.training.evaluation import Comparison, compare
 
 __all__ = ["accuracy_section"]
 
@@ -25,29 +25,18 @@ UNCERTAIN = ("method", "coverage_68", "coverage_90", "width", "crps_ln", "pull_m
 
 
 def accuracy_section(plan: Plan) -> Section:
-    """Measure the network and SEP on simulated blends of the published joint distribution.
-
-    Parameters
-    ----------
-    plan
-        What to run.
-
-    Returns
-    -------
-    Section
-        Tables and figures.
-    """
+    """Measure the network and SEP on simulated blends of the published joint distribution."""
     instrument = Instrument.candels_f160w()
     drawn = {"prior": Prior.published(), "instrument": instrument, "seed": plan.seed, "render": render_torch}
     blends = simulate_blends(plan.accuracy, **drawn)
     deblender = plan.deblender
-    trial = run_trial(blends, deblender, calibrator=deblender.calibrator, sep=tuple(SEP_KINDS), **plan.sampling)
+    trial = compare(blends, deblender, calibrator=deblender.calibrator, sep=tuple(SEP_KINDS), **plan.sampling)
     posteriors = {"network": trial.calibrated} | {name: trial.sep[kind] for kind, name in SEP_KINDS.items()}
     truths = {name: trial.truth["flux" if name == "network" else "auto_flux"] for name in posteriors}
     summaries = _summaries(posteriors, truths, trial)
     everyone = summaries | published_results()
     pairs = [{"method": name} | row for name, numbers in everyone.items() for row in numbers["pair"]]
-    uncertain = accuracy_table(posteriors, truths)
+    uncertain = accuracy_table({name: found.flux for name, found in posteriors.items()}, truths)
     matched = {
         name: _magnitude(found, instrument) - _offset(truths[name], truths["network"])
         for name, found in posteriors.items()
@@ -87,7 +76,7 @@ def accuracy_section(plan: Plan) -> Section:
     )
 
 
-def _summaries(posteriors: dict[str, Posterior], truths: dict[str, NDArray], trial: Trial) -> dict[str, dict]:
+def _summaries(posteriors: dict[str, Posterior], truths: dict[str, NDArray], trial: Comparison) -> dict[str, dict]:
     kind = np.array(GALAXY_TYPES)[trial.truth["galaxy_type"]]
     x, y = trial.truth["x"], trial.truth["y"]
     separation = np.hypot(x[:, 1] - x[:, 0], y[:, 1] - y[:, 0])
@@ -107,8 +96,8 @@ def _offset(truth: NDArray, total: NDArray) -> NDArray[np.float64]:
     return -2.5 * np.log10(truth / total)[..., 0]
 
 
-def _excess(trial: Trial) -> dict[str, object]:
-    """Excess of SEP, whose estimate of the lone galaxy is its AUTO flux."""
+def _excess(trial: Comparison) -> dict[str, object]:
+    """Excess of SEP, whose estimate of the isolated galaxy is its AUTO flux."""
     kron = np.median(trial.sep["auto"].draws("blend", "galaxy", "band"), -1)
     alone = trial.truth["auto_flux"]
     return {"method": SEP_KINDS["auto"]} | blending_excess(kron, alone, trial.truth["flux"])
@@ -118,7 +107,7 @@ def _by_type(everyone: dict[str, dict], column: str) -> dict[str, dict[str, floa
     return {name: {row["category"]: row[column] for row in found["type"]} for name, found in everyone.items()}
 
 
-def _iou(trial: Trial) -> dict[str, dict[str, float]]:
+def _iou(trial: Comparison) -> dict[str, dict[str, float]]:
     kind = trial.truth["galaxy_type"]
     return {
         method: {name: float(values[kind == i].mean()) for i, name in enumerate(GALAXY_TYPES) if (kind == i).any()}
@@ -126,6 +115,6 @@ def _iou(trial: Trial) -> dict[str, dict[str, float]]:
     }
 
 
-def _iou_rows(trial: Trial) -> list[dict]:
+def _iou_rows(trial: Comparison) -> list[dict]:
     everything = {method: float(values.mean()) for method, values in trial.iou.items()}
     return plain_rows([{"method": name, "all": everything[name]} | by_type for name, by_type in _iou(trial).items()])

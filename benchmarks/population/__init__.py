@@ -1,0 +1,1 @@
+"""Number counts and flux ratios of a population of blends, recovered from posteriors made under another one."""
