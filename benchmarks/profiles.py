@@ -41,7 +41,7 @@ LEVEL = 0.68
 
 
 @benchmark("profiles")
-@sized_option("--count", 2, 64, help="Blends of each kind.")
+@sized_option("--count", 2, 16, help="Blends of each kind.")
 @click.option("--draws", type=click.IntRange(1), default=1000, show_default=True, help="Draws of each flux.")
 @weights_option
 @guide_option
