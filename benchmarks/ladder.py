@@ -32,9 +32,8 @@ from probdeblend.scene import GALAXY_TYPES, Blend, Instrument
 from probdeblend.simulation.conditions import Conditions
 from probdeblend.simulation.prior import Prior
 from probdeblend.simulation.profiles import reshape_psf
+from probdeblend.surveys import Library, read_library
 from probdeblend.surveys.blends import PairRules, pair_blends
-from probdeblend.surveys.collect import read_libraries
-from probdeblend.surveys.library import Library
 from probdeblend.training.evaluation import Comparison, compare, log_fluxes
 from probdeblend.training.streams import Mixture
 
@@ -151,7 +150,7 @@ def plot_ladder(table: Table) -> Figure:
 @weights_option
 def main(run: Run, library: tuple[Path, ...], weights: Path | None, count: int, **sampling: int) -> None:
     """Measure coverage, width and flags as blends depart, one step at a time, from the training set."""
-    galaxies, deblender = read_libraries(library) if library else None, load(weights)
+    galaxies, deblender = read_library(*library) if library else None, load(weights)
     settings = {"count": count, "library": galaxies and galaxies.digest()} | sampling
     with run.unfinished(deblender=deblender, **settings) as kept:
         table = ladder_table(deblender, count=count, library=galaxies, kept=kept, seed=run.seed, **sampling)

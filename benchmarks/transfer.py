@@ -33,8 +33,7 @@ from probdeblend.networks.losses import NegativeLogLikelihood
 from probdeblend.scene import LN_FLUX_UNIT, Instrument
 from probdeblend.simulation.conditions import training_batch
 from probdeblend.simulation.prior import Prior
-from probdeblend.surveys.collect import read_libraries
-from probdeblend.surveys.library import Library
+from probdeblend.surveys import Library, read_library
 from probdeblend.training.fit import Schedule, fit
 from probdeblend.training.streams import LibraryStream, Mixture, SimulatedStream
 
@@ -182,7 +181,7 @@ def _figure(table: Table, names: list[str]) -> Figure:
 @click.option("--filters", type=click.IntRange(1), default=8, show_default=True, help="Filters of a network's U-Net.")
 def main(run: Run, libraries: tuple[Path, ...], steps: int, count: int, batch_size: int, filters: int) -> None:
     """Train small networks on each source of blends and test each on every source, real ones from LIBRARIES."""
-    library = read_libraries(libraries) if libraries else None
+    library = read_library(*libraries) if libraries else None
     training = {"steps": steps, "batch_size": batch_size, "filters": filters}
     with run.unfinished(library=library and library.digest(), **training) as kept:
         found = sources(library)

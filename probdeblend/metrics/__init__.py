@@ -1,1 +1,35 @@
 """Accuracy and calibration: pure functions of arrays."""
+
+from .accuracy import accuracy_table, magnitude_error, residual_correlation
+from .counts import count_reliability, count_scores
+from .coverage import binned_table, diagnose, ecdf_band, expected_coverage, quantile_edges, rank_p_value
+from .masks import Reliability, blendedness, iou
+from .ranks import covariance_pit, joint_pit, normal_pit, pit, tarp, whitened
+from .scores import crps, energy_score, interval_score, log_score
+
+__all__ = [
+    "Reliability",
+    "accuracy_table",
+    "binned_table",
+    "blendedness",
+    "count_reliability",
+    "count_scores",
+    "covariance_pit",
+    "crps",
+    "diagnose",
+    "ecdf_band",
+    "energy_score",
+    "expected_coverage",
+    "interval_score",
+    "iou",
+    "joint_pit",
+    "log_score",
+    "magnitude_error",
+    "normal_pit",
+    "pit",
+    "quantile_edges",
+    "rank_p_value",
+    "residual_correlation",
+    "tarp",
+    "whitened",
+]

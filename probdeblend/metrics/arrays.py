@@ -1,4 +1,4 @@
-"""What every diagnostic asks of draws and truths, checked once."""
+"""Checks of draws, truths and probabilities that all diagnostics share."""
 
 from __future__ import annotations
 
@@ -14,57 +14,19 @@ ONE_SIGMA = (0.16, 0.5, 0.84)
 def paired_arrays(
     draws: ArrayLike, truth: ArrayLike, *, least: int = 2
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return draws and truths as arrays whose shapes agree.
-
-    Parameters
-    ----------
-    draws
-        Posterior draws ``(draw, ...)``; NaN for an abstention.
-    truth
-        True values ``(...)``.
-    least
-        Least number of draws.
-
-    Returns
-    -------
-    draws, truth
-        Arrays of floats.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, there are too few draws, or a truth is not finite.
-    """
+    """Return draws ``(draw, ...)``, NaN for a non-detection, and finite truths ``(...)`` as arrays of floats."""
     draws, truth = np.asarray(draws, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     if draws.ndim == 0 or draws.shape[1:] != truth.shape:
         raise ValueError(f"draws must have the shape (draw, *{truth.shape}), got {draws.shape}")
     if len(draws) < least:
         raise ValueError(f"draws must be at least {least}, got {len(draws)}")
     if not np.isfinite(truth).all():
-        raise ValueError(f"truth must be finite, got {int((~np.isfinite(truth)).sum())} values that are not")
+        raise ValueError(f"truth must be finite, got {int((~np.isfinite(truth)).sum())} non-finite values")
     return draws, truth
 
 
 def joint_arrays(draws: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return draws and truths of blends whose parts are judged together.
-
-    Parameters
-    ----------
-    draws
-        Posterior draws ``(draw, blend, part)``.
-    truth
-        True values ``(blend, part)``.
-
-    Returns
-    -------
-    draws, truth
-        Without the blends of which a part is an abstention.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree or there are not more draws than parts.
-    """
+    """Return draws ``(draw, blend, part)`` and truths ``(blend, part)`` of the blends all of whose parts have draws."""
     draws, truth = paired_arrays(draws, truth)
     if truth.ndim != 2:
         raise ValueError(f"truth must have the axes (blend, part), got shape {truth.shape}")
@@ -75,42 +37,13 @@ def joint_arrays(draws: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64
 
 
 def draw_covariance(draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the covariance of the draws.
-
-    Parameters
-    ----------
-    draws
-        Posterior draws ``(draw, blend, part)``.
-
-    Returns
-    -------
-    NDArray
-        ``(blend, part, part)``.
-    """
+    """Return the covariance ``(blend, part, part)`` of draws ``(draw, blend, part)``."""
     error = draws - draws.mean(0)
     return np.einsum("dbi,dbj->bij", error, error) / (len(draws) - 1)
 
 
 def distribution_arrays(probability: ArrayLike, blends: int) -> NDArray[np.float64]:
-    """Return probabilities of classes as an array, a distribution a blend.
-
-    Parameters
-    ----------
-    probability
-        Probabilities ``(blend, class)``.
-    blends
-        How many blends there must be.
-
-    Returns
-    -------
-    NDArray
-        Floats between 0 and 1.
-
-    Raises
-    ------
-    ValueError
-        If the shape is another one, or a row is no distribution.
-    """
+    """Return class probabilities ``(blend, class)`` as an array of floats, one distribution per blend."""
     probability = np.asarray(probability, dtype=np.float64)
     if probability.ndim != 2 or probability.shape[0] != blends or probability.shape[1] < 2:
         raise ValueError(f"probability must have the shape ({blends}, class >= 2), got {probability.shape}")

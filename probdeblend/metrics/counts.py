@@ -1,4 +1,4 @@
-"""Are probabilities of the number of galaxies right? Scores by class, and reliability in bins of separation."""
+"""Scores and reliability of probabilities of the number of galaxies."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
 from .arrays import distribution_arrays
-from .bins import in_bins
-from .reliability import Reliability
+from .coverage import in_bins
+from .masks import Reliability
 
-__all__ = ["SEPARATION_EDGES", "count_reliability", "count_scores"]
+__all__ = ["count_reliability", "count_scores"]
 
-SEPARATION_EDGES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
-"""Edges of the bins of separation over the FWHM of the PSF."""
+SEPARATION_EDGES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # in units of the FWHM of the PSF
 
 
 def count_scores(probability: ArrayLike, truth: ArrayLike) -> Table:
@@ -29,16 +28,17 @@ def count_scores(probability: ArrayLike, truth: ArrayLike) -> Table:
     Returns
     -------
     Table
-        A row a class: ``galaxies``, its number; ``predicted`` and ``observed``, its mean probability and its share;
-        ``accuracy``, the fraction of its blends in which it is the most probable one (NaN of none);
-        ``calibration_error`` and ``brier_score`` of its probability. The table's ``meta`` has the same of all:
-        ``blends``, ``accuracy``, ``calibration_error`` (mean over classes), ``brier_score`` (sum over classes, as Brier
-        1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2, has it), and ``log_loss``, the cross-entropy in nat.
+        One row per class: the number of ``galaxies``; its mean probability ``predicted``, and its frequency
+        ``observed``; ``accuracy``, the fraction of its blends in which it is the most probable class (NaN without
+        any); ``calibration_error`` and ``brier_score`` of its probability. The ``meta`` of the table has the same over
+        all classes: ``blends``, ``accuracy``, ``calibration_error`` (mean over classes), ``brier_score`` (sum over
+        classes, as in Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2), and ``log_loss``, the
+        cross-entropy in nats.
 
     Raises
     ------
     ValueError
-        If shapes disagree, there are no blends, a row is no distribution, or a truth is no number from 1.
+        If shapes disagree, there are no blends, a row is not a distribution, or a truth is not a whole number from 1.
     """
     probability, truth = _answers(probability, truth)
     classes, label = probability.shape[1], np.minimum(truth, probability.shape[1]) - 1
@@ -72,11 +72,11 @@ def count_scores(probability: ArrayLike, truth: ArrayLike) -> Table:
 def count_reliability(
     probability: ArrayLike, truth: ArrayLike, separation: ArrayLike, *, edges: ArrayLike = SEPARATION_EDGES
 ) -> Table:
-    """Say how often a blend is taken for one galaxy, and whether its probability is right, in bins of separation.
+    """Measure how often pairs are taken for one galaxy, and the reliability of probabilities, in bins of separation.
 
-    With the *true* separation, which single galaxies do not have, ``unrecognized`` and ``probability_two`` say what can
-    be told from images; ``observed`` is then 1, and what ``predicted`` lacks is no error. With a separation that is
-    *estimated*, for single galaxies too (from the positions of a posterior of pairs), calibrated probabilities have
+    With the *true* separation, which single galaxies lack, ``unrecognized`` and ``probability_two`` show what images
+    can tell; ``observed`` is then 1, and ``predicted`` may be smaller without any error. With an *estimated*
+    separation, also for single galaxies (from the positions of a posterior of pairs), calibrated probabilities have
     ``observed`` between ``low_observed`` and ``high_observed``.
 
     Parameters
@@ -86,22 +86,23 @@ def count_reliability(
     truth
         True numbers ``(blend,)``, from 1.
     separation
-        Separation over the FWHM of the PSF ``(blend,)``; NaN where there is none.
+        Separation in units of the FWHM of the PSF ``(blend,)``; NaN if there is none.
     edges
         Ascending edges of the bins; a value on an edge is in the bin above it, and the last edge is in the last bin.
 
     Returns
     -------
     Table
-        A row a bin: ``low``, ``high``, the number of ``blends``; ``predicted``, their mean probability of two or more,
-        and ``observed``, the share with two or more, with the ends of the binomial 95 % band around ``predicted``;
-        the number of true ``pairs``, their mean ``probability_two`` (of two or more), and ``unrecognized``, the
-        fraction of them that is called single with more than 50 %. NaN of none. Its ``meta`` is that of `count_scores`.
+        One row per bin: ``low``, ``high``, the number of ``blends``; ``predicted``, their mean probability of two or
+        more galaxies, and ``observed``, the fraction with two or more, with the ends of the binomial 95 % band around
+        ``predicted``; the number of true ``pairs``, their mean ``probability_two`` (of two or more), and
+        ``unrecognized``, the fraction of them called single with more than 50 %. NaN without any. Its ``meta`` is that
+        of `count_scores`.
 
     Raises
     ------
     ValueError
-        As `count_scores`; if there is not a separation a blend, or edges do not ascend.
+        As by `count_scores`; if there is not one separation per blend, or edges do not ascend.
     """
     scores = count_scores(probability, truth)
     probability, truth = _answers(probability, truth)
@@ -135,5 +136,5 @@ def _reliability_row(several: NDArray[np.float64], truth: NDArray[np.int64]) -> 
 def _answers(probability: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     truth = np.asarray(truth)
     if truth.ndim != 1 or not len(truth) or truth.dtype.kind not in "iu" or truth.min() < 1:
-        raise ValueError(f"truth must be at least one whole number from 1 a blend, got {truth.tolist()}")
+        raise ValueError(f"truth must be one whole number from 1 per blend, got {truth.tolist()}")
     return distribution_arrays(probability, len(truth)), truth

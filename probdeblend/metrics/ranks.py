@@ -1,7 +1,7 @@
-"""Where the truth lies among the draws: ranks, probabilities and whitened errors.
+"""Ranks of truths among draws, and whitened errors.
 
-Draws have the shape ``(draw, ...)``, truths ``(...)``; of joint quantities the last axis holds the parts. An abstention
-(NaN) is left out.
+Draws have the shape ``(draw, ...)``, truths ``(...)``; the last axis of joint quantities holds their parts.
+Non-detections (NaN) are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["covariance_pit", "joint_pit", "normal_pit", "pit", "tarp", "whitened
 
 
 def pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
-    """Return the probability integral transform by ranks: uniform between 0 and 1 for an exact posterior.
+    """Return the probability integral transform, by ranks: uniform between 0 and 1 for an exact posterior.
 
     Parameters
     ----------
@@ -25,12 +25,12 @@ def pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.floa
     truth
         True values ``(...)``.
     seed
-        Seed of the place within a rank, which makes the values continuous.
+        Seed of the position within a rank, which makes the values continuous.
 
     Returns
     -------
     NDArray
-        Flat; abstentions are left out.
+        One-dimensional; non-detections are left out.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.floa
 
 
 def normal_pit(mean: ArrayLike, sd: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
-    """Return the probability integral transform of normal errors, such as those that a catalog quotes.
+    """Return the probability integral transform of normal errors, such as those quoted in a catalog.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def normal_pit(mean: ArrayLike, sd: ArrayLike, truth: ArrayLike) -> NDArray[np.f
     Returns
     -------
     NDArray
-        Flat; abstentions are left out.
+        One-dimensional; non-detections are left out.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def normal_pit(mean: ArrayLike, sd: ArrayLike, truth: ArrayLike) -> NDArray[np.f
 
 
 def joint_pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
-    """Return the rank of the truth's Mahalanobis distance among those of the draws: uniform if all is right.
+    """Return the rank of the Mahalanobis distance of the truth among the draws: uniform for an exact posterior.
 
     Parameters
     ----------
@@ -85,12 +85,12 @@ def joint_pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[n
     truth
         True values ``(blend, part)``.
     seed
-        Seed of the place within a rank.
+        Seed of the position within a rank.
 
     Returns
     -------
     NDArray
-        A value a blend; abstentions are left out.
+        One value per blend; non-detections are left out.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def covariance_pit(mean: ArrayLike, covariance: ArrayLike, truth: ArrayLike) -> 
     Returns
     -------
     NDArray
-        A value a blend, uniform if all is right; abstentions are left out.
+        One value per blend, uniform for an exact posterior; non-detections are left out.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def covariance_pit(mean: ArrayLike, covariance: ArrayLike, truth: ArrayLike) -> 
 
 
 def whitened(mean: ArrayLike, covariance: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
-    """Return errors in units of each posterior's own covariance: uncorrelated, of unit scatter, if it is right.
+    """Return errors in units of the posterior covariance: uncorrelated, of unit scatter, for an exact posterior.
 
     Parameters
     ----------
@@ -147,8 +147,8 @@ def whitened(mean: ArrayLike, covariance: ArrayLike, truth: ArrayLike) -> NDArra
     Returns
     -------
     NDArray
-        ``L^-1 (truth - mean)`` with the Cholesky factor L of the covariance ``(blend, part)``; abstentions are left
-        out.
+        ``L^-1 (truth - mean)`` with the Cholesky factor L of the covariance ``(blend, part)``; non-detections are
+        left out.
 
     Raises
     ------
@@ -169,9 +169,9 @@ def whitened(mean: ArrayLike, covariance: ArrayLike, truth: ArrayLike) -> NDArra
 
 
 def tarp(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
-    """Return, for a random reference point a blend, the share of draws nearer to it than the truth.
+    """Return the fraction of draws closer than the truth to a random reference point, one per blend (TARP).
 
-    Parts are scaled to the spread of the truths, over whose range the references lie.
+    Parts are scaled to the range of the truths, from which the references are drawn.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def tarp(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.flo
     Returns
     -------
     NDArray
-        Uniform between 0 and 1 for an exact posterior; a value a blend, abstentions are left out.
+        One value per blend, uniform between 0 and 1 for an exact posterior; non-detections are left out.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Proper scores of posteriors: lower is better, for what is right and sharp at once.
+"""Proper scores of posteriors, which reward calibration and sharpness at once: lower is better.
 
 Coverage alone does not tell a sharp posterior from a vague one; a score does. Shapes are as in `ranks`.
 """
@@ -11,11 +11,41 @@ from numpy.typing import ArrayLike, NDArray
 from .arrays import draw_covariance, joint_arrays, paired_arrays
 from .ranks import whitened
 
-__all__ = ["energy_score", "interval_score", "log_score"]
+__all__ = ["crps", "energy_score", "interval_score", "log_score"]
+
+
+def crps(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
+    """Return the continuous ranked probability score, unbiased in the number of draws.
+
+    Parameters
+    ----------
+    draws
+        Posterior draws ``(draw, ...)``.
+    truth
+        True values ``(...)``.
+
+    Returns
+    -------
+    NDArray
+        ``E|X - truth| - E|X - X'| / 2`` in the unit of the draws ``(...)``, NaN for non-detections.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, there are fewer than two draws, or a truth is not finite.
+
+    References
+    ----------
+    Gneiting & Raftery (2007), doi:10.1198/016214506000001437; Ferro (2014), doi:10.1002/qj.2270.
+    """
+    draws, truth = paired_arrays(draws, truth)
+    number = len(draws)
+    weight = (2 * np.arange(1, number + 1) - number - 1) / (number * (number - 1))
+    return np.abs(draws - truth).mean(0) - np.tensordot(weight, np.sort(draws, axis=0), axes=1)
 
 
 def energy_score(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
-    """Return the energy score of joint draws, unbiased in their number: lower is better.
+    """Return the energy score of joint draws, unbiased in the number of draws.
 
     Parameters
     ----------
@@ -27,7 +57,7 @@ def energy_score(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
     Returns
     -------
     NDArray
-        ``E|X - truth| - E|X - X'| / 2`` a blend; abstentions are left out.
+        ``E|X - truth| - E|X - X'| / 2`` of each blend; non-detections are left out.
 
     Raises
     ------
@@ -48,7 +78,7 @@ def energy_score(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
 
 
 def interval_score(draws: ArrayLike, truth: ArrayLike, *, level: float = 0.68) -> NDArray[np.float64]:
-    """Return the score of the central interval: its width, plus a fine for missing the truth; lower is better.
+    """Return the score of the central interval: its width, plus a penalty for missing the truth.
 
     Parameters
     ----------
@@ -62,7 +92,7 @@ def interval_score(draws: ArrayLike, truth: ArrayLike, *, level: float = 0.68) -
     Returns
     -------
     NDArray
-        ``width + 2 / (1 - level) * distance of the truth from the interval`` ``(...)``, NaN for abstentions.
+        ``width + 2 / (1 - level) * distance of the truth from the interval`` ``(...)``, NaN for non-detections.
 
     Raises
     ------
@@ -82,19 +112,19 @@ def interval_score(draws: ArrayLike, truth: ArrayLike, *, level: float = 0.68) -
 
 
 def log_score(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
-    """Return minus the log density at the truth of the normal with the draws' mean and covariance.
+    """Return minus the log density at the truth of the normal distribution with the moments of the draws.
 
     Parameters
     ----------
     draws
-        Posterior draws ``(draw, blend, part)``, of log-fluxes rather than fluxes, which are nearer to normal.
+        Posterior draws ``(draw, blend, part)``, of log-fluxes rather than fluxes, which are less normal.
     truth
         True values ``(blend, part)``.
 
     Returns
     -------
     NDArray
-        A value a blend, in nats: lower is better; abstentions are left out.
+        One value per blend, in nats; non-detections are left out.
 
     Raises
     ------

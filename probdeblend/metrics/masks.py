@@ -1,7 +1,6 @@
-"""Are mask probabilities right? Reliability, calibration error and Brier score, added up over any number of pixels.
+"""Masks: their overlap, the reliability of their probabilities, and how much galaxies overlap.
 
-Masks that are defined by light above 3 rms and masks of a segmentation are different events; one `Reliability` holds
-one kind. Targets may be soft, between 0 and 1.
+Masks defined by light above 3 rms and masks of a segmentation are different events; one `Reliability` holds one kind.
 """
 
 from __future__ import annotations
@@ -12,14 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-__all__ = ["BIN_EDGES", "Reliability"]
+__all__ = ["Reliability", "blendedness", "iou"]
 
 BIN_EDGES = tuple(np.linspace(0, 1, 21).round(2).tolist())
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Sums over pixels in bins of their predicted probability.
+    """Reliability of probabilities: sums over pixels in bins of their predicted probability.
+
+    Sums of different pixels can be added, so that any number of them needs the same memory.
 
     Parameters
     ----------
@@ -30,7 +31,7 @@ class Reliability:
     predicted, observed
         Sums of the probabilities, and of the targets ``(bin,)``.
     squared
-        Sums of the squared differences of both ``(bin,)``.
+        Sums of the squared differences between them ``(bin,)``.
     """
 
     edges: NDArray[np.float64]
@@ -48,14 +49,14 @@ class Reliability:
         probability
             Predicted probabilities ``(...)``.
         target
-            Whether each pixel is in the mask, or how much of it ``(...)``.
+            Whether each pixel is in the mask, or the fraction of it that is ``(...)``.
         edges
-            Ascending edges of bins, from 0 to 1.
+            Ascending edges of the bins, from 0 to 1.
 
         Returns
         -------
         Reliability
-            Of these pixels; those of other pixels can be added to it.
+            Of these pixels.
 
         Raises
         ------
@@ -84,7 +85,7 @@ class Reliability:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error: mean distance of observed from predicted over bins, weighted by their pixels."""
+        """Expected calibration error: mean absolute difference of observed and predicted, weighted by pixels."""
         return float(np.abs(self.observed - self.predicted).sum() / self._total)
 
     @property
@@ -99,20 +100,71 @@ class Reliability:
         return float(self.count.sum())
 
     def curve(self, *, level: float = 0.95) -> dict[str, NDArray[np.float64]]:
-        """Return the reliability curve: bins that hold pixels.
+        """Return the reliability curve over the bins that hold pixels.
 
         Parameters
         ----------
         level
-            Probability of the band, as if pixels were independent; neighbors are not, so that it is too narrow.
+            Probability of the band for independent pixels; neighbors are not independent, so that it is too narrow.
 
         Returns
         -------
         dict
-            ``predicted`` and ``observed`` means, ``count``, and the ends ``low`` and ``high`` of the band ``(bin,)``.
+            Means ``predicted`` and ``observed``, ``count``, and the ends ``low`` and ``high`` of the band ``(bin,)``.
         """
         held = self.count > 0
         count = self.count[held]
         predicted, observed = self.predicted[held] / count, self.observed[held] / count
         low, high = stats.binom.interval(level, count.astype(int), np.clip(predicted, 0, 1))
         return {"predicted": predicted, "observed": observed, "count": count, "low": low / count, "high": high / count}
+
+
+def iou(estimate: ArrayLike, truth: ArrayLike, *, threshold: float = 0.5) -> NDArray[np.float64]:
+    """Return the intersection over union of masks; 1 for two empty masks.
+
+    Parameters
+    ----------
+    estimate, truth
+        Masks ``(..., y, x)``: booleans or probabilities.
+    threshold
+        Lowest probability of a pixel in the mask.
+
+    Returns
+    -------
+    NDArray
+        One number per mask ``(...)``.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ.
+    """
+    estimate, truth = np.asarray(estimate), np.asarray(truth)
+    if estimate.shape != truth.shape:
+        raise ValueError(f"estimate must have the shape of truth {truth.shape}, got {estimate.shape}")
+    first, second = estimate >= threshold, truth >= threshold
+    union = (first | second).sum((-2, -1))
+    return np.where(union == 0, 1.0, (first & second).sum((-2, -1)) / np.maximum(union, 1))
+
+
+def blendedness(isolated: ArrayLike) -> NDArray[np.float64]:
+    """Return the blendedness of galaxies: 0 for an isolated one, close to 1 under a much brighter neighbor.
+
+    Parameters
+    ----------
+    isolated
+        Image of each galaxy alone ``(..., galaxy, y, x)``.
+
+    Returns
+    -------
+    NDArray
+        ``1 - sum(I_i^2) / sum(I_total I_i)`` of each galaxy ``(..., galaxy)``; NaN for one without light.
+
+    References
+    ----------
+    Bosch et al. (2018), doi:10.1093/pasj/psx080, section 4.9.11.
+    """
+    light = np.asarray(isolated, dtype=np.float64)
+    own = (light**2).sum((-2, -1))
+    shared = (light.sum(-3, keepdims=True) * light).sum((-2, -1))
+    return np.where(shared > 0, 1 - own / np.where(shared > 0, shared, 1.0), np.nan)

@@ -1,9 +1,9 @@
-"""Mask probabilities that are right, and some that are not."""
+"""Overlap of masks and light, and reliability of probabilities that are right or wrong."""
 
 import numpy as np
 import pytest
 
-from probdeblend.metrics.reliability import Reliability
+from probdeblend.metrics import Reliability, blendedness, iou
 
 
 def pixels(count=200_000, *, sharpen=1.0, seed=0):
@@ -49,7 +49,7 @@ def test_ends_are_in_the_outermost_bins():
     np.testing.assert_array_equal(sums.count, [1, 1])
 
 
-def test_mistakes():
+def test_mistakes_of_probabilities():
     with pytest.raises(ValueError, match="probability must have as many values as target, got 2, 1"):
         Reliability.measure([0.1, 0.2], [1])
     with pytest.raises(ValueError, match=r"probability must be between 0 and 1, got 1\.5"):
@@ -58,3 +58,38 @@ def test_mistakes():
         Reliability.measure([0.5], [np.nan])
     with pytest.raises(ValueError, match="there must be pixels, got none"):
         _ = Reliability.measure([], []).brier_score
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("other", [bool, np.int64, np.float32])
+def test_iou_on_any_dtype(kind, other):
+    first, second = np.zeros((1, 10, 10), dtype=kind), np.zeros((1, 10, 10), dtype=other)
+    first[:, :8], second[:, 2:] = 1, 1
+    np.testing.assert_allclose(iou(first, second), [0.6])
+
+
+def test_iou_thresholds_probabilities():
+    probability, truth = np.full((2, 2, 2), 0.4), np.ones((2, 2, 2), dtype=bool)
+    np.testing.assert_array_equal(iou(probability, truth), [0, 0])
+    np.testing.assert_array_equal(iou(probability, truth, threshold=0.3), [1, 1])
+
+
+def test_iou_of_empty_masks():
+    empty, full = np.zeros((1, 3, 3)), np.ones((1, 3, 3))
+    assert iou(empty, empty) == 1
+    assert iou(empty, full) == 0
+
+
+def test_masks_need_one_shape():
+    with pytest.raises(ValueError, match=r"estimate must have the shape of truth \(3, 3\), got \(2, 2\)"):
+        iou(np.ones((2, 2)), np.ones((3, 3)))
+
+
+def test_blendedness():
+    """A galaxy under another one of k times its light, everywhere alike, has the blendedness k / (1 + k)."""
+    light = np.zeros((3, 4, 4))
+    light[0, :2] = 1.0
+    light[1, :2] = 3.0
+    np.testing.assert_allclose(blendedness(light), [0.75, 0.25, np.nan])
+    light[1] = np.roll(light[1], 2, axis=0)
+    np.testing.assert_allclose(blendedness(light)[:2], [0, 0])

@@ -6,9 +6,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from probdeblend.metrics.bands import ecdf_band, expected_coverage, rank_p_value
-from probdeblend.metrics.ranks import covariance_pit, joint_pit, normal_pit, pit, tarp, whitened
-from probdeblend.metrics.scores import energy_score, interval_score, log_score
+from probdeblend import metrics
+from probdeblend.metrics import (
+    covariance_pit,
+    crps,
+    ecdf_band,
+    energy_score,
+    expected_coverage,
+    interval_score,
+    joint_pit,
+    log_score,
+    normal_pit,
+    pit,
+    rank_p_value,
+    tarp,
+    whitened,
+)
 
 BLENDS, DRAWS = 2000, 120
 COVARIANCE = np.array([[1.0, -0.85], [-0.85, 1.0]])
@@ -81,7 +94,7 @@ def test_coverage_tells_the_width(kind, sign):
 def test_scores_worsen(score, kind):
     """By more than five standard errors of the paired difference."""
     right, wrong = (posteriors(name) for name in ("exact", kind))
-    function = getattr(calibration, score)
+    function = getattr(metrics, score)
     if score == "interval_score":
         # Marginal intervals do not see the pair's correlation; the interval of the total does.
         both = [function(part[0].sum(-1), part[3].sum(-1)) for part in (right, wrong)]
@@ -118,6 +131,25 @@ def test_interval_score_of_an_interval(rng):
     np.testing.assert_allclose(found, [0.8, 0.8 + 10 * 0.1, 0.8 + 10 * 0.1], atol=1e-6)
 
 
+def test_crps_of_a_normal(rng):
+    truth = np.array([0.0, 1.0, -2.0])
+    exact = truth * (2 * stats.norm.cdf(truth) - 1) + 2 * stats.norm.pdf(truth) - 1 / np.sqrt(np.pi)
+    score = crps(rng.normal(size=(100_000, 3)), truth)
+    np.testing.assert_allclose(score, exact, atol=0.01)
+
+
+def test_crps_is_the_same_for_few_draws(rng, false_alarm):
+    few = crps(rng.normal(size=(2, 50_000)), np.zeros(50_000))
+    exact = np.sqrt(2 / np.pi) - 1 / np.sqrt(np.pi)
+    assert abs(few.mean() - exact) < stats.norm.isf(false_alarm / 2) * few.std() / np.sqrt(few.size)
+
+
+def test_crps_prefers_the_exact_posterior(rng):
+    truth, measured = np.zeros(4000), rng.normal(size=4000)
+    score = {width: crps(measured + width * rng.normal(size=(100, 4000)), truth).mean() for width in (0.3, 1.0, 3.0)}
+    assert score[1.0] < min(score[0.3], score[3.0])
+
+
 def test_the_band_holds_whole_curves(rng, false_alarm):
     points, low, high = ecdf_band(100, level=0.9)
     curves = [np.searchsorted(np.sort(rng.random(100)), points, side="right") / 100 for _ in range(400)]
@@ -152,7 +184,7 @@ def test_same_seed_same_values():
     [
         (lambda: pit(np.ones((5, 3)), np.ones(4)), r"draws must have the shape \(draw, \*\(4,\)\), got"),
         (lambda: pit(np.ones((1, 3)), np.ones(3)), "draws must be at least 2, got 1"),
-        (lambda: pit(np.ones((5, 2)), [1, np.nan]), "truth must be finite, got 1 values that are not"),
+        (lambda: pit(np.ones((5, 2)), [1, np.nan]), "truth must be finite, got 1 non-finite values"),
         (lambda: joint_pit(np.ones((5, 3)), np.ones(3)), r"truth must have the axes \(blend, part\)"),
         (lambda: tarp(np.ones((2, 3, 2)), np.ones((3, 2))), "draws must be more than the 2 parts, got 2"),
         (lambda: whitened(np.ones((3, 2)), np.ones((3, 3)), np.ones((3, 2))), "covariance must have the"),

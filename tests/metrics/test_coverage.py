@@ -1,10 +1,11 @@
-"""Rows of diagnostics: right on exact posteriors, wrong where they should be, bin by bin."""
+"""Coverage of exact and of wrong posteriors, for all galaxies, for repeated ones, and in bins."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from probdeblend.metrics.bins import binned_table, diagnose, in_bins, quantile_edges
+from probdeblend.metrics import binned_table, diagnose, quantile_edges
+from probdeblend.metrics.coverage import bootstrap, in_bins
 
 
 def normal(count, *, seed=0, narrow=1.0, draws=300):
@@ -63,7 +64,7 @@ def test_bins_tell_where_it_is_wrong():
 def test_thin_bins_warn():
     draws, truth = normal(150)
     feature = np.linspace(0, 1, 150)
-    with pytest.warns(UserWarning, match=r"of snr holds 75 galaxies, fewer than 100: its numbers say"):
+    with pytest.warns(UserWarning, match=r"of snr holds 75 galaxies, fewer than 100: it is uncertain"):
         table = binned_table(draws, truth, feature, [0, 0.5, 1.0], name="snr")
     assert len(table) == 2
     draws, truth = normal(300)
@@ -102,6 +103,35 @@ def test_edges_ascend(edges):
         in_bins([0.5], edges)
 
 
+def test_band_of_a_mean_has_its_standard_error(rng):
+    values = rng.normal(size=2000)
+    low, high = bootstrap(lambda rows: values[rows].mean(), np.arange(2000), resamples=400)
+    assert (high - low) / 2 == pytest.approx(1 / np.sqrt(2000), rel=0.15)
+
+
+@pytest.mark.slow
+def test_band_covers_over_galaxies_not_over_rows(rng, false_alarm):
+    """Twenty galaxies seen a hundred times each: 200 experiments; rows drawn one by one would cover a tenth."""
+    galaxy = np.repeat(np.arange(20), 100)
+    inside = {True: 0, False: 0}
+    for _ in range(200):
+        values = np.repeat(rng.normal(size=20), 100) + 0.1 * rng.normal(size=2000)
+        for clustered in inside:
+            owner = galaxy if clustered else np.arange(2000)
+            low, high = bootstrap(lambda rows, values=values: values[rows].mean(), owner, resamples=100)
+            inside[clustered] += low <= 0 <= high
+    # With 20 galaxies the bootstrap's interval is a little too short: 0.66 instead of 0.68.
+    assert stats.binomtest(inside[True], 200, 0.66).pvalue > false_alarm
+    assert stats.binomtest(inside[False], 200, 0.66).pvalue < false_alarm
+
+
+def test_same_seed_same_band(rng):
+    values = rng.normal(size=50)
+    bands = {seed: bootstrap(lambda rows: values[rows].mean(), np.arange(50), seed=seed) for seed in (1, 2)}
+    assert bands[1] == bootstrap(lambda rows: values[rows].mean(), np.arange(50), seed=1)
+    assert bands[1] != bands[2]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -109,6 +139,8 @@ def test_edges_ascend(edges):
         (lambda: diagnose(*normal(20), galaxies=[1]), r"galaxies must have the shape of truth \(20,\), got \(1,\)"),
         (lambda: binned_table(*normal(20), [1], [0, 1], name="snr"), r"snr must have the shape of truth \(20,\)"),
         (lambda: binned_table(*normal(20), np.ones(20), [1, 0]), r"edges must ascend, got \[1\.0, 0\.0\]"),
+        (lambda: bootstrap(len, []), "galaxies must name at least one row, got none"),
+        (lambda: bootstrap(len, [1], level=2), "level must be between 0 and 1, got 2"),
         (lambda: quantile_edges([], 3), "values and bins must be at least one, got 0 and 3"),
     ],
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probdeblend.metrics.counts import SEPARATION_EDGES, count_reliability, count_scores
+from probdeblend.metrics import count_reliability, count_scores
 
 
 def test_scores_of_constructed_answers():
@@ -38,7 +38,7 @@ def test_reliability_of_constructed_answers():
     np.testing.assert_allclose(table["probability_two"], [0.8, 0.5, np.nan, np.nan])
     np.testing.assert_allclose(table["unrecognized"], [0, 0.5, np.nan, np.nan])
     assert table.meta == count_scores(probability, truth).meta
-    assert len(count_reliability(probability, truth, separation)) == len(SEPARATION_EDGES) - 1
+    assert len(count_reliability(probability, truth, separation)) == 7
 
 
 def answered(sharpen, *, count=20_000):
@@ -75,7 +75,7 @@ def test_wrong_probabilities_are_caught(sharpen):
 def test_mistakes():
     good = [[0.5, 0.5], [0.2, 0.8]]
     for truth in ([0, 1], [1.0, 2.0], [[1], [2]], []):
-        with pytest.raises(ValueError, match="truth must be at least one whole number from 1 a blend, got"):
+        with pytest.raises(ValueError, match="truth must be one whole number from 1 per blend, got"):
             count_scores(good, truth)
     with pytest.raises(ValueError, match=r"probability must have the shape \(3, class >= 2\), got \(2, 2\)"):
         count_scores(good, [1, 2, 3])
