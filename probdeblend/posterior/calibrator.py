@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._files import check_header, header, whole_file
-from ..metrics.reliability import Reliability
+from ..metrics.masks import Reliability
 from .draws import Posterior
 from .flags import Flag
 from .groups import FEATURES, LEAST_GALAXIES, Group, effective_galaxies, estimated_features, flux_owners, pair_features

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from ..metrics.reliability import Reliability
+from ..metrics.masks import Reliability
 from .draws import Posterior
 
 __all__ = ["FITTED_SNR", "MaskMap", "MaskMethod", "MaskSums", "repaired_masks"]
