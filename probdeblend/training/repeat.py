@@ -40,8 +40,7 @@ from scipy.spatial import cKDTree
 from ..deblending.field import deblend_field
 from ..deblending.products import DeblendedImage
 from ..deblending.sep import sep_posterior
-from ..metrics.bands import expected_coverage
-from ..metrics.resampling import bootstrap
+from ..metrics.coverage import bootstrap, expected_coverage
 from ..photometry.images import FieldImage, read_image, uncovered
 from ..photometry.sky import dilate, replace_with_sky, subtract_sky
 from ..posterior.draws import Posterior

@@ -1,7 +1,7 @@
-"""Where training batches come from: endless streams of simulated or real blends and their mixture, or a stored set.
+"""Sources of training batches: endless streams of simulated or real blends, their mixtures, and stored sets.
 
-Batch number i of an endless stream depends on the seed and on i alone: workers, resuming and earlier batches do not
-matter.
+Batch number i of an endless stream depends on the seed and on i alone, not on the number of workers, on resuming, or
+on earlier batches.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
+from tqdm.auto import tqdm
 
 from ..photometry.noise import add_noise
 from ..scene import MASK_THRESHOLD, Blend, Instrument, seed_of
@@ -25,49 +27,35 @@ from ..simulation.sets import count_blends, read_blends
 from ..surveys.blends import PairRules, PairScene, blend_batch
 from ..surveys.library import Library
 
-__all__ = ["EndlessStream", "LibraryStream", "MixedStream", "Mixture", "SimulatedStream", "StoredStream"]
+__all__ = [
+    "SIMULATED",
+    "EndlessStream",
+    "LibraryStream",
+    "MixedStream",
+    "Mixture",
+    "SimulatedStream",
+    "StoredStream",
+    "stored_blends",
+]
+
+SIMULATED = "simulated stream"  # what the file of weights states as their source
+BLOCK = 32  # batches of a stored set in memory at a time
+CHUNK = 128  # blends of a stored set that are read together
+BATCH_SIZE = 64
 
 
 class EndlessStream(IterableDataset[Batch]):
-    """Batches that are made by their number, without end.
-
-    Parameters
-    ----------
-    first
-        Number of the first batch.
-    """
+    """Batches made by their number, without end; `first` is the number of the first one."""
 
     def __init__(self, *, first: int = 0) -> None:
         self.first = first
 
     @abstractmethod
     def blend(self, number: int) -> Blend:
-        """Return one batch with its truth.
-
-        Parameters
-        ----------
-        number
-            Number of the batch.
-
-        Returns
-        -------
-        Blend
-            The blends.
-        """
+        """Return one batch with its truth."""
 
     def batch(self, number: int) -> Batch:
-        """Return one batch.
-
-        Parameters
-        ----------
-        number
-            Number of the batch.
-
-        Returns
-        -------
-        Batch
-            In units of the sky noise.
-        """
+        """Return one batch in units of the sky noise."""
         return training_batch(self.blend(number))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -79,49 +67,24 @@ class EndlessStream(IterableDataset[Batch]):
 
 
 class SimulatedStream(EndlessStream):
-    """Endless batches of blends drawn from a prior and rendered in torch.
-
-    Parameters
-    ----------
-    prior, instrument
-        Population and instrument.
-    conditions
-        Range of depths and PSFs.
-    batch_size
-        Blends a batch.
-    seed
-        Same seed, same stream.
-    first
-        Number of the first batch.
-    """
+    """Blends drawn from a prior, rendered in torch on the device of the instrument's PSF."""
 
     def __init__(
         self,
         prior: Prior,
         instrument: Instrument,
+        conditions: Conditions,
         *,
-        conditions: Conditions | None = None,
-        batch_size: int = 64,
+        batch_size: int = BATCH_SIZE,
         seed: int = 0,
         first: int = 0,
     ) -> None:
-        self.prior, self.instrument, self.conditions = prior, instrument, conditions or Conditions()
         super().__init__(first=first)
+        self.prior, self.instrument, self.conditions = prior, instrument, conditions
         self.batch_size, self.seed = batch_size, seed
 
     def blend(self, number: int) -> Blend:
-        """Return one batch with its truth.
-
-        Parameters
-        ----------
-        number
-            Number of the batch.
-
-        Returns
-        -------
-        Blend
-            The blends, on the device of the instrument's PSF.
-        """
+        """Return one batch with its truth."""
         key = (self.seed, number)
         pairs = self.prior.sample(self.batch_size, seed=seed_of(*key, 0))
         components = self.prior.components(pairs, self.instrument, seed=seed_of(*key, 1))
@@ -139,83 +102,36 @@ class SimulatedStream(EndlessStream):
             flux=components.total_flux.masked_fill(~pairs["present"], torch.nan)[..., None].to(psf.device),
             mask=isolated > MASK_THRESHOLD * rms[:, None, None, None],
             isolated=isolated[:, :, None],
-            x=pairs["x"].to(psf.device),
-            y=pairs["y"].to(psf.device),
-            galaxy_type=pairs["galaxy_type"].to(psf.device),
-            half_light_radius=pairs["half_light_radius"].to(psf.device),
             exposure=exposure,
             count=pairs["present"].sum(-1).to(psf.device),
+            **{name: pairs[name].to(psf.device) for name in ("x", "y", "galaxy_type", "half_light_radius")},
         )
 
 
 class LibraryStream(EndlessStream):
-    """Endless batches of blends of real galaxies.
-
-    Parameters
-    ----------
-    library
-        Lone galaxies; those to keep are used.
-    instrument
-        Pixel scale, zero point and noise correlation of the blends.
-    rules
-        How to blend; pairs alone.
-    batch_size
-        Blends a batch.
-    seed
-        Same seed, same stream.
-    first
-        Number of the first batch.
-    """
+    """Blends of the real isolated galaxies that a library keeps, at the noise and zero point of an instrument."""
 
     def __init__(
         self,
         library: Library,
         instrument: Instrument,
+        rules: PairRules,
         *,
-        rules: PairRules | None = None,
-        batch_size: int = 64,
+        batch_size: int = BATCH_SIZE,
         seed: int = 0,
         first: int = 0,
     ) -> None:
         super().__init__(first=first)
-        self.scene = PairScene.of(library, instrument, rules or PairRules())
+        self.scene = PairScene.of(library, instrument, rules)
         self.batch_size, self.seed = batch_size, seed
 
     def blend(self, number: int) -> Blend:
-        """Return one batch with its truth.
-
-        Parameters
-        ----------
-        number
-            Number of the batch.
-
-        Returns
-        -------
-        Blend
-            The blends, with the identities of their galaxies.
-        """
+        """Return one batch with its truth and the identities of its galaxies."""
         return blend_batch(self.scene, self.batch_size, key=(self.seed, number))
 
 
 class MixedStream(EndlessStream):
-    """Endless batches, each from one of several streams.
-
-    Parameters
-    ----------
-    streams
-        The streams.
-    fractions
-        Share of the batches that comes from each.
-    seed
-        Same seed, same choices.
-    first
-        Number of the first batch.
-
-    Raises
-    ------
-    ValueError
-        If the fractions are not one a stream, or do not sum to 1.
-    """
+    """Batches that each come from one of several streams, drawn with the given fractions."""
 
     def __init__(
         self, streams: Sequence[EndlessStream], fractions: Sequence[float], *, seed: int = 0, first: int = 0
@@ -226,48 +142,38 @@ class MixedStream(EndlessStream):
         self.streams, self.fractions, self.seed = tuple(streams), tuple(fractions), seed
 
     def blend(self, number: int) -> Blend:
-        """Return one batch with its truth.
-
-        Parameters
-        ----------
-        number
-            Number of the batch.
-
-        Returns
-        -------
-        Blend
-            The blends of the stream that the number draws.
-        """
+        """Return one batch with its truth, from the stream that the number draws."""
         chosen = np.random.default_rng((self.seed, number)).choice(len(self.streams), p=self.fractions)
         return self.streams[chosen].blend(number)
 
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Where training blends come from: simulated galaxies, real ones, or both.
+    """A population of blends: simulated galaxies, real ones, or both. The default is that of the weights that ship.
 
     Parameters
     ----------
     prior, instrument, conditions
-        Of the simulated blends; the instrument gives real ones their zero point and noise correlation.
+        Of the simulated blends: the galaxies, the instrument, and the range of depths and PSFs. The instrument gives
+        blends of real galaxies their zero point and noise correlation.
     library
-        Real galaxies to blend.
+        Isolated real galaxies to blend.
     real_fraction
-        Share of the batches that is made of real galaxies.
+        Fraction of the batches made of real galaxies.
     rules
         How real galaxies are blended.
     close_fraction
-        Share of the simulated batches whose companions lie within 4.5 pixels of their central galaxies, by the
-        rule "close" of `~probdeblend.simulation.separation.SEPARATIONS`. The population has few such pairs, too few to learn from.
+        Fraction of the simulated batches whose companions lie within 4.5 pixels of their central galaxies (the rule
+        "close" of `~probdeblend.simulation.separation.SEPARATIONS`). The population itself has too few to learn from.
 
     Raises
     ------
     ValueError
-        If a share is not between 0 and 1, or there are no real galaxies to take.
+        If a fraction is not between 0 and 1, or `library` is missing.
     """
 
-    prior: Prior
-    instrument: Instrument
+    prior: Prior = field(default_factory=Prior.default)
+    instrument: Instrument = field(default_factory=Instrument.candels_f160w)
     conditions: Conditions = field(default_factory=Conditions)
     library: Library | None = None
     real_fraction: float = 0.0
@@ -281,30 +187,19 @@ class Mixture:
         if self.real_fraction > 0 and self.library is None:
             raise ValueError(f"library must be given for a real_fraction of {self.real_fraction}, got None")
 
-    def stream(self, *, batch_size: int, seed: int, first: int = 0) -> EndlessStream:
-        """Return the endless stream of batches.
+    def to(self, device: str) -> Mixture:
+        """Return the mixture with the instrument, and so the rendering, on a device."""
+        return replace(self, instrument=self.instrument.to(device))
 
-        Parameters
-        ----------
-        batch_size
-            Blends a batch.
-        seed
-            Same seed, same stream.
-        first
-            Number of the first batch.
-
-        Returns
-        -------
-        EndlessStream
-            The stream.
-        """
+    def stream(self, *, batch_size: int = BATCH_SIZE, seed: int = 0, first: int = 0) -> EndlessStream:
+        """Return the endless stream of batches, from number `first` on."""
         work = {"batch_size": batch_size, "seed": seed, "first": first}
         simulated = partial(SimulatedStream, instrument=self.instrument, conditions=self.conditions, **work)
         streams: dict[EndlessStream, float] = {}
         if self.real_fraction < 1 and self.close_fraction < 1:
             streams[simulated(self.prior)] = (1 - self.real_fraction) * (1 - self.close_fraction)
         if self.real_fraction > 0:
-            streams[LibraryStream(self.library, self.instrument, rules=self.rules, **work)] = self.real_fraction
+            streams[LibraryStream(self.library, self.instrument, self.rules, **work)] = self.real_fraction
         if self.real_fraction < 1 and self.close_fraction > 0:
             close = replace(self.prior, separation="close", anywhere_fraction=0.0)
             streams[simulated(close)] = (1 - self.real_fraction) * self.close_fraction
@@ -312,38 +207,41 @@ class Mixture:
             return next(iter(streams))
         return MixedStream(tuple(streams), tuple(streams.values()), seed=seed, first=first)
 
+    def blends(self, count: int, *, seed: int = 0, progress: bool = True) -> Iterator[Blend]:
+        """Make blends that no network was trained on.
+
+        Parameters
+        ----------
+        count
+            Number of blends.
+        seed
+            Same seed and count, same blends.
+        progress
+            Show a progress bar.
+
+        Yields
+        ------
+        Blend
+            Batches of at most 64 blends with their truth.
+        """
+        # Streams of the training have small seeds; this one is drawn from 63 bits.
+        stream = self.stream(batch_size=BATCH_SIZE, seed=seed_of(seed, count))
+        numbers = range(-(-count // BATCH_SIZE))
+        for number in tqdm(numbers, disable=not progress, desc="blends", unit="batch", leave=False):
+            yield stream.blend(number).select(slice(count - number * BATCH_SIZE))
+
 
 class StoredStream(IterableDataset[Batch]):
-    """Endless batches from a stored set, shuffled anew every epoch by blocks, turned and flipped.
+    """Endless batches of the blends `start` to `stop` of a stored set, shuffled by blocks anew every epoch.
 
-    Memory holds one block of 32 batches at a time.
-
-    Parameters
-    ----------
-    path
-        A set that `probdeblend.simulation.sets.write_blends` wrote.
-    batch_size
-        Blends a batch.
-    seed
-        Same seed, same order.
-    first
-        Number of the first batch.
-    start, stop
-        Which blends of the set to use.
-
-    Raises
-    ------
-    ValueError
-        If fewer blends are left than a batch holds.
+    Batches are turned by quarters and flipped. Memory holds one block of 32 batches at a time.
     """
-
-    block = 32
 
     def __init__(
         self,
         path: Path | str,
         *,
-        batch_size: int = 64,
+        batch_size: int = BATCH_SIZE,
         seed: int = 0,
         first: int = 0,
         start: int = 0,
@@ -357,7 +255,7 @@ class StoredStream(IterableDataset[Batch]):
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:
         rng = np.random.default_rng((self.seed, epoch))
-        size = self.block * self.batch_size
+        size = BLOCK * self.batch_size
         for low in rng.permutation(np.arange(self.start, self.stop, size)):
             blend = read_blends(self.path, int(low), int(min(low + size, self.stop)))
             order = torch.from_numpy(rng.permutation(len(blend)))
@@ -375,3 +273,13 @@ class StoredStream(IterableDataset[Batch]):
                 else:
                     yield batch
             epoch += 1
+
+
+def stored_blends(path: str | PathLike[str], *, progress: bool = True) -> Iterator[Blend]:
+    """Read a stored set, some blends at a time."""
+    path = Path(path)
+    total = count_blends(path)
+    if total == 0:
+        raise ValueError(f"{path}: the set must hold blends, got none")
+    starts = tqdm(range(0, total, CHUNK), disable=not progress, desc=path.name, unit="chunk", leave=False)
+    return (read_blends(path, start, min(start + CHUNK, total)) for start in starts)

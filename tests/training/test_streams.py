@@ -4,13 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from libraries import made
 from scipy.stats import binomtest
-from test_galaxies import made
 
 from probdeblend.scene import Blend, Instrument
-from probdeblend.simulation.conditions import Batch, Conditions, training_batch, turn
+from probdeblend.simulation.conditions import Conditions, training_batch
 from probdeblend.simulation.prior import Prior
 from probdeblend.simulation.sets import write_blends
+from probdeblend.surveys.blends import PairRules
 from probdeblend.training.streams import (
     EndlessStream,
     LibraryStream,
@@ -28,7 +29,7 @@ def instrument():
 
 @pytest.fixture(scope="module")
 def stream(instrument):
-    return SimulatedStream(Prior.default(), instrument, batch_size=6, seed=4)
+    return SimulatedStream(Prior.default(), instrument, Conditions(), batch_size=6, seed=4)
 
 
 def test_batches_depend_on_seed_and_number_alone(stream, instrument):
@@ -39,14 +40,14 @@ def test_batches_depend_on_seed_and_number_alone(stream, instrument):
     assert torch.equal(first.image, again.image)
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(first.image, stream.blend(4).image)
-    later = SimulatedStream(Prior.default(), instrument, batch_size=6, seed=4, first=3)
+    later = SimulatedStream(Prior.default(), instrument, Conditions(), batch_size=6, seed=4, first=3)
     expected = training_batch(first)
     assert all(torch.equal(a, b) for a, b in zip(next(iter(later)), expected, strict=True))
 
 
 def test_workers_do_not_change_the_stream(instrument):
     def images(workers):
-        stream = SimulatedStream(Prior.default(), instrument, batch_size=2, seed=1)
+        stream = SimulatedStream(Prior.default(), instrument, Conditions(), batch_size=2, seed=1)
         loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers)
         return torch.stack([batch[0] for batch in itertools.islice(loader, 3)])
 
@@ -76,20 +77,6 @@ def test_training_batch_is_in_units_of_the_noise(stream):
         training_batch(Blend(image=blend.image, sky_rms=blend.sky_rms))
 
 
-def test_turn_moves_images_and_masks_together():
-    image = torch.arange(16.0).reshape(1, 1, 4, 4)
-    mask = torch.stack([image[:, 0] > 3, image[:, 0] > 11], 1)
-    flux = torch.ones(1, 2)
-    for quarters, flip in itertools.product(range(4), (False, True)):
-        turned, same, masks, light = turn(Batch(image, flux, mask, 2.0 * mask), quarters=quarters, flip=flip)
-        assert torch.equal(light, 2.0 * masks)
-        assert torch.equal(masks[:, 0], turned[:, 0] > 3)
-        assert torch.equal(same, flux)
-    quarter = turn(Batch(image, flux, mask, mask), quarters=1, flip=False).image
-    # A quarter turn from +x to +y brings the pixel at (x, y) = (3, 0) to (3, 3).
-    assert quarter[0, 0, 3, 3] == image[0, 0, 0, 3]
-
-
 def test_stored_stream_sees_every_blend_once_an_epoch(tmp_path, stream, instrument):
     path = tmp_path / "set.h5"
     write_blends(path, [stream.blend(i) for i in range(2)], instrument=instrument)
@@ -105,43 +92,15 @@ def test_stored_stream_sees_every_blend_once_an_epoch(tmp_path, stream, instrume
         StoredStream(path, batch_size=40)
 
 
-def test_conditions_errors():
-    with pytest.raises(ValueError, match="sky_rms must be a positive, increasing range"):
-        Conditions(sky_rms=(0.0, 1.0))
-    with pytest.raises(ValueError, match="exposure must be a positive, increasing range"):
-        Conditions(exposure=(5.0, 1.0))
-    with pytest.raises(ValueError, match="psf_growth must be a positive, increasing range"):
-        Conditions(psf_growth=(1.1, 0.9))
-    with pytest.raises(ValueError, match="psf_shear must be at least 0 and less than 1, got 1"):
-        Conditions(psf_shear=1.0)
-
-
-def test_psf_varies_within_its_range(instrument):
-    """Widths by the second moment within 8 pixels, relative to the instrument's."""
-    places = torch.arange(-32, 33.0)
-    near = (places[:, None].square() + places.square() < 64).float()
-
-    def moments(psf):
-        light = psf * near / (psf * near).sum()
-        return (light * places.square()).sum(), (light * places[:, None].square()).sum()
-
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        drawn = [Conditions().sample_psf(instrument.psf) for _ in range(60)]
-    nominal = sum(moments(instrument.psf))
-    size = torch.stack([(sum(moments(psf)) / nominal).sqrt() for psf in drawn])
-    assert 0.96 < float(size.min()) < 0.98
-    assert 1.02 < float(size.max()) < 1.04
-    x, y = torch.tensor([moments(psf) for psf in drawn]).T
-    assert 0.01 < float(((x - y) / (x + y)).std()) < 0.03
-    assert Conditions(psf_growth=(1, 1), psf_shear=0).sample_psf(instrument.psf) is instrument.psf
-
-
 def test_real_blends_stream(instrument):
-    stream = LibraryStream(made(), instrument, batch_size=4, seed=3)
+    stream = LibraryStream(made(), instrument, PairRules(), batch_size=4, seed=3)
     batch = stream.batch(2)
-    assert torch.equal(batch.image, LibraryStream(made(), instrument, batch_size=4, seed=3, first=2).batch(2).image)
-    assert torch.equal(next(iter(LibraryStream(made(), instrument, batch_size=4, seed=3, first=2))).image, batch.image)
+    assert torch.equal(
+        batch.image, LibraryStream(made(), instrument, PairRules(), batch_size=4, seed=3, first=2).batch(2).image
+    )
+    assert torch.equal(
+        next(iter(LibraryStream(made(), instrument, PairRules(), batch_size=4, seed=3, first=2))).image, batch.image
+    )
     assert (batch.flux > 0).all()
 
 
@@ -191,7 +150,18 @@ def test_close_pairs_of_a_mixture(instrument):
     assert torch.equal(close.half_light_radius, usual.half_light_radius)
 
 
+def test_blends_of_a_mixture(instrument):
+    made = [list(Mixture(close_fraction=share).blends(70, seed=3, progress=False)) for share in (0.0, 1.0)]
+    assert [len(blend) for blend in made[0]] == [64, 6]
+    distance = [torch.hypot(*(blend.x.diff(dim=1), blend.y.diff(dim=1))).max() for blend, _ in made]
+    assert distance[1] <= 4.5 < distance[0]
+    again, other = (next(Mixture().blends(70, seed=seed, progress=False)) for seed in (3, 4))
+    assert torch.equal(again.image, made[0][0].image)
+    assert not torch.equal(other.image, made[0][0].image)
+    assert not torch.equal(Mixture().stream(seed=3).blend(0).image, made[0][0].image)
+
+
 def test_only_pairs_train(instrument):
-    crowded = SimulatedStream(replace(Prior.default(), crowding=(0.5, 0.5)), instrument, batch_size=8)
+    crowded = Mixture(replace(Prior.default(), crowding=(0.5, 0.5)), instrument).stream(batch_size=8)
     with pytest.raises(ValueError, match="blends must be pairs to train on, got other numbers of galaxies"):
         crowded.batch(0)

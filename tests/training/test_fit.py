@@ -1,8 +1,10 @@
 import math
+from itertools import islice
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from probdeblend.training.fit import Schedule, fit
 
@@ -36,9 +38,9 @@ def batches(first):
 VALIDATION = [batch(1_000_000), batch(1_000_001)]
 
 
-def train(loss, **options):
-    schedule = options.pop("schedule", Schedule(200, learning_rate=0.05, validate_every=20))
-    return fit(loss, batches, VALIDATION, schedule=schedule, mixed=False, progress=False, **options)
+def train(loss, source=batches, schedule=None, **options):
+    schedule = schedule or Schedule(200, learning_rate=0.05, validate_every=20)
+    return fit(loss, source, VALIDATION, schedule=schedule, mixed=False, progress=False, **options)
 
 
 def test_training_finds_the_line():
@@ -50,30 +52,54 @@ def test_training_finds_the_line():
     assert loss.line.bias.item() == pytest.approx(1.0, abs=0.1)
 
 
-def test_resumed_training_is_the_uninterrupted_one(tmp_path):
-    whole = LineLoss()
-    torch.manual_seed(7)
-    reference = train(whole)
+class StoppedError(Exception):
+    pass
 
-    class StoppedError(Exception):
-        pass
 
-    def until(first, stop=90):
-        for number, item in enumerate(batches(first), first):
-            if number == stop:
-                raise StoppedError
-            yield item
+class Interrupted:
+    """A source that fails at batch 90; its loader is made when training asks for it."""
 
+    def __init__(self, source):
+        self.source = source
+
+    def __call__(self, first):
+        made = iter(self.source(first))
+
+        def until():
+            yield from islice(made, 90)
+            raise StoppedError
+
+        return until()
+
+
+class Numbered(IterableDataset):
+    def __init__(self, first):
+        self.first = first
+
+    def __iter__(self):
+        yield from batches(self.first)
+
+
+def loaded(first):
+    """The same batches by a loader, which draws its seed from torch's generator."""
+    return DataLoader(Numbered(first), batch_size=None)
+
+
+@pytest.mark.parametrize("source", [batches, loaded])
+def test_resumed_training_is_the_uninterrupted_one(tmp_path, source):
+    whole, first, again = LineLoss(), LineLoss(), LineLoss()
     checkpoint = tmp_path / "state"
-    halves = LineLoss()
     torch.manual_seed(7)
-    schedule = Schedule(200, learning_rate=0.05, validate_every=20)
+    reference = train(whole, source)
+    torch.manual_seed(7)
     with pytest.raises(StoppedError):
-        fit(halves, until, VALIDATION, schedule=schedule, checkpoint=checkpoint, mixed=False, progress=False)
-    again = LineLoss()
-    resumed = train(again, checkpoint=checkpoint, resume=True)
-    assert resumed.validation == reference.validation
+        train(first, Interrupted(source), checkpoint=checkpoint)
+    torch.manual_seed(99)
+    resumed = train(again, source, checkpoint=checkpoint)
+    assert resumed == reference
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    # A run that was over stays as it is.
+    assert train(LineLoss(), source, checkpoint=checkpoint) == reference
 
 
 def test_early_stop_on_a_plateau():
@@ -113,15 +139,17 @@ def test_schedule_warms_up_and_ends_at_zero():
     assert factors[100] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_errors(tmp_path):
+def test_the_history_is_a_table():
+    table = train(LineLoss()).table()
+    assert table.colnames == ["step", "training", "validation"]
+    assert table["step"].tolist() == list(range(20, 201, 20))
+    assert table.meta == {"steps": 200, "validation_loss": min(table["validation"])}
+
+
+def test_errors():
     loss = LineLoss()
     with pytest.raises(ValueError, match="validation must hold at least one batch, got none"):
         fit(loss, batches, [], schedule=Schedule(1), progress=False)
-    with pytest.raises(ValueError, match="checkpoint must exist to resume from"):
-        train(loss, checkpoint=tmp_path / "none", resume=True)
-    (tmp_path / "bad").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="checkpoint must come from a run with the same settings"):
-        train(loss, checkpoint=tmp_path / "bad", resume=True)
     with pytest.raises(ValueError, match="steps must be positive, got 0"):
         Schedule(0)
     loss.line.weight.data.fill_(math.nan)

@@ -1,0 +1,301 @@
+"""Fit a calibrator to blends of known truth, among them blends made of a survey's own images, and test it.
+
+Of a survey, either the isolated galaxies are cut out and blended, each image keeping the sky of its central galaxy; or
+simulated galaxies, convolved with the survey's PSF and with their photon noise, are put into patches of its sky from
+which the sources are removed. The magnitudes of their galaxies are distributed as those of the survey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from astropy.table import Table, vstack
+from numpy.typing import ArrayLike, NDArray
+from tqdm.auto import tqdm
+
+from .._files import output_folder
+from ..deblending.deblender import Deblender
+from ..deblending.weights import save
+from ..metrics.masks import Reliability
+from ..photometry.images import open_mosaic
+from ..posterior.calibrator import Calibrator
+from ..posterior.draws import Posterior
+from ..posterior.groups import LEAST_GALAXIES
+from ..posterior.maps import Method
+from ..scene import Blend, Instrument
+from ..simulation.prior import Prior
+from ..surveys.blends import pair_blends
+from ..surveys.library import Library, identity_number
+from ..surveys.selection import (
+    Selection,
+    check_mosaic,
+    find_sources,
+    in_units_of,
+    isolate_galaxies,
+    read_columns,
+)
+from ..surveys.sky_patches import magnitude_weights, simulated_in_sky, sky_patches
+from .evaluation import Comparison, compare, scorecard
+
+__all__ = [
+    "FOLDS",
+    "CalibratorFit",
+    "Survey",
+    "calibrate_survey",
+    "fit_calibrator",
+    "folds_of",
+    "pairs_in_folds",
+    "survey_magnitudes",
+    "write_fit",
+]
+
+FOLDS = 5
+
+Folds = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class CalibratorFit:
+    """A calibrator fitted to all galaxies, and its test.
+
+    `tested` holds the rows of a scorecard with ``state`` "before" and "after" the repair, where each galaxy is repaired
+    by a calibrator that was fitted to others.
+    """
+
+    calibrator: Calibrator
+    tested: Table
+
+
+def folds_of(galaxies: ArrayLike, *, folds: int = FOLDS, seed: int = 0) -> NDArray[np.int64]:
+    """Divide galaxies ``(blend, galaxy)`` into folds of nearly equal numbers, and return the fold of each."""
+    names, owner = np.unique(np.asarray(galaxies), return_inverse=True)
+    if len(names) < folds:
+        raise ValueError(f"galaxies must be at least {folds} for as many folds, got {len(names)}")
+    part = np.random.default_rng(seed).permutation(len(names)) % folds
+    return part[owner].reshape(np.shape(galaxies))
+
+
+def pairs_in_folds(
+    library: Library, count: int, *, instrument: Instrument, seed: int = 0
+) -> tuple[Iterator[Blend], Folds]:
+    """Blend isolated galaxies with others of their fold, so that every blend can be tested.
+
+    Returns batches of blends, at least `count` in all, and a function from identities of galaxies to their folds.
+    """
+    names = np.unique(library.identity)
+    if len(names) < 2 * FOLDS:
+        raise ValueError(f"library must hold at least {2 * FOLDS} galaxies for {FOLDS} folds, got {len(names)}")
+    fold = folds_of(names[:, None], seed=seed)[:, 0]
+    numbers = np.array([identity_number(name) for name in names])
+    order = np.argsort(numbers)
+
+    def blends() -> Iterator[Blend]:
+        for part in range(FOLDS):
+            some = library.select(np.isin(library.identity, names[fold == part]))
+            yield from pair_blends(some, -(-count // FOLDS), instrument=instrument, seed=seed + part)
+
+    def folds(identity: NDArray[np.int64]) -> NDArray[np.int64]:
+        return fold[order][np.searchsorted(numbers[order], identity)]
+
+    return blends(), folds
+
+
+def fit_calibrator(
+    posterior: Posterior,
+    comparison: Comparison,
+    *,
+    truth: ArrayLike | None = None,
+    masks: Reliability | None = None,
+    least: int = LEAST_GALAXIES,
+    repair: Method = "conformal",
+    fitted_on: str = "",
+    folds: ArrayLike | None = None,
+) -> CalibratorFit:
+    """Fit a calibrator, and test it in five folds: each galaxy once, by a calibrator fitted to blends without it.
+
+    Parameters
+    ----------
+    posterior
+        Of a method in the comparison, such as ``comparison.network``.
+    comparison
+        What `~probdeblend.training.compare` returns.
+    truth
+        True fluxes of the posterior's kind ``(blend, galaxy, band)``; total ones if None.
+    masks
+        Sums over pixels to fit the repair of masks to, such as ``comparison.sums``.
+    least
+        Smallest effective number of galaxies in a group.
+    repair
+        How each flux is repaired, as for `~probdeblend.posterior.calibrator.Calibrator`.
+    fitted_on
+        What the blends are, in words.
+    folds
+        Fold of each galaxy ``(blend, galaxy)``; drawn at random if None. Blends of galaxies of two folds are not
+        tested.
+
+    Returns
+    -------
+    CalibratorFit
+        The ``calibrator``, fitted to all galaxies; and ``tested``, rows of a `~probdeblend.training.scorecard` with the
+        column ``state``, "before" and "after" the repair.
+
+    Raises
+    ------
+    ValueError
+        If there are too few galaxies or pixels.
+    """
+    truth = comparison.truth["flux"] if truth is None else np.asarray(truth)
+    settings = {"repair": repair, "fitted_on": fitted_on}
+    calibrator = Calibrator.fit(posterior, truth, galaxies=comparison.galaxies, least=least, **settings)
+    if masks is not None:
+        calibrator = calibrator.with_masks(masks)
+    repeated = comparison.galaxies is not None
+    owner = comparison.galaxies if repeated else np.arange(truth[..., 0].size).reshape(truth.shape[:2])
+    # Distinct galaxies meet only in their blend, which stays whole.
+    fold = np.asarray(folds_of(owner if repeated else np.repeat(owner[:, :1], 2, axis=1)) if folds is None else folds)
+    parts = []
+    for number in range(FOLDS):
+        train, test = (fold != number).all(1), (fold == number).all(1)
+        if not test.any():
+            continue
+        settings = {"galaxies": owner[train], "least": least * 3 // 4, "repair": repair}
+        fitted = Calibrator.fit(posterior.select(train), truth[train], **settings)
+        parts.append((np.flatnonzero(test), fitted(posterior.select(test))))
+    rows = np.concatenate([number for number, _ in parts])
+    # Which calibrator repaired it differs from fold to fold.
+    uncalled = [Posterior(repaired.dataset.assign_attrs(calibrated="")) for _, repaired in parts]
+    settings = {"floor": comparison.truth["sky_rms"][rows], "galaxies": owner[rows] if repeated else None}
+    tables = []
+    for state, answer in (("before", posterior.select(rows)), ("after", Posterior.concatenate(uncalled))):
+        table = scorecard(answer, truth[rows], **settings)
+        table.add_column([state] * len(table), name="state", index=0)
+        tables.append(table)
+    return CalibratorFit(calibrator, vstack(tables))
+
+
+def write_fit(path: Path, fit: CalibratorFit, deblender: Deblender, *, overwrite: bool = False) -> list[str]:
+    """Write a folder with a calibrator, the weights with it inside, and its test; the deblender uses it from now on."""
+    from ..plots.calibration import plot_coverage
+
+    files = ["calibrator.json", "weights.safetensors", "tested.ecsv", "calibration.png"]
+    with output_folder(path, overwrite=overwrite, files=files) as folder:
+        deblender.use(fit.calibrator)
+        fit.calibrator.save(folder / files[0])
+        save(deblender, folder / files[1])
+        fit.tested.write(folder / files[2], format="ascii.ecsv")
+        plot_coverage(fit.tested)[0].figure.savefig(folder / files[3], dpi=100)
+    return files
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A survey's images, and how to make blends of them.
+
+    `images` are FITS files with pixels of the instrument's size; the `instrument` has PSF, noise correlation, exposure,
+    and a zero point for images whose header has none. `catalog` is a table of the galaxies of a single image, with its
+    names of columns by ours in `columns`; SEP's if None. `galaxies` to blend are the survey's "own", "simulated" ones
+    from the `prior`, or "auto": its own where enough are isolated. `magnitude` is the faintest of its own.
+    """
+
+    images: tuple[Path, ...]
+    instrument: Instrument
+    hdu: str | None = None
+    catalog: Path | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    galaxies: Literal["auto", "own", "simulated"] = "auto"
+    magnitude: float = 24.5
+    count: int = 4000
+    prior: Prior = field(default_factory=Prior.default)
+
+
+def calibrate_survey(
+    survey: Survey,
+    deblender: Callable[..., Posterior],
+    *,
+    least: int = LEAST_GALAXIES,
+    repair: Method = "conformal",
+    seed: int = 0,
+    draws: int = 1000,
+    passes: int = 32,
+) -> CalibratorFit:
+    """Fit a calibrator of a network to blends made of a survey's images."""
+    library = _own_galaxies(survey, seed=seed) if survey.galaxies != "simulated" else None
+    distinct = 0 if library is None else len(set(library.identity))
+    own = survey.galaxies == "own" or (survey.galaxies == "auto" and distinct >= least)
+    if own and distinct < max(least, 2 * FOLDS):
+        raise ValueError(
+            f"images must have at least {max(least, 2 * FOLDS)} isolated galaxies, got {distinct}: lower least, add "
+            "images, or simulate the galaxies"
+        )
+    target = survey_magnitudes(survey)
+    made = _blends_of_own(survey, library, seed=seed) if own else _blends_of_simulated(survey, target, seed=seed)
+    blends, folds, words = made
+    bar = tqdm(blends, desc="blends", unit="batch")
+    found = compare(bar, deblender, sep=(), draws=draws, passes=passes, seed=seed)
+    images = ", ".join(path.name for path in survey.images)
+    words = f"{len(found.network)} blends of {words}, with magnitudes as in {images}"
+    drawn = _weighted(found, survey, target, seed=seed) if own else found
+    folds = None if folds is None else folds(drawn.truth["identity"])
+    settings = {"least": least, "repair": repair, "fitted_on": words}
+    return fit_calibrator(drawn.network, drawn, masks=found.sums, folds=folds, **settings)
+
+
+def _weighted(found: Comparison, survey: Survey, target: NDArray[np.float64], *, seed: int) -> Comparison:
+    """Draw blends again, so that their magnitudes are distributed as the survey's."""
+    magnitude = survey.instrument.zero_point - 2.5 * np.log10(found.truth["flux"][..., 0])
+    weight = magnitude_weights(magnitude, target)
+    rows = np.random.default_rng(seed).choice(len(weight), size=len(weight), p=weight / weight.sum())
+    truth = {name: values[rows] for name, values in found.truth.items()}
+    return replace(found, network=found.network.select(rows), calibrated=found.calibrated.select(rows), truth=truth)
+
+
+def survey_magnitudes(survey: Survey) -> NDArray[np.float64]:
+    """Return the magnitudes that the blends are to have: those of the catalog, or of what SEP finds in the images."""
+    if survey.catalog is not None:
+        table = read_columns(survey.catalog, dict(survey.columns), required=("magnitude",))
+        return np.ma.filled(np.ma.asarray(table["magnitude"], dtype=float), np.nan)
+    parts = []
+    for path in survey.images:
+        with open_mosaic(path, hdu=survey.hdu) as mosaic:
+            parts.append(find_sources(mosaic, in_units_of(mosaic, survey.instrument))["magnitude"])
+    return np.concatenate(parts)
+
+
+def _own_galaxies(survey: Survey, *, seed: int) -> Library | None:
+    try:
+        collection = isolate_galaxies(
+            survey.images,
+            catalog=survey.catalog,
+            columns=dict(survey.columns),
+            hdu=survey.hdu,
+            instrument=survey.instrument,
+            selection=Selection(survey.magnitude),
+            seed=seed,
+        )
+    except ValueError as error:
+        if survey.galaxies == "own" or "no galaxy is left" not in str(error):
+            raise
+        return None
+    return collection.library.select(collection.library.keep)
+
+
+def _blends_of_own(survey: Survey, library: Library, *, seed: int) -> tuple[Iterator[Blend], Folds, str]:
+    blends, folds = pairs_in_folds(library, survey.count, instrument=survey.instrument, seed=seed)
+    return blends, folds, f"{len(set(library.identity))} isolated galaxies"
+
+
+def _blends_of_simulated(
+    survey: Survey, target: NDArray[np.float64], *, seed: int
+) -> tuple[Iterator[Blend], None, str]:
+    with ExitStack() as stack:
+        mosaics = [stack.enter_context(open_mosaic(path, hdu=survey.hdu)) for path in survey.images]
+        for mosaic in mosaics:
+            check_mosaic(mosaic, None, survey.instrument)
+        sky = sky_patches(mosaics, survey.instrument, seed=seed)
+    blends = simulated_in_sky(sky, survey.count, prior=survey.prior, magnitudes=target, seed=seed)
+    return blends, None, f"simulated galaxies in {len(sky.pixels)} patches of sky"
