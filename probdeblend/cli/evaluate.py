@@ -27,11 +27,15 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..deblending.deblender import Deblender
-    from ..training.fitting import Fit
+    from ..training.calibrate import CalibratorFit
 
 __all__: list[str] = []  # used from the command line alone
 
 MASK_BLENDS = 10_000  # hold millions of pixels with light
+ACCURACY = ["method", "detected", "mape", "nmad_mag", "bias_mag", "outliers", "coverage_68", "coverage_90", "width"]
+ACCURACY += ["crps_ln", "residual_correlation", "iou"]
+TESTED = ["state", "quantity", "coverage_50", "coverage_68", "coverage_90", "coverage_95", "pull_sd"]
+TESTED += ["interval_score", "width"]
 
 
 @click.command()
@@ -53,16 +57,19 @@ def evaluate(blends: Path, **options: object) -> None:
     from .._files import whole_file
     from ..deblending import weights
     from ..deblending.counts import default_counts
-    from ..training import evaluation
+    from ..training import evaluate as evaluate_network
 
     output, overwrite = options.pop("output"), options.pop("overwrite")
     with nullcontext() if output is None else whole_file(output, overwrite=overwrite) as temporary:
         deblender = weights.load(options.pop("weights"))
         counter = default_counts(deblender) if options.pop("count") else None
-        table = evaluation.evaluate(blends, deblender, counter=counter, **options)
+        table, by_anomaly = evaluate_network(blends, deblender, counter=counter, **options)
         if temporary is not None:
             table.write(temporary, format="ascii.ecsv")
-    click.echo(evaluation.report(table))
+    click.echo("\n".join(table[ACCURACY].pformat(max_width=-1, max_lines=-1)))
+    if len(by_anomaly):
+        click.echo("\nThe network by its anomaly score:")
+        click.echo("\n".join(by_anomaly.pformat(max_width=-1, max_lines=-1)))
 
 
 @click.command()
@@ -107,47 +114,49 @@ def calibrate(**options: object) -> None:
       probdeblend calibrate --images mosaic.fits --psf psf.fits --output survey
     """  # noqa: D301
     from ..deblending.weights import load
-    from ..training.fitting import report, write_fit
+    from ..training.calibrate import write_fit
 
     exclusive(options, "blends", "images")
     refuse_existing(options["output"], overwrite=options["overwrite"])
     deblender = load(options["weights"])
     fit = (_fit_images if options["images"] else _fit_blends)(deblender, options)
     names = write_fit(options["output"], fit, deblender, overwrite=options["overwrite"])
-    click.echo(report(fit))
+    click.echo("Each galaxy, repaired by a calibrator that was fitted on others:")
+    click.echo("\n".join(fit.tested[TESTED].pformat(max_width=-1, max_lines=-1)))
     click.echo(f"written to {options['output']}: {', '.join(names)}")
 
 
-def _fit_blends(deblender: Deblender, options: dict) -> Fit:
-    from ..training.fitting import fit_calibrator
-    from ..training.trial import run_trial, set_batches, simulated_batches
+def _fit_blends(deblender: Deblender, options: dict) -> CalibratorFit:
+    from ..training.calibrate import fit_calibrator
+    from ..training.evaluation import compare
+    from ..training.features import training_population
+    from ..training.streams import stored_blends
 
     sampling = picked(options, "draws", "passes", "seed")
     if options["blends"] is None:
         words = "simulated blends of the training population"
-        blends = simulated_batches(
-            options["count"], seed=options["seed"], close_fraction=deblender.description.close_fraction
-        )
+        family = training_population(deblender, close_fraction=deblender.description.close_fraction)
+        blends = family.blends(options["count"], seed=options["seed"])
     else:
         words = f"blends of {options['blends'].name}"
-        blends = set_batches(options["blends"])
-    trial = run_trial(blends, deblender, sep=(), **sampling)
+        blends = stored_blends(options["blends"])
+    trial = compare(blends, deblender, sep=(), **sampling)
     masks, close = trial.sums, deblender.description.encoder_close_fraction
     if options["blends"] is None and close != deblender.description.close_fraction:
         # Masks come from the encoder, and what it has not learned would spoil what it has.
         count, seed = min(options["count"], MASK_BLENDS), options["seed"] + 1
-        others = simulated_batches(count, seed=seed, close_fraction=close)
-        masks = run_trial(others, deblender, sep=(), **sampling).sums
+        others = training_population(deblender, close_fraction=close)
+        masks = compare(others.blends(count, seed=seed), deblender, sep=(), **sampling).sums
     words = f"{len(trial.network)} {words}"
     settings = picked(options, "least", "repair")
     return fit_calibrator(trial.network, trial, masks=masks, fitted_on=words, **settings)
 
 
-def _fit_images(deblender: Deblender, options: dict) -> Fit:
+def _fit_images(deblender: Deblender, options: dict) -> CalibratorFit:
     import torch
 
     from ..photometry.images import read_psf
-    from ..training.survey import Survey, calibrate_survey
+    from ..training.calibrate import Survey, calibrate_survey
 
     if len(options["images"]) > 1 and options["catalog"] is not None:
         raise ValueError(f"catalog must come with one image, got {len(options['images'])} images")
@@ -198,10 +207,12 @@ def repeat(a: Path, b: Path, **options: object) -> None:
     """  # noqa: D301
     from .._files import output_folder
     from ..deblending import weights
-    from ..training.repeat import FILES, compare_exposures, read_exposures, report, write_repeat
+    from ..plots.calibration import plot_pulls
+    from ..training.repeat import compare_exposures, read_exposures
 
     exclusive(options, "calibrator", "no_calibrator")
-    with output_folder(options["output"], overwrite=options["overwrite"], files=FILES) as folder:
+    names = ("z.ecsv", "repeat.png")
+    with output_folder(options["output"], overwrite=options["overwrite"], files=names) as folder:
         first, second = read_exposures(a, b, hdu=options["hdu"])
         deblender = weights.load(options["weights"], calibrator=options["calibrator"])
         scale = first.pixel_scale if options["pixel_scale"] is None else options["pixel_scale"]
@@ -218,6 +229,9 @@ def repeat(a: Path, b: Path, **options: object) -> None:
             calibrate=not options["no_calibrator"],
             **picked(options, "draws", "passes", "seed"),
         )
-        names = write_repeat(folder, result)
-    click.echo(report(result))
+        result.table.write(folder / names[0], format="ascii.ecsv")
+        plot_pulls(result.pulls()).figure.savefig(folder / names[1], dpi=120)
+    click.echo("\n".join(result.summary().pformat(max_width=-1, max_lines=-1)))
+    click.echo(f"sky rms of a pixel: {result.sky_rms[0]:.4g} and {result.sky_rms[1]:.4g} in units of A")
+    click.echo(f"the correlation of neighboring pixels, not in SEP's errors, raises them by {result.noise_factor:.2f}")
     click.echo(f"written to {options['output']}: {', '.join(names)}")

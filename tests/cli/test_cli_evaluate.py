@@ -13,8 +13,7 @@ from probdeblend.posterior.masks import MaskMap
 from probdeblend.scene import Instrument
 from probdeblend.simulation.galsim import simulate_mosaic
 from probdeblend.simulation.prior import Prior
-from probdeblend.training import compare
-from probdeblend.training import Mixture
+from probdeblend.training import Mixture, compare
 
 FILES = ["calibration.png", "calibrator.json", "tested.ecsv", "weights.safetensors"]
 FAST = ("--draws", 40, "--passes", 2)
