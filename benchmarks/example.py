@@ -1,29 +1,26 @@
-"""The example stamp that ships with the package, made from a GalSim simulation.
+"""Make the example stamp that ships with the package, from a GalSim simulation.
 
-A bulge with a disk overlaps a fainter disk, in the conditions of CANDELS F160W: correlated sky noise and
-photon noise. The position in the sky is made up.
+A bulge with a disk overlaps a fainter disk, in the conditions of CANDELS F160W: correlated sky noise and photon noise.
+The position in the sky is made up.
 """
 
 from __future__ import annotations
 
 import math
-from importlib.resources import files
-from os import PathLike
 from pathlib import Path
 
+import click
 import torch
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from .._files import whole_file
-from ..photometry.noise import add_noise
-from ..scene import STAMP_CENTER, STAMP_SIZE, Components, Instrument
-from ..simulation.galsim import render_galsim
+from probdeblend._files import whole_file
+from probdeblend.deblending import EXAMPLE_PATH
+from probdeblend.photometry.noise import add_noise
+from probdeblend.scene import STAMP_CENTER, STAMP_SIZE, Components, Instrument
+from probdeblend.simulation.galsim import render_galsim
 
-__all__ = ["EXAMPLE_PATH", "write_example"]
-
-EXAMPLE_PATH = Path(str(files("probdeblend") / "data" / "example.fits"))
-"""The stamp: sky-subtracted electrons per second, with its noise and the true total fluxes in the header."""
+__all__ = ["main", "write_example"]
 
 SEED = 4
 POSITION = (53.1227, -27.8051)
@@ -34,21 +31,8 @@ GALAXIES = (
 )
 
 
-def write_example(path: str | PathLike[str] = EXAMPLE_PATH, *, overwrite: bool = False) -> None:
-    """Simulate the example with GalSim and write it as FITS.
-
-    Parameters
-    ----------
-    path
-        The file.
-    overwrite
-        Whether a file that exists may be replaced.
-
-    Raises
-    ------
-    FileExistsError
-        If the file exists and `overwrite` is not set.
-    """
+def write_example(path: Path, *, overwrite: bool = False) -> None:
+    """Simulate the example and write it as FITS, with its noise and the true total fluxes in the header."""
     instrument = Instrument.candels_f160w()
     light = _components(instrument)
     isolated = render_galsim(light, instrument)
@@ -90,3 +74,19 @@ def _header(instrument: Instrument) -> fits.Header:
         header["EXPOSURE"] = (instrument.exposure, "counts per unit of flux")
     header["ORIGIN"] = ("probdeblend", "simulated with GalSim; the position is made up")
     return header
+
+
+@click.command("python -m benchmarks.example")
+@click.option("--output", type=click.Path(path_type=Path), default=EXAMPLE_PATH, help="FITS file to write.")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def main(output: Path, overwrite: bool) -> None:
+    """Simulate the example stamp that ships with the package."""
+    try:
+        write_example(output, overwrite=overwrite)
+    except FileExistsError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"written to {output}")
+
+
+if __name__ == "__main__":
+    main()

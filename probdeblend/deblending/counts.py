@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from astropy.table import QTable
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
 
 from ..metrics.arrays import ONE_SIGMA, distribution_arrays
 from ..networks.count import CountNetwork
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
-from ..scene import Instrument
 from .deblender import Deblender
-from .inputs import filled, noise_pixels, stamp_pixels
+from .inputs import scaled_stamps
 from .weights import load, read_readout, write_readout
 
 __all__ = [
@@ -92,12 +90,8 @@ def count_stamps(image: ArrayLike, network: CountNetwork, *, sky_rms: ArrayLike)
     TypeError
         If the image is not an array of numbers.
     """
-    pixels, unit = stamp_pixels(image)
-    ratio = pixels / noise_pixels(sky_rms, pixels, unit=unit)
-    empty = ~np.isfinite(ratio).any((1, 2, 3))
-    if empty.any():
-        raise ValueError(f"image must have good pixels, got none in stamp {int(empty.argmax())}")
-    return network.probability(torch.from_numpy(filled(ratio).astype(np.float32)).to(network.temperature.device))
+    ratio = scaled_stamps(image, sky_rms)[0]
+    return network.probability(torch.from_numpy(ratio).to(network.temperature.device))
 
 
 class CountingDeblender:
@@ -114,24 +108,9 @@ class CountingDeblender:
     def __init__(self, deblender: Deblender, counter: CountNetwork) -> None:
         self.deblender, self.counter = deblender, counter
 
-    @property
-    def network(self) -> nn.Module:
-        """The network of the deblender."""
-        return self.deblender.network
-
-    @property
-    def digest(self) -> str:
-        """Digest of the network's weights."""
-        return self.deblender.digest
-
-    @property
-    def instrument(self) -> Instrument:
-        """The instrument that the deblender was trained for."""
-        return self.deblender.instrument
-
-    def check_pixel_scale(self, pixel_scale: float) -> None:
-        """Refuse another pixel scale in arcsec than that of the training."""
-        self.deblender.check_pixel_scale(pixel_scale)
+    def __getattr__(self, name: str) -> object:
+        """Return what else the deblender has: its network, instrument, digest and checks."""
+        return getattr(self.deblender, name)
 
     def __call__(self, image: ArrayLike, *, sky_rms: ArrayLike, **sampling: int) -> Posterior:
         """Deblend stamps, and count; arguments are those of the deblender."""

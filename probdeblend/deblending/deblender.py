@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -26,22 +26,20 @@ from ..posterior.flux_prior import FluxPrior
 from ..scene import LN_FLUX_UNIT, PIXEL_SCALE_TOLERANCE, Instrument
 from ..simulation.conditions import Conditions
 from ..simulation.prior import Prior, nested_tuples
-from .inputs import filled, noise_pixels, stamp_pixels
+from .inputs import scaled_stamps
 
-__all__ = ["Deblender", "Deblends", "Description"]
+__all__ = ["FAMILIAR", "Deblender", "Deblends", "Description"]
 
 ARCHITECTURES = {"Blend2Flux": Blend2Flux, "Blend2Mask2Flux": Blend2Mask2Flux}
 HEADS = {head.__name__: head for head in (NormalHead, StudentTHead, TotalRatioHead)}
+FAMILIAR = ("feature_mean", "feature_whitening", "feature_limit")  # mean, whitening matrix and largest usual distance
 READOUT = ("cnn.dense.", "head.")  # what is no part of the encoder
 PSF_TOLERANCE = 0.05  # relative, of the width
 OFF_CENTER = 6.0  # pixels from the middle of the stamp beyond which a central galaxy is flagged
 
 
 class Deblends(Protocol):
-    """What is called with images and answers with a posterior: a network, its refinement, or SEP.
-
-    Wrappers take one and are one: the refinement of a network, or a network that counts galaxies as well.
-    """
+    """What is called with images and answers with a posterior: a network, its refinement, SEP, or a wrapper of one."""
 
     def __call__(self, image: ArrayLike, /, *, sky_rms: ArrayLike, **sampling: int) -> Posterior:
         """Deblend stamps ``(blend, y, x)``.
@@ -88,10 +86,8 @@ class Description:
     @property
     def encoder_close_fraction(self) -> float:
         """The same fraction in the training of the encoder, which makes the masks."""
-        training = self.training
-        while "encoder" in training:
-            training = training["encoder"]
-        return float(training.get("close_fraction", 0.0))
+        encoder = self.training.get("encoder")
+        return self.close_fraction if encoder is None else replace(self, training=encoder).encoder_close_fraction
 
     def describe(self) -> str:
         """Return the description as JSON, to be stored beside the weights."""
@@ -125,34 +121,19 @@ class Deblender(nn.Module):
     description
         What it was built as and trained on.
     features
-        Hidden layer ``(blend, feature)`` for blends of the training family, from which its usual range is measured;
-        None if `familiar` is given.
-    familiar
-        Mean ``(feature,)``, whitening matrix ``(feature, feature)`` and largest usual distance ``()`` of the hidden
-        layer.
-    calibrator
-        Corrects the posteriors; None for none.
+        Hidden layer ``(blend, feature)`` for blends of the training family: stamps whose hidden layer is farther from
+        its mean than that of all but one in a thousand of these are flagged. None if that is loaded from a file.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        instrument: Instrument,
-        description: Description,
-        *,
-        features: Tensor | None = None,
-        familiar: tuple[Tensor, Tensor, Tensor] | None = None,
-        calibrator: Calibrator | None = None,
+        self, network: nn.Module, instrument: Instrument, description: Description, *, features: Tensor | None = None
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.instrument = instrument
-        self.description = description
-        self.calibrator = calibrator
-        mean, whitening, limit = _familiar(features) if familiar is None else familiar
-        self.register_buffer("feature_mean", mean)
-        self.register_buffer("feature_whitening", whitening)
-        self.register_buffer("feature_limit", limit)
+        self.instrument, self.description = instrument, description
+        self.calibrator: Calibrator | None = None
+        for name, value in zip(FAMILIAR, (None,) * 3 if features is None else _familiar(features), strict=True):
+            self.register_buffer(name, value)
 
     def forward(
         self,
@@ -196,15 +177,11 @@ class Deblender(nn.Module):
         TypeError
             If the image is not an array of numbers.
         """
-        pixels, unit = stamp_pixels(image)
-        noise = noise_pixels(sky_rms, pixels, unit=unit)
-        bad = ~np.isfinite(pixels / noise)
-        if bad.all((1, 2, 3)).any():
-            raise ValueError(f"image must have good pixels, got none in stamp {int(bad.all((1, 2, 3)).argmax())}")
-        scale = np.nanmedian(np.broadcast_to(noise, pixels.shape), axis=(1, 2, 3))
-        ratio = torch.from_numpy(filled(pixels / noise).astype(np.float32)).to(self.feature_mean.device)
-        answer = draw(self.network, ratio, draws=draws, passes=passes, seed=seed)
-        posterior = self._posterior(answer, ratio.cpu().numpy(), bad, scale=scale, unit=unit)
+        ratio, noise, bad, unit = scaled_stamps(image, sky_rms)
+        scale = np.nanmedian(np.broadcast_to(noise, ratio.shape), axis=(1, 2, 3))
+        pixels = torch.from_numpy(ratio).to(self.feature_mean.device)
+        answer = draw(self.network, pixels, draws=draws, passes=passes, seed=seed)
+        posterior = self._posterior(answer, ratio, bad, scale=scale, unit=unit)
         return self.calibrator(posterior) if calibrate and self.calibrator is not None else posterior
 
     def _posterior(self, answer: NetworkDraws, ratio: NDArray, bad: NDArray, *, scale: NDArray, unit: str) -> Posterior:
@@ -214,38 +191,27 @@ class Deblender(nn.Module):
         distance = _distance(answer.features, self.feature_mean.cpu(), self.feature_whitening.cpu())
         limit = float(self.feature_limit)
         anomaly = np.maximum(distance / max(limit, 1e-9), off_center / OFF_CENTER)
+        flags = self._outside(log_flux)
+        flags |= (Flag.UNFAMILIAR * (distance > limit) | Flag.OFF_CENTER * (off_center > OFF_CENTER))[:, None]
+        flags |= Flag.BAD_CENTER * bad_center(bad.any(1), x, y)
+        flags |= Flag.BAD_PIXELS * (bad.mean((1, 2, 3)) > 0.1)[:, None]
+        masks = {name: getattr(answer, name) for name in ("mask", "mask_std", "mask_information")}
+        masks = {name: value.numpy() for name, value in masks.items() if value is not None}
         within, between = variance_parts(flux)
-        return Posterior.from_draws(
-            flux[..., None].astype(np.float32),
-            flux_kind="total",
-            method="network",
-            mask=None if answer.mask is None else answer.mask.numpy(),
-            mask_std=None if answer.mask_std is None else answer.mask_std.numpy(),
-            mask_information=None if answer.mask_information is None else answer.mask_information.numpy(),
-            x=x,
-            y=y,
-            flags=self._outside(log_flux)
-            | (Flag.UNFAMILIAR * (distance > limit).astype(np.int64))[:, None]
-            | (Flag.OFF_CENTER * (off_center > OFF_CENTER).astype(np.int64))[:, None]
-            | Flag.BAD_CENTER * bad_center(bad.any(1), x, y)
-            | Flag.BAD_PIXELS * (bad.mean((1, 2, 3)) > 0.1)[:, None],
-            variance_within=within[..., None],
-            variance_between=between[..., None],
-            sky_rms=scale,
-            anomaly=anomaly,
-            flux_unit=unit,
-            pixel_scale=self.instrument.pixel_scale,
-            network=self.digest,
-            flux_prior=None if self.flux_prior is None else self.flux_prior.describe(),
-        )
+        variances = {"variance_within": within[..., None], "variance_between": between[..., None]}
+        prior = None if self.flux_prior is None else self.flux_prior.describe()
+        labels = {"pixel_scale": self.instrument.pixel_scale, "network": self.digest, "flux_prior": prior}
+        found = {"x": x, "y": y, "flags": flags, "sky_rms": scale, "anomaly": anomaly} | masks | variances
+        flux = flux[..., None].astype(np.float32)
+        return Posterior.from_draws(flux, flux_kind="total", method="network", flux_unit=unit, **found, **labels)
 
     @cached_property
     def flux_prior(self) -> FluxPrior | None:
         """Density of ln(flux / sky_rms) of pairs in the training; None if that was not on simulated blends alone."""
-        description = self.description
-        if description.training.get("source") != "simulated stream":
+        trained = self.description
+        if trained.training.get("source") != "simulated stream":
             return None
-        return Prior.parse(description.prior).flux_prior(description.conditions.sky_rms, self.instrument.zero_point)
+        return Prior.parse(trained.prior).flux_prior(trained.conditions.sky_rms, self.instrument.zero_point)
 
     @cached_property
     def digest(self) -> str:
@@ -264,7 +230,7 @@ class Deblender(nn.Module):
         low, high = np.log(self.description.flux_range)
         difference = LN_FLUX_UNIT * np.abs(median[:, 0] - median[:, 1])
         outside = (median < low) | (median > high) | (difference > self.description.max_difference)[:, None]
-        return Flag.OUTSIDE_PRIOR * outside.astype(np.int64)
+        return Flag.OUTSIDE_PRIOR * outside
 
     def use(self, calibrator: Calibrator) -> None:
         """Correct posteriors with a calibrator from now on.
@@ -318,10 +284,8 @@ class Deblender(nn.Module):
         ValueError
             If it differs by more.
         """
-        given = np.asarray(psf, dtype=np.float64)
-        given = given / given.sum()
-        trained = self.instrument.psf.double().cpu().numpy()
-        ratio = math.sqrt((trained**2).sum() / (given**2).sum())
+        given, trained = np.asarray(psf, dtype=np.float64), self.instrument.psf.double().cpu().numpy()
+        ratio = math.sqrt((trained**2).sum() / ((given / given.sum()) ** 2).sum())
         if not abs(ratio - 1) <= PSF_TOLERANCE:
             raise ValueError(
                 f"psf must have the width that the weights were trained for within {PSF_TOLERANCE:.0%}, "
@@ -337,10 +301,8 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     return names.hexdigest()[:16]
 
 
-def _familiar(features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _familiar(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and whitening matrix of features, and the distance that one in a thousand of them exceeds."""
-    if features is None:
-        raise ValueError("features or familiar must be given, got neither")
     features = features.double()
     mean = features.mean(0)
     covariance = torch.cov(features.T) + (1e-3 * features.var(0).mean() + 1e-6) * torch.eye(features.shape[1])

@@ -15,7 +15,6 @@ from astropy.units import Quantity
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, special
-from tqdm import tqdm
 
 from ..photometry.detection import COLD, HOT, Detection, detect, kron_flux
 from ..photometry.images import cut_stamps, uncovered
@@ -61,7 +60,6 @@ def deblend_field(
     background: bool = True,
     instrument: Instrument | None = None,
     wcs: WCS | None = None,
-    progress: bool = False,
     **sampling: int,
 ) -> DeblendedImage:
     """Find the sources of an image, deblend those that overlap and measure the others with SEP.
@@ -86,8 +84,6 @@ def deblend_field(
         correlation, to fill stamps beyond the edge of the image. None takes that of the deblender.
     wcs
         World coordinates of the image; adds ra and dec to the catalog.
-    progress
-        Whether to show a progress bar.
     **sampling
         ``draws``, ``passes`` and ``seed`` for the deblender. The seed also selects the sky that replaces sources.
 
@@ -99,18 +95,15 @@ def deblend_field(
     Raises
     ------
     ValueError
-        If the image does not have two axes, has no finite pixel, no pixel other than zero or no source; or if `rms`
-        is not positive and finite or has another shape.
+        If the image does not have two axes, no good pixels that differ or no source; or if `rms` is not positive and
+        finite or has another shape.
     """
     instrument = deblender.instrument if instrument is None else instrument
     unit = str(getattr(image, "unit", ""))
     rms = rms.to_value(unit) if isinstance(rms, Quantity) else rms
     pixels = _checked_image(image)
-    noise = None if rms is None else _checked_rms(rms, pixels)
     subtracted, scatter = subtract_sky(pixels)
-    pixels = subtracted if background else pixels
-    if noise is None:
-        noise = scatter
+    pixels, noise = subtracted if background else pixels, scatter if rms is None else _checked_rms(rms, pixels)
     if not noise.all():
         raise ValueError("rms must be given for an image whose sky does not scatter, got None")
     detection = _found(pixels, noise)
@@ -121,33 +114,20 @@ def deblend_field(
         detection = _found(pixels, noise)
     white = correlation_sum(instrument.noise_kernel) ** 0.5
     noise_factor = _or_else(white, noise_correlation_factor, pixels / noise, detection.segmentation)
-    zero_point = instrument.zero_point if np.isfinite(instrument.zero_point) else None
-    labels = {"flux_unit": unit, "zero_point": zero_point}
+    labels = {"flux_unit": unit, "zero_point": instrument.zero_point if np.isfinite(instrument.zero_point) else None}
     scene = _Field(pixels, noise, detection, instrument, labels, *find_pairs(detection, pixels))
-    stamps, corners, posterior = _deblend(scene, deblender, sampling, progress=progress)
-    return DeblendedImage(
-        catalog=_catalog(scene, posterior, corners, _measure_isolated(scene, noise_factor), wcs),
-        posterior=posterior,
-        stamps=stamps,
-        corners=corners,
-        sky_rms=float(np.median(noise[np.isfinite(pixels)])),
-        noise_factor=noise_factor,
-        rms_factor=1.0 if rms is None else factor,
-        image=pixels,
-        detection=detection,
-    )
+    stamps, corners, posterior = _deblend(scene, deblender, sampling)
+    catalog = _catalog(scene, posterior, corners, _measure_isolated(scene, noise_factor), wcs)
+    measured = {"sky_rms": float(np.median(noise[np.isfinite(pixels)])), "noise_factor": noise_factor}
+    measured["rms_factor"] = 1.0 if rms is None else factor
+    return DeblendedImage(catalog, posterior, stamps, corners, **measured, image=pixels, detection=detection)
 
 
 def _checked_image(image: ArrayLike) -> NDArray[np.float64]:
     pixels = np.ma.filled(np.ma.asarray(getattr(image, "value", image)).astype(np.float64), np.nan)
     if pixels.ndim != 2:
         raise ValueError(f"image must have the axes (y, x), got shape {pixels.shape}")
-    pixels = np.where(np.isfinite(pixels), pixels, np.nan)
-    if np.isnan(pixels).all():
-        raise ValueError("image must have finite pixels, got none")
-    if not np.nan_to_num(pixels).any():
-        raise ValueError("image must have pixels that are not zero, got none")
-    return np.where(uncovered(pixels), np.nan, pixels)
+    return np.where(uncovered(pixels) | ~np.isfinite(pixels), np.nan, pixels)
 
 
 def _checked_rms(rms: ArrayLike, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -165,8 +145,7 @@ def _checked_rms(rms: ArrayLike, pixels: NDArray[np.float64]) -> NDArray[np.floa
 def _found(pixels: NDArray[np.float64], noise: NDArray[np.float64]) -> Detection:
     detection = detect(pixels, noise, **SETTINGS)
     if not len(detection):
-        least = SETTINGS["threshold"]
-        raise ValueError(f"no source found above {least:g} times the sky rms of {np.median(noise):.3g}")
+        raise ValueError(f"no source found above {SETTINGS['threshold']} times the sky rms of {np.median(noise):.3g}")
     return detection
 
 
@@ -180,7 +159,7 @@ def _or_else(otherwise: float, measure: Callable[..., float], *arguments: NDArra
 
 
 def _deblend(
-    scene: _Field, deblender: Deblends, sampling: dict[str, int], *, progress: bool
+    scene: _Field, deblender: Deblends, sampling: dict[str, int]
 ) -> tuple[NDArray | None, Table, Posterior | None]:
     position = np.stack([scene.detection.x, scene.detection.y], axis=-1)
     first_pixel = np.rint(position[scene.pairs[:, 0]] - STAMP_CENTER).astype(np.int64)
@@ -190,7 +169,7 @@ def _deblend(
     seed = sampling.get("seed", 0)
     stamps, sky_rms = _cut_stamps(scene, first_pixel, seed)
     answers = []
-    for start in tqdm(range(0, len(stamps), CHUNK), desc="deblending", unit="chunk", disable=not progress):
+    for start in range(0, len(stamps), CHUNK):
         part = slice(start, start + CHUNK)
         answers.append(deblender(stamps[part], sky_rms=sky_rms[part], **(sampling | {"seed": seed + start})))
     posterior = Posterior.concatenate(answers)
@@ -221,11 +200,8 @@ def _cut_stamps(scene: _Field, first_pixel: NDArray, seed: int) -> tuple[NDArray
         rng = np.random.default_rng([seed, i])
         labels = cut_stamps(owner, corner, side)[0]
         inside = np.isfinite(labels)[inner]
-        columns, rows = (
-            np.clip(first + np.arange(side), 0, size - 1)
-            for first, size in zip(corner, scene.noise.shape[::-1], strict=True)
-        )
-        noise = scene.noise[np.ix_(rows, columns)][inner]
+        nearest = np.clip(corner[::-1, None] + np.arange(side), 0, np.array(scene.noise.shape)[:, None] - 1)
+        noise = scene.noise[np.ix_(*nearest)][inner]
         labels = np.nan_to_num(labels)
         others = np.zeros((side, side), dtype=bool)
         others[inner] = ~np.isin(labels[inner], [0, *(scene.pairs[i] + 1)])
@@ -248,16 +224,10 @@ def _measure_isolated(scene: _Field, noise_factor: float) -> Posterior | None:
     flux = flux[isolated]
     error = np.hypot(noise_factor * error[isolated], np.sqrt(np.maximum(flux, 0) / scene.instrument.exposure))
     steps = special.ndtri((np.arange(QUANTILES) + 0.5) / QUANTILES)
-    draws = flux + error * (steps / steps.std(ddof=1))[:, None]
-    return Posterior.from_draws(
-        draws[None, :, :, None, None],
-        flux_kind="auto",
-        method="sep",
-        x=found.x[isolated, None],
-        y=found.y[isolated, None],
-        flags=_isolated_flags(scene, isolated)[:, None],
-        **scene.labels,
-    )
+    draws = (flux + error * (steps / steps.std(ddof=1))[:, None])[None, :, :, None, None]
+    placed = {"x": found.x[isolated, None], "y": found.y[isolated, None]}
+    flags = _isolated_flags(scene, isolated)[:, None]
+    return Posterior.from_draws(draws, flux_kind="auto", method="sep", flags=flags, **placed, **scene.labels)
 
 
 def _isolated_flags(scene: _Field, isolated: NDArray[np.int64]) -> NDArray[np.int64]:

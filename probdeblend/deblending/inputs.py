@@ -14,7 +14,17 @@ from torch import Tensor
 
 from ..scene import STAMP_SIZE
 
-__all__ = ["filled", "noise_pixels", "stamp_pixels"]
+__all__ = ["filled", "noise_pixels", "scaled_stamps", "stamp_pixels"]
+
+
+def scaled_stamps(image: ArrayLike, sky_rms: ArrayLike) -> tuple[NDArray[np.float32], NDArray, NDArray[np.bool_], str]:
+    """Return stamps over their sky noise with bad pixels filled, the noise, which pixels are bad, and the unit."""
+    pixels, unit = stamp_pixels(image)
+    noise = noise_pixels(sky_rms, pixels, unit=unit)
+    bad = ~np.isfinite(pixels / noise)
+    if (empty := bad.all((1, 2, 3))).any():
+        raise ValueError(f"image must have good pixels, got none in stamp {int(empty.argmax())}")
+    return filled(pixels / noise).astype(np.float32), noise, bad, unit
 
 
 def stamp_pixels(image: ArrayLike) -> tuple[NDArray[np.float64], str]:
@@ -29,13 +39,10 @@ def stamp_pixels(image: ArrayLike) -> tuple[NDArray[np.float64], str]:
         image = image.value
     elif isinstance(image, Tensor):
         image = image.detach().cpu().numpy()
-    mask = np.ma.getmaskarray(image) if isinstance(image, np.ma.MaskedArray) else None
-    pixels = np.asarray(image)
+    pixels = np.ma.asarray(image)
     if pixels.dtype.kind not in "iufb":
         raise TypeError(f"image must be an array of numbers, got {pixels.dtype}")
-    pixels = pixels.astype(np.float64)
-    if mask is not None:
-        pixels[mask] = np.nan
+    pixels = pixels.astype(np.float64).filled(np.nan)
     if pixels.ndim not in (2, 3, 4) or pixels.shape[-2:] != (STAMP_SIZE, STAMP_SIZE):
         raise ValueError(f"image must hold stamps of {STAMP_SIZE} x {STAMP_SIZE} pixels, got shape {pixels.shape}")
     if pixels.ndim == 4 and pixels.shape[1] != 1:
@@ -52,21 +59,14 @@ def noise_pixels(sky_rms: ArrayLike, pixels: NDArray, *, unit: str = "") -> NDAr
         sky_rms = sky_rms.to_value(unit) if unit else sky_rms.value
     noise = np.asarray(sky_rms.detach().cpu() if isinstance(sky_rms, Tensor) else sky_rms, dtype=np.float64)
     blends, size = len(pixels), (STAMP_SIZE, STAMP_SIZE)
-    shapes = {
-        (): (1, 1, 1, 1),
-        (blends,): (blends, 1, 1, 1),
-        size: (1, 1, *size),
-        (blends, *size): (blends, 1, *size),
-    }
-    if noise.shape not in shapes:
-        raise ValueError(
-            f"sky_rms must be a number, one for each of the {blends} blends, or a map {size}, got shape {noise.shape}"
-        )
+    if noise.shape not in {(), (blends,), size, (blends, *size)}:
+        given = f"one for each of the {blends} blends, or a map {size}, got shape {noise.shape}"
+        raise ValueError(f"sky_rms must be a number, {given}")
     wrong = ~(noise > 0) if noise.ndim < 2 else noise <= 0
     if wrong.any() or not np.isfinite(noise).any():
         value = noise[wrong].flat[0] if wrong.any() else float("nan")
         raise ValueError(f"sky_rms must be positive and finite, got {value:g}")
-    return noise.reshape(shapes[noise.shape])
+    return noise.reshape(-1, 1, *(size if noise.ndim > 1 else (1, 1)))
 
 
 def filled(pixels: NDArray[np.float64]) -> NDArray[np.float64]:

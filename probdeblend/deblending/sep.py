@@ -89,27 +89,20 @@ def sep_posterior(
     found_at = np.full((2, *shape[:2]), np.nan)
     for i, stamp in enumerate(pixels):
         detection = detect_cold_hot(stamp[0], noise[i])
-        chosen = match(detection, None if expected is None else expected[i], shape=stamp.shape[1:])
+        chosen = match(detection, None if expected is None else expected[i])
         found = chosen != MISSED
         picked = chosen[found]
         measured = [_MEASURES[kind](band, detection, noise[i], exposure=exposures[i]) for band in stamp]
         flux[i, found], error[i, found] = np.stack(measured, axis=-1)[:, picked]
         mask[i, found] = detection.segmentation == detection.label[picked][:, None, None]
         found_at[:, i, found] = detection.x[picked], detection.y[picked]
-    return Posterior.from_draws(
-        _draw(flux, error, draws, seed)[None],
-        flux_kind="isophotal" if kind == "isophotal" else "auto",
-        method="sep",
-        mask=mask,
-        x=found_at[0],
-        y=found_at[1],
-        flags=np.where(np.isnan(found_at[0]), int(Flag.NOT_DETECTED), 0),
-    )
+    sampled = _draw(flux, error, draws, seed)[None]
+    flags = np.where(np.isnan(found_at[0]), int(Flag.NOT_DETECTED), 0)
+    found = {"mask": mask, "x": found_at[0], "y": found_at[1], "flags": flags, "method": "sep"}
+    return Posterior.from_draws(sampled, flux_kind="isophotal" if kind == "isophotal" else "auto", **found)
 
 
-def match(
-    detection: Detection, expected: ArrayLike | None = None, *, shape: tuple[int, ...] = (128, 128)
-) -> NDArray[np.int64]:
+def match(detection: Detection, expected: ArrayLike | None = None) -> NDArray[np.int64]:
     """Return the index of the detection of each of two galaxies ``(galaxy,)``, -1 for a missed one.
 
     `expected` has their positions ``(galaxy, 2)``, x before y: the two detections with the least sum of distances are
@@ -118,7 +111,7 @@ def match(
     if len(detection) == 0:
         return np.full(2, MISSED)
     if expected is None:
-        center = (np.array(shape[::-1]) - 1) / 2
+        center = (np.array(detection.segmentation.shape[::-1]) - 1) / 2
         order = np.argsort(_distance(detection, center[None])[0])
         others = order[1:]
         return np.array([order[0], others[np.argmax(detection.flux[others])] if len(others) else MISSED])
@@ -150,7 +143,7 @@ def _positions(x: ArrayLike | None, y: ArrayLike | None, blends: int) -> NDArray
     for name, value in (("x", x), ("y", y)):
         if np.shape(value) != (blends, 2):
             raise ValueError(f"{name} must have shape {(blends, 2)}, got {np.shape(value)}")
-    return np.stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)], axis=-1)
+    return np.stack([x, y], axis=-1).astype(np.float64)
 
 
 def _draw(flux: NDArray, error: NDArray, draws: int, seed: int) -> NDArray[np.float64]:

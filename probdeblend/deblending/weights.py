@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +23,7 @@ from .._files import read_tensors, write_tensors
 from ..posterior.calibrator import Calibrator
 from ..posterior.draws import Posterior
 from ..scene import Instrument
-from .deblender import Deblender, Description
+from .deblender import FAMILIAR, Deblender, Description
 
 __all__ = ["deblend", "load", "read_readout", "save", "write_readout"]
 
@@ -54,27 +55,17 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
         If the file is damaged, is not a weights file of this version, or does not fit its own description; or if the
         calibrator is damaged or was fitted on other weights.
     """
-    other = None if calibrator is None else Calibrator.open(calibrator)
     path = Path(str(files("probdeblend") / "data" / DEFAULT)) if path is None else Path(path)
     metadata, tensors = read_tensors(path, kind=KIND)
-    try:
+    with _described(path, KIND):
         deblender = _assemble(metadata, tensors)
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: the weights do not fit their description ({reason})") from None
-    if other is not None:
-        deblender.use(other)
+    if calibrator is not None:
+        deblender.use(Calibrator.open(calibrator))
     return deblender
 
 
 def deblend(
-    image: ArrayLike,
-    *,
-    sky_rms: ArrayLike,
-    draws: int = 1000,
-    passes: int = 32,
-    seed: int = 0,
-    calibrate: bool = True,
+    image: ArrayLike, *, sky_rms: ArrayLike, draws: int = 1000, passes: int = 32, seed: int = 0, calibrate: bool = True
 ) -> Posterior:
     """Deblend stamps with the weights that ship, which are loaded at the first call.
 
@@ -104,8 +95,9 @@ def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Deblender
         noise_kernel=tensors.pop("instrument.noise_kernel", None),
         **given | {"exposure": given["exposure"] or math.inf},
     )
-    familiar = tuple(tensors[name] for name in ("feature_mean", "feature_whitening", "feature_limit"))
-    deblender = Deblender(description.build(), instrument, description, familiar=familiar)
+    deblender = Deblender(description.build(), instrument, description)
+    for name in FAMILIAR:
+        setattr(deblender, name, tensors[name])
     deblender.load_state_dict(tensors)
     if "calibrator" in metadata:
         deblender.use(Calibrator.parse(metadata["calibrator"]))
@@ -135,25 +127,23 @@ def write_readout(
 def read_readout(path: Path | str, deblender: Deblender, build: Callable[..., nn.Module], *, kind: str) -> nn.Module:
     """Load a network that `write_readout` wrote, in evaluation mode; `build` makes it from the stored settings."""
     metadata, tensors = read_tensors(path, kind=kind)
-    try:
+    with _described(path, kind):
         described = json.loads(metadata["description"])
         encoder, settings = described["encoder"], described["settings"]
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: must describe how the {kind} was built, got no such description") from None
-    if encoder != deblender.encoder_digest:
-        raise ValueError(
-            f"{path}: the {kind} must stand on the encoder of the weights, {deblender.encoder_digest}, got one on "
-            f"{encoder}: train one for these weights"
-        )
-    try:
+    if encoder != (known := deblender.encoder_digest):
+        raise ValueError(f"{path}: the {kind} must stand on the encoder {known} of the weights, got one on {encoder}")
+    with _described(path, kind):
         network = build(**settings)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: the {kind} cannot be built with its settings ({error})") from None
-    try:
-        missing, unexpected = network.load_state_dict(tensors, strict=False)
-        fits = not unexpected and all(name.startswith(ENCODER) for name in missing)
-    except RuntimeError:  # tensors of another shape
-        fits = False
-    if not fits:
-        raise ValueError(f"{path}: the tensors of the {kind} do not fit its settings")
+        shared = {name: value for name, value in network.state_dict().items() if name.startswith(ENCODER)}
+        network.load_state_dict(shared | tensors)
     return network.eval()
+
+
+@contextmanager
+def _described(path: Path | str, kind: str) -> Iterator[None]:
+    """Turn whatever a file raises that does not fit its description into one sentence."""
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{path}: the {kind} does not fit its description ({reason})") from None

@@ -26,7 +26,7 @@ def detection(*sources):
     """Detections (x, y, flux) without pixels."""
     x, y, flux = np.array(sources, dtype=float).reshape(-1, 3).T
     one = np.ones(len(x))
-    return photometry.Detection(np.zeros((SIZE, SIZE), np.int32), x, y, one, one, 0 * one, flux, one.astype(int))
+    return photometry.Detection(np.zeros((SIZE, SIZE), np.int32), x, y, one, one, 0 * one, flux)
 
 
 EXPECTED = np.array([[63.0, 63.0], [80.0, 63.0]])
