@@ -13,7 +13,6 @@ often as they cover the truth.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from tqdm.auto import tqdm
 from benchmarks._command import Run, benchmark, sized_option
 from probdeblend._files import kept_arrays
 from probdeblend.cli.options import weights_option
+from probdeblend.deblending.deblender import Deblends
 from probdeblend.deblending.weights import load
 from probdeblend.metrics.arrays import ONE_SIGMA
 from probdeblend.photometry.noise import add_noise, noise_rms
@@ -43,7 +43,7 @@ STAMPS = 6
 
 
 def predictive_check(
-    deblender: Callable[..., Posterior], *, count: int, kept: Path | None = None, **sampling: int
+    deblender: Deblends, *, count: int, kept: Path | None = None, **sampling: int
 ) -> dict[str, NDArray]:
     """Render posterior fluxes with GalSim and compare them with images of blends that GalSim drew.
 
@@ -59,9 +59,7 @@ def predictive_check(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _batch(
-    deblender: Callable[..., Posterior], start: int, size: int, *, draws: int, passes: int, seed: int
-) -> dict[str, NDArray]:
+def _batch(deblender: Deblends, start: int, size: int, *, draws: int, passes: int, seed: int) -> dict[str, NDArray]:
     instrument, prior = Instrument.candels_f160w(), Prior.published()
     first = 1000 * (seed + 1) + start
     components = prior.components(prior.sample(size, seed=first), instrument, seed=first + 1)
@@ -122,7 +120,7 @@ def plot_predictive(found: dict[str, NDArray]) -> Figure:
     return plot_stamps(np.concatenate(images), titles)[0].figure
 
 
-def zero_point_error(deblender: Callable[..., Posterior], *, zero_point: float = 31.4, seed: int = 0) -> float:
+def zero_point_error(deblender: Deblends, *, zero_point: float = 31.4, seed: int = 0) -> float:
     """Return by how much catalogs of the same sources differ in magnitude between two zero points, at most.
 
     The other zero point is by default that of images in nJy.
