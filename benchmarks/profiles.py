@@ -43,9 +43,10 @@ LEVEL = 0.68
 @benchmark("profiles")
 @sized_option("--count", 2, 16, help="Blends of each kind.")
 @click.option("--draws", type=click.IntRange(1), default=1000, show_default=True, help="Draws of each flux.")
+@click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Kind of galaxies.  [default: all]")
 @weights_option
 @guide_option
-def main(run: Run, count: int, draws: int, weights: Path | None, guide: Path | None) -> None:
+def main(run: Run, count: int, draws: int, kinds: tuple[str, ...], weights: Path | None, guide: Path | None) -> None:
     """Refine galaxies that violate the model, and count how many of the errors are flagged.
 
     Columns: the fraction of blends refined; coverage of the 68 % interval by the network, by refinement before its
@@ -55,15 +56,15 @@ def main(run: Run, count: int, draws: int, weights: Path | None, guide: Path | N
     deblender, start = load_with_guide(weights, guide)
     disks = replace(Prior.default(), type_probabilities=(0.0, 1.0, 0.0, 0.0), smooth=True)
     models = {"any index": Refiner(deblender, start), "exponential": Refiner(deblender, start, prior=disks)}
-    rows, batches = [], range(0, count, BATCH)
-    bar = tqdm(total=len(models) * len(KINDS) * len(batches), desc="blends", unit="batch", leave=False)
+    rows, kinds, batches = [], kinds or KINDS, range(0, count, BATCH)
+    bar = tqdm(total=len(models) * len(kinds) * len(batches), desc="blends", unit="batch", leave=False)
     with run.unfinished(deblender=deblender, guide=str(guide), count=count, draws=draws) as kept, bar:
-        for (number, name), (place, kind) in product(enumerate(models), enumerate(KINDS)):
+        for (number, name), kind in product(enumerate(models), kinds):
             judged = []
             for first in batches:
                 blends = range(first, min(first + BATCH, count))
                 judge = partial(_judged, models[name], kind, blends, draws=draws, seed=run.seed)
-                judged.append(kept_arrays(kept / f"blends-{number}-{place}-{first:05d}.npz", judge))
+                judged.append(kept_arrays(kept / f"blends-{number}-{KINDS.index(kind)}-{first:05d}.npz", judge))
                 bar.update()
             columns = {column: np.concatenate([part[column] for part in judged]) for column in judged[0]}
             rows.append({"model": name, "galaxies": kind} | summarize(**columns))
