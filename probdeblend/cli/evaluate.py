@@ -22,6 +22,7 @@ from .options import (
     psf_option,
     refuse_existing,
     sampling_options,
+    show,
     weights_option,
 )
 
@@ -38,7 +39,7 @@ TESTED = ["state", "quantity", "coverage_50", "coverage_68", "coverage_90", "cov
 TESTED += ["interval_score", "width"]
 
 
-@click.command()
+@click.command(short_help="Measure accuracy and coverage on blends of known truth.")
 @click.argument("blends", type=FILE)
 @weights_option
 @click.option("--count", is_flag=True, help="Count galaxies: raise the anomaly score where two are unlikely.")
@@ -66,13 +67,13 @@ def evaluate(blends: Path, **options: object) -> None:
         table, by_anomaly = evaluate_network(blends, deblender, counter=counter, **options)
         if temporary is not None:
             table.write(temporary, format="ascii.ecsv")
-    click.echo("\n".join(table[ACCURACY].pformat(max_width=-1, max_lines=-1)))
+    show(table[ACCURACY])
     if len(by_anomaly):
         click.echo("\nThe network by its anomaly score:")
-        click.echo("\n".join(by_anomaly.pformat(max_width=-1, max_lines=-1)))
+        show(by_anomaly)
 
 
-@click.command()
+@click.command(short_help="Fit a calibrator to your own images.")
 @click.option("--blends", type=FILE, help="Fit to a set of blends with truth, as `simulate` or `inject` writes it.")
 @click.option("--images", type=FILE, multiple=True, help="Fit to blends in the sky of this image; may be repeated.")
 @click.option("--catalog", type=FILE, help="Galaxies of a single image, with magnitudes.  [default: SEP's]")
@@ -93,7 +94,7 @@ def evaluate(blends: Path, **options: object) -> None:
 @click.option("--least", type=click.IntRange(20), default=200, show_default=True, help="Least galaxies in a group.")
 @click.option(
     "--repair",
-    type=click.Choice(["conformal", "isotonic", "scale", "floor"]),
+    type=click.Choice(["conformal", "scale", "floor"]),
     default="conformal",
     show_default=True,
     help="Map whole quantiles; where galaxies are few, fit one factor (scale) or one error in quadrature (floor).",
@@ -121,8 +122,9 @@ def calibrate(**options: object) -> None:
     deblender = load(options["weights"])
     fit = (_fit_images if options["images"] else _fit_blends)(deblender, options)
     names = write_fit(options["output"], fit, deblender, overwrite=options["overwrite"])
+    click.echo("\n".join(fit.calibrator.summary().pformat(max_width=-1, max_lines=-1, show_name=False)))
     click.echo("Each galaxy, repaired by a calibrator that was fitted on others:")
-    click.echo("\n".join(fit.tested[TESTED].pformat(max_width=-1, max_lines=-1)))
+    show(fit.tested[TESTED])
     click.echo(f"written to {options['output']}: {', '.join(names)}")
 
 
@@ -140,16 +142,16 @@ def _fit_blends(deblender: Deblender, options: dict) -> CalibratorFit:
     else:
         words = f"blends of {options['blends'].name}"
         blends = stored_blends(options["blends"])
-    trial = compare(blends, deblender, sep=(), **sampling)
-    masks, close = trial.sums, deblender.description.encoder_close_fraction
+    answers = compare(blends, deblender, sep=(), **sampling)
+    masks, close = answers.sums, deblender.description.encoder_close_fraction
     if options["blends"] is None and close != deblender.description.close_fraction:
         # Masks come from the encoder, and what it has not learned would spoil what it has.
         count, seed = min(options["count"], MASK_BLENDS), options["seed"] + 1
         others = training_population(deblender, close_fraction=close)
         masks = compare(others.blends(count, seed=seed), deblender, sep=(), **sampling).sums
-    words = f"{len(trial.network)} {words}"
+    words = f"{len(answers.network)} {words}"
     settings = picked(options, "least", "repair")
-    return fit_calibrator(trial.network, trial, masks=masks, fitted_on=words, **settings)
+    return fit_calibrator(answers.network, answers, masks=masks, fitted_on=words, **settings)
 
 
 def _fit_images(deblender: Deblender, options: dict) -> CalibratorFit:
@@ -176,7 +178,7 @@ def _fit_images(deblender: Deblender, options: dict) -> CalibratorFit:
     return calibrate_survey(survey, deblender, **settings)
 
 
-@click.command()
+@click.command(short_help="Compare the same blends in two exposures.")
 @click.argument("a", type=FILE)
 @click.argument("b", type=FILE)
 @hdu_option

@@ -36,8 +36,8 @@ def test_calibrate_and_deblend(run, tmp_path):
     """Fit on simulated blends, then deblend the example with the calibrator, with its weights, and without."""
     result = run("calibrate", "--count", 150, "--output", "fitted", *FAST)
     assert result.exit_code == 0, result.output
-    assert "conformal repair of total fluxes of method network" in result.output
-    assert "each galaxy repaired by a calibrator that was fitted on others" in result.output
+    assert "conformal" in result.output
+    assert "Each galaxy, repaired by a calibrator that was fitted on others" in result.output
     assert sorted(entry.name for entry in (tmp_path / "fitted").iterdir()) == FILES
     fitted = Calibrator.open(tmp_path / "fitted" / "calibrator.json")
     assert fitted.fitted_on == "150 simulated blends of the training population"
@@ -58,7 +58,8 @@ def test_calibrate_and_deblend(run, tmp_path):
     np.testing.assert_array_equal(fluxes["calibrator"], fluxes["weights"])
     assert not np.array_equal(fluxes["calibrator"], fluxes["none"])
     refused(
-        run("deblend", "--calibrator", "fitted/calibrator.json", "--no-calibrator", "--output", "x"), "mutually exclusive"
+        run("deblend", "--calibrator", "fitted/calibrator.json", "--no-calibrator", "--output", "x"),
+        "mutually exclusive",
     )
 
 
@@ -75,7 +76,7 @@ def test_calibrate_on_own_sky(run, tmp_path):
     result = run("calibrate", *own, "--count", 300, "--least", 60, "--repair", "floor", "--output", "survey", *FAST)
     assert result.exit_code == 0, result.output
     assert "300 blends of simulated galaxies in" in result.output
-    assert "floor repair of total fluxes" in result.output
+    assert "not guaranteed" in result.output
     assert sorted(entry.name for entry in (tmp_path / "survey").iterdir()) == FILES
 
 
