@@ -23,7 +23,7 @@ from probdeblend import __version__
 from probdeblend._files import output_folder, unfinished_folder
 from probdeblend.cli.options import FILE, weights_option
 from probdeblend.deblending.weights import load
-from probdeblend.surveys.collect import read_libraries
+from probdeblend.surveys import read_library
 
 __all__ = ["FILES", "SECTIONS", "main", "write_report"]
 
@@ -75,7 +75,7 @@ def main(run: Run, library: tuple[Path, ...], weights: Path | None) -> None:
     Accuracy beside SEP and the published networks, calibration before and after the calibrator, the ladder of misfits,
     real galaxies, GalSim, masks and the population. With --full it takes half an hour and more.
     """
-    galaxies = read_libraries(library) if library else None
+    galaxies = read_library(*library) if library else None
     galaxies = galaxies and galaxies.select(galaxies.keep)
     plan = Plan(load(weights), library=galaxies, seed=run.seed, **({} if run.full else FEW))
     write_report(run.output, plan, resume=run.resume, overwrite=run.overwrite)

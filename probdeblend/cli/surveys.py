@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,15 +22,34 @@ from .options import (
     refuse_existing,
     resume_option,
     seed_option,
+    show,
     workers_option,
 )
+
+if TYPE_CHECKING:
+    from ..scene import Blend
+    from ..surveys import Collection
 
 __all__: list[str] = []  # used from the command line alone
 
 PARTS = ("training", "validation", "test")
 
 
-@click.command()
+def _write(collection: Collection, options: Mapping[str, object]) -> None:
+    """Write a library, and tell which galaxies it holds."""
+    from ..surveys import write_library
+
+    names = write_library(options["output"], collection.library, overwrite=options["overwrite"])
+    table = collection.summary()
+    show(table)
+    click.echo(f"{table.meta['distinct']} distinct galaxies to keep")
+    if "scatter" in table.meta:
+        correction = "total over AUTO flux {aperture_correction:.3f}, scatter {scatter:.3f}".format(**table.meta)
+        click.echo(f"aperture correction: {correction}")
+    click.echo(f"written to {options['output']}: {', '.join(names)}")
+
+
+@click.command(short_help="Cut isolated galaxies out of images.")
 @click.argument("images", type=FILE, nargs=-1, required=True)
 @click.option("--output", type=FILE, required=True, help="Folder to write.")
 @click.option("--catalog", type=FILE, help="Galaxies of a single image, as FITS, ECSV or CSV.  [default: SEP's]")
@@ -53,24 +74,21 @@ def isolate(images: tuple[Path, ...], **options: object) -> None:
       probdeblend isolate mosaic.fits --catalog sources.fits --columns ra=RA,dec=DEC,magnitude=H_MAG --output isolated
     """  # noqa: D301
     from ..scene import Instrument
-    from ..surveys.collect import collect_mosaics, report, write_collection
-    from ..surveys.selection import Selection
+    from ..surveys import Selection, isolate_galaxies
 
     changes = {} if options["zero_point"] is None else picked(options, "zero_point")
     refuse_existing(options["output"], overwrite=options["overwrite"])
-    collection = collect_mosaics(
+    collection = isolate_galaxies(
         images,
         **picked(options, "catalog", "hdu", "rms", "seed"),
         columns=columns(options["columns"]),
         instrument=Instrument.candels_f160w().replace(**changes),
         selection=Selection(options["magnitude"], options["probability"]),
     )
-    names = write_collection(options["output"], collection, overwrite=options["overwrite"])
-    click.echo(report(collection))
-    click.echo(f"written to {options['output']}: {', '.join(names)}")
+    _write(collection, options)
 
 
-@click.command()
+@click.command(short_help="Observe galaxies of other surveys as CANDELS F160W.")
 @click.argument("file", type=FILE)
 @click.option("--output", type=FILE, required=True, help="Folder to write.")
 @click.option("--identity", help="Name of the single galaxy in FILE, a cube of its stamps.  [default: FILE's name]")
@@ -86,17 +104,15 @@ def reobserve(file: Path, **options: object) -> None:
       probdeblend reobserve real_galaxy_catalog.fits --output cosmos
     """  # noqa: D301
     from ..scene import Instrument
-    from ..surveys.collect import collect_reobserved, report, write_collection
+    from ..surveys import reobserve_galaxies
 
     instrument = Instrument.candels_f160w(**picked(options, "sky_rms", "exposure"))
     refuse_existing(options["output"], overwrite=options["overwrite"])
-    collection = collect_reobserved(file, **picked(options, "identity", "seed"), instrument=instrument)
-    names = write_collection(options["output"], collection, overwrite=options["overwrite"])
-    click.echo(report(collection))
-    click.echo(f"written to {options['output']}: {', '.join(names)}")
+    collection = reobserve_galaxies(file, **picked(options, "identity", "seed"), instrument=instrument)
+    _write(collection, options)
 
 
-@click.command()
+@click.command(short_help="Blend isolated galaxies.")
 @click.argument("libraries", type=FILE, nargs=-1, required=True)
 @click.option("--output", type=FILE, required=True, help="Set to write.")
 @click.option("--count", type=click.IntRange(1), default=2000, show_default=True, help="Number of blends.")
@@ -118,11 +134,10 @@ def inject(libraries: tuple[Path, ...], **options: object) -> None:
       probdeblend inject isolated cosmos --part training --count 10000 --output real-training
     """  # noqa: D301
     from ..scene import Instrument
-    from ..simulation.sets import finished_batches, write_blends
-    from ..surveys.blends import PairRules, pair_blends
-    from ..surveys.collect import read_libraries
+    from ..simulation.sets import write_blends
+    from ..surveys import PairRules, pair_blends, read_library
 
-    library = read_libraries(libraries)
+    library = read_library(*libraries)
     library = library.select(library.keep)
     if options["part"] != "all":
         library = library.split(seed=options["split_seed"])[PARTS.index(options["part"])]
@@ -130,11 +145,13 @@ def inject(libraries: tuple[Path, ...], **options: object) -> None:
     rules = replace(rules, **picked(options, "separation", "sky", "dimming"))
     names = ("count", "part", "split_seed", "separation", "sky", "dimming", "crowding", "seed")
     settings = {"command": "inject"} | picked(options, *names) | {"library": library.digest()}
-    first = finished_batches(options["output"], settings) if options["resume"] else 0
     size = min(options["count"], 64)
     instrument = Instrument.candels_f160w()
-    work = {"seed": options["seed"], "batch_size": size, "first": first, "workers": options["workers"]}
-    batches = pair_blends(library, options["count"], instrument=instrument, rules=rules, **work)
-    writing = {"instrument": instrument, "settings": settings, "first": first, "overwrite": options["overwrite"]}
-    count = write_blends(options["output"], progress(batches, options["count"], size, first), **writing)
+    work = {"instrument": instrument, "rules": rules, "batch_size": size} | picked(options, "seed", "workers")
+
+    def batches(first: int) -> Iterable[Blend]:
+        return progress(pair_blends(library, options["count"], **work, first=first), options["count"], size, first)
+
+    writing = {"instrument": instrument, "settings": settings} | picked(options, "resume", "overwrite")
+    count = write_blends(options["output"], batches, **writing)
     click.echo(f"{count} blends of {len(set(library.identity))} galaxies written to {options['output']}")

@@ -1,8 +1,7 @@
 """Images in; sources, noise and apertures out."""
 
 from .detection import Detection, detect, kron_flux
-from .images import FieldImage, read_image, read_map, read_psf, read_stamps
-from .mosaics import open_mosaic
+from .images import FieldImage, open_mosaic, read_image, read_map, read_psf, read_stamps
 from .noise import add_noise, autocorrelation
 from .sky import noise_correlation_factor, subtract_sky
 

@@ -66,8 +66,6 @@ class Detection:
         Position angles of the major axes in radians from +x to +y ``(source,)``.
     flux
         Sum of each source's own pixels ``(source,)`` in image units.
-    area
-        Number of each source's own pixels ``(source,)``.
     """
 
     segmentation: NDArray[np.int32]
@@ -77,7 +75,6 @@ class Detection:
     semi_minor: NDArray[np.float64]
     angle: NDArray[np.float64]
     flux: NDArray[np.float64]
-    area: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.x)
@@ -107,18 +104,18 @@ def union_mask(mask: ArrayLike | None, pixels: NDArray[np.float64]) -> NDArray[n
 
 
 def _noise(sky_rms: ArrayLike, shape: tuple[int, ...]) -> float | NDArray[np.float64]:
-    rms = np.ascontiguousarray(sky_rms, dtype=np.float64)
-    if np.ndim(sky_rms) and rms.shape != shape:
+    rms = np.ascontiguousarray(sky_rms, dtype=np.float64) if np.ndim(sky_rms) else float(sky_rms)
+    if np.ndim(rms) and rms.shape != shape:
         raise ValueError(f"sky_rms must be a number or have the shape of image {shape}, got shape {rms.shape}")
-    if not (rms > 0).all() or not np.isfinite(rms).all():
-        raise ValueError(f"sky_rms must be positive and finite, got a minimum of {rms.min()}")
-    return rms if np.ndim(sky_rms) else rms.item()
+    if not np.all(np.isfinite(rms) & (np.asarray(rms) > 0)):
+        raise ValueError(f"sky_rms must be positive and finite, got a minimum of {np.min(rms)}")
+    return rms
 
 
-def _gain(exposure: float | None) -> float | None:
-    if exposure is not None and not exposure > 0:
+def _gain(exposure: float) -> float | None:
+    if not exposure > 0:
         raise ValueError(f"exposure must be positive, got {exposure}")
-    return exposure if exposure is not None and np.isfinite(exposure) else None
+    return exposure if np.isfinite(exposure) else None
 
 
 def detect(
@@ -159,54 +156,43 @@ def detect(
         If shapes disagree, the noise is not positive and finite, or the image is not sky-subtracted.
     """
     pixels = native_image(image)
-    rms = _noise(sky_rms, pixels.shape)
+    rms, bad = _noise(sky_rms, pixels.shape), union_mask(mask, pixels)
+    deblending = {"minarea": minimum_area, "deblend_cont": contrast, "deblend_nthresh": DEBLEND_LEVELS}
+    settings = {"filter_type": "conv", "segmentation_map": True} | deblending
     try:
-        found, segmentation = sep.extract(
-            pixels,
-            threshold,
-            err=rms,
-            mask=union_mask(mask, pixels),
-            minarea=minimum_area,
-            filter_type="conv",
-            deblend_nthresh=DEBLEND_LEVELS,
-            deblend_cont=contrast,
-            segmentation_map=True,
-        )
+        found, segmentation = sep.extract(pixels, threshold, err=rms, mask=bad, **settings)
     except Exception as error:  # SEP raises nothing more specific
         raise ValueError(f"image must be sky-subtracted and not one crowded source, SEP says: {error}") from error
     angle = np.clip(found["theta"], -np.pi / 2, np.pi / 2)
-    shape = (found["a"], found["b"], angle)
-    return Detection(segmentation, found["x"], found["y"], *shape, found["flux"], found["npix"].astype(np.int64))
+    return Detection(segmentation, *(found[name] for name in "xyab"), angle, found["flux"])
 
 
-def detect_cold_hot(image: ArrayLike, sky_rms: ArrayLike, *, mask: ArrayLike | None = None) -> Detection:
+def detect_cold_hot(image: ArrayLike, sky_rms: ArrayLike) -> Detection:
     """Find the sources of a stamp cold, or hot if that finds fewer than two (Boucaud et al. 2020, section 5.1)."""
-    cold = detect(image, sky_rms, mask=mask, **COLD)
-    return cold if len(cold) > 1 else detect(image, sky_rms, mask=mask, **HOT)
+    cold = detect(image, sky_rms, **COLD)
+    return cold if len(cold) > 1 else detect(image, sky_rms, **HOT)
 
 
 def isophotal_flux(
-    image: ArrayLike, detection: Detection, sky_rms: ArrayLike, *, exposure: float | None = None
+    image: ArrayLike, detection: Detection, sky_rms: ArrayLike, *, exposure: float = np.inf
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the sum of each source's own pixels and its error ``(source,)``; arguments as for `kron_flux`."""
     pixels = native_image(image)
-    rms = np.broadcast_to(_noise(sky_rms, pixels.shape), pixels.shape)
-    gain = _gain(exposure)
+    sky = np.broadcast_to(_noise(sky_rms, pixels.shape), pixels.shape) ** 2
     good = np.where(np.isfinite(pixels), pixels, 0.0)
-    flux = np.atleast_1d(ndimage.sum_labels(good, detection.segmentation, detection.label))
-    variance = np.atleast_1d(ndimage.sum_labels(rms**2, detection.segmentation, detection.label))
-    if gain is not None:
-        variance = variance + np.maximum(flux, 0) / gain
-    return flux, np.sqrt(variance)
+    flux, variance = (
+        np.atleast_1d(ndimage.sum_labels(values, detection.segmentation, detection.label)) for values in (good, sky)
+    )
+    return flux, np.sqrt(variance + np.maximum(flux, 0) / (_gain(exposure) or np.inf))
 
 
-def kron_radius(image: ArrayLike, detection: Detection, *, mask: ArrayLike | None = None) -> NDArray[np.float64]:
+def kron_radius(image: ArrayLike, detection: Detection) -> NDArray[np.float64]:
     """Return the radius of each source's Kron aperture in units of its semi-axes ``(source,)``.
 
     It is 2.5 Kron radii (Kron 1980, doi:10.1086/190669) or 3.5, whichever is larger.
     """
     pixels = native_image(image)
-    radius, _ = sep.kron_radius(pixels, *_ellipses(detection), KRON_EXTENT, **_owners(detection, mask, pixels))
+    radius, _ = sep.kron_radius(pixels, *_ellipses(detection), KRON_EXTENT, **_owners(detection, pixels))
     return np.maximum(KRON_FACTOR * np.nan_to_num(radius), KRON_MINIMUM)
 
 
@@ -214,35 +200,28 @@ def _ellipses(detection: Detection) -> tuple[NDArray[np.float64], ...]:
     return detection.x, detection.y, detection.semi_major, detection.semi_minor, detection.angle
 
 
-def _owners(detection: Detection, mask: ArrayLike | None, pixels: NDArray[np.float64]) -> dict[str, NDArray | None]:
-    """Arguments that keep SEP from summing bad pixels and those of other sources."""
-    bad = union_mask(mask, pixels)
+def _owners(detection: Detection, pixels: NDArray[np.float64]) -> dict[str, NDArray | None]:
+    """Return the arguments that keep SEP from summing bad pixels and those of other sources."""
+    bad = ~np.isfinite(pixels)
     # With any mask, even an empty one, SEP would also fill the pixels of other sources with the mean of the aperture.
     return {"mask": bad if bad.any() else None, "seg_id": detection.label, "segmap": detection.segmentation}
 
 
 def kron_flux(
-    image: ArrayLike,
-    detection: Detection,
-    sky_rms: ArrayLike,
-    *,
-    exposure: float | None = None,
-    mask: ArrayLike | None = None,
+    image: ArrayLike, detection: Detection, sky_rms: ArrayLike, *, exposure: float = np.inf
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sum the pixels in each source's Kron aperture (SExtractor's AUTO flux), without those of other sources.
 
     Parameters
     ----------
     image
-        Sky-subtracted pixels ``(y, x)``.
+        Sky-subtracted pixels ``(y, x)``; SEP replaces those that are not finite by the mean of the aperture.
     detection
         The sources.
     sky_rms
         Sky noise of a pixel in image units: a number or a map ``(y, x)``.
     exposure
-        Counts per unit of flux for the photon noise; None or infinite for none.
-    mask
-        Bad pixels ``(y, x)``; SEP replaces them by the mean of the aperture.
+        Counts per unit of flux for the photon noise; infinite for none.
 
     Returns
     -------
@@ -255,14 +234,13 @@ def kron_flux(
         If shapes disagree, or the noise or the exposure is not positive.
     """
     pixels = native_image(image)
-    radius = kron_radius(pixels, detection, mask=mask)
-    rms, gain = _noise(sky_rms, pixels.shape), _gain(exposure)
-    owners = _owners(detection, mask, pixels)
-    return sep.sum_ellipse(pixels, *_ellipses(detection), radius, err=rms, gain=gain, **owners)[:2]
+    noise = {"err": _noise(sky_rms, pixels.shape), "gain": _gain(exposure)}
+    radius, owners = kron_radius(pixels, detection), _owners(detection, pixels)
+    return sep.sum_ellipse(pixels, *_ellipses(detection), radius, **noise, **owners)[:2]
 
 
 def mirrored_flux(
-    image: ArrayLike, detection: Detection, sky_rms: ArrayLike, *, exposure: float | None = None
+    image: ArrayLike, detection: Detection, sky_rms: ArrayLike, *, exposure: float = np.inf
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return Kron fluxes and errors ``(source,)`` with the light of other sources mirrored out.
 

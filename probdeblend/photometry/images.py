@@ -21,18 +21,7 @@ from scipy import ndimage
 
 from ..scene import PIXEL_SCALE_TOLERANCE, STAMP_SIZE
 
-__all__ = [
-    "FieldImage",
-    "choose_hdu",
-    "cut_stamps",
-    "image_properties",
-    "read_image",
-    "read_map",
-    "read_psf",
-    "read_stamps",
-    "readable",
-    "uncovered",
-]
+__all__ = ["FieldImage", "cut_stamps", "open_mosaic", "read_image", "read_map", "read_psf", "read_stamps", "uncovered"]
 
 ZERO_POINT_CARDS = ("ABMAGZP", "MAGZERO", "MAGZPT", "ZEROPOINT")
 PIXEL_SCALE_CARDS = ("PIXSCALE", "PIXSCL", "PIXSCAL")
@@ -42,14 +31,15 @@ NO_COVERAGE = np.ones((5, 5), dtype=bool)  # smallest block of exact zeros that 
 
 @dataclass(frozen=True, eq=False)
 class FieldImage:
-    """An image, or a cube of stamps, read from a FITS file.
+    """An image, or a cube of stamps, in a FITS file.
 
     Parameters
     ----------
+    name
+        Name of the file.
     data
-        Pixels ``(y, x)``, or ``(blend, y, x)`` for stamps, as native 32- or 64-bit floats.
-    bad_pixels
-        Where `data` is not finite; same shape.
+        Pixels ``(y, x)``, or ``(blend, y, x)`` for stamps, as native 32- or 64-bit floats; for a mosaic the section of
+        its HDU, which reads pixels when they are needed.
     wcs
         Celestial world coordinates, or None if the header has none.
     pixel_scale
@@ -62,13 +52,44 @@ class FieldImage:
         Header of the image's HDU.
     """
 
-    data: np.ndarray
-    bad_pixels: np.ndarray
+    name: str
+    data: NDArray | fits.Section
     wcs: WCS | None
     pixel_scale: float | None
     zero_point: float | None
     unit: str
     header: fits.Header
+
+    @property
+    def bad_pixels(self) -> NDArray[np.bool_]:
+        """Pixels that are not finite."""
+        return ~np.isfinite(self.data)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of pixels along each axis."""
+        return self.data.shape
+
+    def window(self, x0: int, y0: int, size: int) -> NDArray[np.float64]:
+        """Read a square of an image, which may reach over the edge.
+
+        Parameters
+        ----------
+        x0, y0
+            Its first pixel.
+        size
+            Its side in pixels.
+
+        Returns
+        -------
+        NDArray
+            Pixels ``(y, x)``, NaN beyond the image and where blocks of exact zeros mean that there is no coverage.
+        """
+        # With a margin, so that blocks of zeros are recognized wherever a window ends.
+        margin = len(NO_COVERAGE) - 1
+        (wide,) = cut_stamps(self.data, (x0 - margin, y0 - margin), size + 2 * margin).astype(np.float64)
+        wide[uncovered(wide) | ~np.isfinite(wide)] = np.nan
+        return wide[margin:-margin, margin:-margin]
 
 
 def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> FieldImage:
@@ -234,6 +255,37 @@ def read_map(
     return np.where(wrong, np.median(rms[~wrong]), rms)
 
 
+@contextlib.contextmanager
+def open_mosaic(path: str | PathLike[str], *, hdu: int | str | None = None) -> Iterator[FieldImage]:
+    """Open a two-dimensional image to read windows from it; an uncompressed file is mapped, not loaded.
+
+    Parameters
+    ----------
+    path, hdu
+        As for `read_image`.
+
+    Yields
+    ------
+    FieldImage
+        The image, of which `FieldImage.window` reads a part.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        As for `read_image`, but for the values of the pixels.
+    """
+    with contextlib.ExitStack() as stack:
+        with _readable(path):
+            hdus = stack.enter_context(fits.open(path, memmap=True, lazy_load_hdus=False))
+            chosen = _choose(path, hdus, hdu)
+            if len(chosen.shape) != 2:
+                raise ValueError(f"{path}: the mosaic must have two dimensions (y, x), got shape {chosen.shape}")
+            mosaic = _described(path, hdus, chosen, chosen.section)
+        yield mosaic
+
+
 def cut_stamps(image: NDArray | fits.Section, first_pixels: ArrayLike, size: int = STAMP_SIZE) -> NDArray[np.floating]:
     """Cut squares ``(stamp, y, x)`` of `size` pixels out of an image, NaN beyond its edges.
 
@@ -256,7 +308,7 @@ def uncovered(pixels: NDArray) -> NDArray[np.bool_]:
 
 
 @contextlib.contextmanager
-def readable(path: str | PathLike[str]) -> Iterator[None]:
+def _readable(path: str | PathLike[str]) -> Iterator[None]:
     """Turn whatever astropy raises while it reads a FITS file into one sentence."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -271,7 +323,7 @@ def readable(path: str | PathLike[str]) -> Iterator[None]:
             raise ValueError(f"{path}: not a FITS file, or damaged") from error
 
 
-def choose_hdu(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None) -> fits.ImageHDU:
+def _choose(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None) -> fits.ImageHDU:
     """Return the HDU with that number or name, or the only one that holds an image."""
     images = {n: item for n, item in enumerate(hdus) if item.is_image and item.header.get("NAXIS", 0) >= 2}
     if not images:
@@ -279,37 +331,32 @@ def choose_hdu(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | N
     described = ", ".join(
         f"{n} {item.name} ({' x '.join(map(str, item.shape[::-1]))})".replace("  ", " ") for n, item in images.items()
     )
-    if hdu is None:
-        if len(images) > 1:
-            raise ValueError(f"{path}: choose one of the HDUs with an image: {described}")
-        return next(iter(images.values()))
+    if hdu is None and len(images) > 1:
+        raise ValueError(f"{path}: choose one of the HDUs with an image: {described}")
     for number, item in images.items():
-        if str(hdu).upper() in (str(number), item.name.upper()):
+        if hdu is None or str(hdu).upper() in (str(number), item.name.upper()):
             return item
     raise ValueError(f"{path}: HDU {hdu} holds no image, these do: {described}")
 
 
-def image_properties(hdus: fits.HDUList, chosen: fits.ImageHDU) -> dict[str, object]:
-    """Return world coordinates, pixel scale (arcsec), AB zero point and unit from the chosen and the primary header."""
+def _described(
+    path: str | PathLike[str], hdus: fits.HDUList, chosen: fits.ImageHDU, data: NDArray | fits.Section
+) -> FieldImage:
     wcs, unit = _celestial(chosen.header, hdus), _unit(chosen.header.get("BUNIT"))
-    return {
-        "wcs": wcs,
-        "pixel_scale": None if wcs is None else 3600 * float(np.sqrt(proj_plane_pixel_area(wcs))),
-        "zero_point": _zero_point(chosen.header, unit) or _zero_point(hdus[0].header, unit),
-        "unit": unit,
-    }
+    scale = None if wcs is None else 3600 * float(np.sqrt(proj_plane_pixel_area(wcs)))
+    zero_point = _zero_point(chosen.header, unit) or _zero_point(hdus[0].header, unit)
+    return FieldImage(Path(path).name, data, wcs, scale, zero_point, unit, chosen.header)
 
 
 def _read(path: str | PathLike[str], hdu: int | str | None) -> FieldImage:
-    with readable(path), Path(path).open("rb") as file, fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
-        chosen = choose_hdu(path, hdus, hdu)
+    with _readable(path), Path(path).open("rb") as file, fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
+        chosen = _choose(path, hdus, hdu)
         try:
             data = np.asarray(chosen.data)
         except Exception as error:  # what astropy raises here depends on the damage and on the compression
             raise ValueError(f"{path}: its pixels cannot be read ({error})") from error
         data = data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32))
-        properties = image_properties(hdus, chosen)
-    return FieldImage(data=data, bad_pixels=~np.isfinite(data), header=chosen.header, **properties)
+        return _described(path, hdus, chosen, data)
 
 
 def _celestial(header: fits.Header, hdus: fits.HDUList) -> WCS | None:
@@ -365,6 +412,6 @@ def _check_pixels(path: str | PathLike[str], stamps: np.ndarray) -> None:
 
 
 def _reshaped(image: FieldImage, shape: tuple[int, ...]) -> FieldImage:
-    data, bad_pixels = image.data.reshape(shape), image.bad_pixels.reshape(shape)
+    data = image.data.reshape(shape)
     one = data.ndim == 2 or len(data) == 1
-    return replace(image, data=data, bad_pixels=bad_pixels, wcs=image.wcs if one else None)
+    return replace(image, data=data, wcs=image.wcs if one else None)

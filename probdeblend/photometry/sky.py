@@ -139,46 +139,50 @@ def replace_with_sky(
     mask: ArrayLike,
     rng: np.random.Generator,
     *,
-    blank: ArrayLike | None = None,
-    kernel: torch.Tensor | ArrayLike | None = None,
-    sky_rms: float | None = None,
+    blank: ArrayLike,
+    sky_rms: float,
+    kernel: torch.Tensor | None = None,
 ) -> NDArray[np.float64]:
     """Fill the pixels of `mask` with blank sky from elsewhere in the image, so that the noise keeps its correlation.
 
-    Each connected region is copied whole from a place where all of its pixels are `blank` (by default finite and not
-    masked), drawn from the nearest tenth of such places, as depth and background vary over an image. A region for which
-    there is no such place is halved until there is; what is then too small is filled with noise of standard deviation
-    `sky_rms` (by default that of the blank pixels), correlated by `kernel`.
+    Each connected region is copied whole from a place where all of its pixels are `blank` and finite, drawn from the
+    nearest tenth of such places, as depth and background vary over an image. A region for which there is no such place
+    is halved until there is; what is then too small is filled with noise of standard deviation `sky_rms`, correlated by
+    `kernel`.
     """
     pixels = native_image(image)
-    target = np.asarray(mask, dtype=bool)
-    good = ~target if blank is None else np.asarray(blank, dtype=bool)
+    target, good = np.asarray(mask, dtype=bool), np.asarray(blank, dtype=bool)
     for name, given in (("mask", target), ("blank", good)):
         if given.shape != pixels.shape:
             raise ValueError(f"{name} must have the shape of image {pixels.shape}, got {given.shape}")
     good = good & np.isfinite(pixels)
-    if sky_rms is None and not good.any():
-        raise ValueError("sky_rms must be given for an image without blank pixels, got None")
     filled = pixels.copy()
     regions, _ = ndimage.label(target, structure=CONNECTED)
-    pending = [(box, regions[box] == i) for i, box in enumerate(ndimage.find_objects(regions), start=1)]
+    boxes = enumerate(ndimage.find_objects(regions), start=1)
+    pending = [(np.array([side.start for side in box]), regions[box] == label) for label, box in boxes]
     while pending:
-        box, footprint = pending.pop()
-        corner = _blank_place(good, footprint, [side.start for side in box], rng)
-        if corner is not None:
-            source = tuple(slice(c, c + n) for c, n in zip(corner, footprint.shape, strict=True))
-            filled[box][footprint] = pixels[source][footprint]
+        corner, footprint = pending.pop()
+        here, place = _box(corner, footprint), _blank_place(good, footprint, corner, rng)
+        if place is not None:
+            filled[here][footprint] = pixels[_box(place, footprint)][footprint]
         elif max(footprint.shape) >= 2 * SMALLEST_PATCH:
-            pending.extend(_halves(box, footprint))
+            axis = int(np.argmax(footprint.shape))
+            half = footprint.shape[axis] // 2
+            first, second = np.split(footprint, [half], axis=axis)
+            pending += [(corner, first), (corner + half * (np.arange(2) == axis), second)]
         else:
-            rms = mad_std(pixels[good]) if sky_rms is None else sky_rms
-            filled[box][footprint] = rms * _draw_noise(footprint.shape, kernel, rng)[footprint]
+            filled[here][footprint] = sky_rms * _draw_noise(footprint.shape, kernel, rng)[footprint]
     return filled
 
 
+def _box(corner: NDArray[np.int64], footprint: NDArray[np.bool_]) -> tuple[slice, ...]:
+    return tuple(slice(first, first + size) for first, size in zip(corner, footprint.shape, strict=True))
+
+
 def _blank_place(
-    good: NDArray[np.bool_], footprint: NDArray[np.bool_], corner: list[int], rng: np.random.Generator
+    good: NDArray[np.bool_], footprint: NDArray[np.bool_], corner: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.int64] | None:
+    """Draw the first pixel of one of the nearest places where the whole footprint is blank."""
     bad = signal.fftconvolve(~good, footprint[::-1, ::-1].astype(np.float64), mode="valid")
     places = np.argwhere(bad < 0.5)
     if not len(places):
@@ -187,22 +191,9 @@ def _blank_place(
     return places[rng.choice(near)]
 
 
-def _halves(box: tuple[slice, ...], footprint: NDArray[np.bool_]) -> list[tuple[tuple[slice, ...], NDArray[np.bool_]]]:
-    axis = int(np.argmax(footprint.shape))
-    middle = footprint.shape[axis] // 2
-    halves = []
-    for part in (slice(0, middle), slice(middle, footprint.shape[axis])):
-        inner = tuple(part if i == axis else slice(0, n) for i, n in enumerate(footprint.shape))
-        outer = tuple(slice(b.start + i.start, b.start + i.stop) for b, i in zip(box, inner, strict=True))
-        halves.append((outer, footprint[inner]))
-    return halves
-
-
-def _draw_noise(
-    shape: tuple[int, ...], kernel: torch.Tensor | ArrayLike | None, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _draw_noise(shape: tuple[int, ...], kernel: torch.Tensor | None, rng: np.random.Generator) -> NDArray[np.float64]:
     if kernel is None:
         return rng.normal(size=shape)
-    weights = torch.as_tensor(kernel).cpu().double().numpy()
+    weights = kernel.cpu().double().numpy()
     white = rng.normal(size=tuple(n + k - 1 for n, k in zip(shape, weights.shape, strict=True)))
     return signal.fftconvolve(white, weights / np.sqrt((weights**2).sum()), mode="valid")

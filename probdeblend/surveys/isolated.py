@@ -1,20 +1,8 @@
-"""Lone galaxies cut out of a mosaic, after Boucaud et al. (2020, doi:10.1093/mnras/stz3056, section 2.1).
+"""Isolated galaxies cut out of a mosaic, after Boucaud et al. (2020, doi:10.1093/mnras/stz3056, section 2.1).
 
-Around each galaxy a window is read; SEP subtracts the sky and finds the sources. All but the galaxy, grown
-into their wings, are replaced by blank sky from the same window, which keeps the noise's correlation. The
-galaxy is then measured as it stands alone. What the paper judged by eye are numbers here, and limits on them
-are the `Quality` flags:
-
-- ``NEIGHBOR``: another source is still found in the stamp, or the neighbors' light took more than a twentieth
-  of the galaxy's footprint;
-- ``ASYMMETRIC``: beyond the half-light radius, more than a quarter of the light has no counterpart at the opposite
-  side of the center (Conselice et al. 2000, doi:10.1086/308300), noise allowed for;
-- ``EDGE``: the footprint comes within 4 pixels of the mosaic's edge;
-- ``MISSING``: bad pixels in the footprint, or in a tenth of the stamp;
-- ``DOUBLE``: another source lies within 8 pixels of the center, or SEP splits the galaxy in two at a contrast of
-  0.1;
-- ``TWO_NOISE_LEVELS``: the noise differs by more than a factor of 1.5 between two quarters of the window, or
-  between the galaxy's surroundings and the rest of the stamp.
+Around each galaxy a window is read; SEP subtracts the sky and finds the sources. All but the galaxy, grown into their
+wings, are replaced by blank sky from the same window, which keeps the noise's correlation. The galaxy is then measured
+on its own. What the paper judged by eye are numbers here, and limits on them set the `Quality` flags.
 """
 
 from __future__ import annotations
@@ -26,64 +14,41 @@ import sep
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ..photometry.detection import (
-    COLD,
-    HOT,
-    SEGMENTATION,
-    Detection,
-    detect,
-    kron_flux,
-    kron_radius,
-)
+from ..photometry.detection import COLD, HOT, SEGMENTATION, Detection, detect, kron_flux, kron_radius
+from ..photometry.images import cut_stamps
 from ..photometry.noise import correlation_sum
 from ..photometry.sky import dilate, noise_correlation_factor, replace_with_sky, sky_scatter, subtract_sky
 from ..scene import STAMP_SIZE, Instrument
 from .library import Quality
 
-__all__ = ["LoneGalaxy", "NotAloneError", "cut_galaxy", "find_galaxies", "measure_galaxy"]
+__all__ = ["WINDOW", "IsolatedGalaxy", "NotIsolatedError", "cut_galaxy", "find_galaxies", "measure_galaxy"]
 
-BORDER = 48
+BORDER = 48  # pixels around a stamp from which sky may be copied
 WINDOW = STAMP_SIZE + 2 * BORDER
-CENTERING = 8.0  # pixels between a catalog's position and the source that it means
-LONE = HOT | {"contrast": COLD["contrast"]}
+CENTERING = 8.0  # largest distance in pixels of a source from the catalog's position
+DEEP = HOT | {"contrast": COLD["contrast"]}
 TAKEN = 0.05
 ASYMMETRY = 0.25
 EDGE_MARGIN = 4
 MISSING_SHARE = 0.1
 DOUBLE_CONTRAST = 0.1
 NOISE_RATIO = 1.5
-RING = 10  # pixels around a galaxy whose noise is compared with that farther out
+RING = 10  # width in pixels of the ring around a galaxy whose noise is compared with that farther out
 SMALLEST_SAMPLE = 100
 
 
-class NotAloneError(ValueError):
-    """No galaxy could be cut out; the message says why."""
+class NotIsolatedError(ValueError):
+    """No galaxy could be cut out; the message gives the reason."""
 
 
-@dataclass(frozen=True, eq=False)
-class LoneGalaxy:
-    """A galaxy alone in its stamp, and what was measured of it.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class IsolatedGalaxy:
+    """An isolated galaxy in its stamp, and what was measured of it.
 
-    Parameters
-    ----------
-    pixels
-        Sky-subtracted stamp ``(y, x)`` in image units.
-    segmentation
-        Pixels that SEP gives to it at 3 times the sky noise ``(y, x)``.
-    sky_rms
-        Sky noise of a pixel in image units.
-    x, y
-        Center in pixels of the stamp.
-    auto_flux, flux_error
-        Kron flux and its error, the noise's correlation allowed for.
-    half_light_radius
-        Radius in pixels of the circle with half of the Kron flux.
-    concentration
-        Radius with 80 % of the Kron flux over that with 20 %.
-    quality
-        Sum of `Quality` bits.
-    x0, y0
-        The stamp's first pixel in the mosaic.
+    The sky-subtracted `pixels` and the `segmentation` at 3 times the sky noise are ``(y, x)``; `sky_rms` and the Kron
+    flux and its error, which allows for the noise's correlation, are in image units, the half-light radius within the
+    Kron aperture in pixels. The concentration is the radius with 80 % of the Kron flux over that with 20 %. The stamp's
+    first pixel is at x0, y0 in the mosaic.
     """
 
     pixels: NDArray[np.float32]
@@ -98,30 +63,27 @@ class LoneGalaxy:
     quality: int
     x0: int = 0
     y0: int = 0
+    identity: str = ""
+    galaxy_type: int = -1
 
 
 def find_galaxies(window: NDArray[np.float64]) -> tuple[Detection, NDArray[np.float64]]:
-    """Find the sources of a part of a mosaic, for want of a catalog.
-
-    Parameters
-    ----------
-    window
-        Pixels ``(y, x)``, NaN where there are none.
-
-    Returns
-    -------
-    detection, flux
-        The sources, and their Kron fluxes in image units.
-    """
+    """Find the sources of a part of a mosaic ``(y, x)``, NaN where there are no pixels, and their Kron fluxes."""
     pixels, noise = _subtracted(window)
-    detection = detect(pixels, noise, **LONE)
+    detection = detect(pixels, noise, **DEEP)
     return detection, kron_flux(pixels, detection, noise)[0]
 
 
 def _subtracted(window: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     pixels, scatter = subtract_sky(window)
-    segmentation = detect(pixels, scatter, **HOT).segmentation
-    return pixels, sky_scatter(pixels, segmentation)
+    return pixels, sky_scatter(pixels, detect(pixels, scatter, **HOT).segmentation)
+
+
+def _source_at(found: Detection, center: tuple[float, float], otherwise: str) -> int:
+    distance = np.hypot(found.x - center[0], found.y - center[1])
+    if not len(found) or distance.min() > CENTERING:
+        raise NotIsolatedError(otherwise)
+    return int(np.argmin(distance))
 
 
 def cut_galaxy(
@@ -132,94 +94,61 @@ def cut_galaxy(
     instrument: Instrument,
     rng: np.random.Generator,
     rms: NDArray[np.float64] | None = None,
-) -> LoneGalaxy:
-    """Cut the galaxy in the middle of a window, replace all others by sky, and measure it.
+) -> IsolatedGalaxy:
+    """Cut out the galaxy at x, y, in the middle of a window, replace all others by sky, and measure it.
 
-    Parameters
-    ----------
-    window
-        Pixels ``(y, x)`` of a square of 224, NaN beyond the mosaic.
-    x, y
-        Expected center in pixels of the window.
-    instrument
-        The correlation of the noise that fills what is beyond the mosaic, and the exposure.
-    rng
-        Source of randomness.
-    rms
-        Map of the sky noise ``(y, x)``, whose variation over the window is taken out for the test of two
-        noise levels; its scale does not matter.
-
-    Returns
-    -------
-    LoneGalaxy
-        The galaxy.
-
-    Raises
-    ------
-    NotAloneError
-        If no source lies where one is expected, or there is not enough sky to replace the others with.
+    The window ``(y, x)`` is a square of 224 pixels, NaN beyond the mosaic. The variation of a noise map `rms` over it,
+    whose scale does not matter, is taken out before two noise levels are looked for.
     """
     try:
         pixels, sky_rms = _subtracted(window)
-        found = detect(pixels, sky_rms, **LONE)
+        found = detect(pixels, sky_rms, **DEEP)
     except ValueError as error:
-        raise NotAloneError(f"no sky around it: {error}") from error
-    distance = np.hypot(found.x - x, found.y - y)
-    if not len(found) or distance.min() > CENTERING:
-        raise NotAloneError(f"no source within {CENTERING:.0f} pixels of the position")
-    own = int(np.argmin(distance)) + 1
-    grown = dilate(found.segmentation)
-    bad = ~np.isfinite(pixels)
-    foreign = (grown > 0) & (grown != own)
-    try:
-        kernel = None if instrument.noise_kernel is None else instrument.noise_kernel.cpu().numpy()
-        filled = replace_with_sky(
-            np.where(bad, 0.0, pixels), foreign | bad, rng, blank=(grown == 0) & ~bad, kernel=kernel, sky_rms=sky_rms
-        )
-    except ValueError as error:
-        raise NotAloneError(str(error)) from error
-    footprint = dilate((found.segmentation == own).astype(np.int32)) > 0
-    quality = Quality(0)
-    if (footprint & foreign).sum() > TAKEN * footprint.sum():
-        quality |= Quality.NEIGHBOR
-    if (np.hypot(found.x - found.x[own - 1], found.y - found.y[own - 1]) < CENTERING).sum() > 1:
-        quality |= Quality.DOUBLE
-    quality |= _coverage(window, footprint)
-    scaled = pixels if rms is None else pixels / rms
-    if _noise_ratio(scaled, found.segmentation) > NOISE_RATIO:
-        quality |= Quality.TWO_NOISE_LEVELS
-    x0, y0 = (int(np.floor(center)) - STAMP_SIZE // 2 + 1 for center in (found.x[own - 1], found.y[own - 1]))
-    x0, y0 = (int(np.clip(corner, 0, WINDOW - STAMP_SIZE)) for corner in (x0, y0))
-    stamp = filled[y0 : y0 + STAMP_SIZE, x0 : x0 + STAMP_SIZE]
-    factor = _correlation(pixels, found.segmentation, instrument)
-    center = found.x[own - 1] - x0, found.y[own - 1] - y0
+        raise NotIsolatedError(f"no sky around it: {error}") from error
+    own = _source_at(found, (x, y), f"no source within {CENTERING:.0f} pixels of the position")
+    grown, bad = dilate(found.segmentation), ~np.isfinite(pixels)
+    foreign = (grown > 0) & (grown != own + 1)
+    sky = {"blank": (grown == 0) & ~bad, "kernel": instrument.noise_kernel, "sky_rms": sky_rms}
+    filled = replace_with_sky(np.where(bad, 0.0, pixels), foreign | bad, rng, **sky)
+    footprint = dilate((found.segmentation == own + 1).astype(np.int32)) > 0
+    x, y = found.x[own], found.y[own]
+    flags = {
+        Quality.NEIGHBOR: (footprint & foreign).sum() > TAKEN * footprint.sum(),
+        Quality.DOUBLE_NUCLEUS: (np.hypot(found.x - x, found.y - y) < CENTERING).sum() > 1,
+        Quality.TWO_NOISE_LEVELS: _noise_ratio(pixels if rms is None else pixels / rms, found.segmentation)
+        > NOISE_RATIO,
+    }
+    corner = tuple(int(np.floor(center)) - STAMP_SIZE // 2 + 1 for center in (x, y))
     return measure_galaxy(
-        stamp, sky_rms, center, exposure=instrument.exposure, noise_factor=factor, quality=quality, corner=(x0, y0)
+        cut_stamps(filled, corner)[0],
+        sky_rms,
+        (x - corner[0], y - corner[1]),
+        exposure=instrument.exposure,
+        noise_factor=_correlation(pixels, found.segmentation, instrument),
+        quality=sum(flag for flag, raised in flags.items() if raised) | _coverage(window, footprint),
+        corner=corner,
     )
 
 
 def _coverage(window: NDArray[np.float64], footprint: NDArray[np.bool_]) -> Quality:
     bad = ~np.isfinite(window)
-    beyond = np.zeros(bad.shape, dtype=bool)
-    beyond[bad.all(1)], beyond[:, bad.all(0)] = True, True
+    beyond = bad.all(1)[:, None] | bad.all(0)
     missing = bad & ~beyond
-    stamp = slice(BORDER, -BORDER)
     reach = dilate(footprint.astype(np.int32), margin=EDGE_MARGIN, growth=0.0) > 0
     quality = Quality.EDGE if (reach & beyond).any() else Quality(0)
-    if (missing & footprint).any() or missing[stamp, stamp].mean() > MISSING_SHARE:
-        quality |= Quality.MISSING
+    if (missing & footprint).any() or missing[BORDER:-BORDER, BORDER:-BORDER].mean() > MISSING_SHARE:
+        quality |= Quality.MISSING_PIXELS
     return quality
 
 
 def _noise_ratio(pixels: NDArray[np.float64], segmentation: NDArray[np.int32]) -> float:
-    half = len(pixels) // 2
+    """Largest ratio of the noise in two quarters of a window."""
+    halves = slice(len(pixels) // 2), slice(len(pixels) // 2, None)
     scatters = []
-    for rows in (slice(half), slice(half, None)):
-        for columns in (slice(half), slice(half, None)):
-            part, sources = pixels[rows, columns], segmentation[rows, columns]
-            blank = np.isfinite(part) & (dilate(sources) == 0)
-            if blank.sum() > blank.size / 20:
-                scatters.append(sky_scatter(part, sources))
+    for quarter in ((rows, columns) for rows in halves for columns in halves):
+        blank = np.isfinite(pixels[quarter]) & (dilate(segmentation[quarter]) == 0)
+        if blank.mean() > 1 / 20:
+            scatters.append(sky_scatter(pixels[quarter], segmentation[quarter]))
     return max(scatters) / min(scatters) if len(scatters) > 1 else 1.0
 
 
@@ -239,58 +168,31 @@ def measure_galaxy(
     noise_factor: float = 1.0,
     quality: int = 0,
     corner: tuple[int, int] = (0, 0),
-) -> LoneGalaxy:
-    """Measure the galaxy that stands alone in a stamp, and judge it.
+) -> IsolatedGalaxy:
+    """Measure and judge the isolated galaxy that is expected at the `center` (x before y) of a sky-subtracted stamp.
 
-    Parameters
-    ----------
-    stamp
-        Sky-subtracted pixels ``(y, x)`` in image units.
-    sky_rms
-        Sky noise of a pixel in image units.
-    center
-        Where the galaxy is expected, x before y, in pixels.
-    exposure
-        Counts per unit of flux; infinite for no photon noise.
-    noise_factor
-        What the noise's correlation multiplies errors of fluxes with.
-    quality
-        Sum of the `Quality` bits that are known already.
-    corner
-        The stamp's first pixel in the mosaic, x before y.
-
-    Returns
-    -------
-    LoneGalaxy
-        The galaxy.
-
-    Raises
-    ------
-    NotAloneError
-        If it is too faint to be found at 3 times the sky noise.
+    The correlation of the noise multiplies errors of fluxes by `noise_factor`; `exposure` is in counts per unit of
+    flux, `quality` holds the bits that are known already, and `corner` is the stamp's first pixel in the mosaic.
     """
     found = detect(stamp, sky_rms, **SEGMENTATION)
-    distance = np.hypot(found.x - center[0], found.y - center[1])
-    if not len(found) or distance.min() > CENTERING:
-        raise NotAloneError("too faint to be found at 3 times the sky noise")
-    own = int(np.argmin(distance))
+    own = _source_at(found, center, "too faint to be found at 3 times the sky noise")
     # The noise's correlation multiplies the error of the sky alone: photons of a galaxy's sum are Poisson.
     flux, error = kron_flux(stamp, found, sky_rms, exposure=exposure * noise_factor**2)
     if not flux[own] > 0:
-        raise NotAloneError("its flux is not positive")
+        raise NotIsolatedError("its flux is not positive")
     radii = _flux_radii(stamp, found, own, flux[own])
-    segmentation = found.segmentation == own + 1
+    segmentation, place = found.segmentation == own + 1, (found.x[own], found.y[own])
     quality = Quality(quality) | _leftover(stamp, sky_rms, segmentation)
     if _ring_noise_ratio(stamp, segmentation) > NOISE_RATIO:
         quality |= Quality.TWO_NOISE_LEVELS
-    if _asymmetry(stamp, segmentation, sky_rms, (found.x[own], found.y[own]), radii[1]) > ASYMMETRY:
+    if _asymmetry(stamp, segmentation, sky_rms, place, radii[1]) > ASYMMETRY:
         quality |= Quality.ASYMMETRIC
-    return LoneGalaxy(
+    return IsolatedGalaxy(
         pixels=stamp.astype(np.float32),
         segmentation=segmentation,
         sky_rms=sky_rms,
-        x=float(found.x[own]),
-        y=float(found.y[own]),
+        x=float(place[0]),
+        y=float(place[1]),
         auto_flux=float(flux[own]),
         flux_error=float(error[own] * noise_factor),
         half_light_radius=float(radii[1]),
@@ -303,36 +205,32 @@ def measure_galaxy(
 
 def _flux_radii(stamp: NDArray[np.float64], found: Detection, own: int, flux: float) -> NDArray[np.float64]:
     """Radii in pixels of the circles with 20, 50 and 80 % of the flux."""
-    reach = kron_radius(stamp, found)[own] * found.semi_major[own]
-    radii, _ = sep.flux_radius(
+    pixels, reach = (
         np.ascontiguousarray(stamp, dtype=np.float64),
-        [found.x[own]],
-        [found.y[own]],
-        [reach],
-        [0.2, 0.5, 0.8],
-        normflux=[flux],
-        subpix=5,
+        kron_radius(stamp, found)[own] * found.semi_major[own],
     )
+    place, fractions = ([found.x[own]], [found.y[own]]), [0.2, 0.5, 0.8]
+    radii, _ = sep.flux_radius(pixels, *place, [reach], fractions, normflux=[flux], subpix=5)
     return np.maximum(np.ravel(radii), 0.1)
 
 
 def _leftover(stamp: NDArray[np.float64], sky_rms: float, segmentation: NDArray[np.bool_]) -> Quality:
-    found = detect(stamp, sky_rms, **LONE)
-    foreign = [label for label in found.label if not (segmentation & (found.segmentation == label)).any()]
-    quality = Quality.NEIGHBOR if foreign else Quality(0)
-    split = detect(stamp, sky_rms, **(LONE | {"contrast": DOUBLE_CONTRAST})).segmentation
-    nuclei = set(np.unique(split[segmentation]).tolist()) - {0}
-    return quality | (Quality.DOUBLE if len(nuclei) > 1 else Quality(0))
+    found = detect(stamp, sky_rms, **DEEP)
+    own = np.unique(found.segmentation[segmentation])
+    quality = Quality(0) if np.isin(found.label, own).all() else Quality.NEIGHBOR
+    split = detect(stamp, sky_rms, **(DEEP | {"contrast": DOUBLE_CONTRAST})).segmentation
+    nuclei = set(split[segmentation].tolist()) - {0}
+    return quality | (Quality.DOUBLE_NUCLEUS if len(nuclei) > 1 else Quality(0))
 
 
 def _ring_noise_ratio(stamp: NDArray[np.float64], segmentation: NDArray[np.bool_]) -> float:
     """Noise around the galaxy over that far from it, from differences of neighboring pixels: wings cancel."""
     distance = ndimage.distance_transform_edt(~segmentation)[:, 1:]
-    difference = np.diff(stamp, axis=1)
+    difference = np.abs(np.diff(stamp, axis=1))
     near, far = difference[(distance > 2) & (distance <= RING)], difference[distance > 2 * RING]
     if min(near.size, far.size) < SMALLEST_SAMPLE:
         return 1.0
-    return float(np.median(np.abs(near)) / np.median(np.abs(far)))
+    return float(np.median(near) / np.median(far))
 
 
 def _asymmetry(
@@ -342,16 +240,16 @@ def _asymmetry(
     center: tuple[float, float],
     radius: float,
 ) -> float:
-    """Share of the light beyond a radius that has no counterpart at the opposite side, noise taken off."""
-    rows, columns = np.nonzero(segmentation)
-    far = np.hypot(columns - center[0], rows - center[1]) > radius
-    rows, columns = rows[far], columns[far]
-    opposite_x, opposite_y = np.rint(2 * center[0] - columns).astype(int), np.rint(2 * center[1] - rows).astype(int)
-    inside = (opposite_x >= 0) & (opposite_x < stamp.shape[1]) & (opposite_y >= 0) & (opposite_y < stamp.shape[0])
-    light = stamp[rows[inside], columns[inside]]
-    if light.sum() <= 0:
+    """Share of the light beyond a radius that has no counterpart on the opposite side, less that of pure noise."""
+    y, x = np.nonzero(segmentation)
+    far = np.hypot(x - center[0], y - center[1]) > radius
+    y, x = y[far], x[far]
+    opposite = [2 * center[1] - y, 2 * center[0] - x]
+    difference = stamp[y, x] - ndimage.map_coordinates(stamp, opposite, order=0, mode="grid-constant", cval=np.nan)
+    inside = np.isfinite(difference)
+    light = stamp[y, x][inside].sum()
+    if light <= 0:
         return 0.0
-    difference = np.abs(light - stamp[opposite_y[inside], opposite_x[inside]]).sum()
     # The mean absolute difference of two pixels of pure noise is 2 / sqrt(pi) times their scatter.
     noise = inside.sum() * sky_rms * 2 / np.sqrt(np.pi)
-    return float(max(difference - noise, 0.0) / (2 * light.sum()))
+    return float(max(np.abs(difference[inside]).sum() - noise, 0.0) / (2 * light))

@@ -1,80 +1,70 @@
-"""A library of lone galaxies: pixels, what is known of them, and splits that keep each galaxy on one side."""
+"""A library of isolated galaxies: pixels, measurements, splits that keep each galaxy on one side, and files.
+
+A library is a folder. ``library.h5`` holds a dataset for each field of `Library`, segmentations packed along their last
+axis. ``keep.csv`` has one row per galaxy for the user to edit: its column ``keep``, yes or no, is what counts.
+The contact sheets show the galaxies with their segmentations, in green frames if they are kept and red ones if not.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntFlag
+from os import PathLike
+from pathlib import Path
 
+import h5py
 import numpy as np
+from astropy import units as u
+from astropy.coordinates import SkyCoord
+from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
 
+from .._files import check_header, header, output_folder
 from ..photometry.sky import dilate
 from ..scene import GALAXY_TYPES, STAMP_SIZE
 
-__all__ = ["FLUX_KINDS", "Library", "Quality", "describe_quality", "identity_number", "join"]
+__all__ = ["Library", "Quality", "identity_number", "join", "keep_table", "read_library", "write_library"]
 
 FLUX_KINDS = ("corrected", "true")
+LIBRARY_FILE, KEEP_FILE = "library.h5", "keep.csv"
+PER_SHEET = 48
+KEPT, REJECTED = "#009E73", "#D55E00"
+SAME_GALAXY = 0.6  # arcsec within which two positions are those of one galaxy
 
 
 class Quality(IntFlag):
-    """What speaks against a cut-out galaxy as a lone one."""
+    """Reasons to reject a cutout as isolated.
+
+    - ``NEIGHBOR``: another source is still found in the stamp, or the neighbors took more than a twentieth of the
+      galaxy's footprint;
+    - ``ASYMMETRIC``: beyond the half-light radius, more than a quarter of the light has no counterpart on the opposite
+      side of the center (Conselice et al. 2000, doi:10.1086/308300), noise allowed for;
+    - ``EDGE``: the footprint comes within 4 pixels of the mosaic's edge;
+    - ``MISSING_PIXELS``: bad pixels in the footprint, or in a tenth of the stamp;
+    - ``DOUBLE_NUCLEUS``: another source lies within 8 pixels of the center, or SEP splits the galaxy in two at a
+      contrast of 0.1;
+    - ``TWO_NOISE_LEVELS``: the noise differs by more than a factor of 1.5 between two quarters of the window, or
+      between the galaxy's surroundings and the rest of the stamp.
+    """
 
     NEIGHBOR = 1
     ASYMMETRIC = 2
     EDGE = 4
-    MISSING = 8
-    DOUBLE = 16
+    MISSING_PIXELS = 8
+    DOUBLE_NUCLEUS = 16
     TWO_NOISE_LEVELS = 32
 
 
-_REASONS = {
-    Quality.NEIGHBOR: "neighbor left over",
-    Quality.ASYMMETRIC: "asymmetric outskirts",
-    Quality.EDGE: "at the edge",
-    Quality.MISSING: "missing pixels",
-    Quality.DOUBLE: "double nucleus",
-    Quality.TWO_NOISE_LEVELS: "two noise levels",
-}
-
-
-def describe_quality(quality: int) -> str:
-    """Say in words what a galaxy's quality flags mean.
-
-    Parameters
-    ----------
-    quality
-        Sum of `Quality` bits.
-
-    Returns
-    -------
-    str
-        Reasons, joined by semicolons; empty for none.
-    """
-    return "; ".join(text for flag, text in _REASONS.items() if flag & int(quality))
-
-
 def identity_number(identity: str) -> int:
-    """Return the number that stands for an identity in a `~probdeblend.scene.Blend`.
-
-    Parameters
-    ----------
-    identity
-        Name of a galaxy.
-
-    Returns
-    -------
-    int
-        63 bits of the name's BLAKE2 hash.
-    """
+    """Return the number for an identity in a `~probdeblend.scene.Blend`: 63 bits of the name's BLAKE2 hash."""
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True, eq=False)
 class Library:
-    """Lone galaxies, each in the middle of a stamp of sky, as they were observed.
+    """Isolated galaxies, each in the middle of a stamp of sky, as they were observed.
 
     Every field is an array whose first axis counts galaxies.
 
@@ -93,7 +83,7 @@ class Library:
     x, y
         Center in pixels of the stamp.
     ra, dec
-        Sky position in degrees; NaN where it is not known.
+        Sky position in degrees; NaN if unknown.
     auto_flux
         Kron (AUTO) flux in image units.
     flux
@@ -101,24 +91,24 @@ class Library:
     flux_error
         Its standard error.
     flux_kind
-        "corrected": AUTO flux times an aperture correction that was measured on simulations; "true": known.
+        "corrected": AUTO flux times an aperture correction measured on simulations; "true": known.
     half_light_radius
         Half-light radius within the Kron aperture in arcsec, not corrected for the PSF.
     galaxy_type
-        Index into `GALAXY_TYPES`, -1 where it is not known.
+        Index into `GALAXY_TYPES`, -1 if unknown.
     quality
         Sum of `Quality` bits.
     keep
         Whether the galaxy is to be used.
     zero_point
-        AB magnitude of unit flux; NaN where it is not known.
+        AB magnitude of unit flux; NaN if unknown.
     exposure
-        Counts per unit of flux; infinite where it is not known.
+        Counts per unit of flux; infinite if unknown.
 
     Raises
     ------
     ValueError
-        If the fields do not fit each other.
+        If the fields disagree in length, or a flux kind or galaxy type is unknown.
     """
 
     identity: NDArray[np.str_]
@@ -143,11 +133,10 @@ class Library:
 
     def __post_init__(self) -> None:
         count = len(self.identity)
-        stamps = (count, STAMP_SIZE, STAMP_SIZE)
-        for field in fields(self):
-            expected = stamps if field.name in ("pixels", "segmentation") else (count,)
-            if (given := np.shape(getattr(self, field.name))) != expected:
-                raise ValueError(f"{field.name} must have shape {expected}, got {given}")
+        for name, values in vars(self).items():
+            expected = (count, STAMP_SIZE, STAMP_SIZE) if name in ("pixels", "segmentation") else (count,)
+            if np.shape(values) != expected:
+                raise ValueError(f"{name} must have shape {expected}, got {np.shape(values)}")
         if wrong := sorted(set(self.flux_kind.tolist()) - set(FLUX_KINDS)):
             raise ValueError(f"flux_kind must be one of {', '.join(FLUX_KINDS)}, got {wrong[0]!r}")
         if ((self.galaxy_type < -1) | (self.galaxy_type >= len(GALAXY_TYPES))).any():
@@ -159,8 +148,7 @@ class Library:
     @property
     def magnitude(self) -> NDArray[np.float64]:
         """AB magnitude of the total flux ``(galaxy,)``; NaN without a zero point or a positive flux."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self.zero_point - 2.5 * np.log10(np.where(self.flux > 0, self.flux, np.nan))
+        return self.zero_point - 2.5 * np.log10(np.where(self.flux > 0, self.flux, np.nan))
 
     @property
     def footprint(self) -> NDArray[np.bool_]:
@@ -168,27 +156,22 @@ class Library:
         grown = [dilate(own.astype(np.int32)) > 0 for own in self.segmentation]
         return np.array(grown, dtype=bool).reshape(self.segmentation.shape)
 
+    @property
+    def reasons(self) -> NDArray[np.str_]:
+        """Reasons to reject each galaxy in words ``(galaxy,)``, joined by semicolons; empty for none."""
+        names = [[flag.name.lower().replace("_", " ") for flag in Quality(bits)] for bits in self.quality.tolist()]
+        return np.array(["; ".join(reasons) for reasons in names], dtype=str)
+
     def select(self, index: ArrayLike | slice) -> Library:
-        """Return some of the galaxies.
-
-        Parameters
-        ----------
-        index
-            Numbers, booleans or a slice that pick galaxies.
-
-        Returns
-        -------
-        Library
-            The picked galaxies.
-        """
+        """Return the galaxies that an index picks: numbers, booleans or a slice."""
         rows = index if isinstance(index, slice) else np.asarray(index)
-        return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return Library(**{name: values[rows] for name, values in vars(self).items()})
 
     def split(self, fractions: Sequence[float] = (0.6, 0.2, 0.2), *, seed: int = 0) -> tuple[Library, ...]:
         """Split by galaxy, so that no identity is in two parts.
 
-        Where a galaxy goes depends on its identity and the seed alone: it stays there whatever other galaxies the
-        library holds. Parts have the wanted sizes on average.
+        The part of a galaxy depends on its identity and the seed alone, whatever other galaxies the library holds.
+        Parts have the requested sizes on average.
 
         Parameters
         ----------
@@ -201,12 +184,12 @@ class Library:
         Returns
         -------
         tuple of Library
-            A library a part.
+            One library per part.
 
         Raises
         ------
         ValueError
-            If the fractions are not positive with the sum 1, or a part has no galaxy.
+            If the fractions are not positive or do not sum to 1, or a part has no galaxy.
         """
         if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
             raise ValueError(f"fractions must be positive and sum to 1, got {tuple(fractions)}")
@@ -219,7 +202,7 @@ class Library:
         return parts
 
     def folds(self, count: int = 5, *, seed: int = 0) -> list[tuple[Library, Library]]:
-        """Split several times, for few galaxies: each is in the second part of one fold.
+        """Split several times, for small libraries: each galaxy is in the second part of one fold.
 
         Parameters
         ----------
@@ -231,7 +214,7 @@ class Library:
         Returns
         -------
         list of tuple
-            Pairs of libraries: the galaxies to train on, and the ones to test on.
+            The galaxies to train on and those to test on, for each fold.
 
         Raises
         ------
@@ -240,10 +223,10 @@ class Library:
         """
         if count < 2:
             raise ValueError(f"count must be at least 2, got {count}")
-        places, names = self._places(seed), np.unique(self.identity)
-        if len(names) < count:
-            raise ValueError(f"the library must hold at least {count} galaxies to be split, got {len(names)}")
+        places = self._places(seed)
         order = np.unique(places)
+        if len(order) < count:
+            raise ValueError(f"the library must hold at least {count} galaxies to be split, got {len(order)}")
         held = [np.isin(places, order[number::count]) for number in range(count)]
         return [(self.select(~test), self.select(test)) for test in held]
 
@@ -252,50 +235,168 @@ class Library:
         return np.array([identity_number(f"{seed}:{name}") for name in self.identity]) / 2.0**63
 
     def digest(self) -> str:
-        """Return a fingerprint of the galaxies that are kept: identities, pixels and fluxes.
-
-        Returns
-        -------
-        str
-            32 hexadecimal digits.
-        """
+        """Return a fingerprint, 32 hexadecimal digits, of the kept galaxies: identities, pixels and fluxes."""
         kept = self.select(self.keep)
         parts = ("\n".join(kept.identity).encode(), kept.pixels.tobytes(), kept.flux.tobytes())
         return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
-def join(libraries: Sequence[Library], *, radius: float = 0.6) -> Library:
-    """Put libraries together; stamps of one sky position become stamps of one galaxy.
-
-    Parameters
-    ----------
-    libraries
-        The libraries, in any units.
-    radius
-        Largest distance in arcsec between two positions of one galaxy.
-
-    Returns
-    -------
-    Library
-        All galaxies.
-
-    Raises
-    ------
-    ValueError
-        If there is no library.
-    """
+def join(libraries: Sequence[Library]) -> Library:
+    """Put libraries together; stamps within 0.6 arcsec of one another become stamps of one galaxy."""
     if not libraries:
         raise ValueError("libraries must hold at least one, got none")
     whole = Library(**{f.name: np.concatenate([getattr(part, f.name) for part in libraries]) for f in fields(Library)})
     placed = np.flatnonzero(np.isfinite(whole.ra) & np.isfinite(whole.dec))
-    ra, dec = np.radians(whole.ra[placed]), np.radians(whole.dec[placed])
-    towards = np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
+    sky = SkyCoord(whole.ra[placed], whole.dec[placed], unit="deg")
     identity = whole.identity.copy()
-    for first, second in _close_pairs(towards, np.radians(radius / 3600)):
-        old, new = identity[placed[second]], identity[placed[first]]
-        identity[identity == old] = new
-    return Library(**{f.name: getattr(whole, f.name) for f in fields(Library)} | {"identity": identity})
+    for first, second in zip(*sky.search_around_sky(sky, SAME_GALAXY * u.arcsec)[:2], strict=True):
+        if first < second:
+            old, new = identity[placed[second]], identity[placed[first]]
+            identity[identity == old] = new
+    return replace(whole, identity=identity)
 
 
-def _close_pairs(points: NDArray[np.float64], distance: float) -> NDArray[np.int64]:
-    return cKDTree(points).query_pairs(distance, output_type="ndarray") if len(points) > 1 else np.empty((0, 2), int)
+def keep_table(library: Library) -> Table:
+    """Return the list that the user edits.
+
+    Parameters
+    ----------
+    library
+        The galaxies.
+
+    Returns
+    -------
+    Table
+        One row per galaxy: ``number`` (from 1, as on the contact sheet), ``keep``, ``identity``, ``origin``,
+        ``type``, ``magnitude``, ``half_light_radius``, ``reasons``.
+    """
+    kinds = [*GALAXY_TYPES, ""]
+    return Table(
+        {
+            "number": np.arange(1, len(library) + 1),
+            "keep": np.where(library.keep, "yes", "no"),
+            "identity": library.identity,
+            "origin": library.origin,
+            "type": np.array([kinds[kind] for kind in library.galaxy_type], dtype=str),
+            "magnitude": np.round(library.magnitude, 3),
+            "half_light_radius": np.round(library.half_light_radius, 4),
+            "reasons": library.reasons,
+        }
+    )
+
+
+def write_library(path: str | PathLike[str], library: Library, *, overwrite: bool = False) -> list[str]:
+    """Write a library, the list of galaxies to keep, and contact sheets.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    library
+        The galaxies.
+    overwrite
+        Whether an earlier library may be replaced.
+
+    Returns
+    -------
+    list of str
+        Names of the files.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder exists and is not to be, or must not be, replaced.
+    """
+    sheets = [sheet.name for sheet in Path(path).glob("contact-*.png")]
+    with output_folder(path, overwrite=overwrite, files=[LIBRARY_FILE, KEEP_FILE, *sheets]) as folder:
+        with h5py.File(folder / LIBRARY_FILE, "w") as file:
+            file.attrs.update(header("library"))
+            for name, values in vars(library).items():
+                if values.dtype.kind == "U":
+                    file.create_dataset(name, data=values.tolist(), dtype=h5py.string_dtype(), shape=values.shape)
+                elif name == "segmentation":
+                    file.create_dataset(name, data=np.packbits(values, axis=-1), compression="lzf")
+                else:
+                    file[name] = values
+        keep_table(library).write(folder / KEEP_FILE, format="ascii.csv")
+        return [LIBRARY_FILE, KEEP_FILE, *_contact_sheets(folder, library)]
+
+
+def _contact_sheets(folder: Path, library: Library) -> list[str]:
+    from ..plots.images import plot_stamps
+
+    titled = enumerate(zip(library.magnitude, library.reasons, strict=True), start=1)
+    titles = [f"{number}: mag {magnitude:.2f}\n{reasons or 'keep'}" for number, (magnitude, reasons) in titled]
+    names = []
+    for start in range(0, len(library), PER_SHEET):
+        rows = slice(start, start + PER_SHEET)
+        part = library.select(rows)
+        panels = plot_stamps(
+            part.pixels,
+            titles[rows],
+            outlines=part.segmentation[:, None],
+            colors=np.where(part.keep, KEPT, REJECTED).tolist(),
+        )
+        names.append(f"contact-{len(names) + 1:03d}.png")
+        panels[0].figure.savefig(folder / names[-1], dpi=100)
+    return names
+
+
+def read_library(*paths: str | PathLike[str]) -> Library:
+    """Read libraries as one, with the choice of galaxies in their lists.
+
+    Parameters
+    ----------
+    *paths
+        Their folders.
+
+    Returns
+    -------
+    Library
+        All galaxies; `Library.keep` is what the lists say.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder or one of its files is missing.
+    ValueError
+        If it is not a library, of another version, or its list does not fit.
+    """
+    return join([_read(Path(path)) for path in paths])
+
+
+def _read(path: Path) -> Library:
+    for name in (LIBRARY_FILE, KEEP_FILE):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path}: not a library of galaxies, it has no {name}")
+    try:
+        file = h5py.File(path / LIBRARY_FILE, "r")
+    except OSError as error:
+        raise ValueError(f"{path / LIBRARY_FILE}: not a library written by probdeblend, or damaged") from error
+    with file:
+        check_header(file.attrs, "library", path / LIBRARY_FILE)
+        library = Library(**{field.name: _load(file[field.name]) for field in fields(Library)})
+    return replace(library, keep=_kept(path / KEEP_FILE, library))
+
+
+def _load(dataset: h5py.Dataset) -> NDArray:
+    if dataset.name == "/segmentation":
+        return np.unpackbits(dataset[()], axis=-1).astype(bool)
+    if h5py.check_string_dtype(dataset.dtype):
+        return np.array(dataset.asstr()[()], dtype=str)
+    return dataset[()]
+
+
+def _kept(path: Path, library: Library) -> NDArray[np.bool_]:
+    try:
+        table = Table.read(path, format="ascii.csv", converters={"*": [str]})
+    except Exception as error:  # astropy raises many kinds
+        raise ValueError(f"{path}: not a table in CSV ({' '.join(str(error).split())[:80]})") from error
+    if missing := {"identity", "keep"} - set(table.colnames):
+        raise ValueError(f"{path}: the columns {', '.join(sorted(missing))} are missing")
+    if list(table["identity"]) != library.identity.tolist():
+        raise ValueError(f"{path}: must have one row per galaxy of the library, {len(library)}, in its order")
+    answers = np.char.lower(np.char.strip(np.ma.filled(table["keep"].astype(str), "").astype(str)))
+    if wrong := sorted(set(answers.tolist()) - {"yes", "no"}):
+        raise ValueError(f"{path}: keep must be yes or no, got {wrong[0]!r}")
+    return answers == "yes"

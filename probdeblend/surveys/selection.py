@@ -1,24 +1,39 @@
-"""From mosaics and catalogs to a library: which galaxies are selected, cut out, and why others are not."""
+"""From mosaics and catalogs to isolated galaxies: which ones are selected, cut out, and why others are not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
+from tqdm.auto import tqdm
 
-from ..scene import GALAXY_TYPES, STAMP_SIZE, Instrument
-from .aperture import ApertureCorrection
-from .isolated import WINDOW, LoneGalaxy, NotAloneError, cut_galaxy, find_galaxies
-from .library import Library
+from ..photometry.images import FieldImage, open_mosaic
+from ..scene import GALAXY_TYPES, PIXEL_SCALE_TOLERANCE, Instrument
+from .aperture import fit_aperture_correction, library_of
+from .isolated import WINDOW, IsolatedGalaxy, NotIsolatedError, cut_galaxy, find_galaxies
+from .library import Library, join
 
-if TYPE_CHECKING:
-    from ..photometry.mosaics import Mosaic
-
-__all__ = ["Selection", "cut_galaxies", "find_sources", "library_of", "morphological_type", "positions"]
+__all__ = [
+    "Collection",
+    "Selection",
+    "check_mosaic",
+    "check_some",
+    "covered",
+    "cut_galaxies",
+    "find_sources",
+    "in_units_of",
+    "isolate_galaxies",
+    "morphological_type",
+    "positions",
+    "read_columns",
+]
 
 NEAR_EDGE = 16
 TILE, OVERLAP = 1024, 128
@@ -28,14 +43,19 @@ PROBABILITIES = ("p_sph", "p_disk", "p_irr")
 
 @dataclass(frozen=True)
 class Selection:
-    """Which galaxies of a catalog are cut out; the defaults are those of Boucaud et al. (2020).
+    """Which galaxies of a catalog to cut out; the defaults are those of Boucaud et al. (2020).
 
     Parameters
     ----------
     magnitude
         Faintest AB magnitude.
     probability
-        Least probability of a morphological type, where the catalog gives them.
+        Least probability of a morphological type, for catalogs that give them.
+
+    Raises
+    ------
+    ValueError
+        If the magnitude is not finite, or the probability not between 0 and 1.
     """
 
     magnitude: float = 23.5
@@ -48,59 +68,194 @@ class Selection:
             raise ValueError(f"probability must be between 0 and 1, got {self.probability}")
 
 
-def morphological_type(catalog: Table, probability: float) -> NDArray[np.int64]:
-    """Return the type of each galaxy from the probabilities of being a spheroid, having a disk, being irregular.
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """Galaxies that were cut out, and why others were not.
 
     Parameters
     ----------
+    library
+        The galaxies.
+    skipped
+        Number of galaxies that were left out, by reason.
+    scatter
+        Relative scatter of the aperture correction.
+    """
+
+    library: Library
+    skipped: Counter[str]
+    scatter: float
+
+    def summary(self) -> Table:
+        """Count the galaxies that were kept, rejected and left out.
+
+        Returns
+        -------
+        Table
+            The ``galaxies`` of each ``state`` and ``reason``. Its ``meta`` holds the number of ``distinct`` galaxies
+            that were kept, and the median ``aperture_correction`` from AUTO to total flux with its ``scatter``.
+        """
+        library = self.library
+        rejected = Counter(library.reasons[library.quality > 0].tolist())
+        rows = [("kept", "", int(library.keep.sum()))]
+        rows += [("rejected", reason, number) for reason, number in rejected.most_common()]
+        rows += [("left out", reason, number) for reason, number in self.skipped.most_common()]
+        meta = {"distinct": len(set(library.identity[library.keep]))}
+        if (corrected := library.flux_kind == "corrected").any():
+            meta["aperture_correction"] = float(np.median((library.flux / library.auto_flux)[corrected]))
+            meta["scatter"] = self.scatter
+        return Table(rows=rows, names=("state", "reason", "galaxies"), meta=meta)
+
+
+def isolate_galaxies(
+    images: Sequence[Path],
+    *,
+    catalog: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    hdu: str | None = None,
+    rms: Path | None = None,
+    instrument: Instrument | None = None,
+    selection: Selection | None = None,
+    seed: int = 0,
+) -> Collection:
+    """Cut isolated galaxies out of images.
+
+    Parameters
+    ----------
+    images
+        FITS images with pixels of the instrument's size.
     catalog
-        With the columns ``p_sph``, ``p_disk`` and ``p_irr``, or none of them.
-    probability
-        Least probability of a type.
+        Table of the galaxies of a single image; without it, SEP finds them.
+    columns
+        The catalog's names of columns by ours: x and y (from 0) or ra and dec, magnitude, id, p_sph, p_disk, p_irr.
+    hdu
+        Number or name of the HDU of each image.
+    rms
+        Map of the sky noise of a single image.
+    instrument
+        PSF, noise correlation, and the zero point of images whose header has none; the exposure is that of fluxes at
+        this zero point, and is converted for images with another. CANDELS F160W if None.
+    selection
+        Limits of magnitude and type.
+    seed
+        Seed of the sky that replaces neighbors.
 
     Returns
     -------
-    NDArray
-        Index into `GALAXY_TYPES`; -1 where no type is probable enough, or the catalog gives no probabilities.
+    Collection
+        The galaxies.
 
     Raises
     ------
     ValueError
-        If only some of the columns are there.
+        If a file cannot be used, a column is missing, or no galaxy is left.
     """
-    given = [name for name in PROBABILITIES if name in catalog.colnames]
-    if not given:
+    instrument, selection = instrument or Instrument.candels_f160w(), selection or Selection()
+    if len(images) > 1 and (catalog or rms):
+        raise ValueError(f"a catalog and an rms map belong to one image, got {len(images)} images")
+    table = None if catalog is None else _sources(catalog, columns or {})
+    if columns and table is None:
+        raise ValueError("columns belong to a catalog, got none")
+    skipped: Counter[str] = Counter()
+    cut_out = []
+    for path in images:
+        with ExitStack() as stack:
+            mosaic = stack.enter_context(open_mosaic(path, hdu=hdu))
+            noise = None if rms is None else stack.enter_context(open_mosaic(rms))
+            check_mosaic(mosaic, noise, instrument)
+            settings = {"selection": selection, "seed": seed, "rms": noise, "skipped": skipped}
+            cut = cut_galaxies(mosaic, table, instrument=in_units_of(mosaic, instrument), **settings)
+            cut_out.append((mosaic, list(tqdm(cut, desc=mosaic.name, unit="galaxy", leave=False))))
+    check_some([galaxy for _, galaxies in cut_out for galaxy in galaxies], skipped)
+    # The correction depends on sizes and fluxes in units of the noise, so that one depth serves for all.
+    depths = [galaxy.sky_rms / _unit(mosaic, instrument) for mosaic, galaxies in cut_out for galaxy in galaxies]
+    correction = fit_aperture_correction(instrument.replace(sky_rms=float(np.median(depths))))
+    parts = []
+    for mosaic, galaxies in cut_out:
+        if galaxies:
+            known = {"origin": mosaic.name, "instrument": in_units_of(mosaic, instrument), "wcs": mosaic.wcs}
+            parts.append(library_of(galaxies, correction=correction, **known))
+    return Collection(join(parts), skipped, correction.scatter)
+
+
+def _sources(path: Path, columns: Mapping[str, str]) -> Table:
+    table = read_columns(path, columns, required=("magnitude",))
+    if {"ra", "dec"} <= set(columns) and not {"x", "y"} & set(columns):
+        table.remove_columns([name for name in ("x", "y") if name in table.colnames])
+    if not len(table):
+        raise ValueError(f"{path}: the catalog must have rows, got none")
+    return table
+
+
+def read_columns(path: str | PathLike[str], columns: Mapping[str, str], *, required: tuple[str, ...] = ()) -> Table:
+    """Read the columns of a catalog (FITS, ECSV, CSV) under this package's names; `columns` maps ours to theirs."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        table = Table.read(path)
+    except Exception as error:  # each reader raises what it likes
+        raise ValueError(f"{path}: not a catalog in FITS, ECSV or CSV ({' '.join(str(error).split())[:80]})") from error
+    names = {name: columns.get(name, name) for name in {*columns, *required, *table.colnames}}
+    missing = sorted(name for name in {*columns, *required} if names[name] not in table.colnames)
+    if missing:
+        there = ", ".join(table.colnames)
+        wanted = ", ".join(f"{names[name]!r} (for {name})" if names[name] != name else repr(name) for name in missing)
+        raise ValueError(f"{path}: the columns {wanted} are missing, there are {there}")
+    return Table({name: table[column] for name, column in names.items() if column in table.colnames})
+
+
+def check_mosaic(mosaic: FieldImage, rms: FieldImage | None, instrument: Instrument) -> None:
+    """Refuse an image whose pixels differ in size from the instrument's, or whose noise map differs in shape."""
+    scale = mosaic.pixel_scale
+    if scale is not None and abs(scale / instrument.pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
+        raise ValueError(f'{mosaic.name}: pixels must be {instrument.pixel_scale}" within 2%, got {scale:.4g}"')
+    if rms is not None and rms.shape != mosaic.shape:
+        raise ValueError(f"{rms.name}: the rms map must have the mosaic's shape {mosaic.shape}, got {rms.shape}")
+
+
+def check_some(found: Sequence[IsolatedGalaxy], skipped: Counter[str]) -> None:
+    """Refuse an empty selection, and give the reasons."""
+    if not len(found):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+        raise ValueError(f"no galaxy is left to cut out: {reasons or 'none was found'}")
+
+
+def _unit(mosaic: FieldImage, instrument: Instrument) -> float:
+    """Return the factor from the instrument's fluxes to those of an image."""
+    return 1.0 if mosaic.zero_point is None else 10 ** (0.4 * (mosaic.zero_point - instrument.zero_point))
+
+
+def in_units_of(mosaic: FieldImage, instrument: Instrument) -> Instrument:
+    """Return the instrument with the zero point of an image, if it has one, and the exposure in its units."""
+    if mosaic.zero_point is None:
+        return instrument
+    return instrument.replace(zero_point=mosaic.zero_point, exposure=instrument.exposure / _unit(mosaic, instrument))
+
+
+def morphological_type(catalog: Table, probability: float) -> NDArray[np.int64]:
+    """Return the types ``(galaxy,)`` from the probabilities of being a spheroid, having a disk and being irregular.
+
+    They are indices into `GALAXY_TYPES`, -1 if no type is probable enough, or if the catalog has none of the columns
+    ``p_sph``, ``p_disk`` and ``p_irr``.
+    """
+    missing = [name for name in PROBABILITIES if name not in catalog.colnames]
+    if len(missing) == len(PROBABILITIES):
         return np.full(len(catalog), -1)
-    if missing := [name for name in PROBABILITIES if name not in given]:
+    if missing:
         wanted = ", ".join(PROBABILITIES)
         raise ValueError(f"the catalog must have all of {wanted} or none, it lacks {', '.join(missing)}")
-    known = [np.ma.filled(np.ma.asarray(catalog[name], dtype=float), 0.0) for name in PROBABILITIES]
-    sph, disk, irr = (values > probability for values in known)
-    chosen = [irr, sph & disk, disk, sph]
+    sph, disk, irr = (_numbers(catalog[name], otherwise=0.0) > probability for name in PROBABILITIES)
     numbers = [GALAXY_TYPES.index(name) for name in ("irr", "sphd", "disk", "sph")]
-    return np.select(chosen, numbers, default=-1)
+    return np.select([irr, sph & disk, disk, sph], numbers, default=-1)
 
 
-def positions(catalog: Table, mosaic: Mosaic) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the pixel positions of a catalog's galaxies in a mosaic.
+def _numbers(column: ArrayLike, *, otherwise: float) -> NDArray[np.float64]:
+    return np.ma.filled(np.ma.asarray(column, dtype=float), otherwise)
 
-    Parameters
-    ----------
-    catalog
-        With the columns ``x`` and ``y``, pixels counted from 0, or ``ra`` and ``dec`` in degrees.
-    mosaic
-        The mosaic.
 
-    Returns
-    -------
-    x, y
-        Pixels ``(galaxy,)``.
-
-    Raises
-    ------
-    ValueError
-        If the catalog has neither, or sky positions and the mosaic no world coordinates.
-    """
+def positions(catalog: Table, mosaic: FieldImage) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the pixel positions ``(galaxy,)`` of a catalog with x and y (from 0), or ra and dec (degrees)."""
     if {"x", "y"} <= set(catalog.colnames):
         return np.asarray(catalog["x"], dtype=float), np.asarray(catalog["y"], dtype=float)
     if not {"ra", "dec"} <= set(catalog.colnames):
@@ -108,189 +263,83 @@ def positions(catalog: Table, mosaic: Mosaic) -> tuple[NDArray[np.float64], NDAr
         raise ValueError(f"the catalog must have the columns x and y, or ra and dec, got {there}")
     if mosaic.wcs is None:
         raise ValueError(f"{mosaic.name}: has no world coordinates, so the catalog must give x and y, not ra and dec")
-    x, y = mosaic.wcs.world_to_pixel_values(np.asarray(catalog["ra"], float), np.asarray(catalog["dec"], float))
-    return np.asarray(x), np.asarray(y)
+    return mosaic.wcs.world_to_pixel_values(np.asarray(catalog["ra"], float), np.asarray(catalog["dec"], float))
 
 
 def cut_galaxies(
-    mosaic: Mosaic,
+    mosaic: FieldImage,
     catalog: Table | None,
     *,
     instrument: Instrument,
     selection: Selection,
+    skipped: Counter[str],
     seed: int = 0,
-    rms: Mosaic | None = None,
-    report: Callable[[str], None] = lambda reason: None,
-) -> Iterator[tuple[str, LoneGalaxy, int]]:
-    """Cut the selected galaxies out of a mosaic, one at a time.
+    rms: FieldImage | None = None,
+) -> Iterator[IsolatedGalaxy]:
+    """Cut the selected galaxies of a catalog, or of what SEP finds if None, out of a mosaic, one at a time.
 
-    Parameters
-    ----------
-    mosaic
-        The image.
-    catalog
-        Positions as for `positions`, ``magnitude``, and where they are known ``id`` and the probabilities of
-        types; None takes what SEP finds, with magnitudes from Kron fluxes.
-    instrument
-        Zero point, exposure, and the correlation of the noise.
-    selection
-        Limits.
-    seed
-        Seed of the sky that replaces neighbors; keyed by the galaxy's number in the catalog.
-    rms
-        Map of the sky noise, for the test of two noise levels.
-    report
-        Called with the reason of each galaxy that is left out.
-
-    Yields
-    ------
-    tuple
-        Name, galaxy, and index into `GALAXY_TYPES` or -1.
+    `skipped` counts the reasons for which galaxies are left out. The seed of the sky that replaces neighbors is keyed
+    by the galaxy's number in the catalog.
     """
-    if catalog is None:
-        catalog = find_sources(mosaic, instrument)
+    catalog = find_sources(mosaic, instrument) if catalog is None else catalog
     x, y = positions(catalog, mosaic)
     kind = morphological_type(catalog, selection.probability)
     typed = set(PROBABILITIES) <= set(catalog.colnames)
-    magnitude = np.ma.filled(np.ma.asarray(catalog["magnitude"], dtype=float), np.inf)
     names = catalog["id"] if "id" in catalog.colnames else np.arange(len(catalog))
-    height, width = mosaic.shape
+    inside = np.min([x, y, mosaic.shape[1] - 1 - x, mosaic.shape[0] - 1 - y], axis=0)
+    faint = ~(_numbers(catalog["magnitude"], otherwise=np.inf) < selection.magnitude)
+    refused = [faint, typed & (kind < 0), ~(inside >= -0.5), inside < NEAR_EDGE]
+    why = ["too faint", "no type is probable enough", "off the mosaic", "too near the edge"]
     centers: list[tuple[float, float]] = []
-    for number in range(len(catalog)):
-        if not magnitude[number] < selection.magnitude:
-            report("too faint")
-        elif typed and kind[number] < 0:
-            report("no type is probable enough")
-        elif not (-0.5 <= x[number] <= width - 0.5 and -0.5 <= y[number] <= height - 0.5):
-            report("off the mosaic")
-        elif min(x[number], y[number], width - 1 - x[number], height - 1 - y[number]) < NEAR_EDGE:
-            report("too near the edge")
-        else:
-            x0, y0 = (round(center) - WINDOW // 2 for center in (x[number], y[number]))
-            place = (x0, y0, WINDOW)
-            rng = np.random.default_rng((seed, number))
-            noise = None if rms is None else rms.window(*place)
-            try:
-                cut = cut_galaxy(
-                    mosaic.window(*place), x[number] - x0, y[number] - y0, instrument=instrument, rng=rng, rms=noise
-                )
-            except NotAloneError as error:
-                report(str(error))
-                continue
-            galaxy = _moved(cut, x0, y0)
-            center = galaxy.x0 + galaxy.x, galaxy.y0 + galaxy.y
-            if any(np.hypot(center[0] - x, center[1] - y) < SAME_SOURCE for x, y in centers):
-                report("the same source as that of another row")
-                continue
-            centers.append(center)
-            yield f"{mosaic.name}:{names[number]}", galaxy, int(kind[number])
+    for number, reason in enumerate(np.select(refused, why, default="").tolist()):
+        if reason:
+            skipped[reason] += 1
+            continue
+        place = (round(x[number]) - WINDOW // 2, round(y[number]) - WINDOW // 2, WINDOW)
+        rng = np.random.default_rng((seed, number))
+        at = {"x": x[number] - place[0], "y": y[number] - place[1], "rms": None if rms is None else rms.window(*place)}
+        try:
+            cut = cut_galaxy(mosaic.window(*place), instrument=instrument, rng=rng, **at)
+        except NotIsolatedError as error:
+            skipped[str(error)] += 1
+            continue
+        x0, y0 = cut.x0 + place[0], cut.y0 + place[1]
+        center = x0 + cut.x, y0 + cut.y
+        if any(np.hypot(center[0] - x, center[1] - y) < SAME_SOURCE for x, y in centers):
+            skipped["the same source as that of another row"] += 1
+            continue
+        centers.append(center)
+        identity = f"{mosaic.name}:{names[number]}"
+        yield replace(cut, x0=x0, y0=y0, identity=identity, galaxy_type=int(kind[number]))
 
 
-def _moved(galaxy: LoneGalaxy, x0: int, y0: int) -> LoneGalaxy:
-    return replace(galaxy, x0=galaxy.x0 + x0, y0=galaxy.y0 + y0)
+def covered(window: NDArray[np.float64]) -> tuple[slice, slice]:
+    """Return the smallest rectangle of rows and columns that holds all finite pixels of a window."""
+    rows, columns = (np.flatnonzero(np.isfinite(window).any(axis)) for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def find_sources(mosaic: Mosaic, instrument: Instrument) -> Table:
-    """Find sources with SEP, tile by tile; one belongs to the tile whose core holds its center.
+def find_sources(mosaic: FieldImage, instrument: Instrument) -> Table:
+    """Find sources with SEP, from bright to faint: ``x``, ``y``, Kron ``magnitude`` and ``id``.
 
-    Parameters
-    ----------
-    mosaic
-        The image.
-    instrument
-        Where the zero point comes from.
-
-    Returns
-    -------
-    Table
-        ``x``, ``y``, ``magnitude`` (Kron) and ``id``, from bright to faint.
+    SEP works tile by tile; a source belongs to the tile whose core holds its center.
     """
     rows = []
-    for y0 in range(0, mosaic.shape[0], TILE):
-        for x0 in range(0, mosaic.shape[1], TILE):
-            window = mosaic.window(x0 - OVERLAP, y0 - OVERLAP, TILE + 2 * OVERLAP)
-            if not np.isfinite(window).any() or np.nanstd(window) == 0:
-                continue
-            good = np.isfinite(window)
-            rows_used, columns_used = np.flatnonzero(good.any(1)), np.flatnonzero(good.any(0))
-            top, left = rows_used[0], columns_used[0]
-            try:
-                found, flux = find_galaxies(window[top : rows_used[-1] + 1, left : columns_used[-1] + 1])
-            except ValueError:  # no sky in this tile
-                continue
-            x, y = found.x + left + x0 - OVERLAP, found.y + top + y0 - OVERLAP
-            core = (x >= x0 - 0.5) & (x < x0 + TILE - 0.5) & (y >= y0 - 0.5) & (y < y0 + TILE - 0.5) & (flux > 0)
-            magnitude = instrument.zero_point - 2.5 * np.log10(np.where(flux > 0, flux, 1.0))
-            rows += list(zip(x[core], y[core], magnitude[core], strict=True))
+    corners = ((x0, y0) for y0 in range(0, mosaic.shape[0], TILE) for x0 in range(0, mosaic.shape[1], TILE))
+    for x0, y0 in corners:
+        window = mosaic.window(x0 - OVERLAP, y0 - OVERLAP, TILE + 2 * OVERLAP)
+        if not np.isfinite(window).any() or np.nanstd(window) == 0:
+            continue
+        good = covered(window)
+        try:
+            found, flux = find_galaxies(window[good])
+        except ValueError:  # no sky in this tile
+            continue
+        x, y = (at + side.start - OVERLAP for at, side in ((found.x, good[1]), (found.y, good[0])))
+        core = (np.minimum(x, y) >= -0.5) & (np.maximum(x, y) < TILE - 0.5) & (flux > 0)
+        magnitude = instrument.zero_point - 2.5 * np.log10(flux[core])
+        rows += list(zip(x[core] + x0, y[core] + y0, magnitude, strict=True))
     table = Table(rows=rows, names=("x", "y", "magnitude"), dtype=(float, float, float))
     table.sort("magnitude")
     table["id"] = [f"{x:.0f},{y:.0f}" for x, y in zip(table["x"], table["y"], strict=True)]
     return table
-
-
-def library_of(
-    galaxies: Iterable[tuple[str, LoneGalaxy, int]],
-    *,
-    origin: str,
-    instrument: Instrument,
-    correction: ApertureCorrection,
-    mosaic: Mosaic | None = None,
-    true_flux: ArrayLike | None = None,
-) -> Library:
-    """Make a library of galaxies that were cut out or re-observed.
-
-    Parameters
-    ----------
-    galaxies
-        Names, galaxies and types.
-    origin
-        Where they come from.
-    instrument
-        Pixel scale, zero point and exposure.
-    correction
-        From Kron to total flux.
-    mosaic
-        What they were cut out of, for sky positions.
-    true_flux
-        Total fluxes where they are known, in the order of the galaxies.
-
-    Returns
-    -------
-    Library
-        The galaxies; kept are those without a quality flag.
-    """
-    rows = list(galaxies)
-    cut = [galaxy for _, galaxy, _ in rows]
-    auto = np.array([galaxy.auto_flux for galaxy in cut])
-    if true_flux is None:
-        flux = auto * np.array([correction.factor(galaxy) for galaxy in cut])
-        relative = np.array([galaxy.flux_error for galaxy in cut]) / auto
-        error = flux * np.hypot(relative, correction.scatter)
-    else:
-        flux, error = np.asarray(true_flux, dtype=float), np.zeros(len(cut))
-    ra, dec = np.full((2, len(cut)), np.nan)
-    if mosaic is not None and mosaic.wcs is not None and cut:
-        centers = np.array([(galaxy.x0 + galaxy.x, galaxy.y0 + galaxy.y) for galaxy in cut])
-        ra, dec = mosaic.wcs.pixel_to_world_values(*centers.T)
-    stamps = (len(cut), STAMP_SIZE, STAMP_SIZE)
-    return Library(
-        identity=np.array([name for name, _, _ in rows], dtype=str),
-        origin=np.full(len(cut), origin),
-        pixels=np.array([galaxy.pixels for galaxy in cut], dtype=np.float32).reshape(stamps),
-        segmentation=np.array([galaxy.segmentation for galaxy in cut], dtype=bool).reshape(stamps),
-        sky_rms=np.array([galaxy.sky_rms for galaxy in cut], dtype=float),
-        x=np.array([galaxy.x for galaxy in cut], dtype=float),
-        y=np.array([galaxy.y for galaxy in cut], dtype=float),
-        ra=np.asarray(ra, dtype=float),
-        dec=np.asarray(dec, dtype=float),
-        auto_flux=auto,
-        flux=flux,
-        flux_error=error,
-        flux_kind=np.full(len(cut), "corrected" if true_flux is None else "true"),
-        half_light_radius=instrument.pixel_scale * np.array([galaxy.half_light_radius for galaxy in cut], dtype=float),
-        galaxy_type=np.array([kind for _, _, kind in rows], dtype=np.int64),
-        quality=np.array([galaxy.quality for galaxy in cut], dtype=np.int64),
-        keep=np.array([galaxy.quality == 0 for galaxy in cut], dtype=bool),
-        zero_point=np.full(len(cut), float(instrument.zero_point)),
-        exposure=np.full(len(cut), float(instrument.exposure)),
-    )

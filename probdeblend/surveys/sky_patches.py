@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from astropy.stats import mad_std
 from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from ..photometry.detection import HOT, detect
-from ..photometry.mosaics import Mosaic
+from ..photometry.images import FieldImage
 from ..photometry.noise import correlated_noise, noise_rms
 from ..photometry.sky import dilate, replace_with_sky, sky_scatter, subtract_sky
 from ..scene import MASK_THRESHOLD, STAMP_SIZE, Blend, Instrument
 from ..simulation.galsim import render_torch
 from ..simulation.prior import Prior
-from .collect import in_units_of
+from .selection import covered, in_units_of
 
 __all__ = ["Sky", "magnitude_weights", "simulated_in_sky", "sky_patches"]
 
@@ -39,7 +40,7 @@ class Sky:
     instrument: Instrument
 
 
-def sky_patches(mosaics: Sequence[Mosaic], instrument: Instrument, *, count: int = PATCHES, seed: int = 0) -> Sky:
+def sky_patches(mosaics: Sequence[FieldImage], instrument: Instrument, *, count: int = PATCHES, seed: int = 0) -> Sky:
     """Cut `count` patches of sky out of images, fewer if these are small; sources are replaced by sky beside them."""
     rng = np.random.default_rng(seed)
     area = np.array([mosaic.shape[0] * mosaic.shape[1] for mosaic in mosaics], dtype=float)
@@ -58,7 +59,7 @@ def sky_patches(mosaics: Sequence[Mosaic], instrument: Instrument, *, count: int
     return Sky(np.stack([pixels for pixels, _ in found]), np.array([rms for _, rms in found]), instrument)
 
 
-def _patch(mosaic: Mosaic, instrument: Instrument, rng: np.random.Generator) -> tuple[NDArray, float] | None:
+def _patch(mosaic: FieldImage, instrument: Instrument, rng: np.random.Generator) -> tuple[NDArray, float] | None:
     height, width = mosaic.shape
     if min(height, width) < STAMP_SIZE:
         return None
@@ -67,10 +68,9 @@ def _patch(mosaic: Mosaic, instrument: Instrument, rng: np.random.Generator) -> 
     inner = (slice(BORDER, -BORDER),) * 2
     if not np.isfinite(window[inner]).all():
         return None
-    rows, columns = (np.flatnonzero(np.isfinite(window).any(axis)) for axis in (1, 0))
-    covered = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    good = covered(window)
     pixels = np.full(window.shape, np.nan)
-    pixels[covered], scatter = subtract_sky(window[covered])
+    pixels[good], scatter = subtract_sky(window[good])
     noise = float(np.median(scatter))
     if not noise > 0:
         return None
@@ -80,7 +80,8 @@ def _patch(mosaic: Mosaic, instrument: Instrument, rng: np.random.Generator) -> 
     inside = np.zeros_like(sources)
     inside[inner] = sources[inner]
     blank = ~sources & np.isfinite(pixels)
-    clean = replace_with_sky(pixels, inside, rng, blank=blank, kernel=instrument.noise_kernel)[inner]
+    sky = {"blank": blank, "kernel": instrument.noise_kernel, "sky_rms": mad_std(pixels[blank])}
+    clean = replace_with_sky(pixels, inside, rng, **sky)[inner]
     return clean, sky_scatter(clean, np.zeros(clean.shape, dtype=np.int32))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from .._files import output_folder
-from ..deblending.deblender import Deblender
+from ..deblending.deblender import Deblender, Deblends
 from ..deblending.weights import save
 from ..metrics.masks import Reliability
 from ..photometry.images import open_mosaic
@@ -31,28 +31,11 @@ from ..scene import Blend, Instrument
 from ..simulation.prior import Prior
 from ..surveys.blends import pair_blends
 from ..surveys.library import Library, identity_number
-from ..surveys.selection import (
-    Selection,
-    check_mosaic,
-    find_sources,
-    in_units_of,
-    isolate_galaxies,
-    read_columns,
-)
-from ..surveys.sky_patches import magnitude_weights, simulated_in_sky, sky_patches
+from ..surveys.selection import Selection, check_mosaic, find_sources, in_units_of, isolate_galaxies, read_columns
+from ..surveys.sky_patches import Sky, magnitude_weights, simulated_in_sky, sky_patches
 from .evaluation import Comparison, compare, scorecard
 
-__all__ = [
-    "FOLDS",
-    "CalibratorFit",
-    "Survey",
-    "calibrate_survey",
-    "fit_calibrator",
-    "folds_of",
-    "pairs_in_folds",
-    "survey_magnitudes",
-    "write_fit",
-]
+__all__ = ["FOLDS", "CalibratorFit", "Survey", "calibrate_survey", "fit_calibrator", "pairs_in_folds", "write_fit"]
 
 FOLDS = 5
 
@@ -71,12 +54,12 @@ class CalibratorFit:
     tested: Table
 
 
-def folds_of(galaxies: ArrayLike, *, folds: int = FOLDS, seed: int = 0) -> NDArray[np.int64]:
-    """Divide galaxies ``(blend, galaxy)`` into folds of nearly equal numbers, and return the fold of each."""
+def folds_of(galaxies: ArrayLike, *, seed: int = 0) -> NDArray[np.int64]:
+    """Divide galaxies ``(blend, galaxy)`` into five folds of nearly equal numbers, and return the fold of each."""
     names, owner = np.unique(np.asarray(galaxies), return_inverse=True)
-    if len(names) < folds:
-        raise ValueError(f"galaxies must be at least {folds} for as many folds, got {len(names)}")
-    part = np.random.default_rng(seed).permutation(len(names)) % folds
+    if len(names) < FOLDS:
+        raise ValueError(f"galaxies must be at least {FOLDS} for as many folds, got {len(names)}")
+    part = np.random.default_rng(seed).permutation(len(names)) % FOLDS
     return part[owner].reshape(np.shape(galaxies))
 
 
@@ -215,7 +198,7 @@ class Survey:
 
 def calibrate_survey(
     survey: Survey,
-    deblender: Callable[..., Posterior],
+    deblender: Deblends,
     *,
     least: int = LEAST_GALAXIES,
     repair: Method = "conformal",
@@ -233,25 +216,34 @@ def calibrate_survey(
             "images, or simulate the galaxies"
         )
     target = survey_magnitudes(survey)
-    made = _blends_of_own(survey, library, seed=seed) if own else _blends_of_simulated(survey, target, seed=seed)
-    blends, folds, words = made
+    if own:
+        blends, folds = pairs_in_folds(library, survey.count, instrument=survey.instrument, seed=seed)
+        words = f"{distinct} isolated galaxies"
+    else:
+        sky = _sky(survey, seed=seed)
+        blends = simulated_in_sky(sky, survey.count, prior=survey.prior, magnitudes=target, seed=seed)
+        words = f"simulated galaxies in {len(sky.pixels)} patches of sky"
     bar = tqdm(blends, desc="blends", unit="batch")
     found = compare(bar, deblender, sep=(), draws=draws, passes=passes, seed=seed)
+    if own:  # drawn again, so that their magnitudes are distributed as the survey's
+        magnitude = survey.instrument.zero_point - 2.5 * np.log10(found.truth["flux"][..., 0])
+        weight = magnitude_weights(magnitude, target)
+        rows = np.random.default_rng(seed).choice(len(weight), size=len(weight), p=weight / weight.sum())
+        truth = {name: values[rows] for name, values in found.truth.items()}
+        found = replace(found, network=found.network.select(rows), truth=truth)
     images = ", ".join(path.name for path in survey.images)
     words = f"{len(found.network)} blends of {words}, with magnitudes as in {images}"
-    drawn = _weighted(found, survey, target, seed=seed) if own else found
-    folds = None if folds is None else folds(drawn.truth["identity"])
     settings = {"least": least, "repair": repair, "fitted_on": words}
-    return fit_calibrator(drawn.network, drawn, masks=found.sums, folds=folds, **settings)
+    settings["folds"] = folds(found.truth["identity"]) if own else None
+    return fit_calibrator(found.network, found, masks=found.sums, **settings)
 
 
-def _weighted(found: Comparison, survey: Survey, target: NDArray[np.float64], *, seed: int) -> Comparison:
-    """Draw blends again, so that their magnitudes are distributed as the survey's."""
-    magnitude = survey.instrument.zero_point - 2.5 * np.log10(found.truth["flux"][..., 0])
-    weight = magnitude_weights(magnitude, target)
-    rows = np.random.default_rng(seed).choice(len(weight), size=len(weight), p=weight / weight.sum())
-    truth = {name: values[rows] for name, values in found.truth.items()}
-    return replace(found, network=found.network.select(rows), calibrated=found.calibrated.select(rows), truth=truth)
+def _sky(survey: Survey, *, seed: int) -> Sky:
+    with ExitStack() as stack:
+        mosaics = [stack.enter_context(open_mosaic(path, hdu=survey.hdu)) for path in survey.images]
+        for mosaic in mosaics:
+            check_mosaic(mosaic, None, survey.instrument)
+        return sky_patches(mosaics, survey.instrument, seed=seed)
 
 
 def survey_magnitudes(survey: Survey) -> NDArray[np.float64]:
@@ -268,34 +260,11 @@ def survey_magnitudes(survey: Survey) -> NDArray[np.float64]:
 
 def _own_galaxies(survey: Survey, *, seed: int) -> Library | None:
     try:
-        collection = isolate_galaxies(
-            survey.images,
-            catalog=survey.catalog,
-            columns=dict(survey.columns),
-            hdu=survey.hdu,
-            instrument=survey.instrument,
-            selection=Selection(survey.magnitude),
-            seed=seed,
-        )
+        taken = {"catalog": survey.catalog, "columns": dict(survey.columns), "hdu": survey.hdu, "seed": seed}
+        taken |= {"instrument": survey.instrument, "selection": Selection(survey.magnitude)}
+        library = isolate_galaxies(survey.images, **taken).library
     except ValueError as error:
         if survey.galaxies == "own" or "no galaxy is left" not in str(error):
             raise
         return None
-    return collection.library.select(collection.library.keep)
-
-
-def _blends_of_own(survey: Survey, library: Library, *, seed: int) -> tuple[Iterator[Blend], Folds, str]:
-    blends, folds = pairs_in_folds(library, survey.count, instrument=survey.instrument, seed=seed)
-    return blends, folds, f"{len(set(library.identity))} isolated galaxies"
-
-
-def _blends_of_simulated(
-    survey: Survey, target: NDArray[np.float64], *, seed: int
-) -> tuple[Iterator[Blend], None, str]:
-    with ExitStack() as stack:
-        mosaics = [stack.enter_context(open_mosaic(path, hdu=survey.hdu)) for path in survey.images]
-        for mosaic in mosaics:
-            check_mosaic(mosaic, None, survey.instrument)
-        sky = sky_patches(mosaics, survey.instrument, seed=seed)
-    blends = simulated_in_sky(sky, survey.count, prior=survey.prior, magnitudes=target, seed=seed)
-    return blends, None, f"simulated galaxies in {len(sky.pixels)} patches of sky"
+    return library.select(library.keep)

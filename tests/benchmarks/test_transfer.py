@@ -5,10 +5,10 @@ import pytest
 import torch
 from astropy.table import Table
 from click.testing import CliRunner
-from test_galaxies import made
+from libraries import made
 
 from benchmarks import transfer
-from probdeblend.surveys.files import write_library
+from probdeblend.surveys import write_library
 from probdeblend.surveys.library import identity_number
 
 
@@ -26,7 +26,6 @@ def test_sources_separate_their_galaxies():
 
 @pytest.mark.slow
 def test_the_command_resumes(tmp_path, monkeypatch):
-    (tmp_path / "library").mkdir()
     write_library(tmp_path / "library", made(20))
     output = tmp_path / "transfer"
     sizes = ["--steps", "2", "--batch-size", "4", "--count", "12", "--filters", "2"]

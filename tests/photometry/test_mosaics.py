@@ -1,12 +1,10 @@
-"""Windows of mosaics, and catalogs of any columns."""
+"""Windows of mosaics."""
 
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import Table
 
 from probdeblend.photometry import open_mosaic
-from probdeblend.photometry.mosaics import read_columns
 
 
 @pytest.fixture
@@ -54,9 +52,9 @@ def test_zeros_are_no_coverage(tmp_path, rng):
 
 def test_pixels_are_read_when_they_are_asked_for(mosaic):
     with open_mosaic(mosaic[0]) as opened:
-        assert not opened.hdu._data_loaded
+        assert not opened.data.hdu._data_loaded
         opened.window(0, 0, 5)
-        assert not opened.hdu._data_loaded
+        assert not opened.data.hdu._data_loaded
 
 
 def test_a_mosaic_has_two_dimensions(tmp_path):
@@ -76,28 +74,3 @@ def test_errors_while_a_mosaic_is_open_stay_what_they_are(mosaic):
     opening = open_mosaic(mosaic[0])
     with pytest.raises(OSError, match="disk"), opening:
         raise OSError("disk")
-
-
-@pytest.mark.parametrize("suffix", ["fits", "ecsv", "csv"])
-def test_columns_get_our_names(tmp_path, suffix):
-    path = tmp_path / f"catalog.{suffix}"
-    Table({"ALPHA": [1.0, 2.0], "DELTA": [3.0, 4.0], "H": [20.0, 21.0], "id": [7, 8]}).write(path)
-    names = {"ra": "ALPHA", "dec": "DELTA", "magnitude": "H"}
-    table = read_columns(path, names, required=("magnitude",))
-    assert {"ra", "dec", "magnitude", "id"} <= set(table.colnames)
-    assert table["magnitude"].tolist() == [20.0, 21.0]
-
-
-def test_missing_columns_are_named(tmp_path):
-    path = tmp_path / "catalog.csv"
-    Table({"X": [1.0], "Y": [2.0]}).write(path)
-    message = r"the columns 'H_MAG' \(for magnitude\) are missing, there are X, Y"
-    with pytest.raises(ValueError, match=message):
-        read_columns(path, {"magnitude": "H_MAG"}, required=("magnitude",))
-    with pytest.raises(ValueError, match=r"the columns 'magnitude' are missing"):
-        read_columns(path, {}, required=("magnitude",))
-    (tmp_path / "text.fits").write_text("no")
-    with pytest.raises(ValueError, match=r"text.fits: not a catalog in FITS, ECSV or CSV"):
-        read_columns(tmp_path / "text.fits", {})
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        read_columns(tmp_path / "none.csv", {})

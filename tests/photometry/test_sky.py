@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import signal
 
 from probdeblend.photometry import sky
@@ -80,7 +81,7 @@ def test_replaced_pixels_keep_the_correlation(rng):
     image = drizzled(rng)
     segmentation = disks(image.shape, *[(40 + 70 * i, 40 + 70 * j, 25) for i in range(4) for j in range(4)])
     image[segmentation > 0] += 100
-    filled = sky.replace_with_sky(image, segmentation > 0, rng)
+    filled = sky.replace_with_sky(image, segmentation > 0, rng, blank=segmentation == 0, sky_rms=1.0)
     assert np.abs(filled).max() < 7
     np.testing.assert_array_equal(filled[segmentation == 0], image[segmentation == 0])
     inside = segmentation > 0
@@ -93,7 +94,7 @@ def test_replaced_pixels_keep_the_correlation(rng):
 def test_replacement_comes_from_nearby(rng):
     image = rng.normal(size=(200, 400)) * np.where(np.arange(400) < 200, 1, 10)
     mask = disks(image.shape, (60, 100, 10)) > 0
-    assert np.abs(sky.replace_with_sky(image, mask, rng)[mask]).max() < 6
+    assert np.abs(sky.replace_with_sky(image, mask, rng, blank=~mask, sky_rms=1.0)[mask]).max() < 6
 
 
 def test_replacement_uses_only_blank_pixels(rng):
@@ -101,7 +102,7 @@ def test_replacement_uses_only_blank_pixels(rng):
     image[:, 50:] = 1000
     mask = disks(image.shape, (20, 50, 8)) > 0
     blank = ~mask & (np.arange(100) < 50)
-    assert np.abs(sky.replace_with_sky(image, mask, rng, blank=blank)[mask]).max() < 10
+    assert np.abs(sky.replace_with_sky(image, mask, rng, blank=blank, sky_rms=1.0)[mask]).max() < 10
 
 
 def test_replacement_copies_pieces_where_the_whole_does_not_fit(rng):
@@ -109,34 +110,40 @@ def test_replacement_copies_pieces_where_the_whole_does_not_fit(rng):
     mask = np.zeros(image.shape, dtype=bool)
     mask[:70] = True
     image[mask] = np.nan
-    filled = sky.replace_with_sky(image, mask, rng)
+    filled = sky.replace_with_sky(image, mask, rng, blank=~mask, sky_rms=1.0)
     assert np.isin(filled[mask], image[~mask]).all()
 
 
 @pytest.mark.parametrize(("kernel", "correlation"), [(None, 0.0), (KERNEL, 0.52)])
 def test_noise_is_drawn_where_there_is_no_sky(rng, kernel, correlation):
     image = np.full((300, 3), np.nan)
-    filled = sky.replace_with_sky(image, np.isnan(image), rng, kernel=kernel, sky_rms=2.0)
+    kernel = None if kernel is None else torch.from_numpy(kernel)
+    bad = np.isnan(image)
+    filled = sky.replace_with_sky(image, bad, rng, blank=~bad, kernel=kernel, sky_rms=2.0)
     assert filled.std() == pytest.approx(2, rel=0.1)
     assert np.corrcoef(filled[:, 0], filled[:, 1])[0, 1] == pytest.approx(correlation, abs=0.2)
 
 
-def test_drawn_noise_has_the_scatter_of_the_blank_pixels(rng):
+def test_noise_is_drawn_where_the_sky_is_too_patchy(rng):
     image = 5 * rng.normal(size=(101, 101))
     blank = np.zeros(image.shape, dtype=bool)
     blank[::2, ::2] = True  # sky that has no room for two pixels
     mask = disks(image.shape, (51, 51, 30)) > 0
     image[mask] = 1e6
-    filled = sky.replace_with_sky(image, mask, rng, blank=blank & ~mask)
+    filled = sky.replace_with_sky(image, mask, rng, blank=blank & ~mask, sky_rms=5.0)
     assert filled[mask].std() == pytest.approx(5, rel=0.15)
 
 
 def test_same_seed_same_sky():
     image = np.random.default_rng(1).normal(size=(50, 50))
     mask = disks(image.shape, (20, 20, 5)) > 0
-    first, second = (sky.replace_with_sky(image, mask, np.random.default_rng(3)) for _ in range(2))
+
+    def replaced(mask):
+        return sky.replace_with_sky(image, mask, np.random.default_rng(3), blank=~mask, sky_rms=1.0)
+
+    first, second = replaced(mask), replaced(mask)
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(sky.replace_with_sky(image, np.zeros_like(mask), np.random.default_rng(3)), image)
+    np.testing.assert_array_equal(replaced(np.zeros_like(mask)), image)
 
 
 def test_sky_needs_an_image():
@@ -165,12 +172,7 @@ def test_correlation_factor_needs_blank_sky():
 def test_masks_fit(rng, name):
     masks = {"mask": np.zeros((8, 8)), "blank": np.ones((8, 8))} | {name: np.zeros((4, 4))}
     with pytest.raises(ValueError, match=rf"{name} must have the shape of image \(8, 8\), got \(4, 4\)"):
-        sky.replace_with_sky(np.zeros((8, 8)), masks["mask"], rng, blank=masks["blank"])
-
-
-def test_drawn_noise_needs_a_scatter(rng):
-    with pytest.raises(ValueError, match="sky_rms must be given for an image without blank pixels, got None"):
-        sky.replace_with_sky(np.zeros((8, 8)), np.ones((8, 8)), rng)
+        sky.replace_with_sky(np.zeros((8, 8)), masks["mask"], rng, blank=masks["blank"], sky_rms=1.0)
 
 
 def noisy(rng, *sources, size=128):

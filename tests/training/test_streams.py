@@ -1,5 +1,5 @@
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_stored_stream_sees_every_blend_once_an_epoch(tmp_path, stream, instrume
     assert seen == pytest.approx(np.sort(stored_flux.flatten().numpy()), rel=1e-5)
     later = next(iter(StoredStream(path, batch_size=4, seed=0, first=2)))
     assert torch.equal(later[0], epoch[2][0])
-    with pytest.raises(ValueError, match="the set must hold at least one batch of 40 blends, got 12"):
+    with pytest.raises(ValueError, match="set.h5: must hold at least one batch of 40 blends, got 12"):
         StoredStream(path, batch_size=40)
 
 
@@ -105,10 +105,9 @@ def test_real_blends_stream(instrument):
 
 
 def test_a_mixture_draws_from_both(instrument, false_alarm):
+    @dataclass(eq=False)
     class Constant(EndlessStream):
-        def __init__(self, value):
-            super().__init__()
-            self.value = value
+        value: int
 
         def blend(self, number):
             return self.value
@@ -117,8 +116,6 @@ def test_a_mixture_draws_from_both(instrument, false_alarm):
     drawn = [mixed.blend(number) for number in range(1000)]
     assert binomtest(sum(drawn), 1000, 0.3).pvalue > false_alarm
     assert drawn == [MixedStream([Constant(0), Constant(1)], (0.7, 0.3), seed=2).blend(n) for n in range(1000)]
-    with pytest.raises(ValueError, match="fractions must be one for each of 2 streams and sum to 1"):
-        MixedStream([Constant(0), Constant(1)], (0.5, 0.4))
 
 
 def test_mixtures(instrument):

@@ -1,0 +1,277 @@
+"""From mosaics and catalogs to isolated galaxies, on mosaics that the package simulates and on real ones."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+
+from probdeblend.photometry import FieldImage
+from probdeblend.scene import GALAXY_TYPES, Instrument
+from probdeblend.simulation.galsim import simulate_mosaic
+from probdeblend.simulation.prior import Prior
+from probdeblend.surveys import Selection, isolate_galaxies, read_library, selection, write_library
+from probdeblend.surveys.selection import cut_galaxies, morphological_type, positions, read_columns
+
+
+@pytest.mark.slow
+def test_galaxies_of_a_mosaic_have_their_fluxes(library, field):
+    """Those without a flag, by their number in the catalog: total flux to some percent, position to a pixel."""
+    _, catalog = field
+    rows = np.array([int(name.split(":")[1]) - 1 for name in library.identity])
+    assert len(library) > 30
+    good = library.keep
+    assert 0.4 < good.mean() < 0.95
+    ratio = np.log(library.flux / catalog["flux"][rows])[good]
+    assert abs(np.median(ratio)) < 0.02
+    assert 1.4826 * np.median(np.abs(ratio - np.median(ratio))) < 0.06
+    pull = ratio * (library.flux / library.flux_error)[good]
+    assert 1.4826 * np.median(np.abs(pull)) < 2.0
+
+
+@pytest.mark.slow
+def test_galaxies_stand_in_the_middle_and_alone(library, hst):
+    assert np.abs(library.x - 63.5).max() <= 2.5
+    assert np.abs(library.y - 63.5).max() <= 2.5
+    assert library.segmentation[:, 58:69, 58:69].any((1, 2)).all()
+    for row in np.flatnonzero(library.keep)[:10]:
+        sky = library.pixels[row][~library.footprint[row]]
+        assert np.median(np.abs(sky)) * 1.4826 == pytest.approx(hst.sky_rms, rel=0.15)
+
+
+def test_what_is_left_out_is_counted(field, hst):
+    mosaic, catalog = field
+    skipped = Counter()
+    kept = list(cut_galaxies(mosaic, catalog, instrument=hst, selection=Selection(22.0), skipped=skipped))
+    assert len(kept) + skipped.total() == len(catalog)
+    assert skipped["too faint"] == (catalog["magnitude"] >= 22.0).sum()
+    assert skipped["too near the edge"] > 0
+    moved = catalog.copy()
+    moved["x"] += 5000
+    skipped.clear()
+    assert not list(cut_galaxies(mosaic, moved, instrument=hst, selection=Selection(30), skipped=skipped))
+    assert set(skipped) == {"off the mosaic"}
+
+
+@pytest.mark.slow
+def test_without_a_catalog_the_same_galaxies_are_found(field, hst):
+    mosaic, catalog = field
+    found = list(cut_galaxies(mosaic, None, instrument=hst, selection=Selection(21.5), skipped=Counter()))
+    bright = catalog[catalog["magnitude"] < 21.2]
+    x, y = (np.array([getattr(g, name) + getattr(g, f"{name}0") for g in found]) for name in "xy")
+    inside = (np.minimum(bright["x"], bright["y"]) > 40) & (np.maximum(bright["x"], bright["y"]) < 860)
+    distance = np.hypot(x - np.array(bright["x"])[:, None], y - np.array(bright["y"])[:, None]).min(1)
+    assert np.mean(distance[np.asarray(inside)] < 3) > 0.7
+
+
+def test_same_seed_same_sky(field, hst):
+    def first(seed):
+        settings = {"selection": Selection(21.0), "skipped": Counter()}
+        return next(iter(cut_galaxies(*field, instrument=hst, seed=seed, **settings))).pixels
+
+    assert np.array_equal(first(1), first(1))
+
+
+@pytest.mark.slow
+def test_one_source_is_cut_out_once(field, hst):
+    mosaic, catalog = field
+    doubled = catalog.copy()
+    doubled["x"] += 2.0
+    twice = Table({name: np.concatenate([catalog[name], doubled[name]]) for name in ("x", "y", "magnitude")})
+    skipped = Counter()
+    found = list(cut_galaxies(mosaic, twice, instrument=hst, selection=Selection(21.5), skipped=skipped))
+    assert skipped["the same source as that of another row"] >= len(found) - 1
+    assert len(found) <= (catalog["magnitude"] < 21.5).sum()
+
+
+def test_types_by_the_papers_probabilities():
+    catalog = Table(
+        {"p_sph": [0.9, 0.1, 0.9, 0.1, 0.5], "p_disk": [0.1, 0.9, 0.9, 0.85, 0.5], "p_irr": [0, 0, 0, 0.9, 0.5]}
+    )
+    kinds = [GALAXY_TYPES[kind] if kind >= 0 else None for kind in morphological_type(catalog, 0.8)]
+    assert kinds == ["sph", "disk", "sphd", "irr", None]
+    assert (morphological_type(Table({"x": [1, 2]}), 0.8) == -1).all()
+
+
+def test_probabilities_of_types_come_together():
+    with pytest.raises(ValueError, match="the catalog must have all of p_sph, p_disk, p_irr or none, it lacks p_disk"):
+        morphological_type(Table({"p_sph": [0.9], "p_irr": [0.1]}), 0.8)
+
+
+def test_positions_need_columns_and_coordinates():
+    mosaic = FieldImage("simulated", np.zeros((300, 300)), None, None, None, "", fits.Header())
+    with pytest.raises(ValueError, match="the catalog must have the columns x and y, or ra and dec, got magnitude"):
+        positions(Table({"magnitude": [1.0]}), mosaic)
+    with pytest.raises(ValueError, match="simulated: has no world coordinates, so the catalog must give x and y"):
+        positions(Table({"ra": [1.0], "dec": [2.0]}), mosaic)
+
+
+@pytest.mark.slow
+def test_types_select(field, hst):
+    mosaic, catalog = field
+    typed = catalog.copy()
+    for column, kinds in {"p_sph": ("sph", "sphd"), "p_disk": ("disk", "sphd"), "p_irr": ("irr",)}.items():
+        typed[column] = np.isin(typed["type"], kinds).astype(float)
+    typed["p_sph"][typed["type"] == "sph"] = 0.5
+    skipped = Counter()
+    found = list(cut_galaxies(mosaic, typed, instrument=hst, selection=Selection(22.5), skipped=skipped))
+    assert skipped["no type is probable enough"] > 0
+    for galaxy in found:
+        kind = typed["type"][int(galaxy.identity.split(":")[1]) - 1]
+        assert GALAXY_TYPES[galaxy.galaxy_type] == kind != "sph"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [((np.nan, 0.8), "magnitude must be finite"), ((23.0, 1.0), "probability")]
+)
+def test_selections_that_are_none(values, message):
+    with pytest.raises(ValueError, match=message):
+        Selection(*values)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    fitted = selection.fit_aperture_correction
+    monkeypatch.setattr(selection, "fit_aperture_correction", lambda instrument: fitted(instrument, count=96))
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("survey")
+    hst = Instrument.candels_f160w()
+    image, catalog = simulate_mosaic(12, (400, 400), prior=Prior.published(), instrument=hst, seed=3)
+    header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 1, "CRPIX2": 1, "ABMAGZP": 25.9463})
+    header.update({"CDELT1": -0.06 / 3600, "CDELT2": 0.06 / 3600, "CRVAL1": 53.0, "CRVAL2": -27.0})
+    fits.PrimaryHDU(image.astype(np.float32), header).writeto(folder / "mosaic.fits")
+    catalog.rename_column("magnitude", "H")
+    catalog.write(folder / "catalog.csv")
+    fits.PrimaryHDU(np.full((400, 400), 3e-3, dtype=np.float32)).writeto(folder / "rms.fits")
+    return folder
+
+
+def collected(survey, **options):
+    settings = {"catalog": survey / "catalog.csv", "columns": {"magnitude": "H"}} | options
+    return isolate_galaxies([survey / "mosaic.fits"], **settings)
+
+
+def test_a_library_of_a_mosaic(survey, tmp_path):
+    found = collected(survey, rms=survey / "rms.fits")
+    assert len(found.library) >= 5
+    assert np.isfinite(found.library.ra).all()
+    assert np.abs(found.library.dec + 27).max() < 0.01
+    names = write_library(tmp_path / "isolated", found.library)
+    assert names == ["library.h5", "keep.csv", "contact-001.png"]
+    assert sorted(entry.name for entry in (tmp_path / "isolated").iterdir()) == sorted(names)
+    assert len(read_library(tmp_path / "isolated")) == len(found.library)
+    table = found.summary()
+    assert dict(zip(table["reason"], table["galaxies"], strict=True)).items() >= found.skipped.items()
+    assert table["galaxies"].sum() == 12
+    assert table["galaxies"][table["state"] == "kept"].tolist() == [found.library.keep.sum()]
+    assert 1 < table.meta["aperture_correction"] < 1.3
+    assert sum(found.skipped.values()) + len(found.library) == 12
+    with pytest.raises(FileExistsError, match="isolated: exists already"):
+        write_library(tmp_path / "isolated", found.library)
+    write_library(tmp_path / "isolated", found.library, overwrite=True)
+    both = read_library(tmp_path / "isolated", tmp_path / "isolated")
+    assert len(set(both.identity)) == len(set(found.library.identity))
+
+
+@pytest.mark.slow
+def test_without_a_catalog(survey):
+    found = collected(survey, catalog=None, columns=None)
+    assert len(found.library) >= 5
+
+
+@pytest.mark.slow
+def test_fluxes_in_another_unit(survey, tmp_path):
+    """The same image in nJy: fluxes times the ratio of the units, corrections and relative errors as before."""
+    with fits.open(survey / "mosaic.fits") as hdus:
+        factor = 10 ** (0.4 * (31.4 - 25.9463))
+        hdus[0].header["ABMAGZP"] = 31.4
+        fits.PrimaryHDU(hdus[0].data * factor, hdus[0].header).writeto(tmp_path / "mosaic.fits")
+    options = {"catalog": survey / "catalog.csv", "columns": {"magnitude": "H"}}
+    first = collected(survey).library
+    second = isolate_galaxies([tmp_path / "mosaic.fits"], **options).library
+    np.testing.assert_allclose(second.flux, factor * first.flux, rtol=1e-3)
+    np.testing.assert_allclose(second.flux_error, factor * first.flux_error, rtol=1e-2)
+    np.testing.assert_allclose(second.magnitude, first.magnitude, atol=2e-3)
+
+
+def test_a_mapping_to_sky_positions_wins(survey):
+    table = Table.read(survey / "catalog.csv")
+    table["RA"] = 53.0 - table["x"] * 0.06 / 3600 / np.cos(np.radians(27.0))
+    table["DEC"] = -27.0 + table["y"] * 0.06 / 3600
+    table["x"] = 5000.0
+    table.write(survey / "sky.csv", overwrite=True)
+    columns = {"ra": "RA", "dec": "DEC", "magnitude": "H"}
+    assert len(collected(survey, catalog=survey / "sky.csv", columns=columns).library) >= 5
+
+
+def test_files_that_do_not_fit(survey, tmp_path):
+    mosaic = survey / "mosaic.fits"
+    with pytest.raises(ValueError, match="a catalog and an rms map belong to one image, got 2 images"):
+        isolate_galaxies([mosaic, mosaic], catalog=survey / "catalog.csv")
+    with pytest.raises(ValueError, match="the columns 'magnitude' are missing, there are id, x, y, H"):
+        collected(survey, columns={})
+    with pytest.raises(ValueError, match="no galaxy is left to cut out: 12 too faint"):
+        collected(survey, selection=Selection(10.0))
+    Table({"x": [], "y": [], "magnitude": []}).write(tmp_path / "empty.ecsv")
+    with pytest.raises(ValueError, match="the catalog must have rows, got none"):
+        collected(survey, catalog=tmp_path / "empty.ecsv", columns={})
+    fits.PrimaryHDU(np.ones((10, 10))).writeto(tmp_path / "small.fits")
+    with pytest.raises(ValueError, match=r"the rms map must have the mosaic's shape \(400, 400\), got \(10, 10\)"):
+        collected(survey, rms=tmp_path / "small.fits")
+    with fits.open(mosaic) as hdus:
+        hdus[0].header["CDELT2"] = 0.2 / 3600
+        hdus[0].header["CDELT1"] = -0.2 / 3600
+        hdus.writeto(tmp_path / "coarse.fits")
+    with pytest.raises(ValueError, match=r'coarse.fits: pixels must be 0.06" within 2%, got 0.2"'):
+        isolate_galaxies([tmp_path / "coarse.fits"])
+
+
+def test_sky_positions_need_coordinates(survey, tmp_path):
+    with fits.open(survey / "mosaic.fits") as hdus:
+        fits.PrimaryHDU(hdus[0].data).writeto(tmp_path / "bare.fits")
+    Table({"ra": [53.0], "dec": [-27.0], "magnitude": [20.0]}).write(tmp_path / "sky.csv")
+    with pytest.raises(ValueError, match=r"bare.fits: has no world coordinates, so the catalog must give x and y"):
+        isolate_galaxies([tmp_path / "bare.fits"], catalog=tmp_path / "sky.csv")
+
+
+@pytest.mark.slow
+def test_isolated_galaxies_of_candels(data_dir):
+    """Of the seven cut-outs: at least ten galaxies, some kept and some rejected, and the two depths are seen."""
+    paths = sorted((data_dir / "candels_f160w").glob("*.fits"))
+    found = isolate_galaxies(paths, hdu="1", selection=Selection(24.7))
+    assert len(found.library) >= 10
+    assert 5 <= found.library.keep.sum() < len(found.library)
+    reasons = Counter(found.library.quality.tolist())
+    straddling = found.library.origin == "gds_H.gf18160.fits"
+    assert (found.library.quality[straddling] & 32 > 0).all()
+    assert reasons[0] == found.library.keep.sum()
+    assert ((found.library.sky_rms > 1.5e-3) & (found.library.sky_rms < 9e-3)).all()
+
+
+@pytest.mark.parametrize("suffix", ["fits", "ecsv", "csv"])
+def test_columns_get_our_names(tmp_path, suffix):
+    path = tmp_path / f"catalog.{suffix}"
+    Table({"ALPHA": [1.0, 2.0], "DELTA": [3.0, 4.0], "H": [20.0, 21.0], "id": [7, 8]}).write(path)
+    names = {"ra": "ALPHA", "dec": "DELTA", "magnitude": "H"}
+    table = read_columns(path, names, required=("magnitude",))
+    assert {"ra", "dec", "magnitude", "id"} <= set(table.colnames)
+    assert table["magnitude"].tolist() == [20.0, 21.0]
+
+
+def test_missing_columns_are_named(tmp_path):
+    path = tmp_path / "catalog.csv"
+    Table({"X": [1.0], "Y": [2.0]}).write(path)
+    message = r"the columns 'H_MAG' \(for magnitude\) are missing, there are X, Y"
+    with pytest.raises(ValueError, match=message):
+        read_columns(path, {"magnitude": "H_MAG"}, required=("magnitude",))
+    with pytest.raises(ValueError, match=r"the columns 'magnitude' are missing"):
+        read_columns(path, {}, required=("magnitude",))
+    (tmp_path / "text.fits").write_text("no")
+    with pytest.raises(ValueError, match=r"text.fits: not a catalog in FITS, ECSV or CSV"):
+        read_columns(tmp_path / "text.fits", {})
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_columns(tmp_path / "none.csv", {})
