@@ -1,4 +1,4 @@
-"""What training is made of: batches, the conditions that images are taken in, turns and flips."""
+"""The conditions of a training set, and the batches that a loss takes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,9 @@ __all__ = ["Batch", "Conditions", "training_batch", "turn"]
 
 
 class Batch(NamedTuple):
-    """What a loss takes; all but the mask in units of the sky noise.
+    """What a loss takes: image ``(blend, band, y, x)``, flux ``(blend, galaxy)``, mask and light of each galaxy alone.
 
-    Parameters
-    ----------
-    image
-        Pixels ``(blend, band, y, x)``.
-    flux
-        True total flux ``(blend, galaxy)``.
-    mask
-        True masks ``(blend, galaxy, y, x)``.
-    light
-        Image of each galaxy alone ``(blend, galaxy, y, x)``.
+    Mask and light are ``(blend, galaxy, y, x)``; all but the mask are in units of the sky noise.
     """
 
     image: Tensor
@@ -47,7 +38,7 @@ class Conditions:
     exposure
         Least and largest exposure in counts per unit of flux, uniform between.
     psf_growth
-        Least and largest width of the PSF over that of the instrument's, uniform between.
+        Least and largest width of the PSF relative to that of the instrument, uniform between.
     psf_shear
         Largest reduced shear of the PSF, (a - b) / (a + b) of its half-axes; uniform in the plane of shears.
 
@@ -71,35 +62,13 @@ class Conditions:
             raise ValueError(f"psf_shear must be at least 0 and less than 1, got {self.psf_shear}")
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Draw depths from torch's default generator.
-
-        Parameters
-        ----------
-        count
-            Number of blends.
-
-        Returns
-        -------
-        tuple of Tensor
-            Sky noise and exposure ``(blend,)``.
-        """
+        """Draw sky noise and exposure ``(blend,)`` from torch's default generator."""
         low, high = (math.log(value) for value in self.sky_rms)
         least, most = self.exposure
         return (low + (high - low) * torch.rand(count)).exp(), least + (most - least) * torch.rand(count)
 
     def sample_psf(self, psf: Tensor) -> Tensor:
-        """Draw a PSF from torch's default generator.
-
-        Parameters
-        ----------
-        psf
-            The instrument's effective PSF ``(y, x)``.
-
-        Returns
-        -------
-        Tensor
-            A PSF of the family, of the same shape.
-        """
+        """Draw a PSF, the instrument's effective one wider and sheared, from torch's default generator."""
         low, high = self.psf_growth
         if low == high == 1 and self.psf_shear == 0:
             return psf
@@ -110,23 +79,7 @@ class Conditions:
 
 
 def training_batch(blend: Blend) -> Batch:
-    """Return what a loss takes.
-
-    Parameters
-    ----------
-    blend
-        Blends with truth, in one band.
-
-    Returns
-    -------
-    Batch
-        In units of the sky noise.
-
-    Raises
-    ------
-    ValueError
-        If the blends have no truth, or are not pairs.
-    """
+    """Return what a loss takes, from pairs with truth in one band."""
     if blend.flux is None or blend.mask is None or blend.isolated is None:
         raise ValueError("blends must have flux, mask and isolated to train on, got blends without truth")
     if blend.flux.shape[1] != 2 or torch.isnan(blend.flux).any():
@@ -136,22 +89,7 @@ def training_batch(blend: Blend) -> Batch:
 
 
 def turn(batch: Batch, *, quarters: int, flip: bool) -> Batch:
-    """Turn and flip what has pixels; fluxes stay.
-
-    Parameters
-    ----------
-    batch
-        What `training_batch` returns.
-    quarters
-        Number of quarter turns from x to y.
-    flip
-        Whether to flip x first.
-
-    Returns
-    -------
-    Batch
-        The turned batch.
-    """
+    """Turn what has pixels by quarters from x to y, and flip x first if wanted; fluxes stay."""
 
     def turned(pixels: Tensor) -> Tensor:
         return torch.rot90(pixels.flip(-1) if flip else pixels, -quarters, (-2, -1))

@@ -1,13 +1,12 @@
-"""Blends with truth: galaxies of a prior, drawn by GalSim or by torch, under the noise of an instrument.
+"""Blends of known truth: galaxies of a prior, rendered by GalSim or by torch, with the noise of an instrument.
 
-A galaxy is a sum of sheared and shifted Sérsic profiles, convolved with the instrument's effective PSF, which
-holds the pixel. GalSim interpolates the PSF with a wide Lanczos kernel, which keeps it band-limited as its
-sampling says it is; GalSim's default kernel differs by up to 3e-3 of a galaxy's peak. Sérsic indices are
-taken as they are: GalSim computes the table of a new index once, which takes most of the time of a simulation
-with GalSim.
+A galaxy is a sum of sheared and shifted Sérsic profiles, convolved with the instrument's effective PSF, which holds the
+pixel. GalSim interpolates the PSF with a wide Lanczos kernel, which keeps it band-limited as its sampling implies;
+GalSim's default kernel differs by up to 3e-3 of a galaxy's peak. Sérsic indices are not rounded: GalSim computes the
+table of a new index once, which takes most of the time of a simulation with GalSim.
 
-The ideas are those of GalSim (Rowe et al. 2015, doi:10.1016/j.ascom.2015.02.002) and of the blends of Boucaud
-et al. (2020, doi:10.1093/mnras/stz3056).
+The ideas are those of GalSim (Rowe et al. 2015, doi:10.1016/j.ascom.2015.02.002) and of the blends of Boucaud et al.
+(2020, doi:10.1093/mnras/stz3056).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-import galsim
 import numpy as np
 import torch
 from astropy.table import Table
@@ -30,22 +28,16 @@ from . import profiles
 from .prior import Prior
 from .workers import in_order
 
-__all__ = ["Renderer", "render_galsim", "render_torch", "simulate_blends", "simulate_mosaic"]
+__all__ = ["Renderer", "render_galsim", "render_torch", "simulate", "simulate_blends", "simulate_mosaic"]
 
 Renderer = Callable[[Components, Instrument], Tensor]
 """A function that turns light into noiseless images ``(blend, galaxy, y, x)`` of each galaxy alone."""
 
-_PARAMS = galsim.GSParams(
-    folding_threshold=2e-3,
-    stepk_minimum_hlr=10,
-    maxk_threshold=1e-3,
-    kvalue_accuracy=1e-6,
-    maximum_fft_size=16384,
-)
+BATCH_SIZE = 64
 
 
 def render_galsim(components: Components, instrument: Instrument) -> Tensor:
-    """Draw each galaxy of each blend alone with GalSim, without noise.
+    """Render each galaxy of each blend alone with GalSim, without noise.
 
     Parameters
     ----------
@@ -64,35 +56,32 @@ def render_galsim(components: Components, instrument: Instrument) -> Tensor:
     galsim.GalSimRangeError
         If a Sérsic index or an axis ratio is out of GalSim's range.
     """
+    import galsim
+
+    accuracy = galsim.GSParams(
+        folding_threshold=2e-3, stepk_minimum_hlr=10, maxk_threshold=1e-3, kvalue_accuracy=1e-6, maximum_fft_size=16384
+    )
     scale = instrument.pixel_scale
     kernel = galsim.Image(instrument.psf.double().cpu().numpy(), scale=scale)
-    psf = galsim.InterpolatedImage(kernel, x_interpolant=galsim.Lanczos(31), gsparams=_PARAMS)
+    psf = galsim.InterpolatedImage(kernel, x_interpolant=galsim.Lanczos(31), gsparams=accuracy)
+    grid = {"nx": STAMP_SIZE, "ny": STAMP_SIZE, "scale": scale, "method": "no_pixel", "dtype": float}
+    names = ("flux", "half_light_radius", "sersic_index", "axis_ratio", "angle", "x", "y")
+    values = torch.stack([getattr(components, name) for name in names], -1).double()
     images = np.zeros((*components.flux.shape[:2], STAMP_SIZE, STAMP_SIZE))
-    for blend, galaxy in np.ndindex(*images.shape[:2]):
-        light = _light(components, (blend, galaxy), scale)
-        if light is not None:
-            drawn = galsim.Convolve(light, psf, gsparams=_PARAMS).drawImage(
-                nx=STAMP_SIZE, ny=STAMP_SIZE, scale=scale, method="no_pixel", dtype=float
-            )
-            images[blend, galaxy] = drawn.array
+    for galaxy in np.ndindex(*images.shape[:2]):
+        parts = []
+        for flux, radius, index, ratio, angle, x, y in values[galaxy][components.present[galaxy]].tolist():
+            part = galsim.Sersic(index, half_light_radius=radius, flux=flux, gsparams=accuracy)
+            part = part.shear(q=ratio, beta=angle * galsim.radians)
+            parts.append(part.shift(scale * (x - STAMP_CENTER), scale * (y - STAMP_CENTER)))
+        if parts:
+            convolved = galsim.Convolve(galsim.Sum(parts), psf, gsparams=accuracy)
+            images[galaxy] = convolved.drawImage(**grid).array
     return torch.from_numpy(images).to(components.flux)
 
 
-def _light(components: Components, galaxy: tuple[int, int], scale: float) -> galsim.GSObject | None:
-    """Sum of one galaxy's components relative to the stamp's center, in arcsec; None if it has none."""
-    present = components.present[galaxy]
-    names = ("flux", "half_light_radius", "sersic_index", "axis_ratio", "angle", "x", "y")
-    values = torch.stack([getattr(components, name)[galaxy][present] for name in names], -1).double().tolist()
-    parts = []
-    for flux, radius, index, ratio, angle, x, y in values:
-        part = galsim.Sersic(index, half_light_radius=radius, flux=flux, gsparams=_PARAMS)
-        part = part.shear(q=ratio, beta=angle * galsim.radians)
-        parts.append(part.shift(scale * (x - STAMP_CENTER), scale * (y - STAMP_CENTER)))
-    return galsim.Sum(parts) if parts else None
-
-
 def render_torch(components: Components, instrument: Instrument) -> Tensor:
-    """Draw each galaxy of each blend alone with `~probdeblend.simulation.profiles.render`, on the device of the PSF.
+    """Render each galaxy of each blend alone with torch, without noise, on the device of the PSF.
 
     Parameters
     ----------
@@ -111,6 +100,49 @@ def render_torch(components: Components, instrument: Instrument) -> Tensor:
         return profiles.render(components.to(psf.device), psf, pixel_scale=instrument.pixel_scale)
 
 
+def simulate(
+    count: int,
+    *,
+    prior: Prior | None = None,
+    instrument: Instrument | None = None,
+    seed: int = 0,
+    render: Renderer = render_galsim,
+    workers: int = 0,
+) -> Blend:
+    """Simulate blends with their truth, as ``probdeblend simulate`` does.
+
+    Parameters
+    ----------
+    count
+        Number of blends, at least one; larger sets than fit in memory are made by `simulate_blends`.
+    prior
+        The population; ``Prior.published()`` by default.
+    instrument
+        What the images are taken with; ``Instrument.candels_f160w()`` by default.
+    seed
+        Same seed, same blends; not negative.
+    render
+        `render_galsim` or `render_torch`.
+    workers
+        Number of processes that simulate; 0 for this one alone. The blends do not depend on it.
+
+    Returns
+    -------
+    Blend
+        Blends in one band with all their truth, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the count is not positive, or another number is negative.
+    """
+    if count < 1:
+        raise ValueError(f"count must be positive, got {count}")
+    prior, instrument = prior or Prior.published(), instrument or Instrument.candels_f160w()
+    work = {"seed": seed, "render": render, "batch_size": min(count, BATCH_SIZE), "workers": workers}
+    return Blend.join(simulate_blends(count, prior=prior, instrument=instrument, **work))
+
+
 def simulate_blends(
     count: int,
     *,
@@ -118,14 +150,14 @@ def simulate_blends(
     instrument: Instrument,
     seed: int,
     render: Renderer = render_galsim,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     first: int = 0,
     workers: int = 0,
 ) -> Iterator[Blend]:
     """Simulate blends with their truth, batch by batch.
 
-    Batch i depends on the seed, the batch size and i alone, so that a longer set begins with the shorter one.
-    Noise levels are those of the instrument.
+    Batch i depends on the seed, the batch size and i alone, so that a longer set begins with the shorter one. Noise
+    levels are those of the instrument.
 
     Parameters
     ----------
@@ -140,17 +172,16 @@ def simulate_blends(
     render
         `render_galsim` or `render_torch`.
     batch_size
-        Blends a batch; the last one holds what is left.
+        Blends per batch; the last one holds the remainder.
     first
         Number of the first batch to make.
     workers
-        Number of processes that simulate; 0 for none but this one. The blends do not depend on it.
+        Number of processes that simulate; 0 for this one alone. The blends do not depend on it.
 
     Returns
     -------
     iterator of Blend
-        Blends in one band with all their truth, on the CPU. AUTO fluxes are those of the isolated, noiseless
-        images.
+        Blends in one band with all their truth, on the CPU. AUTO fluxes are those of the isolated, noiseless images.
 
     Raises
     ------
@@ -168,41 +199,36 @@ def simulate_blends(
     return in_order(draw, keys[first:], workers=workers)
 
 
+def _seeds(key: tuple[int, ...], count: int) -> list[int]:
+    return [int(state >> np.uint64(1)) for state in np.random.SeedSequence(key).generate_state(count, np.uint64)]
+
+
 def _batch(
-    task: tuple[tuple[int, int], int],
-    *,
-    size: int,
-    prior: Prior,
-    instrument: Instrument,
-    render: Renderer,
+    task: tuple[tuple[int, int], int], *, size: int, prior: Prior, instrument: Instrument, render: Renderer
 ) -> Blend:
     """Draw a batch of `size` blends and keep the first `count`, which thus do not depend on `count`."""
     key, count = task
-    states = np.random.SeedSequence(key).generate_state(3, np.uint64) >> np.uint64(1)
-    pair_seed, shape_seed, noise_seed = (int(state) for state in states)
+    pair_seed, shape_seed, noise_seed = _seeds(key, 3)
     pairs = prior.sample(size, seed=pair_seed)
     components = prior.components(pairs, instrument, seed=shape_seed).select(slice(count))
     absent = ~pairs["present"][:count]
     isolated = render(components, instrument).cpu()
     light = torch.zeros(size, 1, STAMP_SIZE, STAMP_SIZE)
     light[:count, 0] = isolated.sum(1)
-    noise = {"sky_rms": instrument.sky_rms, "exposure": instrument.exposure}
-    noise = {name: torch.full((size,), value) for name, value in noise.items()}
+    noise = {name: torch.full((size,), getattr(instrument, name)) for name in ("sky_rms", "exposure")}
     generator = torch.Generator().manual_seed(noise_seed)
     image = add_noise(light, instrument.to("cpu"), **noise, generator=generator)
     measured = [[auto_flux(alone, instrument.sky_rms) for alone in blend] for blend in isolated.numpy()]
-    names = ("x", "y", "half_light_radius")
-    truth = {name: pairs[name][:count].masked_fill(absent, torch.nan) for name in names}
     return Blend(
-        count=(~absent).sum(-1),
         image=image[:count],
         flux=components.total_flux.masked_fill(absent, torch.nan)[..., None],
-        galaxy_type=pairs["galaxy_type"][:count].masked_fill(absent, -1),
         auto_flux=torch.tensor(measured)[..., None],
         mask=isolated > MASK_THRESHOLD * instrument.sky_rms,
         isolated=isolated[:, :, None],
+        galaxy_type=pairs["galaxy_type"][:count].masked_fill(absent, -1),
+        count=(~absent).sum(-1),
         **{name: value[:count] for name, value in noise.items()},
-        **truth,
+        **{name: pairs[name][:count].masked_fill(absent, torch.nan) for name in ("x", "y", "half_light_radius")},
     )
 
 
@@ -215,14 +241,14 @@ def simulate_mosaic(
     seed: int,
     render: Renderer = render_torch,
 ) -> tuple[NDArray[np.float64], Table]:
-    """Simulate an image with galaxies strewn over it, and the catalog of them.
+    """Simulate an image with galaxies at random positions, and their catalog.
 
     Parameters
     ----------
     count
         Number of galaxies.
     shape
-        Number of pixels ``(y, x)``, at least a stamp a side.
+        Number of pixels ``(y, x)``, at least a stamp on a side.
     prior
         The population; the galaxies are the central ones of its blends.
     instrument
@@ -235,7 +261,7 @@ def simulate_mosaic(
     Returns
     -------
     image, catalog
-        Pixels ``(y, x)`` around a sky of zero, and a row a galaxy: ``id``, ``x``, ``y`` (from 0), ``magnitude``,
+        Pixels ``(y, x)`` around a sky of zero, and one row per galaxy: ``id``, ``x``, ``y`` (from 0), ``magnitude``,
         ``half_light_radius`` (arcsec, major axis), ``type`` and total ``flux``.
 
     Raises
@@ -246,12 +272,11 @@ def simulate_mosaic(
     if count < 0:
         raise ValueError(f"count must not be negative, got {count}")
     if min(shape) < STAMP_SIZE:
-        raise ValueError(f"shape must be at least {STAMP_SIZE} pixels a side, got {shape}")
-    states = np.random.SeedSequence((seed, count)).generate_state(4, np.uint64) >> np.uint64(1)
-    pair_seed, shape_seed, noise_seed, place_seed = (int(state) for state in states)
-    alone = replace(prior, crowding=(1.0,))
-    pairs = alone.sample(count, seed=pair_seed)
-    light = alone.components(pairs, instrument, seed=shape_seed)
+        raise ValueError(f"shape must be at least {STAMP_SIZE} pixels on a side, got {shape}")
+    pair_seed, shape_seed, noise_seed, place_seed = _seeds((seed, count), 4)
+    single = replace(prior, crowding=(1.0,))
+    pairs = single.sample(count, seed=pair_seed)
+    light = single.components(pairs, instrument, seed=shape_seed)
     half = STAMP_SIZE // 2
     corner = np.random.default_rng(place_seed).integers(-half, np.array(shape)[::-1] - half, (count, 2))
     image = np.zeros((shape[0] + 2 * STAMP_SIZE, shape[1] + 2 * STAMP_SIZE))
@@ -262,8 +287,9 @@ def simulate_mosaic(
     noise = {name: torch.tensor([getattr(instrument, name)]) for name in ("sky_rms", "exposure")}
     generator = torch.Generator().manual_seed(noise_seed)
     noisy = add_noise(image, instrument.to("cpu"), **noise, generator=generator)[0].double().numpy()
-    x, y = (corner[:, axis] + pairs[name][:, 0].numpy() for axis, name in enumerate("xy"))
-    catalog = Table({"id": np.arange(1, count + 1), "x": x, "y": y})
+    catalog = Table({"id": np.arange(1, count + 1)})
+    for axis, name in enumerate("xy"):
+        catalog[name] = corner[:, axis] + pairs[name][:, 0].numpy()
     for name in ("magnitude", "half_light_radius"):
         catalog[name] = pairs[name][:, 0].numpy()
     catalog["type"] = np.array(GALAXY_TYPES)[pairs["galaxy_type"][:, 0].numpy()]

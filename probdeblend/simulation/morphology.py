@@ -1,13 +1,12 @@
 """The shapes of galaxies: from a galaxy's type, size and magnitude to the Sérsic components of its light.
 
-A spheroid is one component, a disk another; a bulge with a disk two, scaled so that the whole has the wanted
-half-light radius. A third of the disks, with or without a bulge, has two spiral arms of three knots each, and
-a quarter is lopsided: a part of its light lies to one side. An irregular is a disk with 3 to 8 knots strewn
-lopsidedly over it. How much light is in knots, and how large they are, is chosen such that SEP splits blends
-as often as SExtractor splits the published ones (``python -m benchmarks.training_sets`` prints it). Sérsic
-indices, bulge fractions and knots follow broad distributions around the ranges that van der Wel et al. (2012,
-doi:10.1088/0067-0049/203/2/24) and, for knots, Guo et al. (2015, doi:10.1088/0004-637X/800/1/39) see in
-CANDELS.
+A spheroid is one component, a disk another; a bulge with a disk two, scaled so that the whole has the wanted half-light
+radius. A third of the disks, with or without a bulge, has two spiral arms of three knots each, and a quarter is
+lopsided: a part of its light lies to one side. An irregular is a disk with 3 to 8 knots scattered lopsidedly over it.
+How much light is in knots, and how large they are, is chosen such that SEP splits blends as often as SExtractor splits
+the published ones (``python -m benchmarks.training_sets``). Sérsic indices, bulge fractions and knots follow broad
+distributions around the ranges that van der Wel et al. (2012, doi:10.1088/0067-0049/203/2/24) and, for knots, Guo et
+al. (2015, doi:10.1088/0004-637X/800/1/39) see in CANDELS.
 """
 
 from __future__ import annotations
@@ -24,33 +23,20 @@ from ..scene import GALAXY_TYPES, Components, Instrument
 __all__ = ["MAX_COMPONENTS", "galaxy_components"]
 
 MAX_KNOTS = 8
-MAX_KNOT_DISTANCE = 1.8
+MAX_KNOT_DISTANCE = 1.8  # arcsec
 MAX_COMPONENTS = 2 + MAX_KNOTS
 ARM_KNOTS = 3
 SPIRAL_FRACTION = 0.35
 LOPSIDED_FRACTION = 0.25
-# Sérsic index of a galaxy of one profile, for each of `GALAXY_TYPES`: the least, and the range of its quantiles.
+# Sérsic index of single-profile galaxies, for each of `GALAXY_TYPES`: the least, and the range of its quantiles.
 SMOOTH_INDEX = ((1.5, 4.5), (0.5, 1.3), (1.0, 3.0), (0.5, 1.3))
 
 
 def galaxy_components(pairs: Mapping[str, Tensor], instrument: Instrument, *, smooth: bool = False) -> Components:
-    """Turn galaxies into the components of their light; the finer structure is drawn from torch's generator.
+    """Turn galaxies, as `Prior.sample` draws them, into the components of their light, in the instrument's units.
 
-    Parameters
-    ----------
-    pairs
-        Tensors ``(blend, galaxy)``: ``galaxy_type``, ``magnitude``, ``half_light_radius`` (major axis,
-        arcsec), ``shape`` and ``bulge_fraction`` (0 to 1), ``axis_ratio``, ``angle``, and the centers ``x``,
-        ``y`` in pixels; and if not all galaxies are there, which are ``present``.
-    instrument
-        Pixel scale and zero point.
-    smooth
-        Make every galaxy one Sérsic profile: bulge and disk together get an index between 1 and 4.
-
-    Returns
-    -------
-    Components
-        The light, in the instrument's units.
+    The finer structure is drawn from torch's generator. If `smooth`, every galaxy is one Sérsic profile, a bulge with
+    a disk having an index between 1 and 4.
     """
     kind, shape, axis_ratio = pairs["galaxy_type"], pairs["shape"], pairs["axis_ratio"]
     flux = 10 ** (-0.4 * (pairs["magnitude"] - instrument.zero_point))
@@ -65,19 +51,12 @@ def galaxy_components(pairs: Mapping[str, Tensor], instrument: Instrument, *, sm
     light["axis_ratio"][..., 0] = axis_ratio
     least, span = torch.tensor(SMOOTH_INDEX)[kind].unbind(-1)
     light["sersic_index"][..., 0] = least + span * shape
-    if smooth:
-        return _components(light, present, pairs, instrument)
-    is_a = {name: kind == number for number, name in enumerate(GALAXY_TYPES)}
-    _add_disk(light, present, is_a["sphd"], pairs)
-    _add_arms(light, present, is_a["disk"], disk=0)
-    _add_arms(light, present, is_a["sphd"], disk=1)
-    _add_knots(light, present, is_a["irr"])
-    return _components(light, present, pairs, instrument)
-
-
-def _components(
-    light: dict[str, Tensor], present: Tensor, pairs: Mapping[str, Tensor], instrument: Instrument
-) -> Components:
+    if not smooth:
+        is_a = {name: kind == number for number, name in enumerate(GALAXY_TYPES)}
+        _add_disk(light, present, is_a["sphd"], pairs)
+        _add_arms(light, present, is_a["disk"], disk=0)
+        _add_arms(light, present, is_a["sphd"], disk=1)
+        _add_knots(light, present, is_a["irr"])
     dx, dy = light.pop("dx") / instrument.pixel_scale, light.pop("dy") / instrument.pixel_scale
     if "present" in pairs:
         present = present & pairs["present"][..., None]
@@ -111,26 +90,21 @@ def _add_disk(light: dict[str, Tensor], present: Tensor, where: Tensor, pairs: M
     fraction = pairs["bulge_fraction"][where]
     bulge_index = 1.5 + 4.0 * pairs["shape"][where]
     ratio = _uniform(math.log(0.15), math.log(0.7), fraction).exp()
-    disk_radius = light["half_light_radius"][..., 0][where] / _half_light_radius(fraction, ratio, bulge_index)
-    bulge_axis_ratio = _uniform(0.6, 1.0, fraction)
-    total = light["flux"][..., 0][where]
-    rows = light["flux"][where]
-    rows[:, 0], rows[:, 1] = fraction * total, (1 - fraction) * total
-    light["flux"][where] = rows
+    disk_radius = light["half_light_radius"][where, 0] / _half_light_radius(fraction, ratio, bulge_index)
+    total = light["flux"][where, 0]
     values = {
+        "flux": (fraction * total, (1 - fraction) * total),
         "half_light_radius": (ratio * disk_radius, disk_radius),
         "sersic_index": (bulge_index, torch.ones_like(fraction)),
-        "axis_ratio": (bulge_axis_ratio, light["axis_ratio"][..., 0][where]),
+        "axis_ratio": (_uniform(0.6, 1.0, fraction), light["axis_ratio"][where, 0]),
     }
     for name, (bulge, disk) in values.items():
-        rows = light[name][where]
-        rows[:, 0], rows[:, 1] = bulge, disk
-        light[name][where] = rows
+        light[name][where, 0], light[name][where, 1] = bulge, disk
     present[..., 1] |= where
 
 
 def _add_knots(light: dict[str, Tensor], present: Tensor, where: Tensor) -> None:
-    """Move part of the light of the galaxies `where` into knots strewn lopsidedly over the disk."""
+    """Move part of the light of the galaxies `where` into knots scattered lopsidedly over the disk."""
     count = int(where.sum())
     exists = torch.arange(MAX_KNOTS) < torch.randint(3, MAX_KNOTS + 1, (count, 1))
     share = torch.rand(count, MAX_KNOTS).clamp(min=1e-3).log().neg() * exists
@@ -152,7 +126,7 @@ def _add_knots(light: dict[str, Tensor], present: Tensor, where: Tensor) -> None
 
 
 def _add_arms(light: dict[str, Tensor], present: Tensor, where: Tensor, *, disk: int) -> None:
-    """Move part of the light of a disk into two logarithmic spiral arms, or into one patch to a side of it."""
+    """Move part of the light of a disk into two logarithmic spiral arms, or into one patch on one side of it."""
     count = int(where.sum())
     step = torch.arange(MAX_KNOTS)
     kind = torch.rand(count, 1)
@@ -190,28 +164,27 @@ def _move_light(
 ) -> None:
     """Make blobs (galaxy, knot) out of the light of the component `disk` of the galaxies `where`.
 
-    Fluxes are in units of the disk's; places and radii in those of its half-light radius, in its plane seen
-    face-on.
+    Fluxes are in units of the disk's; positions and radii in those of its half-light radius, in its plane seen face-on.
     """
-    rows = {name: value[where] for name, value in light.items()}
-    total, radius, axis_ratio, angle = (
-        rows[name][:, disk : disk + 1].clone() for name in ("flux", "half_light_radius", "axis_ratio", "angle")
-    )
+    names = ("flux", "half_light_radius", "axis_ratio", "angle")
+    total, radius, axis_ratio, angle = (light[name][where, disk][:, None] for name in names)
     major = radius * blobs["along"] / axis_ratio.sqrt()
     minor = radius * blobs["across"] * axis_ratio.sqrt()
-    # Knots stay within reach of the stamp, whatever the size of the galaxy.
+    # Knots stay close to the galaxy, whatever its size.
     near = (MAX_KNOT_DISTANCE / torch.hypot(major, minor).clamp(min=1e-6)).clamp(max=1.0)
     major, minor = near * major, near * minor
     flux = blobs["flux"] * exists
-    rows["dx"][:, 2:] = major * angle.cos() - minor * angle.sin()
-    rows["dy"][:, 2:] = major * angle.sin() + minor * angle.cos()
-    rows["flux"][:, 2:] = total * flux
-    rows["flux"][:, disk : disk + 1] = total * (1 - flux.sum(-1, keepdim=True))
-    rows["half_light_radius"][:, 2:] = blobs["half_light_radius"] * radius.clamp(min=0.1)
-    rows["sersic_index"][:, 2:] = blobs["sersic_index"]
-    rows["axis_ratio"][:, 2:] = blobs["axis_ratio"]
     tilted = torch.atan2(axis_ratio.sqrt() * blobs["angle"].sin(), blobs["angle"].cos() / axis_ratio.sqrt())
-    rows["angle"][:, 2:] = angle + tilted
-    for name, value in rows.items():
-        light[name][where] = value
-    present[where] = torch.cat([present[where][:, :2], exists], -1)
+    values = {
+        "dx": major * angle.cos() - minor * angle.sin(),
+        "dy": major * angle.sin() + minor * angle.cos(),
+        "flux": total * flux,
+        "half_light_radius": blobs["half_light_radius"] * radius.clamp(min=0.1),
+        "sersic_index": blobs["sersic_index"],
+        "axis_ratio": blobs["axis_ratio"],
+        "angle": angle + tilted,
+    }
+    for name, value in values.items():
+        light[name][where, 2:] = value
+    light["flux"][where, disk] = (total * (1 - flux.sum(-1, keepdim=True)))[:, 0]
+    present[where, 2:] = exists

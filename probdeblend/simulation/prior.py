@@ -1,16 +1,15 @@
 """The population of blends: one prior for the simulators, the Pyro model and the calibration tests.
 
-A galaxy is a spheroid, a disk, a bulge with a disk, or an irregular, in the proportions of the 1,050 distinct
-galaxies in the published test set of Boucaud et al. (2020, doi:10.1093/mnras/stz3056). Given its type,
-magnitude and logarithm of the major-axis half-light radius are jointly a mixture of Gaussians fitted to those
-galaxies by ``python -m benchmarks.published fit-prior``; the mixture is continued to fainter magnitudes along
-the fitted relation of size with magnitude, down to a signal-to-noise ratio of about 5 in CANDELS. The published table
-has no profile shapes: Sérsic indices, axis ratios, bulge fractions and knots follow broad distributions
-around the ranges seen in CANDELS by van der Wel et al. (2012, doi:10.1088/0067-0049/203/2/24) and, for knots,
-Guo et al. (2015, doi:10.1088/0004-637X/800/1/39).
+A galaxy is a spheroid, a disk, a bulge with a disk, or an irregular, in the proportions of the 1,050 distinct galaxies
+in the published test set of Boucaud et al. (2020, doi:10.1093/mnras/stz3056). Given its type, magnitude and logarithm
+of the major-axis half-light radius are jointly a mixture of Gaussians fitted to those galaxies by
+``python -m benchmarks.published``; the mixture is continued to fainter magnitudes along the fitted relation of size
+with magnitude, down to a signal-to-noise ratio of about 5 in CANDELS. The published table has no profile shapes: Sérsic
+indices, axis ratios, bulge fractions and knots follow broad distributions around the ranges seen in CANDELS by van der
+Wel et al. (2012, doi:10.1088/0067-0049/203/2/24) and, for knots, Guo et al. (2015, doi:10.1088/0004-637X/800/1/39).
 
-Two galaxies make a blend if their magnitudes differ by less than two; `~probdeblend.simulation.separation` has the rules
-for their separation, and `~probdeblend.simulation.morphology` the shapes.
+Two galaxies make a blend if their magnitudes differ by less than two; `separation` has the rules for their separation,
+and `morphology` the shapes.
 """
 
 from __future__ import annotations
@@ -35,27 +34,16 @@ from .separation import SEPARATIONS
 
 __all__ = ["SEPARATIONS", "Prior", "check_crowding", "nested_tuples"]
 
-PUBLISHED_PIXEL_SCALE = 0.06
-RADIUS_RANGE = (0.06, 3.0)
-# Least axis ratio, and the two numbers of the beta distribution of what is left: of spheroids, and of all others.
+PUBLISHED_PIXEL_SCALE = 0.06  # arcsec
+RADIUS_RANGE = (0.06, 3.0)  # arcsec
+# Least axis ratio, and the parameters of the beta distribution of flattening beyond it: spheroids, and all others.
 FLATTENING = ((0.4, 1.2, 2.0), (0.2, 1.4, 1.6))
 MOST_GALAXIES = 5
-FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))
+FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))  # mean and standard deviation of the Gaussians of the continuation
 
 
 def check_crowding(crowding: Sequence[float]) -> None:
-    """Refuse what is no distribution of the number of galaxies.
-
-    Parameters
-    ----------
-    crowding
-        Probabilities of one, two, three, ... galaxies in a stamp.
-
-    Raises
-    ------
-    ValueError
-        If they are too many or too few, negative, or do not sum to 1.
-    """
+    """Raise a ValueError unless these are probabilities of one, two, three, ... galaxies in a stamp."""
     if not 0 < len(crowding) <= MOST_GALAXIES or min(crowding) < 0 or abs(sum(crowding) - 1) > 1e-6:
         raise ValueError(f"crowding must be up to {MOST_GALAXIES} probabilities that sum to 1, got {crowding}")
 
@@ -75,18 +63,18 @@ class Prior:
     max_difference
         Largest difference of the pair's magnitudes.
     separation
-        One of `SEPARATIONS`.
+        Rule for the separation: "published", "anywhere" or "close".
     anywhere_fraction
         Fraction of pairs whose companion lies anywhere instead.
     smooth
-        Whether every galaxy is one Sérsic profile, whatever its type.
+        Whether every galaxy is a single Sérsic profile, whatever its type.
     crowding
         Probabilities of one, two, three, ... galaxies in the stamp. The third and later ones lie anywhere.
 
     Raises
     ------
     ValueError
-        If the rule for separations is unknown or a number is out of its range.
+        If the rule for separations is unknown or a number is out of range.
     """
 
     type_probabilities: tuple[float, ...]
@@ -119,7 +107,7 @@ class Prior:
         Parameters
         ----------
         separation
-            One of `SEPARATIONS`.
+            Rule for the separation.
 
         Returns
         -------
@@ -179,40 +167,23 @@ class Prior:
             weights.append([x * (1 - fraction) for x in w] + [fraction / len(added)] * len(added))
             means.append([*m, *added])
             covariances.append([*c, *width])
-        return replace(
-            self,
-            weights=nested_tuples(weights),
-            means=nested_tuples(means),
-            covariances=nested_tuples(covariances),
-            magnitude_range=(self.magnitude_range[0], faintest),
-        )
+        mixture = {"weights": weights, "means": means, "covariances": covariances}
+        mixture = {name: nested_tuples(value) for name, value in mixture.items()}
+        return replace(self, **mixture, magnitude_range=(self.magnitude_range[0], faintest))
 
     def magnitude_and_radius(self, galaxy_type: Tensor) -> dist.MixtureSameFamily:
-        """Return the distribution of AB magnitude and ln(half-light radius), given the type.
+        """Return the joint distribution of AB magnitude and ln(major-axis half-light radius in arcsec), given the type.
 
-        Parameters
-        ----------
-        galaxy_type
-            Index into `GALAXY_TYPES`, of any shape.
-
-        Returns
-        -------
-        pyro.distributions.MixtureSameFamily
-            With the batch shape of `galaxy_type` and event shape (2,), not truncated; radii are major-axis,
-            in arcsec.
+        It is not truncated, and has the batch shape of the type, an index into `GALAXY_TYPES`.
         """
         weights, means = torch.tensor(self.weights), torch.tensor(self.means)
         parts = dist.MultivariateNormal(means[galaxy_type], torch.tensor(self.covariances)[galaxy_type])
         return dist.MixtureSameFamily(dist.Categorical(weights[galaxy_type]), parts)
 
     def galaxies(self) -> dict[str, Tensor]:
-        """Pyro program of one galaxy's latent variables; plates around it give it a batch shape.
+        """Sample one galaxy as a Pyro program; plates around it give it a batch shape.
 
-        Returns
-        -------
-        dict
-            The values of the sample sites: ``galaxy_type``, ``magnitude_and_radius``, ``shape`` (the quantile
-            of the Sérsic index within its type), ``axis_ratio``, ``angle``, ``bulge_fraction``.
+        Returns the values of its sites by name; ``shape`` is the quantile of the Sérsic index within its type.
         """
         kind = pyro.sample("galaxy_type", dist.Categorical(torch.tensor(self.type_probabilities)))
         round_ = kind == GALAXY_TYPES.index("sph")
@@ -228,7 +199,7 @@ class Prior:
         }
 
     def sample(self, count: int, *, seed: int) -> dict[str, Tensor]:
-        """Draw galaxies that make a blend.
+        """Draw the galaxies of blends.
 
         Parameters
         ----------
@@ -240,9 +211,9 @@ class Prior:
         Returns
         -------
         dict
-            Tensors ``(blend, galaxy)``: ``galaxy_type``, ``magnitude``, ``half_light_radius`` (major axis,
-            arcsec), ``shape``, ``axis_ratio``, ``angle``, ``bulge_fraction``, the centers ``x``, ``y`` in
-            pixels, and which galaxies are ``present``: others are not in the stamp.
+            Tensors ``(blend, galaxy)``: ``galaxy_type``, ``magnitude``, ``half_light_radius`` (major axis, arcsec),
+            ``shape`` (quantile of the Sérsic index within its type), ``axis_ratio``, ``angle``, ``bulge_fraction``, the
+            centers ``x``, ``y`` in pixels, and which galaxies are ``present`` in the stamp.
 
         Raises
         ------
@@ -271,29 +242,16 @@ class Prior:
         return {name: value[keep] for name, value in pairs.items()}
 
     def positions(self, radius: Tensor) -> dict[str, Tensor]:
-        """Draw the centers of the galaxies of blends from torch's generator.
-
-        Parameters
-        ----------
-        radius
-            Major-axis half-light radii in pixels of 0.06 arcsec ``(blend, galaxy)``.
-
-        Returns
-        -------
-        dict
-            ``x`` and ``y (blend, galaxy)`` in pixels of the stamp.
-        """
+        """Draw centers ``x``, ``y (blend, galaxy)`` in pixels from torch's generator, for radii in published pixels."""
         dx, dy = SEPARATIONS[self.separation](radius[:, :2])
         far_x, far_y = SEPARATIONS["anywhere"](radius)
         anywhere = torch.rand(len(radius)) < self.anywhere_fraction
         x0, y0 = (STAMP_CENTER + 2 * torch.rand(2, len(radius)) - 1).unbind(0)
-        x1 = x0 + torch.where(anywhere, far_x, dx)
-        y1 = y0 + torch.where(anywhere, far_y, dy)
-        positions = [(x0, y0), (x1, y1)]
-        for _ in range(2, radius.shape[1]):
-            far_x, far_y = SEPARATIONS["anywhere"](radius)
-            positions.append((x0 + far_x, y0 + far_y))
-        return {name: torch.stack(values, -1) for name, values in zip("xy", zip(*positions, strict=True), strict=True)}
+        offsets = [(torch.zeros_like(x0), torch.zeros_like(y0))]
+        offsets.append((torch.where(anywhere, far_x, dx), torch.where(anywhere, far_y, dy)))
+        offsets += [SEPARATIONS["anywhere"](radius) for _ in range(2, radius.shape[1])]
+        dx, dy = (torch.stack(values, -1) for values in zip(*offsets, strict=True))
+        return {"x": x0[:, None] + dx, "y": y0[:, None] + dy}
 
     def _present(self, x: Tensor) -> Tensor:
         if self.crowding == (0.0, 1.0):
@@ -304,8 +262,6 @@ class Prior:
     def components(self, pairs: Mapping[str, Tensor], instrument: Instrument, *, seed: int) -> Components:
         """Turn galaxies into the Sérsic components of their light.
 
-        `~probdeblend.simulation.morphology` says which each type has.
-
         Parameters
         ----------
         pairs
@@ -313,7 +269,7 @@ class Prior:
         instrument
             Pixel scale and zero point.
         seed
-            Seed of the finer structure that `sample` does not name.
+            Seed of the finer structure, which `sample` does not draw.
 
         Returns
         -------
@@ -325,75 +281,32 @@ class Prior:
             return galaxy_components(pairs, instrument, smooth=self.smooth)
 
     def flux_prior(self, sky_rms: tuple[float, float], zero_point: float) -> FluxPrior:
-        """Return the density of the two fluxes over sky noise of a network that is trained on pairs of this prior.
+        """Return the density of the two fluxes over sky noise that a network trained on pairs of this prior has seen.
 
-        Parameters
-        ----------
-        sky_rms
-            Least and largest sky noise of a pixel in the training's image units, log-uniform between.
-        zero_point
-            AB magnitude of unit flux in the images of the training.
-
-        Returns
-        -------
-        FluxPrior
-            Of whatever unit images have: it is a prior of flux over noise.
-
-        Raises
-        ------
-        ValueError
-            If not all blends are pairs, or the zero point is not finite.
+        The sky noise of the training images is log-uniform in the range, in image units; the zero point is the AB
+        magnitude of unit flux.
         """
         if self.crowding != (0.0, 1.0):
             raise ValueError(f"prior must be of pairs, with the crowding (0.0, 1.0), got {self.crowding}")
         weights: Counter[tuple[float, float]] = Counter()
-        rows = zip(self.type_probabilities, self.weights, self.means, self.covariances, strict=True)
-        for share, *mixture in rows:
+        for share, *mixture in zip(self.type_probabilities, self.weights, self.means, self.covariances, strict=True):
             for weight, mean, covariance in zip(*mixture, strict=True):
                 weights[mean[0], math.sqrt(covariance[0][0])] += share * weight
         gaussians = tuple((weight, mean, sd) for (mean, sd), weight in weights.items() if weight > 0)
         return FluxPrior(gaussians, self.magnitude_range, self.max_difference, sky_rms, zero_point)
 
     def describe(self) -> str:
-        """Return the prior's numbers as JSON, to be stored beside data and weights.
-
-        Returns
-        -------
-        str
-            One JSON object with the fields of the prior.
-        """
+        """Return the fields of the prior as a JSON object, to be stored with data and weights."""
         return json.dumps(asdict(self))
 
     @classmethod
     def parse(cls, text: str) -> Prior:
-        """Make a prior of the JSON that `describe` returns.
-
-        Parameters
-        ----------
-        text
-            The JSON.
-
-        Returns
-        -------
-        Prior
-            The prior.
-        """
+        """Make a prior from the JSON that `describe` returns."""
         return cls(**{name: nested_tuples(value) for name, value in json.loads(text).items()})
 
 
 def nested_tuples(value: object) -> object:
-    """Return nested lists as nested tuples, as the fields of a prior are.
-
-    Parameters
-    ----------
-    value
-        Lists or tuples of such, or of numbers.
-
-    Returns
-    -------
-    object
-        Tuples of tuples, down to Python's numbers.
-    """
+    """Return nested lists of numbers as nested tuples, as the fields of a prior are."""
     if isinstance(value, (list, tuple)):
         return tuple(nested_tuples(item) for item in value)
     return value.item() if isinstance(value, np.generic) else value

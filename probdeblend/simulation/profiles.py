@@ -1,20 +1,19 @@
 """Differentiable, batched Sérsic galaxies convolved with an effective PSF: pure torch functions.
 
-A galaxy is summed in Fourier space and comes to the pixels by one inverse transform, however many components
-it has. The transform of a Sérsic profile depends on the index n and on k r_e alone; it is tabulated (from
-GalSim) over log n and t = log(k^2 r_e^2 + 1e-4) / 2, the offset making t finite at k = 0. Cubic splines join
-the nodes in both directions: across n once a component, then along t by a cubic a pixel. Ellipticity is an
-area-preserving shear of k, and the position a product of two one-dimensional phases.
+A galaxy is summed in Fourier space and brought to pixels by one inverse transform, however many components it has. The
+transform of a Sérsic profile depends on the index n and on k r_e alone; it is tabulated (from GalSim, by
+``python -m benchmarks.sersic_table``) over log n and t = log(k^2 r_e^2 + 1e-4) / 2, the offset making t finite at
+k = 0. Cubic splines join the nodes in both directions: across n once per component, then along t by a cubic per pixel.
+Ellipticity is an area-preserving shear of k, and the position a product of two one-dimensional phases.
 
-**Band limit.** Frequencies go up to Nyquist, so the PSF has to be properly sampled (its transform vanishes
-there), as HST's F160W is with pixels of 0.06 arcsec. The effective PSF holds the pixel: no other is applied.
+**Band limit.** Frequencies go up to Nyquist, so the PSF must be properly sampled (its transform vanishes there), as
+HST's F160W is with pixels of 0.06 arcsec. The effective PSF holds the pixel: no other is applied.
 
-**Wrap-round.** On a grid of L pixels a discrete transform gives sum_m I(x + m L), m over all pairs of
-integers. The unwanted terms lie far from their own centers, where the profile is so smooth that the PSF does
-nothing to it. They are therefore taken from the profile in real space, on a few Chebyshev nodes across the
-stamp, and subtracted. That replaces the large transforms that extended profiles would need otherwise. L is
-1.5 times the stamp, and 2.25 times only for galaxies so large, thin and far out that a copy is still bright
-in the stamp.
+**Wrap-around.** On a grid of L pixels a discrete transform gives sum_m I(x + m L), m over all pairs of integers. The
+unwanted terms lie far from their own centers, where the profile is so smooth that the PSF does not change it. They are
+therefore taken from the profile in real space, on a few Chebyshev nodes across the stamp, and subtracted. That replaces
+the large transforms that extended profiles would need otherwise. L is 1.5 times the stamp, and 2.25 times only for
+galaxies so large, thin and far from the center that a copy is still bright in the stamp.
 """
 
 from collections.abc import Callable
@@ -23,6 +22,9 @@ from importlib.resources import files
 
 import numpy as np
 import torch
+from numpy.polynomial.chebyshev import chebvander
+from scipy.interpolate import CubicSpline
+from scipy.special import gammaincinv
 from torch import Tensor
 
 from ..scene import STAMP_SIZE, Components
@@ -37,7 +39,7 @@ _LOG_START = 0.5 * np.log(_SOFTENING)
 TABLE_INDEX = np.geomspace(*_INDEX_RANGE, 64)
 TABLE_WAVENUMBER = np.sqrt(_SOFTENING * np.expm1(2 * _LOG_STEP * np.arange(248)))
 
-_CONTRAST = 2e-3  # brightest copy in the stamp, over the profile's center, that may go without the PSF
+_CONTRAST = 2e-3  # brightest copy in the stamp, relative to the center of the profile, that needs no PSF
 # Square rings of copies: spacing in grids (one stands for spacing^2), first and last ring, Chebyshev nodes.
 _RINGS = ((1, 1, 1, 20), (1, 2, 7, 3), (3, 3, 8, 1))
 # Galaxies at a time, which bounds the memory: few on a CPU, so that they stay in its cache.
@@ -47,27 +49,10 @@ _CHUNK, _DEVICE_CHUNK = 8, 256
 def sersic_surface_brightness(
     radius_squared: Tensor, flux: Tensor, half_light_radius: Tensor, sersic_index: Tensor
 ) -> Tensor:
-    """Surface brightness of the Sérsic profile, normalized to its total flux as in GalSim.
+    """Return the surface brightness of a Sérsic profile of given total flux, in units of flux per arcsec^2.
 
-    Parameters
-    ----------
-    radius_squared
-        Square of the circularized radius, in arcsec^2; the arguments broadcast.
-    flux
-        Integral of the profile over the whole plane.
-    half_light_radius
-        Circularized half-light radius in arcsec.
-    sersic_index
-        Sérsic index, 0.5 to 6.
-
-    Returns
-    -------
-    Tensor
-        Surface brightness, in units of `flux` per arcsec^2.
-
-    References
-    ----------
-    Ciotti & Bertin (1999), A&A 352, 447; Graham & Driver (2005), doi:10.1071/AS05001.
+    The circularized radius squared is in arcsec^2, the half-light radius in arcsec; arguments broadcast. See Ciotti &
+    Bertin (1999), A&A 352, 447, and Graham & Driver (2005), doi:10.1071/AS05001.
     """
     scale = _interpolate_index(_scale_nodes, sersic_index)
     twice = 2 * sersic_index
@@ -77,25 +62,11 @@ def sersic_surface_brightness(
 
 
 def reshape_psf(psf: Tensor, growth: Tensor, shear: Tensor) -> Tensor:
-    """Make a PSF wider and elliptical, as focus, jitter and drizzling do from image to image.
+    """Make PSFs ``(number, y, x)`` wider and elliptical, as focus, jitter and drizzling do from image to image.
 
-    The sampled PSF is taken as band-limited (interpolated with sinc functions), stretched about its center, and
-    normalized to the light that it had.
-
-    Parameters
-    ----------
-    psf
-        Effective PSF ``(y, x)``, square with an odd side.
-    growth
-        Factors of the width ``(number,)``.
-    shear
-        Reduced shears ``(number, 2)``: (a - b) / (a + b) of the ellipse with half-axes a and b that a circle
-        becomes, times the cosine and the sine of twice its angle from +x to +y.
-
-    Returns
-    -------
-    Tensor
-        PSFs ``(number, y, x)``.
+    The sampled PSF ``(y, x)`` is interpolated with sinc functions, as it is band-limited, stretched about its center,
+    and normalized to its sum. `growth` ``(number,)`` are factors of its width, `shear` ``(number, 2)`` reduced shears:
+    (a - b) / (a + b) of the ellipse that a circle becomes, times cosine and sine of twice its angle from +x to +y.
     """
     half = psf.shape[-1] // 2
     places = torch.arange(-half, half + 1, dtype=psf.dtype, device=psf.device)
@@ -112,20 +83,7 @@ def reshape_psf(psf: Tensor, growth: Tensor, shear: Tensor) -> Tensor:
 
 
 def widen_psf(psf: Tensor, growth: Tensor) -> Tensor:
-    """Make a PSF wider, as `reshape_psf` does, but faster.
-
-    Parameters
-    ----------
-    psf
-        Effective PSF ``(y, x)``, square with an odd side.
-    growth
-        Factors of the width ``(number,)``.
-
-    Returns
-    -------
-    Tensor
-        PSFs ``(number, y, x)``.
-    """
+    """Make PSFs wider, as `reshape_psf` does without shear, but faster."""
     half = psf.shape[-1] // 2
     places = torch.arange(-half, half + 1, dtype=psf.dtype, device=psf.device)
     matrix = torch.sinc(places[:, None] / growth.to(psf)[:, None, None] - places)
@@ -134,22 +92,21 @@ def widen_psf(psf: Tensor, growth: Tensor) -> Tensor:
 
 
 def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int = STAMP_SIZE) -> Tensor:
-    """Render each galaxy of each blend, convolved with the effective PSF and without noise.
+    """Render each galaxy of each blend with torch, convolved with the effective PSF and without noise.
 
     Differentiable in every floating-point field of `components` and in `psf`.
 
     Parameters
     ----------
     components
-        The light of the galaxies; components that are not present contribute and cost nothing. Centers
-        may lie outside the stamp by at most a quarter of its size.
+        The light of the galaxies. Centers may lie outside the stamp by at most a quarter of its size.
     psf
-        Effective PSF ``(y, x)``, or one a blend ``(blend, y, x)``, sampled at `pixel_scale`, pixel included: square,
-        with an odd number of pixels a side, no larger than the stamp.
+        Effective PSF ``(y, x)``, or one per blend ``(blend, y, x)``, sampled at `pixel_scale`, pixel included: square,
+        with an odd number of pixels on a side, no larger than the stamp.
     pixel_scale
         Size of a pixel in arcsec.
     size
-        Pixels along a side of the stamp.
+        Number of pixels on a side of the stamp.
 
     Returns
     -------
@@ -159,9 +116,8 @@ def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int
     Raises
     ------
     ValueError
-        If a present component has a Sérsic index outside 0.5 to 6, a half-light radius that is not positive,
-        an axis ratio outside (0, 1] or a center too far out; if the pixel scale is not positive or the PSF is
-        of a wrong shape.
+        If a present component has a Sérsic index outside 0.5 to 6, a half-light radius that is not positive, an axis
+        ratio outside (0, 1] or a center too far out; if the pixel scale is not positive or the PSF has a wrong shape.
     """
     _check_shapes(psf, len(components), pixel_scale=pixel_scale, size=size)
     _check_values(components, size)
@@ -187,28 +143,25 @@ def _check_shapes(psf: Tensor, blends: int, *, pixel_scale: float, size: int) ->
     if not pixel_scale > 0:
         raise ValueError(f"pixel_scale must be positive, got {pixel_scale}")
     if psf.ndim == 3 and len(psf) != blends:
-        raise ValueError(f"psf must be one for all or one for each of {blends} blends, got {len(psf)}")
+        raise ValueError(f"psf must be one for all or one per blend ({blends}), got {len(psf)}")
     shape = tuple(psf.shape)
     if psf.ndim not in (2, 3) or shape[-2] != shape[-1] or shape[-1] % 2 == 0:
-        raise ValueError(f"psf must be square with an odd number of pixels a side, got shape {shape}")
+        raise ValueError(f"psf must be square with an odd number of pixels on a side, got shape {shape}")
     if shape[-1] > size:
         raise ValueError(f"psf must be no larger than the stamp of {size} pixels, got shape {shape}")
 
 
 def _check_values(components: Components, size: int) -> None:
     margin = size / 4
-    bounds = {
-        "half_light_radius": ("must be positive", lambda value: value > 0),
-        "sersic_index": (
-            "must be 0.5 to 6",
-            lambda value: (value >= _INDEX_RANGE[0]) & (value <= _INDEX_RANGE[1]),
-        ),
-        "axis_ratio": ("must be in (0, 1]", lambda value: (value > 0) & (value <= 1)),
+    inside = (f"must be within {margin:g} pixels of the stamp", lambda v: (v >= -margin) & (v <= size - 1 + margin))
+    rules = {
+        "half_light_radius": ("must be positive", lambda v: v > 0),
+        "sersic_index": ("must be 0.5 to 6", lambda v: (v >= _INDEX_RANGE[0]) & (v <= _INDEX_RANGE[1])),
+        "axis_ratio": ("must be in (0, 1]", lambda v: (v > 0) & (v <= 1)),
+        "x": inside,
+        "y": inside,
     }
-    inside = f"must be within {margin:g} pixels of the stamp"
-    for name in ("x", "y"):
-        bounds[name] = (inside, lambda value: (value >= -margin) & (value <= size - 1 + margin))
-    for name, (rule, valid) in bounds.items():
+    for name, (rule, valid) in rules.items():
         value = getattr(components, name).detach()
         wrong = components.present & ~valid(value)
         if wrong.any():
@@ -221,7 +174,7 @@ def _grid_length(size: int) -> int:
 
 
 def _is_extended(values: Tensor, present: Tensor, length: int, pixel_scale: float, size: int) -> Tensor:
-    """Whether any component of a galaxy still shines too brightly where its nearest copy meets the stamp."""
+    """Whether any component of a galaxy is still too bright where its nearest copy meets the stamp."""
     _, radius, index, ratio, _, x, y = values.unbind(-1)
     inside = torch.stack([x, size - 1 - x, y, size - 1 - y]).amin(0)
     distance = pixel_scale * (length - size + 1 + inside) * ratio.sqrt() / radius
@@ -320,49 +273,33 @@ def _interpolate_index(table: Callable[[], tuple[np.ndarray, ...]], index: Tenso
     return low + rest * (high - low) + rest * (1 - rest) * ((1 - rest) * bend_low - rest * bend_high)
 
 
-def _spline_slopes(values: np.ndarray) -> np.ndarray:
-    """Slopes (per node) along the first axis of the cubic spline through values at evenly spaced nodes."""
-    number = len(values)
-    matrix = 4 * np.eye(number) + np.eye(number, k=1) + np.eye(number, k=-1)
-    matrix[[0, -1]] = np.eye(number)[[0, -1]]
-    right = np.zeros_like(values)
-    right[1:-1] = 3 * (values[2:] - values[:-2])
-    right[0] = np.tensordot([-11, 18, -9, 2], values[:4], 1) / 6
-    right[-1] = np.tensordot([-2, 9, -18, 11], values[-4:], 1) / 6
-    return np.linalg.solve(matrix, right)
+def _spline(values: np.ndarray) -> CubicSpline:
+    """Cubic spline along the first axis through evenly spaced nodes; end slopes are those of cubics through four."""
+    first = np.tensordot([-11, 18, -9, 2], values[:4], 1) / 6
+    last = np.tensordot([-2, 9, -18, 11], values[-4:], 1) / 6
+    return CubicSpline(np.arange(len(values)), values, bc_type=((1, first), (1, last)))
+
+
+def _with_slopes(nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return nodes, _spline(nodes)(np.arange(len(nodes)), 1)
 
 
 def _table() -> tuple[np.ndarray, np.ndarray]:
     """Coefficients (index, cell, power) of the cubics along log k, and their slopes along the index."""
     with (files("probdeblend") / "data" / "sersic_table.npy").open("rb") as file:
         nodes = np.load(file, allow_pickle=False).astype(float)
-    slopes = _spline_slopes(nodes.T).T
-    low, high = slopes[:, :-1], slopes[:, 1:]
-    rise = np.diff(nodes)
-    cubics = np.stack([nodes[:, :-1], low, 3 * rise - 2 * low - high, low + high - 2 * rise], -1)
-    flat = cubics.reshape(len(cubics), -1)
-    return cubics, _spline_slopes(flat).reshape(cubics.shape)
+    return _with_slopes(np.ascontiguousarray(_spline(nodes.T).c[::-1].T))
 
 
 def _scale_nodes() -> tuple[np.ndarray, np.ndarray]:
-    """Solve for b of exp(-b (r / r_e)^(1/n)) at the nodes of the index by Newton's method, and add slopes."""
-    with torch.inference_mode(False), torch.no_grad():
-        twice = 2 * torch.from_numpy(TABLE_INDEX)
-        scale = twice - 1 / 3
-        for _ in range(8):
-            density = torch.exp((twice - 1) * scale.log() - scale - torch.lgamma(twice))
-            scale = scale - (torch.special.gammainc(twice, scale) - 0.5) / density
-    nodes = scale.numpy()
-    return nodes, _spline_slopes(nodes)
+    """Scale b of exp(-b (r / r_e)^(1/n)) at the nodes of the index, and its slopes."""
+    return _with_slopes(gammaincinv(2 * TABLE_INDEX, 0.5))
 
 
 @cache
 def _chebyshev(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions of Chebyshev nodes over the stamp, and the matrix (pixel, node) that interpolates."""
-    angles = np.pi * (np.arange(count) + 0.5) / count
-    orders = np.arange(count)
-    pixels = np.linspace(-1, 1, size)
-    at_nodes = np.cos(orders * angles[:, None])
-    at_pixels = np.cos(orders * np.arccos(pixels)[:, None])
-    weights = np.where(orders == 0, 1, 2) / count
-    return (np.cos(angles) + 1) * (size - 1) / 2, (at_pixels * weights) @ at_nodes.T
+    nodes = np.cos(np.pi * (np.arange(count) + 0.5) / count)
+    weights = np.where(np.arange(count) == 0, 1, 2) / count
+    at_pixels = chebvander(np.linspace(-1, 1, size), count - 1)
+    return (nodes + 1) * (size - 1) / 2, (at_pixels * weights) @ chebvander(nodes, count - 1).T

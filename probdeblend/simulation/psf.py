@@ -1,4 +1,4 @@
-"""The effective PSF of drizzled HST/WFC3 F160W images as an optical model that is fitted to a measured PSF.
+"""The effective PSF of drizzled HST/WFC3 F160W images: an optical model that is fitted to a measured PSF.
 
 The effective PSF is the response of an image's pixels to a point source. Light passes the telescope (an
 annular pupil with four vanes and some hundredths of a wave of aberration), pointing jitter and charge
@@ -15,25 +15,30 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import galsim
 import numpy as np
 from scipy.optimize import least_squares
 
-__all__ = ["OpticsFit", "PsfModel", "fit_psf", "read_psf", "write_psf"]
+if TYPE_CHECKING:
+    import galsim
 
-_RADII = (0.2, 0.5, 1.0)
-# Steps of the numerical derivatives: wide enough for the sampled pupil to change. Order as in `_pack`.
-_STEPS = np.array([0.02, 0.01, 2.0, 0.004, *7 * [0.01], 0.05, 0.05])
-_LOWER = np.array([0.05, 1e-3, -np.inf, 1e-3, *7 * [-0.3], -np.inf, -np.inf])
-_UPPER = np.array([0.7, 0.2, np.inf, 0.2, *7 * [0.3], np.inf, np.inf])
+__all__ = ["OpticsFit", "PsfModel", "fit_psf", "write_psf"]
+
+RADII = (0.2, 0.5, 1.0)  # arcsec, of the encircled energy
+DRAWN_SCALE, DRAWN_SIZE = 0.06, 65  # arcsec and pixels, of the array that is written
+# Free parameters of the fit: these, seven aberrations, and the position. Steps of the numerical derivatives are wide
+# enough for the sampled pupil to change.
+FITTED = ("obscuration", "strut_width", "strut_angle", "jitter")
+STEPS = np.array([0.02, 0.01, 2.0, 0.004, *7 * [0.01], 0.05, 0.05])
+LOWER = np.array([0.05, 1e-3, -np.inf, 1e-3, *7 * [-0.3], -np.inf, -np.inf])
+UPPER = np.array([0.7, 0.2, np.inf, 0.2, *7 * [0.3], np.inf, np.inf])
 
 
 @dataclass(frozen=True)
 class PsfModel:
-    """Optics, blur and boxes that make the effective PSF of a drizzled image.
+    """Optics, blur and pixels that make the effective PSF of a drizzled image.
 
     Parameters
     ----------
@@ -84,23 +89,9 @@ class PsfModel:
             raise ValueError(f"aberrations must be seven numbers, got {len(self.aberrations)}")
 
     def effective(self, pixel_scale: float) -> galsim.GSObject:
-        """Return the effective PSF, to be drawn with ``method="no_pixel"``.
+        """Return the effective PSF of pixels of this size in arcsec, to be drawn with ``method="no_pixel"``."""
+        import galsim
 
-        Parameters
-        ----------
-        pixel_scale
-            Size in arcsec of the drizzled image's pixel, whose response is included.
-
-        Returns
-        -------
-        galsim.GSObject
-            Surface brightness of unit flux, about the center of the unaberrated wavefront.
-
-        Raises
-        ------
-        ValueError
-            If `pixel_scale` is not positive.
-        """
         if not pixel_scale > 0:
             raise ValueError(f"pixel_scale must be positive, got {pixel_scale}")
         optics = galsim.OpticalPSF(
@@ -125,7 +116,7 @@ class PsfModel:
         pixel_scale
             Size of a pixel in arcsec.
         size
-            Pixels a side.
+            Number of pixels on a side.
         offset
             Shift of the PSF from the middle of the square, ``(x, y)`` in pixels.
 
@@ -134,6 +125,8 @@ class PsfModel:
         numpy.ndarray
             The PSF ``(y, x)`` in float64. Its sum is below 1 by the light outside the square.
         """
+        import galsim
+
         image = galsim.ImageD(size, size, scale=pixel_scale)
         self.effective(pixel_scale).drawImage(image=image, method="no_pixel", offset=offset)
         return image.array
@@ -166,25 +159,15 @@ class OpticsFit:
     encircled_energy: dict[float, tuple[float, float]]
 
 
-def _pack(model: PsfModel, x: float, y: float) -> np.ndarray:
-    return np.array([model.obscuration, model.strut_width, model.strut_angle, model.jitter, *model.aberrations, x, y])
-
-
 def _unpack(values: np.ndarray, start: PsfModel) -> tuple[PsfModel, tuple[float, float]]:
-    obscuration, strut_width, strut_angle, jitter, *aberrations, x, y = (float(value) for value in values)
-    model = replace(
-        start,
-        obscuration=obscuration,
-        strut_width=strut_width,
-        strut_angle=strut_angle,
-        jitter=jitter,
-        aberrations=tuple(aberrations),
-    )
-    return model, (x, y)
+    """Return the model, and the position, of the parameters of the fit in units of `STEPS`."""
+    *optics, x, y = (values * STEPS).tolist()
+    fitted = dict(zip(FITTED, optics, strict=False))
+    return replace(start, **fitted, aberrations=tuple(optics[len(FITTED) :])), (x, y)
 
 
 def _spike_angle(image: np.ndarray, pixel_scale: float, x: float, y: float) -> float:
-    """Angle of the spikes in degrees: the phase of the light's fourfold harmonic from 0.8 to 1.8 arcsec."""
+    """Angle of the diffraction spikes in degrees: the phase of the fourfold harmonic from 0.8 to 1.8 arcsec."""
     rows, columns = np.indices(image.shape) - (len(image) - 1) / 2
     radius = np.hypot(columns - x, rows - y) * pixel_scale
     ring = (radius > 0.8) & (radius < 1.8)
@@ -193,6 +176,7 @@ def _spike_angle(image: np.ndarray, pixel_scale: float, x: float, y: float) -> f
 
 
 def _core_fwhm(image: np.ndarray, pixel_scale: float) -> float:
+    """FWHM in arcsec of a Gaussian that is fitted to the pixels above half the peak."""
     rows, columns = np.nonzero(image > image.max() / 2)
     terms = np.stack([np.ones(len(rows)), columns, rows, columns**2, rows * columns, rows**2], axis=1)
     light = image[rows, columns]
@@ -206,7 +190,7 @@ def _check_image(image: np.ndarray, pixel_scale: float) -> np.ndarray:
     if image.ndim != 2 or image.shape[0] != image.shape[1]:
         raise ValueError(f"image must be a square PSF, got shape {image.shape}")
     if not np.isfinite(image).all():
-        raise ValueError(f"image must be finite, got {int((~np.isfinite(image)).sum())} pixels that are not")
+        raise ValueError(f"image must be finite, got {int((~np.isfinite(image)).sum())} non-finite pixels")
     if not image.sum() > 0:
         raise ValueError(f"image must have a positive sum, got {image.sum():.6g}")
     core = int((image > image.max() / 2).sum())
@@ -217,7 +201,7 @@ def _check_image(image: np.ndarray, pixel_scale: float) -> np.ndarray:
     return image / image.sum()
 
 
-def fit_psf(image: np.ndarray, pixel_scale: float, *, start: PsfModel | None = None, max_steps: int = 30) -> OpticsFit:
+def fit_psf(image: np.ndarray, pixel_scale: float, *, start: PsfModel | None = None) -> OpticsFit:
     """Fit the optical model to a measured effective PSF.
 
     Least squares over all pixels, with the position and the flux free as well.
@@ -230,8 +214,6 @@ def fit_psf(image: np.ndarray, pixel_scale: float, *, start: PsfModel | None = N
         Size of its pixels in arcsec.
     start
         Where to begin; by default nominal optics, with the vanes turned to the spikes in the image.
-    max_steps
-        Most steps of the optimizer, each of which draws the model 14 times.
 
     Returns
     -------
@@ -247,11 +229,10 @@ def fit_psf(image: np.ndarray, pixel_scale: float, *, start: PsfModel | None = N
     image = _check_image(image, pixel_scale)
     peak, middle = image.max(), (len(image) - 1) / 2
     y, x = (index - middle for index in np.unravel_index(image.argmax(), image.shape))
-    if start is None:
-        start = PsfModel(strut_angle=_spike_angle(image, pixel_scale, x, y))
+    start = start or PsfModel(strut_angle=_spike_angle(image, pixel_scale, x, y))
 
     def scaled_model(values: np.ndarray) -> np.ndarray:
-        model, offset = _unpack(values * _STEPS, start)
+        model, offset = _unpack(values, start)
         drawn = model.draw(pixel_scale, len(image), offset=offset)
         return drawn * (np.vdot(drawn, image) / np.vdot(drawn, drawn))
 
@@ -262,26 +243,14 @@ def fit_psf(image: np.ndarray, pixel_scale: float, *, start: PsfModel | None = N
         here = residuals(values)
         return np.stack([residuals(values + step) - here for step in np.eye(len(values))], axis=1)
 
-    found = least_squares(
-        residuals,
-        _pack(start, x, y) / _STEPS,
-        jac=jacobian,
-        bounds=(_LOWER / _STEPS, _UPPER / _STEPS),
-        xtol=1e-4,
-        ftol=1e-5,
-        max_nfev=max_steps,
-    )
-    model, offset = _unpack(found.x * _STEPS, start)
-    return _report(model, offset, image, scaled_model(found.x), pixel_scale)
-
-
-def _report(
-    model: PsfModel, offset: tuple[float, float], image: np.ndarray, fitted: np.ndarray, pixel_scale: float
-) -> OpticsFit:
-    x, y = offset
-    rows, columns = np.indices(image.shape) - (len(image) - 1) / 2
+    first = np.array([*(getattr(start, name) for name in FITTED), *start.aberrations, x, y])
+    settings = {"bounds": (LOWER / STEPS, UPPER / STEPS), "xtol": 1e-4, "ftol": 1e-5, "max_nfev": 30}
+    found = least_squares(residuals, first / STEPS, jac=jacobian, **settings)
+    model, (x, y) = _unpack(found.x, start)
+    fitted = scaled_model(found.x)
+    rows, columns = np.indices(image.shape) - middle
     radius = np.hypot(columns - x, rows - y) * pixel_scale
-    residual = (fitted - image) / image.max()
+    residual = (fitted - image) / peak
     return OpticsFit(
         model=model,
         x=x,
@@ -291,74 +260,37 @@ def _report(
         fwhm=(_core_fwhm(image, pixel_scale), _core_fwhm(fitted, pixel_scale)),
         encircled_energy={
             limit: tuple(float(light[radius < limit].sum() / light.sum()) for light in (image, fitted))
-            for limit in _RADII
+            for limit in RADII
         },
     )
 
 
-def write_psf(
-    fit: OpticsFit,
-    directory: str | Path,
-    *,
-    name: str = "f160w",
-    pixel_scale: float = 0.06,
-    size: int = 65,
-) -> tuple[Path, Path]:
-    """Write a fitted PSF as an array and as the numbers it was drawn from.
+def write_psf(fit: OpticsFit, directory: str | Path, *, name: str = "f160w") -> tuple[Path, Path]:
+    """Write a fitted PSF as an array, and the numbers that it was drawn from.
+
+    The array has 65 pixels of 0.06 arcsec on a side and unit sum, so that fluxes count the light within it.
 
     Parameters
     ----------
     fit
         What `fit_psf` returned.
     directory
-        Where to write ``psf_{name}.npy`` (float32, unit sum) and ``psf_{name}.json``; it is made if need be.
+        Where to write ``psf_{name}.npy`` (float32) and ``psf_{name}.json``; it is made if it does not exist. The
+        fraction of the light outside the array is stored as ``light_outside``.
     name
-        Name of the filter in the files' names.
-    pixel_scale
-        Size in arcsec of the array's pixels.
-    size
-        Pixels a side, an odd number. The array is normalized to 1, so that fluxes count the light within
-        it; the share of the model's light outside it stands in the JSON file as ``light_outside``.
+        Name of the filter in the names of the files.
 
     Returns
     -------
     tuple of Path
-        The array's file and the numbers' file.
-
-    Raises
-    ------
-    ValueError
-        If `size` is not odd and positive or `pixel_scale` is not positive.
+        The files of the array and of the numbers.
     """
-    if size < 1 or size % 2 == 0:
-        raise ValueError(f"size must be odd and positive, got {size}")
-    psf = fit.model.draw(pixel_scale, size)
-    numbers = {
-        "pixel_scale": pixel_scale,
-        "size": size,
-        "light_outside": float(1 - psf.sum()),
-        "fit": asdict(fit),
-    }
+    psf = fit.model.draw(DRAWN_SCALE, DRAWN_SIZE)
+    outside = float(1 - psf.sum())
+    numbers = {"pixel_scale": DRAWN_SCALE, "size": DRAWN_SIZE, "light_outside": outside, "fit": asdict(fit)}
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     array_path, numbers_path = (directory / f"psf_{name}.{suffix}" for suffix in ("npy", "json"))
     np.save(array_path, (psf / psf.sum()).astype(np.float32), allow_pickle=False)
     numbers_path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return array_path, numbers_path
-
-
-def read_psf(path: str | Path | None = None) -> PsfModel:
-    """Read the model that `write_psf` wrote.
-
-    Parameters
-    ----------
-    path
-        The JSON file; by default the WFC3/F160W model of this package.
-
-    Returns
-    -------
-    PsfModel
-        The fitted model.
-    """
-    source = files("probdeblend") / "data" / "psf_f160w.json" if path is None else Path(path)
-    return PsfModel(**json.loads(source.read_text(encoding="utf-8"))["fit"]["model"])

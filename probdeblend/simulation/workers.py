@@ -1,78 +1,36 @@
-"""Work shared out among processes, with results in order and no more of them in memory than are being made."""
+"""Work shared among processes, with results in the order of the tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from joblib import Parallel, delayed
 
 __all__ = ["in_order"]
 
 
-class _Results(Dataset):
-    def __init__(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
-        self.function, self.tasks = function, tasks
-
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def __getitem__(self, number: int) -> object:
-        # One thread, as workers have: sums depend on how they are split.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return self.function(self.tasks[number])
-        except Exception as error:  # a worker would wrap it; it is raised again by whom it concerns
-            return _Failure(error)
-        finally:
-            torch.set_num_threads(threads)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    error: Exception
-
-
 def in_order(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int = 0) -> Iterator[Any]:
-    """Apply a function to each task and yield the results in the order of the tasks.
+    """Apply a function to each task and yield the results in order; 0 workers means in this process.
 
-    Parameters
-    ----------
-    function
-        What to do; it must give the same result in every process.
-    tasks
-        Its arguments.
-    workers
-        Number of processes; 0 works in this one. Each worker is at most two results ahead.
-
-    Returns
-    -------
-    iterator
-        A result a task.
-
-    Raises
-    ------
-    ValueError
-        If the number of workers is negative.
+    Nothing starts before the first result is asked for, and an error is that of its task.
     """
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}")
-    results = _Results(function, tasks)
-    # A generator of its own: a loader draws a seed for its workers, by default from the global one.
-    settings = {"batch_size": None, "collate_fn": _unchanged, "generator": torch.Generator()}
-    return _each(DataLoader(results, num_workers=workers, **settings))
+    return _results(function, tasks, workers)
 
 
-def _each(loader: DataLoader) -> Iterator[Any]:
-    """Start the workers when the first result is asked for, not before."""
-    for result in loader:
-        if isinstance(result, _Failure):
-            raise result.error
-        yield result
+def _results(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
+    shared = Parallel(n_jobs=max(workers, 1), return_as="generator")
+    yield from shared(delayed(_on_one_thread)(function, task) for task in tasks)
 
 
-def _unchanged(result: object) -> object:
-    return result
+def _on_one_thread(function: Callable[[Any], Any], task: object) -> object:
+    """Call the function on one thread, as sums depend on how they are split: the same for any number of workers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return function(task)
+    finally:
+        torch.set_num_threads(threads)

@@ -8,9 +8,16 @@ from scipy.stats import binomtest
 
 from probdeblend.photometry.detection import auto_flux
 from probdeblend.scene import GALAXY_TYPES, STAMP_CENTER, Blend, Components, Instrument
-from probdeblend.simulation.galsim import render_galsim, render_torch, simulate_blends, simulate_mosaic
-from probdeblend.simulation.prior import Prior
-from probdeblend.simulation.sets import read_blends, write_blends
+from probdeblend.simulation import (
+    Prior,
+    read_blends,
+    render_galsim,
+    render_torch,
+    simulate,
+    simulate_blends,
+    simulate_mosaic,
+    write_blends,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +38,9 @@ def simulated(count, prior, instrument, **options):
     return list(simulate_blends(count, prior=prior, instrument=instrument, **options))
 
 
-def joined(batches):
-    return Blend(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in TRUTH})
-
-
 @pytest.fixture(scope="module")
 def blends(prior, hst):
-    return joined(simulated(60, prior, hst, batch_size=32))
+    return Blend.join(simulated(60, prior, hst, batch_size=32))
 
 
 @pytest.mark.slow
@@ -141,7 +144,7 @@ def test_what_is_left_is_noise(blends, hst):
 
 def test_same_seed_same_bits_whatever_the_count(prior, hst):
     before = torch.random.get_rng_state()
-    short, long = (joined(simulated(count, prior, hst)) for count in (5, 11))
+    short, long = (Blend.join(simulated(count, prior, hst)) for count in (5, 11))
     for name in TRUTH:
         first, second = getattr(short, name), getattr(long, name)[:5]
         torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
@@ -161,7 +164,7 @@ def test_batches_differ_and_both_renderers_draw_the_same_truth(prior, hst):
 
 def test_noise_can_be_white_and_without_photons(prior, hst):
     quiet = hst.replace(noise_kernel=None, exposure=float("inf"))
-    blend = joined(simulated(8, prior, quiet))
+    blend = Blend.join(simulated(8, prior, quiet))
     residual = (blend.image - blend.isolated.sum(1)) / hst.sky_rms
     assert float(residual.std()) == pytest.approx(1, abs=0.01)
     assert float((residual[..., 1:] * residual[..., :-1]).mean()) == pytest.approx(0, abs=0.01)
@@ -190,7 +193,7 @@ def test_messages_come_at_once(prior, hst, options, message):
 def test_a_stored_set_is_what_was_simulated(prior, hst, tmp_path):
     path = tmp_path / "blends"
     count = write_blends(path, iter(simulated(5, prior, hst, batch_size=3)), instrument=hst)
-    stored, expected = read_blends(path), joined(simulated(5, prior, hst, batch_size=3))
+    stored, expected = read_blends(path), Blend.join(simulated(5, prior, hst, batch_size=3))
     assert count == 5
     for name in TRUTH:
         found, true = getattr(stored, name).numpy(), getattr(expected, name).numpy()
@@ -198,8 +201,9 @@ def test_a_stored_set_is_what_was_simulated(prior, hst, tmp_path):
         np.testing.assert_allclose(found, true, **rounding)
 
 
+@pytest.mark.slow
 def test_same_bits_whatever_the_workers(prior, hst):
-    alone, shared = (joined(simulated(10, prior, hst, batch_size=4, workers=number)) for number in (0, 2))
+    alone, shared = (Blend.join(simulated(10, prior, hst, batch_size=4, workers=number)) for number in (0, 2))
     for name in TRUTH:
         assert torch.equal(getattr(alone, name), getattr(shared, name)), name
 
@@ -222,7 +226,7 @@ def test_a_mosaic_holds_the_galaxies_of_its_catalog(hst):
         assert image[max(y - 4, 0) : y + 5, max(x - 4, 0) : x + 5].mean() > 5 * hst.sky_rms
     again, _ = simulate_mosaic(10, (300, 420), prior=Prior.published(), instrument=hst, seed=2)
     assert np.array_equal(again, image)
-    with pytest.raises(ValueError, match=r"shape must be at least 128 pixels a side, got \(100, 300\)"):
+    with pytest.raises(ValueError, match=r"shape must be at least 128 pixels on a side, got \(100, 300\)"):
         simulate_mosaic(1, (100, 300), prior=Prior.published(), instrument=hst, seed=2)
     with pytest.raises(ValueError, match="count must not be negative, got -1"):
         simulate_mosaic(-1, (300, 300), prior=Prior.published(), instrument=hst, seed=2)
@@ -231,7 +235,7 @@ def test_a_mosaic_holds_the_galaxies_of_its_catalog(hst):
 @pytest.mark.slow
 def test_crowded_stamps_say_how_many_galaxies_they_hold(hst, false_alarm):
     prior = replace(Prior.published(), crowding=(0.2, 0.5, 0.2, 0.1))
-    blends = joined(simulated(128, prior, hst, batch_size=64))
+    blends = Blend.join(simulated(128, prior, hst, batch_size=64))
     there = ~blends.flux[..., 0].isnan()
     assert blends.flux.shape == (128, 4, 1)
     assert torch.equal(there.sum(1), blends.count)
@@ -245,7 +249,7 @@ def test_crowded_stamps_say_how_many_galaxies_they_hold(hst, false_alarm):
     magnitude = -2.5 * blends.flux[..., 0].log10()
     assert float((magnitude - magnitude[:, :1]).abs().nan_to_num().max()) < 2
     # One galaxy fewer changes nothing else: pairs are drawn as before.
-    pairs = joined(simulated(8, replace(prior, crowding=(0.0, 1.0)), hst, batch_size=8))
+    pairs = Blend.join(simulated(8, replace(prior, crowding=(0.0, 1.0)), hst, batch_size=8))
     assert pairs.flux.shape == (8, 2, 1)
 
 
@@ -260,3 +264,12 @@ def test_crowding_is_a_distribution():
     for shares in ((0.5, 0.4), (-0.5, 1.5), (), (0.1,) * 10):
         with pytest.raises(ValueError, match="crowding must be up to 5 probabilities that sum to 1"):
             replace(Prior.published(), crowding=shares)
+
+
+def test_simulate_gives_what_the_batches_hold(prior, hst):
+    whole = simulate(5, seed=3, render=render_torch)
+    (batch,) = simulated(5, prior, hst, seed=3, batch_size=5)
+    for name in TRUTH:
+        torch.testing.assert_close(getattr(whole, name), getattr(batch, name), rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(ValueError, match="count must be positive, got 0"):
+        simulate(0)

@@ -7,7 +7,7 @@ import pytest
 from astropy.io import fits
 
 from probdeblend.scene import Instrument
-from probdeblend.simulation.psf import PsfModel, fit_psf, read_psf, write_psf
+from probdeblend.simulation import PsfModel, fit_psf, write_psf
 
 TRUTH = PsfModel(
     obscuration=0.33,
@@ -60,7 +60,7 @@ def test_fit_quality_of_a_perfect_model(recovered):
 @pytest.mark.slow
 def test_fit_keeps_what_it_does_not_fit():
     start = PsfModel(wavelength=1250.0, pixfrac=1.0)
-    fit = fit_psf(start.draw(0.06, 41), 0.06, start=start, max_steps=1)
+    fit = fit_psf(start.draw(0.06, 41), 0.06, start=start)
     assert (fit.model.wavelength, fit.model.pixfrac) == (1250.0, 1.0)
     assert fit.max_residual < 1e-3
 
@@ -76,7 +76,7 @@ def test_effective_holds_the_pixel_once():
 
 def test_shipped_array_is_what_the_shipped_numbers_draw(shipped):
     numbers, array = shipped
-    psf = read_psf().draw(numbers["pixel_scale"], numbers["size"])
+    psf = PsfModel(**numbers["fit"]["model"]).draw(numbers["pixel_scale"], numbers["size"])
     np.testing.assert_allclose(array, psf / psf.sum(), atol=1e-7)
     assert numbers["light_outside"] == pytest.approx(1 - psf.sum(), abs=1e-6)
 
@@ -131,9 +131,10 @@ def test_fit_of_the_measured_psf_gives_the_shipped_numbers(shipped, data_dir, tm
 
 @pytest.mark.slow
 def test_write_and_read(recovered, tmp_path):
-    array_path, numbers_path = write_psf(recovered, tmp_path / "new", name="test", pixel_scale=0.08, size=31)
-    assert read_psf(numbers_path) == recovered.model
-    psf = recovered.model.draw(0.08, 31)
+    array_path, numbers_path = write_psf(recovered, tmp_path / "new", name="test")
+    numbers = json.loads(numbers_path.read_text(encoding="utf-8"))
+    assert PsfModel(**numbers["fit"]["model"]) == recovered.model
+    psf = recovered.model.draw(0.06, 65)
     np.testing.assert_allclose(np.load(array_path), psf / psf.sum(), atol=1e-7)
 
 
@@ -142,7 +143,7 @@ def test_write_and_read(recovered, tmp_path):
     [
         (np.ones((8, 9)), 0.06, r"image must be a square PSF, got shape \(8, 9\)"),
         (np.ones(9), 0.06, r"image must be a square PSF, got shape \(9,\)"),
-        (np.full((9, 9), np.nan), 0.06, "image must be finite, got 81 pixels that are not"),
+        (np.full((9, 9), np.nan), 0.06, "image must be finite, got 81 non-finite pixels"),
         (np.zeros((9, 9)), 0.06, "image must have a positive sum, got 0"),
         (
             np.eye(1, 81, 40).reshape(9, 9),
@@ -172,10 +173,6 @@ def test_bad_models(changes, message):
         PsfModel(**changes)
 
 
-@pytest.mark.slow
-def test_bad_drawing(recovered, tmp_path):
+def test_bad_drawing():
     with pytest.raises(ValueError, match="pixel_scale must be positive, got 0"):
         TRUTH.effective(0)
-    with pytest.raises(ValueError, match="size must be odd and positive, got 64"):
-        write_psf(recovered, tmp_path / "none", size=64)
-    assert not (tmp_path / "none").exists()

@@ -1,4 +1,4 @@
-"""Sets of blends on disk: what goes in comes out, in whole shards, and interrupted work goes on."""
+"""Sets of blends on disk: what goes in comes out, in complete shards, and interrupted runs are resumed."""
 
 import json
 from dataclasses import fields, replace
@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from probdeblend.scene import Blend, Instrument
-from probdeblend.simulation import sets
-from probdeblend.simulation.sets import count_blends, finished_batches, read_blends, read_instrument, write_blends
+from probdeblend.simulation import count_blends, read_blends, read_instrument, write_blends
 
 HALF = 2**-11  # relative rounding of a 16-bit float
 
@@ -43,11 +42,6 @@ def instrument():
     return Instrument(0.06, psf, 25.9463, 3e-3, noise_kernel=torch.ones(3, 3))
 
 
-@pytest.fixture
-def small_shards(monkeypatch):
-    monkeypatch.setattr(sets, "BATCHES_PER_SHARD", 2)
-
-
 def same(found, expected):
     for field in fields(Blend):
         pixels = field.name in ("image", "isolated")
@@ -57,36 +51,33 @@ def same(found, expected):
         )
 
 
-def joined(batches):
-    return Blend(**{f.name: torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(Blend)})
-
-
-def test_a_set_comes_back(tmp_path, rng, instrument, small_shards):
+def test_a_set_comes_back(tmp_path, rng, instrument):
     path = tmp_path / "set"
-    batches = [make_blend(rng, count) for count in (7, 1, 20)]
+    batches = [make_blend(rng, count) for count in (7, 1, *14 * [2], 20)]
     settings = {"seed": 3, "rule": "published"}
-    assert write_blends(path, iter(batches), instrument=instrument, settings=settings) == 28
-    assert sorted(entry.name for entry in path.iterdir()) == ["blends-00000000.h5", "blends-00000008.h5"]
-    assert count_blends(path) == 28
+    assert write_blends(path, iter(batches), instrument=instrument, settings=settings) == 56
+    shards = ["blends-00000000.h5", "blends-00000036.h5"]
+    assert sorted(entry.name for entry in path.iterdir()) == [*shards, "settings.json"]
+    assert json.loads((path / "settings.json").read_text(encoding="utf-8")) == settings
+    assert count_blends(path) == 56
     whole = read_blends(path)
-    same(whole, joined(batches))
-    for start, stop in [(0, 28), (6, 10), (8, 9), (3, 8), (28, 28), (5, 5)]:
+    same(whole, Blend.join(batches))
+    for start, stop in [(0, 56), (30, 40), (36, 37), (3, 36), (56, 56), (5, 5)]:
         part = read_blends(path, start, stop)
         assert len(part) == stop - start
         for field in fields(Blend):
             expected = getattr(whole, field.name)[start:stop]
             torch.testing.assert_close(getattr(part, field.name), expected, rtol=0, atol=0, equal_nan=True)
-    assert len(read_blends(path / "blends-00000008.h5")) == 20
+    assert len(read_blends(path / shards[1])) == 20
     found = read_instrument(path)
     numbers = (found.pixel_scale, found.zero_point, found.sky_rms, found.exposure)
     assert numbers == (0.06, 25.9463, 3e-3, np.inf)
     torch.testing.assert_close(found.psf, instrument.psf)
     torch.testing.assert_close(found.noise_kernel, instrument.noise_kernel)
-    with h5py.File(path / "blends-00000000.h5") as file:
+    with h5py.File(path / shards[0]) as file:
         assert file["mask"].dtype == np.uint8
-        assert file["mask"].shape == (8, 2, 12, 2)
+        assert file["mask"].shape == (36, 2, 12, 2)
         assert file["image"].dtype == np.float16
-        assert json.loads(file.attrs["settings"]) == settings
 
 
 def test_faint_wings_and_bright_peaks_survive_storage(tmp_path, instrument):
@@ -129,87 +120,92 @@ def test_only_sets_are_replaced(tmp_path, rng, instrument):
     (tmp_path / "file").write_text("thesis")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").write_text("thesis")
-    for name, message in [("file", "is a file, not a set"), ("folder", r"is no set of blends .* holds thesis.tex")]:
+    for name, message in [("file", "is a file, not a set"), ("folder", r"is not a set of blends .* holds thesis.tex")]:
         with pytest.raises(FileExistsError, match=message):
             write_blends(tmp_path / name, [make_blend(rng, 2)], instrument=instrument, overwrite=True)
     assert (tmp_path / "folder" / "thesis.tex").exists()
 
 
-def test_an_interrupted_set_goes_on(tmp_path, rng, instrument, small_shards):
-    """Whole shards stay; the set that goes on from them is the one that was never interrupted."""
-    batches = [make_blend(rng, 3) for _ in range(7)]
-    settings = {"seed": 1}
-    written = {"instrument": instrument, "settings": settings}
-    path = tmp_path / "set"
+def interrupted(path, batches, instrument, settings):
+    """Write batches to a disk that is full after them."""
 
-    def disk_fills_up():
-        yield from batches[:5]
+    def fill_disk():
+        yield from batches
         raise OSError(28, "No space left on device", "set")
 
     with pytest.raises(OSError, match="No space left"):
-        write_blends(path, disk_fills_up(), **written)
-    partial = tmp_path / "set.partial"
-    assert sorted(entry.name for entry in partial.iterdir()) == ["blends-00000000.h5", "blends-00000006.h5"]
-    assert len(read_blends(partial)) == 12
-    with pytest.raises(FileExistsError, match=r"set.partial: an unfinished set; --resume goes on, --overwrite starts"):
-        write_blends(path, iter(batches), **written)
-    with pytest.raises(ValueError, match=r"set.partial: made with other settings, \{\"seed\": 1\}"):
-        finished_batches(path, {"seed": 2})
-    first = finished_batches(path, settings)
-    assert first == 4
-    assert write_blends(path, iter(batches[first:]), **written, first=first) == 21
+        write_blends(path, fill_disk(), instrument=instrument, settings=settings)
+
+
+@pytest.mark.parametrize("callable_batches", [True, False])
+def test_an_interrupted_set_is_resumed(tmp_path, rng, instrument, callable_batches):
+    """Complete shards stay; the resumed set is the one that was never interrupted."""
+    batches = [make_blend(rng, 1) for _ in range(40)]
+    settings, path, partial = {"seed": 1}, tmp_path / "set", tmp_path / "set.partial"
+    interrupted(path, batches[:35], instrument, settings)
+    assert len(read_blends(partial)) == 32
+    (partial / ".blends-00000032.h5.ab12.partial").touch()  # a killed run leaves such a file
+    written = {"instrument": instrument, "settings": settings}
+    with pytest.raises(FileExistsError, match=r"set.partial: exists; resume"):
+        write_blends(path, batches, **written)
+    with pytest.raises(ValueError, match=r"set.partial: was begun with other settings"):
+        write_blends(path, batches, instrument=instrument, settings={"seed": 2}, resume=True)
+    asked = []
+
+    def later(first):
+        asked.append(first)
+        return batches[first:]
+
+    assert write_blends(path, later if callable_batches else batches, **written, resume=True) == 40
+    assert asked == ([32] if callable_batches else [])
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
     write_blends(tmp_path / "straight", iter(batches), **written)
-    for shard in path.iterdir():
-        assert shard.read_bytes() == (tmp_path / "straight" / shard.name).read_bytes()
-    with pytest.raises(ValueError, match=r"set.partial: no unfinished set to go on from"):
-        finished_batches(path, settings)
+    assert {file.name for file in path.iterdir()} == {file.name for file in (tmp_path / "straight").iterdir()}
+    for file in path.iterdir():
+        assert file.read_bytes() == (tmp_path / "straight" / file.name).read_bytes()
+    with pytest.raises(ValueError, match=r"there is nothing to resume: .*again.partial does not exist"):
+        write_blends(tmp_path / "again", batches, **written, resume=True)
 
 
-def test_an_unfinished_set_that_is_complete_is_put_in_place(tmp_path, rng, instrument, small_shards):
-    batches = [make_blend(rng, 3) for _ in range(2)]
-    write_blends(tmp_path / "set", iter(batches), instrument=instrument)
-    (tmp_path / "set").rename(tmp_path / "set.partial")
-    first = finished_batches(tmp_path / "set")
-    assert write_blends(tmp_path / "set", iter(batches[first:]), instrument=instrument, first=first) == 6
-    assert count_blends(tmp_path / "set") == 6
+def test_an_unfinished_set_that_is_complete_is_put_in_place(tmp_path, rng, instrument):
+    batches = [make_blend(rng, 1) for _ in range(16)]
+    interrupted(tmp_path / "set", batches, instrument, {})
+    assert write_blends(tmp_path / "set", batches, instrument=instrument, resume=True) == 16
+    assert count_blends(tmp_path / "set") == 16
 
 
-def test_remains_of_a_killed_run_are_cleared(tmp_path, rng, instrument, small_shards):
-    batches = [make_blend(rng, 3) for _ in range(4)]
-    write_blends(tmp_path / "set", iter(batches[:2]), instrument=instrument)
-    (tmp_path / "set").rename(tmp_path / "set.partial")
-    (tmp_path / "set.partial" / ".blends-00000006.h5.ab12.partial").touch()
-    first = finished_batches(tmp_path / "set")
-    write_blends(tmp_path / "set", iter(batches[first:]), instrument=instrument, first=first)
-    assert len(list((tmp_path / "set").iterdir())) == 2
+def test_an_unfinished_set_can_be_overwritten(tmp_path, rng, instrument):
+    batches = [make_blend(rng, 1) for _ in range(16)]
+    interrupted(tmp_path / "set", batches, instrument, {})
+    assert write_blends(tmp_path / "set", batches[:3], instrument=instrument, overwrite=True) == 3
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_missing_shard_is_told(tmp_path, rng, instrument, small_shards):
-    write_blends(tmp_path / "set", iter([make_blend(rng, 3) for _ in range(6)]), instrument=instrument)
-    (tmp_path / "set" / "blends-00000006.h5").unlink()
+def test_a_missing_shard_is_reported(tmp_path, rng, instrument):
+    write_blends(tmp_path / "set", [make_blend(rng, 1) for _ in range(33)], instrument=instrument)
+    (tmp_path / "set" / "blends-00000016.h5").unlink()
     with pytest.raises(ValueError, match=r"set: a shard is missing after blends-00000000.h5"):
         read_blends(tmp_path / "set")
 
 
-def test_later_shards_have_the_fields_of_the_first(tmp_path, rng, instrument, small_shards):
-    batches = [make_blend(rng, 2), make_blend(rng, 2), replace(make_blend(rng, 2), auto_flux=None)]
+def test_later_shards_have_the_fields_of_the_first(tmp_path, rng, instrument):
+    batches = [*(make_blend(rng, 1) for _ in range(16)), replace(make_blend(rng, 1), auto_flux=None)]
     with pytest.raises(ValueError, match="batches must have the same fields, only some have auto_flux"):
-        write_blends(tmp_path / "set", iter(batches), instrument=instrument)
+        write_blends(tmp_path / "set", batches, instrument=instrument)
 
 
-def test_sets_that_are_none(tmp_path, rng, instrument):
+def test_files_that_are_not_sets(tmp_path, rng, instrument):
     path = tmp_path / "set"
     with pytest.raises(FileNotFoundError, match=r"set: no such set of blends"):
         read_blends(path)
     (tmp_path / "text.h5").write_text("no set")
-    with pytest.raises(ValueError, match=r"text.h5: not a set of blends written by probdeblend, or damaged"):
+    with pytest.raises(ValueError, match=r"text.h5: must be a set of blends written by probdeblend, got another file"):
         count_blends(tmp_path / "text.h5")
     h5py.File(tmp_path / "other.h5", "w").close()
-    with pytest.raises(ValueError, match=r"other.h5: not a set of blends written by probdeblend$"):
+    with pytest.raises(ValueError, match=r"other.h5: must be a set of blends written by probdeblend, got another file"):
         read_instrument(tmp_path / "other.h5")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty: not a set of blends written by probdeblend$"):
+    with pytest.raises(ValueError, match=r"empty: must be a set of blends written by probdeblend, got a folder"):
         count_blends(tmp_path / "empty")
     write_blends(path, [make_blend(rng, 3)], instrument=instrument)
     for start, stop in [(-1, 2), (2, 1), (0, 4)]:
@@ -218,5 +214,5 @@ def test_sets_that_are_none(tmp_path, rng, instrument):
             read_blends(path, start, stop)
     with h5py.File(path / "blends-00000000.h5", "r+") as file:
         file.attrs["version"] = 7
-    with pytest.raises(ValueError, match=r"blends-00000000.h5: a set of version 7, this probdeblend reads version 2"):
+    with pytest.raises(ValueError, match=r"blends-00000000.h5: must be a set of blends of version 1, got version 7"):
         read_blends(path)
