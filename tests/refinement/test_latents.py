@@ -132,8 +132,8 @@ def test_positions_of_pairs(prior):
 def test_batches_expand(galaxy_prior, prior):
     assert galaxy_prior.expand(torch.Size([3, 4])).sample().shape == (3, 4, 5)
     assert PositionPrior(prior, torch.ones(2, 3)).expand(torch.Size([5, 2])).sample().shape == (5, 2, 3, 2)
-    with pytest.raises(ValueError, match="prior must have the rule of separation 'published', got 'paper-text'"):
-        PositionPrior(replace(prior, separation="paper-text"), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="prior must have the rule of separation 'published', got 'close'"):
+        PositionPrior(replace(prior, separation="close"), torch.ones(1, 2))
 
 
 def test_types_are_summed_over(galaxy_prior, prior):
