@@ -145,7 +145,7 @@ def _checked_rms(rms: ArrayLike, pixels: NDArray[np.float64]) -> NDArray[np.floa
 def _found(pixels: NDArray[np.float64], noise: NDArray[np.float64]) -> Detection:
     detection = detect(pixels, noise, **SETTINGS)
     if not len(detection):
-        raise ValueError(f"no source found above {SETTINGS['threshold']} times the sky rms of {np.median(noise):.3g}")
+        raise ValueError(f"no source found above {SETTINGS['threshold']:g} times the sky rms {np.median(noise):.3g}")
     return detection
 
 

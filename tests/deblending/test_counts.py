@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_weights import tiny_deblender
 
-import probdeblend
 from probdeblend.deblending import CountingDeblender, count_stamps, default_counts
 from probdeblend.deblending.counts import count_table, load_counts, marginal_central_flux, save_counts
 from probdeblend.networks.count import CountNetwork
@@ -128,14 +127,14 @@ def test_stamps_are_counted_in_any_form(network, images):
 
 def test_the_network_that_ships_counts_galaxies():
     """It recognizes most pairs that are well apart, and most galaxies without a companion in their stamp."""
-    network = default_counts(probdeblend.load())
+    network = default_counts()
     crowded = Mixture(replace(Prior.default(), crowding=(0.5, 0.5)))
-    blend = crowded.stream(batch_size=48, seed=77).blend(0)
+    blend = crowded.stream(batch_size=32, seed=77).blend(0)
     apart = (blend.x[:, 1] - blend.x[:, 0]).hypot(blend.y[:, 1] - blend.y[:, 0]) > 10
     visible = (blend.mask.sum((2, 3)) > 30).all(1)
     single, pair = (blend.count == 1).numpy(), ((blend.count == 2) & apart & visible).numpy()
     found = count_stamps(blend.image, network, sky_rms=blend.sky_rms).argmax(1)
-    assert pair.sum() > 8
+    assert pair.sum() > 5
     assert (found[single] == 0).mean() > 0.7
     assert (found[pair] == 1).mean() > 0.7
 

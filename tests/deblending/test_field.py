@@ -108,8 +108,8 @@ def test_groups_give_every_galaxy_one_row(flux, blends):
 
 
 def test_errors_of_isolated_sources_match_their_scatter():
-    positions = [(x, y, 20) for x in range(40, 480, 48) for y in range(40, 480, 48)]
-    catalog = deblend(scene(*positions, shape=(500, 500)))[0].catalog
+    positions = [(x, y, 20) for x in range(40, 400, 48) for y in range(40, 400, 48)]
+    catalog = deblend(scene(*positions, shape=(420, 420)))[0].catalog
     assert len(catalog) == len(positions)
     flux = np.asarray(catalog["flux"])
     scores = (flux - flux.mean()) / np.asarray(catalog["flux_sd"])
@@ -216,7 +216,7 @@ def test_catalog_writes_as_ecsv(tmp_path):
             {"rms": np.ones((26, 26))},
             r"rms must be a number or have the shape of image \(260, 260\)",
         ),
-        (scene(), {}, "no source found above 4 times the sky rms of 0.0"),
+        (scene(), {}, "no source found above 4 times the sky rms 0.0"),
     ],
     ids=["axes", "nan", "zero", "constant", "no rms", "negative rms", "rms shape", "blank"],
 )

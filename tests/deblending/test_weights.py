@@ -8,8 +8,8 @@ from astropy import units as u
 from astropy.nddata import NDData
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_weights import tiny_deblender
 
-import probdeblend
 from probdeblend.deblending import deblend, load
 from probdeblend.deblending.deblender import Deblender, Description
 from probdeblend.deblending.weights import save
@@ -47,8 +47,13 @@ def blend():
     return stream.blend(0)
 
 
-def test_shipped_weights_answer(blend):
-    posterior = probdeblend.load()(blend.image, sky_rms=blend.sky_rms)
+@pytest.fixture(scope="module")
+def shipped():
+    return load()
+
+
+def test_shipped_weights_answer(shipped, blend):
+    posterior = shipped(blend.image, sky_rms=blend.sky_rms)
     assert posterior.flux.dims == ("chain", "draw", "blend", "galaxy", "band")
     assert posterior.flux.attrs["flux_kind"] == "total"
     assert posterior.mask.shape == (3, 2, 128, 128)
@@ -57,22 +62,21 @@ def test_shipped_weights_answer(blend):
     assert (posterior.flux > 0).all()
 
 
-def test_one_call_deblends_with_the_weights_that_ship(blend):
+def test_one_call_deblends_with_the_weights_that_ship(shipped, blend):
     stamp, rms = blend.image[0, 0].numpy(), float(blend.sky_rms[0])
     for options in (OPTIONS, OPTIONS | {"seed": 3, "calibrate": False}):
-        expected = load()(stamp, sky_rms=rms, **options)
+        expected = shipped(stamp, sky_rms=rms, **options)
         np.testing.assert_array_equal(deblend(stamp, sky_rms=rms, **options).flux, expected.flux)
     with pytest.raises(ValueError, match="image must hold stamps of 128 x 128 pixels"):
         deblend(stamp[:64], sky_rms=rms)
 
 
-def test_the_weights_that_ship_state_what_they_were_trained_on():
-    deblender = load()
-    description = deblender.description
+def test_the_weights_that_ship_state_what_they_were_trained_on(shipped):
+    description = shipped.description
     assert description.conditions == Conditions()
     assert Prior.parse(description.prior) == Prior.default()
-    assert deblender.digest == "ffdfcb894e9d68f8"
-    fluxes = 10 ** (-0.4 * (np.array(Prior.default().magnitude_range) - deblender.instrument.zero_point))
+    assert shipped.digest == "ffdfcb894e9d68f8"
+    fluxes = 10 ** (-0.4 * (np.array(Prior.default().magnitude_range) - shipped.instrument.zero_point))
     np.testing.assert_allclose(description.flux_range, (fluxes.min() / 8e-3, fluxes.max() / 2e-3))
 
 
@@ -311,14 +315,14 @@ def test_another_calibrator_may_be_loaded(deblender, calibrator, blend, tmp_path
     calibrator.save(tmp_path / "c.json")
     assert load(tmp_path / "w.safetensors").calibrator is None
     assert load(tmp_path / "w.safetensors", calibrator=tmp_path / "c.json").calibrator == calibrator
+    save(tiny_deblender(), tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="the calibrator was fitted on the network"):
-        probdeblend.load(calibrator=tmp_path / "c.json")
+        load(tmp_path / "other.safetensors", calibrator=tmp_path / "c.json")
     with pytest.raises(FileNotFoundError, match=r"none\.json: no such file"):
-        probdeblend.load(calibrator=tmp_path / "none.json")
+        load(tmp_path / "other.safetensors", calibrator=tmp_path / "none.json")
 
 
-def test_shipped_weights_are_calibrated():
-    deblender = probdeblend.load()
-    assert deblender.calibrator is not None
-    assert deblender.calibrator.mask is not None
-    assert dict(deblender.calibrator.summary().iterrows())["marginal coverage"].startswith("within 2/")
+def test_shipped_weights_are_calibrated(shipped):
+    assert shipped.calibrator is not None
+    assert shipped.calibrator.mask is not None
+    assert dict(shipped.calibrator.summary().iterrows())["marginal coverage"].startswith("within 2/")
