@@ -26,7 +26,7 @@ from .flags import Flag
 from .groups import FEATURES, LEAST_GALAXIES, Group, effective_galaxies, estimated_features, pair_features
 from .maps import METHODS, Method, QuantileMap
 from .masks import MaskMap, calibrated_masks
-from .pairs import PairMap, apart, second_is_brighter, swapped, together, total_score
+from .pairs import PairMap, apart, ranks, second_is_brighter, swapped, together, total_score
 
 __all__ = ["Calibrator"]
 
@@ -210,8 +210,7 @@ class Calibrator:
         values = self.pairs.apply(apart(swapped(flux, swap), logarithmic=self.logarithmic), features)
         moved = swapped(together(values, logarithmic=self.logarithmic), swap)
         ascending = np.take_along_axis(moved, moved[:, :1].argsort(-1), -1)
-        ranks = flux[:, :1].argsort(-1, kind="stable").argsort(-1, kind="stable")
-        return np.take_along_axis(ascending, ranks, -1)
+        return np.take_along_axis(ascending, ranks(flux[:, :1]), -1)
 
     def _outside(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
         room = MARGIN * (np.array(self.high) - np.array(self.low))

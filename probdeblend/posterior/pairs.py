@@ -22,7 +22,7 @@ from ..metrics.arrays import ONE_SIGMA
 from ..metrics.scores import interval_score
 from .maps import Method, QuantileMap
 
-__all__ = ["PairMap", "apart", "second_is_brighter", "swapped", "together", "total_score"]
+__all__ = ["PairMap", "apart", "ranks", "second_is_brighter", "swapped", "together", "total_score"]
 
 LARGEST = 0.99  # correlation; beyond, the second coordinate would be noise alone
 WORST = 3.0  # error in half-widths; larger ones count as this
@@ -84,7 +84,7 @@ class PairMap:
         tied = np.stack(
             [np.broadcast_to(first, moved[:, 0].shape), correlation * first + np.sqrt(1 - correlation**2) * second], 1
         )
-        return np.take_along_axis(np.sort(moved, axis=-1), _ranks(tied), -1)
+        return np.take_along_axis(np.sort(moved, axis=-1), ranks(tied), -1)
 
     def _sample(self, draws: int) -> NDArray[np.float64]:
         """Return that many positions, evenly from those of truths, with smoothing noise that is always the same."""
@@ -133,13 +133,16 @@ def swapped(flux: NDArray[np.float64], swap: NDArray[np.bool_]) -> NDArray[np.fl
     return exchanged
 
 
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    return values.argsort(-1, kind="stable").argsort(-1, kind="stable")
+def ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the rank of each draw among those of its row, from 0."""
+    ranks = np.empty(values.shape, dtype=np.int64)
+    np.put_along_axis(ranks, values.argsort(-1, kind="stable"), np.arange(values.shape[-1]), -1)
+    return ranks
 
 
 def _scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return normal scores of the ranks."""
-    return ndtri((np.arange(values.shape[-1]) + 0.5) / values.shape[-1])[_ranks(values)]
+    return ndtri((np.arange(values.shape[-1]) + 0.5) / values.shape[-1])[ranks(values)]
 
 
 def _correlation(scores: NDArray[np.float64]) -> NDArray[np.float64]:

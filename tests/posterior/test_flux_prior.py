@@ -72,9 +72,11 @@ def p_value(density, pairs, edges):
         (replace(Prior.published(), max_difference=0.7), Conditions(sky_rms=(1e-3, 5e-2))),
     ],
 )
-def test_pairs_of_the_training_have_this_density(prior, conditions, false_alarm):
+def test_pairs_of_the_training_have_this_density(prior, conditions, pairs, false_alarm):
     density = prior.flux_prior(conditions.sky_rms, ZERO_POINT)
-    pairs, edges = sampled(prior, conditions), edges_of(density)
+    edges = edges_of(density)
+    if (prior, conditions) != (Prior.default(), Conditions()):
+        pairs = sampled(prior, conditions)
     assert shares(density, *edges).sum() == pytest.approx(1, abs=2e-3)
     assert np.isfinite(density.log_prob(pairs)).all()
     assert p_value(density, pairs, edges) > false_alarm
@@ -88,7 +90,7 @@ def test_another_density_is_rejected(default, pairs, wrong, false_alarm):
 
 
 def test_density_is_the_mean_over_depths(default, pairs):
-    pairs, ends = pairs[:40], np.linspace(*np.log(default.sky_rms), 201)
+    pairs, ends = pairs[:40], np.linspace(*np.log(default.sky_rms), 101)
     depths = np.exp((ends[1:] + ends[:-1]) / 2)
     each = [np.exp(replace(default, sky_rms=(depth, depth)).log_prob(pairs)) for depth in depths]
     np.testing.assert_allclose(np.exp(default.log_prob(pairs)), np.mean(each, 0), rtol=0.03)
