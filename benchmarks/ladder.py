@@ -6,7 +6,7 @@ how much it is not, and whether the flags notice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from probdeblend.surveys.blends import PairRules, pair_blends
 from probdeblend.training.evaluation import Comparison, compare, log_fluxes
 from probdeblend.training.streams import Mixture
 
-__all__ = ["RUNGS", "ladder_table", "main", "plot_ladder", "rung_blends"]
+__all__ = ["RUNGS", "ladder_table", "main", "plot_ladder", "rung_mixture"]
 
 FLAGS = (Flag.UNFAMILIAR, Flag.OUTSIDE_PRIOR, Flag.OUTSIDE_CALIBRATION)
 FIXED = Conditions((3e-3, 3e-3), (3200.0, 3200.0), (1.0, 1.0), 0.0)  # the depth and PSF of CANDELS
@@ -69,11 +69,10 @@ RUNGS: dict[str, Callable[[Instrument], dict[str, object]]] = {
 }
 
 
-def rung_blends(rung: str, count: int, *, seed: int = 0) -> Iterator[Blend]:
-    """Simulate blends of one of `RUNGS`."""
-    changed = RUNGS[rung](Instrument.candels_f160w())
-    settings = {"prior": Prior.published(), "conditions": FIXED} | changed
-    return Mixture(**settings).blends(count, seed=seed, progress=False)
+def rung_mixture(rung: str) -> Mixture:
+    """Return the population of blends of one of `RUNGS`."""
+    settings = {"prior": Prior.published(), "conditions": FIXED} | RUNGS[rung](Instrument.candels_f160w())
+    return Mixture(**settings)
 
 
 def ladder_table(
@@ -85,9 +84,12 @@ def ladder_table(
     `~probdeblend.metrics.diagnose` measures in ln flux, ``bias_mag`` and ``nmad_mag``, and the fraction of blends with
     each flag. Real galaxies, from a library, are the last rung; its bands are over galaxies.
     """
-    rungs: dict[str, Iterable[Blend]] = {rung: rung_blends(rung, count, seed=sampling["seed"]) for rung in RUNGS}
+    seed = sampling["seed"]
+    rungs: dict[str, Iterable[Blend]] = {
+        rung: rung_mixture(rung).blends(count, seed=seed, progress=False) for rung in RUNGS
+    }
     if library is not None:
-        settings = {"instrument": Instrument.candels_f160w(), "rules": PairRules(), "seed": sampling["seed"]}
+        settings = {"instrument": Instrument.candels_f160w(), "rules": PairRules(), "seed": seed}
         rungs["real galaxies"] = pair_blends(library, count, **settings)
     calibrator, rows = deblender.calibrator, []
 

@@ -85,9 +85,9 @@ def test_stacking_fails(pairs, true_shares):
 def test_posteriors_that_are_too_narrow_show(pairs, true_shares):
     draws, _, prior = pairs
     narrow = draws.mean(0) + 0.4 * (draws - draws.mean(0))
-    found = recover_population(narrow, prior, (CELLS, CELLS)).histogram(prior[:, 0], EDGES)
+    found = recover_population(narrow, prior, (CELLS, CELLS), samples=250).histogram(prior[:, 0], EDGES)
     assert np.abs((found.mean(0) - true_shares[0]) / found.std(0)).max() > 6
-    assert agreement(found, true_shares[0]) < 0.004
+    assert agreement(found, true_shares[0]) < 0.005
 
 
 def test_without_errors_bands_are_those_of_counting(rng):
@@ -96,11 +96,11 @@ def test_without_errors_bands_are_those_of_counting(rng):
     counts = rng.multinomial(4000, probability)
     draws = np.tile(np.repeat(np.arange(5) + 0.5, counts), (3, 1))[..., None]
     prior = rng.uniform(0, 5, (20_000, 1))
-    found = recover_population(draws, prior, [edges], scale=0.1, samples=2000).histogram(prior[:, 0], edges)
+    found = recover_population(draws, prior, [edges], scale=0.1, samples=600).histogram(prior[:, 0], edges)
     share = counts / counts.sum()
     scatter = np.sqrt(share * (1 - share) / counts.sum())
-    # The scatter of 2000 draws that are almost independent is known to 1.6 %.
-    np.testing.assert_allclose(found.std(0), scatter, rtol=0.1)
+    # The scatter of 600 draws that are almost independent is known to 3 %.
+    np.testing.assert_allclose(found.std(0), scatter, rtol=0.15)
     np.testing.assert_allclose(found.mean(0), share, atol=0.3 * scatter.min())
 
 
@@ -118,9 +118,9 @@ def test_what_the_prior_excludes_is_left_out(pairs, recovered):
     far = np.full((len(draws), 3, 2), 2.9)  # in a cell without draws of the prior
     far[:, 1] = 10.0
     far[:, 2] = np.nan
-    found = recover_population(np.concatenate([draws, far], 1), prior, (CELLS, CELLS), seed=1)
+    found = recover_population(np.concatenate([draws, far], 1), prior, (CELLS, CELLS), samples=20, seed=1)
     assert found.unused == 3
-    np.testing.assert_allclose(found.shares, recovered.shares, rtol=1e-6)
+    np.testing.assert_allclose(found.shares, recovered.shares[:20], rtol=1e-6)
     assert found.shares.sum(1) == pytest.approx(1)
     assert found.histogram(prior[:, 0], [-3, 0, 3]).sum(1) == pytest.approx(1)
     assert (found.prior_cell == -1).any()
@@ -170,10 +170,10 @@ def test_errors_of_histograms(recovered):
 
 def test_a_concentrated_prior_is_the_prior_with_weights():
     prior = Prior.default()
-    before, after = (each.sample(60_000, seed=2) for each in (prior, concentrated(prior, center=22.5, width=0.4)))
+    before, after = (each.sample(25_000, seed=2) for each in (prior, concentrated(prior, center=22.5, width=0.4)))
     weight = np.exp(-(((before["magnitude"].numpy() - 22.5) / 0.4) ** 2).sum(1) / 2)
     effective = weight.sum() ** 2 / (weight**2).sum()
-    assert effective > 3000
+    assert effective > 1200
     for name, function in (
         ("magnitude", np.asarray),
         ("half_light_radius", np.log),
