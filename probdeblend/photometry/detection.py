@@ -163,8 +163,8 @@ def detect(
         found, segmentation = sep.extract(pixels, threshold, err=rms, mask=bad, **settings)
     except Exception as error:  # SEP raises nothing more specific
         raise ValueError(f"image must be sky-subtracted and not one crowded source, SEP says: {error}") from error
-    angle = np.clip(found["theta"], -np.pi / 2, np.pi / 2)
-    return Detection(segmentation, *(found[name] for name in "xyab"), angle, found["flux"])
+    ellipse = [found["a"], found["b"], np.clip(found["theta"], -np.pi / 2, np.pi / 2)]
+    return Detection(segmentation, found["x"], found["y"], *ellipse, found["flux"])
 
 
 def detect_cold_hot(image: ArrayLike, sky_rms: ArrayLike) -> Detection:

@@ -71,19 +71,9 @@ class FieldImage:
         return self.data.shape
 
     def window(self, x0: int, y0: int, size: int) -> NDArray[np.float64]:
-        """Read a square of an image, which may reach over the edge.
+        """Read the square of `size` pixels ``(y, x)`` that begins at pixel x0, y0, and may reach over the edge.
 
-        Parameters
-        ----------
-        x0, y0
-            Its first pixel.
-        size
-            Its side in pixels.
-
-        Returns
-        -------
-        NDArray
-            Pixels ``(y, x)``, NaN beyond the image and where blocks of exact zeros mean that there is no coverage.
+        Pixels are NaN beyond the image and where blocks of exact zeros mean that there is no coverage.
         """
         # With a margin, so that blocks of zeros are recognized wherever a window ends.
         margin = len(NO_COVERAGE) - 1
@@ -144,9 +134,7 @@ def read_stamps(path: str | PathLike[str], *, hdu: int | str | None = None) -> F
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
+    FileNotFoundError, ValueError
         As for `read_image`, and if a stamp has another size.
     """
     image = _read(path, hdu)
@@ -181,9 +169,7 @@ def read_psf(
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
+    FileNotFoundError, ValueError
         As for `read_image`, and if the PSF is not square, larger than a stamp, not finite, without a positive sum, more
         than a pixel off its center, or sampled at another scale.
     """
@@ -271,9 +257,7 @@ def open_mosaic(path: str | PathLike[str], *, hdu: int | str | None = None) -> I
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
+    FileNotFoundError, ValueError
         As for `read_image`, but for the values of the pixels.
     """
     with contextlib.ExitStack() as stack:
@@ -282,7 +266,7 @@ def open_mosaic(path: str | PathLike[str], *, hdu: int | str | None = None) -> I
             chosen = _choose(path, hdus, hdu)
             if len(chosen.shape) != 2:
                 raise ValueError(f"{path}: the mosaic must have two dimensions (y, x), got shape {chosen.shape}")
-            mosaic = _described(path, hdus, chosen, chosen.section)
+            mosaic = _described(Path(path).name, hdus, chosen, chosen.section)
         yield mosaic
 
 
@@ -339,13 +323,11 @@ def _choose(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None
     raise ValueError(f"{path}: HDU {hdu} holds no image, these do: {described}")
 
 
-def _described(
-    path: str | PathLike[str], hdus: fits.HDUList, chosen: fits.ImageHDU, data: NDArray | fits.Section
-) -> FieldImage:
+def _described(name: str, hdus: fits.HDUList, chosen: fits.ImageHDU, data: NDArray | fits.Section) -> FieldImage:
     wcs, unit = _celestial(chosen.header, hdus), _unit(chosen.header.get("BUNIT"))
     scale = None if wcs is None else 3600 * float(np.sqrt(proj_plane_pixel_area(wcs)))
     zero_point = _zero_point(chosen.header, unit) or _zero_point(hdus[0].header, unit)
-    return FieldImage(Path(path).name, data, wcs, scale, zero_point, unit, chosen.header)
+    return FieldImage(name, data, wcs, scale, zero_point, unit, chosen.header)
 
 
 def _read(path: str | PathLike[str], hdu: int | str | None) -> FieldImage:
@@ -356,7 +338,7 @@ def _read(path: str | PathLike[str], hdu: int | str | None) -> FieldImage:
         except Exception as error:  # what astropy raises here depends on the damage and on the compression
             raise ValueError(f"{path}: its pixels cannot be read ({error})") from error
         data = data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32))
-        return _described(path, hdus, chosen, data)
+        return _described(Path(path).name, hdus, chosen, data)
 
 
 def _celestial(header: fits.Header, hdus: fits.HDUList) -> WCS | None:
@@ -390,9 +372,8 @@ def _unit(text: object) -> str:
 def _zero_point(header: fits.Header, unit: str) -> float | None:
     cards = {name: header.get(name) for name in (*ZERO_POINT_CARDS, "PHOTFLAM", "PHOTPLAM")}
     numbers = {name: value for name, value in cards.items() if isinstance(value, int | float) and value > 0}
-    for name in ZERO_POINT_CARDS:
-        if name in numbers:
-            return float(numbers[name])
+    if stated := [numbers[name] for name in ZERO_POINT_CARDS if name in numbers]:
+        return float(stated[0])
     photflam, photplam = numbers.get("PHOTFLAM"), numbers.get("PHOTPLAM")
     if unit in ("electron / s", "ct / s") and photflam and photplam:
         return float(-2.5 * np.log10(photflam) - 5 * np.log10(photplam) - 2.408)
@@ -413,5 +394,4 @@ def _check_pixels(path: str | PathLike[str], stamps: np.ndarray) -> None:
 
 def _reshaped(image: FieldImage, shape: tuple[int, ...]) -> FieldImage:
     data = image.data.reshape(shape)
-    one = data.ndim == 2 or len(data) == 1
-    return replace(image, data=data, wcs=image.wcs if one else None)
+    return replace(image, data=data, wcs=image.wcs if data.ndim == 2 or len(data) == 1 else None)

@@ -19,7 +19,6 @@ __all__ = ["dilate", "noise_correlation_factor", "replace_with_sky", "sky_scatte
 
 MESH = 64  # pixels per side of a cell of the background mesh
 SOURCE_MARGIN = 8  # pixels around a source that are left out of the background
-CONNECTED = np.ones((3, 3), dtype=bool)
 BOXES_NEEDED = 10
 SMALLEST_BOX = 3
 SMALLEST_PATCH = 4
@@ -157,7 +156,7 @@ def replace_with_sky(
             raise ValueError(f"{name} must have the shape of image {pixels.shape}, got {given.shape}")
     good = good & np.isfinite(pixels)
     filled = pixels.copy()
-    regions, _ = ndimage.label(target, structure=CONNECTED)
+    regions, _ = ndimage.label(target, structure=np.ones((3, 3)))
     boxes = enumerate(ndimage.find_objects(regions), start=1)
     pending = [(np.array([side.start for side in box]), regions[box] == label) for label, box in boxes]
     while pending:

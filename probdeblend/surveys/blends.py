@@ -1,9 +1,9 @@
-"""Blends of lone galaxies, after Boucaud et al. (2020, doi:10.1093/mnras/stz3056, section 2.2).
+"""Blends of isolated galaxies, after Boucaud et al. (2020, doi:10.1093/mnras/stz3056, section 2.2).
 
-Each galaxy is turned by quarters and flipped, made fainter within limits, and shifted by whole pixels; the first is
-the central one. Two real stamps hold two skies. As published, they are added with both: the noise of the blend is
-then larger than that of an observed one by a square root of two. With one sky, the companions bring the pixels of
-their footprints alone, and the blend has the noise of the central galaxy's image, with more in those footprints.
+Each galaxy is turned by quarters and flipped, made fainter within limits, and shifted by whole pixels; the first is the
+central one. Two real stamps hold two skies. As published, they are added with both: the noise of the blend is then
+larger than that of an observed one by a square root of two. With one sky, companions bring only the pixels of their
+footprints, and the blend has the noise of the central galaxy's image, with more in those footprints.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..photometry.detection import SEGMENTATION, detect
+from ..photometry.images import cut_stamps
 from ..photometry.noise import correlated_noise
 from ..scene import STAMP_CENTER, STAMP_SIZE, Blend, Instrument
 from ..simulation.prior import check_crowding
@@ -27,10 +28,12 @@ from .library import Library, identity_number
 
 __all__ = ["PairRules", "PairScene", "blend_batch", "pair_blends"]
 
+STAMP = (STAMP_SIZE, STAMP_SIZE)
+
 
 @dataclass(frozen=True)
 class PairRules:
-    """How lone galaxies become blends.
+    """How isolated galaxies become blends.
 
     Parameters
     ----------
@@ -41,7 +44,7 @@ class PairRules:
     sky
         "one" sky, or "both" as published.
     dimming
-        A galaxy is made fainter by up to so many magnitudes; its noise then shrinks with it, and new noise brings
+        Galaxies are made fainter by up to so many magnitudes; their noise then shrinks with them, and new noise brings
         the central galaxy's image back to what it was.
     crowding
         Probabilities of one, two, three, ... galaxies in the stamp. The third and later ones lie anywhere.
@@ -81,7 +84,7 @@ def pair_blends(
     first: int = 0,
     workers: int = 0,
 ) -> Iterator[Blend]:
-    """Blend lone galaxies, batch by batch.
+    """Blend isolated galaxies, batch by batch.
 
     Batch i depends on the seed, the library and i alone.
 
@@ -92,17 +95,17 @@ def pair_blends(
     count
         Number of blends.
     instrument
-        Pixel scale, and zero point and noise correlation of the blends.
+        Pixel scale, zero point and noise correlation of the blends.
     rules
         How to blend.
     seed
         Same seed, same blends.
     batch_size
-        Blends a batch; the last one holds what is left.
+        Blends per batch; the last one holds what is left.
     first
         Number of the first batch to make.
     workers
-        Number of processes that blend; the blends do not depend on it.
+        Number of processes; the blends do not depend on it.
 
     Returns
     -------
@@ -124,21 +127,7 @@ def pair_blends(
 
 @dataclass(frozen=True, eq=False)
 class PairScene:
-    """What blends are made of; `PairScene.of` makes it.
-
-    Parameters
-    ----------
-    library
-        The galaxies to keep that have a magnitude.
-    footprint, magnitude
-        Of each galaxy, as the library gives them.
-    stamps_of
-        Numbers of the stamps of each identity.
-    instrument
-        Pixel scale, zero point and noise correlation of the blends.
-    rules
-        How to blend.
-    """
+    """The galaxies to blend, with the stamps of each identity, and how to blend them; `PairScene.of` makes it."""
 
     library: Library
     footprint: NDArray[np.bool_]
@@ -149,27 +138,7 @@ class PairScene:
 
     @classmethod
     def of(cls, library: Library, instrument: Instrument, rules: PairRules) -> PairScene:
-        """Prepare a library for blending.
-
-        Parameters
-        ----------
-        library
-            The galaxies.
-        instrument
-            Pixel scale, zero point and noise correlation of the blends.
-        rules
-            How to blend.
-
-        Returns
-        -------
-        PairScene
-            What `blend_batch` takes.
-
-        Raises
-        ------
-        ValueError
-            If too few galaxies are left to blend.
-        """
+        """Take the galaxies to keep that have a magnitude."""
         kept = library.select(library.keep & np.isfinite(library.magnitude))
         stamps_of = [np.flatnonzero(kept.identity == name) for name in np.unique(kept.identity)]
         if len(stamps_of) < len(rules.crowding):
@@ -180,27 +149,11 @@ class PairScene:
 
 
 def _numbered(task: tuple[tuple[int, int], int], *, scene: PairScene) -> Blend:
-    key, count = task
-    return blend_batch(scene, count, key=key)
+    return blend_batch(scene, task[1], key=task[0])
 
 
 def blend_batch(scene: PairScene, count: int, *, key: tuple[int, ...]) -> Blend:
-    """Blend galaxies.
-
-    Parameters
-    ----------
-    scene
-        What to blend, and how.
-    count
-        Number of blends, at least one.
-    key
-        Same key, same blends; fewer of them are the first ones.
-
-    Returns
-    -------
-    Blend
-        As `pair_blends` yields.
-    """
+    """Blend galaxies; the same key gives the same blends, and fewer of them are the first ones."""
     rng = np.random.default_rng(key)
     rows = [_blend(scene, rng) for _ in range(count)]
     stacked = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
@@ -212,71 +165,69 @@ def _blend(scene: PairScene, rng: np.random.Generator) -> dict[str, NDArray]:
     number = 1 + int(rng.choice(len(rules.crowding), p=rules.crowding))
     chosen, dimmed = _choose(scene, number, rng)
     shifts = _shifts(scene, chosen, rng)
-    slots = len(rules.crowding) if len(rules.crowding) > 1 else 2
-    light = np.zeros((slots, STAMP_SIZE, STAMP_SIZE))
-    truth = _no_galaxies(slots)
-    image = np.zeros((STAMP_SIZE, STAMP_SIZE))
-    variance = 0.0
+    slots = max(len(rules.crowding), 2)
+    light, truth = np.zeros((slots, *STAMP)), _no_galaxies(slots)
+    image, variance = np.zeros(STAMP), 0.0
     gain = 10 ** (0.4 * (scene.instrument.zero_point - library.zero_point[chosen]) - 0.4 * dimmed)
-    wanted = _wanted_variance(scene, chosen, gain * 10 ** (0.4 * dimmed))
+    # Noise of the undimmed images: dimming does not make an image deeper.
+    undimmed = (gain * 10 ** (0.4 * dimmed) * library.sky_rms[chosen]) ** 2
+    wanted = float(undimmed.sum() if rules.sky == "both" else undimmed[0])
     for slot, (index, factor, shift) in enumerate(zip(chosen, gain, shifts, strict=True)):
         turn = int(rng.integers(4)), bool(rng.integers(2))
         center = _turned_center(library.x[index], library.y[index], *turn)
         # Whole pixels: the central galaxy comes within a pixel of the middle, the others where the rule wants.
         move = tuple(int(np.rint(STAMP_CENTER + by - at)) for by, at in zip(shift, center, strict=True))
-        pixels = _moved(_turned(library.pixels[index], *turn), *move)
-        footprint = _moved(_turned(scene.footprint[index], *turn), *move)
-        light[slot] = factor * pixels * footprint
-        whole = slot == 0 or rules.sky == "both"
-        image += _whole(factor * pixels, factor * library.sky_rms[index], move, scene, rng) if whole else light[slot]
-        variance += (factor * library.sky_rms[index]) ** 2 if whole else 0.0
+        pixels = _moved(_turned(library.pixels[index], *turn), move)
+        footprint = np.nan_to_num(_moved(_turned(scene.footprint[index], *turn), move)) > 0
+        own = np.where(footprint, pixels, np.float32(0.0))
+        light[slot] = factor * own
         center = center[0] + move[0], center[1] + move[1]
-        truth["mask"][slot] = _mask(pixels * footprint, factor, np.sqrt(wanted), center)
-        truth["flux"][slot], truth["auto_flux"][slot] = factor * library.flux[index], factor * library.auto_flux[index]
+        if slot == 0 or rules.sky == "both":
+            image += _filled(factor * pixels, factor * library.sky_rms[index], scene, rng)
+            variance += (factor * library.sky_rms[index]) ** 2
+        else:
+            image += light[slot]
+        truth["mask"][slot] = _mask(factor * own, np.sqrt(wanted), center)
+        for name in ("flux", "auto_flux"):
+            truth[name][slot] = factor * getattr(library, name)[index]
+        for name in ("half_light_radius", "galaxy_type"):
+            truth[name][slot] = getattr(library, name)[index]
         truth["x"][slot], truth["y"][slot] = center
-        truth["half_light_radius"][slot] = library.half_light_radius[index]
-        truth["galaxy_type"][slot] = library.galaxy_type[index]
         truth["identity"][slot] = identity_number(library.identity[index])
     if wanted > variance:
-        noise = correlated_noise(image.shape, scene.instrument.noise_kernel, generator=_generator(rng))
-        image = image + np.sqrt(wanted - variance) * noise.double().numpy()
-    exposure = library.exposure[chosen[0]] / gain[0]
+        image = image + np.sqrt(wanted - variance) * _noise(scene, rng)
     return {
         "image": image[None].astype(np.float32),
         "isolated": light[:, None].astype(np.float32),
         "sky_rms": np.array(np.sqrt(max(wanted, variance))),
-        "exposure": np.array(exposure),
+        "exposure": np.array(library.exposure[chosen[0]] / gain[0]),
         "count": np.array(number),
     } | {name: value[:, None] if name in ("flux", "auto_flux") else value for name, value in truth.items()}
 
 
-def _whole(pixels: NDArray, rms: float, move: tuple[int, int], scene: PairScene, rng: np.random.Generator) -> NDArray:
+def _noise(scene: PairScene, rng: np.random.Generator) -> NDArray[np.float64]:
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    return correlated_noise(STAMP, scene.instrument.noise_kernel, generator=generator).double().numpy()
+
+
+def _filled(pixels: NDArray, rms: float, scene: PairScene, rng: np.random.Generator) -> NDArray:
     """Fill what a shift of a whole stamp leaves empty with noise like the stamp's."""
-    if move == (0, 0):
-        return pixels
-    empty = ~_moved(np.ones(pixels.shape, dtype=bool), *move)
-    noise = correlated_noise(pixels.shape, scene.instrument.noise_kernel, generator=_generator(rng)).double().numpy()
-    return np.where(empty, rms * noise, pixels)
+    empty = np.isnan(pixels)
+    return np.where(empty, rms * _noise(scene, rng), pixels) if empty.any() else pixels
 
 
-def _mask(light: NDArray, factor: float, sky_rms: float, center: tuple[float, float]) -> NDArray[np.bool_]:
-    """Pixels that SEP gives to the galaxy at 3 times the blend's sky noise, dimmed as it is."""
-    found = detect(factor * light, sky_rms, **SEGMENTATION)
+def _mask(light: NDArray, sky_rms: float, center: tuple[float, float]) -> NDArray[np.bool_]:
+    """Pixels that SEP gives to the galaxy at 3 times the blend's sky noise."""
+    found = detect(light, sky_rms, **SEGMENTATION)
     if not len(found):
         return np.zeros(light.shape, dtype=bool)
     return found.segmentation == 1 + int(np.argmin(np.hypot(found.x - center[0], found.y - center[1])))
 
 
-def _wanted_variance(scene: PairScene, chosen: list[int], bright: NDArray[np.float64]) -> float:
-    """Noise of the undimmed images: dimming does not make an image deeper."""
-    own = (bright * scene.library.sky_rms[chosen]) ** 2
-    return float(own.sum() if scene.rules.sky == "both" else own[0])
-
-
 def _no_galaxies(slots: int) -> dict[str, NDArray]:
     truth = {name: np.full(slots, np.nan) for name in ("flux", "auto_flux", "x", "y", "half_light_radius")}
     truth |= {name: np.full(slots, -1) for name in ("galaxy_type", "identity")}
-    return truth | {"mask": np.zeros((slots, STAMP_SIZE, STAMP_SIZE), dtype=bool)}
+    return truth | {"mask": np.zeros((slots, *STAMP), dtype=bool)}
 
 
 def _choose(scene: PairScene, number: int, rng: np.random.Generator) -> tuple[list[int], NDArray[np.float64]]:
@@ -304,10 +255,6 @@ def _shifts(scene: PairScene, chosen: list[int], rng: np.random.Generator) -> li
     return shifts
 
 
-def _generator(rng: np.random.Generator) -> torch.Generator:
-    return torch.Generator().manual_seed(int(rng.integers(2**62)))
-
-
 def _turned(pixels: NDArray, quarters: int, flip: bool) -> NDArray:
     return np.rot90(pixels[:, ::-1] if flip else pixels, -quarters)
 
@@ -319,12 +266,6 @@ def _turned_center(x: float, y: float, quarters: int, flip: bool) -> tuple[float
     return x, y
 
 
-def _moved(pixels: NDArray, dx: int, dy: int) -> NDArray:
-    """Shift by whole pixels; what comes in from beyond is empty."""
-    moved = np.zeros_like(pixels)
-    size = STAMP_SIZE
-    if abs(dx) < size and abs(dy) < size:
-        to = slice(max(dy, 0), size + min(dy, 0)), slice(max(dx, 0), size + min(dx, 0))
-        start = slice(max(-dy, 0), size + min(-dy, 0)), slice(max(-dx, 0), size + min(-dx, 0))
-        moved[to] = pixels[start]
-    return moved
+def _moved(pixels: NDArray, move: tuple[int, int]) -> NDArray:
+    """Shift by whole pixels; what comes in from beyond is NaN."""
+    return cut_stamps(pixels, (-move[0], -move[1]))[0]

@@ -1,8 +1,8 @@
 """A library of isolated galaxies: pixels, measurements, splits that keep each galaxy on one side, and files.
 
 A library is a folder. ``library.h5`` holds a dataset for each field of `Library`, segmentations packed along their last
-axis. ``keep.csv`` has one row per galaxy for the user to edit: its column ``keep``, yes or no, is what counts.
-The contact sheets show the galaxies with their segmentations, in green frames if they are kept and red ones if not.
+axis. ``keep.csv`` has one row per galaxy for the user to edit: its column ``keep``, yes or no, is what counts. Contact
+sheets show the galaxies with their segmentations, in green frames if they are kept and red ones if not.
 """
 
 from __future__ import annotations
@@ -259,11 +259,6 @@ def join(libraries: Sequence[Library]) -> Library:
 def keep_table(library: Library) -> Table:
     """Return the list that the user edits.
 
-    Parameters
-    ----------
-    library
-        The galaxies.
-
     Returns
     -------
     Table
@@ -295,7 +290,7 @@ def write_library(path: str | PathLike[str], library: Library, *, overwrite: boo
     library
         The galaxies.
     overwrite
-        Whether an earlier library may be replaced.
+        Replace an earlier library.
 
     Returns
     -------
@@ -305,7 +300,7 @@ def write_library(path: str | PathLike[str], library: Library, *, overwrite: boo
     Raises
     ------
     FileExistsError
-        If the folder exists and is not to be, or must not be, replaced.
+        If the folder exists and must not be replaced.
     """
     sheets = [sheet.name for sheet in Path(path).glob("contact-*.png")]
     with output_folder(path, overwrite=overwrite, files=[LIBRARY_FILE, KEEP_FILE, *sheets]) as folder:
@@ -327,7 +322,7 @@ def _contact_sheets(folder: Path, library: Library) -> list[str]:
 
     titled = enumerate(zip(library.magnitude, library.reasons, strict=True), start=1)
     titles = [f"{number}: mag {magnitude:.2f}\n{reasons or 'keep'}" for number, (magnitude, reasons) in titled]
-    names = []
+    names: list[str] = []
     for start in range(0, len(library), PER_SHEET):
         rows = slice(start, start + PER_SHEET)
         part = library.select(rows)
