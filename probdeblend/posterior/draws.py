@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,7 +21,6 @@ from numpy.typing import ArrayLike
 from scipy.special import entr
 
 from .._files import check_header, header, whole_file
-from .flux_prior import FluxPrior
 from .reweight import reweight
 from .tables import tabulate
 
@@ -159,15 +158,11 @@ class Posterior:
         if not posteriors:
             raise ValueError("posteriors must hold at least one posterior, got none")
         datasets = [posterior.dataset for posterior in posteriors]
-        first = datasets[0]
         for other in datasets[1:]:
-            for name in sorted(first.attrs.keys() | other.attrs.keys()):
-                pair = (first.attrs.get(name), other.attrs.get(name))
-                if pair[0] != pair[1]:
-                    raise ValueError(f"posteriors must have the same {name}, got {pair[0]!r} and {pair[1]!r}")
-            if not first.isel(blend=slice(0)).identical(other.isel(blend=slice(0))):
-                shapes = " and ".join(str(dict(dataset.sizes)) for dataset in (first, other))
-                raise ValueError(f"posteriors must have the same variables and axes but for blend, got {shapes}")
+            try:
+                xr.testing.assert_identical(datasets[0].isel(blend=slice(0)), other.isel(blend=slice(0)))
+            except AssertionError as error:
+                raise ValueError(f"posteriors must be alike except for their blends, got: {error}") from None
         joined = xr.concat(datasets, "blend", data_vars="minimal", coords="minimal", compat="override", join="exact")
         return cls(joined.assign_coords(blend=np.arange(joined.sizes["blend"])))
 
@@ -303,48 +298,7 @@ class Posterior:
         """Return the posterior without masks and images, which take most of the memory."""
         return type(self)(self.dataset.drop_dims(("y", "x"), errors="ignore"))
 
-    def reweight(
-        self,
-        log_density: Callable[[np.ndarray], ArrayLike],
-        *,
-        flux_prior: FluxPrior | None = None,
-        least: float | None = None,
-        draws: int | None = None,
-        seed: int = 0,
-    ) -> Self:
-        """Replace the training prior by another one, with importance weights.
-
-        Parameters
-        ----------
-        log_density
-            Called with all fluxes ``(chain, draw, blend, galaxy)`` in image units, returns ``(chain, draw, blend)``:
-            the logarithm of the new prior density *in ln flux* of both galaxies, up to a constant for each blend; -inf
-            for what is excluded. Multiply a density in flux by both fluxes; one in magnitude can stay as it is.
-        flux_prior
-            The training prior. By default the attribute ``flux_prior`` of the dataset, which the draws of weights
-            trained on simulated blends have, or its variable ``log_prior (chain, draw, blend)``.
-        least
-            Minimum effective number of draws per blend. By default 100, or a quarter of the draws if that is less.
-        draws
-            Number of draws per chain of the result. By default as many as there are.
-        seed
-            Seed of the resampling; draws of a blend do not depend on other blends.
-
-        Returns
-        -------
-        Posterior
-            Draws under the new prior, some repeated, in random order: chains are no longer dropout passes, and the
-            parts of the variance are dropped. The dataset has ``effective_samples (blend,)``. Masks, positions and
-            flags are unchanged. Blends with a galaxy without draws become NaN.
-
-        Raises
-        ------
-        ValueError
-            If the posterior is not of pairs in one band, or was reweighted already; if its prior is unknown, `least` or
-            `draws` is not positive, `log_density` returns another shape, NaN or inf; or if a blend has too few
-            effective draws, so that the two priors differ too much for it.
-        """
-        return reweight(self, log_density, flux_prior=flux_prior, least=least, draws=draws, seed=seed)
+    reweight = reweight
 
     def summary(self, *, wcs: WCS | None = None) -> QTable:
         """Tabulate the galaxies, one row each (and one per band if there are several).

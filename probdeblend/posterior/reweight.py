@@ -94,12 +94,45 @@ def reweight(
     posterior: Posterior,
     log_density: LogDensity,
     *,
-    flux_prior: FluxPrior | None,
-    least: float | None,
-    draws: int | None,
-    seed: int,
+    flux_prior: FluxPrior | None = None,
+    least: float | None = None,
+    draws: int | None = None,
+    seed: int = 0,
 ) -> Posterior:
-    """Replace the training prior, as `Posterior.reweight` describes."""
+    """Replace the training prior by another one, with importance weights.
+
+    Parameters
+    ----------
+    posterior
+        Pairs in one band, with their ``sky_rms``.
+    log_density
+        Called with all fluxes ``(chain, draw, blend, galaxy)`` in image units, returns ``(chain, draw, blend)``:
+        the logarithm of the new prior density *in ln flux* of both galaxies, up to a constant for each blend; -inf
+        for what is excluded. Multiply a density in flux by both fluxes; one in magnitude can stay as it is.
+    flux_prior
+        The training prior. By default the attribute ``flux_prior`` of the dataset, which the draws of weights
+        trained on simulated blends have.
+    least
+        Minimum effective number of draws per blend. By default 100, or a quarter of the draws if that is less.
+    draws
+        Number of draws per chain of the result. By default as many as there are.
+    seed
+        Seed of the resampling; draws of a blend do not depend on other blends.
+
+    Returns
+    -------
+    Posterior
+        Draws under the new prior, some repeated, in random order: chains are no longer dropout passes, and the
+        parts of the variance are dropped. The dataset has ``effective_samples (blend,)``. Masks, positions and
+        flags are unchanged. Blends with a galaxy without draws become NaN.
+
+    Raises
+    ------
+    ValueError
+        If the posterior is not of pairs in one band, or was reweighted already; if its prior is unknown, `least` or
+        `draws` is not positive, `log_density` returns another shape, NaN or inf; or if a blend has too few
+        effective draws, so that the two priors differ too much for it.
+    """
     sizes = posterior.flux.sizes
     count = sizes["chain"] * sizes["draw"]
     least = min(LEAST, LEAST_FRACTION * count) if least is None else least
@@ -151,11 +184,9 @@ def _trained(posterior: Posterior, flux_prior: FluxPrior | None) -> NDArray[np.f
         raise ValueError("posterior must be under the training prior, got one that was reweighted already")
     if flux_prior is None and "flux_prior" in posterior.dataset.attrs:
         flux_prior = FluxPrior.parse(posterior.dataset.attrs["flux_prior"])
-    if flux_prior is not None:
-        return log_prior(posterior, flux_prior).values
-    if "log_prior" not in posterior.dataset:
+    if flux_prior is None:
         raise ValueError("posterior must have a flux_prior if none is given, got none")
-    return posterior.dataset["log_prior"].transpose(*DRAW_DIMS[:3]).values.astype(float)
+    return log_prior(posterior, flux_prior).values
 
 
 def _weights(posterior: Posterior, log_density: LogDensity, flux_prior: FluxPrior | None) -> NDArray[np.float64]:

@@ -194,13 +194,11 @@ def test_what_the_answer_keeps(posterior, tmp_path):
         flux_unit="nJy",
         calibrated="yes",
     ).dataset
-    stored = dataset.assign(log_prior=log_prior(Posterior(dataset), TRAINED))
-    answer = Posterior(stored).reweight(wanted, flux_prior=TRAINED, least=30)
+    answer = Posterior(dataset).reweight(wanted, flux_prior=TRAINED, least=30)
     assert set(answer.dataset.data_vars) == {"flux", "x", "flags", "sky_rms", "effective_samples"}
     assert answer.flux.dtype == np.float32
     assert answer.flux.attrs == {"flux_kind": "total", "unit": "nJy"}
     assert answer.dataset.attrs == dataset.attrs | {"reweighted": "yes"}
-    assert answer.dataset.identical(Posterior(stored).reweight(wanted, least=30).dataset)
     answer.save(tmp_path / "answer.nc")
     assert Posterior.open(tmp_path / "answer.nc").dataset.equals(answer.dataset)
     assert len(answer.summary()) == 2 * BLENDS
