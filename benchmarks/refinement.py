@@ -26,10 +26,9 @@ from probdeblend.deblending.deblender import Deblender
 from probdeblend.metrics.coverage import expected_coverage
 from probdeblend.metrics.ranks import joint_pit, pit
 from probdeblend.refinement.guide import JointGuide
+from probdeblend.refinement.importance import refine
 from probdeblend.refinement.latents import LATENTS
 from probdeblend.refinement.model import BlendModel
-from probdeblend.refinement.refine import refine
-from probdeblend.refinement.refiner import METHODS
 from probdeblend.scene import seed_of
 from probdeblend.simulation.prior import Prior
 
@@ -74,7 +73,7 @@ def _answers(
     began = perf_counter()
     with torch.no_grad():
         start = guide(observed.image[:, None]).mean
-    found = refine(model, observed, start, fits=METHODS["auto"], **settings)
+    found = refine(model, observed, start, **settings)
     middle = perf_counter()
     posterior = deblender(observed.image, sky_rms=np.ones(len(blends)), **settings)
     seconds = np.array([middle - began, perf_counter() - middle])[:, None] / np.ones(len(blends)) / len(blends)
@@ -94,7 +93,7 @@ def _table(found: dict[str, NDArray]) -> Table:
     table = Table(rows)
     table["seconds"] = found["seconds"].mean(1)
     for name in table.colnames[1:]:
-        table[name].info.format = ".3f"
+        table[name].info.format = {"nmad_over_bound": ".2f", "seconds": ".3g"}.get(name, ".3f")
     table.meta = {
         "blends": len(found["truth"]),
         "effective": float(np.median(found["effective"])),
