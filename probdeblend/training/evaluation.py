@@ -22,7 +22,7 @@ from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
 from ..deblending.counts import CountingDeblender
-from ..deblending.deblender import Deblender
+from ..deblending.deblender import Deblender, Deblends
 from ..deblending.sep import sep_posterior
 from ..metrics.accuracy import accuracy_table, magnitude_error
 from ..metrics.arrays import ONE_SIGMA, draw_covariance
@@ -33,7 +33,7 @@ from ..metrics.scores import energy_score, log_score
 from ..networks.count import CountNetwork
 from ..posterior.calibrator import Calibrator
 from ..posterior.draws import Posterior
-from ..posterior.masks import MaskMap, MaskSums
+from ..posterior.masks import MaskMap, mask_sums
 from ..scene import Blend
 from .streams import stored_blends
 
@@ -77,7 +77,7 @@ class Comparison:
 
 def compare(
     blends: Iterable[Blend],
-    deblender: Callable[..., Posterior],
+    deblender: Deblends,
     *,
     calibrator: Calibrator | None = None,
     sep: Sequence[str] = ("auto",),
@@ -132,9 +132,9 @@ def _check(blend: Blend) -> None:
 
 
 def _sep(blend: Blend, kind: str, *, draws: int, seed: int) -> Posterior:
-    x, y, exposure = (None if value is None else value.numpy() for value in (blend.x, blend.y, blend.exposure))
-    settings = {"kind": kind, "exposure": exposure, "draws": draws, "seed": seed}
-    return sep_posterior(blend.image.numpy(), blend.sky_rms.numpy(), x=x, y=y, **settings)
+    exposure = None if blend.exposure is None else blend.exposure.numpy()
+    settings = {"x": blend.x.numpy(), "y": blend.y.numpy(), "exposure": exposure, "draws": draws, "seed": seed}
+    return sep_posterior(blend.image.numpy(), blend.sky_rms.numpy(), kind=kind, **settings)
 
 
 def _chunk(
@@ -153,7 +153,7 @@ def _chunk(
         light = snr if blend.isolated is None else (blend.isolated[:, :, 0].sum(1) / noise).numpy()
         overlaps["network"] = iou(probability, mask)
         mapping = None if calibrator is None else calibrator.mask
-        masks = _reliability(probability, mask, light, mapping) | {"sums": MaskSums.measure(probability, mask, snr)}
+        masks = _reliability(probability, mask, light, mapping) | {"sums": mask_sums(probability, mask, snr)}
     for found in list(sep.values())[:1]:  # detection, and so the segmentation, is the same for all
         overlaps["sep"] = iou(found.mask.values, mask)
     return {"posteriors": posteriors, "truth": truth, "iou": overlaps, "masks": masks}

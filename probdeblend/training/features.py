@@ -23,14 +23,7 @@ from ..simulation.prior import Prior
 from .fit import History, Schedule, fit
 from .streams import SIMULATED, Mixture
 
-__all__ = [
-    "CHUNK",
-    "FeatureLikelihood",
-    "encode_blends",
-    "fit_features",
-    "held_out",
-    "training_population",
-]
+__all__ = ["CHUNK", "FeatureLikelihood", "encode_blends", "fit_features", "held_out", "training_population"]
 
 BATCH_SIZE = 256
 CHUNK = 64  # blends that are encoded, and kept, together

@@ -22,6 +22,8 @@ __all__ = ["History", "Schedule", "fit", "training_record", "unfinished_run"]
 
 Batches = Callable[[int], Iterable[tuple[Tensor, ...]]]
 WARM_UP = 0.05  # fraction of the steps
+PATIENCE = 10  # validations without a better one
+CLIP = 5.0  # largest norm of the gradient
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,17 @@ class Schedule:
     """How long and how fast to train.
 
     The learning rate rises linearly to `learning_rate` over the first 5 % of the steps, then falls as half a cosine
-    to zero. Training validates every `validate_every` steps and ends after `patience` validations without a better
-    one; `weight_decay` is that of AdamW, `clip` the largest norm of the gradient.
+    to zero. Training validates every `validate_every` steps, and ends after ten validations without a better one;
+    `weight_decay` is that of AdamW.
     """
 
     steps: int
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     validate_every: int = 250
-    patience: int = 10
-    clip: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "validate_every", "patience", "clip"):
+        for name in ("steps", "learning_rate", "validate_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
@@ -77,32 +77,6 @@ class History:
         return table
 
 
-class _Run:
-    """What training changes: the loss, its optimizer and learning rate, the history, and the best weights so far."""
-
-    def __init__(self, loss: nn.Module, schedule: Schedule) -> None:
-        self.loss = loss
-        self.optimizer = torch.optim.AdamW(
-            loss.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay
-        )
-        self.rates = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule.factor)
-        self.history, self.best = History(), _copy(loss)
-
-    def store(self, path: Path) -> None:
-        """Write a checkpoint, with the states of the random generators."""
-        state = {name: getattr(self, name).state_dict() for name in ("loss", "optimizer", "rates")}
-        state |= {"best": self.best, "history": vars(self.history), "random": torch.get_rng_state()}
-        state["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        with whole_file(path, overwrite=True) as temporary:
-            torch.save(state, temporary)
-
-    def restore(self, state: dict) -> None:
-        """Return to a checkpoint; the random generators are left to the caller."""
-        for name in ("loss", "optimizer", "rates"):
-            getattr(self, name).load_state_dict(state[name])
-        self.history, self.best = History(**state["history"]), state["best"]
-
-
 def fit(
     loss: nn.Module,
     batches: Batches,
@@ -123,33 +97,41 @@ def fit(
     if not validation:
         raise ValueError("validation must hold at least one batch, got none")
     loss.to(memory_format=torch.channels_last).train()
-    run, state = _Run(loss, schedule), None
+    optimizer = torch.optim.AdamW(loss.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
+    parts = {"loss": loss, "optimizer": optimizer, "rates": rates}
+    history, best, state, running = History(), loss.state_dict(), None, []
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        run.restore(state)
-    history, running = run.history, []
-    left = 0 if history.stopped_early else schedule.steps - history.step
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        history, best = History(**state["history"]), state["best"]
     source = iter(batches(history.step))
     if state is not None:  # only now: a data loader draws its seed from the generator when it starts
         torch.set_rng_state(state["random"])
         torch.cuda.set_rng_state_all(state["cuda"])
     bar = tqdm(total=schedule.steps, initial=history.step, disable=not progress, desc="train", unit="batch")
-    for batch in islice(source, left):
-        running.append(_step(run, batch, schedule.clip, mixed=mixed))
+    for batch in islice(source, 0 if history.stopped_early else schedule.steps - history.step):
+        value = _forward(loss, batch, mixed=mixed)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(loss.parameters(), CLIP)
+        optimizer.step()
+        rates.step()
+        running.append(value.detach())
         history.step += 1
         bar.update()
         if history.step % schedule.validate_every and history.step < schedule.steps:
             continue
-        _validate(run, float(torch.stack(running).mean()), validation, mixed=mixed)
+        if _validated(loss, validation, history, float(torch.stack(running).mean()), mixed=mixed):
+            best = {name: value.detach().clone() for name, value in loss.state_dict().items()}
         running = []
-        bar.set_postfix(training=f"{history.training[-1][1]:.3f}", validation=f"{history.validation[-1][1]:.3f}")
-        history.stopped_early = _plateau(history, schedule.patience)
         if checkpoint is not None:
-            run.store(checkpoint)
+            _store(checkpoint, {name: part.state_dict() for name, part in parts.items()}, history, best)
         if history.stopped_early:
             break
     bar.close()
-    loss.load_state_dict(run.best)
+    loss.load_state_dict(best)
     loss.eval()
     return history
 
@@ -163,39 +145,29 @@ def _forward(loss: nn.Module, batch: Sequence[Tensor], *, mixed: bool) -> Tensor
         return loss(*moved)
 
 
-def _step(run: _Run, batch: Sequence[Tensor], clip: float, *, mixed: bool) -> Tensor:
-    value = _forward(run.loss, batch, mixed=mixed)
-    run.optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    nn.utils.clip_grad_norm_(run.loss.parameters(), clip)
-    run.optimizer.step()
-    run.rates.step()
-    return value.detach()
-
-
-def _validate(run: _Run, training: float, batches: Sequence[Sequence[Tensor]], *, mixed: bool) -> None:
-    """Add the training loss and the mean validation loss to the history; keep the weights if they are the best."""
-    loss, history = run.loss, run.history
+def _validated(
+    loss: nn.Module, batches: Sequence[Sequence[Tensor]], history: History, training: float, *, mixed: bool
+) -> bool:
+    """Add the training loss and the mean validation loss to the history, and return whether it is the best so far."""
     loss.eval()
     with torch.no_grad():
-        values = [float(_forward(loss, batch, mixed=mixed)) for batch in batches]
+        score = sum(float(_forward(loss, batch, mixed=mixed)) for batch in batches) / len(batches)
     loss.train()
-    score = sum(values) / len(values)
     if not math.isfinite(score) or not math.isfinite(training):
         raise ValueError(f"loss must stay finite, got {score} at step {history.step}: lower the learning rate")
-    if score < history.best:
-        run.best = _copy(loss)
+    better = score < history.best
     history.training.append((history.step, training))
     history.validation.append((history.step, score))
+    scores = [score for _, score in history.validation]
+    history.stopped_early = len(scores) - 1 - scores.index(min(scores)) >= PATIENCE
+    return better
 
 
-def _copy(loss: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in loss.state_dict().items()}
-
-
-def _plateau(history: History, patience: int) -> bool:
-    scores = [value for _, value in history.validation]
-    return len(scores) - 1 - scores.index(min(scores)) >= patience
+def _store(path: Path, state: dict, history: History, best: dict[str, Tensor]) -> None:
+    state |= {"best": best, "history": vars(history), "random": torch.get_rng_state()}
+    state["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    with whole_file(path, overwrite=True) as temporary:
+        torch.save(state, temporary)
 
 
 @contextmanager

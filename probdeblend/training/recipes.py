@@ -23,7 +23,7 @@ from ..deblending.deblender import Deblender, Description
 from ..deblending.weights import save
 from ..networks.losses import NegativeLogLikelihood
 from ..refinement.guide import JointGuide
-from ..refinement.guides import save_guide
+from ..refinement.guide import save_guide
 from ..refinement.model import BlendModel
 from ..scene import LN_FLUX_UNIT, seed_of
 from ..simulation.conditions import Batch

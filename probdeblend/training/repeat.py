@@ -26,7 +26,6 @@ neighbors. Neighbors are replaced by sky from the same places in both images, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 from scipy.spatial import cKDTree
 
+from ..deblending.deblender import Deblends
 from ..deblending.field import deblend_field
 from ..deblending.products import DeblendedImage
 from ..deblending.sep import sep_posterior
@@ -131,7 +131,7 @@ def read_exposures(path_a: Path, path_b: Path, *, hdu: int | str | None = None) 
 def compare_exposures(
     image_a: ArrayLike,
     image_b: ArrayLike,
-    deblender: Callable[..., Posterior],
+    deblender: Deblends,
     *,
     correlation: float = 0.0,
     zero_points: tuple[float | None, float | None] = (None, None),
@@ -148,24 +148,18 @@ def compare_exposures(
     """
     if not 0 <= correlation < 1:
         raise ValueError(f"correlation must be at least 0 and below 1, got {correlation}")
-    scale = _scale(zero_points)
+    if zero_points != (None, None) and (None in zero_points or not np.isfinite(zero_points).all()):
+        raise ValueError(f"zero_points must be finite for both images or None for both, got {tuple(zero_points)}")
+    scale = 1.0 if None in zero_points else float(10 ** (0.4 * (zero_points[0] - zero_points[1])))
     images = _checked(image_a, image_b, scale)
     mean = mean_image(*(_sky_subtracted(image) for image in images), correlation)
     field = deblend_field(mean, _unanswered, instrument=deblender.instrument)
-    blends = _Blends.of(field)
+    blends, owner = _blends_inside(field), dilate(field.detection.segmentation)
     counts = (exposures[0], exposures[1] / scale)
-    answers = [_answers(*each, blends, deblender, **sampling) for each in zip(images, counts, strict=True)]
+    answers = [_answers(*each, blends, owner, deblender, **sampling) for each in zip(images, counts, strict=True)]
     network, sep, sky_rms = zip(*answers, strict=True)
     table = vstack([_table(blends, *pair, correlation) for pair in (network, sep)])
     return Repeat(table, correlation, sky_rms, field.noise_factor)
-
-
-def _scale(zero_points: tuple[float | None, float | None]) -> float:
-    if all(value is None for value in zero_points):
-        return 1.0
-    if None in zero_points or not np.isfinite(zero_points).all():
-        raise ValueError(f"zero_points must be finite for both images or None for both, got {tuple(zero_points)}")
-    return float(10 ** (0.4 * (zero_points[0] - zero_points[1])))
 
 
 def _checked(image_a: ArrayLike, image_b: ArrayLike, scale: float) -> list[NDArray[np.float64]]:
@@ -199,46 +193,54 @@ def _unanswered(stamps: NDArray, **_: object) -> Posterior:
     return Posterior.from_draws(np.ones((1, 2, len(stamps), 2, 1)), flux_kind="total", method="none")
 
 
-@dataclass(frozen=True, eq=False)
-class _Blends:
-    """The blends of an image whose stamps lie inside of it."""
+def _blends_inside(field: DeblendedImage) -> Table:
+    """Return the blends whose stamps lie inside the image, one per row.
 
-    corners: NDArray[np.int64]  # (blend, 2): x and y of the stamp's first pixel
-    position: NDArray[np.float64]  # (blend, galaxy, 2): x and y in the image
-    label: NDArray[np.int64]  # (blend, galaxy)
-    kept: NDArray[np.bool_]  # (blend, galaxy): one galaxy may be in two blends, and counts in one
-    crowded: NDArray[np.int64]  # (blend, galaxy): its flag
-    owner: NDArray[np.int32]  # (y, x): label of the source that a pixel belongs to
-
-    @classmethod
-    def of(cls, field: DeblendedImage) -> _Blends:
-        flags = np.zeros((0, 2), dtype=int) if field.posterior is None else field.posterior.flags.values
-        inside = ~(flags & Flag.TRUNCATED).any(-1)
-        if not inside.any():
-            raise ValueError("image_a and image_b must show blends at least half a stamp from the edge, got none")
-        corners = np.stack([field.corners[name] for name in ("x0", "y0")], -1)
-        position = np.stack([field.posterior.dataset[name] for name in "xy"], -1) + corners[:, None]
-        sources = cKDTree(np.stack([field.detection.x, field.detection.y], -1))
-        rows = field.catalog[~np.ma.getmaskarray(field.catalog["blend"])]
-        kept = np.zeros(flags.shape, dtype=bool)
-        kept[rows["blend"], rows["galaxy"]] = True
-        arrays = (corners, position, sources.query(position)[1] + 1, kept, flags & Flag.CROWDED)
-        return cls(*(array[inside] for array in arrays), dilate(field.detection.segmentation))
+    Columns are ``corner``, x and y of the stamp's first pixel; and per galaxy its ``position`` (x and y in the image),
+    the ``label`` of its source, whether it is ``kept``, as one galaxy may be in two blends but counts in one, and
+    ``crowded``, its flag.
+    """
+    flags = np.zeros((0, 2), dtype=int) if field.posterior is None else field.posterior.flags.values
+    inside = ~(flags & Flag.TRUNCATED).any(-1)
+    if not inside.any():
+        raise ValueError("image_a and image_b must show blends at least half a stamp from the edge, got none")
+    corner = np.stack([field.corners[name] for name in ("x0", "y0")], -1)
+    position = np.stack([field.posterior.dataset[name] for name in "xy"], -1) + corner[:, None]
+    sources = cKDTree(np.stack([field.detection.x, field.detection.y], -1))
+    rows = field.catalog[~np.ma.getmaskarray(field.catalog["blend"])]
+    kept = np.zeros(flags.shape, dtype=bool)
+    kept[rows["blend"], rows["galaxy"]] = True
+    columns = {"corner": corner, "position": position, "label": sources.query(position)[1] + 1, "kept": kept}
+    return Table(columns | {"crowded": flags & Flag.CROWDED})[inside]
 
 
 def _answers(
-    image: NDArray, exposure: float, blends: _Blends, deblender: Callable[..., Posterior], **sampling: int
+    image: NDArray,
+    exposure: float,
+    blends: Table,
+    owner: NDArray[np.int32],
+    deblender: Deblends,
+    *,
+    seed: int = 0,
+    **sampling: int,
 ) -> tuple[QTable, QTable, float]:
     """Return the rows of the network and of SEP, and the median sky noise."""
-    pixels, noise = _sky_subtracted(image, blends.owner)
-    seed, kernel = sampling.pop("seed", 0), deblender.instrument.noise_kernel
-    stamps, sky_rms = _cut_stamps(pixels, noise, blends, kernel=None if kernel is None else kernel.cpu(), seed=seed)
+    pixels, noise = _sky_subtracted(image, owner)
+    kernel = deblender.instrument.noise_kernel
+    stamps, sky_rms = np.empty((len(blends), STAMP_SIZE, STAMP_SIZE), dtype=np.float32), np.empty(len(blends))
+    for i, (x0, y0) in enumerate(blends["corner"]):
+        window = (slice(y0, y0 + STAMP_SIZE), slice(x0, x0 + STAMP_SIZE))
+        sources, rms, rng = owner[window], noise[window], np.random.default_rng([seed, i])
+        others, filling = ~np.isin(sources, [0, *blends["label"][i]]), {"blank": sources == 0, "sky_rms": 1.0}
+        filling["kernel"] = None if kernel is None else kernel.cpu()
+        stamps[i] = replace_with_sky(pixels[window] / rms, others, rng, **filling) * rms
+        sky_rms[i] = np.median(rms)
     parts = []
     for start in range(0, len(stamps), CHUNK):
         part = slice(start, start + CHUNK)
         answer = deblender(stamps[part], sky_rms=sky_rms[part], seed=seed + start, **sampling)
         parts.append(answer.without_pixels())
-    x, y = (blends.position - blends.corners[:, None]).transpose(2, 0, 1)
+    x, y = np.transpose(blends["position"] - blends["corner"][:, None], (2, 0, 1))
     draws = {"draws": sampling["draws"]} if "draws" in sampling else {}
     sep = sep_posterior(stamps, sky_rms, x=x, y=y, exposure=exposure, seed=seed, **draws)
     tables = [posterior.summary() for posterior in (Posterior.concatenate(parts), sep)]
@@ -247,39 +249,20 @@ def _answers(
     return *tables, float(np.median(noise))
 
 
-def _cut_stamps(
-    image: NDArray, noise: NDArray, blends: _Blends, *, kernel: ArrayLike | None, seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    stamps = np.empty((len(blends.corners), STAMP_SIZE, STAMP_SIZE), dtype=np.float32)
-    sky_rms = np.empty(len(stamps))
-    for i, (x0, y0) in enumerate(blends.corners):
-        window = (slice(y0, y0 + STAMP_SIZE), slice(x0, x0 + STAMP_SIZE))
-        owner, rms = blends.owner[window], noise[window]
-        others, blank = ~np.isin(owner, [0, *blends.label[i]]), owner == 0
-        rng = np.random.default_rng([seed, i])
-        clean = replace_with_sky(image[window] / rms, others, rng, blank=blank, kernel=kernel, sky_rms=1.0)
-        stamps[i], sky_rms[i] = clean * rms, np.median(rms)
-    return stamps, sky_rms
-
-
-def _table(blends: _Blends, first: QTable, second: QTable, correlation: float) -> Table:
-    shared = 2 * correlation * first["error"] * second["error"]
-    chi2 = np.where(blends.kept.all(-1), _chi2(first, second, correlation), np.nan)
-    columns = {
-        "blend": first["blend"],
-        "galaxy": first["galaxy"],
-        "x": blends.position[..., 0],
-        "y": blends.position[..., 1],
-        "method": first["method"],
-        "flux_a": first["flux"],
-        "flux_b": second["flux"],
-        "error_a": first["error"],
-        "error_b": second["error"],
-        "z": (first["flux"] - second["flux"]) / np.sqrt(first["error"] ** 2 + second["error"] ** 2 - shared),
-        "chi2": chi2.repeat(2),
-        "flags": first["flags"] | second["flags"] | blends.crowded.ravel(),
+def _table(blends: Table, first: QTable, second: QTable, correlation: float) -> Table:
+    difference, kept = first["flux"] - second["flux"], blends["kept"]
+    variance = first["error"] ** 2 + second["error"] ** 2 - 2 * correlation * first["error"] * second["error"]
+    columns = {name: first[name] for name in ("blend", "galaxy", "method")}
+    columns |= {"x": blends["position"][..., 0], "y": blends["position"][..., 1]}
+    columns |= {
+        f"{name}_{end}": rows[name] for name in ("flux", "error") for end, rows in (("a", first), ("b", second))
     }
-    return Table({name: np.ravel(column)[blends.kept.ravel()] for name, column in columns.items()})
+    columns |= {
+        "z": difference / np.sqrt(variance),
+        "flags": first["flags"] | second["flags"] | blends["crowded"].ravel(),
+    }
+    columns["chi2"] = np.where(kept.all(-1), _chi2(first, second, correlation), np.nan).repeat(2)
+    return Table({name: np.ravel(column)[kept.ravel()] for name, column in columns.items()})
 
 
 def _chi2(first: QTable, second: QTable, correlation: float) -> NDArray[np.float64]:

@@ -27,16 +27,7 @@ from ..simulation.sets import count_blends, read_blends
 from ..surveys.blends import PairRules, PairScene, blend_batch
 from ..surveys.library import Library
 
-__all__ = [
-    "SIMULATED",
-    "EndlessStream",
-    "LibraryStream",
-    "MixedStream",
-    "Mixture",
-    "SimulatedStream",
-    "StoredStream",
-    "stored_blends",
-]
+__all__ = ["EndlessStream", "LibraryStream", "Mixture", "SimulatedStream", "StoredStream", "stored_blends"]
 
 SIMULATED = "simulated stream"  # what the file of weights states as their source
 BLOCK = 32  # batches of a stored set in memory at a time
@@ -44,11 +35,13 @@ CHUNK = 128  # blends of a stored set that are read together
 BATCH_SIZE = 64
 
 
+@dataclass(eq=False, kw_only=True)
 class EndlessStream(IterableDataset[Batch]):
     """Batches made by their number, without end; `first` is the number of the first one."""
 
-    def __init__(self, *, first: int = 0) -> None:
-        self.first = first
+    batch_size: int = BATCH_SIZE
+    seed: int = 0
+    first: int = 0
 
     @abstractmethod
     def blend(self, number: int) -> Blend:
@@ -66,22 +59,13 @@ class EndlessStream(IterableDataset[Batch]):
             number += step
 
 
+@dataclass(eq=False)
 class SimulatedStream(EndlessStream):
     """Blends drawn from a prior, rendered in torch on the device of the instrument's PSF."""
 
-    def __init__(
-        self,
-        prior: Prior,
-        instrument: Instrument,
-        conditions: Conditions,
-        *,
-        batch_size: int = BATCH_SIZE,
-        seed: int = 0,
-        first: int = 0,
-    ) -> None:
-        super().__init__(first=first)
-        self.prior, self.instrument, self.conditions = prior, instrument, conditions
-        self.batch_size, self.seed = batch_size, seed
+    prior: Prior
+    instrument: Instrument
+    conditions: Conditions
 
     def blend(self, number: int) -> Blend:
         """Return one batch with its truth."""
@@ -108,38 +92,28 @@ class SimulatedStream(EndlessStream):
         )
 
 
+@dataclass(eq=False)
 class LibraryStream(EndlessStream):
     """Blends of the real isolated galaxies that a library keeps, at the noise and zero point of an instrument."""
 
-    def __init__(
-        self,
-        library: Library,
-        instrument: Instrument,
-        rules: PairRules,
-        *,
-        batch_size: int = BATCH_SIZE,
-        seed: int = 0,
-        first: int = 0,
-    ) -> None:
-        super().__init__(first=first)
-        self.scene = PairScene.of(library, instrument, rules)
-        self.batch_size, self.seed = batch_size, seed
+    library: Library
+    instrument: Instrument
+    rules: PairRules
+
+    def __post_init__(self) -> None:
+        self.scene = PairScene.of(self.library, self.instrument, self.rules)
 
     def blend(self, number: int) -> Blend:
         """Return one batch with its truth and the identities of its galaxies."""
         return blend_batch(self.scene, self.batch_size, key=(self.seed, number))
 
 
+@dataclass(eq=False)
 class MixedStream(EndlessStream):
-    """Batches that each come from one of several streams, drawn with the given fractions."""
+    """Batches that each come from one of several streams, drawn with the given fractions, which sum to 1."""
 
-    def __init__(
-        self, streams: Sequence[EndlessStream], fractions: Sequence[float], *, seed: int = 0, first: int = 0
-    ) -> None:
-        super().__init__(first=first)
-        if len(fractions) != len(streams) or min(fractions, default=-1) < 0 or abs(sum(fractions) - 1) > 1e-6:
-            raise ValueError(f"fractions must be one for each of {len(streams)} streams and sum to 1, got {fractions}")
-        self.streams, self.fractions, self.seed = tuple(streams), tuple(fractions), seed
+    streams: Sequence[EndlessStream]
+    fractions: Sequence[float]
 
     def blend(self, number: int) -> Blend:
         """Return one batch with its truth, from the stream that the number draws."""
@@ -205,7 +179,7 @@ class Mixture:
             streams[simulated(close)] = (1 - self.real_fraction) * self.close_fraction
         if len(streams) == 1:
             return next(iter(streams))
-        return MixedStream(tuple(streams), tuple(streams.values()), seed=seed, first=first)
+        return MixedStream(tuple(streams), tuple(streams.values()), **work)
 
     def blends(self, count: int, *, seed: int = 0, progress: bool = True) -> Iterator[Blend]:
         """Make blends that no network was trained on.
@@ -231,27 +205,24 @@ class Mixture:
             yield stream.blend(number).select(slice(count - number * BATCH_SIZE))
 
 
+@dataclass(eq=False)
 class StoredStream(IterableDataset[Batch]):
     """Endless batches of the blends `start` to `stop` of a stored set, shuffled by blocks anew every epoch.
 
     Batches are turned by quarters and flipped. Memory holds one block of 32 batches at a time.
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        *,
-        batch_size: int = BATCH_SIZE,
-        seed: int = 0,
-        first: int = 0,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> None:
-        stop = count_blends(path) if stop is None else stop
-        if stop - start < batch_size:
-            raise ValueError(f"the set must hold at least one batch of {batch_size} blends, got {stop - start}: {path}")
-        self.path, self.batch_size, self.seed, self.first = path, batch_size, seed, first
-        self.start, self.stop = start, stop
+    path: Path
+    batch_size: int = BATCH_SIZE
+    seed: int = 0
+    first: int = 0
+    start: int = 0
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        self.stop = count_blends(self.path) if self.stop is None else self.stop
+        if (count := self.stop - self.start) < self.batch_size:
+            raise ValueError(f"{self.path}: must hold at least one batch of {self.batch_size} blends, got {count}")
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:
         rng = np.random.default_rng((self.seed, epoch))
@@ -277,9 +248,6 @@ class StoredStream(IterableDataset[Batch]):
 
 def stored_blends(path: str | PathLike[str], *, progress: bool = True) -> Iterator[Blend]:
     """Read a stored set, some blends at a time."""
-    path = Path(path)
     total = count_blends(path)
-    if total == 0:
-        raise ValueError(f"{path}: the set must hold blends, got none")
-    starts = tqdm(range(0, total, CHUNK), disable=not progress, desc=path.name, unit="chunk", leave=False)
+    starts = tqdm(range(0, total, CHUNK), disable=not progress, desc=Path(path).name, unit="chunk", leave=False)
     return (read_blends(path, start, min(start + CHUNK, total)) for start in starts)

@@ -61,7 +61,7 @@ def test_folds_keep_galaxies_whole():
 
 def test_too_few_galaxies():
     comparison = comparison_of(90)
-    with pytest.raises(ValueError, match="at least 200 galaxies with an answer are needed to fit, got 180"):
+    with pytest.raises(ValueError, match="at least 200 galaxies with draws are needed to fit, got 180"):
         fit_calibrator(comparison.network, comparison)
 
 

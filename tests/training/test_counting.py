@@ -90,7 +90,7 @@ def test_training_on_spots():
     assert not network.training
     assert all(torch.equal(value, before[name]) for name, value in network.encoder.state_dict().items())
     assert float(network.temperature) != 1
-    test = SpotStream(size=128).blend(1000)
+    test = SpotStream().blend(1000)
     probability, count = network.probability(test.image / 2), test.count.numpy()
     assert log_loss(probability, count) < 0.75 * log_loss(shares(count), count)
 
@@ -101,9 +101,10 @@ class Dark(SpotStream):
         return replace(blend, mask=torch.zeros_like(blend.mask))
 
 
+@pytest.mark.slow
 def test_a_stamp_without_visible_galaxies_counts_as_one():
     network = tiny()
-    fit_counts(network, Dark(), blends=290, steps=20, progress=False)
+    fit_counts(network, Dark(), blends=290, steps=80, progress=False)
     assert (network.probability(Dark(size=8).blend(0).image / 2).argmax(1) == 0).all()
 
 
@@ -116,6 +117,7 @@ def trained(tmp_path_factory):
     return deblender, path, train_counts(path, deblender, blends=300, steps=5, progress=False)
 
 
+@pytest.mark.slow
 def test_what_was_tested_is_what_comes_back(trained):
     deblender, path, table = trained
     network = load_counts(path, deblender)
@@ -133,6 +135,7 @@ def test_what_was_tested_is_what_comes_back(trained):
     assert [item.name for item in path.parent.iterdir()] == ["counts.safetensors"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_network(trained, tmp_path):
     deblender, path, _ = trained
     for seed in (0, 1):

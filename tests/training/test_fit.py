@@ -104,7 +104,7 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path, source):
 
 def test_early_stop_on_a_plateau():
     loss = LineLoss()
-    schedule = Schedule(1000, learning_rate=1e-12, validate_every=10, patience=3)
+    schedule = Schedule(1000, learning_rate=1e-12, validate_every=5)
     history = train(loss, schedule=schedule)
     assert history.stopped_early
     assert history.step < 1000
@@ -112,7 +112,7 @@ def test_early_stop_on_a_plateau():
 
 def test_best_weights_are_kept():
     loss = LineLoss()
-    history = train(loss, schedule=Schedule(100, learning_rate=0.3, validate_every=5, patience=100))
+    history = train(loss, schedule=Schedule(100, learning_rate=0.3, validate_every=5))
     with torch.no_grad():
         score = sum(float(loss(*item)) for item in VALIDATION) / 2
     assert score == pytest.approx(history.best, rel=1e-6)

@@ -88,7 +88,7 @@ def test_stored_stream_sees_every_blend_once_an_epoch(tmp_path, stream, instrume
     assert seen == pytest.approx(np.sort(stored_flux.flatten().numpy()), rel=1e-5)
     later = next(iter(StoredStream(path, batch_size=4, seed=0, first=2)))
     assert torch.equal(later[0], epoch[2][0])
-    with pytest.raises(ValueError, match="set.h5: must hold at least one batch of 40 blends, got 12"):
+    with pytest.raises(ValueError, match=r"set\.h5: must hold at least one batch of 40 blends, got 12"):
         StoredStream(path, batch_size=40)
 
 
@@ -147,15 +147,14 @@ def test_close_pairs_of_a_mixture(instrument):
     assert torch.equal(close.half_light_radius, usual.half_light_radius)
 
 
-def test_blends_of_a_mixture(instrument):
-    made = [list(Mixture(close_fraction=share).blends(70, seed=3, progress=False)) for share in (0.0, 1.0)]
-    assert [len(blend) for blend in made[0]] == [64, 6]
-    distance = [torch.hypot(*(blend.x.diff(dim=1), blend.y.diff(dim=1))).max() for blend, _ in made]
+def test_blends_of_a_mixture():
+    made = list(Mixture().blends(70, seed=3, progress=False))
+    assert [len(blend) for blend in made] == [64, 6]
+    close = next(Mixture(close_fraction=1.0).blends(70, seed=3, progress=False))
+    distance = [torch.hypot(blend.x.diff(dim=1), blend.y.diff(dim=1)).max() for blend in (made[0], close)]
     assert distance[1] <= 4.5 < distance[0]
-    again, other = (next(Mixture().blends(70, seed=seed, progress=False)) for seed in (3, 4))
-    assert torch.equal(again.image, made[0][0].image)
-    assert not torch.equal(other.image, made[0][0].image)
-    assert not torch.equal(Mixture().stream(seed=3).blend(0).image, made[0][0].image)
+    # They are others than those of a training with that seed.
+    assert not torch.equal(Mixture().stream(batch_size=4, seed=3).blend(0).flux, made[0].flux[:4])
 
 
 def test_only_pairs_train(instrument):
