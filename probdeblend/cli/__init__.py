@@ -13,7 +13,7 @@ from .deblend import count, deblend
 from .evaluate import calibrate, evaluate, repeat
 from .options import Group
 from .surveys import inject, isolate, reobserve
-from .training import fit_psf, retrain, simulate, train
+from .training import fit_psf, simulate, train
 
 __all__ = ["main"]
 
@@ -24,18 +24,7 @@ def main() -> None:
     """Posteriors over the fluxes and masks of overlapping galaxies."""
 
 
-for _command in (
-    deblend,
-    count,
-    evaluate,
-    calibrate,
-    repeat,
-    simulate,
-    isolate,
-    reobserve,
-    inject,
-    fit_psf,
-    train,
-    retrain,
-):
+_USE = (deblend, count, evaluate, calibrate, repeat)
+_MAKE = (simulate, isolate, reobserve, inject, fit_psf, train)
+for _command in (*_USE, *_MAKE):
     main.add_command(_command)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []  # used from the command line alone
 
 
-@click.command()
+@click.command(short_help="Find the blends in an image and deblend them.")
 @click.argument("image", type=FILE, required=False)
 @click.option("--stamps", is_flag=True, help="IMAGE is a sky-subtracted 128 x 128 stamp, or a cube of stamps.")
 @hdu_option
@@ -136,7 +136,7 @@ def _refiner(deblender: Deblender | CountingDeblender, zero_point: float | None,
     import torch
 
     from ..photometry.images import read_psf
-    from ..refinement.guides import default_guide
+    from ..refinement.guide import default_guide
     from ..refinement.refiner import Refiner
 
     instrument = deblender.instrument.replace(zero_point=nan if zero_point is None else zero_point)
@@ -182,7 +182,7 @@ def _given_rms(found: FieldImage, given: str | None, *, stamps: bool) -> object:
         return read_map(given, found.data.shape, bad_pixels=found.bad_pixels)
 
 
-@click.command()
+@click.command(short_help="Estimate the number of galaxies in stamps.")
 @click.argument("stamps", type=FILE)
 @hdu_option
 @noise_options

@@ -69,7 +69,7 @@ def evaluate(blends: Path, **options: object) -> None:
             table.write(temporary, format="ascii.ecsv")
     show(table[ACCURACY])
     if len(by_anomaly):
-        click.echo("\nThe network by its anomaly score:")
+        click.echo("\nThe network by anomaly score:")
         show(by_anomaly)
 
 

@@ -18,7 +18,11 @@ FILE = click.Path(path_type=Path)
 
 
 class Group(click.Group):
-    """A group of commands that end with one sentence where the input is at fault."""
+    """A group of commands that end with one sentence where the input is at fault, listed in the order of their use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,17 +19,20 @@ from .options import (
     progress,
     resume_option,
     seed_option,
-    weights_option,
+    show,
     workers_option,
 )
 
 if TYPE_CHECKING:
+    from ..scene import Blend
     from ..training.streams import Mixture
 
 __all__: list[str] = []  # used from the command line alone
 
+KINDS = ("weights", "readout", "guide", "counts")
 
-@click.command()
+
+@click.command(short_help="Simulate a set of blends.")
 @click.argument("output", type=FILE)
 @click.option("--count", type=click.IntRange(1), default=2000, show_default=True, help="Number of blends.")
 @seed_option
@@ -46,9 +50,7 @@ __all__: list[str] = []  # used from the command line alone
     show_default=True,
     help="Population: the published test set, or the training population, which is fainter.",
 )
-@click.option(
-    "--separation", metavar="RULE", help="Where companions lie: published, public-code, paper-text, anywhere or close."
-)
+@click.option("--separation", metavar="RULE", help="Where companions lie: published, anywhere or close.")
 @click.option("--smooth", is_flag=True, help="Every galaxy is one Sérsic profile.")
 @click.option("--white", is_flag=True, help="Uncorrelated sky noise.")
 @crowding_option
@@ -60,7 +62,7 @@ __all__: list[str] = []  # used from the command line alone
 @resume_option
 @overwrite_option
 def simulate(output: Path, **options: object) -> None:
-    """Simulate blends as CANDELS F160W observes them, with their truth, and write them to OUTPUT, a folder of HDF5 files.
+    """Simulate blends as CANDELS F160W observes them and write them, with their truth, to the folder OUTPUT.
 
     \b
     Example:
@@ -69,7 +71,7 @@ def simulate(output: Path, **options: object) -> None:
     from ..scene import Instrument
     from ..simulation.galsim import render_galsim, render_torch, simulate_blends
     from ..simulation.prior import Prior
-    from ..simulation.sets import finished_batches, write_blends
+    from ..simulation.sets import write_blends
 
     prior = getattr(Prior, options["prior"])()
     if options["separation"] is not None:
@@ -82,91 +84,85 @@ def simulate(output: Path, **options: object) -> None:
     conditions = ("separation", "smooth", "white", "crowding", "sky_rms", "exposure")
     names = ("count", "seed", "renderer", "prior", *conditions)
     settings = {"command": "simulate"} | picked(options, *names)
-    first = finished_batches(output, settings) if options["resume"] else 0
-    batches = simulate_blends(
-        options["count"],
-        prior=prior,
-        instrument=instrument,
-        seed=options["seed"],
-        render=render,
-        batch_size=size,
-        first=first,
-        workers=options["workers"],
-    )
-    bar = progress(batches, options["count"], size, first)
-    writing = {"instrument": instrument, "settings": settings, "first": first}
-    count = write_blends(output, bar, **writing, overwrite=options["overwrite"])
+    work = {"prior": prior, "instrument": instrument, "render": render, "batch_size": size}
+    work |= picked(options, "seed", "workers")
+
+    def batches(first: int) -> Iterable[Blend]:
+        return progress(simulate_blends(options["count"], **work, first=first), options["count"], size, first)
+
+    writing = {"instrument": instrument, "settings": settings} | picked(options, "resume", "overwrite")
+    count = write_blends(output, batches, **writing)
     click.echo(f"{count} blends written to {output}")
 
 
-@click.command()
-@click.argument("output", type=FILE, default="weights.safetensors")
-@click.option("--steps", type=click.IntRange(1), default=20_000, show_default=True, help="Number of batches.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Blends a batch.")
+@click.command(short_help="Train networks.")
+@click.argument("output", type=FILE, required=False)
+@click.option(
+    "--kind",
+    type=click.Choice(KINDS),
+    default="weights",
+    show_default=True,
+    help="weights: a whole network; readout: its hidden layers and head; guide: where refinement starts; "
+    "counts: the count network.",
+)
+@click.option("--steps", type=click.IntRange(1), help="Number of batches.  [default: as for the shipped network]")
+@click.option("--batch-size", type=click.IntRange(1), help="Blends per batch; with --kind weights only.  [default: 16]")
+@click.option(
+    "--blends", type=click.IntRange(300), help="Blends to encode; not with --kind weights.  [default: as shipped]"
+)
+@click.option("--weights", type=FILE, help="Weights whose encoder to use; not with --kind weights.  [default: shipped]")
+@click.option("--data", type=FILE, help="Set of blends to train weights on.  [default: an endless simulated stream]")
+@click.option("--library", type=FILE, multiple=True, help="Library of isolated galaxies to blend; may be repeated.")
+@click.option("--real-fraction", type=float, help="Fraction of blends from the libraries.  [default: 0.5]")
 @seed_option
-@click.option("--data", type=FILE, help="A set of blends to train on.  [default: an endless simulated stream]")
-@click.option("--library", type=FILE, multiple=True, help="A library of lone galaxies to blend; may be repeated.")
-@click.option("--real-fraction", type=float, default=0.5, show_default=True, help="Share of blends from libraries.")
 @resume_option
 @overwrite_option
-def train(output: Path, **options: object) -> None:
-    """Train a network on simulated blends and write its weights to OUTPUT (weights.safetensors).
+def train(output: Path | None, kind: str, **options: object) -> None:
+    """Train a network on simulated blends and write it to OUTPUT (KIND.safetensors if not given).
 
-    Its defaults are the recipe of the weights that ship with the package.
+    The defaults are the recipes of what ships with the package. Readout, guide and count network stand on the frozen
+    encoder of weights: its features are computed once and kept beside OUTPUT until training ends.
 
     \b
     Example:
       probdeblend train my.safetensors --resume
     """  # noqa: D301
-    from ..training.recipe import train_weights
-
-    data, libraries, real = (options.pop(name) for name in ("data", "library", "real_fraction"))
-    if data is not None and libraries:
-        raise ValueError("data and library exclude each other, got both")
-    source = _mixtures(libraries, real) if libraries else data
-    train_weights(output, source=source, **options)
-    click.echo(f"weights written to {output}")
-
-
-@click.command()
-@click.argument("output", type=FILE, default="weights.safetensors")
-@weights_option
-@click.option("--blends", type=click.IntRange(10), default=256_000, show_default=True, help="Blends to learn from.")
-@click.option("--steps", type=click.IntRange(1), default=60_000, show_default=True, help="Number of batches of 256.")
-@seed_option
-@resume_option
-@overwrite_option
-def retrain(output: Path, weights: Path | None, **options: object) -> None:
-    """Go on training the hidden layers of weights, with a new head, and write OUTPUT (weights.safetensors).
-
-    What the encoder says of simulated blends is computed once, and kept beside OUTPUT until all is done: 8 kB a
-    blend. Masks stay as they are. A calibrator is not taken over: calibrate the new weights.
-
-    \b
-    Example:
-      probdeblend retrain my.safetensors --weights first.safetensors
-    """  # noqa: D301
+    from .. import training
     from ..deblending.weights import load
-    from ..training.recipe import retrain_weights
 
-    retrain_weights(load(weights), output, **options)
-    click.echo(f"weights written to {output}")
+    output = Path(f"{kind}.safetensors") if output is None else output
+    others = ("weights", "blends") if kind == "weights" else ("batch_size", "data", "library", "real_fraction")
+    if refused := [name for name in others if options[name] not in (None, ())]:
+        raise ValueError(f"{refused[0]} must not be given with --kind {kind}, got {options[refused[0]]}")
+    common = picked(options, "seed", "resume", "overwrite")
+    chosen = {name: options[name] for name in ("steps", "blends", "batch_size") if options[name] is not None}
+    if kind == "weights":
+        table = training.train_weights(output, source=_source(options), **chosen, **common)
+    else:
+        recipe = getattr(training, f"train_{kind}")
+        table = recipe(output, load(options["weights"]), **chosen, **common)
+    show(table)
+    click.echo(", ".join(f"{name} {value:.4g}" for name, value in table.meta.items()))
+    click.echo(f"written to {output}")
 
 
-def _mixtures(libraries: tuple[Path, ...], real_fraction: float) -> tuple[Mixture, Mixture]:
-    """Train on three fifths of the galaxies and validate on a fifth; the last fifth is left to test on."""
-    from dataclasses import replace
+def _source(options: dict) -> Path | tuple[Mixture, Mixture] | None:
+    """Return what weights are trained on; None for the default."""
+    from ..surveys import read_library
+    from ..training import Mixture
 
-    from ..surveys.collect import read_libraries
-    from ..training.recipe import default_mixture
-
-    library = read_libraries(libraries)
+    exclusive(options, "data", "library")
+    if not options["library"]:
+        return options["data"]
+    library = read_library(*options["library"])
+    # Three fifths of the galaxies are to train on and a fifth to validate on; the last fifth is left for tests.
     training, validation, _ = library.select(library.keep).split()
-    mixture = replace(default_mixture(), library=training, real_fraction=real_fraction)
+    fraction = 0.5 if options["real_fraction"] is None else options["real_fraction"]
+    mixture = Mixture(library=training, real_fraction=fraction)
     return mixture, replace(mixture, library=validation)
 
 
-@click.command("fit-psf")
+@click.command("fit-psf", short_help="Fit the optical model to a PSF.")
 @click.argument("image", type=FILE)
 @click.option("--pixel-scale", type=float, required=True, help="Arcsec per pixel of IMAGE.")
 @click.option("--output", type=FILE, default="probdeblend-psf", show_default=True, help="Folder to write.")

@@ -24,6 +24,7 @@ def mosaic(tmp_path):
     return "mosaic.fits"
 
 
+@pytest.mark.slow
 def test_from_a_mosaic_to_blends(run, mosaic, tmp_path):
     """Isolate, edit the list, blend."""
     isolate = ("isolate", mosaic, "--output", "isolated", "--catalog", "catalog.csv", "--columns", "magnitude=H")

@@ -6,13 +6,13 @@ import torch
 from astropy.io import fits
 from astropy.table import QTable
 from click.testing import CliRunner
-from test_cli import FakeDeblender, plane, refused, stamp
+from commands import FakeDeblender, plane, refused, stamp
 
 from probdeblend.cli import main
 from probdeblend.deblending import counts, weights
 from probdeblend.posterior.draws import Posterior
 from probdeblend.posterior.flags import Flag
-from probdeblend.refinement import guides, refiner
+from probdeblend.refinement import guide, refiner
 from probdeblend.scene import Instrument
 
 HST = Instrument.candels_f160w()
@@ -23,9 +23,9 @@ class FakeRefiner:
 
     built: list = []  # noqa: RUF012
 
-    def __init__(self, deblender, guide, *, instrument, method):
+    def __init__(self, deblender, guide, *, instrument):
         self.deblender = deblender
-        self.built.append((deblender, instrument, method))
+        self.built.append((deblender, instrument))
 
     def __call__(self, image, **settings):
         dataset = self.deblender(image, **settings).dataset
@@ -37,7 +37,7 @@ class FakeRefiner:
 def built(monkeypatch):
     deblender = FakeDeblender()
     monkeypatch.setattr(weights, "load", lambda path=None, calibrator=None: deblender)
-    monkeypatch.setattr(guides, "default_guide", lambda deblender: None)
+    monkeypatch.setattr(guide, "default_guide", lambda deblender: None)
     monkeypatch.setattr(refiner, "Refiner", FakeRefiner)
     monkeypatch.setattr(FakeRefiner, "built", [])
     return FakeRefiner.built
@@ -61,8 +61,7 @@ def test_the_image_says_what_the_model_is(run, built, tmp_path):
     fits.PrimaryHDU(wide).writeto(tmp_path / "psf.fits")
     result = run("--zero-point", 31.4, "--exposure", 21, "--psf", "psf.fits")
     assert result.exit_code == 0, result.output
-    _, instrument, method = built[-1]
-    assert method == "auto"
+    _, instrument = built[-1]
     assert (instrument.zero_point, instrument.exposure) == (31.4, 21)
     assert isinstance(instrument.psf, torch.Tensor)
     assert instrument.psf.dtype == torch.float32
@@ -73,22 +72,13 @@ def test_the_image_says_what_the_model_is(run, built, tmp_path):
     assert built[-1][1].exposure == HST.exposure
 
 
-def test_the_method_is_chosen(run, built):
-    for method in refiner.METHODS:
-        assert run("--zero-point", HST.zero_point, "--method", method).exit_code == 0
-        assert built[-1][2] == method
-    refused = run("--zero-point", HST.zero_point, "--method", "laplace")
-    assert refused.exit_code == 2
-    assert "'laplace' is not one of 'auto', 'gauss-newton', 'elbo'" in refused.output
-
-
 def test_refuses_to_refine(run, built, tmp_path):
     """Another zero point without its exposure, and fields, whose neighbors have been replaced by sky."""
     refused(run("--zero-point", 31.4), "exposure must be given with --exposure", "(25.9463), got None for 31.4")
     rng = np.random.default_rng(1)
     fits.PrimaryHDU(rng.normal(0, 3e-3, (200, 200)), plane().to_header()).writeto(tmp_path / "field.fits")
     result = CliRunner().invoke(main, ["deblend", "field.fits", "--refine", "--zero-point", str(HST.zero_point)])
-    refused(result, "refine works on stamps, which are all data: give --stamps")
+    refused(result, "refine must be given with --stamps, got a field")
     assert not built
 
 
@@ -98,7 +88,7 @@ def test_stamps_are_counted(run, built, tmp_path, monkeypatch):
     monkeypatch.setattr(counts, "count_stamps", lambda image, counter, sky_rms: np.array([[0.2, 0.3, 0.5]]))
     for more, counter in (((), "of the package"), (("--counts", "mine"), "mine")):
         assert run("--zero-point", HST.zero_point, "--count", *more).exit_code == 0
-        asked, _, _ = built[-1]
+        asked, _ = built[-1]
         assert asked.counter.endswith(counter)
         flags = QTable.read(tmp_path / "out" / "catalog.ecsv")["flags"]
         assert (flags & int(Flag.OTHER_COUNT)).all()
