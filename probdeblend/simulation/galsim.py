@@ -137,7 +137,7 @@ def simulate(
         If the count is not positive, or another number is negative.
     """
     if count < 1:
-        raise ValueError(f"count must be positive, got {count}")
+        raise ValueError(f"count must be at least 1, got {count}")
     prior, instrument = prior or Prior.published(), instrument or Instrument.candels_f160w()
     work = {"seed": seed, "render": render, "batch_size": min(count, BATCH_SIZE), "workers": workers}
     return Blend.join(simulate_blends(count, prior=prior, instrument=instrument, **work))
@@ -161,22 +161,12 @@ def simulate_blends(
 
     Parameters
     ----------
-    count
-        Number of blends.
-    prior
-        The population.
-    instrument
-        What the images are taken with.
-    seed
-        Same seed, same blends; not negative.
-    render
-        `render_galsim` or `render_torch`.
+    count, prior, instrument, seed, render, workers
+        As for `simulate`; any number of blends.
     batch_size
         Blends per batch; the last one holds the remainder.
     first
         Number of the first batch to make.
-    workers
-        Number of processes that simulate; 0 for this one alone. The blends do not depend on it.
 
     Returns
     -------
@@ -188,12 +178,9 @@ def simulate_blends(
     ValueError
         If a number is negative, or the batch size zero.
     """
-    if count < 0:
-        raise ValueError(f"count must not be negative, got {count}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be positive, got {batch_size}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
+    for name, value, least in (("count", count, 0), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     keys = [((seed, i), min(batch_size, count - start)) for i, start in enumerate(range(0, count, batch_size))]
     draw = partial(_batch, size=batch_size, prior=prior, instrument=instrument, render=render)
     return in_order(draw, keys[first:], workers=workers)
@@ -201,6 +188,13 @@ def simulate_blends(
 
 def _seeds(key: tuple[int, ...], count: int) -> list[int]:
     return [int(state >> np.uint64(1)) for state in np.random.SeedSequence(key).generate_state(count, np.uint64)]
+
+
+def _with_noise(light: Tensor, instrument: Instrument, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return images with the noise of the instrument, and their ``sky_rms`` and ``exposure``."""
+    noise = {name: torch.full((len(light),), getattr(instrument, name)) for name in ("sky_rms", "exposure")}
+    generator = torch.Generator().manual_seed(seed)
+    return add_noise(light, instrument.to("cpu"), **noise, generator=generator), noise
 
 
 def _batch(
@@ -215,9 +209,7 @@ def _batch(
     isolated = render(components, instrument).cpu()
     light = torch.zeros(size, 1, STAMP_SIZE, STAMP_SIZE)
     light[:count, 0] = isolated.sum(1)
-    noise = {name: torch.full((size,), getattr(instrument, name)) for name in ("sky_rms", "exposure")}
-    generator = torch.Generator().manual_seed(noise_seed)
-    image = add_noise(light, instrument.to("cpu"), **noise, generator=generator)
+    image, noise = _with_noise(light, instrument, noise_seed)
     measured = [[auto_flux(alone, instrument.sky_rms) for alone in blend] for blend in isolated.numpy()]
     return Blend(
         image=image[:count],
@@ -284,14 +276,11 @@ def simulate_mosaic(
     for (x0, y0), stamp in zip(corner + STAMP_SIZE, stamps, strict=True):
         image[y0 : y0 + STAMP_SIZE, x0 : x0 + STAMP_SIZE] += stamp
     image = torch.from_numpy(image[STAMP_SIZE:-STAMP_SIZE, STAMP_SIZE:-STAMP_SIZE].copy()).float()[None]
-    noise = {name: torch.tensor([getattr(instrument, name)]) for name in ("sky_rms", "exposure")}
-    generator = torch.Generator().manual_seed(noise_seed)
-    noisy = add_noise(image, instrument.to("cpu"), **noise, generator=generator)[0].double().numpy()
+    noisy = _with_noise(image, instrument, noise_seed)[0][0].double().numpy()
     catalog = Table({"id": np.arange(1, count + 1)})
-    for axis, name in enumerate("xy"):
-        catalog[name] = corner[:, axis] + pairs[name][:, 0].numpy()
-    for name in ("magnitude", "half_light_radius"):
+    for name in ("x", "y", "magnitude", "half_light_radius"):
         catalog[name] = pairs[name][:, 0].numpy()
+    catalog["x"], catalog["y"] = catalog["x"] + corner[:, 0], catalog["y"] + corner[:, 1]
     catalog["type"] = np.array(GALAXY_TYPES)[pairs["galaxy_type"][:, 0].numpy()]
     catalog["flux"] = light.total_flux[:, 0].numpy()
     return noisy, catalog

@@ -154,13 +154,7 @@ def _add_arms(light: dict[str, Tensor], present: Tensor, where: Tensor, *, disk:
 
 
 def _move_light(
-    light: dict[str, Tensor],
-    present: Tensor,
-    where: Tensor,
-    blobs: dict[str, Tensor],
-    *,
-    exists: Tensor,
-    disk: int,
+    light: dict[str, Tensor], present: Tensor, where: Tensor, blobs: dict[str, Tensor], *, exists: Tensor, disk: int
 ) -> None:
     """Make blobs (galaxy, knot) out of the light of the component `disk` of the galaxies `where`.
 

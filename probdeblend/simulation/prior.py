@@ -27,7 +27,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..posterior.flux_prior import FluxPrior
+from ..posterior.reweight import FluxPrior
 from ..scene import GALAXY_TYPES, STAMP_CENTER, Components, Instrument
 from .morphology import galaxy_components
 from .separation import SEPARATIONS
@@ -101,22 +101,16 @@ class Prior:
         check_crowding(self.crowding)
 
     @classmethod
-    def published(cls, *, separation: str = "published") -> Prior:
+    def published(cls) -> Prior:
         """Return the population of the published test set: magnitudes 18 to 23.
-
-        Parameters
-        ----------
-        separation
-            Rule for the separation.
 
         Returns
         -------
         Prior
             The fitted prior.
         """
-        text = (files("probdeblend") / "data" / "prior_boucaud2020.json").read_text()
-        numbers = json.loads(text)["prior"]
-        return cls(**{name: nested_tuples(value) for name, value in numbers.items()} | {"separation": separation})
+        text = (files("probdeblend") / "data" / "prior_boucaud2020.json").read_text(encoding="utf-8")
+        return cls.parse(json.dumps(json.loads(text)["prior"]))
 
     @classmethod
     def default(cls) -> Prior:
@@ -131,15 +125,13 @@ class Prior:
         """
         return replace(cls.published().extended(0.3), anywhere_fraction=0.2)
 
-    def extended(self, fraction: float, *, faintest: float = 26.0) -> Prior:
-        """Return the prior continued to faint magnitudes along each type's relation of size with magnitude.
+    def extended(self, fraction: float) -> Prior:
+        """Return the prior continued to magnitude 26 along each type's relation of size with magnitude.
 
         Parameters
         ----------
         fraction
             Fraction of galaxies in the continuation.
-        faintest
-            New limiting magnitude.
 
         Returns
         -------
@@ -169,7 +161,7 @@ class Prior:
             covariances.append([*c, *width])
         mixture = {"weights": weights, "means": means, "covariances": covariances}
         mixture = {name: nested_tuples(value) for name, value in mixture.items()}
-        return replace(self, **mixture, magnitude_range=(self.magnitude_range[0], faintest))
+        return replace(self, **mixture, magnitude_range=(self.magnitude_range[0], 26.0))
 
     def magnitude_and_radius(self, galaxy_type: Tensor) -> dist.MixtureSameFamily:
         """Return the joint distribution of AB magnitude and ln(major-axis half-light radius in arcsec), given the type.

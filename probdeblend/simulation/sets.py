@@ -230,17 +230,14 @@ def _append(file: h5py.File, batch: Blend) -> None:
             continue
         values, attributes = _packed(name, tensor.detach().cpu(), batch.sky_rms.cpu())
         if name not in file:
-            dataset = file.create_dataset(
-                name,
-                shape=(0, *values.shape[1:]),
-                maxshape=(None, *values.shape[1:]),
-                dtype=values.dtype,
-                chunks=(16 if values.ndim > 3 else 1024, *values.shape[1:]),
-                # Light without noise and masks compress well, noise does not.
-                compression=None if name == "image" or values.ndim < 4 else "lzf",
-                shuffle=name == "isolated",
-            )
-            dataset.attrs.update(attributes)
+            shape, chunk = values.shape[1:], 16 if values.ndim > 3 else 1024
+            # Light without noise and masks compress well, noise does not.
+            storage = {
+                "compression": None if name == "image" or values.ndim < 4 else "lzf",
+                "shuffle": name == "isolated",
+            }
+            sizes = {"shape": (0, *shape), "maxshape": (None, *shape), "chunks": (chunk, *shape)}
+            file.create_dataset(name, dtype=values.dtype, **sizes, **storage).attrs.update(attributes)
         dataset = file[name]
         dataset.resize(len(dataset) + len(values), axis=0)
         dataset[len(dataset) - len(values) :] = values

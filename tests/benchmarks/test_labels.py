@@ -1,5 +1,7 @@
 """The labels of pixels: a network is trained on a stored set and scored on other blends."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from astropy.table import Table
@@ -17,7 +19,12 @@ from probdeblend.simulation.sets import write_blends
 def pairs(tmp_path_factory):
     path = tmp_path_factory.mktemp("set") / "pairs"
     hst = Instrument.candels_f160w()
-    settings = {"prior": Prior.published(separation="anywhere"), "instrument": hst, "seed": 1, "render": render_torch}
+    settings = {
+        "prior": replace(Prior.published(), separation="anywhere"),
+        "instrument": hst,
+        "seed": 1,
+        "render": render_torch,
+    }
     write_blends(path, simulate_blends(60, **settings), instrument=hst)
     return path
 

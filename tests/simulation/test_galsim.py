@@ -179,9 +179,9 @@ def test_lengths_of_batches(prior, hst):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"count": -1}, "count must not be negative, got -1"),
-        ({"batch_size": 0}, "batch_size must be positive, got 0"),
-        ({"seed": -3}, "seed must not be negative, got -3"),
+        ({"count": -1}, "count must be at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"seed": -3}, "seed must be at least 0, got -3"),
     ],
 )
 def test_messages_come_at_once(prior, hst, options, message):
@@ -271,5 +271,5 @@ def test_simulate_gives_what_the_batches_hold(prior, hst):
     (batch,) = simulated(5, prior, hst, seed=3, batch_size=5)
     for name in TRUTH:
         torch.testing.assert_close(getattr(whole, name), getattr(batch, name), rtol=0, atol=0, equal_nan=True)
-    with pytest.raises(ValueError, match="count must be positive, got 0"):
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         simulate(0)

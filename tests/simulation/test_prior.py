@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyro
 import pytest
@@ -76,7 +78,7 @@ def test_faint_continuation_follows_the_relation_of_size_with_magnitude():
 def test_errors():
     prior = Prior.published()
     with pytest.raises(ValueError, match="separation must be one of published, anywhere, close, got"):
-        Prior.published(separation="far")
+        replace(prior, separation="far")
     with pytest.raises(ValueError, match="fraction must be at least 0 and less than 1, got 1"):
         prior.extended(1.0)
     with pytest.raises(ValueError, match="count must not be negative, got -1"):
