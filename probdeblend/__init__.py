@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .posterior.draws import Posterior
     from .posterior.flags import Flag
     from .scene import Blend, Components, Instrument
+    from .simulation.galsim import simulate
     from .simulation.prior import Prior
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Prior",
     "__version__",
     "load",
+    "simulate",
 ]
 
 _MODULE_OF = {
@@ -44,6 +46,7 @@ _MODULE_OF = {
     "Posterior": "posterior.draws",
     "Prior": "simulation.prior",
     "load": "deblending.weights",
+    "simulate": "simulation.galsim",
 }
 
 try:
