@@ -1,10 +1,10 @@
-"""The likelihood of an image, given its expected light: photon noise, and correlated noise by its power spectrum.
+"""The likelihood of an image given its expected light: photon noise, and correlated noise by its power spectrum.
 
-Noise is a stationary Gaussian field times the standard deviation of each pixel. Divided by that, what an image differs
-from its light by is stationary, and its Fourier components are nearly independent (Whittle 1953,
-doi:10.1007/BF02590998). On a stamp they have not the power spectrum of the field but that of its cut: the expected
-periodogram, the transform of the autocorrelation times the fraction of the stamp over which a lag has both its ends
-(Sykulski et al. 2019, doi:10.1093/biomet/asy071). With it the mean chi-square is one a pixel.
+Noise is a stationary Gaussian field times the standard deviation of each pixel. Residuals over that standard deviation
+are stationary, and their Fourier components nearly independent (Whittle 1953, doi:10.1007/BF02590998). On a stamp these
+have not the power spectrum of the field but the expected periodogram: the transform of the autocorrelation times the
+fraction of the stamp over which a lag has both its ends (Sykulski et al. 2019, doi:10.1093/biomet/asy071). With it the
+mean chi-square is one per pixel.
 """
 
 from __future__ import annotations
@@ -20,29 +20,11 @@ from ..photometry.noise import autocorrelation, correlated_noise, correlation_su
 
 __all__ = ["NoisyImage", "expected_periodogram", "whitened"]
 
-FLOOR = 1e-3  # of the mean power, below which rounding decides
+FLOOR = 1e-3  # of the mean power, below which rounding dominates
 
 
 def expected_periodogram(kernel: Tensor | None, size: int) -> Tensor:
-    """Return the expected ``|FFT|^2 / size^2`` of a square stamp of noise of unit variance.
-
-    Parameters
-    ----------
-    kernel
-        Kernel ``(y, x)`` of the noise's correlation; None for white noise.
-    size
-        Pixels along a side of the stamp.
-
-    Returns
-    -------
-    Tensor
-        ``(size, size)``, one on average.
-
-    Raises
-    ------
-    ValueError
-        If the stamp is smaller than the reach of the correlation.
-    """
+    """Return the expected ``|FFT|^2 / size^2`` ``(size, size)`` of a stamp of unit noise, correlated by a kernel."""
     correlation = autocorrelation(kernel).double()
     reach = correlation.shape[-1] // 2
     if size <= 2 * reach:
@@ -55,75 +37,33 @@ def expected_periodogram(kernel: Tensor | None, size: int) -> Tensor:
 
 
 def whitened(residual: Tensor, power: Tensor) -> Tensor:
-    """Return Fourier components of a residual that are independent and of unit variance.
+    """Return independent Fourier components of unit variance ``(..., 2, y, x)``: their squares add up to chi-square.
 
-    Parameters
-    ----------
-    residual
-        Stamps over the standard deviation of each pixel ``(..., y, x)``.
-    power
-        What `expected_periodogram` returns.
-
-    Returns
-    -------
-    Tensor
-        Real and imaginary parts ``(..., 2, y, x)``; the sum of their squares is the chi-square.
+    `residual` is in standard deviations of each pixel ``(..., y, x)``, `power` its `expected_periodogram`.
     """
     spectrum = torch.fft.fft2(residual) / (power.to(residual).sqrt() * residual.shape[-1])
     return torch.stack([spectrum.real, spectrum.imag], -3)
 
 
 class NoisyImage(dist.TorchDistribution):
-    """The distribution of images over the sky noise, given their expected light.
+    """The distribution of images over the sky noise, given their expected light ``(..., y, x)``.
 
-    Parameters
-    ----------
-    light
-        Expected light over the sky noise ``(..., y, x)``, photons included; square.
-    sky_level
-        What sky subtraction left, over the sky noise ``(...)``; without photon noise of its own.
-    gain
-        Counts per unit of the sky noise ``(...)``: effective exposure times sky noise; infinite for no photon noise.
-    kernel
-        Kernel of the noise's correlation; None for white noise.
-    validate_args
-        As for every distribution.
+    `sky_level` is what sky subtraction left ``(...)``, without photon noise of its own; `gain` the counts per unit of
+    the sky noise ``(...)``, infinite for no photon noise; `kernel` that of the correlation, None for white noise.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
     support = constraints.independent(constraints.real, 2)
-    has_rsample = False
 
-    def __init__(
-        self,
-        light: Tensor,
-        sky_level: Tensor,
-        gain: Tensor,
-        *,
-        kernel: Tensor | None,
-        validate_args: bool | None = None,
-    ) -> None:
+    def __init__(self, light: Tensor, sky_level: Tensor, gain: Tensor, *, kernel: Tensor | None) -> None:
         self.light, self.sky_level, self.gain, self.kernel = light, sky_level, gain, kernel
-        super().__init__(light.shape[:-2], light.shape[-2:], validate_args=validate_args)
+        super().__init__(light.shape[:-2], light.shape[-2:], validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> NoisyImage:
-        """Return the distribution with a larger batch.
-
-        Parameters
-        ----------
-        batch_shape
-            The new shape.
-        _instance
-            Not used; torch's own distributions have it.
-
-        Returns
-        -------
-        NoisyImage
-            With the same light.
-        """
+        """Return the distribution with a larger batch."""
         light = self.light.expand(*batch_shape, *self.event_shape)
         sky_level, gain = (value.expand(batch_shape) for value in (self.sky_level, self.gain))
-        return NoisyImage(light, sky_level, gain, kernel=self.kernel, validate_args=False)
+        return NoisyImage(light, sky_level, gain, kernel=self.kernel)
 
     @property
     def standard_deviation(self) -> Tensor:
@@ -132,51 +72,18 @@ class NoisyImage(dist.TorchDistribution):
         return (1 + self.light.clamp(min=0) / counts).sqrt()
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draw images.
-
-        Parameters
-        ----------
-        sample_shape
-            How many of each.
-
-        Returns
-        -------
-        Tensor
-            ``(*sample, *batch, y, x)``.
-        """
+        """Draw images ``(*sample, *batch, y, x)``."""
         shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
         with torch.no_grad():
             noise = correlated_noise(tuple(shape), self.kernel).to(self.light)
             return self.light + self.sky_level[..., None, None] + self.standard_deviation * noise
 
     def residual(self, value: Tensor) -> Tensor:
-        """Return what images differ from their expectation by, over the standard deviation of each pixel.
-
-        Parameters
-        ----------
-        value
-            Images over the sky noise ``(..., y, x)``.
-
-        Returns
-        -------
-        Tensor
-            ``(..., y, x)``.
-        """
+        """Return images less their expectation, in standard deviations of each pixel ``(..., y, x)``."""
         return (value - self.light - self.sky_level[..., None, None]) / self.standard_deviation
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the Whittle likelihood of images.
-
-        Parameters
-        ----------
-        value
-            Images over the sky noise ``(..., y, x)``.
-
-        Returns
-        -------
-        Tensor
-            ``(...)``.
-        """
+        """Return the Whittle likelihood of images."""
         size = self.event_shape[-1]
         power = expected_periodogram(self.kernel, size).to(value)
         chi_square = whitened(self.residual(value), power).square().sum((-3, -2, -1))

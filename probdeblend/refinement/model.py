@@ -1,18 +1,18 @@
-"""How an image of a blend comes about, as a Pyro program.
+"""The generative model of an image of a blend, as a Pyro program.
 
 For each blend of a batch:
 
-1. Each of its galaxies is as bright, as large and of such a shape as the population has it
-   (`~probdeblend.refinement.latents.GalaxyPrior`): the plate ``galaxy``, masked where a blend has fewer galaxies.
-2. Their centers: the central one within a pixel of the middle of the stamp, the others where blends have them
+1. The brightness, size and shape of each galaxy follow the population (`~probdeblend.refinement.latents.GalaxyPrior`):
+   the plate ``galaxy``, masked where a blend has fewer galaxies.
+2. The central galaxy lies within a pixel of the middle of the stamp, the others where blends have them
    (`~probdeblend.refinement.latents.PositionPrior`).
 3. Sky subtraction has left a level of the sky, normal with a standard deviation of 0.05 of the sky noise; the PSF is
-   wider than is thought by a factor, ln of it normal with a standard deviation of 0.02.
+   wider than assumed by a factor, ln of it normal with a standard deviation of 0.02.
 4. Sérsic profiles convolved with that PSF (`~probdeblend.simulation.profiles.render`) are the expected light.
-5. The image: photon noise, and sky noise correlated as drizzling leaves it (`~probdeblend.refinement.likelihood.NoisyImage`).
+5. The image has photon noise, and sky noise correlated by drizzling (`~probdeblend.refinement.likelihood.NoisyImage`).
 
-All is in units of the sky noise. A PSF or a sky that is taken as known makes intervals of fluxes too narrow, and
-chi-square does not tell.
+All is in units of the sky noise. With the PSF or the sky taken as known, intervals of fluxes are too narrow, and
+chi-square does not show it.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import NamedTuple
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..scene import LN_FLUX_UNIT, STAMP_SIZE, Instrument, seed_of
 from ..simulation.conditions import Conditions
 from ..simulation.prior import Prior
 from ..simulation.profiles import render, widen_psf
-from .latents import LATENTS, SHAPE_LATENTS, GalaxyPrior, PositionPrior, to_components, to_latents
+from .latents import LATENTS, POSITION, SHAPE, GalaxyPrior, PositionPrior, to_components, to_latents
 from .likelihood import NoisyImage
 
 __all__ = ["KNOWN", "NUISANCES", "BlendModel", "Observed", "in_all_orders"]
 
 NUISANCES = ("sky_level", "log_psf_growth")
-SHAPE = [LATENTS.index(name) for name in SHAPE_LATENTS]
-POSITION = [LATENTS.index(name) for name in ("x", "y")]
-KNOWN = 1e-6
-"""Standard deviation of what is taken as known, where a density is wanted."""
+KNOWN = 1e-6  # standard deviation of a nuisance that is taken as known, where a density is needed
 LEAST_SIZE = 32
-NEAR = 0.9  # of the renderer's reach, within which positions are kept while they are searched for
+NEAR = 0.9  # of the renderer's reach, to which positions are clipped
 
 
 class Observed(NamedTuple):
@@ -61,6 +60,10 @@ class Observed(NamedTuple):
     sky_rms: Tensor
     exposure: Tensor
 
+    def select(self, blends: NDArray[np.int64] | Tensor | slice) -> Observed:
+        """Return some of the blends."""
+        return Observed(*(value[blends] for value in self))
+
 
 @dataclass(frozen=True, eq=False)
 class BlendModel:
@@ -69,17 +72,17 @@ class BlendModel:
     Parameters
     ----------
     prior
-        The population; galaxies are taken to be of one profile each.
+        The population; every galaxy is one Sérsic profile.
     instrument
         PSF, pixel scale, zero point and correlation of the noise.
     size
-        Pixels along a side of the images; the middle of the stamp is theirs too.
+        Pixels along a side of the images, which are centered on the stamp.
     galaxies
-        Number of galaxies a blend, where `present` does not say that there are fewer.
+        Number of galaxies per blend.
     sky_level
-        Standard deviation of the level that sky subtraction left, over the sky noise; 0 takes it as known.
+        Standard deviation of the sky level left by sky subtraction, over the sky noise; 0 takes the sky as known.
     psf_growth
-        Standard deviation of ln of the PSF's width over what it is thought to be; 0 takes it as known.
+        Standard deviation of ln of the PSF's true width over the assumed one; 0 takes the PSF as known.
 
     Raises
     ------
@@ -105,21 +108,13 @@ class BlendModel:
 
     @property
     def numbers(self) -> int:
-        """Number of unknowns a blend: those of its galaxies, sky level and PSF width."""
+        """Number of unknowns per blend: those of its galaxies, sky level and PSF width."""
         return self.galaxies * len(LATENTS) + len(NUISANCES)
 
     def split(self, unknown: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Divide a vector of all unknowns.
+        """Split vectors of all unknowns ``(..., number)`` into latents, sky level and ln of the PSF's growth.
 
-        Parameters
-        ----------
-        unknown
-            ``(..., number)``.
-
-        Returns
-        -------
-        latents, sky_level, log_psf_growth
-            ``(..., galaxy, latent)``, ``(...)`` and ``(...)``.
+        Latents are ``(..., galaxy, latent)``, in the order of `LATENTS`.
         """
         latents = unknown[..., :-2].unflatten(-1, (self.galaxies, len(LATENTS)))
         return latents, unknown[..., -2], unknown[..., -1]
@@ -143,86 +138,41 @@ class BlendModel:
         """
         components = to_components(latents, present=present)
         shift = (STAMP_SIZE - self.size) / 2
-        # A proposal may stray: what is out of the renderer's reach lies outside the stamp as well.
+        # A proposal may stray: galaxies out of the renderer's reach lie outside the stamp as well.
         reach = NEAR * self.size / 4
         moved = {name: (getattr(components, name) - shift).clamp(-reach, self.size - 1 + reach) for name in ("x", "y")}
-        components = type(components)(**(vars(components) | moved))
-        psf = widen_psf(self._psf().to(latents), log_psf_growth.exp())
+        psf = self.instrument.psf
+        excess = max(0, (psf.shape[-1] - self.size + 2) // 2)  # pixels of the PSF that the image cannot hold
+        psf = psf[excess : len(psf) - excess, excess : len(psf) - excess].to(latents)
+        components, psf = replace(components, **moved), widen_psf(psf, log_psf_growth.exp())
         return render(components, psf, pixel_scale=self.instrument.pixel_scale, size=self.size)
 
-    def _psf(self) -> Tensor:
-        """Return as much of the PSF as the image holds."""
-        psf = self.instrument.psf
-        excess = max(0, (psf.shape[-1] - self.size + 2) // 2)
-        return psf[excess : len(psf) - excess, excess : len(psf) - excess]
-
     def noisy(self, light: Tensor, sky_level: Tensor, observed: Observed) -> NoisyImage:
-        """Return the distribution of the image.
-
-        Parameters
-        ----------
-        light
-            Expected light of all galaxies together ``(..., y, x)``.
-        sky_level
-            ``(...)``.
-        observed
-            How the images were taken.
-
-        Returns
-        -------
-        NoisyImage
-            The distribution.
-        """
+        """Return the distribution of images, given the light of all galaxies ``(..., y, x)`` and the sky level."""
         gain = (observed.sky_rms * observed.exposure).to(light).expand(sky_level.shape)
-        return NoisyImage(light, sky_level, gain, kernel=self.instrument.noise_kernel, validate_args=False)
+        return NoisyImage(light, sky_level, gain, kernel=self.instrument.noise_kernel)
 
     def log_prior(self, unknown: Tensor, observed: Observed) -> Tensor:
-        """Return the prior density of unknowns.
+        """Return the prior density ``(..., blend)`` of unknowns ``(..., blend, number)``, given how images were taken.
 
-        Parameters
-        ----------
-        unknown
-            ``(..., blend, number)``.
-        observed
-            How the images were taken.
-
-        Returns
-        -------
-        Tensor
-            ``(..., blend)``. A nuisance that is taken as known has a standard deviation of `KNOWN`.
+        It is minus infinity beyond the limits of the population.
         """
         latents, sky_level, growth = self.split(unknown)
         log_noise = observed.sky_rms.log()[:, None].expand(-1, self.galaxies).to(unknown)
-        shape = GalaxyPrior(self.prior, self.instrument.zero_point, log_noise, validate_args=False)
-        total = shape.log_prob(latents[..., SHAPE]).sum(-1)
-        total = total + PositionPrior(self.prior, _major(latents), validate_args=False).log_prob(latents[..., POSITION])
+        total = GalaxyPrior(self.prior, self.instrument.zero_point, log_noise).log_prob(latents[..., SHAPE]).sum(-1)
+        total = total + PositionPrior(self.prior, _major(latents)).log_prob(latents[..., POSITION])
         total = total.masked_fill(self._beyond(latents), -torch.inf)
         for value, scale in ((sky_level, self.sky_level), (growth, self.psf_growth)):
             total = total + dist.Normal(0.0, scale or KNOWN, validate_args=False).log_prob(value)
         return total
 
-    def _beyond(self, latents: Tensor, present: Tensor | None = None) -> Tensor:
-        """Say which blends the prior excludes for the difference of their magnitudes."""
+    def _beyond(self, latents: Tensor, present: Tensor | bool = True) -> Tensor:
+        """Return which blends differ by more magnitudes than the prior allows."""
         beyond = LN_FLUX_UNIT * (latents[..., 1:, 0] - latents[..., :1, 0]).abs() >= self.prior.max_difference
-        return (beyond if present is None else beyond & present[..., 1:]).any(-1)
+        return (beyond & present).any(-1)
 
     def draw_unknown(self, count: int, *, sky_rms: Tensor, seed: int = 0) -> Tensor:
-        """Draw what is unknown of blends from the prior, within the limits of the population.
-
-        Parameters
-        ----------
-        count
-            Number of blends.
-        sky_rms
-            Sky noise of each ``(blend,)``.
-        seed
-            Same seed, same blends.
-
-        Returns
-        -------
-        Tensor
-            ``(blend, number)``.
-        """
+        """Draw unknowns ``(blend, number)`` from the prior, within the limits of the population."""
         prior = replace(self.prior, smooth=True, crowding=(*(0.0,) * (self.galaxies - 1), 1.0))
         pairs = prior.sample(count, seed=seed_of(seed, 0))
         latents = to_latents(prior.components(pairs, self.instrument, seed=0), sky_rms=sky_rms)
@@ -231,23 +181,21 @@ class BlendModel:
         return torch.cat([latents[:, : self.galaxies].flatten(1), nuisances], -1)
 
     def simulate(self, count: int, *, conditions: Conditions | None = None, seed: int = 0) -> tuple[Observed, Tensor]:
-        """Draw blends with what is unknown of them, as training and tests want them.
-
-        Galaxies come from ``Prior.sample``, which knows the limits of the population.
+        """Draw blends from the model.
 
         Parameters
         ----------
         count
             Number of blends.
         conditions
-            Range of depths; PSFs vary as the model says.
+            Range of depths; the default one if None. The PSF varies as the model says.
         seed
             Same seed, same blends.
 
         Returns
         -------
         observed, unknown
-            The images, and the vectors ``(blend, number)``.
+            The images, and the true vectors ``(blend, number)``.
         """
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed_of(seed, 2))
@@ -259,20 +207,7 @@ class BlendModel:
         return observed._replace(image=image), unknown
 
     def log_likelihood(self, unknown: Tensor, observed: Observed) -> Tensor:
-        """Return the likelihood of images.
-
-        Parameters
-        ----------
-        unknown
-            ``(..., blend, number)``.
-        observed
-            The images.
-
-        Returns
-        -------
-        Tensor
-            ``(..., blend)``.
-        """
+        """Return the likelihood ``(..., blend)`` of images, given unknowns ``(..., blend, number)``."""
         latents, sky_level, growth = self.split(unknown)
         light = self.light(latents.flatten(0, -3), growth.flatten()).sum(1).unflatten(0, growth.shape)
         return self.noisy(light, sky_level, observed).log_prob(observed.image.to(unknown))
@@ -280,14 +215,14 @@ class BlendModel:
     def __call__(
         self, image: Tensor | None, *, sky_rms: Tensor, exposure: Tensor, present: Tensor | None = None
     ) -> Tensor:
-        """Run the program.
+        """Run the Pyro program.
 
         Parameters
         ----------
         image
             Pixels over the sky noise ``(blend, y, x)`` to condition on; None to draw them.
         sky_rms, exposure
-            Of each blend ``(blend,)``.
+            As in `Observed`, ``(blend,)``.
         present
             Which galaxies exist ``(blend, galaxy)``; all if None. The first one always does.
 
@@ -308,7 +243,7 @@ class BlendModel:
             latents = latents.index_copy(-1, torch.tensor(POSITION), position)
             sky_level = self._nuisance("sky_level", self.sky_level, shape)
             growth = self._nuisance("log_psf_growth", self.psf_growth, shape)
-            pyro.factor("limits", torch.where(self._beyond(latents, there), -torch.inf, 0.0)[:, None])
+            pyro.factor("limits", torch.where(self._beyond(latents, there[:, 1:]), -torch.inf, 0.0)[:, None])
             light = self.light(latents, growth, present=there).sum(1)
             taken = Observed(light, sky_rms[:, None], exposure[:, None])
             noisy = self.noisy(light[:, None], sky_level[:, None], taken)
@@ -321,18 +256,7 @@ class BlendModel:
 
 
 def in_all_orders(unknown: Tensor) -> Tensor:
-    """Return unknowns with their galaxies in all orders.
-
-    Parameters
-    ----------
-    unknown
-        ``(..., number)``.
-
-    Returns
-    -------
-    Tensor
-        ``(order, ..., number)``, as `itertools.permutations` has them: the first one is that of the input.
-    """
+    """Return unknowns ``(order, ..., number)`` with their galaxies in all orders, that of the input first."""
     galaxies = unknown[..., : -len(NUISANCES)].unflatten(-1, (-1, len(LATENTS)))
     others = unknown[..., -len(NUISANCES) :]
     orders = permutations(range(galaxies.shape[-2]))
@@ -341,5 +265,5 @@ def in_all_orders(unknown: Tensor) -> Tensor:
 
 def _major(latents: Tensor) -> Tensor:
     """Return major-axis half-light radii in arcsec ``(..., galaxy)``."""
-    log_radius, plus, cross = (latents[..., LATENTS.index(name)] for name in LATENTS[3:] if name != "index")
+    log_radius, _, plus, cross = latents[..., 3:].unbind(-1)
     return torch.exp(log_radius + torch.hypot(plus, cross) / 2)

@@ -1,14 +1,12 @@
-"""A reference posterior: Hamiltonian Monte Carlo on the same model, too slow for a survey, to judge faster answers by.
+"""A reference posterior by Hamiltonian Monte Carlo on the same model: too slow for a survey, but a test of refinement.
 
 The No-U-Turn sampler (Hoffman & Gelman 2014, arXiv:1111.4246), Pyro's, walks in coordinates in which the posterior is
 about a unit normal: unknowns less the refined mean, whitened by the refined covariance. Chains start from refined draws
-and are told apart by nothing but their seed.
+and differ in nothing but their seeds.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,17 +16,19 @@ from pyro.infer.mcmc import MCMC, NUTS
 from torch import Tensor
 
 from ..scene import seed_of
+from .importance import Refined, import_arviz
 from .model import BlendModel, Observed
-from .refine import Refined
 
 __all__ = ["LARGEST_R_HAT", "LEAST_EFFECTIVE", "Reference", "sample_reference"]
 
 LARGEST_R_HAT = 1.01
 LEAST_EFFECTIVE = 400.0
-DEEPEST = 6  # of the trajectory's doublings: the whitened posterior needs no more
-# In standard deviations. Adapted steps would shrink in vain where the prior breaks off (the least separation): what
-# goes beyond is refused however short the step.
+CHAINS = 2
+DEEPEST = 6  # doublings of the trajectory: the whitened posterior needs no more
+# In standard deviations. Adapted steps would shrink in vain where the prior ends (at the least separation): a step
+# beyond is rejected however short.
 STEP = 0.35
+FIXED = {"adapt_step_size": False, "adapt_mass_matrix": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +61,10 @@ def sample_reference(
     *,
     blend: int = 0,
     draws: int = 600,
-    chains: int = 2,
     seed: int = 0,
     progress: bool = True,
 ) -> Reference:
-    """Sample the posterior of one blend.
+    """Sample the posterior of one blend with the No-U-Turn sampler, in two chains.
 
     Parameters
     ----------
@@ -74,13 +73,11 @@ def sample_reference(
     observed
         Images of its size.
     refined
-        What `~probdeblend.refinement.refine.refine` found for them.
+        Their refinement, by `refine`.
     blend
-        Which of them.
+        Number of the blend.
     draws
-        Number of draws of each chain, after a tenth as many in which it forgets its start.
-    chains
-        Number of chains, at least two.
+        Draws of each chain, after a tenth as many that are discarded.
     seed
         Same seed, same draws.
     progress
@@ -89,61 +86,39 @@ def sample_reference(
     Returns
     -------
     Reference
-        The draws; look at ``converged`` before using them.
+        The draws; check ``converged`` before using them.
 
     Raises
     ------
     ValueError
-        If there is no such blend, or its refinement is of no use; if there are fewer than two chains, or too few draws
-        to judge them.
+        If there is no such blend, its weights are unreliable, or there are too few draws to judge convergence.
     """
     if not 0 <= blend < len(refined.k_hat):
-        raise ValueError(f"blend must be one of {len(refined.k_hat)}, got {blend}")
-    if chains < 2:
-        raise ValueError(f"chains must be at least 2, so that they can be compared, got {chains}")
+        raise ValueError(f"blend must be at least 0 and below {len(refined.k_hat)}, got {blend}")
     if draws < 50:
-        raise ValueError(f"draws must be at least 50 a chain, got {draws}")
+        raise ValueError(f"draws must be at least 50 per chain, got {draws}")
     if not refined.usable[blend]:
-        raise ValueError(f"blend must have usable weights to start from, got a k-hat of {refined.k_hat[blend]:.2f}")
-    one = Observed(*(value[blend : blend + 1] for value in observed))
+        raise ValueError(f"blend must have reliable weights to start from, got a k-hat of {refined.k_hat[blend]:.2f}")
+    observed = observed.select(slice(blend, blend + 1))
     mean, covariance = (torch.from_numpy(array[blend]) for array in refined.moments())
     scale = torch.linalg.cholesky(covariance + 1e-12 * torch.eye(len(mean)))
-    starts = refined.resampled(chains, seed=seed)[:, blend]
-    found = []
-    for chain in range(chains):
-        offset = (torch.from_numpy(starts[chain]) - mean)[:, None]
-        place = torch.linalg.solve_triangular(scale, offset, upper=False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(seed, chain))
-            energy = _energy(model, one, mean, scale)
-            fixed = {"step_size": STEP, "adapt_step_size": False, "adapt_mass_matrix": False}
-            kernel = NUTS(potential_fn=energy, max_tree_depth=DEEPEST, **fixed)
-            sampler = MCMC(
-                kernel, draws, warmup_steps=draws // 10, initial_params={"z": place[:, 0]}, disable_progbar=not progress
-            )
-            sampler.run()
-            found.append(mean + sampler.get_samples()["z"] @ scale.T)
-    unknown = torch.stack(found).numpy()
-    r_hat, effective = _convergence(unknown)
-    return Reference(unknown, r_hat, effective)
-
-
-def _energy(
-    model: BlendModel, observed: Observed, mean: Tensor, scale: Tensor
-) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Return the negative log-posterior of whitened unknowns."""
 
     def energy(place: dict[str, Tensor]) -> Tensor:
         unknown = (mean + scale @ place["z"])[None].float()
-        density = model.log_prior(unknown, observed) + model.log_likelihood(unknown, observed)
-        return -density[0].double()
+        return -(model.log_prior(unknown, observed) + model.log_likelihood(unknown, observed))[0].double()
 
-    return energy
-
-
-def _convergence(unknown: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
-        import arviz
-    columns = np.moveaxis(unknown, -1, 0)
-    return tuple(np.array([float(measure(column)) for column in columns]) for measure in (arviz.rhat, arviz.ess))
+    found = []
+    for chain, start in enumerate(torch.from_numpy(refined.resampled(CHAINS, seed=seed)[:, blend])):
+        place = torch.linalg.solve_triangular(scale, (start - mean)[:, None], upper=False)[:, 0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(seed, chain))
+            kernel = NUTS(potential_fn=energy, step_size=STEP, max_tree_depth=DEEPEST, **FIXED)
+            settings = {"warmup_steps": draws // 10, "initial_params": {"z": place}, "disable_progbar": not progress}
+            sampler = MCMC(kernel, draws, **settings)
+            sampler.run()
+            found.append(mean + sampler.get_samples()["z"] @ scale.T)
+    unknown, arviz = torch.stack(found).numpy(), import_arviz()
+    measures = (
+        [float(measure(column)) for column in np.moveaxis(unknown, -1, 0)] for measure in (arviz.rhat, arviz.ess)
+    )
+    return Reference(unknown, *(np.array(values) for values in measures))

@@ -1,232 +1,102 @@
-"""What refinement draws from: Student-t distributions about the modes of each blend, and their mixture.
+"""What refinement draws from: for each blend a mixture of Student-t distributions about its modes.
 
-A mixture learns from its weighted draws: each is divided among the modes as likely as it came from them, and modes have
-shares and moments of what they are given (Cappé et al. 2008, doi:10.1007/s11222-008-9059-x).
+A mixture learns from its weighted draws: each draw is divided among the modes in proportion to their densities there,
+and modes take on the shares and moments of their draws (Cappé et al. 2008, doi:10.1007/s11222-008-9059-x).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import pyro.distributions as dist
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributions.transforms import IndependentTransform, Transform, identity_transform
 
 from ..scene import seed_of
 
-__all__ = ["Mixture", "Proposal"]
+__all__ = ["Mixture"]
 
-DEGREES = 6.0
-SAME = 1e-6  # in coordinates there and back
-OWN = 50.0  # effective draws that a proposal is worth beside the weighted ones
-LEAST = 1e-300  # of a weight, to be divided by
-
-
-@dataclass(frozen=True, eq=False)
-class Proposal:
-    """Student-t distributions of six degrees of freedom.
-
-    Parameters
-    ----------
-    center, covariance
-        Their moments in coordinates ``(blend, number)`` and ``(blend, number, number)``.
-    coordinates
-        The bijection from these to the unknowns; they are the unknowns themselves unless it is given.
-    """
-
-    center: Tensor
-    covariance: Tensor
-    coordinates: Transform = field(default_factory=lambda: IndependentTransform(identity_transform, 1))
-
-    def _student_t(self) -> dist.MultivariateStudentT:
-        scale = torch.linalg.cholesky(self.covariance * (DEGREES - 2) / DEGREES)
-        return dist.MultivariateStudentT(torch.tensor(DEGREES).double(), self.center, scale, validate_args=False)
-
-    def draw(self, draws: int, seeds: list[int]) -> Tensor:
-        """Draw unknowns.
-
-        Parameters
-        ----------
-        draws
-            Number of draws.
-        seeds
-            One a blend.
-
-        Returns
-        -------
-        Tensor
-            ``(draw, blend, number)``.
-        """
-        scale, places = self._student_t().scale_tril, []
-        for center, factor, seed in zip(self.center, scale, seeds, strict=True):
-            torch.manual_seed(seed)
-            normal = torch.randn(draws, len(center), dtype=torch.float64)
-            stretch = (DEGREES / torch.distributions.Chi2(DEGREES).sample((draws, 1))).double().sqrt()
-            places.append(center + stretch * normal @ factor.T)
-        return self.coordinates(torch.stack(places, 1))
-
-    def log_prob(self, unknown: Tensor) -> Tensor:
-        """Return the density of unknowns.
-
-        Parameters
-        ----------
-        unknown
-            ``(..., blend, number)``.
-
-        Returns
-        -------
-        Tensor
-            ``(..., blend)``; minus infinity for what coordinates do not reach.
-        """
-        place = self.coordinates.inv(unknown)
-        density = self._student_t().log_prob(place) - self.coordinates.log_abs_det_jacobian(place, unknown)
-        reached = torch.isclose(self.coordinates(place), unknown, rtol=0.0, atol=SAME).all(-1)
-        return torch.where(reached, density, -math.inf)
-
-    def moved(self, unknown: Tensor, weight: Tensor) -> Proposal:
-        """Go towards the moments of weighted draws, the farther the more of them are effective.
-
-        Parameters
-        ----------
-        unknown
-            ``(draw, blend, number)``.
-        weight
-            Of each draw ``(draw, blend)``.
-
-        Returns
-        -------
-        Proposal
-            In the same coordinates.
-        """
-        share, part = _trust(weight)[:, None], weight / weight.sum(0).clamp(min=LEAST)
-        place = self.coordinates.inv(unknown)
-        mean = torch.einsum("dbn,db->bn", place, part)
-        offset = place - mean
-        covariance = torch.einsum("dbn,dbm,db->bnm", offset, offset, part)
-        center = torch.lerp(self.center, mean, share)
-        return Proposal(center, torch.lerp(self.covariance, covariance, share[..., None]), self.coordinates)
+DEGREES = 6.0  # of freedom
+OWN = 50.0  # effective draws that the present moments are worth beside those of the weighted draws
+LEAST = 1e-300  # keeps weights that add up to zero from dividing by it
 
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Some proposals for the same blends.
+    """Student-t distributions of six degrees of freedom.
 
-    Parameters
-    ----------
-    parts
-        The proposals, each about a mode of its own.
-    share
-        Of each one ``(part, blend)``; adds up to one.
+    Each mode of a blend has a mean ``(mode, blend, number)``, a covariance ``(mode, blend, number, number)`` and a
+    share ``(mode, blend)``; shares add up to one.
     """
 
-    parts: list[Proposal]
+    mean: Tensor
+    covariance: Tensor
     share: Tensor
 
+    @cached_property
+    def _scale(self) -> Tensor:
+        """Lower triangular factors ``(mode, blend, number, number)``."""
+        return torch.linalg.cholesky(self.covariance * (DEGREES - 2) / DEGREES)
+
     def draw(self, draws: int, seeds: list[int]) -> Tensor:
-        """Draw unknowns, from each part as many as are its share, to one.
-
-        Parameters
-        ----------
-        draws
-            Number of draws.
-        seeds
-            One a blend.
-
-        Returns
-        -------
-        Tensor
-            ``(draw, blend, number)``.
-        """
-        offset = []
-        for seed in seeds:
+        """Draw unknowns ``(draw, blend, number)``, as many of each mode as its share; every blend has its own seed."""
+        edges, columns = self.share.cumsum(0), []
+        for blend, seed in enumerate(seeds):
             torch.manual_seed(seed_of(seed, 3))
-            offset.append(torch.rand(()))
-        place = (torch.arange(draws)[:, None] + torch.stack(offset)) / draws
-        part = (place[..., None] > self.share.cumsum(0).T).sum(-1).clamp(max=len(self.parts) - 1)
-        unknown = self.parts[0].draw(draws, seeds)
-        for number, other in enumerate(self.parts[1:], 1):
-            drawn = other.draw(draws, [seed_of(seed, 2, number) for seed in seeds])
-            unknown = torch.where((part == number)[..., None], drawn, unknown)
-        return unknown
+            place = (torch.arange(draws) + torch.rand(())) / draws
+            mode = (place[:, None] > edges[:, blend]).sum(-1).clamp(max=len(edges) - 1)
+            modes = [self._drawn(number, blend, draws, seed) for number in range(len(edges))]
+            columns.append(torch.stack(modes)[mode, torch.arange(draws)])
+        return torch.stack(columns, 1)
+
+    def _drawn(self, mode: int, blend: int, draws: int, seed: int) -> Tensor:
+        """Draw unknowns ``(draw, number)`` from one mode of a blend."""
+        torch.manual_seed(seed_of(seed, 2, mode) if mode else seed)
+        normal = torch.randn(draws, self.mean.shape[-1], dtype=torch.float64)
+        stretch = (DEGREES / torch.distributions.Chi2(DEGREES).sample((draws, 1))).double().sqrt()
+        return self.mean[mode, blend] + stretch * normal @ self._scale[mode, blend].T
 
     def log_prob(self, unknown: Tensor) -> Tensor:
-        """Return the density of unknowns.
-
-        Parameters
-        ----------
-        unknown
-            ``(..., blend, number)``.
-
-        Returns
-        -------
-        Tensor
-            ``(..., blend)``.
-        """
+        """Return the density ``(..., blend)`` of unknowns ``(..., blend, number)``."""
         return self._each(unknown).logsumexp(0)
 
     def divided(self, unknown: Tensor, weight: Tensor) -> Tensor:
-        """Divide weights of draws among the parts, as likely as the draws are theirs.
-
-        Parameters
-        ----------
-        unknown
-            ``(draw, blend, number)``.
-        weight
-            Of each draw ``(draw, blend)``.
-
-        Returns
-        -------
-        Tensor
-            ``(part, draw, blend)``: adds up to the weight, but where no part reaches.
-        """
-        return weight * self._each(unknown).softmax(0).nan_to_num(0.0)
+        """Divide weights of draws ``(draw, blend)`` among the modes ``(mode, draw, blend)``."""
+        return weight * self._each(unknown).softmax(0)
 
     def _each(self, unknown: Tensor) -> Tensor:
-        """Return the density of each part, its share in it ``(part, ..., blend)``."""
-        parts = zip(self.parts, self.share, strict=True)
-        return torch.stack([part.log_prob(unknown) + share.log() for part, share in parts])
+        """Return the density under each mode times its share ``(mode, ..., blend)``."""
+        settings = {"df": torch.tensor(DEGREES).double(), "validate_args": False}
+        modes = zip(self.mean, self._scale, strict=True)
+        parts = [dist.MultivariateStudentT(loc=mean, scale_tril=scale, **settings) for mean, scale in modes]
+        density = torch.stack([part.log_prob(unknown) for part in parts])
+        return density + self.share.log().reshape(len(parts), *(1,) * (unknown.ndim - 2), -1)
 
     def select(self, blends: NDArray) -> Mixture:
-        """Take some of the blends, of proposals in the coordinates of the unknowns.
-
-        Parameters
-        ----------
-        blends
-            Their numbers, or which of them.
-
-        Returns
-        -------
-        Mixture
-            Of these alone.
-        """
-        parts = [Proposal(part.center[blends], part.covariance[blends]) for part in self.parts]
-        return Mixture(parts, self.share[:, blends])
+        """Return some of the blends, by their numbers or a mask."""
+        return Mixture(*(value[:, blends] for value in (self.mean, self.covariance, self.share)))
 
     def moved(self, unknown: Tensor, weight: Tensor) -> Mixture:
-        """Go towards weighted draws.
+        """Go towards the moments of weighted draws, the farther the more of them are effective.
 
-        Parameters
-        ----------
-        unknown
-            ``(draw, blend, number)``.
-        weight
-            Of each draw ``(draw, blend)``, adding up to one; or zero, which moves nothing.
-
-        Returns
-        -------
-        Mixture
-            Of as many parts.
+        Weights ``(draw, blend)`` add up to one, or are all zero, which moves nothing.
         """
         each = self.divided(unknown, weight)
-        share = torch.lerp(self.share, each.sum(1), _trust(weight))
-        moved = [part.moved(unknown, own) for part, own in zip(self.parts, each, strict=True)]
-        return Mixture(moved, share / share.sum(0))
+        part, trust = each / each.sum(1, keepdim=True).clamp(min=LEAST), _trust(each, 1)[..., None]
+        mean = torch.einsum("dbn,mdb->mbn", unknown, part)
+        offset = unknown - mean[:, None]
+        covariance = torch.einsum("mdbi,mdbj,mdb->mbij", offset, offset, part)
+        share = torch.lerp(self.share, each.sum(1), _trust(weight, 0))
+        return Mixture(
+            torch.lerp(self.mean, mean, trust),
+            torch.lerp(self.covariance, covariance, trust[..., None]),
+            share / share.sum(0),
+        )
 
 
-def _trust(weight: Tensor) -> Tensor:
-    """Return how far to go towards weighted draws ``(blend,)``, from 0 to 1."""
-    effective = weight.sum(0).square() / weight.square().sum(0).clamp(min=LEAST)
+def _trust(weight: Tensor, axis: int) -> Tensor:
+    """Return how far to go towards weighted draws along an axis, from 0 to 1."""
+    effective = weight.sum(axis).square() / weight.square().sum(axis).clamp(min=LEAST)
     return effective / (effective + OWN)

@@ -1,9 +1,9 @@
-"""Does the best fit leave light behind? Its residual, seen through the PSF, against what noise alone would leave.
+"""Does the best fit leave light behind? Its residual, smoothed by the PSF, against what noise alone would leave.
 
-Light that a model has no place for (knots, arms, a third galaxy) comes in patches no smaller than the PSF. A residual
-that has been smoothed by the PSF's core keeps these and loses most of the noise, so that its mean square inside the
-galaxies' footprints tells far more than that of the pixels. What it is under a right model follows from the correlation
-of the noise, and from how much of the noise the fit has taken for galaxies.
+Light that a model cannot describe (knots, arms, a third galaxy) comes in patches no smaller than the PSF. A residual
+smoothed by the PSF's core keeps these and loses most of the noise, so that its mean square inside the galaxies'
+footprints is far more sensitive than that of the pixels. What it is under a right model follows from the correlation of
+the noise, and from how much of the noise the fit has absorbed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 import torch
+from astropy.stats import gaussian_fwhm_to_sigma
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
@@ -23,19 +24,18 @@ from .model import BlendModel, Observed
 
 __all__ = ["misfit"]
 
-FWHM_OVER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 CHUNK = 16
-LEAST_LEFT = 0.05  # of the degrees of freedom, where a fit takes nearly all
+LEAST_LEFT = 0.05  # of the degrees of freedom, where a fit absorbs nearly all
 
 
 def misfit(
     model: BlendModel, observed: Observed, mean: NDArray[np.float64], covariance: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return how probable it is that a right model leaves as much light behind.
+    """Return the probability that a right model leaves as much light behind.
 
-    The residual at the posterior's mean is smoothed by a Gaussian of the PSF's width; its square, summed over the
+    The residual at the posterior's mean is smoothed by a Gaussian of the PSF's width. Its square, summed over the
     pixels where a galaxy is brighter than three times the sky noise, is taken as a scaled chi-square variable with the
-    mean and, but for what the fit takes, the variance that it has (Satterthwaite 1946, doi:10.2307/3002019).
+    mean and variance that it has, less what the fit absorbs (Satterthwaite 1946, doi:10.2307/3002019).
 
     Parameters
     ----------
@@ -44,57 +44,45 @@ def misfit(
     observed
         The images.
     mean, covariance
-        Of the posterior of the unknowns ``(blend, number)`` and ``(blend, number, number)``.
+        Moments of the posterior of the unknowns ``(blend, number)`` and ``(blend, number, number)``.
 
     Returns
     -------
     NDArray
-        The p-value of each blend ``(blend,)``; 1 where no pixel is that bright.
+        A p-value for each blend ``(blend,)``; 1 where no pixel is that bright.
     """
-    window, correlation = _smoothing(model)
+    power = expected_periodogram(model.instrument.noise_kernel, model.size).float()
+    frequency = 2 * math.pi * torch.fft.fftfreq(model.size)
+    sigma = model.instrument.fwhm * gaussian_fwhm_to_sigma
+    window = torch.exp(-(frequency[:, None].square() + frequency.square()) * sigma**2 / 2)
+    window = window / (power * window.square()).mean().sqrt()  # leaves noise of unit variance
+    correlation = torch.fft.ifft2(power * window.square()).real
     parts = []
     for first in range(0, len(mean), CHUNK):
         rows = slice(first, first + CHUNK)
-        part = Observed(*(value[rows] for value in observed))
-        parts.append(_misfit(model, part, mean[rows], covariance[rows], window=window, correlation=correlation))
+        unknown, spread = (torch.from_numpy(array[rows]).float() for array in (mean, covariance))
+        with torch.no_grad():
+            parts.append(_misfit(model, observed.select(rows), unknown, spread, window=window, correlation=correlation))
     return np.concatenate(parts)
 
 
 def _misfit(
-    model: BlendModel,
-    observed: Observed,
-    mean: NDArray[np.float64],
-    covariance: NDArray[np.float64],
-    *,
-    window: Tensor,
-    correlation: Tensor,
+    model: BlendModel, observed: Observed, unknown: Tensor, spread: Tensor, *, window: Tensor, correlation: Tensor
 ) -> NDArray[np.float64]:
-    unknown, spread = (torch.from_numpy(array).float() for array in (mean, covariance))
-    with torch.no_grad():
-        light, derivatives = sensitivity(model, unknown)
-        noisy = model.noisy(light.sum(1), unknown[:, -2], observed)
-        residual = _smoothed(noisy.residual(observed.image), window)
-        moved = _smoothed(derivatives / noisy.standard_deviation[:, None], window)
-        inside = (light > MASK_THRESHOLD).any(1).float()
-        pixels = inside.sum((-2, -1)).double()
-        left = (residual.square() * inside).sum((-2, -1)).double()
-        taken = torch.einsum("bnyx,bnm,bmyx,byx->b", moved, spread, moved, inside).double()
-        overlap = torch.fft.irfft2(torch.fft.rfft2(inside).abs().square(), s=inside.shape[-2:])
-        variance = 2 * (overlap * correlation.square()).sum((-2, -1)).double()
-    share = (1 - taken / pixels).clamp(LEAST_LEFT, 1.0)
+    light, derivatives = sensitivity(model, unknown)
+    noisy = model.noisy(light.sum(1), unknown[:, -2], observed)
+    residual = _smoothed(noisy.residual(observed.image), window)
+    moved = _smoothed(derivatives / noisy.standard_deviation[:, None], window)
+    inside = (light > MASK_THRESHOLD).any(1).float()
+    pixels = inside.sum((-2, -1)).double()
+    left = (residual.square() * inside).sum((-2, -1)).double()
+    absorbed = torch.einsum("bnyx,bnm,bmyx,byx->b", moved, spread, moved, inside).double()
+    overlap = torch.fft.irfft2(torch.fft.rfft2(inside).abs().square(), s=inside.shape[-2:])
+    variance = 2 * (overlap * correlation.square()).sum((-2, -1)).double()
+    share = (1 - absorbed / pixels).clamp(LEAST_LEFT, 1.0)
     degrees = 2 * pixels.square() / variance * share
     probability = stats.chi2.sf((degrees * left / (pixels * share)).numpy(), degrees.numpy())
     return np.where(pixels.numpy() > 0, probability, 1.0)
-
-
-def _smoothing(model: BlendModel) -> tuple[Tensor, Tensor]:
-    """Return the transform of a Gaussian that leaves noise of unit variance, and the correlation of that noise."""
-    power = expected_periodogram(model.instrument.noise_kernel, model.size).float()
-    sigma = model.instrument.fwhm / FWHM_OVER_SIGMA
-    frequency = 2 * math.pi * torch.fft.fftfreq(model.size)
-    window = torch.exp(-(frequency[:, None].square() + frequency.square()) * sigma**2 / 2)
-    window = window / (power * window.square()).mean().sqrt()
-    return window, torch.fft.ifft2(power * window.square()).real
 
 
 def _smoothed(images: Tensor, window: Tensor) -> Tensor:

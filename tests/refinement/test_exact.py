@@ -14,11 +14,9 @@ from pyro.infer import Trace_ELBO
 from scipy.stats import norm, t
 
 from probdeblend.networks.heads import MixtureHead, NormalHead, StudentTHead
-from probdeblend.refinement.latents import LATENTS
+from probdeblend.refinement import BlendModel, Observed, refine, sample_reference
+from probdeblend.refinement.latents import FLUXES as FLUX
 from probdeblend.refinement.likelihood import expected_periodogram, whitened
-from probdeblend.refinement.model import BlendModel, Observed
-from probdeblend.refinement.nuts import sample_reference
-from probdeblend.refinement.refine import refine
 from probdeblend.scene import Instrument
 from probdeblend.simulation.prior import Prior
 
@@ -148,7 +146,6 @@ def test_heads_without_correlation_do_not(loss):
 
 
 # Refinement: a pair 1.1 FWHM of the PSF apart, its fluxes over the sky noise normal, all else known.
-FLUX = [0, len(LATENTS)]
 MEAN, SPREADS = torch.tensor([400.0, 300.0]), torch.tensor([60.0, 50.0])
 KNOWN = torch.tensor([6.0, -1.5, -0.8, -1.6, -1.0, 0.3, 0.1, 5.7, 1.6, 0.9, -1.9, 0.2, -0.2, 0.2, 0.0, 0.0])
 OTHERS = [number for number in range(len(KNOWN)) if number not in FLUX]
@@ -188,7 +185,7 @@ def observed(model):
 
 @pytest.fixture(scope="module")
 def refined(model, observed):
-    return refine(model, observed, KNOWN.expand(2, -1), draws=1000, seed=1)
+    return refine(model, observed, KNOWN.expand(2, -1), draws=1000, attempts=1, seed=1)
 
 
 def exact_posterior(model, observed, spreads=SPREADS):

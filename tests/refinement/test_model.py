@@ -1,4 +1,4 @@
-"""The Pyro program, its densities, its draws, and the guide beside it."""
+"""The Pyro program, its densities and its draws."""
 
 import math
 from dataclasses import replace
@@ -7,22 +7,12 @@ from itertools import permutations
 import pyro
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
 
-import probdeblend
-from probdeblend.networks.composite import Blend2Mask2Flux
-from probdeblend.refinement.guide import JointGuide, light_moments
-from probdeblend.refinement.latents import LATENTS
-from probdeblend.refinement.model import POSITION, SHAPE, BlendModel, Observed, in_all_orders
-from probdeblend.scene import Instrument
-from probdeblend.simulation.prior import Prior
+from probdeblend.refinement import LATENTS, Observed
+from probdeblend.refinement.latents import POSITION, SHAPE
+from probdeblend.refinement.model import in_all_orders
 
 SITES = ("shape", "position", "sky_level", "log_psf_growth")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return BlendModel(Prior.default(), Instrument.candels_f160w(), size=48)
 
 
 @pytest.fixture(scope="module")
@@ -140,81 +130,3 @@ def test_small_images_are_the_middle_of_large_ones(model):
 def test_refuses(model, changes, message):
     with pytest.raises(ValueError, match=message):
         replace(model, **changes)
-
-
-def test_moments_of_round_galaxies():
-    places = torch.arange(64.0) - 31.5
-    y, x = torch.meshgrid(places, places, indexing="ij")
-    light = 100 * torch.exp(-((x - 4) ** 2 / 25 + (y + 6) ** 2 / 9) / 2)[None, None]
-    found = dict(zip(LATENTS, light_moments(light, pixel_scale=0.06)[0, 0].tolist(), strict=True))
-    assert found["x"] == pytest.approx(4, abs=0.01)
-    assert found["y"] == pytest.approx(-6, abs=0.01)
-    assert found["log_flux"] == pytest.approx(math.log(100 * 2 * math.pi * 15), abs=1e-3)
-    assert found["stretch_plus"] == pytest.approx(16 / (34 - 2 * 1.7), abs=0.01)
-    assert found["stretch_cross"] == pytest.approx(0, abs=1e-3)
-    assert found["log_radius"] == pytest.approx(math.log(1.18 * 0.06 * math.sqrt(17 - 1.7)), abs=1e-3)
-
-
-@pytest.fixture(scope="module")
-def guide():
-    torch.manual_seed(0)
-    encoder = Blend2Mask2Flux(unet_filters=4, depth=2, first_filters=4, patch=4)
-    return JointGuide(encoder, pixel_scale=0.06, hidden=16)
-
-
-@pytest.mark.parametrize("count", [0, 1, 7])
-def test_a_guide_answers(guide, count):
-    distribution = guide.eval()(torch.rand(count, 1, 128, 128))
-    assert distribution.batch_shape == (count,)
-    assert distribution.event_shape == (16,)
-    assert distribution.sample().shape == (count, 16)
-
-
-def test_a_gradient_reaches_the_guide_but_not_the_encoder(guide):
-    guide.train()
-    assert not guide.encoder.training
-    loss = -guide(torch.rand(3, 1, 128, 128)).log_prob(torch.zeros(3, 16)).mean()
-    guide.zero_grad()
-    loss.backward()
-    for name, parameter in guide.named_parameters():
-        assert parameter.requires_grad != name.startswith("encoder"), name
-        assert (parameter.grad is not None) == parameter.requires_grad, name
-
-
-def test_the_guide_stands_beside_the_model(guide):
-    """Sites match, and the ELBO is the mean of the model's density less the guide's."""
-    model = BlendModel(Prior.default(), Instrument.candels_f160w())
-    observed, _ = model.simulate(2, seed=1)
-    arguments = (observed.image,)
-    named_arguments = {"sky_rms": observed.sky_rms, "exposure": observed.exposure}
-    guide.eval()
-    program = guide.program(model)
-    pyro.set_rng_seed(0)
-    sampled = pyro.poutine.trace(program).get_trace(*arguments, **named_arguments)
-    unknown = sampled.nodes["_RETURN"]["value"]
-    density = guide(observed.image[:, None]).log_prob(unknown)
-    torch.testing.assert_close(sampled.nodes["unknown"]["fn"].log_prob(unknown[:, None])[:, 0], density)
-    replayed = pyro.poutine.trace(pyro.poutine.replay(model, sampled)).get_trace(*arguments, **named_arguments)
-    replayed.compute_log_prob()
-    total = sum(node["log_prob"].sum() for node in replayed.nodes.values() if "log_prob" in node)
-    wanted = model.log_prior(unknown, observed) + model.log_likelihood(unknown, observed)
-    torch.testing.assert_close(total, wanted.sum())
-    pyro.set_rng_seed(0)
-    with pyro.validation_enabled(False):  # a guide that knows nothing yet strays from the support
-        elbo = Trace_ELBO()(model, program)(*arguments, **named_arguments)
-    if bool(wanted.isfinite().all()):
-        torch.testing.assert_close(elbo, -(wanted - density).sum())
-    else:
-        assert not bool(torch.isfinite(elbo))
-
-
-@pytest.mark.slow
-def test_the_encoder_that_ships_guesses_well():
-    deblender = probdeblend.load()
-    model = BlendModel(Prior.default(), deblender.instrument)
-    observed, unknown = model.simulate(48, seed=3)
-    guide = JointGuide(deblender.network, pixel_scale=deblender.instrument.pixel_scale)
-    _, start = guide.encode(observed.image[:, None])
-    error = (start - unknown).abs().median(0).values
-    assert float(error[[1, 2, 8, 9]].max()) < 0.8
-    assert float(error[[0, 7]].max()) < 0.4

@@ -6,24 +6,16 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
-from probdeblend.networks.heads import StudentTHead
-from probdeblend.posterior.draws import Posterior
-from probdeblend.posterior.flags import Flag
+import probdeblend
+from probdeblend.networks import StudentTHead
+from probdeblend.posterior import Flag, Posterior
+from probdeblend.refinement import BlendModel, JointGuide, Refined, Refiner, default_guide
 from probdeblend.refinement import refiner as room
-from probdeblend.refinement.expected import appearance
-from probdeblend.refinement.guide import JointGuide
-from probdeblend.refinement.latents import LATENTS
-from probdeblend.refinement.model import BlendModel, Observed
-from probdeblend.refinement.refine import Refined
-from probdeblend.refinement.refiner import Refiner
-from probdeblend.refinement.residuals import misfit
-from probdeblend.refinement.variational import fit_elbo
+from probdeblend.refinement.latents import FLUXES
 from probdeblend.scene import Instrument
 from probdeblend.simulation.prior import Prior
 
-FLUXES = [0, len(LATENTS)]
 HST = Instrument.candels_f160w()
 
 
@@ -115,7 +107,7 @@ def refined(blends, model, monkeypatch):
     network = Network(observed, unknown)
     found = {"value": exact(model, unknown, 400)}
     monkeypatch.setattr(room, "refine", lambda *_, **__: found["value"])
-    refiner = Refiner(network, Guide(network, unknown), proposals=400)
+    refiner = Refiner(network, Guide(network, unknown))
 
     def ask(change=None, *, image=None, sky_rms=None):
         if change is not None:
@@ -243,11 +235,11 @@ def test_a_blend_does_not_depend_on_the_batch(blends, refined, monkeypatch):
     observed, unknown = blends
     network, ask = refined
     whole = ask(lambda found: replace(found, k_hat=np.full(4, np.inf)))
-    few = Network(Observed(*(value[1:2] for value in observed)), unknown[1:2])
+    few = Network(observed.select(slice(1, 2)), unknown[1:2])
     few.network = network.network
     one = exact(BlendModel(Prior.default(), HST), unknown[1:2], 400)
     monkeypatch.setattr(room, "refine", lambda *_, **__: replace(one, k_hat=np.full(1, np.inf)))
-    refiner = Refiner(few, Guide(network, unknown[1:2]), proposals=400)
+    refiner = Refiner(few, Guide(network, unknown[1:2]))
     pixels = observed.image[1:2] * observed.sky_rms[1:2, None, None]
     alone = refiner(pixels, sky_rms=observed.sky_rms[1:2].numpy(), draws=200, passes=2, seed=1)
     assert not alone.dataset["refined"].values.any()
@@ -258,93 +250,33 @@ def test_a_blend_does_not_depend_on_the_batch(blends, refined, monkeypatch):
     assert len(whole) == 4
 
 
-def test_the_method_is_chosen(blends, model, monkeypatch):
-    observed, unknown = blends
-    network, asked = Network(observed, unknown), []
-
-    def search(*arguments, **settings):
-        asked.append(settings["fits"])
-        return exact(model, unknown, 400)
-
-    monkeypatch.setattr(room, "refine", search)
-    for chosen in ({}, {"method": "gauss-newton"}, {"method": "elbo"}):
-        refiner = Refiner(network, Guide(network, unknown), **chosen)
-        refiner(observed.image * observed.sky_rms[:, None, None], sky_rms=observed.sky_rms.numpy(), draws=200, passes=2)
-    assert asked == [(None, None, None, fit_elbo), (None,), (fit_elbo,)]
-    with pytest.raises(ValueError, match="method must be one of auto, gauss-newton, elbo, got 'laplace'"):
-        Refiner(network, Guide(network, unknown), method="laplace")
-
-
-@pytest.mark.slow
-def test_variational_refinement_passes_the_gates(blends, monkeypatch):
-    monkeypatch.setitem(room.METHODS, "elbo", (partial(fit_elbo, updates=40),))
-    observed, unknown = (Observed(*(value[:2] for value in blends[0])), blends[1][:2])
-    network = Network(observed, unknown)
-    refiner = Refiner(network, Guide(network, unknown), method="elbo", proposals=300)
-    rms = observed.sky_rms.numpy()
-    posterior = refiner(observed.image * observed.sky_rms[:, None, None], sky_rms=rms, draws=300, passes=2, seed=1)
-    refined = posterior.dataset["refined"].values
-    assert refined.any()
-    truth = (unknown[:, FLUXES].exp() * observed.sky_rms[:, None]).double().numpy()
-    error = (posterior.dataset["refined_flux"].values - truth) / posterior.dataset["refined_flux_sd"].values
-    assert np.abs(error[refined]).max() < 4.5
-    assert (posterior.dataset["effective_samples"].values[refined] > 30).all()
-
-
 def test_refuses(blends, refined):
     observed, unknown = blends
     network, ask = refined
-    with pytest.raises(
-        ValueError, match=r"image must be sky-subtracted for refinement, got \d+\.\d times the sky noise"
-    ):
+    with pytest.raises(ValueError, match=r"image must be sky-subtracted, got corners above \d+\.\d times the noise"):
         ask(image=observed.image * observed.sky_rms[:, None, None] + 1.0)
     stranger = Guide(network, unknown)
     stranger.encoder = object()
-    with pytest.raises(ValueError, match="guide must stand on the deblender's own network, got one on another"):
+    with pytest.raises(ValueError, match="guide must be trained on the deblender's own network, got one on another"):
         Refiner(network, stranger)
-    with pytest.raises(ValueError, match=r"zero_point must be finite, as the prior .*, got nan"):
+    with pytest.raises(ValueError, match="zero_point must be finite, got nan: the prior is one of magnitudes"):
         Refiner(network, Guide(network, unknown), instrument=HST.replace(zero_point=float("nan")))
     with pytest.raises(ValueError, match="pixel_scale"):
         Refiner(network, Guide(network, unknown), instrument=HST.replace(pixel_scale=0.1))
     blurred = torch.nn.functional.avg_pool2d(HST.psf[None], 3, 1, 1)[0]
-    with pytest.warns(UserWarning, match=r"the PSF is 1\.\d\d times as wide as that of the guide's training"):
+    with pytest.warns(UserWarning, match=r"the PSF is 1\.\d\d times as wide as in training: the first guess is off"):
         Refiner(network, Guide(network, unknown), instrument=HST.replace(psf=blurred / blurred.sum()))
-    with pytest.raises(ValueError, match="proposals must be at least 100, got 50"):
-        Refiner(network, Guide(network, unknown), proposals=50)
     with pytest.raises(ValueError, match=r"image must hold at least one stamp, got shape \(0, 1, 128, 128\)"):
         ask(image=observed.image[:0], sky_rms=1.0)
     with pytest.raises(ValueError, match="draws must be at least 2, got 1"):
-        appearance(None, np.zeros((1, 2, 16)))
-
-
-def test_what_a_right_model_leaves_behind(false_alarm):
-    """P-values are uniform at the truth, where nothing has been fitted, and tiny with a knot of 3 % of the light."""
-    model = BlendModel(Prior.default(), HST, size=64)
-    observed, unknown = model.simulate(60, seed=11)
-    nothing = np.zeros((60, 16, 16))
-    values = misfit(model, observed, unknown.double().numpy(), nothing)
-    assert stats.kstest(values, "uniform").pvalue > false_alarm
-    bright = np.flatnonzero(unknown[:, 0].numpy() > np.quantile(unknown[:, 0], 0.7))
-    knot = model.split(unknown)[0][:, :1].clone()
-    knot[..., 0] += np.log(0.03)
-    knot[..., 1] += 3.0
-    knot[..., 3] = np.log(0.06)
-    with torch.no_grad():
-        light = model.light(knot, unknown[:, -1])[:, 0]
-    spoiled = Observed(observed.image + light, observed.sky_rms, observed.exposure)
-    found = misfit(model, spoiled, unknown.double().numpy(), nothing)
-    assert np.median(found[bright]) < 1e-3
-    assert np.median(values[bright]) > 0.1
+        Refiner(network, Guide(network, unknown))(observed.image, sky_rms=1.0, draws=1)
 
 
 @pytest.mark.slow
 def test_the_whole_way(blends):
     """The guide and weights that ship on blends of the model: most are refined, and none is far off."""
-    from probdeblend import load
-    from probdeblend.refinement.guides import default_guide
-
     observed, unknown = blends
-    deblender = load()
+    deblender = probdeblend.load()
     refiner = Refiner(deblender, default_guide(deblender))
     assert isinstance(refiner.guide, JointGuide)
     posterior = refiner(observed.image * observed.sky_rms[:, None, None], sky_rms=observed.sky_rms.numpy(), draws=320)
