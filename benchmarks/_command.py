@@ -111,7 +111,7 @@ guide_option = click.option("--guide", type=FILE, help="Guide of these weights. 
 def load_with_guide(weights: Path | None, guide: Path | None) -> tuple[Deblender, JointGuide]:
     """Load weights and the guide that refinement starts from."""
     from probdeblend.deblending.weights import load
-    from probdeblend.refinement.guides import default_guide, load_guide
+    from probdeblend.refinement.guide import default_guide, load_guide
 
     deblender = load(weights)
     return deblender, default_guide(deblender) if guide is None else load_guide(guide, deblender)

@@ -49,9 +49,8 @@ from probdeblend.photometry.noise import add_noise
 from probdeblend.plots.images import EXACT_COLOR, PALETTE
 from probdeblend.posterior.draws import Posterior
 from probdeblend.refinement.guide import JointGuide
+from probdeblend.refinement.importance import refine
 from probdeblend.refinement.model import BlendModel, Observed
-from probdeblend.refinement.refine import refine
-from probdeblend.refinement.refiner import METHODS
 from probdeblend.scene import STAMP_CENTER, Blend, Components, Instrument, seed_of
 from probdeblend.simulation.prior import Prior
 from probdeblend.simulation.profiles import render
@@ -176,7 +175,7 @@ def _refined(instrument: Instrument, blend: Blend, guide: JointGuide, *, seed: i
     model, observed = BlendModel(Prior.default(), instrument), Observed(ratio[:, 0], blend.sky_rms, blend.exposure)
     with torch.no_grad():
         start = guide(ratio).mean
-    found = refine(model, observed, start, fits=METHODS["auto"], seed=seed)
+    found = refine(model, observed, start, seed=seed)
     latents, *_ = model.split(torch.from_numpy(found.resampled(len(found.unknown), seed=seed)))
     flux = latents[..., 0].exp().numpy() * blend.sky_rms.numpy()[:, None]
     flux[:, ~found.usable] = np.nan

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from benchmarks._command import Run, benchmark, sized_option
 from probdeblend._files import check_header
+from probdeblend.refinement.importance import Refined, refine
 from probdeblend.refinement.latents import LATENTS
 from probdeblend.refinement.model import BlendModel, Observed
 from probdeblend.refinement.nuts import LARGEST_R_HAT, LEAST_EFFECTIVE
-from probdeblend.refinement.refine import Refined, refine
-from probdeblend.refinement.refiner import METHODS
 from probdeblend.scene import Instrument
 from probdeblend.simulation.prior import Prior
 
@@ -59,7 +58,7 @@ def main(run: Run, path: Path, count: int, draws: int) -> None:
     for white in np.unique(stored.white[stored.converged]).tolist():
         chosen = np.flatnonzero(stored.converged & (stored.white == white))[:count]
         *taken, start = (torch.from_numpy(getattr(stored, name)[chosen]) for name in (*Observed._fields, "start"))
-        settings = {"draws": draws, "seed": run.seed, "fits": METHODS["auto"]}
+        settings = {"draws": draws, "seed": run.seed}
         found = refine(reference_model(white=white), Observed(*taken), start, **settings)
         rows += [
             {"blend": blend, "white": white} | compare(found, place, stored.draws[blend])

@@ -26,10 +26,10 @@ from probdeblend._files import header, kept_arrays, output_folder
 from probdeblend.cli.options import weights_option
 from probdeblend.deblending.weights import load
 from probdeblend.refinement.guide import JointGuide
-from probdeblend.refinement.latents import to_components
-from probdeblend.refinement.model import POSITION, Observed
+from probdeblend.refinement.importance import refine
+from probdeblend.refinement.latents import POSITION, to_components
+from probdeblend.refinement.model import Observed
 from probdeblend.refinement.nuts import sample_reference
-from probdeblend.refinement.refine import refine
 from probdeblend.scene import STAMP_SIZE, seed_of
 
 __all__ = ["main"]

@@ -23,10 +23,10 @@ from torch import Tensor
 from benchmarks import pysersic_nuts
 from benchmarks._command import Run, benchmark, load_with_guide, sized_option
 from benchmarks.references import SIZE, reference_model
+from probdeblend.refinement.importance import refine
 from probdeblend.refinement.latents import to_components
 from probdeblend.refinement.model import BlendModel, Observed
 from probdeblend.refinement.nuts import sample_reference
-from probdeblend.refinement.refine import refine
 from probdeblend.scene import STAMP_SIZE
 from probdeblend.simulation.prior import Prior
 

@@ -17,7 +17,7 @@ from probdeblend.networks.count import CountNetwork
 from probdeblend.posterior.draws import Posterior
 from probdeblend.posterior.flags import Flag
 from probdeblend.refinement.guide import JointGuide
-from probdeblend.refinement.guides import save_guide
+from probdeblend.refinement.guide import save_guide
 from probdeblend.simulation.prior import Prior
 from probdeblend.training import Mixture
 
