@@ -64,9 +64,8 @@ def test_shipped_weights_answer(shipped, blend):
 
 def test_one_call_deblends_with_the_weights_that_ship(shipped, blend):
     stamp, rms = blend.image[0, 0].numpy(), float(blend.sky_rms[0])
-    for options in (OPTIONS, OPTIONS | {"seed": 3, "calibrate": False}):
-        expected = shipped(stamp, sky_rms=rms, **options)
-        np.testing.assert_array_equal(deblend(stamp, sky_rms=rms, **options).flux, expected.flux)
+    options = {"sky_rms": rms, "draws": 64, "passes": 4, "seed": 3, "calibrate": False}
+    np.testing.assert_array_equal(deblend(stamp, **options).flux, shipped(stamp, **options).flux)
     with pytest.raises(ValueError, match="image must hold stamps of 128 x 128 pixels"):
         deblend(stamp[:64], sky_rms=rms)
 
@@ -279,7 +278,7 @@ def test_gpu_gives_the_same_answer(blend):
 @pytest.fixture(scope="module")
 def calibrator(deblender):
     """Fitted to made-up truths: all fluxes are twice what the network says."""
-    stream = Mixture(prior=Prior.published()).stream(batch_size=60, seed=9)
+    stream = Mixture(prior=Prior.published()).stream(batch_size=50, seed=9)
     batch = stream.blend(0)
     posterior = deblender(batch.image, sky_rms=batch.sky_rms, **OPTIONS)
     truth = 2 * np.median(posterior.draws("blend", "galaxy", "band"), -1)
