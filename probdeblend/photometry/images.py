@@ -140,8 +140,7 @@ def read_stamps(path: str | PathLike[str], *, hdu: int | str | None = None) -> F
     image = _read(path, hdu)
     shape = image.data.shape
     if len(shape) not in (2, 3) or shape[-2:] != (STAMP_SIZE, STAMP_SIZE):
-        expected = f"({STAMP_SIZE}, {STAMP_SIZE}) or (blend, {STAMP_SIZE}, {STAMP_SIZE})"
-        raise ValueError(f"{path}: stamps must have shape {expected}, got {shape}")
+        raise ValueError(f"{path}: stamps must have {STAMP_SIZE} x {STAMP_SIZE} pixels, got shape {shape}")
     _check_pixels(path, image.data.reshape(-1, STAMP_SIZE**2))
     return _reshaped(image, (-1, STAMP_SIZE, STAMP_SIZE))
 

@@ -80,6 +80,8 @@ def test_a_library_comes_back_with_the_users_choice(tmp_path):
     whole = made(5, quality=np.array([0, 1, 6, 0, 0]), keep=np.array([True, False, False, True, True]))
     assert write_library(folder, whole) == ["library.h5", "keep.csv", "contact-001.png"]
     again = read_library(folder)
+    with pytest.raises(FileExistsError, match="library: exists already"):
+        write_library(folder, whole)
     for field in fields(Library):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(whole, field.name))
     table = Table.read(folder / "keep.csv")

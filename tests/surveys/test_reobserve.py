@@ -31,6 +31,7 @@ def test_stamps_of_known_truth_are_observed_anew(hst):
     assert sky.std() == pytest.approx(hst.sky_rms, rel=0.1)
 
 
+@pytest.mark.slow
 def test_cosmos_galaxies_are_observed_anew(hst, data_dir):
     """Fluxes by their magnitudes, and the noise of a CANDELS image all over the stamp."""
     catalog = galsim.RealGalaxyCatalog("real_galaxy_catalog.fits", dir=str(data_dir / "cosmos_f814w"))

@@ -7,7 +7,6 @@ from astropy.io import fits
 
 from probdeblend.photometry import open_mosaic
 from probdeblend.scene import Instrument
-from probdeblend.simulation.galsim import simulate_mosaic
 from probdeblend.simulation.prior import Prior
 from probdeblend.surveys.sky_patches import magnitude_weights, simulated_in_sky, sky_patches
 
@@ -15,11 +14,10 @@ HST = Instrument.candels_f160w()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, small):
     path = tmp_path_factory.mktemp("survey")
-    image, catalog = simulate_mosaic(40, (700, 700), prior=Prior.published(), instrument=HST, seed=5)
+    image, _ = small
     fits.PrimaryHDU(image.astype(np.float32), fits.Header({"ABMAGZP": 25.9463})).writeto(path / "mosaic.fits")
-    catalog.write(path / "catalog.csv")
     return path
 
 
