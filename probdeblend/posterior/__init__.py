@@ -6,8 +6,7 @@ Every method of the package returns a `Posterior`.
 from .calibrator import Calibrator
 from .draws import Posterior
 from .flags import Flag
-from .flux_prior import FluxPrior
 from .groups import estimated_features
-from .reweight import effective_samples, log_prior
+from .reweight import FluxPrior, effective_samples, log_prior
 
 __all__ = ["Calibrator", "Flag", "FluxPrior", "Posterior", "effective_samples", "estimated_features", "log_prior"]

@@ -21,12 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._files import check_header, header, whole_file
 from ..metrics.masks import Reliability
+from . import maps
 from .draws import Posterior
 from .flags import Flag
 from .groups import FEATURES, LEAST_GALAXIES, Group, effective_galaxies, estimated_features, pair_features
-from .maps import METHODS, Method, QuantileMap
 from .masks import MaskMap, calibrated_masks
-from .pairs import PairMap, apart, ranks, second_is_brighter, swapped, together, total_score
 
 __all__ = ["Calibrator"]
 
@@ -67,7 +66,7 @@ class Calibrator:
     high: tuple[float, ...]
     logarithmic: bool
     subject: dict[str, str | float]
-    repair: Method = "conformal"
+    repair: maps.Method = "conformal"
     mask: MaskMap | None = None
     fitted_on: str = ""
     singly: bool = True
@@ -79,7 +78,7 @@ class Calibrator:
         truth: ArrayLike,
         *,
         galaxies: ArrayLike | None = None,
-        repair: Method = "conformal",
+        repair: maps.Method = "conformal",
         fitted_on: str = "",
         least: int = LEAST_GALAXIES,
     ) -> Calibrator:
@@ -111,8 +110,8 @@ class Calibrator:
             If shapes disagree, a true flux is not positive and finite, `repair` is unknown, the posterior is
             calibrated already, or there are fewer galaxies than `least`.
         """
-        if repair not in METHODS:
-            raise ValueError(f"repair must be one of {', '.join(METHODS)}, got {repair!r}")
+        if repair not in maps.METHODS:
+            raise ValueError(f"repair must be one of {', '.join(maps.METHODS)}, got {repair!r}")
         if least < 2:
             raise ValueError(f"least must be at least 2 galaxies, got {least}")
         if "calibrated" in posterior.dataset.attrs:
@@ -126,8 +125,8 @@ class Calibrator:
         features = estimated_features(posterior)
         values, true = (np.log(draws[known]), np.log(truth[known])) if logarithmic else (draws[known], truth[known])
 
-        def learn(rows: NDArray[np.int64], count: int) -> QuantileMap:
-            return QuantileMap.fit(values[rows], true[rows], method=repair, galaxies=count)
+        def learn(rows: NDArray[np.int64], count: int) -> maps.QuantileMap:
+            return maps.QuantileMap.fit(values[rows], true[rows], method=repair, galaxies=count)
 
         root = Group.fit(features[known], owner[known], learn, least=least)
         low, high = (tuple(np.round(end(features[known], axis=0), 5).tolist()) for end in (np.min, np.max))
@@ -137,14 +136,16 @@ class Calibrator:
         if effective_galaxies(owners) < least:
             return fitted
         moved = _of_pairs(fitted._moved(draws, features), pairs)
-        singly = total_score(moved, both, logarithmic=logarithmic) < total_score(flux, both, logarithmic=logarithmic)
+        singly = maps.total_score(moved, both, logarithmic=logarithmic) < maps.total_score(
+            flux, both, logarithmic=logarithmic
+        )
         flux = moved if singly else flux
-        swap = second_is_brighter(flux)
-        places, true_places = (apart(swapped(array, swap), logarithmic=logarithmic) for array in (flux, both))
+        swap = maps.second_is_brighter(flux)
+        places, true_places = (maps.apart(maps.swapped(array, swap), logarithmic=logarithmic) for array in (flux, both))
 
-        def learn_pair(rows: NDArray[np.int64], count: int) -> PairMap:
+        def learn_pair(rows: NDArray[np.int64], count: int) -> maps.PairMap:
             settings = {"method": repair, "logarithmic": logarithmic, "blends": count // 2}
-            return PairMap.fit(places[rows], true_places[rows], **settings)
+            return maps.PairMap.fit(places[rows], true_places[rows], **settings)
 
         # Two galaxies are one blend: groups hold as many blends as those of galaxies hold galaxies.
         groups = Group.fit(pair_features(features)[pairs], owners, learn_pair, least=2 * least)
@@ -189,7 +190,8 @@ class Calibrator:
             grown = moved.var(-1) / np.maximum(draws.var(-1), np.finfo(float).tiny)
             for name in ("flux_variance_within", "flux_variance_between"):
                 changed[name] = posterior.dataset[name] * grown
-        flux = _in_chains(moved, posterior).astype(posterior.flux.dtype)
+        flux = moved.reshape(*moved.shape[:3], *posterior.flux.shape[:2]).transpose(3, 4, 0, 1, 2)
+        flux = flux.astype(posterior.flux.dtype)
         changed["flux"] = (posterior.flux.dims, flux, posterior.flux.attrs)
         if self.mask is not None and "mask" in posterior.dataset:
             changed |= calibrated_masks(self.mask, posterior)
@@ -206,11 +208,11 @@ class Calibrator:
 
     def _moved_pairs(self, flux: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map both fluxes ``(pair, galaxy, draw)``; the draws of the central galaxy keep their order."""
-        swap = second_is_brighter(flux)
-        values = self.pairs.apply(apart(swapped(flux, swap), logarithmic=self.logarithmic), features)
-        moved = swapped(together(values, logarithmic=self.logarithmic), swap)
+        swap = maps.second_is_brighter(flux)
+        values = self.pairs.apply(maps.apart(maps.swapped(flux, swap), logarithmic=self.logarithmic), features)
+        moved = maps.swapped(maps.together(values, logarithmic=self.logarithmic), swap)
         ascending = np.take_along_axis(moved, moved[:, :1].argsort(-1), -1)
-        return np.take_along_axis(ascending, ranks(flux[:, :1]), -1)
+        return np.take_along_axis(ascending, maps.ranks(flux[:, :1]), -1)
 
     def _outside(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
         room = MARGIN * (np.array(self.high) - np.array(self.low))
@@ -236,15 +238,15 @@ class Calibrator:
         coverage = f"within 2/{least + 1} for {members} exchangeable with those of their group"
         rows = {
             "repair": self.repair,
-            "flux": f"{self.subject['flux_kind']}, method {self.subject['method']}",
             "fitted on": self.fitted_on or "unspecified sample",
+            **self.subject,
             "groups": f"{len(groups.leaves())} of at least {least} {members}, {groups.galaxies // each} in all",
             "marginal coverage": coverage if self.repair == "conformal" else "not guaranteed",
             "masks": "calibrated" if self.mask else "unchanged",
         }
         ranges = zip(FEATURES, self.low, self.high, strict=True)
         rows |= {f"range of {name}": f"{low:g} to {high:g}" for name, low, high in ranges}
-        return Table([list(rows), list(rows.values())], names=["property", "value"])
+        return Table([list(rows), [str(value) for value in rows.values()]], names=["property", "value"])
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write a JSON file.
@@ -331,12 +333,6 @@ def _owners(draws: NDArray, truth: NDArray, galaxies: ArrayLike | None) -> NDArr
 def _subject(posterior: Posterior) -> dict[str, str | float]:
     attributes = posterior.dataset.attrs
     return {name: attributes[name] for name in SUBJECT if name in attributes}
-
-
-def _in_chains(draws: NDArray, posterior: Posterior) -> NDArray:
-    """Return draws ``(blend, galaxy, band, draw)`` with the axes of the flux of a posterior."""
-    sizes = posterior.flux.sizes
-    return draws.reshape(*draws.shape[:3], sizes["chain"], sizes["draw"]).transpose(3, 4, 0, 1, 2)
 
 
 def _of_pairs(array: NDArray, pairs: tuple[NDArray, NDArray]) -> NDArray:

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from ..metrics.arrays import ONE_SIGMA
 from .draws import Posterior
-from .maps import QuantileMap
-from .pairs import PairMap
+from .maps import PairMap, QuantileMap
 
 __all__ = ["FEATURES", "LEAST_GALAXIES", "Group", "effective_galaxies", "estimated_features", "pair_features"]
 

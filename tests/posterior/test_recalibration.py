@@ -15,7 +15,7 @@ from probdeblend.posterior import Calibrator, Flag, Posterior, estimated_feature
 from probdeblend.posterior.draws import variance_parts
 from probdeblend.posterior.groups import FEATURES
 from probdeblend.posterior.maps import NODES, QuantileMap
-from probdeblend.posterior.pairs import apart, together
+from probdeblend.posterior.maps import apart, together
 
 
 @cache
