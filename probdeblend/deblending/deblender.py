@@ -22,7 +22,7 @@ from ..photometry.detection import bad_center, light_centers
 from ..posterior.calibrator import Calibrator
 from ..posterior.draws import Posterior, variance_parts
 from ..posterior.flags import Flag
-from ..posterior.flux_prior import FluxPrior
+from ..posterior.reweight import FluxPrior
 from ..scene import LN_FLUX_UNIT, PIXEL_SCALE_TOLERANCE, Instrument
 from ..simulation.conditions import Conditions
 from ..simulation.prior import Prior, nested_tuples
