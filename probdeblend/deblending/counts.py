@@ -107,10 +107,8 @@ class CountingDeblender:
 
     def __init__(self, deblender: Deblender, counter: CountNetwork) -> None:
         self.deblender, self.counter = deblender, counter
-
-    def __getattr__(self, name: str) -> object:
-        """Return what else the deblender has: its network, instrument, digest and checks."""
-        return getattr(self.deblender, name)
+        self.network, self.instrument = deblender.network, deblender.instrument
+        self.check_pixel_scale = deblender.check_pixel_scale
 
     def __call__(self, image: ArrayLike, *, sky_rms: ArrayLike, **sampling: int) -> Posterior:
         """Deblend stamps, and count; arguments are those of the deblender."""
