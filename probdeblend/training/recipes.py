@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..deblending.deblender import Deblender, Description
 from ..deblending.weights import save
 from ..networks.losses import NegativeLogLikelihood
-from ..refinement.guide import JointGuide
-from ..refinement.guide import save_guide
+from ..refinement.guide import JointGuide, save_guide
 from ..refinement.model import BlendModel
 from ..scene import LN_FLUX_UNIT, seed_of
 from ..simulation.conditions import Batch
@@ -99,18 +98,22 @@ def train_weights(
     described = settings | {"prior": description.prior, "flux_range": description.flux_range}
     with unfinished_run(output, described, seed=seed, resume=resume, overwrite=overwrite) as (kept, temporary):
         network = description.build().to(device)
+        workers = int(device == "cpu")  # renders while the network trains; a GPU renders in turn with it
         # The masks are to stay probabilities: they learn from their own loss alone.
         network.end_to_end = False
         history = fit(
             NegativeLogLikelihood(network),
-            lambda first: _loader(stream(first=first), device),
+            lambda first: DataLoader(stream(first=first), batch_size=None, num_workers=workers),
             list(islice(validation, min(steps, math.ceil(VALIDATION_BLENDS / batch_size)))),
             schedule=Schedule(steps, validate_every=min(1000, steps)),
             checkpoint=kept / "checkpoint.pt",
             progress=progress,
         )
-        familiar = islice(familiar, min(steps, math.ceil(FAMILIAR_BLENDS / batch_size)))
-        features = torch.cat([_hidden(network, batch.image.to(device)) for batch in familiar])
+        images = (
+            batch.image.to(device) for batch in islice(familiar, min(steps, math.ceil(FAMILIAR_BLENDS / batch_size)))
+        )
+        with torch.no_grad():
+            features = torch.cat([network.cnn.answer(network.encode(image).flux).cpu() for image in images])
         description.training.update(training_record(history, settings))
         save(Deblender(network.cpu(), instrument, description, features=features), temporary)
     return history.table()
@@ -274,17 +277,6 @@ def _with_new_head(description: Description, trained: nn.Module) -> nn.Module:
     return network
 
 
-def _hidden(network: nn.Module, image: Tensor) -> Tensor:
-    network.eval()
-    with torch.no_grad():
-        return network.cnn.answer(network.encode(image).flux).cpu()
-
-
-def _loader(stream: IterableDataset[Batch], device: str) -> Iterable[Batch]:
-    # On a CPU one worker renders while the network trains; a device renders in turn with it.
-    return DataLoader(stream, batch_size=None, num_workers=0 if device == "cuda" else 1)
-
-
 def _sources(source: Path | tuple[Mixture, Mixture], device: str, *, batch_size: int, seed: int) -> Sources:
     """Return the stream to train on, one to validate on, and one whose features define what is familiar."""
     if isinstance(source, Path):  # the last tenth validates
@@ -298,27 +290,21 @@ def _sources(source: Path | tuple[Mixture, Mixture], device: str, *, batch_size:
 def _source_record(source: Path | Mixture) -> dict[str, object]:
     if isinstance(source, Path):
         return {"source": source.name}
-    real = source.real_fraction
-    named = SIMULATED if real == 0 else f"{real:g} real, others simulated"
+    named = f"{source.real_fraction:g} real, others simulated" if source.real_fraction else SIMULATED
     return {"source": named, "close_fraction": source.close_fraction}
 
 
 def _description(source: Path | Mixture) -> Description:
-    """Describe the network and what it is trained on: the population that a mixture draws from, or a stored set."""
+    """Describe the network and what it is trained on: a population, or a stored set, whose fluxes are measured."""
+    conditions = prior = None
     if isinstance(source, Mixture):
-        prior, conditions = source.prior, source.conditions
-        fluxes = [10 ** (-0.4 * (magnitude - source.instrument.zero_point)) for magnitude in prior.magnitude_range]
+        prior, conditions, difference = source.prior.describe(), source.conditions, source.prior.max_difference
+        fluxes = [10 ** (-0.4 * (end - source.instrument.zero_point)) for end in source.prior.magnitude_range]
         flux_range = (min(fluxes) / max(conditions.sky_rms), max(fluxes) / min(conditions.sky_rms))
-        family = {"flux_range": flux_range, "max_difference": prior.max_difference, "prior": prior.describe()}
     else:
-        conditions, family = None, _measured_family(source)
-    network = {"architecture": "Blend2Mask2Flux", "head": "StudentTHead", "settings": dict(SETTINGS)}
-    return Description(**network, **family, conditions=conditions, training={})
-
-
-def _measured_family(path: Path) -> dict[str, object]:
-    """Measure the range of fluxes over sky noise, and the largest magnitude difference of a pair, in a stored set."""
-    ratio = torch.cat([blend.flux[..., 0] / blend.sky_rms[:, None] for blend in stored_blends(path, progress=False)])
-    ratio = ratio.double()
-    difference = LN_FLUX_UNIT * float((ratio[:, 0] / ratio[:, 1]).log().abs().max())
-    return {"flux_range": (float(ratio.min()), float(ratio.max())), "max_difference": difference, "prior": None}
+        blends = stored_blends(source, progress=False)
+        ratio = torch.cat([blend.flux[..., 0] / blend.sky_rms[:, None] for blend in blends]).double()
+        difference = LN_FLUX_UNIT * float((ratio[:, 0] / ratio[:, 1]).log().abs().max())
+        flux_range = float(ratio.min()), float(ratio.max())
+    network = "Blend2Mask2Flux", "StudentTHead", dict(SETTINGS)
+    return Description(*network, flux_range, difference, prior, conditions, training={})
