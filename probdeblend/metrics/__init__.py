@@ -1,6 +1,6 @@
 """Accuracy and calibration: pure functions of arrays."""
 
-from .accuracy import accuracy_table, magnitude_error, residual_correlation
+from .accuracy import accuracy_table, magnitude_error
 from .counts import count_reliability, count_scores
 from .coverage import binned_table, diagnose, ecdf_band, expected_coverage, quantile_edges, rank_p_value
 from .masks import Reliability, blendedness, iou
@@ -29,7 +29,6 @@ __all__ = [
     "pit",
     "quantile_edges",
     "rank_p_value",
-    "residual_correlation",
     "tarp",
     "whitened",
 ]

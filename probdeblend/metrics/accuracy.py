@@ -53,22 +53,9 @@ def magnitude_error(estimate: ArrayLike, truth: ArrayLike) -> NDArray[np.float64
 
 
 def residual_correlation(estimate: ArrayLike, truth: ArrayLike) -> float:
-    """Return the rank correlation of the relative flux errors of the central galaxy and its companion.
+    """Return the rank correlation of the relative flux errors of centrals and companions ``(blend, galaxy, band)``.
 
-    Parameters
-    ----------
-    estimate, truth
-        Fluxes ``(blend, galaxy, band)``; the first two galaxies are compared.
-
-    Returns
-    -------
-    float
-        Spearman's correlation; NaN with fewer than three pairs, or if all errors are equal.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, there are fewer than two galaxies, or a true flux is not positive.
+    NaN with fewer than three pairs, or if all errors are equal.
     """
     estimate, truth = _paired_fluxes(estimate, truth)
     if estimate.ndim != 3 or estimate.shape[1] < 2:

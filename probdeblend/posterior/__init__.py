@@ -7,6 +7,6 @@ from .calibrator import Calibrator
 from .draws import Posterior
 from .flags import Flag
 from .groups import estimated_features
-from .reweight import FluxPrior, effective_samples, log_prior
+from .reweight import FluxPrior, effective_samples
 
-__all__ = ["Calibrator", "Flag", "FluxPrior", "Posterior", "effective_samples", "estimated_features", "log_prior"]
+__all__ = ["Calibrator", "Flag", "FluxPrior", "Posterior", "effective_samples", "estimated_features"]

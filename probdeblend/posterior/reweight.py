@@ -171,25 +171,9 @@ class FluxPrior:
 
 
 def log_prior(posterior: Posterior, flux_prior: FluxPrior) -> xr.DataArray:
-    """Return the density of each draw under the training prior.
+    """Return the log density of each draw under the training prior ``(chain, draw, blend)``, per unit of both ln(flux).
 
-    Parameters
-    ----------
-    posterior
-        Pairs in one band, with their ``sky_rms``.
-    flux_prior
-        The training prior.
-
-    Returns
-    -------
-    xarray.DataArray
-        Natural logarithm ``(chain, draw, blend)`` of the normalized density of the two ln(flux); -inf outside the
-        training prior, NaN where a draw is NaN.
-
-    Raises
-    ------
-    ValueError
-        If the posterior has no ``sky_rms``, more than one band, or is not of pairs.
+    It is -inf outside the training prior, and NaN where a draw is NaN.
     """
     flux = _pair_fluxes(posterior)
     if "sky_rms" not in posterior.dataset:
@@ -210,7 +194,7 @@ def effective_samples(
     Parameters
     ----------
     posterior
-        Pairs in one band.
+        Pairs in one band, with their ``sky_rms``.
     log_density, flux_prior
         The new prior and the training prior, as for `Posterior.reweight`.
 
@@ -222,7 +206,8 @@ def effective_samples(
     Raises
     ------
     ValueError
-        As by `log_prior`; if the training prior is unknown, or `log_density` returns another shape, NaN or inf.
+        If the posterior has no ``sky_rms``, more than one band, or is not of pairs; if the training prior is unknown, or
+        `log_density` returns another shape, NaN or inf.
     """
     return _effective(posterior, _weights(posterior, log_density, flux_prior))
 

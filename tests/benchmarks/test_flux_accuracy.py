@@ -11,7 +11,7 @@ from probdeblend.metrics import accuracy_table
 
 @pytest.fixture
 def fluxes():
-    """Three pairs in one band: errors of 10, -10, 0, 100 and -50 percent, and an abstention."""
+    """Three pairs in one band: errors of 10, -10, 0, 100 and -50 percent, and a non-detection."""
     truth = np.array([[[100.0], [10.0]], [[200.0], [20.0]], [[300.0], [30.0]]])
     factor = np.array([[[1.1], [0.9]], [[1.0], [2.0]], [[0.5], [np.nan]]])
     return truth * factor, truth

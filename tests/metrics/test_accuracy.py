@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from probdeblend.metrics import accuracy_table, magnitude_error, residual_correlation
+from probdeblend.metrics import accuracy_table, magnitude_error
+from probdeblend.metrics.accuracy import residual_correlation
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_thin_bins_warn():
         assert len(binned_table(draws, truth, feature, [0, 1, 2])) == 1
 
 
-def test_abstentions_are_left_out():
+def test_non_detections_are_left_out():
     draws, truth = normal(500)
     draws[:, :100] = np.nan
     assert diagnose(draws, truth)["count"] == 400

@@ -164,7 +164,7 @@ def test_p_values_are_uniform(rng, false_alarm):
     assert stats.kstest(found, "uniform").pvalue > false_alarm
 
 
-def test_abstentions_are_left_out():
+def test_non_detections_are_left_out():
     draws, mean, covariance, truth = (array.copy() for array in posteriors())
     draws[:, :10], mean[:10] = np.nan, np.nan
     assert len(pit(draws[..., 0], truth[:, 0])) == BLENDS - 10

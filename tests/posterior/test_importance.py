@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
 
-from probdeblend.posterior import FluxPrior, Posterior, effective_samples, log_prior
+from probdeblend.posterior import FluxPrior, Posterior, effective_samples
+from probdeblend.posterior.reweight import log_prior
 from probdeblend.scene import LN_FLUX_UNIT
 from probdeblend.simulation.conditions import Conditions
 from probdeblend.simulation.prior import Prior

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from probdeblend.metrics.coverage import expected_coverage
-from probdeblend.metrics.ranks import joint_pit, pit
-from probdeblend.metrics.scores import interval_score
+from probdeblend.metrics import expected_coverage, interval_score, joint_pit, pit
 from probdeblend.posterior import Calibrator, Flag, Posterior, estimated_features
 from probdeblend.posterior.draws import variance_parts
 from probdeblend.posterior.groups import FEATURES
-from probdeblend.posterior.maps import NODES, QuantileMap
-from probdeblend.posterior.maps import apart, together
+from probdeblend.posterior.maps import NODES, QuantileMap, apart, together
 
 
 @cache
@@ -98,7 +95,7 @@ def test_each_group_is_repaired(false_alarm):
         assert stats.binomtest(round(after * side.sum()), int(side.sum()), 0.68).pvalue > false_alarm
 
 
-def test_one_more_truth_is_below_a_node_as_often_as_it_says(false_alarm):
+def test_a_new_truth_is_below_a_node_at_its_level(false_alarm):
     """Thirty truths at a time; draws of the map rank one more evenly, tails and all."""
     rng = np.random.default_rng(3)
     below, ranks = [], []
@@ -241,7 +238,7 @@ def _without_ties(group):
 
 
 def test_a_total_that_is_known_stays_known():
-    """Of galaxies that nobody can divide, posteriors know the total to 2 %: what is done to each flux would lose it."""
+    """The total of inseparable galaxies is known to 2 %: maps of the single fluxes would lose that."""
     rng = np.random.default_rng(3)
     total, log_ratio = np.log(rng.uniform(100, 1000, 2000)), rng.normal(0, 1, (2000,))
     truth = together(np.stack([total, log_ratio], 1), logarithmic=True)
@@ -303,7 +300,7 @@ def test_draws_that_are_not_positive():
     assert np.abs(after[:, 1] - after[:, 0]).max() < 0.02
 
 
-def test_abstentions_stay(tmp_path):
+def test_non_detections_stay():
     (posterior, truth), calibrator = wrong(500, seed=1), fitted(500)
     flux = posterior.flux.values.copy()
     flux[:, :, 3, 1] = np.nan
