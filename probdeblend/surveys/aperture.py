@@ -108,16 +108,9 @@ def library_of(
     ra, dec = np.full((2, len(galaxies)), np.nan)
     if wcs is not None:
         ra, dec = wcs.pixel_to_world_values(*np.array([(g.x0 + g.x, g.y0 + g.y) for g in galaxies]).T)
-    return Library(
-        **columns,
-        origin=np.full(len(galaxies), origin),
-        ra=np.asarray(ra, dtype=float),
-        dec=np.asarray(dec, dtype=float),
-        flux=flux,
-        flux_error=error,
-        flux_kind=np.full(len(galaxies), "corrected" if true_flux is None else "true"),
-        half_light_radius=instrument.pixel_scale * np.array([galaxy.half_light_radius for galaxy in galaxies]),
-        keep=columns["quality"] == 0,
-        zero_point=np.full(len(galaxies), float(instrument.zero_point)),
-        exposure=np.full(len(galaxies), float(instrument.exposure)),
-    )
+    columns |= {"ra": np.asarray(ra, float), "dec": np.asarray(dec, float), "flux": flux, "flux_error": error}
+    columns["half_light_radius"] = instrument.pixel_scale * np.array([galaxy.half_light_radius for galaxy in galaxies])
+    same = {"origin": origin, "flux_kind": "corrected" if true_flux is None else "true"}
+    same |= {name: float(getattr(instrument, name)) for name in ("zero_point", "exposure")}
+    columns |= {name: np.full(len(galaxies), value) for name, value in same.items()}
+    return Library(**columns, keep=columns["quality"] == 0)

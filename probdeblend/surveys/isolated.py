@@ -187,19 +187,15 @@ def measure_galaxy(
         quality |= Quality.TWO_NOISE_LEVELS
     if _asymmetry(stamp, segmentation, sky_rms, place, radii[1]) > ASYMMETRY:
         quality |= Quality.ASYMMETRIC
+    measured = {"x": place[0], "y": place[1], "auto_flux": flux[own], "flux_error": error[own] * noise_factor}
+    measured |= {"half_light_radius": radii[1], "concentration": radii[2] / max(radii[0], 0.5), "sky_rms": sky_rms}
     return IsolatedGalaxy(
         pixels=stamp.astype(np.float32),
         segmentation=segmentation,
-        sky_rms=sky_rms,
-        x=float(place[0]),
-        y=float(place[1]),
-        auto_flux=float(flux[own]),
-        flux_error=float(error[own] * noise_factor),
-        half_light_radius=float(radii[1]),
-        concentration=float(radii[2] / max(radii[0], 0.5)),
         quality=int(quality),
         x0=corner[0],
         y0=corner[1],
+        **{name: float(value) for name, value in measured.items()},
     )
 
 

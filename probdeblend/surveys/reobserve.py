@@ -48,9 +48,7 @@ NOISY = "its own noise exceeds the instrument's"
 STAMP_COLUMNS = ("mag_ab", "zero_point", "pixel_scale")
 
 
-def reobserve_galaxies(
-    path: Path, *, identity: str | None = None, instrument: Instrument | None = None, seed: int = 0
-) -> Collection:
+def reobserve_galaxies(path: Path, *, instrument: Instrument, identity: str | None = None, seed: int = 0) -> Collection:
     """Observe galaxies of another survey or of a simulation with an instrument.
 
     Parameters
@@ -58,10 +56,10 @@ def reobserve_galaxies(
     path
         A catalog in GalSim's RealGalaxy format, with its images beside it; or a FITS file whose first HDU is a cube of
         stamps of one galaxy and whose second is a table with the columns mag_ab, zero_point and pixel_scale.
+    instrument
+        PSF, pixels, zero point and noise of the new observation.
     identity
         Name of the single galaxy of a cube; the file's name if None.
-    instrument
-        The instrument; CANDELS F160W if None.
     seed
         Seed of the noise.
 
@@ -79,7 +77,6 @@ def reobserve_galaxies(
     """
     import galsim
 
-    instrument = instrument or Instrument.candels_f160w()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     skipped: Counter[str] = Counter()

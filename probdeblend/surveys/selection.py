@@ -110,11 +110,11 @@ class Collection:
 def isolate_galaxies(
     images: Sequence[Path],
     *,
+    instrument: Instrument,
     catalog: Path | None = None,
     columns: Mapping[str, str] | None = None,
     hdu: str | None = None,
     rms: Path | None = None,
-    instrument: Instrument | None = None,
     selection: Selection | None = None,
     seed: int = 0,
 ) -> Collection:
@@ -124,6 +124,9 @@ def isolate_galaxies(
     ----------
     images
         FITS images with pixels of the instrument's size.
+    instrument
+        PSF, noise correlation, and the zero point of images whose header has none; the exposure is that of fluxes at
+        this zero point, and is converted for images with another.
     catalog
         Table of the galaxies of a single image; without it, SEP finds them.
     columns
@@ -132,11 +135,8 @@ def isolate_galaxies(
         Number or name of the HDU of each image.
     rms
         Map of the sky noise of a single image.
-    instrument
-        PSF, noise correlation, and the zero point of images whose header has none; the exposure is that of fluxes at
-        this zero point, and is converted for images with another. CANDELS F160W if None.
     selection
-        Limits of magnitude and type.
+        Limits of magnitude and type; those of Boucaud et al. (2020) if None.
     seed
         Seed of the sky that replaces neighbors.
 
@@ -150,7 +150,6 @@ def isolate_galaxies(
     ValueError
         If a file cannot be used, a column is missing, or no galaxy is left.
     """
-    instrument, selection = instrument or Instrument.candels_f160w(), selection or Selection()
     if len(images) > 1 and (catalog or rms):
         raise ValueError(f"a catalog and an rms map belong to one image, got {len(images)} images")
     table = None if catalog is None else _sources(catalog, columns or {})
@@ -163,7 +162,7 @@ def isolate_galaxies(
             mosaic = stack.enter_context(open_mosaic(path, hdu=hdu))
             noise = None if rms is None else stack.enter_context(open_mosaic(rms))
             check_mosaic(mosaic, noise, instrument)
-            settings = {"selection": selection, "seed": seed, "rms": noise, "skipped": skipped}
+            settings = {"selection": selection or Selection(), "seed": seed, "rms": noise, "skipped": skipped}
             cut = cut_galaxies(mosaic, table, instrument=in_units_of(mosaic, instrument), **settings)
             cut_out.append((mosaic, list(tqdm(cut, desc=mosaic.name, unit="galaxy", leave=False))))
     check_some([galaxy for _, galaxies in cut_out for galaxy in galaxies], skipped)

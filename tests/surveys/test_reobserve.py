@@ -9,8 +9,11 @@ from astropy.io import fits
 from astropy.table import Table
 
 from probdeblend.photometry.sky import dilate
+from probdeblend.scene import Instrument
 from probdeblend.surveys import Quality, reobserve_galaxies
 from probdeblend.surveys.reobserve import observe_real_galaxies, observe_stamps
+
+HST = Instrument.candels_f160w()
 
 
 def test_stamps_of_known_truth_are_observed_anew(hst):
@@ -81,23 +84,23 @@ def cube(path, *, columns=("mag_ab", "zero_point", "pixel_scale")):
 @pytest.mark.slow
 def test_a_cube_of_one_galaxy(tmp_path):
     cube(tmp_path / "cube.fits")
-    found = reobserve_galaxies(tmp_path / "cube.fits", identity="it")
+    found = reobserve_galaxies(tmp_path / "cube.fits", instrument=HST, identity="it")
     assert found.library.identity.tolist() == ["it"] * 3
     assert set(found.library.flux_kind) == {"true"}
     np.testing.assert_allclose(found.library.flux, 60, rtol=1e-5)
-    assert set(reobserve_galaxies(tmp_path / "cube.fits").library.identity) == {"cube"}
+    assert set(reobserve_galaxies(tmp_path / "cube.fits", instrument=HST).library.identity) == {"cube"}
 
 
 @pytest.mark.slow
 def test_files_that_hold_no_galaxies(tmp_path):
     cube(tmp_path / "cube.fits", columns=("mag_ab", "zero_point"))
     with pytest.raises(ValueError, match="the columns pixel_scale are missing, there are mag_ab, zero_point"):
-        reobserve_galaxies(tmp_path / "cube.fits")
+        reobserve_galaxies(tmp_path / "cube.fits", instrument=HST)
     (tmp_path / "text.fits").write_text("no")
     with pytest.raises(ValueError, match=r"text.fits: not a FITS file, or damaged"):
-        reobserve_galaxies(tmp_path / "text.fits")
+        reobserve_galaxies(tmp_path / "text.fits", instrument=HST)
     fits.PrimaryHDU(np.zeros((4, 4))).writeto(tmp_path / "image.fits")
     with pytest.raises(ValueError, match=r"image.fits: neither GalSim's RealGalaxy catalog nor a cube"):
-        reobserve_galaxies(tmp_path / "image.fits")
+        reobserve_galaxies(tmp_path / "image.fits", instrument=HST)
     with pytest.raises(FileNotFoundError, match=r"none.fits: no such file"):
-        reobserve_galaxies(tmp_path / "none.fits")
+        reobserve_galaxies(tmp_path / "none.fits", instrument=HST)

@@ -8,9 +8,11 @@ from astropy.io import fits
 from astropy.table import Table
 
 from probdeblend.photometry import FieldImage
-from probdeblend.scene import GALAXY_TYPES
+from probdeblend.scene import GALAXY_TYPES, Instrument
 from probdeblend.surveys import Selection, isolate_galaxies, read_library, selection, write_library
 from probdeblend.surveys.selection import cut_galaxies, morphological_type, positions, read_columns
+
+HST = Instrument.candels_f160w()
 
 
 @pytest.mark.slow
@@ -148,7 +150,7 @@ def survey(tmp_path_factory, small):
 
 def collected(survey, **options):
     settings = {"catalog": survey / "catalog.csv", "columns": {"magnitude": "H"}} | options
-    return isolate_galaxies([survey / "mosaic.fits"], **settings)
+    return isolate_galaxies([survey / "mosaic.fits"], instrument=HST, **settings)
 
 
 def test_a_library_of_a_mosaic(survey, tmp_path):
@@ -187,7 +189,7 @@ def test_fluxes_in_another_unit(survey, tmp_path):
         fits.PrimaryHDU(hdus[0].data * factor, hdus[0].header).writeto(tmp_path / "mosaic.fits")
     options = {"catalog": survey / "catalog.csv", "columns": {"magnitude": "H"}}
     first = collected(survey).library
-    second = isolate_galaxies([tmp_path / "mosaic.fits"], **options).library
+    second = isolate_galaxies([tmp_path / "mosaic.fits"], instrument=HST, **options).library
     np.testing.assert_allclose(second.flux, factor * first.flux, rtol=1e-3)
     np.testing.assert_allclose(second.flux_error, factor * first.flux_error, rtol=1e-2)
     np.testing.assert_allclose(second.magnitude, first.magnitude, atol=2e-3)
@@ -207,7 +209,7 @@ def test_a_mapping_to_sky_positions_wins(survey):
 def test_files_that_do_not_fit(survey, tmp_path):
     mosaic = survey / "mosaic.fits"
     with pytest.raises(ValueError, match="a catalog and an rms map belong to one image, got 2 images"):
-        isolate_galaxies([mosaic, mosaic], catalog=survey / "catalog.csv")
+        isolate_galaxies([mosaic, mosaic], instrument=HST, catalog=survey / "catalog.csv")
     with pytest.raises(ValueError, match="the columns 'magnitude' are missing, there are id, x, y, H"):
         collected(survey, columns={})
     with pytest.raises(ValueError, match="no galaxy is left to cut out: 12 too faint"):
@@ -223,7 +225,7 @@ def test_files_that_do_not_fit(survey, tmp_path):
         hdus[0].header["CDELT1"] = -0.2 / 3600
         hdus.writeto(tmp_path / "coarse.fits")
     with pytest.raises(ValueError, match=r'coarse.fits: pixels must be 0.06" within 2%, got 0.2"'):
-        isolate_galaxies([tmp_path / "coarse.fits"])
+        isolate_galaxies([tmp_path / "coarse.fits"], instrument=HST)
 
 
 def test_sky_positions_need_coordinates(survey, tmp_path):
@@ -231,14 +233,14 @@ def test_sky_positions_need_coordinates(survey, tmp_path):
         fits.PrimaryHDU(hdus[0].data).writeto(tmp_path / "bare.fits")
     Table({"ra": [53.0], "dec": [-27.0], "magnitude": [20.0]}).write(tmp_path / "sky.csv")
     with pytest.raises(ValueError, match=r"bare.fits: has no world coordinates, so the catalog must give x and y"):
-        isolate_galaxies([tmp_path / "bare.fits"], catalog=tmp_path / "sky.csv")
+        isolate_galaxies([tmp_path / "bare.fits"], instrument=HST, catalog=tmp_path / "sky.csv")
 
 
 @pytest.mark.slow
 def test_isolated_galaxies_of_candels(data_dir):
     """Of the seven cut-outs: at least ten galaxies, some kept and some rejected, and the two depths are seen."""
     paths = sorted((data_dir / "candels_f160w").glob("*.fits"))
-    found = isolate_galaxies(paths, hdu="1", selection=Selection(24.7))
+    found = isolate_galaxies(paths, instrument=HST, hdu="1", selection=Selection(24.7))
     assert len(found.library) >= 10
     assert 5 <= found.library.keep.sum() < len(found.library)
     reasons = Counter(found.library.quality.tolist())
