@@ -102,13 +102,7 @@ class Prior:
 
     @classmethod
     def published(cls) -> Prior:
-        """Return the population of the published test set: magnitudes 18 to 23.
-
-        Returns
-        -------
-        Prior
-            The fitted prior.
-        """
+        """Return the population of the published test set: magnitudes 18 to 23."""
         text = (files("probdeblend") / "data" / "prior_boucaud2020.json").read_text(encoding="utf-8")
         return cls.parse(json.dumps(json.loads(text)["prior"]))
 
@@ -117,32 +111,11 @@ class Prior:
         """Return the population that networks are trained on.
 
         It is the published one, continued to magnitude 26, with companions anywhere in a fifth of the blends.
-
-        Returns
-        -------
-        Prior
-            The prior.
         """
         return replace(cls.published().extended(0.3), anywhere_fraction=0.2)
 
     def extended(self, fraction: float) -> Prior:
-        """Return the prior continued to magnitude 26 along each type's relation of size with magnitude.
-
-        Parameters
-        ----------
-        fraction
-            Fraction of galaxies in the continuation.
-
-        Returns
-        -------
-        Prior
-            The wider prior.
-
-        Raises
-        ------
-        ValueError
-            If the fraction is not between 0 and 1.
-        """
+        """Return the prior with a fraction of galaxies continued to magnitude 26 along the relation of size with it."""
         if not 0 <= fraction < 1:
             raise ValueError(f"fraction must be at least 0 and less than 1, got {fraction}")
         weights, means, covariances = [], [], []

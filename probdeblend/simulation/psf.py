@@ -109,21 +109,9 @@ class PsfModel:
         return galsim.Convolve([optics, galsim.Gaussian(sigma=self.jitter), *boxes, galsim.Pixel(pixel_scale)])
 
     def draw(self, pixel_scale: float, size: int, *, offset: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-        """Draw the effective PSF on a square of pixels.
+        """Draw the effective PSF ``(y, x)`` in float64 on a square of `size` pixels of `pixel_scale` arcsec.
 
-        Parameters
-        ----------
-        pixel_scale
-            Size of a pixel in arcsec.
-        size
-            Number of pixels on a side.
-        offset
-            Shift of the PSF from the middle of the square, ``(x, y)`` in pixels.
-
-        Returns
-        -------
-        numpy.ndarray
-            The PSF ``(y, x)`` in float64. Its sum is below 1 by the light outside the square.
+        The offset ``(x, y)`` from the middle of the square is in pixels. The sum is below 1 by the light outside.
         """
         import galsim
 

@@ -40,7 +40,7 @@ def simulated(count, prior, instrument, **options):
 
 @pytest.fixture(scope="module")
 def blends(prior, hst):
-    return Blend.join(simulated(60, prior, hst, batch_size=32))
+    return Blend.join(simulated(40, prior, hst, batch_size=20))
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_galsim_refuses_what_it_cannot_draw(hst):
 
 
 def test_truth_belongs_to_the_image(blends, hst):
-    assert blends.image.shape == (60, 1, 128, 128)
+    assert blends.image.shape == (40, 1, 128, 128)
     assert (blends.sky_rms == torch.tensor(hst.sky_rms)).all()
     assert (blends.exposure == hst.exposure).all()
     assert torch.equal(blends.mask, blends.isolated[:, :, 0] > 3 * torch.tensor(hst.sky_rms))
