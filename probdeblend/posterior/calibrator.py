@@ -10,7 +10,7 @@ another population, nor for each blend separately; each flux of a pair, and both
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -268,9 +268,7 @@ class Calibrator:
 
     def describe(self) -> str:
         """Return the calibrator as JSON."""
-        parts = {"root": self.root.plain(), "pairs": None if self.pairs is None else self.pairs.plain()}
-        parts["mask"] = None if self.mask is None else vars(self.mask)
-        return json.dumps(header("calibrator") | vars(self) | parts | {"features": FEATURES})
+        return json.dumps(header("calibrator") | asdict(self) | {"features": FEATURES})
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Calibrator:

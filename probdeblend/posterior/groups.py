@@ -7,7 +7,7 @@ halves hold enough galaxies to learn from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,17 +146,10 @@ class Group:
             moved[rows] = side.apply(values[rows], features[rows])
         return moved
 
-    def plain(self) -> dict[str, object]:
-        """Return the tree as nested dictionaries, for JSON."""
-        if self.below is None:
-            return {"galaxies": self.galaxies, "repair": asdict(self.repair)}
-        sides = {"below": self.below.plain(), "above": self.above.plain()}
-        return {"galaxies": self.galaxies, "feature": self.feature, "threshold": self.threshold} | sides
-
     @classmethod
     def of_plain(cls, plain: dict) -> Group:
-        """Return the tree that `plain` has described."""
-        if "below" not in plain:
+        """Return the tree of nested dictionaries, as JSON holds it."""
+        if plain.get("below") is None:
             return cls(plain["galaxies"], _repair(plain["repair"]))
         return cls(**plain | {side: cls.of_plain(plain[side]) for side in ("below", "above")})
 

@@ -206,8 +206,8 @@ def effective_samples(
     Raises
     ------
     ValueError
-        If the posterior has no ``sky_rms``, more than one band, or is not of pairs; if the training prior is unknown, or
-        `log_density` returns another shape, NaN or inf.
+        If the posterior has no ``sky_rms``, more than one band, or is not of pairs; if the training prior is unknown,
+        or `log_density` returns another shape, NaN or inf.
     """
     return _effective(posterior, _weights(posterior, log_density, flux_prior))
 
