@@ -28,7 +28,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..scene import Blend
-    from ..surveys import Collection
+    from ..surveys.selection import Collection
 
 __all__: list[str] = []  # used from the command line alone
 

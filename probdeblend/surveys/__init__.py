@@ -3,10 +3,9 @@
 from .blends import PairRules, pair_blends
 from .library import Library, Quality, keep_table, read_library, write_library
 from .reobserve import reobserve_galaxies
-from .selection import Collection, Selection, isolate_galaxies
+from .selection import Selection, isolate_galaxies
 
 __all__ = [
-    "Collection",
     "Library",
     "PairRules",
     "Quality",

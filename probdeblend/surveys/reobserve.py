@@ -66,7 +66,7 @@ def reobserve_galaxies(path: Path, *, instrument: Instrument, identity: str | No
     Returns
     -------
     Collection
-        The galaxies.
+        Its `library` of galaxies, and a `summary` of which were kept, rejected or left out, and why.
 
     Raises
     ------

@@ -30,8 +30,6 @@ __all__ = [
     "find_sources",
     "in_units_of",
     "isolate_galaxies",
-    "morphological_type",
-    "positions",
     "read_columns",
 ]
 
@@ -70,17 +68,7 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """Galaxies that were cut out, and why others were not.
-
-    Parameters
-    ----------
-    library
-        The galaxies.
-    skipped
-        Number of galaxies that were left out, by reason.
-    scatter
-        Relative scatter of the aperture correction.
-    """
+    """Galaxies that were cut out, the number left out by reason, and the scatter of the aperture correction."""
 
     library: Library
     skipped: Counter[str]
@@ -143,7 +131,7 @@ def isolate_galaxies(
     Returns
     -------
     Collection
-        The galaxies.
+        Its `library` of galaxies, and a `summary` of which were kept, rejected or left out, and why.
 
     Raises
     ------
