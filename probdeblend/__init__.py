@@ -1,8 +1,8 @@
-"""Posteriors over the fluxes and the masks of overlapping galaxies.
+"""Posteriors over the fluxes and masks of overlapping galaxies.
 
-A *blend* of two galaxies goes in; a *posterior* over their fluxes, and over which pixels belong to whom,
-comes out of a network whose forward pass returns a distribution. The names below are the ones that most users
-need; each is imported from its module at its first use.
+A *blend* of two galaxies goes in; a *posterior* over their fluxes, and over which pixels belong to which galaxy, comes
+out of a network whose forward pass returns a distribution. The names below are the ones that most users need; each is
+imported at its first use.
 
 Examples
 --------
@@ -16,37 +16,36 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .deblending.deblender import Deblender
-    from .deblending.weights import load
-    from .posterior.draws import Posterior
-    from .posterior.flags import Flag
-    from .scene import Blend, Components, Instrument
-    from .simulation.galsim import simulate
-    from .simulation.prior import Prior
+    from .deblending import Deblender, deblend, load
+    from .posterior import Calibrator, Flag, Posterior
+    from .scene import Blend, Instrument
+    from .simulation import Prior, simulate
 
 __all__ = [
     "Blend",
-    "Components",
+    "Calibrator",
     "Deblender",
     "Flag",
     "Instrument",
     "Posterior",
     "Prior",
     "__version__",
+    "deblend",
     "load",
     "simulate",
 ]
 
-_MODULE_OF = {
+_ROOM_OF = {
     "Blend": "scene",
-    "Components": "scene",
-    "Deblender": "deblending.deblender",
-    "Flag": "posterior.flags",
+    "Calibrator": "posterior",
+    "Deblender": "deblending",
+    "Flag": "posterior",
     "Instrument": "scene",
-    "Posterior": "posterior.draws",
-    "Prior": "simulation.prior",
-    "load": "deblending.weights",
-    "simulate": "simulation.galsim",
+    "Posterior": "posterior",
+    "Prior": "simulation",
+    "deblend": "deblending",
+    "load": "deblending",
+    "simulate": "simulation",
 }
 
 try:
@@ -56,9 +55,9 @@ except metadata.PackageNotFoundError:  # a source tree on the path, not installe
 
 
 def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
+    if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    value = getattr(import_module(f".{_ROOM_OF[name]}", __name__), name)
     globals()[name] = value
     return value
 
