@@ -319,13 +319,7 @@ class Posterior:
         return tabulate(self, wcs)
 
     def to_arviz(self) -> object:
-        """Convert to ArviZ, for its diagnostics and plots.
-
-        Returns
-        -------
-        arviz.InferenceData or xarray.DataTree
-            The group ``posterior`` with flux and total_flux; the type depends on the version of ArviZ (0.x, 1.x).
-        """
+        """Convert to ArviZ: `arviz.InferenceData` in its versions 0.x, `xarray.DataTree` in 1.x."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
             import arviz

@@ -1,12 +1,12 @@
 """Posteriors under another prior, by importance weights.
 
-The draws of a network follow the posterior under its training prior (`FluxPrior`).
-Weighted by the ratio of another prior to it, they follow the posterior under that prior, as long as enough of them
-carry weight: the effective number of draws is ``(sum w)**2 / sum w**2`` (Kish 1965, "Survey Sampling"). Weights are
-used as they are, without Pareto smoothing, in systematic resampling.
+The draws of a network follow the posterior under its training prior (`FluxPrior`). Weighted by the ratio of another
+prior to it, they follow the posterior under that prior, as long as enough of them carry weight: the effective number
+of draws is ``(sum w)**2 / sum w**2`` (Kish 1965, "Survey Sampling"). Weights are used as they are, without Pareto
+smoothing, in systematic resampling.
 
 The distribution of all other properties of a galaxy, given its flux, stays that of the training. Draws outside the
-support of the training prior are errors of the network: they have no likelihood and get no weight.
+support of the training prior are errors of the network and get no weight.
 
 Networks see images in units of the sky noise, so their prior is one of ln(flux / sky_rms), averaged over all depths of
 the training. With ``k = 2.5 / ln 10`` and ``t = k ln(sky_rms)``, a galaxy of AB magnitude m has
@@ -218,7 +218,6 @@ def reweight(
     *,
     flux_prior: FluxPrior | None = None,
     least: float | None = None,
-    draws: int | None = None,
     seed: int = 0,
 ) -> Posterior:
     """Replace the training prior by another one, with importance weights.
@@ -236,8 +235,6 @@ def reweight(
         trained on simulated blends have.
     least
         Minimum effective number of draws per blend. By default 100, or a quarter of the draws if that is less.
-    draws
-        Number of draws per chain of the result. By default as many as there are.
     seed
         Seed of the resampling; draws of a blend do not depend on other blends.
 
@@ -251,29 +248,25 @@ def reweight(
     Raises
     ------
     ValueError
-        If the posterior is not of pairs in one band, or was reweighted already; if its prior is unknown, `least` or
-        `draws` is not positive, `log_density` returns another shape, NaN or inf; or if a blend has too few
-        effective draws, so that the two priors differ too much for it.
+        If the posterior is not of pairs in one band, or was reweighted already; if its prior is unknown, `least` is
+        not positive, `log_density` returns another shape, NaN or inf; or if a blend has too few effective draws.
     """
     sizes = posterior.flux.sizes
     count = sizes["chain"] * sizes["draw"]
     least = min(LEAST, LEAST_FRACTION * count) if least is None else least
-    draws = sizes["draw"] if draws is None else draws
     if not 0 < least <= count:
         raise ValueError(f"least must be positive and at most the number of draws, {count}, got {least}")
-    if draws < 1:
-        raise ValueError(f"draws must be positive, got {draws}")
     weights = _weights(posterior, log_density, flux_prior)
     effective = _effective(posterior, weights)
     _refuse(effective, least)
-    index = systematic(weights, sizes["chain"] * draws, rng=np.random.default_rng(seed))
+    index = systematic(weights, count, rng=np.random.default_rng(seed))
     flux = np.take_along_axis(posterior.draws("blend", "galaxy", "band"), index[:, None, None], -1)
     flux[np.isnan(effective.values)] = np.nan
-    flux = flux.reshape(*flux.shape[:3], sizes["chain"], draws).transpose(3, 4, 0, 1, 2).astype(posterior.flux.dtype)
-    changed = {"flux": ((*DRAW_DIMS, "band"), flux, posterior.flux.attrs)}
+    flux = flux.reshape(*flux.shape[:3], sizes["chain"], sizes["draw"]).transpose(3, 4, 0, 1, 2)
+    changed = {"flux": ((*DRAW_DIMS, "band"), flux.astype(posterior.flux.dtype), posterior.flux.attrs)}
     changed["effective_samples"] = (("blend",), effective.values)
-    kept = posterior.dataset.drop_dims("draw").drop_vars(OF_PASSES, errors="ignore")
-    return type(posterior)(kept.assign(changed).assign_coords(draw=np.arange(draws)).assign_attrs(reweighted="yes"))
+    kept = posterior.dataset.drop_dims("draw").drop_vars(OF_PASSES, errors="ignore").assign(changed)
+    return type(posterior)(kept.assign_coords(draw=posterior.flux["draw"].values).assign_attrs(reweighted="yes"))
 
 
 def systematic(weights: NDArray[np.float64], count: int, *, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -160,8 +160,6 @@ def test_seeds_and_other_blends(posterior):
     np.testing.assert_allclose(alone.dataset["effective_samples"], answer.dataset["effective_samples"][[7]])
     other = posterior.reweight(wanted, flux_prior=TRAINED, least=30, seed=4)
     assert not np.array_equal(other.flux, answer.flux)
-    half = posterior.reweight(wanted, flux_prior=TRAINED, least=30, draws=500)
-    assert dict(half.flux.sizes) == dict(posterior.flux.sizes) | {"draw": 500}
 
 
 def test_excluded_draws_are_never_taken(posterior):
@@ -253,8 +251,6 @@ def test_mistakes_are_named(posterior):
         posterior.reweight(wanted, flux_prior=TRAINED, least=5000)
     with pytest.raises(ValueError, match="least must be positive and at most the number of draws, 4000, got 0"):
         posterior.reweight(wanted, flux_prior=TRAINED, least=0)
-    with pytest.raises(ValueError, match="draws must be positive, got 0"):
-        posterior.reweight(wanted, flux_prior=TRAINED, draws=0)
     with pytest.raises(ValueError, match="posterior must have a flux_prior if none is given, got none"):
         effective_samples(posterior, wanted)
     with pytest.raises(ValueError, match=r"posterior must have sky_rms, .* give it to Posterior\.from_draws"):
