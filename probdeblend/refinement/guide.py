@@ -121,7 +121,7 @@ def save_guide(guide: JointGuide, deblender: Deblender, path: Path | str, *, tra
 
 
 def load_guide(path: Path | str, deblender: Deblender) -> JointGuide:
-    """Load a trained guide.
+    """Load a trained guide, in evaluation mode.
 
     Parameters
     ----------
@@ -129,11 +129,6 @@ def load_guide(path: Path | str, deblender: Deblender) -> JointGuide:
         The guide's file.
     deblender
         The weights that it was trained on.
-
-    Returns
-    -------
-    JointGuide
-        In evaluation mode.
 
     Raises
     ------
@@ -147,17 +142,12 @@ def load_guide(path: Path | str, deblender: Deblender) -> JointGuide:
 
 
 def default_guide(deblender: Deblender | None = None) -> JointGuide:
-    """Load the guide that ships with the package.
+    """Load the guide that ships with the package, in evaluation mode.
 
     Parameters
     ----------
     deblender
         The weights that ship, if they are loaded already; None loads them.
-
-    Returns
-    -------
-    JointGuide
-        In evaluation mode.
 
     Raises
     ------

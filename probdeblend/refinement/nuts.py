@@ -118,7 +118,6 @@ def sample_reference(
             sampler.run()
             found.append(mean + sampler.get_samples()["z"] @ scale.T)
     unknown, arviz = torch.stack(found).numpy(), import_arviz()
-    measures = (
-        [float(measure(column)) for column in np.moveaxis(unknown, -1, 0)] for measure in (arviz.rhat, arviz.ess)
-    )
-    return Reference(unknown, *(np.array(values) for values in measures))
+    columns = np.moveaxis(unknown, -1, 0)
+    r_hat, effective = (np.array([float(measure(one)) for one in columns]) for measure in (arviz.rhat, arviz.ess))
+    return Reference(unknown, r_hat, effective)

@@ -217,9 +217,8 @@ class Refiner:
             "image": (pixels, mean * unit),
             "image_std": (pixels, std * unit),
         }
-        # Masks and positions of refined blends alone change.
-        middle = (self.model.size - 1) / 2
-        x, y = (np.median(unknown[..., [place, place + len(LATENTS)]], 0) + middle for place in POSITION)
+        # Masks and positions change for refined blends alone.
+        x, y = (np.median(unknown[..., [one, one + len(LATENTS)]], 0) + (self.model.size - 1) / 2 for one in POSITION)
         for name, values in {"x": x, "y": y, "mask": mask, "mask_std": 0.0, "mask_information": 0.0}.items():
             if name in dataset:
                 given = dataset[name]
