@@ -138,14 +138,10 @@ def test_what_was_tested_is_what_comes_back(trained):
 @pytest.mark.slow
 def test_same_seed_same_network(trained, tmp_path):
     deblender, path, _ = trained
-    for seed in (0, 1):
-        train_counts(tmp_path / f"{seed}", deblender, blends=300, steps=5, seed=seed, progress=False)
+    train_counts(tmp_path / "again", deblender, blends=300, steps=5, progress=False)
     image = torch.rand(3, 1, 128, 128)
-    first, again, other = (
-        load_counts(file, deblender).probability(image) for file in (path, tmp_path / "0", tmp_path / "1")
-    )
+    first, again = (load_counts(file, deblender).probability(image) for file in (path, tmp_path / "again"))
     np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
 
 
 @pytest.mark.slow
