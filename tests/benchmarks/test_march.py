@@ -194,7 +194,7 @@ def test_refinement_makes_errors_smaller_and_right():
     """Far apart, of few images."""
     deblender, guide = march.load_with_guide(None, None)
     scenes = Scenes.along((20.0,), HST)
-    found = march._step(scenes, deblender, guide, 0, noise_draws=10, draws=400, seed=0)
+    found = march._step(scenes, deblender, guide, 0, noise_draws=5, draws=400, seed=0)
     table = tabulate({name: [values] for name, values in found.items()}, (20.0,), fwhm=HST.fwhm, seed=0)
     network, refined, sep = (table[table["method"] == method] for method in ("network", "refined", "sep"))
     assert (refined["posterior_sd"] < network["posterior_sd"]).all()
