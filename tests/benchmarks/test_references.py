@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from benchmarks import references, sample_references
 from benchmarks.references import read_references, reference_model
-from probdeblend.refinement.model import Observed
 from probdeblend.refinement.importance import Refined
+from probdeblend.refinement.model import Observed
 
 NUMBERS = 16
 
