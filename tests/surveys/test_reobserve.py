@@ -10,7 +10,7 @@ from astropy.table import Table
 
 from probdeblend.photometry.sky import dilate
 from probdeblend.scene import Instrument
-from probdeblend.surveys import Quality, reobserve_galaxies
+from probdeblend.surveys import Quality, reobserve, reobserve_galaxies
 from probdeblend.surveys.reobserve import observe_real_galaxies, observe_stamps
 
 HST = Instrument.candels_f160w()
@@ -82,7 +82,8 @@ def cube(path, *, columns=("mag_ab", "zero_point", "pixel_scale")):
 
 
 @pytest.mark.slow
-def test_a_cube_of_one_galaxy(tmp_path):
+def test_a_cube_of_one_galaxy(tmp_path, monkeypatch, correction):
+    monkeypatch.setattr(reobserve, "fit_aperture_correction", lambda instrument: correction)
     cube(tmp_path / "cube.fits")
     found = reobserve_galaxies(tmp_path / "cube.fits", instrument=HST, identity="it")
     assert found.library.identity.tolist() == ["it"] * 3
