@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks._command import Run, benchmark, sized_option
 from benchmarks.population.figure import plot_population
-from benchmarks.population.recovery import population_table, summarize
+from benchmarks.population.recovery import CELLS, WIDE_CELLS, population_table, summarize
 from probdeblend.cli.options import show, weights_option
 from probdeblend.deblending.weights import load
 
@@ -26,7 +26,8 @@ def main(run: Run, weights: Path | None, count: int, **sampling: int) -> None:
     """
     deblender = load(weights)
     with run.unfinished(deblender=deblender, count=count, **sampling) as kept:
-        table = population_table(deblender, count=count, kept=kept, seed=run.seed, **sampling)
+        cells = CELLS if run.full else WIDE_CELLS
+        table = population_table(deblender, count=count, cells=cells, kept=kept, seed=run.seed, **sampling)
         run.write(table, figure=plot_population(table))
         show(summarize(table))
 

@@ -33,13 +33,14 @@ from probdeblend.simulation.prior import Prior
 from probdeblend.training.evaluation import compare, log_fluxes
 from probdeblend.training.streams import Mixture
 
-__all__ = ["CELLS", "Recovered", "population_table", "recover", "shares_table", "summarize"]
+__all__ = ["CELLS", "WIDE_CELLS", "Recovered", "population_table", "recover", "shares_table", "summarize"]
 
 LEVELS = (0.68, 0.95)
 TESTED = {"center": 23.3, "width": 0.2}
 SKY_RMS = 4e-3  # the middle of the training's, in e-/s
 EXPOSURE = 3200.0
 CELLS = (0.05, 0.1)  # of the magnitude of both together, which is known best, and of the difference
+WIDE_CELLS = (0.1, 0.2)  # no wider than errors, and fast
 PAIRS = 50  # of the prior for each blend, so that their noise is small beside that of the blends
 DEPTHS = 8  # at which each of them is used
 CHUNK = 50_000

@@ -16,20 +16,8 @@ from probdeblend.training.evaluation import compare
 __all__ = ["real_section"]
 
 LEAST = 20
-COLUMNS = (
-    "method",
-    "state",
-    "quantity",
-    "count",
-    "galaxies",
-    "coverage_68",
-    "coverage_68_low",
-    "coverage_68_high",
-    "coverage_90",
-    "coverage_95",
-    "interval_score",
-    "width",
-)
+COVERAGE = ("coverage_68", "coverage_68_low", "coverage_68_high", "coverage_90", "coverage_95")
+COLUMNS = ("method", "state", "quantity", "count", "galaxies", *COVERAGE, "interval_score", "width")
 
 
 def real_section(plan: Plan) -> Section:

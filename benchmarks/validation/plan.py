@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.population.recovery import CELLS
+from benchmarks.population.recovery import CELLS, WIDE_CELLS
 from probdeblend.deblending.deblender import Deblender
 from probdeblend.surveys.library import Library
 
@@ -18,7 +18,7 @@ FEW = {
     "real": 250,
     "galsim": 12,
     "population": 600,
-    "cells": (0.1, 0.2),
+    "cells": WIDE_CELLS,
     "steps": 20,
     "draws": 400,
     "passes": 16,

@@ -1,7 +1,5 @@
 """A population is recovered from posteriors made under another prior; stacked, they do not give it."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 from astropy.table import Table
@@ -10,7 +8,7 @@ from click.testing import CliRunner
 import probdeblend
 from benchmarks.population import __main__ as command
 from benchmarks.population.deconvolution import agreement, recover_population, stack
-from benchmarks.population.recovery import population_table, recover, shares_table, summarize
+from benchmarks.population.recovery import WIDE_CELLS, population_table, recover, shares_table, summarize
 from benchmarks.population.reweighting import Imitation, concentrated
 from probdeblend.posterior.draws import Posterior
 from probdeblend.scene import Instrument
@@ -214,7 +212,7 @@ def test_the_command_resumes(tmp_path, monkeypatch):
 
     options = ["--count", "70", "--draws", "100", "--passes", "0", "--output", str(tmp_path / "found")]
     monkeypatch.setattr(command, "load", lambda path: Interrupted())
-    monkeypatch.setattr(command, "population_table", partial(population_table, cells=COARSE))
+    monkeypatch.setattr(command, "WIDE_CELLS", COARSE)
     assert CliRunner().invoke(command.main, options).exit_code == 1
     answer = CliRunner().invoke(command.main, [*options, "--resume"], catch_exceptions=False)
     assert answer.exit_code == 0, answer.output
@@ -304,7 +302,7 @@ def test_an_imitation_is_drawn_as_was_found():
 @pytest.mark.slow
 def test_the_weights_that_ship():
     sampling = {"draws": 400, "passes": 16, "seed": 0}
-    table = population_table(probdeblend.load(), count=400, cells=(0.1, 0.2), **sampling)
+    table = population_table(probdeblend.load(), count=400, cells=WIDE_CELLS, **sampling)
     for quantity in ("magnitude", "ln flux ratio"):
         rows = table[table["quantity"] == quantity]
         wrong = {name: abs(rows[name] - rows["truth"]).sum() / 2 for name in ("recovered", "medians", "draws")}
