@@ -43,4 +43,4 @@ def nested(model):
 @pytest.fixture(scope="session")
 def refined(model, pairs):
     observed, _, start = pairs
-    return refine(model, observed, start, draws=200, seed=1)
+    return refine(model, observed, start, draws=200, attempts=1, seed=1)
