@@ -8,22 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import (
-    FILE,
-    calibrator_options,
-    exclusive,
-    finite,
-    hdu_option,
-    noise_options,
-    overwrite_option,
-    picked,
-    pixel_scale_option,
-    psf_option,
-    refuse_existing,
-    sampling_options,
-    show,
-    weights_option,
-)
+from . import options
+from .options import FILE
 
 if TYPE_CHECKING:
     from astropy.units import Quantity
@@ -40,27 +26,27 @@ __all__: list[str] = []  # used from the command line alone
 @click.command(short_help="Find the blends in an image and deblend them.")
 @click.argument("image", type=FILE, required=False)
 @click.option("--stamps", is_flag=True, help="IMAGE is a sky-subtracted 128 x 128 stamp, or a cube of stamps.")
-@hdu_option
-@noise_options
+@options.hdu
+@options.noise
 @click.option("--no-background", is_flag=True, help="The sky is subtracted already.")
-@psf_option
-@pixel_scale_option
+@options.psf
+@options.pixel_scale
 @click.option(
-    "--zero-point", type=float, callback=finite, help="AB magnitude of unit flux.  [default: from the header]"
+    "--zero-point", type=float, callback=options.finite, help="AB magnitude of unit flux.  [default: from the header]"
 )
 @click.option("--exposure", type=float, help="Counts per unit of flux, for SEP's errors and --refine.")
-@sampling_options
-@click.option("--output", type=FILE, default="probdeblend-output", show_default=True, help="Folder to write.")
-@overwrite_option
+@options.sampling
+@options.output("probdeblend-output")
+@options.overwrite
 @click.option("--save-draws", is_flag=True, help="Also write the posterior draws, as draws.nc.")
-@weights_option
-@calibrator_options
+@options.weights
+@options.calibrator
 @click.option("--count", is_flag=True, help="Flag stamps that are unlikely to hold two galaxies.")
 @click.option("--counts", type=FILE, help="Count network file for --count.  [default: the one that ships]")
 @click.option(
     "--refine", is_flag=True, help="Refine stamps where the generative model can be trusted; seconds per blend."
 )
-def deblend(image: Path | None, **options: object) -> None:
+def deblend(image: Path | None, **given: object) -> None:
     """Find the blends in IMAGE and deblend them; without IMAGE, deblend the example that ships.
 
     \b
@@ -72,15 +58,15 @@ def deblend(image: Path | None, **options: object) -> None:
     from ..deblending.products import FILES, write_products
     from ..deblending.stamps import EXAMPLE_PATH
 
-    with output_folder(options["output"], overwrite=options["overwrite"], files=FILES) as folder:
+    with output_folder(given["output"], overwrite=given["overwrite"], files=FILES) as folder:
         if image is None:
-            image, options["stamps"] = EXAMPLE_PATH, True
-        found = _read(image, options)
-        exclusive(options, "calibrator", "no_calibrator")
-        result = _deblend(found, weights.load(options["weights"], calibrator=options["calibrator"]), options)
-        names = write_products(folder, result, wcs=found.wcs, save_draws=options["save_draws"])
-    _print(result, options["rms"])
-    click.echo(f"written to {options['output']}: {', '.join(names)}")
+            image, given["stamps"] = EXAMPLE_PATH, True
+        found = _read(image, given)
+        options.exclusive(given, "calibrator", "no_calibrator")
+        result = _deblend(found, weights.load(given["weights"], calibrator=given["calibrator"]), given)
+        names = write_products(folder, result, wcs=found.wcs, save_draws=given["save_draws"])
+    _print(result, given["rms"])
+    click.echo(f"written to {given['output']}: {', '.join(names)}")
 
 
 def _print(result: DeblendedImage, rms: str | None) -> None:
@@ -88,7 +74,7 @@ def _print(result: DeblendedImage, rms: str | None) -> None:
     from ..deblending.products import short_table
 
     table = short_table(result.catalog)
-    show(table)
+    options.show(table)
     if len(result.catalog) > len(table):
         click.echo(f"... and {len(result.catalog) - len(table)} more")
     click.echo(f"\nsky rms of a pixel: {result.sky_rms:.4g}")
@@ -100,29 +86,29 @@ def _print(result: DeblendedImage, rms: str | None) -> None:
         click.echo("no sources overlap: there are no masks and no figure of blends")
 
 
-def _read(image: Path, options: dict) -> FieldImage:
+def _read(image: Path, given: dict) -> FieldImage:
     from ..photometry.images import read_image, read_stamps
 
-    return (read_stamps if options["stamps"] else read_image)(image, hdu=options["hdu"])
+    return (read_stamps if given["stamps"] else read_image)(image, hdu=given["hdu"])
 
 
-def _deblend(found: FieldImage, deblender: Deblender, options: dict) -> DeblendedImage:
+def _deblend(found: FieldImage, deblender: Deblender, given: dict) -> DeblendedImage:
     from ..deblending.field import deblend_field
     from ..deblending.stamps import deblend_stamps
 
-    image = _checked_image(found, deblender, options)
-    zero_point = found.zero_point if options["zero_point"] is None else options["zero_point"]
-    noise = {"rms": _given_rms(found, options["rms"], stamps=options["stamps"]), "rms_as_is": options["rms_as_is"]}
-    sampling = picked(options, "draws", "passes", "seed") | {"calibrate": not options["no_calibrator"]}
-    asked = _counting(deblender, options["counts"]) if options["count"] else deblender
-    asked = _refiner(asked, zero_point, options) if options["refine"] else asked
-    if options["stamps"]:
+    image = _checked_image(found, deblender, given)
+    zero_point = found.zero_point if given["zero_point"] is None else given["zero_point"]
+    noise = {"rms": _given_rms(found, given["rms"], stamps=given["stamps"]), "rms_as_is": given["rms_as_is"]}
+    sampling = options.picked(given, "draws", "passes", "seed") | {"calibrate": not given["no_calibrator"]}
+    asked = _counting(deblender, given["counts"]) if given["count"] else deblender
+    asked = _refiner(asked, zero_point, given) if given["refine"] else asked
+    if given["stamps"]:
         return deblend_stamps(image, asked, **noise, zero_point=zero_point, wcs=found.wcs, **sampling)
     instrument = deblender.instrument.replace(
         zero_point=nan if zero_point is None else zero_point,
-        exposure=inf if options["exposure"] is None else options["exposure"],
+        exposure=inf if given["exposure"] is None else given["exposure"],
     )
-    settings = {"background": not options["no_background"], "instrument": instrument, "wcs": found.wcs}
+    settings = {"background": not given["no_background"], "instrument": instrument, "wcs": found.wcs}
     return deblend_field(image, asked, **noise, **settings, **sampling)
 
 
@@ -132,7 +118,7 @@ def _counting(deblender: Deblender, path: Path | None) -> CountingDeblender:
     return CountingDeblender(deblender, default_counts(deblender) if path is None else load_counts(path, deblender))
 
 
-def _refiner(deblender: Deblender | CountingDeblender, zero_point: float | None, options: dict) -> Refiner:
+def _refiner(deblender: Deblender | CountingDeblender, zero_point: float | None, given: dict) -> Refiner:
     import torch
 
     from ..photometry.images import read_psf
@@ -140,33 +126,33 @@ def _refiner(deblender: Deblender | CountingDeblender, zero_point: float | None,
     from ..refinement.refiner import Refiner
 
     instrument = deblender.instrument.replace(zero_point=nan if zero_point is None else zero_point)
-    if not options["stamps"]:
+    if not given["stamps"]:
         raise ValueError("refine must be given with --stamps, got a field: only stamps can be refined")
-    if options["exposure"] is not None:
-        instrument = instrument.replace(exposure=options["exposure"])
+    if given["exposure"] is not None:
+        instrument = instrument.replace(exposure=given["exposure"])
     elif instrument.zero_point != deblender.instrument.zero_point:
         raise ValueError(
             "exposure must be given with --exposure for refinement where the zero point is not that of the weights "
             f"({deblender.instrument.zero_point:g}), got None for {instrument.zero_point:g}"
         )
-    if options["psf"] is not None:
-        psf = read_psf(options["psf"], pixel_scale=instrument.pixel_scale)
+    if given["psf"] is not None:
+        psf = read_psf(given["psf"], pixel_scale=instrument.pixel_scale)
         instrument = instrument.replace(psf=torch.from_numpy(psf.astype("float32")))
     return Refiner(deblender, default_guide(deblender), instrument=instrument)
 
 
-def _checked_image(found: FieldImage, deblender: Deblender, options: dict) -> Quantity:
+def _checked_image(found: FieldImage, deblender: Deblender, given: dict) -> Quantity:
     """Return pixels with their unit; refuse another pixel scale or PSF than that of the weights."""
     from astropy.units import Quantity, Unit
 
     from ..photometry.images import read_psf
 
-    scale = found.pixel_scale if options["pixel_scale"] is None else options["pixel_scale"]
+    scale = found.pixel_scale if given["pixel_scale"] is None else given["pixel_scale"]
     if scale is None:
         raise ValueError("pixel_scale must be given with --pixel-scale where the header has none, got None")
     deblender.check_pixel_scale(scale)
-    if options["psf"] is not None:
-        deblender.check_psf(read_psf(options["psf"], pixel_scale=scale))
+    if given["psf"] is not None:
+        deblender.check_psf(read_psf(given["psf"], pixel_scale=scale))
     return Quantity(found.data, Unit(found.unit, parse_strict="silent"))
 
 
@@ -184,17 +170,17 @@ def _given_rms(found: FieldImage, given: str | None, *, stamps: bool) -> object:
 
 @click.command(short_help="Estimate the number of galaxies in stamps.")
 @click.argument("stamps", type=FILE)
-@hdu_option
-@noise_options
-@psf_option
-@pixel_scale_option
+@options.hdu
+@options.noise
+@options.psf
+@options.pixel_scale
 @click.option("--flux", is_flag=True, help="Also deblend, for the flux of the central galaxy whatever the number.")
-@sampling_options
-@click.option("--output", type=FILE, default="counts.ecsv", show_default=True, help="Table to write, as ECSV.")
-@overwrite_option
-@weights_option
+@options.sampling
+@options.output("counts.ecsv", "Table")
+@options.overwrite
+@options.weights
 @click.option("--counts", type=FILE, help="Count network file.  [default: the one that ships]")
-def count(stamps: Path, **options: object) -> None:
+def count(stamps: Path, **given: object) -> None:
     """Estimate the number of galaxies in each of STAMPS: a sky-subtracted 128 x 128 stamp, or a cube of stamps.
 
     The table gives the probability of one galaxy, of two, and of three or more. Draws, passes and seed belong to
@@ -210,17 +196,17 @@ def count(stamps: Path, **options: object) -> None:
     from ..deblending.weights import load
     from ..photometry.images import read_stamps
 
-    refuse_existing(options["output"], overwrite=options["overwrite"])
-    found, deblender = read_stamps(stamps, hdu=options["hdu"]), load(options["weights"])
-    chosen = options["counts"]
+    options.refuse_existing(given["output"], overwrite=given["overwrite"])
+    found, deblender = read_stamps(stamps, hdu=given["hdu"]), load(given["weights"])
+    chosen = given["counts"]
     network = default_counts(deblender) if chosen is None else load_counts(chosen, deblender)
-    image = _checked_image(found, deblender, options)
-    noise, _ = stamp_noise(found.data, _given_rms(found, options["rms"], stamps=True), rms_as_is=options["rms_as_is"])
+    image = _checked_image(found, deblender, given)
+    noise, _ = stamp_noise(found.data, _given_rms(found, given["rms"], stamps=True), rms_as_is=given["rms_as_is"])
     probability = count_stamps(image, network, sky_rms=noise)
-    sampling = picked(options, "draws", "passes", "seed")
-    posterior = deblender(image, sky_rms=noise, **sampling) if options["flux"] else None
-    table = count_table(probability, posterior, seed=options["seed"])
-    with whole_file(options["output"], overwrite=options["overwrite"]) as temporary:
+    sampling = options.picked(given, "draws", "passes", "seed")
+    posterior = deblender(image, sky_rms=noise, **sampling) if given["flux"] else None
+    table = count_table(probability, posterior, seed=given["seed"])
+    with whole_file(given["output"], overwrite=given["overwrite"]) as temporary:
         table.write(temporary, format="ascii.ecsv")
-    show(table)
-    click.echo(f"written to {options['output']}")
+    options.show(table)
+    click.echo(f"written to {given['output']}")

@@ -9,22 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import (
-    FILE,
-    calibrator_options,
-    columns,
-    exclusive,
-    finite,
-    hdu_option,
-    overwrite_option,
-    picked,
-    pixel_scale_option,
-    psf_option,
-    refuse_existing,
-    sampling_options,
-    show,
-    weights_option,
-)
+from . import options
+from .options import FILE
 
 if TYPE_CHECKING:
     from ..deblending.deblender import Deblender
@@ -41,12 +27,12 @@ TESTED += ["interval_score", "width"]
 
 @click.command(short_help="Measure accuracy and coverage on blends of known truth.")
 @click.argument("blends", type=FILE)
-@weights_option
+@options.weights
 @click.option("--count", is_flag=True, help="Count galaxies: raise the anomaly score where two are unlikely.")
-@sampling_options
+@options.sampling
 @click.option("--output", type=FILE, help="Also write the whole table, as ECSV.")
-@overwrite_option
-def evaluate(blends: Path, **options: object) -> None:
+@options.overwrite
+def evaluate(blends: Path, **given: object) -> None:
     """Measure the accuracy and coverage of the network and of SEP on BLENDS, a set that `simulate` or `inject` wrote.
 
     A second table shows how errors grow with the network's anomaly score.
@@ -60,17 +46,17 @@ def evaluate(blends: Path, **options: object) -> None:
     from ..deblending.counts import default_counts
     from ..training import evaluate as evaluate_network
 
-    output, overwrite = options.pop("output"), options.pop("overwrite")
+    output, overwrite = given.pop("output"), given.pop("overwrite")
     with nullcontext() if output is None else whole_file(output, overwrite=overwrite) as temporary:
-        deblender = weights.load(options.pop("weights"))
-        counter = default_counts(deblender) if options.pop("count") else None
-        table, by_anomaly = evaluate_network(blends, deblender, counter=counter, **options)
+        deblender = weights.load(given.pop("weights"))
+        counter = default_counts(deblender) if given.pop("count") else None
+        table, by_anomaly = evaluate_network(blends, deblender, counter=counter, **given)
         if temporary is not None:
             table.write(temporary, format="ascii.ecsv")
-    show(table[ACCURACY])
+    options.show(table[ACCURACY])
     if len(by_anomaly):
         click.echo("\nThe network by anomaly score:")
-        show(by_anomaly)
+        options.show(by_anomaly)
 
 
 @click.command(short_help="Fit a calibrator to your own images.")
@@ -78,9 +64,9 @@ def evaluate(blends: Path, **options: object) -> None:
 @click.option("--images", type=FILE, multiple=True, help="Fit to blends in the sky of this image; may be repeated.")
 @click.option("--catalog", type=FILE, help="Galaxies of a single image, with magnitudes.  [default: SEP's]")
 @click.option("--columns", metavar="NAME=COLUMN,...", default="", help="The catalog's columns, as for `isolate`.")
-@psf_option
-@hdu_option
-@click.option("--zero-point", type=float, callback=finite, help="AB magnitude of unit flux, where headers have none.")
+@options.psf
+@options.hdu
+@options.catalog_zero_point
 @click.option("--exposure", type=float, help="Counts per unit of flux.  [default: that of the weights]")
 @click.option(
     "--galaxies",
@@ -89,7 +75,7 @@ def evaluate(blends: Path, **options: object) -> None:
     show_default=True,
     help="Blend the images' own isolated galaxies, or simulated ones; auto: their own where there are enough.",
 )
-@click.option("--magnitude", type=float, default=24.5, show_default=True, callback=finite, help="Faintest magnitude.")
+@options.faintest(24.5)
 @click.option("--count", type=click.IntRange(100), default=4000, show_default=True, help="Blends to fit to.")
 @click.option("--least", type=click.IntRange(20), default=200, show_default=True, help="Least galaxies in a group.")
 @click.option(
@@ -99,11 +85,11 @@ def evaluate(blends: Path, **options: object) -> None:
     show_default=True,
     help="Map whole quantiles; where galaxies are few, fit one factor (scale) or one error in quadrature (floor).",
 )
-@weights_option
-@sampling_options
-@click.option("--output", type=FILE, default="calibration", show_default=True, help="Folder to write.")
-@overwrite_option
-def calibrate(**options: object) -> None:
+@options.weights
+@options.sampling
+@options.output("calibration")
+@options.overwrite
+def calibrate(**given: object) -> None:
     """Fit a calibrator to blends made from your own images, and test it.
 
     Without images it is fitted to a set of blends, or to simulated blends of the training population, as the one
@@ -117,72 +103,72 @@ def calibrate(**options: object) -> None:
     from ..deblending.weights import load
     from ..training.calibrate import write_fit
 
-    exclusive(options, "blends", "images")
-    refuse_existing(options["output"], overwrite=options["overwrite"])
-    deblender = load(options["weights"])
-    fit = (_fit_images if options["images"] else _fit_blends)(deblender, options)
-    names = write_fit(options["output"], fit, deblender, overwrite=options["overwrite"])
+    options.exclusive(given, "blends", "images")
+    options.refuse_existing(given["output"], overwrite=given["overwrite"])
+    deblender = load(given["weights"])
+    fit = (_fit_images if given["images"] else _fit_blends)(deblender, given)
+    names = write_fit(given["output"], fit, deblender, overwrite=given["overwrite"])
     click.echo("\n".join(fit.calibrator.summary().pformat(max_width=-1, max_lines=-1, show_name=False)))
     click.echo("Each galaxy, repaired by a calibrator that was fitted on others:")
-    show(fit.tested[TESTED])
-    click.echo(f"written to {options['output']}: {', '.join(names)}")
+    options.show(fit.tested[TESTED])
+    click.echo(f"written to {given['output']}: {', '.join(names)}")
 
 
-def _fit_blends(deblender: Deblender, options: dict) -> CalibratorFit:
+def _fit_blends(deblender: Deblender, given: dict) -> CalibratorFit:
     from ..training.calibrate import fit_calibrator
     from ..training.evaluation import compare
     from ..training.features import training_population
     from ..training.streams import stored_blends
 
-    sampling = picked(options, "draws", "passes", "seed")
-    if options["blends"] is None:
+    sampling = options.picked(given, "draws", "passes", "seed")
+    if given["blends"] is None:
         words = "simulated blends of the training population"
         family = training_population(deblender, close_fraction=deblender.description.close_fraction)
-        blends = family.blends(options["count"], seed=options["seed"])
+        blends = family.blends(given["count"], seed=given["seed"])
     else:
-        words = f"blends of {options['blends'].name}"
-        blends = stored_blends(options["blends"])
+        words = f"blends of {given['blends'].name}"
+        blends = stored_blends(given["blends"])
     answers = compare(blends, deblender, sep=(), **sampling)
     masks, close = answers.sums, deblender.description.encoder_close_fraction
-    if options["blends"] is None and close != deblender.description.close_fraction:
+    if given["blends"] is None and close != deblender.description.close_fraction:
         # Masks come from the encoder, and what it has not learned would spoil what it has.
-        count, seed = min(options["count"], MASK_BLENDS), options["seed"] + 1
+        count, seed = min(given["count"], MASK_BLENDS), given["seed"] + 1
         others = training_population(deblender, close_fraction=close)
         masks = compare(others.blends(count, seed=seed), deblender, sep=(), **sampling).sums
     words = f"{len(answers.network)} {words}"
-    settings = picked(options, "least", "repair")
+    settings = options.picked(given, "least", "repair")
     return fit_calibrator(answers.network, answers, masks=masks, fitted_on=words, **settings)
 
 
-def _fit_images(deblender: Deblender, options: dict) -> CalibratorFit:
+def _fit_images(deblender: Deblender, given: dict) -> CalibratorFit:
     import torch
 
     from ..photometry.images import read_psf
     from ..training.calibrate import Survey, calibrate_survey
 
-    if len(options["images"]) > 1 and options["catalog"] is not None:
-        raise ValueError(f"catalog must come with one image, got {len(options['images'])} images")
+    if len(given["images"]) > 1 and given["catalog"] is not None:
+        raise ValueError(f"catalog must come with one image, got {len(given['images'])} images")
     instrument = deblender.instrument
-    changes = {name: options[name] for name in ("zero_point", "exposure") if options[name] is not None}
-    if options["psf"] is not None:
-        psf = read_psf(options["psf"], pixel_scale=instrument.pixel_scale)
+    changes = {name: given[name] for name in ("zero_point", "exposure") if given[name] is not None}
+    if given["psf"] is not None:
+        psf = read_psf(given["psf"], pixel_scale=instrument.pixel_scale)
         deblender.check_psf(psf)
         changes["psf"] = torch.from_numpy(psf).float()
     survey = Survey(
-        options["images"],
+        given["images"],
         instrument.replace(**changes),
-        columns=tuple(columns(options["columns"]).items()),
-        **picked(options, "hdu", "catalog", "galaxies", "magnitude", "count"),
+        columns=tuple(options.columns(given["columns"]).items()),
+        **options.picked(given, "hdu", "catalog", "galaxies", "magnitude", "count"),
     )
-    settings = picked(options, "least", "repair", "seed", "draws", "passes")
+    settings = options.picked(given, "least", "repair", "seed", "draws", "passes")
     return calibrate_survey(survey, deblender, **settings)
 
 
 @click.command(short_help="Compare the same blends in two exposures.")
 @click.argument("a", type=FILE)
 @click.argument("b", type=FILE)
-@hdu_option
-@pixel_scale_option
+@options.hdu
+@options.pixel_scale
 @click.option(
     "--correlation",
     type=float,
@@ -192,12 +178,12 @@ def _fit_images(deblender: Deblender, options: dict) -> CalibratorFit:
 )
 @click.option("--zero-points", type=(float, float), help="AB magnitudes of unit flux in A, B.  [default: the headers']")
 @click.option("--exposures", type=(float, float), help="Counts per unit of flux in A and B, for SEP's photon noise.")
-@sampling_options
-@click.option("--output", type=FILE, default="repeat", show_default=True, help="Folder to write.")
-@overwrite_option
-@weights_option
-@calibrator_options
-def repeat(a: Path, b: Path, **options: object) -> None:
+@options.sampling
+@options.output("repeat")
+@options.overwrite
+@options.weights
+@options.calibrator
+def repeat(a: Path, b: Path, **given: object) -> None:
     """Compare the fluxes of the same blends in A and B, two images of one sky on the same pixels.
 
     If the errors are right, the differences over their errors, z, have mean 0 and standard deviation 1: no truth is
@@ -212,12 +198,12 @@ def repeat(a: Path, b: Path, **options: object) -> None:
     from ..plots.calibration import plot_pulls
     from ..training.repeat import compare_exposures, read_exposures
 
-    exclusive(options, "calibrator", "no_calibrator")
+    options.exclusive(given, "calibrator", "no_calibrator")
     names = ("z.ecsv", "repeat.png")
-    with output_folder(options["output"], overwrite=options["overwrite"], files=names) as folder:
-        first, second = read_exposures(a, b, hdu=options["hdu"])
-        deblender = weights.load(options["weights"], calibrator=options["calibrator"])
-        scale = first.pixel_scale if options["pixel_scale"] is None else options["pixel_scale"]
+    with output_folder(given["output"], overwrite=given["overwrite"], files=names) as folder:
+        first, second = read_exposures(a, b, hdu=given["hdu"])
+        deblender = weights.load(given["weights"], calibrator=given["calibrator"])
+        scale = first.pixel_scale if given["pixel_scale"] is None else given["pixel_scale"]
         if scale is None:
             raise ValueError("pixel_scale must be given with --pixel-scale where the header has none, got None")
         deblender.check_pixel_scale(scale)
@@ -225,15 +211,15 @@ def repeat(a: Path, b: Path, **options: object) -> None:
             first.data,
             second.data,
             deblender,
-            correlation=options["correlation"],
-            zero_points=options["zero_points"] or (first.zero_point, second.zero_point),
-            exposures=options["exposures"] or (inf, inf),
-            calibrate=not options["no_calibrator"],
-            **picked(options, "draws", "passes", "seed"),
+            correlation=given["correlation"],
+            zero_points=given["zero_points"] or (first.zero_point, second.zero_point),
+            exposures=given["exposures"] or (inf, inf),
+            calibrate=not given["no_calibrator"],
+            **options.picked(given, "draws", "passes", "seed"),
         )
         result.table.write(folder / names[0], format="ascii.ecsv")
         plot_pulls(result.pulls()).figure.savefig(folder / names[1], dpi=120)
-    click.echo("\n".join(result.summary().pformat(max_width=-1, max_lines=-1)))
+    options.show(result.summary())
     click.echo(f"sky rms of a pixel: {result.sky_rms[0]:.4g} and {result.sky_rms[1]:.4g} in units of A")
     click.echo(f"the correlation of neighboring pixels, not in SEP's errors, raises them by {result.noise_factor:.2f}")
-    click.echo(f"written to {options['output']}: {', '.join(names)}")
+    click.echo(f"written to {given['output']}: {', '.join(names)}")

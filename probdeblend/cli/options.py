@@ -106,33 +106,50 @@ def progress(batches: Iterator, count: int, size: int, first: int) -> Iterator:
     yield from tqdm(batches, total=-(-count // size), initial=first, unit="batch")
 
 
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
-crowding_option = click.option(
+overwrite = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
+crowding = click.option(
     "--crowding", default="0,1", show_default=True, help="Probabilities of one, two, ... galaxies in a stamp."
 )
-resume_option = click.option("--resume", is_flag=True, help="Resume an interrupted run.")
-workers_option = click.option(
+resume = click.option("--resume", is_flag=True, help="Resume an interrupted run.")
+workers = click.option(
     "--workers", type=click.IntRange(0), default=0, show_default=True, help="Worker processes; 0 for none."
 )
-weights_option = click.option("--weights", type=FILE, help="Weights file.  [default: the one that ships]")
-hdu_option = click.option("--hdu", metavar="HDU", help="Number or name of the image HDU.")
-psf_option = click.option("--psf", type=FILE, help="Effective PSF of the image, checked against that of the weights.")
-pixel_scale_option = click.option("--pixel-scale", type=float, help="Arcsec per pixel.  [default: from the header]")
-seed_option = click.option(
+weights = click.option("--weights", type=FILE, help="Weights file.  [default: the one that ships]")
+hdu = click.option("--hdu", metavar="HDU", help="Number or name of the image HDU.")
+psf = click.option("--psf", type=FILE, help="Effective PSF of the image, checked against that of the weights.")
+pixel_scale = click.option("--pixel-scale", type=float, help="Arcsec per pixel.  [default: from the header]")
+seed = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed: same seed, same result."
 )
-noise_options = combine(
+noise = combine(
     click.option("--rms", metavar="VALUE|FILE", help="Sky noise per pixel.  [default: measured in the image]"),
     click.option("--rms-as-is", is_flag=True, help="Do not rescale an rms map to the scatter in the image."),
 )
-sampling_options = combine(
+sampling = combine(
     click.option("--draws", type=click.IntRange(1), default=1000, show_default=True, help="Posterior draws."),
     click.option(
         "--passes", type=click.IntRange(0), default=32, show_default=True, help="Monte Carlo dropout passes; 0: none."
     ),
-    seed_option,
+    seed,
 )
-calibrator_options = combine(
+calibrator = combine(
     click.option("--calibrator", type=FILE, help="Calibrator file.  [default: the one inside the weights]"),
     click.option("--no-calibrator", is_flag=True, help="Return the network's posterior uncalibrated."),
 )
+catalog_zero_point = click.option(
+    "--zero-point", type=float, callback=finite, help="AB magnitude of unit flux, where headers have none."
+)
+
+
+def output(default: str | None, what: str = "Folder") -> Callable:
+    """Make the option that names the output; None if it must be given."""
+    if default is None:
+        return click.option("--output", type=FILE, required=True, help=f"{what} to write.")
+    return click.option("--output", type=FILE, default=default, show_default=True, help=f"{what} to write.")
+
+
+def faintest(default: float) -> Callable:
+    """Make the option that names the faintest magnitude."""
+    return click.option(
+        "--magnitude", type=float, default=default, show_default=True, callback=finite, help="Faintest magnitude."
+    )

@@ -9,19 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import (
-    FILE,
-    crowding_option,
-    exclusive,
-    overwrite_option,
-    picked,
-    probabilities,
-    progress,
-    resume_option,
-    seed_option,
-    show,
-    workers_option,
-)
+from . import options
+from .options import FILE
 
 if TYPE_CHECKING:
     from ..scene import Blend
@@ -35,7 +24,7 @@ KINDS = ("weights", "readout", "guide", "counts")
 @click.command(short_help="Simulate a set of blends.")
 @click.argument("output", type=FILE)
 @click.option("--count", type=click.IntRange(1), default=2000, show_default=True, help="Number of blends.")
-@seed_option
+@options.seed
 @click.option(
     "--renderer",
     type=click.Choice(["galsim", "torch"]),
@@ -53,15 +42,15 @@ KINDS = ("weights", "readout", "guide", "counts")
 @click.option("--separation", metavar="RULE", help="Where companions lie: published, anywhere or close.")
 @click.option("--smooth", is_flag=True, help="Every galaxy is one Sérsic profile.")
 @click.option("--white", is_flag=True, help="Uncorrelated sky noise.")
-@crowding_option
+@options.crowding
 @click.option("--sky-rms", type=float, default=3e-3, show_default=True, help="Sky noise per pixel in e-/s.")
 @click.option(
     "--exposure", type=float, default=3200.0, show_default=True, help="Exposure time in s; inf for no photon noise."
 )
-@workers_option
-@resume_option
-@overwrite_option
-def simulate(output: Path, **options: object) -> None:
+@options.workers
+@options.resume
+@options.overwrite
+def simulate(output: Path, **given: object) -> None:
     """Simulate blends as CANDELS F160W observes them and write them, with their truth, to the folder OUTPUT.
 
     \b
@@ -73,24 +62,24 @@ def simulate(output: Path, **options: object) -> None:
     from ..simulation.prior import Prior
     from ..simulation.sets import write_blends
 
-    prior = getattr(Prior, options["prior"])()
-    if options["separation"] is not None:
-        prior = replace(prior, separation=options["separation"], anywhere_fraction=0.0)
-    prior = replace(prior, smooth=options["smooth"], crowding=probabilities(options["crowding"]))
-    instrument = Instrument.candels_f160w(sky_rms=options["sky_rms"], exposure=options["exposure"])
-    instrument = instrument.replace(noise_kernel=None) if options["white"] else instrument
-    render = {"galsim": render_galsim, "torch": render_torch}[options["renderer"]]
-    size = min(options["count"], 64)
+    prior = getattr(Prior, given["prior"])()
+    if given["separation"] is not None:
+        prior = replace(prior, separation=given["separation"], anywhere_fraction=0.0)
+    prior = replace(prior, smooth=given["smooth"], crowding=options.probabilities(given["crowding"]))
+    instrument = Instrument.candels_f160w(sky_rms=given["sky_rms"], exposure=given["exposure"])
+    instrument = instrument.replace(noise_kernel=None) if given["white"] else instrument
+    render = {"galsim": render_galsim, "torch": render_torch}[given["renderer"]]
+    size = min(given["count"], 64)
     conditions = ("separation", "smooth", "white", "crowding", "sky_rms", "exposure")
     names = ("count", "seed", "renderer", "prior", *conditions)
-    settings = {"command": "simulate"} | picked(options, *names)
+    settings = {"command": "simulate"} | options.picked(given, *names)
     work = {"prior": prior, "instrument": instrument, "render": render, "batch_size": size}
-    work |= picked(options, "seed", "workers")
+    work |= options.picked(given, "seed", "workers")
 
     def batches(first: int) -> Iterable[Blend]:
-        return progress(simulate_blends(options["count"], **work, first=first), options["count"], size, first)
+        return options.progress(simulate_blends(given["count"], **work, first=first), given["count"], size, first)
 
-    writing = {"instrument": instrument, "settings": settings} | picked(options, "resume", "overwrite")
+    writing = {"instrument": instrument, "settings": settings} | options.picked(given, "resume", "overwrite")
     count = write_blends(output, batches, **writing)
     click.echo(f"{count} blends written to {output}")
 
@@ -114,10 +103,10 @@ def simulate(output: Path, **options: object) -> None:
 @click.option("--data", type=FILE, help="Set of blends to train weights on.  [default: an endless simulated stream]")
 @click.option("--library", type=FILE, multiple=True, help="Library of isolated galaxies to blend; may be repeated.")
 @click.option("--real-fraction", type=float, help="Fraction of blends from the libraries.  [default: 0.5]")
-@seed_option
-@resume_option
-@overwrite_option
-def train(output: Path | None, kind: str, **options: object) -> None:
+@options.seed
+@options.resume
+@options.overwrite
+def train(output: Path | None, kind: str, **given: object) -> None:
     """Train a network on simulated blends and write it to OUTPUT (KIND.safetensors if not given).
 
     The defaults are the recipes of what ships with the package. Readout, guide and count network stand on the frozen
@@ -132,32 +121,32 @@ def train(output: Path | None, kind: str, **options: object) -> None:
 
     output = Path(f"{kind}.safetensors") if output is None else output
     others = ("weights", "blends") if kind == "weights" else ("batch_size", "data", "library", "real_fraction")
-    if refused := [name for name in others if options[name] not in (None, ())]:
-        raise ValueError(f"{refused[0]} must not be given with --kind {kind}, got {options[refused[0]]}")
-    common = picked(options, "seed", "resume", "overwrite")
-    chosen = {name: options[name] for name in ("steps", "blends", "batch_size") if options[name] is not None}
+    if refused := [name for name in others if given[name] not in (None, ())]:
+        raise ValueError(f"{refused[0]} must not be given with --kind {kind}, got {given[refused[0]]}")
+    common = options.picked(given, "seed", "resume", "overwrite")
+    chosen = {name: given[name] for name in ("steps", "blends", "batch_size") if given[name] is not None}
     if kind == "weights":
-        table = training.train_weights(output, source=_source(options), **chosen, **common)
+        table = training.train_weights(output, source=_source(given), **chosen, **common)
     else:
         recipe = getattr(training, f"train_{kind}")
-        table = recipe(output, load(options["weights"]), **chosen, **common)
-    show(table)
+        table = recipe(output, load(given["weights"]), **chosen, **common)
+    options.show(table)
     click.echo(", ".join(f"{name} {value:.4g}" for name, value in table.meta.items()))
     click.echo(f"written to {output}")
 
 
-def _source(options: dict) -> Path | tuple[Mixture, Mixture] | None:
+def _source(given: dict) -> Path | tuple[Mixture, Mixture] | None:
     """Return what weights are trained on; None for the default."""
     from ..surveys import read_library
     from ..training import Mixture
 
-    exclusive(options, "data", "library")
-    if not options["library"]:
-        return options["data"]
-    library = read_library(*options["library"])
+    options.exclusive(given, "data", "library")
+    if not given["library"]:
+        return given["data"]
+    library = read_library(*given["library"])
     # Three fifths of the galaxies are to train on and a fifth to validate on; the last fifth is left for tests.
     training, validation, _ = library.select(library.keep).split()
-    fraction = 0.5 if options["real_fraction"] is None else options["real_fraction"]
+    fraction = 0.5 if given["real_fraction"] is None else given["real_fraction"]
     mixture = Mixture(library=training, real_fraction=fraction)
     return mixture, replace(mixture, library=validation)
 
@@ -165,9 +154,9 @@ def _source(options: dict) -> Path | tuple[Mixture, Mixture] | None:
 @click.command("fit-psf", short_help="Fit the optical model to a PSF.")
 @click.argument("image", type=FILE)
 @click.option("--pixel-scale", type=float, required=True, help="Arcsec per pixel of IMAGE.")
-@click.option("--output", type=FILE, default="probdeblend-psf", show_default=True, help="Folder to write.")
+@options.output("probdeblend-psf")
 @click.option("--name", default="f160w", show_default=True, help="Filter name, used in file names.")
-@overwrite_option
+@options.overwrite
 def fit_psf(image: Path, pixel_scale: float, output: Path, name: str, overwrite: bool) -> None:
     """Fit the optical model to IMAGE, an effective PSF; write the model and its PSF at 0.06" per pixel.
 
