@@ -138,7 +138,7 @@ def test_blends_with_poor_weights_go_on_from_what_was_learned(model, pairs):
     observed, _, start = pairs
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         place, precision, share = find_modes(model, observed, start)
-        wider = torch.tensor([4.0, 1.0, 1.0, 4.0, 1.0])[:, None, None]
+        wider = torch.tensor([25.0, 1.0, 1.0, 25.0, 1.0])[:, None, None]
         proposal = Mixture(place, wider * torch.linalg.inv(precision), share)
         settings = {"draws": 400, "seed": (1, 0)}
         one, three = (weighted_draws(model, observed, proposal, attempts=n, **settings) for n in (1, 3))
@@ -148,7 +148,7 @@ def test_blends_with_poor_weights_go_on_from_what_was_learned(model, pairs):
     np.testing.assert_array_equal(three.unknown[:, ~poor], one.unknown[:, ~poor])
     np.testing.assert_array_equal(three.log_evidence[~poor], one.log_evidence[~poor])
     assert (three.effective >= one.effective).all()
-    assert np.median((three.effective / one.effective)[poor]) > 1.5
+    assert (three.effective / one.effective)[poor].max() > 2
     assert (np.abs(three.log_evidence - one.log_evidence) < 1)[one.usable].all()
 
 
