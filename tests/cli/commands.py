@@ -19,6 +19,7 @@ class FakeDeblender(Deblender):
         torch.nn.Module.__init__(self)
         self.instrument = Instrument.candels_f160w()
         self.calls = []
+        self.network = None
         self.calibrator = None
         self.flux_prior = None
 
