@@ -5,8 +5,8 @@ import torch
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from probdeblend.deblending.deblender import Deblender
 from probdeblend.deblending import EXAMPLE_PATH
+from probdeblend.deblending.deblender import Deblender
 from probdeblend.deblending.inputs import noise_pixels, stamp_pixels
 from probdeblend.posterior import Posterior
 from probdeblend.scene import Instrument

@@ -66,7 +66,7 @@ def test_noise_is_measured_and_maps_are_rescaled(run, stamps, tmp_path):
     }.items():
         succeeded(run("count", "stamps.fits", "--overwrite", *options))
         found[name] = counted(tmp_path / "counts.ecsv")
-    np.testing.assert_allclose(found["map"], found["measured"], atol=0.005)
+    np.testing.assert_allclose(found["map"], found["measured"], atol=0.02)
     np.testing.assert_allclose(found["measured"][0], found["measured"][1], atol=1e-3)  # the unit does not matter
     np.testing.assert_array_equal(found["as it is"][0], found["number"][0])
     assert np.abs(found["number"] - found["measured"]).max() > 0.02

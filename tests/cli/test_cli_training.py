@@ -7,6 +7,8 @@ import pytest
 from astropy.io import fits
 from commands import refused, succeeded
 
+import probdeblend
+from probdeblend.refinement import load_guide
 from probdeblend.simulation.sets import count_blends, read_blends, read_instrument
 
 
