@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from benchmarks._command import Run, benchmark, sized_option
 from probdeblend._files import kept_arrays
-from probdeblend.cli.options import FILE, weights_option
+from probdeblend.cli.options import FILE
+from probdeblend.cli.options import weights as weights_option
 from probdeblend.deblending.deblender import Deblender
 from probdeblend.deblending.weights import load
 from probdeblend.metrics.accuracy import magnitude_error

@@ -41,7 +41,7 @@ from tqdm.auto import tqdm
 
 from benchmarks._command import Run, benchmark, guide_option, load_with_guide, sized_option
 from probdeblend._files import kept_arrays
-from probdeblend.cli.options import weights_option
+from probdeblend.cli.options import weights as weights_option
 from probdeblend.deblending.deblender import Deblender
 from probdeblend.deblending.sep import sep_posterior
 from probdeblend.photometry.detection import auto_flux

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from benchmarks._command import Run, benchmark, sized_option
 from probdeblend._files import kept_arrays
-from probdeblend.cli.options import weights_option
+from probdeblend.cli.options import weights as weights_option
 from probdeblend.deblending.deblender import Deblends
 from probdeblend.deblending.weights import load
 from probdeblend.metrics.arrays import ONE_SIGMA

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from benchmarks._command import Run, benchmark, guide_option, load_with_guide, sized_option
 from probdeblend._files import kept_arrays
-from probdeblend.cli.options import weights_option
+from probdeblend.cli.options import weights as weights_option
 from probdeblend.posterior.draws import Posterior
 from probdeblend.posterior.flags import Flag
 from probdeblend.refinement.model import BlendModel, Observed

@@ -25,7 +25,9 @@ from benchmarks.flux_accuracy import (
 )
 from benchmarks.validation.section import plain_rows
 from probdeblend._files import whole_file
-from probdeblend.cli.options import FILE, overwrite_option, seed_option
+from probdeblend.cli.options import FILE
+from probdeblend.cli.options import overwrite as overwrite_option
+from probdeblend.cli.options import seed as seed_option
 from probdeblend.metrics.accuracy import magnitude_error
 from probdeblend.scene import GALAXY_TYPES
 from probdeblend.simulation.prior import Prior

@@ -7,7 +7,8 @@ from pathlib import Path
 from benchmarks._command import Run, benchmark, sized_option
 from benchmarks.population.figure import plot_population
 from benchmarks.population.recovery import CELLS, WIDE_CELLS, population_table, summarize
-from probdeblend.cli.options import show, weights_option
+from probdeblend.cli.options import show
+from probdeblend.cli.options import weights as weights_option
 from probdeblend.deblending.weights import load
 
 __all__ = ["main"]

@@ -21,7 +21,8 @@ from benchmarks.validation.population import population_section
 from benchmarks.validation.section import Section, load_section, save_section
 from probdeblend import __version__
 from probdeblend._files import output_folder, unfinished_folder
-from probdeblend.cli.options import FILE, weights_option
+from probdeblend.cli.options import FILE
+from probdeblend.cli.options import weights as weights_option
 from probdeblend.deblending.weights import load
 from probdeblend.surveys import read_library
 
