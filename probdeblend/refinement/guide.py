@@ -9,10 +9,12 @@ blends that the model draws (forward KL).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -22,8 +24,8 @@ from ..deblending.weights import load, read_readout, write_readout
 from ..networks.composite import Blend2Mask2Flux, divide_light
 from ..networks.heads import StudentTHead
 from ..networks.layers import Readout
-from .latents import LATENTS
-from .model import NUISANCES
+from .latents import LATENTS, POSITION, SHAPE
+from .model import NUISANCES, BlendModel
 
 __all__ = ["JointGuide", "default_guide", "light_moments", "load_guide", "save_guide"]
 
@@ -113,6 +115,37 @@ class JointGuide(nn.Module):
             Batch shape (blend,), event shape (number,): in the order of ``BlendModel.split``.
         """
         return self.head.distribution(self.numbers(*self.encode(image)))
+
+    def program(self, model: BlendModel) -> Callable[..., Tensor]:
+        """Return the guide as a Pyro program, for ``Trace_ELBO()(model, guide.program(model))``.
+
+        Parameters
+        ----------
+        model
+            The generative model of pairs; sites are named as there.
+
+        Returns
+        -------
+        callable
+            A function of the arguments of the model; it returns the unknowns ``(blend, number)``.
+        """
+
+        def guide(image: Tensor, *, sky_rms: Tensor, exposure: Tensor, present: Tensor | None = None) -> Tensor:
+            numbers = self.numbers(*self.encode(image[:, None]))
+            with pyro.plate("blend", len(image), dim=-2):
+                posterior = self.head.distribution(numbers[:, None])
+                unknown = pyro.sample("unknown", posterior, infer={"is_auxiliary": True})[..., 0, :]
+                latents, sky_level, growth = model.split(unknown)
+                with pyro.plate("galaxy", model.galaxies, dim=-1):
+                    pyro.sample("shape", dist.Delta(latents[..., SHAPE], event_dim=1))
+                pyro.sample("position", dist.Delta(latents[..., None, :, POSITION], event_dim=2))
+                if model.sky_level:
+                    pyro.sample("sky_level", dist.Delta(sky_level[..., None]))
+                if model.psf_growth:
+                    pyro.sample("log_psf_growth", dist.Delta(growth[..., None]))
+            return unknown
+
+        return guide
 
 
 def save_guide(guide: JointGuide, deblender: Deblender, path: Path | str, *, training: dict[str, object]) -> None:

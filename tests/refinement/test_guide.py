@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import pyro
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -52,6 +53,23 @@ def test_a_gradient_reaches_the_guide_but_not_the_encoder(guide):
     for name, parameter in guide.named_parameters():
         assert parameter.requires_grad != name.startswith("encoder"), name
         assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_the_program_has_the_sites_and_densities_of_guide_and_model(guide):
+    """At the truth, where both are finite: what an ELBO is the mean of."""
+    model = BlendModel(Prior.default(), Instrument.candels_f160w())
+    observed, unknown = model.simulate(2, seed=1)
+    given = {"sky_rms": observed.sky_rms, "exposure": observed.exposure}
+    program = pyro.poutine.condition(guide.eval().program(model), data={"unknown": unknown[:, None]})
+    found = pyro.poutine.trace(program).get_trace(observed.image, **given)
+    density = guide(observed.image[:, None]).log_prob(unknown)
+    torch.testing.assert_close(found.nodes["unknown"]["fn"].log_prob(unknown[:, None])[:, 0], density)
+    replayed = pyro.poutine.trace(pyro.poutine.replay(model, found)).get_trace(observed.image, **given)
+    replayed.compute_log_prob()
+    total = sum(node["log_prob"].sum() for node in replayed.nodes.values() if "log_prob" in node)
+    wanted = (model.log_prior(unknown, observed) + model.log_likelihood(unknown, observed)).sum()
+    assert bool(wanted.isfinite())
+    torch.testing.assert_close(total, wanted)
 
 
 @pytest.mark.slow
