@@ -29,9 +29,8 @@ def _write(collection: Collection, given: Mapping[str, object]) -> None:
     table = collection.summary()
     options.show(table)
     click.echo(f"{table.meta['distinct']} distinct galaxies to keep")
-    if "scatter" in table.meta:
-        correction = "total over AUTO flux {aperture_correction:.3f}, scatter {scatter:.3f}".format(**table.meta)
-        click.echo(f"aperture correction: {correction}")
+    correction = "total over AUTO flux {aperture_correction:.3f}, scatter {scatter:.3f}".format(**table.meta)
+    click.echo(f"aperture correction: {correction}")
     click.echo(f"written to {given['output']}: {', '.join(names)}")
 
 
@@ -75,18 +74,14 @@ def isolate(images: tuple[Path, ...], **given: object) -> None:
 
 
 @click.command(short_help="Observe galaxies of other surveys as CANDELS F160W.")
-@click.argument("file", type=FILE)
+@click.argument("catalog", type=FILE)
 @options.output(None)
-@click.option(
-    "--identity",
-    help="Name of the single galaxy in FILE, a cube of its stamps.  [default: FILE's name]",
-)
 @click.option("--sky-rms", type=float, default=3e-3, show_default=True, help="Sky noise per pixel in e-/s.")
 @click.option("--exposure", type=float, default=3200.0, show_default=True, help="Exposure time in s.")
 @options.seed
 @options.overwrite
-def reobserve(file: Path, **given: object) -> None:
-    """Observe the galaxies of FILE as CANDELS F160W would: GalSim's RealGalaxy catalog, or a cube of stamps.
+def reobserve(catalog: Path, **given: object) -> None:
+    """Observe the galaxies of CATALOG, in GalSim's RealGalaxy format, as CANDELS F160W would.
 
     \b
     Example:
@@ -97,7 +92,7 @@ def reobserve(file: Path, **given: object) -> None:
 
     instrument = Instrument.candels_f160w(**options.picked(given, "sky_rms", "exposure"))
     options.refuse_existing(given["output"], overwrite=given["overwrite"])
-    collection = reobserve_galaxies(file, **options.picked(given, "identity", "seed"), instrument=instrument)
+    collection = reobserve_galaxies(catalog, instrument=instrument, seed=given["seed"])
     _write(collection, given)
 
 

@@ -62,13 +62,35 @@ class Conditions:
             raise ValueError(f"psf_shear must be at least 0 and less than 1, got {self.psf_shear}")
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Draw sky noise and exposure ``(blend,)`` from torch's default generator."""
+        """Draw sky noise and exposure ``(blend,)`` from torch's default generator.
+
+        Parameters
+        ----------
+        count
+            Number of blends.
+
+        Returns
+        -------
+        tuple
+            Sky noise per pixel and exposure in seconds.
+        """
         low, high = (math.log(value) for value in self.sky_rms)
         least, most = self.exposure
         return (low + (high - low) * torch.rand(count)).exp(), least + (most - least) * torch.rand(count)
 
     def sample_psf(self, psf: Tensor) -> Tensor:
-        """Draw a PSF, the instrument's effective one wider and sheared, from torch's default generator."""
+        """Draw a PSF, the instrument's effective one wider and sheared, from torch's default generator.
+
+        Parameters
+        ----------
+        psf
+            Effective PSF ``(y, x)``.
+
+        Returns
+        -------
+        Tensor
+            A PSF of the same shape.
+        """
         low, high = self.psf_growth
         if low == high == 1 and self.psf_shear == 0:
             return psf

@@ -28,7 +28,7 @@ from . import profiles
 from .prior import Prior
 from .workers import in_order
 
-__all__ = ["Renderer", "render_galsim", "render_torch", "simulate", "simulate_blends", "simulate_mosaic"]
+__all__ = ["Renderer", "render_galsim", "render_torch", "simulate", "simulate_blends", "simulate_mosaic", "with_noise"]
 
 Renderer = Callable[[Components, Instrument], Tensor]
 """A function that turns light into noiseless images ``(blend, galaxy, y, x)`` of each galaxy alone."""
@@ -161,12 +161,14 @@ def simulate_blends(
 
     Parameters
     ----------
-    count, prior, instrument, seed, render, workers
+    count, prior, instrument, seed, render
         As for `simulate`; any number of blends.
     batch_size
         Blends per batch; the last one holds the remainder.
     first
         Number of the first batch to make.
+    workers
+        As for `simulate`.
 
     Returns
     -------
@@ -190,7 +192,7 @@ def _seeds(key: tuple[int, ...], count: int) -> list[int]:
     return [int(state >> np.uint64(1)) for state in np.random.SeedSequence(key).generate_state(count, np.uint64)]
 
 
-def _with_noise(light: Tensor, instrument: Instrument, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+def with_noise(light: Tensor, instrument: Instrument, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Return images with the noise of the instrument, and their ``sky_rms`` and ``exposure``."""
     noise = {name: torch.full((len(light),), getattr(instrument, name)) for name in ("sky_rms", "exposure")}
     generator = torch.Generator().manual_seed(seed)
@@ -209,7 +211,7 @@ def _batch(
     isolated = render(components, instrument).cpu()
     light = torch.zeros(size, 1, STAMP_SIZE, STAMP_SIZE)
     light[:count, 0] = isolated.sum(1)
-    image, noise = _with_noise(light, instrument, noise_seed)
+    image, noise = with_noise(light, instrument, noise_seed)
     measured = [[auto_flux(alone, instrument.sky_rms) for alone in blend] for blend in isolated.numpy()]
     return Blend(
         image=image[:count],
@@ -276,7 +278,7 @@ def simulate_mosaic(
     for (x0, y0), stamp in zip(corner + STAMP_SIZE, stamps, strict=True):
         image[y0 : y0 + STAMP_SIZE, x0 : x0 + STAMP_SIZE] += stamp
     image = torch.from_numpy(image[STAMP_SIZE:-STAMP_SIZE, STAMP_SIZE:-STAMP_SIZE].copy()).float()[None]
-    noisy = _with_noise(image, instrument, noise_seed)[0][0].double().numpy()
+    noisy = with_noise(image, instrument, noise_seed)[0][0].double().numpy()
     catalog = Table({"id": np.arange(1, count + 1)})
     for name in ("x", "y", "magnitude", "half_light_radius"):
         catalog[name] = pairs[name][:, 0].numpy()

@@ -115,7 +115,23 @@ class Prior:
         return replace(cls.published().extended(0.3), anywhere_fraction=0.2)
 
     def extended(self, fraction: float) -> Prior:
-        """Return the prior with a fraction of galaxies continued to magnitude 26 along the relation of size with it."""
+        """Return the prior with a fraction of galaxies continued to magnitude 26 along the relation of size with it.
+
+        Parameters
+        ----------
+        fraction
+            Fraction of the galaxies, at least 0 and less than 1.
+
+        Returns
+        -------
+        Prior
+            The wider prior.
+
+        Raises
+        ------
+        ValueError
+            If the fraction is out of range.
+        """
         if not 0 <= fraction < 1:
             raise ValueError(f"fraction must be at least 0 and less than 1, got {fraction}")
         weights, means, covariances = [], [], []
@@ -140,6 +156,16 @@ class Prior:
         """Return the joint distribution of AB magnitude and ln(major-axis half-light radius in arcsec), given the type.
 
         It is not truncated, and has the batch shape of the type, an index into `GALAXY_TYPES`.
+
+        Parameters
+        ----------
+        galaxy_type
+            Indices into `GALAXY_TYPES`.
+
+        Returns
+        -------
+        pyro.distributions.MixtureSameFamily
+            With event shape (2,).
         """
         weights, means = torch.tensor(self.weights), torch.tensor(self.means)
         parts = dist.MultivariateNormal(means[galaxy_type], torch.tensor(self.covariances)[galaxy_type])
@@ -149,6 +175,11 @@ class Prior:
         """Sample one galaxy as a Pyro program; plates around it give it a batch shape.
 
         Returns the values of its sites by name; ``shape`` is the quantile of the Sérsic index within its type.
+
+        Returns
+        -------
+        dict
+            Values of its sites.
         """
         kind = pyro.sample("galaxy_type", dist.Categorical(torch.tensor(self.type_probabilities)))
         round_ = kind == GALAXY_TYPES.index("sph")
@@ -207,7 +238,18 @@ class Prior:
         return {name: value[keep] for name, value in pairs.items()}
 
     def positions(self, radius: Tensor) -> dict[str, Tensor]:
-        """Draw centers ``x``, ``y (blend, galaxy)`` in pixels from torch's generator, for radii in published pixels."""
+        """Draw centers ``x``, ``y (blend, galaxy)`` in pixels from torch's generator, for radii in published pixels.
+
+        Parameters
+        ----------
+        radius
+            Half-light radii ``(blend, galaxy)`` in pixels of the published images.
+
+        Returns
+        -------
+        dict
+            Positions by name.
+        """
         dx, dy = SEPARATIONS[self.separation](radius[:, :2])
         far_x, far_y = SEPARATIONS["anywhere"](radius)
         anywhere = torch.rand(len(radius)) < self.anywhere_fraction
@@ -250,6 +292,23 @@ class Prior:
 
         The sky noise of the training images is log-uniform in the range, in image units; the zero point is the AB
         magnitude of unit flux.
+
+        Parameters
+        ----------
+        sky_rms
+            Lowest and highest sky noise per pixel.
+        zero_point
+            AB magnitude of unit flux.
+
+        Returns
+        -------
+        FluxPrior
+            The density, in ln of flux over sky noise.
+
+        Raises
+        ------
+        ValueError
+            If the prior is not one of pairs.
         """
         if self.crowding != (0.0, 1.0):
             raise ValueError(f"prior must be of pairs, with the crowding (0.0, 1.0), got {self.crowding}")
@@ -261,12 +320,29 @@ class Prior:
         return FluxPrior(gaussians, self.magnitude_range, self.max_difference, sky_rms, zero_point)
 
     def describe(self) -> str:
-        """Return the fields of the prior as a JSON object, to be stored with data and weights."""
+        """Return the fields of the prior as a JSON object, to be stored with data and weights.
+
+        Returns
+        -------
+        str
+            A JSON object, which `parse` reads.
+        """
         return json.dumps(asdict(self))
 
     @classmethod
     def parse(cls, text: str) -> Prior:
-        """Make a prior from the JSON that `describe` returns."""
+        """Make a prior from the JSON that `describe` returns.
+
+        Parameters
+        ----------
+        text
+            What `describe` returned.
+
+        Returns
+        -------
+        Prior
+            The prior.
+        """
         return cls(**{name: nested_tuples(value) for name, value in json.loads(text).items()})
 
 

@@ -89,7 +89,23 @@ class PsfModel:
             raise ValueError(f"aberrations must be seven numbers, got {len(self.aberrations)}")
 
     def effective(self, pixel_scale: float) -> galsim.GSObject:
-        """Return the effective PSF of pixels of this size in arcsec, to be drawn with ``method="no_pixel"``."""
+        """Return the effective PSF of pixels of this size in arcsec, to be drawn with ``method="no_pixel"``.
+
+        Parameters
+        ----------
+        pixel_scale
+            Arcsec per pixel.
+
+        Returns
+        -------
+        galsim.GSObject
+            Optics, charge diffusion and pixel.
+
+        Raises
+        ------
+        ValueError
+            If the pixel scale is not positive.
+        """
         import galsim
 
         if not pixel_scale > 0:
@@ -112,6 +128,20 @@ class PsfModel:
         """Draw the effective PSF ``(y, x)`` in float64 on a square of `size` pixels of `pixel_scale` arcsec.
 
         The offset ``(x, y)`` from the middle of the square is in pixels. The sum is below 1 by the light outside.
+
+        Parameters
+        ----------
+        pixel_scale
+            Arcsec per pixel.
+        size
+            Pixels per side.
+        offset
+            Offset of the PSF ``(x, y)`` from the middle of the square, in pixels.
+
+        Returns
+        -------
+        ndarray
+            Response of each pixel.
         """
         import galsim
 

@@ -7,21 +7,19 @@ to isolated galaxies of the prior, drawn with the instrument's PSF and noise and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import torch
 from astropy.stats import mad_std
-from astropy.wcs import WCS
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from ..photometry.noise import add_noise
 from ..scene import Instrument
-from ..simulation.galsim import render_torch
+from ..simulation.galsim import render_torch, with_noise
 from ..simulation.prior import Prior
 from .isolated import IsolatedGalaxy, NotIsolatedError, measure_galaxy
 from .library import Library
@@ -48,14 +46,12 @@ class ApertureCorrection:
 
 def fit_aperture_correction(instrument: Instrument, *, count: int = 600, seed: int = 0) -> ApertureCorrection:
     """Measure the aperture correction on `count` simulated isolated galaxies."""
-    galaxies, factors = [], []
-    for start in range(0, count, BATCH):
-        for galaxy, total in _simulated(min(BATCH, count - start), instrument, seed=seed + start):
-            galaxies.append(galaxy)
-            factors.append(np.log(total / galaxy.auto_flux))
-    if len(galaxies) < 50:
-        raise ValueError(f"at least 50 simulated galaxies must be found, got {len(galaxies)} of {count}")
-    target = np.array(factors)
+    starts = range(0, count, BATCH)
+    found = [pair for start in starts for pair in _simulated(min(BATCH, count - start), instrument, seed=seed + start)]
+    if len(found) < 50:
+        raise ValueError(f"at least 50 simulated galaxies must be found, got {len(found)} of {count}")
+    galaxies, total = zip(*found, strict=True)
+    target = np.log([flux / galaxy.auto_flux for flux, galaxy in zip(total, galaxies, strict=True)])
     inside = np.abs(target - np.median(target)) < LARGEST
     features, target = _features(galaxies)[inside], target[inside]
     regression = make_pipeline(StandardScaler(), PolynomialFeatures(2), RidgeCV(np.logspace(-3, 3, 13)))
@@ -63,21 +59,16 @@ def fit_aperture_correction(instrument: Instrument, *, count: int = 600, seed: i
     return ApertureCorrection(regression, float(mad_std(left)), features.min(0), features.max(0))
 
 
-def _simulated(count: int, instrument: Instrument, *, seed: int) -> list[tuple[IsolatedGalaxy, float]]:
+def _simulated(count: int, instrument: Instrument, *, seed: int) -> Iterator[tuple[IsolatedGalaxy, float]]:
+    """Yield the galaxies that are found, with their total fluxes."""
     prior = replace(Prior.default(), crowding=(1.0,))
     pairs = prior.sample(count, seed=seed)
     light = prior.components(pairs, instrument, seed=seed)
-    noise = {name: torch.full((count,), getattr(instrument, name)) for name in ("sky_rms", "exposure")}
-    generator = torch.Generator().manual_seed(seed)
-    images = add_noise(render_torch(light, instrument)[:, 0].cpu(), instrument.to("cpu"), **noise, generator=generator)
-    found = []
+    images, _ = with_noise(render_torch(light, instrument)[:, 0].cpu(), instrument, seed)
     for stamp, x, y, total in zip(images.numpy(), pairs["x"], pairs["y"], light.total_flux, strict=True):
-        try:
+        with suppress(NotIsolatedError):
             galaxy = measure_galaxy(stamp.astype(np.float64), instrument.sky_rms, (float(x[0]), float(y[0])))
-        except NotIsolatedError:
-            continue
-        found.append((galaxy, float(total[0])))
-    return found
+            yield galaxy, float(total[0])
 
 
 def _features(galaxies: Sequence[IsolatedGalaxy]) -> NDArray[np.float64]:
@@ -86,31 +77,15 @@ def _features(galaxies: Sequence[IsolatedGalaxy]) -> NDArray[np.float64]:
 
 
 def library_of(
-    galaxies: Sequence[IsolatedGalaxy],
-    *,
-    origin: str,
-    instrument: Instrument,
-    correction: ApertureCorrection,
-    wcs: WCS | None = None,
-    true_flux: ArrayLike | None = None,
+    galaxies: Sequence[IsolatedGalaxy], *, origin: str, instrument: Instrument, correction: ApertureCorrection
 ) -> Library:
-    """Make a library of galaxies, with their `true_flux` or the AUTO flux corrected to the total one.
-
-    Those without a quality flag are kept. `wcs` holds the world coordinates of the mosaic they were cut out of.
-    """
-    names = ("identity", "pixels", "segmentation", "sky_rms", "x", "y", "auto_flux", "galaxy_type", "quality")
-    columns = {name: np.array([getattr(galaxy, name) for galaxy in galaxies]) for name in names}
-    flux, error = np.asarray(true_flux, dtype=float), np.zeros(len(galaxies))
-    if true_flux is None:
-        flux = columns["auto_flux"] * correction.factors(galaxies)
-        relative = np.array([galaxy.flux_error for galaxy in galaxies]) / columns["auto_flux"]
-        error = flux * np.hypot(relative, correction.scatter)
-    ra, dec = np.full((2, len(galaxies)), np.nan)
-    if wcs is not None:
-        ra, dec = wcs.pixel_to_world_values(*np.array([(g.x0 + g.x, g.y0 + g.y) for g in galaxies]).T)
-    columns |= {"ra": np.asarray(ra, float), "dec": np.asarray(dec, float), "flux": flux, "flux_error": error}
-    columns["half_light_radius"] = instrument.pixel_scale * np.array([galaxy.half_light_radius for galaxy in galaxies])
-    same = {"origin": origin, "flux_kind": "corrected" if true_flux is None else "true"}
+    """Make a library of galaxies, with AUTO fluxes corrected to total ones; those without a quality flag are kept."""
+    measured = {f.name for f in fields(Library)} & {f.name for f in fields(IsolatedGalaxy)}
+    columns = {name: np.array([getattr(galaxy, name) for galaxy in galaxies]) for name in measured}
+    flux = columns["auto_flux"] * correction.factors(galaxies)
+    error = flux * np.hypot(columns["flux_error"] / columns["auto_flux"], correction.scatter)
+    columns |= {"flux": flux, "flux_error": error, "keep": columns["quality"] == 0}
+    columns["half_light_radius"] = instrument.pixel_scale * columns["half_light_radius"]
+    same = {"origin": origin, "flux_kind": "corrected"}
     same |= {name: float(getattr(instrument, name)) for name in ("zero_point", "exposure")}
-    columns |= {name: np.full(len(galaxies), value) for name, value in same.items()}
-    return Library(**columns, keep=columns["quality"] == 0)
+    return Library(**columns, **{name: np.full(len(galaxies), value) for name, value in same.items()})

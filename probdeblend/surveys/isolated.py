@@ -48,7 +48,7 @@ class IsolatedGalaxy:
     The sky-subtracted `pixels` and the `segmentation` at 3 times the sky noise are ``(y, x)``; `sky_rms` and the Kron
     flux and its error, which allows for the noise's correlation, are in image units, the half-light radius within the
     Kron aperture in pixels. The concentration is the radius with 80 % of the Kron flux over that with 20 %. The stamp's
-    first pixel is at x0, y0 in the mosaic.
+    first pixel is at x0, y0 in the mosaic, the galaxy at ra, dec in degrees.
     """
 
     pixels: NDArray[np.float32]
@@ -63,6 +63,8 @@ class IsolatedGalaxy:
     quality: int
     x0: int = 0
     y0: int = 0
+    ra: float = np.nan
+    dec: float = np.nan
     identity: str = ""
     galaxy_type: int = -1
 

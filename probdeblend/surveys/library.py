@@ -163,7 +163,18 @@ class Library:
         return np.array(["; ".join(reasons) for reasons in names], dtype=str)
 
     def select(self, index: ArrayLike | slice) -> Library:
-        """Return the galaxies that an index picks: numbers, booleans or a slice."""
+        """Return the galaxies that an index picks: numbers, booleans or a slice.
+
+        Parameters
+        ----------
+        index
+            Numbers ``(galaxy,)``, booleans ``(galaxy,)``, or a slice.
+
+        Returns
+        -------
+        Library
+            These galaxies.
+        """
         rows = index if isinstance(index, slice) else np.asarray(index)
         return Library(**{name: values[rows] for name, values in vars(self).items()})
 
@@ -235,7 +246,13 @@ class Library:
         return np.array([identity_number(f"{seed}:{name}") for name in self.identity]) / 2.0**63
 
     def digest(self) -> str:
-        """Return a fingerprint, 32 hexadecimal digits, of the kept galaxies: identities, pixels and fluxes."""
+        """Return a fingerprint, 32 hexadecimal digits, of the kept galaxies: identities, pixels and fluxes.
+
+        Returns
+        -------
+        str
+            The fingerprint.
+        """
         kept = self.select(self.keep)
         parts = ("\n".join(kept.identity).encode(), kept.pixels.tobytes(), kept.flux.tobytes())
         return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
@@ -258,6 +275,11 @@ def join(libraries: Sequence[Library]) -> Library:
 
 def keep_table(library: Library) -> Table:
     """Return the list that the user edits.
+
+    Parameters
+    ----------
+    library
+        The galaxies.
 
     Returns
     -------

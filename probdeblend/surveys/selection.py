@@ -89,9 +89,7 @@ class Collection:
         rows += [("rejected", reason, number) for reason, number in rejected.most_common()]
         rows += [("left out", reason, number) for reason, number in self.skipped.most_common()]
         meta = {"distinct": len(set(library.identity[library.keep]))}
-        if (corrected := library.flux_kind == "corrected").any():
-            meta["aperture_correction"] = float(np.median((library.flux / library.auto_flux)[corrected]))
-            meta["scatter"] = self.scatter
+        meta |= {"aperture_correction": float(np.median(library.flux / library.auto_flux)), "scatter": self.scatter}
         return Table(rows=rows, names=("state", "reason", "galaxies"), meta=meta)
 
 
@@ -157,11 +155,11 @@ def isolate_galaxies(
     # The correction depends on sizes and fluxes in units of the noise, so that one depth serves for all.
     depths = [galaxy.sky_rms / _unit(mosaic, instrument) for mosaic, galaxies in cut_out for galaxy in galaxies]
     correction = fit_aperture_correction(instrument.replace(sky_rms=float(np.median(depths))))
-    parts = []
-    for mosaic, galaxies in cut_out:
-        if galaxies:
-            known = {"origin": mosaic.name, "instrument": in_units_of(mosaic, instrument), "wcs": mosaic.wcs}
-            parts.append(library_of(galaxies, correction=correction, **known))
+    parts = [
+        library_of(galaxies, origin=mosaic.name, instrument=in_units_of(mosaic, instrument), correction=correction)
+        for mosaic, galaxies in cut_out
+        if galaxies
+    ]
     return Collection(join(parts), skipped, correction.scatter)
 
 
@@ -296,8 +294,9 @@ def cut_galaxies(
             skipped["the same source as that of another row"] += 1
             continue
         centers.append(center)
-        identity = f"{mosaic.name}:{names[number]}"
-        yield replace(cut, x0=x0, y0=y0, identity=identity, galaxy_type=int(kind[number]))
+        ra, dec = (np.nan, np.nan) if mosaic.wcs is None else mosaic.wcs.pixel_to_world_values(*center)
+        place = {"x0": x0, "y0": y0, "ra": float(ra), "dec": float(dec)}
+        yield replace(cut, identity=f"{mosaic.name}:{names[number]}", galaxy_type=int(kind[number]), **place)
 
 
 def covered(window: NDArray[np.float64]) -> tuple[slice, slice]:
