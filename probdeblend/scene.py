@@ -313,12 +313,34 @@ class Blend(_Batch):
 
     @classmethod
     def join(cls, batches: Iterable[Blend]) -> Blend:
-        """Return the blends of several batches with the same known fields as one batch."""
+        """Return the blends of several batches with the same known fields as one batch.
+
+        Parameters
+        ----------
+        batches
+            Batches that know the same fields.
+
+        Returns
+        -------
+        Blend
+            All blends, in the order of the batches.
+        """
         first, *others = (vars(batch) for batch in batches)
         known = [name for name, value in first.items() if value is not None]
         return cls(**{name: torch.cat([first[name], *(other[name] for other in others)]) for name in known})
 
 
 def seed_of(*key: int) -> int:
-    """Return a 63-bit seed for torch that depends on a key of non-negative integers; zeros at its end do not count."""
+    """Return a seed for torch that depends on a key; zeros at the end of the key do not count.
+
+    Parameters
+    ----------
+    *key
+        Integers, at least 0.
+
+    Returns
+    -------
+    int
+        63 random bits.
+    """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))

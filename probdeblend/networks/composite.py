@@ -91,12 +91,34 @@ class Blend2Flux(nn.Module):
         self.head = head(self.cnn.out_features)
 
     def encode(self, image: Tensor) -> BlendFeatures:
-        """Return the features from which `answer` continues; the light of the whole stamp starts both log-fluxes."""
+        """Return the features from which `answer` continues; the light of the whole stamp starts both log-fluxes.
+
+        Parameters
+        ----------
+        image
+            Images over sky noise ``(blend, band, y, x)``.
+
+        Returns
+        -------
+        BlendFeatures
+            Features of the CNN and starting log-fluxes.
+        """
         light = image.sum((-3, -2, -1)).clamp(min=1.0).log()
         return BlendFeatures(self.cnn.encode(stretch(image)), light[:, None].expand(-1, 2), None)
 
     def answer(self, features: BlendFeatures) -> BlendAnswer:
-        """Return the head's outputs from features."""
+        """Return the head's outputs from features.
+
+        Parameters
+        ----------
+        features
+            What `encode` returns.
+
+        Returns
+        -------
+        BlendAnswer
+            Outputs of the head, without masks.
+        """
         return BlendAnswer(self.head.numbers(self.cnn.answer(features.flux), features.start), None, None)
 
     def forward(self, image: Tensor) -> BlendAnswer:
@@ -157,7 +179,18 @@ class Blend2Mask2Flux(nn.Module):
         self.end_to_end = True
 
     def encode(self, image: Tensor) -> BlendFeatures:
-        """Return the features from which `answer` continues; the light of each galaxy starts its log-flux."""
+        """Return the features from which `answer` continues; the light of each galaxy starts its log-flux.
+
+        Parameters
+        ----------
+        image
+            Images over sky noise ``(blend, band, y, x)``.
+
+        Returns
+        -------
+        BlendFeatures
+            Features of U-Net and CNN, and starting log-fluxes.
+        """
         channels = stretch(image)
         features = self.unet.encode(channels)
         seen = self.unet.logits(features).float().sigmoid()
@@ -170,7 +203,18 @@ class Blend2Mask2Flux(nn.Module):
         return BlendFeatures(flux, start, features)
 
     def answer(self, features: BlendFeatures) -> BlendAnswer:
-        """Return the head's outputs and the U-Net's logits from features."""
+        """Return the head's outputs and the U-Net's logits from features.
+
+        Parameters
+        ----------
+        features
+            What `encode` returns.
+
+        Returns
+        -------
+        BlendAnswer
+            Outputs of the head, and logits of masks and shares.
+        """
         flux = self.head.numbers(self.cnn.answer(features.flux), features.start)
         logits = self.unet.answer(features.mask).float()
         return BlendAnswer(flux, logits[:, :2], logits[:, 2])

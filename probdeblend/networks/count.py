@@ -90,20 +90,53 @@ class CountNetwork(nn.Module):
         self.out = nn.Linear(hidden, classes)
 
     def train(self, mode: bool = True) -> CountNetwork:
-        """Switch dropout on or off; the encoder, which others may share, stays in evaluation mode."""
+        """Switch dropout on or off; the encoder, which others may share, stays in evaluation mode.
+
+        Parameters
+        ----------
+        mode
+            Whether to switch dropout on.
+
+        Returns
+        -------
+        CountNetwork
+            The network itself.
+        """
         super().train(mode)
         self.encoder.eval()
         return self
 
     def encode(self, image: Tensor) -> Tensor:
-        """Return mean and maximum of the features of the recentered image, by resolution: ``(blend, feature)``."""
+        """Return mean and maximum of the features of the recentered image, by resolution: ``(blend, feature)``.
+
+        Parameters
+        ----------
+        image
+            Images over sky noise ``(blend, band, y, x)``.
+
+        Returns
+        -------
+        Tensor
+            Pooled features.
+        """
         with torch.no_grad():
             levels = self.encoder.descend(stretch(recenter(image)))
             pooled = [pool for level in levels for pool in (level.mean((-2, -1)), level.amax((-2, -1)))]
         return torch.cat(pooled, 1).float()
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return the logits ``(blend, class)``, divided by the temperature, from what `encode` returns."""
+        """Return the logits ``(blend, class)``, divided by the temperature, from what `encode` returns.
+
+        Parameters
+        ----------
+        features
+            What `encode` returns.
+
+        Returns
+        -------
+        Tensor
+            Logits of one, two, and three or more galaxies.
+        """
         return self.out(self.readout(features)) / self.temperature
 
     def forward(self, image: Tensor) -> Tensor:
@@ -122,7 +155,18 @@ class CountNetwork(nn.Module):
         return self.logits(self.encode(image))
 
     def label(self, count: Tensor) -> Tensor:
-        """Return the class of a number of galaxies, from 1: the index of its logit."""
+        """Return the class of a number of galaxies, from 1: the index of its logit.
+
+        Parameters
+        ----------
+        count
+            Numbers of galaxies.
+
+        Returns
+        -------
+        Tensor
+            Classes; the last one stands for all larger numbers.
+        """
         return count.clamp(1, self.classes) - 1
 
     def probability(self, image: Tensor) -> NDArray[np.float64]:
@@ -147,6 +191,18 @@ class CountNetwork(nn.Module):
         """Set and return the temperature that is most likely for blends that were not trained on.
 
         It is above 1 if the network is overconfident; `features` are what `encode` returns, `count` the true numbers.
+
+        Parameters
+        ----------
+        features
+            What `encode` returns.
+        count
+            True numbers of galaxies ``(blend,)``.
+
+        Returns
+        -------
+        float
+            The temperature.
         """
         self.eval()
         self.temperature.fill_(1.0)

@@ -56,18 +56,55 @@ class PointHead(nn.Module):
         return self.fluxes
 
     def numbers(self, features: Tensor, start: Tensor | float) -> Tensor:
-        """Return the outputs ``(blend, count)``: the locations of all components first, counted from `start`."""
+        """Return the outputs ``(blend, count)``: the locations of all components first, counted from `start`.
+
+        Parameters
+        ----------
+        features
+            Features ``(blend, in_features)``.
+        start
+            Log-fluxes that the locations are counted from ``(blend, flux)``.
+
+        Returns
+        -------
+        Tensor
+            Outputs, from which `distribution` and `sample` continue.
+        """
         out = self.out(features).float()
         start = torch.as_tensor(start, device=out.device).expand(*out.shape[:-1], self.fluxes)
         end = self.components * self.fluxes
         return torch.cat([out[..., :end] + start.tile(self.components), out[..., end:]], -1)
 
     def distribution(self, numbers: Tensor) -> dist.TorchDistribution:
-        """Return the distribution of the log-fluxes, event shape (fluxes,), from `numbers` of any batch shape."""
+        """Return the distribution of the log-fluxes, event shape (fluxes,), from `numbers` of any batch shape.
+
+        Parameters
+        ----------
+        numbers
+            Outputs ``(..., count)`` from `numbers`.
+
+        Returns
+        -------
+        pyro.distributions.TorchDistribution
+            With event shape (fluxes,).
+        """
         return dist.Delta(numbers, event_dim=1)
 
     def sample(self, numbers: Tensor, count: int) -> Tensor:
-        """Draw log-fluxes ``(count, ..., flux)``."""
+        """Draw log-fluxes ``(count, ..., flux)``.
+
+        Parameters
+        ----------
+        numbers
+            Outputs ``(..., count)`` from `numbers`.
+        count
+            Number of draws.
+
+        Returns
+        -------
+        Tensor
+            Draws.
+        """
         return self.distribution(numbers).sample((count,))
 
     def forward(self, features: Tensor, start: Tensor | float = 0.0) -> dist.TorchDistribution:
@@ -105,7 +142,18 @@ class NormalHead(PointHead):
         return 2 * self.fluxes + self.fluxes * (self.fluxes - 1) // 2
 
     def location_and_scale(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Return location ``(..., flux)`` and Cholesky factor ``(..., flux, flux)``."""
+        """Return location ``(..., flux)`` and Cholesky factor ``(..., flux, flux)``.
+
+        Parameters
+        ----------
+        numbers
+            Outputs ``(..., count)`` from `numbers`.
+
+        Returns
+        -------
+        tuple
+            Location and Cholesky factor.
+        """
         n = self.fluxes
         location, width, lower, _ = numbers.tensor_split((n, 2 * n, 2 * n + n * (n - 1) // 2), -1)
         width = softplus(width + math.log(math.expm1(FIRST_SCALE))) + LEAST_SCALE
@@ -115,7 +163,18 @@ class NormalHead(PointHead):
         return location, factor
 
     def distribution(self, numbers: Tensor) -> dist.TorchDistribution:
-        """Return the normal distribution of the log-fluxes."""
+        """Return the normal distribution of the log-fluxes.
+
+        Parameters
+        ----------
+        numbers
+            Outputs ``(..., count)`` from `numbers`.
+
+        Returns
+        -------
+        pyro.distributions.TorchDistribution
+            With event shape (fluxes,).
+        """
         location, factor = self.location_and_scale(numbers)
         return dist.MultivariateNormal(location, scale_tril=factor, validate_args=False)
 
@@ -137,7 +196,18 @@ class StudentTHead(NormalHead):
         return super().count + 1
 
     def distribution(self, numbers: Tensor) -> dist.TorchDistribution:
-        """Return the Student-t distribution of the log-fluxes, with more than three degrees of freedom."""
+        """Return the Student-t distribution of the log-fluxes, with more than three degrees of freedom.
+
+        Parameters
+        ----------
+        numbers
+            Outputs ``(..., count)`` from `numbers`.
+
+        Returns
+        -------
+        pyro.distributions.TorchDistribution
+            With event shape (fluxes,).
+        """
         location, factor = self.location_and_scale(numbers)
         degrees = 3.0 + softplus(numbers[..., -1] + 3.0)
         return dist.MultivariateStudentT(degrees, location, factor, validate_args=False)
@@ -147,6 +217,18 @@ class StudentTHead(NormalHead):
 
         The exponential of a Student-t variable has no moments: one draw far out in its tail would dominate the
         variance of the fluxes. The region is an ellipse, whose radius follows the F distribution.
+
+        Parameters
+        ----------
+        numbers
+            Outputs ``(..., count)`` from `numbers`.
+        count
+            Number of draws.
+
+        Returns
+        -------
+        Tensor
+            Draws.
         """
         exact = self.distribution(numbers)
         draws = exact.sample((count + count // 20 + 32,))
@@ -191,7 +273,18 @@ class MixtureHead(NormalHead):
         return self.components * (super().count + 1)
 
     def distribution(self, numbers: Tensor) -> dist.TorchDistribution:
-        """Return the mixture of normal distributions of the log-fluxes."""
+        """Return the mixture of normal distributions of the log-fluxes.
+
+        Parameters
+        ----------
+        numbers
+            Outputs ``(..., count)`` from `numbers`.
+
+        Returns
+        -------
+        pyro.distributions.TorchDistribution
+            With event shape (fluxes,).
+        """
         n = self.fluxes
         sizes = (n, n, n * (n - 1) // 2, 1)
         parts = numbers.split([self.components * size for size in sizes], -1)
@@ -234,12 +327,35 @@ class TotalRatioHead(MixtureHead):
         """Return the outputs ``(blend, count)``: first the components' ln total and ln ratio of companion to central.
 
         They are counted from the total and the ratio of the log-fluxes `start`.
+
+        Parameters
+        ----------
+        features
+            Features ``(blend, in_features)``.
+        start
+            Log-fluxes that the locations are counted from ``(blend, flux)``.
+
+        Returns
+        -------
+        Tensor
+            Outputs, from which `distribution` and `sample` continue.
         """
         pair = torch.as_tensor(start, device=features.device).expand(len(features), 2)
         return super().numbers(features, self.division.inv(pair))
 
     def distribution(self, numbers: Tensor) -> dist.TorchDistribution:
-        """Return the distribution of the log-fluxes, which has a mean."""
+        """Return the distribution of the log-fluxes, which has a mean.
+
+        Parameters
+        ----------
+        numbers
+            Outputs ``(..., count)`` from `numbers`.
+
+        Returns
+        -------
+        pyro.distributions.TorchDistribution
+            With event shape (fluxes,).
+        """
         return _Divided(super().distribution(numbers), self.division, validate_args=False)
 
 

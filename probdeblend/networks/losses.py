@@ -47,7 +47,24 @@ class LabelEntropy(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor, flux: Tensor, mask: Tensor, light: Tensor) -> Tensor:
-        """Return the cross-entropy."""
+        """Return the cross-entropy.
+
+        Parameters
+        ----------
+        image
+            Images over sky noise ``(blend, band, y, x)``.
+        flux
+            True fluxes over sky noise ``(blend, galaxy)``.
+        mask
+            True masks ``(blend, galaxy, y, x)``.
+        light
+            Light of each galaxy over sky noise ``(blend, galaxy, y, x)``.
+
+        Returns
+        -------
+        Tensor
+            Mean over the pixels, in nat.
+        """
         return cross_entropy(self.network(image).float(), labels(mask))
 
 
@@ -71,7 +88,24 @@ class JointError(nn.Module):
         self.network, self.mask_weight, self.flux_weight = network, mask_weight, flux_weight
 
     def forward(self, image: Tensor, flux: Tensor, mask: Tensor, light: Tensor) -> Tensor:
-        """Return the weighted sum."""
+        """Return the weighted sum.
+
+        Parameters
+        ----------
+        image
+            Images over sky noise ``(blend, band, y, x)``.
+        flux
+            True fluxes over sky noise ``(blend, galaxy)``.
+        mask
+            True masks ``(blend, galaxy, y, x)``.
+        light
+            Light of each galaxy over sky noise ``(blend, galaxy, y, x)``.
+
+        Returns
+        -------
+        Tensor
+            Mean over the blends.
+        """
         answer = self.network(image)
         error = self.flux_weight * 100 * ((answer.flux.mean.exp() - flux) / flux).abs().mean()
         return error if answer.mask is None else self.mask_weight * _mask_entropy(answer.mask, mask) + error
@@ -95,7 +129,24 @@ class NegativeLogLikelihood(nn.Module):
         self.network, self.mask_weight, self.share_weight = network, mask_weight, share_weight
 
     def forward(self, image: Tensor, flux: Tensor, mask: Tensor, light: Tensor) -> Tensor:
-        """Return the loss in nat."""
+        """Return the loss in nat.
+
+        Parameters
+        ----------
+        image
+            Images over sky noise ``(blend, band, y, x)``.
+        flux
+            True fluxes over sky noise ``(blend, galaxy)``.
+        mask
+            True masks ``(blend, galaxy, y, x)``.
+        light
+            Light of each galaxy over sky noise ``(blend, galaxy, y, x)``.
+
+        Returns
+        -------
+        Tensor
+            Mean over the blends.
+        """
         answer = self.network(image)
         loss = -answer.flux.log_prob(torch.log(flux)).mean()
         if answer.mask is None:

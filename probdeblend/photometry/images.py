@@ -74,6 +74,20 @@ class FieldImage:
         """Read the square of `size` pixels ``(y, x)`` that begins at pixel x0, y0, and may reach over the edge.
 
         Pixels are NaN beyond the image and where blocks of exact zeros mean that there is no coverage.
+
+        Parameters
+        ----------
+        x0
+            First column.
+        y0
+            First row.
+        size
+            Pixels per side.
+
+        Returns
+        -------
+        ndarray
+            The pixels.
         """
         # With a margin, so that blocks of zeros are recognized wherever a window ends.
         margin = len(NO_COVERAGE) - 1

@@ -152,7 +152,18 @@ class Calibrator:
         return replace(fitted, pairs=groups, singly=singly)
 
     def with_masks(self, sums: Reliability) -> Calibrator:
-        """Add the calibration of masks, fitted to sums over pixels from `~probdeblend.posterior.masks.mask_sums`."""
+        """Add the calibration of masks, fitted to sums over pixels from `~probdeblend.posterior.masks.mask_sums`.
+
+        Parameters
+        ----------
+        sums
+            Counts of pixels by mask probability.
+
+        Returns
+        -------
+        Calibrator
+            The same calibrator with a map of mask probabilities.
+        """
         return replace(self, mask=MaskMap.fit(sums))
 
     def __call__(self, posterior: Posterior) -> Posterior:
@@ -220,7 +231,18 @@ class Calibrator:
         return beyond.any((-2, -1))
 
     def check(self, subject: dict[str, str | float]) -> None:
-        """Refuse posteriors whose attributes differ from those of the posteriors of the fit."""
+        """Refuse posteriors whose attributes differ from those of the posteriors of the fit.
+
+        Parameters
+        ----------
+        subject
+            Attributes of a posterior: its kind of flux and its method.
+
+        Raises
+        ------
+        ValueError
+            If one differs.
+        """
         for name, fitted in self.subject.items():
             if (given := subject.get(name)) != fitted:
                 raise ValueError(f"the calibrator was fitted on the {name} {fitted!r}, got {given!r}")
@@ -267,7 +289,13 @@ class Calibrator:
             temporary.write_text(self.describe(), encoding="utf-8")
 
     def describe(self) -> str:
-        """Return the calibrator as JSON."""
+        """Return the calibrator as JSON.
+
+        Returns
+        -------
+        str
+            A JSON object, which `parse` reads.
+        """
         return json.dumps(header("calibrator") | asdict(self) | {"features": FEATURES})
 
     @classmethod
@@ -297,7 +325,25 @@ class Calibrator:
 
     @classmethod
     def parse(cls, text: str, *, source: object = "calibrator") -> Calibrator:
-        """Return the calibrator that `describe` has written as JSON; `source` names the text in error messages."""
+        """Return the calibrator that `describe` has written as JSON; `source` names the text in error messages.
+
+        Parameters
+        ----------
+        text
+            What `describe` returned.
+        source
+            Name of the text in error messages.
+
+        Returns
+        -------
+        Calibrator
+            The calibrator.
+
+        Raises
+        ------
+        ValueError
+            If the text is not that of a calibrator.
+        """
         try:
             numbers = json.loads(text)
         except json.JSONDecodeError:

@@ -253,7 +253,20 @@ class Posterior:
         return self.dataset.get("anomaly", none).rename("anomaly")
 
     def with_anomaly(self, anomaly: ArrayLike, **variables: tuple) -> Self:
-        """Raise the anomaly score to at least `anomaly (blend,)`, and assign other variables of the dataset."""
+        """Raise the anomaly score to at least `anomaly (blend,)`, and assign other variables of the dataset.
+
+        Parameters
+        ----------
+        anomaly
+            Scores ``(blend,)``; NaN leaves the score as it is.
+        **variables
+            Dimensions and values of other variables, by name.
+
+        Returns
+        -------
+        Posterior
+            The same draws.
+        """
         anomaly = np.fmax(self.anomaly.values, np.asarray(anomaly, dtype=np.float64))
         return type(self)(self.dataset.assign(variables | {"anomaly": (("blend",), anomaly)}))
 
@@ -295,7 +308,13 @@ class Posterior:
         return type(self)(self.dataset.isel(blend=np.atleast_1d(index)))
 
     def without_pixels(self) -> Self:
-        """Return the posterior without masks and images, which take most of the memory."""
+        """Return the posterior without masks and images, which take most of the memory.
+
+        Returns
+        -------
+        Posterior
+            Draws, positions and flags alone.
+        """
         return type(self)(self.dataset.drop_dims(("y", "x"), errors="ignore"))
 
     reweight = reweight
@@ -319,7 +338,13 @@ class Posterior:
         return tabulate(self, wcs)
 
     def to_arviz(self) -> object:
-        """Convert to ArviZ: `arviz.InferenceData` in its versions 0.x, `xarray.DataTree` in 1.x."""
+        """Convert to ArviZ: `arviz.InferenceData` in its versions 0.x, `xarray.DataTree` in 1.x.
+
+        Returns
+        -------
+        object
+            The group ``posterior`` holds the draws of the fluxes and of the total flux.
+        """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
             import arviz

@@ -85,12 +85,29 @@ class FluxPrior:
             raise ValueError(f"gaussians must reach into magnitude_range {self.magnitude_range}, got {self.gaussians}")
 
     def describe(self) -> str:
-        """Return the parameters as JSON."""
+        """Return the parameters as JSON.
+
+        Returns
+        -------
+        str
+            A JSON object, which `parse` reads.
+        """
         return json.dumps(asdict(self))
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the prior that `describe` has written as JSON."""
+        """Return the prior that `describe` has written as JSON.
+
+        Parameters
+        ----------
+        text
+            What `describe` returned.
+
+        Returns
+        -------
+        FluxPrior
+            The prior.
+        """
         numbers = json.loads(text)
         gaussians = tuple(tuple(gaussian) for gaussian in numbers.pop("gaussians"))
         ranges = {name: tuple(numbers.pop(name)) for name in ("magnitude_range", "sky_rms")}

@@ -82,13 +82,35 @@ class JointGuide(nn.Module):
         self.head = StudentTHead(hidden, STARTS + len(NUISANCES))
 
     def train(self, mode: bool = True) -> JointGuide:
-        """Switch dropout on or off; the encoder stays without."""
+        """Switch dropout on or off; the encoder stays without.
+
+        Parameters
+        ----------
+        mode
+            Whether to switch dropout on.
+
+        Returns
+        -------
+        JointGuide
+            The guide itself.
+        """
         super().train(mode)
         self.encoder.eval()
         return self
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features ``(blend, feature)``, and the first guess ``(blend, number)``: what no training changes."""
+        """Return features ``(blend, feature)``, and the first guess ``(blend, number)``: what no training changes.
+
+        Parameters
+        ----------
+        image
+            Images over sky noise ``(blend, band, y, x)``.
+
+        Returns
+        -------
+        tuple
+            Features and first guess.
+        """
         with torch.no_grad():
             found = self.encoder.encode(image)
             seen = self.encoder.unet.logits(found.mask).float().sigmoid()
@@ -98,7 +120,20 @@ class JointGuide(nn.Module):
             return features, torch.cat([start, start.new_zeros(len(start), len(NUISANCES))], -1)
 
     def numbers(self, features: Tensor, start: Tensor) -> Tensor:
-        """Return the numbers that the head makes its distribution of, from what `encode` returns."""
+        """Return the numbers that the head makes its distribution of, from what `encode` returns.
+
+        Parameters
+        ----------
+        features
+            Features from `encode`.
+        start
+            First guess from `encode`.
+
+        Returns
+        -------
+        Tensor
+            Outputs of the head ``(blend, count)``.
+        """
         return self.head.numbers(self.readout(features), start)
 
     def forward(self, image: Tensor) -> dist.TorchDistribution:
@@ -163,6 +198,11 @@ def load_guide(path: Path | str, deblender: Deblender) -> JointGuide:
     deblender
         The weights that it was trained on.
 
+    Returns
+    -------
+    JointGuide
+        The guide, on the encoder of the deblender.
+
     Raises
     ------
     FileNotFoundError
@@ -181,6 +221,11 @@ def default_guide(deblender: Deblender | None = None) -> JointGuide:
     ----------
     deblender
         The weights that ship, if they are loaded already; None loads them.
+
+    Returns
+    -------
+    JointGuide
+        The guide, on the encoder of the deblender.
 
     Raises
     ------

@@ -115,6 +115,16 @@ class BlendModel:
         """Split vectors of all unknowns ``(..., number)`` into latents, sky level and ln of the PSF's growth.
 
         Latents are ``(..., galaxy, latent)``, in the order of `LATENTS`.
+
+        Parameters
+        ----------
+        unknown
+            Vectors of all unknowns.
+
+        Returns
+        -------
+        tuple
+            Latents, sky level and ln of the growth.
         """
         latents = unknown[..., :-2].unflatten(-1, (self.galaxies, len(LATENTS)))
         return latents, unknown[..., -2], unknown[..., -1]
@@ -148,7 +158,22 @@ class BlendModel:
         return render(components, psf, pixel_scale=self.instrument.pixel_scale, size=self.size)
 
     def noisy(self, light: Tensor, sky_level: Tensor, observed: Observed) -> NoisyImage:
-        """Return the distribution of images, given the light of all galaxies ``(..., y, x)`` and the sky level."""
+        """Return the distribution of images, given the light of all galaxies ``(..., y, x)`` and the sky level.
+
+        Parameters
+        ----------
+        light
+            Expected light over sky noise.
+        sky_level
+            Residual level of the sky over sky noise.
+        observed
+            The images, for sky noise and exposure.
+
+        Returns
+        -------
+        NoisyImage
+            The distribution of the pixels.
+        """
         gain = (observed.sky_rms * observed.exposure).to(light).expand(sky_level.shape)
         return NoisyImage(light, sky_level, gain, kernel=self.instrument.noise_kernel)
 
@@ -156,6 +181,18 @@ class BlendModel:
         """Return the prior density ``(..., blend)`` of unknowns ``(..., blend, number)``, given how images were taken.
 
         It is minus infinity beyond the limits of the population.
+
+        Parameters
+        ----------
+        unknown
+            Vectors of all unknowns.
+        observed
+            The images, for their sky noise.
+
+        Returns
+        -------
+        Tensor
+            The logarithm of the density.
         """
         latents, sky_level, growth = self.split(unknown)
         log_noise = observed.sky_rms.log()[:, None].expand(-1, self.galaxies).to(unknown)
@@ -172,7 +209,22 @@ class BlendModel:
         return (beyond & present).any(-1)
 
     def draw_unknown(self, count: int, *, sky_rms: Tensor, seed: int = 0) -> Tensor:
-        """Draw unknowns ``(blend, number)`` from the prior, within the limits of the population."""
+        """Draw unknowns ``(blend, number)`` from the prior, within the limits of the population.
+
+        Parameters
+        ----------
+        count
+            Number of blends.
+        sky_rms
+            Sky noise of each blend ``(blend,)``.
+        seed
+            Random seed.
+
+        Returns
+        -------
+        Tensor
+            Vectors of all unknowns.
+        """
         prior = replace(self.prior, smooth=True, crowding=(*(0.0,) * (self.galaxies - 1), 1.0))
         pairs = prior.sample(count, seed=seed_of(seed, 0))
         latents = to_latents(prior.components(pairs, self.instrument, seed=0), sky_rms=sky_rms)
@@ -207,7 +259,20 @@ class BlendModel:
         return observed._replace(image=image), unknown
 
     def log_likelihood(self, unknown: Tensor, observed: Observed) -> Tensor:
-        """Return the likelihood ``(..., blend)`` of images, given unknowns ``(..., blend, number)``."""
+        """Return the likelihood ``(..., blend)`` of images, given unknowns ``(..., blend, number)``.
+
+        Parameters
+        ----------
+        unknown
+            Vectors of all unknowns.
+        observed
+            The images.
+
+        Returns
+        -------
+        Tensor
+            The logarithm of the likelihood.
+        """
         latents, sky_level, growth = self.split(unknown)
         light = self.light(latents.flatten(0, -3), growth.flatten()).sum(1).unflatten(0, growth.shape)
         return self.noisy(light, sky_level, observed).log_prob(observed.image.to(unknown))

@@ -159,7 +159,18 @@ class Refiner:
         return answer.with_anomaly(anomaly, misfit_p=("blend", probability), **named)
 
     def check_pixel_scale(self, pixel_scale: float) -> None:
-        """Raise an error if the weights were trained for another pixel scale (in arcsec)."""
+        """Raise an error if the weights were trained for another pixel scale (in arcsec).
+
+        Parameters
+        ----------
+        pixel_scale
+            Arcsec per pixel.
+
+        Raises
+        ------
+        ValueError
+            If it is another one.
+        """
         self.deblender.check_pixel_scale(pixel_scale)
 
     def _guided(self, ratio: torch.Tensor, count: int, *, seed: int) -> tuple[torch.Tensor, NDArray[np.float64]]:
