@@ -17,8 +17,8 @@ from probdeblend.plots.calibration import plot_coverage, plot_ranks, plot_reliab
 from probdeblend.posterior.draws import Posterior
 from probdeblend.posterior.groups import estimated_features
 from probdeblend.scene import GALAXY_TYPES, Instrument
-from probdeblend.training.evaluation import REGIONS, Comparison, compare, log_fluxes, scorecard
-from probdeblend.training.streams import Mixture
+from probdeblend.training.calibrate import compare_as_trained
+from probdeblend.training.evaluation import REGIONS, Comparison, log_fluxes, scorecard
 
 __all__ = ["calibration_section"]
 
@@ -34,9 +34,8 @@ SEPARATIONS = (0.0, 0.5, 1.0, 1.5, 2.0, 5.0, 10.0, 30.0)
 def calibration_section(plan: Plan) -> Section:
     """Test the posteriors of fresh blends, drawn as the training set was."""
     deblender, description = plan.deblender, plan.deblender.description
-    blends = Mixture(close_fraction=description.close_fraction).blends(plan.calibration, seed=FRESH + plan.seed)
-    trial = compare(blends, deblender, calibrator=deblender.calibrator, sep=(), **plan.sampling)
-    masks = _masks(plan) or trial.masks
+    masks = max(plan.calibration // 4, 1)
+    trial = compare_as_trained(deblender, plan.calibration, masks, fresh=FRESH, **plan.sampling)
     states = {"network": trial.network}
     if deblender.calibrator is not None:
         states["calibrated"] = trial.calibrated
@@ -63,7 +62,7 @@ def calibration_section(plan: Plan) -> Section:
         {
             "Coverage and pulls": plain_rows(card, SHOWN),
             "Scores and ranks": plain_rows(card, ("state", "quantity", *SCORES)),
-            "Masks": _mask_rows(masks, states),
+            "Masks": _mask_rows(trial.masks, states),
             f"In bins ({last})": plain_rows(_binned(states[last], trial)),
         },
         {
@@ -71,20 +70,10 @@ def calibration_section(plan: Plan) -> Section:
             "Ranks of the truth among the draws of each flux": _ranks_figure(states, trial),
             "Ranks of the pair: Mahalanobis distance, total flux, TARP": _joint_figure(states[last], trial),
             "Reliability of the masks, before and after": plot_reliability(
-                {name: sums for name, sums in masks.items() if len(states) > 1 or name in REGIONS}
+                {name: sums for name, sums in trial.masks.items() if len(states) > 1 or name in REGIONS}
             ).figure,
         },
     )
-
-
-def _masks(plan: Plan) -> dict[str, Reliability] | None:
-    """Test masks on the family that the encoder was trained on, where that is another one."""
-    description, calibrator = plan.deblender.description, plan.deblender.calibrator
-    if description.encoder_close_fraction == description.close_fraction:
-        return None
-    family = Mixture(close_fraction=description.encoder_close_fraction)
-    blends = family.blends(max(plan.calibration // 4, 1), seed=FRESH + plan.seed + 1)
-    return compare(blends, plan.deblender, calibrator=calibrator, sep=(), **plan.sampling).masks
 
 
 def _mask_rows(masks: dict[str, Reliability], states: dict[str, Posterior]) -> list[dict]:

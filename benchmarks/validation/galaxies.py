@@ -34,7 +34,7 @@ def real_section(plan: Plan) -> Section:
     }
     tables = []
     for method, (posterior, truth) in answers.items():
-        for repair in ("scale", "floor", "conformal"):
+        for repair in ("floor", "conformal"):
             fit = fit_calibrator(posterior, trial, truth=truth, least=LEAST, repair=repair, folds=folds)
             tables.append(_named(fit.tested, f"{method}, {repair}"))
     card = vstack(tables)
@@ -46,8 +46,8 @@ def real_section(plan: Plan) -> Section:
             f"{len(trial.network)} blends of {galaxies} real isolated galaxies in {FOLDS} folds: galaxies are blended "
             "within their fold, and each fold is corrected by a calibrator fitted on the other four. Bands are "
             f"95 % bootstrap bands over galaxies. The median estimated S/N is {snr:.0f}.",
-            'So few galaxies constrain one number: a factor for the width ("scale"), or an error added in quadrature '
-            '("floor"), which weighs most where noise is least; a whole quantile map ("conformal") is coarse. '
+            'So few galaxies constrain one number: an error added in quadrature ("floor"), which weighs most where '
+            'noise is lowest; a whole quantile map ("conformal") is coarse. '
             "SEP's quoted errors are corrected in the same way. The network is scored on corrected total fluxes, "
             "SEP on the AUTO fluxes of the isolated galaxies.",
         ],

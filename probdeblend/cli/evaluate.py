@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []  # used from the command line alone
 
-MASK_BLENDS = 10_000  # hold millions of pixels with light
 ACCURACY = ["method", "detected", "mape", "nmad_mag", "bias_mag", "outliers", "coverage_68", "coverage_90", "width"]
 ACCURACY += ["crps_ln", "residual_correlation", "iou"]
 TESTED = ["state", "quantity", "coverage_50", "coverage_68", "coverage_90", "coverage_95", "pull_sd"]
@@ -80,10 +79,10 @@ def evaluate(blends: Path, **given: object) -> None:
 @click.option("--least", type=click.IntRange(20), default=200, show_default=True, help="Least galaxies in a group.")
 @click.option(
     "--repair",
-    type=click.Choice(["conformal", "scale", "floor"]),
+    type=click.Choice(["conformal", "floor"]),
     default="conformal",
     show_default=True,
-    help="Map whole quantiles; where galaxies are few, fit one factor (scale) or one error in quadrature (floor).",
+    help="Map whole quantiles or, where galaxies are few, add one error in quadrature (floor).",
 )
 @options.weights
 @options.sampling
@@ -101,12 +100,16 @@ def calibrate(**given: object) -> None:
       probdeblend calibrate --images mosaic.fits --psf psf.fits --output survey
     """  # noqa: D301
     from ..deblending.weights import load
-    from ..training.calibrate import write_fit
+    from ..training.calibrate import calibrate_blends, write_fit
 
     options.exclusive(given, "blends", "images")
     options.refuse_existing(given["output"], overwrite=given["overwrite"])
     deblender = load(given["weights"])
-    fit = (_fit_images if given["images"] else _fit_blends)(deblender, given)
+    settings = options.picked(given, "least", "repair", "seed", "draws", "passes")
+    if given["images"]:
+        fit = _calibrate_images(deblender, given, settings)
+    else:
+        fit = calibrate_blends(deblender, given["blends"], count=given["count"], **settings)
     names = write_fit(given["output"], fit, deblender, overwrite=given["overwrite"])
     click.echo("\n".join(fit.calibrator.summary().pformat(max_width=-1, max_lines=-1, show_name=False)))
     click.echo("Each galaxy, repaired by a calibrator that was fitted on others:")
@@ -114,33 +117,7 @@ def calibrate(**given: object) -> None:
     click.echo(f"written to {given['output']}: {', '.join(names)}")
 
 
-def _fit_blends(deblender: Deblender, given: dict) -> CalibratorFit:
-    from ..training.calibrate import fit_calibrator
-    from ..training.evaluation import compare
-    from ..training.features import training_population
-    from ..training.streams import stored_blends
-
-    sampling = options.picked(given, "draws", "passes", "seed")
-    if given["blends"] is None:
-        words = "simulated blends of the training population"
-        family = training_population(deblender, close_fraction=deblender.description.close_fraction)
-        blends = family.blends(given["count"], seed=given["seed"])
-    else:
-        words = f"blends of {given['blends'].name}"
-        blends = stored_blends(given["blends"])
-    answers = compare(blends, deblender, sep=(), **sampling)
-    masks, close = answers.sums, deblender.description.encoder_close_fraction
-    if given["blends"] is None and close != deblender.description.close_fraction:
-        # Masks come from the encoder, and what it has not learned would spoil what it has.
-        count, seed = min(given["count"], MASK_BLENDS), given["seed"] + 1
-        others = training_population(deblender, close_fraction=close)
-        masks = compare(others.blends(count, seed=seed), deblender, sep=(), **sampling).sums
-    words = f"{len(answers.network)} {words}"
-    settings = options.picked(given, "least", "repair")
-    return fit_calibrator(answers.network, answers, masks=masks, fitted_on=words, **settings)
-
-
-def _fit_images(deblender: Deblender, given: dict) -> CalibratorFit:
+def _calibrate_images(deblender: Deblender, given: dict, settings: dict) -> CalibratorFit:
     import torch
 
     from ..photometry.images import read_psf
@@ -160,7 +137,6 @@ def _fit_images(deblender: Deblender, given: dict) -> CalibratorFit:
         columns=tuple(options.columns(given["columns"]).items()),
         **options.picked(given, "hdu", "catalog", "galaxies", "magnitude", "count"),
     )
-    settings = options.picked(given, "least", "repair", "seed", "draws", "passes")
     return calibrate_survey(survey, deblender, **settings)
 
 

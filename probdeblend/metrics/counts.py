@@ -118,19 +118,12 @@ def count_reliability(
 
 
 def _reliability_row(several: NDArray[np.float64], truth: NDArray[np.int64]) -> dict[str, float]:
-    names = ("predicted", "observed", "low_observed", "high_observed")
     curve = Reliability.measure(several, truth > 1, edges=(0.0, 1.0)).curve()
-    values = [curve[name.removesuffix("_observed")] for name in names]
-    pairs = several[truth == 2]
-    return (
-        {"blends": len(truth)}
-        | {name: float(value[0]) if len(value) else np.nan for name, value in zip(names, values, strict=True)}
-        | {
-            "pairs": len(pairs),
-            "probability_two": pairs.mean() if len(pairs) else np.nan,
-            "unrecognized": (pairs < 0.5).mean() if len(pairs) else np.nan,
-        }
-    )
+    names = {"predicted": "predicted", "observed": "observed", "low": "low_observed", "high": "high_observed"}
+    row = {"blends": len(truth)} | {names[key]: float(curve[key][0]) if len(truth) else np.nan for key in names}
+    pairs = several[truth == 2] if (truth == 2).any() else np.array([np.nan])
+    found = {"probability_two": pairs.mean(), "unrecognized": np.where(np.isnan(pairs), np.nan, pairs < 0.5).mean()}
+    return row | {"pairs": int((truth == 2).sum())} | found
 
 
 def _answers(probability: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

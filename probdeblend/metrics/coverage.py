@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -128,7 +128,7 @@ def rank_p_value(values: ArrayLike) -> float:
     Returns
     -------
     float
-        p-value of the simultaneous test whose band is `ecdf_band`; at least 1/4000.
+        The p-value of the simultaneous test whose band is `ecdf_band`; at least 1/4000.
 
     Raises
     ------
@@ -209,7 +209,9 @@ def diagnose(
     flat, true, part = flat[:, known], true[known], part[known]
     if len(true) < LEAST:
         raise ValueError(f"at least {LEAST} values with draws are needed, got {len(true)}")
-    owner = None if galaxies is None else _owners(galaxies, truth).ravel()[known]
+    if galaxies is not None and np.shape(galaxies) != truth.shape:
+        raise ValueError(f"galaxies must have the shape of truth {truth.shape}, got {np.shape(galaxies)}")
+    owner = None if galaxies is None else np.ravel(galaxies)[known]
     ranks = pit(flat, true, seed=seed)
     row: dict[str, float] = {"count": len(true), "galaxies": len(true) if owner is None else len(np.unique(owner))}
     row |= coverage_row(ranks, owner, band=band, independent=int(np.bincount(part).max()), seed=seed)
@@ -218,7 +220,9 @@ def diagnose(
     row |= {"pull_mean": pull.mean(), "pull_sd": pull.std()}
     row |= {f"within_{sigma}": (np.abs(pull) <= sigma).mean() for sigma in SIGMAS}
     row |= {"interval_score": interval_score(flat, true).mean(), "width": np.median(high - low) / 2}
-    row["rank_p"] = _rank_p(ranks, part) if owner is None else np.nan
+    each = [ranks[part == number] for number in np.unique(part)] if owner is None else []
+    tested = [rank_p_value(values) for values in each if len(values) >= LEAST]
+    row["rank_p"] = min(1.0, len(tested) * min(tested)) if tested else np.nan
     return {name: value if isinstance(value, int) else float(value) for name, value in row.items()}
 
 
@@ -232,30 +236,13 @@ def coverage_row(
     seed: int = 0,
 ) -> dict[str, float]:
     """Return coverage with bands in the columns of `diagnose`; `owner` is the galaxy of each rank, if they repeat."""
-    row: dict[str, float] = {}
+    depth, row = np.abs(2 * ranks - 1) if central else ranks, {}
     for level, covered, *ends in expected_coverage(ranks, central=central, band=band, independent=independent):
-        inside = (np.abs(2 * ranks - 1) if central else ranks) <= level
-        low, high = ends if owner is None else bootstrap(partial(_mean_of, inside), owner, level=band, seed=seed)
+        inside, settings = depth <= level, {"level": band, "seed": seed}
+        low, high = ends if owner is None else bootstrap(lambda rows, v=inside: v[rows].mean(), owner, **settings)
         name = f"coverage_{100 * level:g}"
         row |= {name: covered, f"{name}_low": low, f"{name}_high": high}
     return row
-
-
-def _rank_p(ranks: NDArray[np.float64], part: NDArray[np.int64]) -> float:
-    each = [ranks[part == number] for number in np.unique(part)]
-    tested = [rank_p_value(values) for values in each if len(values) >= LEAST]
-    return min(1.0, len(tested) * min(tested)) if tested else np.nan
-
-
-def _mean_of(values: NDArray[np.bool_], rows: NDArray[np.int64]) -> float:
-    return float(values[rows].mean())
-
-
-def _owners(galaxies: ArrayLike, truth: NDArray) -> NDArray:
-    owner = np.asarray(galaxies)
-    if owner.shape != truth.shape:
-        raise ValueError(f"galaxies must have the shape of truth {truth.shape}, got {owner.shape}")
-    return owner
 
 
 def bootstrap(
@@ -286,13 +273,7 @@ def bootstrap(
 
 
 def binned_table(
-    draws: ArrayLike,
-    truth: ArrayLike,
-    feature: ArrayLike,
-    edges: ArrayLike,
-    *,
-    galaxies: ArrayLike | None = None,
-    name: str = "feature",
+    draws: ArrayLike, truth: ArrayLike, feature: ArrayLike, edges: ArrayLike, *, name: str = "feature"
 ) -> Table:
     """Measure the calibration of one quantity in bins of another.
 
@@ -307,8 +288,6 @@ def binned_table(
         blendedness. In bins of a property of the truth itself, an exact posterior need not be calibrated.
     edges
         Ascending edges; a value on an edge is in the bin above it, and the last edge is in the last bin.
-    galaxies
-        As for `diagnose`.
     name
         Name of the feature in warnings.
 
@@ -331,20 +310,17 @@ def binned_table(
     feature = np.asarray(feature, dtype=np.float64)
     if feature.shape != truth.shape:
         raise ValueError(f"{name} must have the shape of truth {truth.shape}, got {feature.shape}")
-    owner = None if galaxies is None else _owners(galaxies, truth)
     known = np.isfinite(draws).all(0)
     rows = []
     for low, high, there in in_bins(feature, edges):
         inside = known & there
-        number = int(inside.sum()) if owner is None else len(np.unique(owner[inside]))
-        if number < THIN:
+        if (number := int(inside.sum())) < THIN:
             warnings.warn(
                 f"bin {low:g} to {high:g} of {name} holds {number} galaxies, fewer than {THIN}: it is uncertain",
                 stacklevel=2,
             )
-        if inside.sum() >= LEAST:
-            found = diagnose(np.where(inside, draws, np.nan), truth, galaxies=owner)
-            rows.append({"low": low, "high": high} | found)
+        if number >= LEAST:
+            rows.append({"low": low, "high": high} | diagnose(np.where(inside, draws, np.nan), truth))
     return Table(rows)
 
 

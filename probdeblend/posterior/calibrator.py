@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._files import check_header, header, whole_file
 from ..metrics.masks import Reliability
+from ..metrics.scores import interval_score
 from . import maps
 from .draws import Posterior
 from .flags import Flag
@@ -51,7 +52,7 @@ class Calibrator:
         Of the posteriors that it was fitted on: flux kind, method and, if present, pixel scale and the digest of the
         network's weights. Others are refused.
     repair
-        Kind of the maps: "conformal", "scale" or "floor".
+        Kind of the maps: "conformal" or "floor".
     mask
         Map of mask probabilities; None leaves them unchanged.
     fitted_on
@@ -93,7 +94,7 @@ class Calibrator:
         galaxies
             Identities of the galaxies ``(blend, galaxy)``, if they repeat; all are distinct if None.
         repair
-            "conformal" maps all quantiles, "scale" fits one factor per group, "floor" one error added in quadrature.
+            "conformal" maps all quantiles, "floor" adds one error per group in quadrature.
         fitted_on
             Description of the blends.
         least
@@ -136,11 +137,11 @@ class Calibrator:
         if effective_galaxies(owners) < least:
             return fitted
         moved = _of_pairs(fitted._moved(draws, features), pairs)
-        singly = maps.total_score(moved, both, logarithmic=logarithmic) < maps.total_score(
-            flux, both, logarithmic=logarithmic
-        )
+        scale = np.log if logarithmic else np.asarray
+        scores = [interval_score(scale(each.sum(1)).T, scale(both.sum(1))).mean() for each in (moved, flux)]
+        singly = bool(scores[0] < scores[1])
         flux = moved if singly else flux
-        swap = maps.second_is_brighter(flux)
+        swap = _second_is_brighter(flux)
         places, true_places = (maps.apart(maps.swapped(array, swap), logarithmic=logarithmic) for array in (flux, both))
 
         def learn_pair(rows: NDArray[np.int64], count: int) -> maps.PairMap:
@@ -194,7 +195,9 @@ class Calibrator:
             both = np.nonzero(np.isfinite(draws).all((1, 3)))
             flux = _of_pairs(moved if self.singly else draws, both)
             moved[both[0], :, both[1]] = self._moved_pairs(flux, pair_features(features)[both])
-        flags = posterior.flags.values | Flag.OUTSIDE_CALIBRATION * self._outside(features).astype(np.int64)
+        low, high = np.array(self.low), np.array(self.high)
+        outside = ((features < low - MARGIN * (high - low)) | (features > high + MARGIN * (high - low))).any((-2, -1))
+        flags = posterior.flags.values | Flag.OUTSIDE_CALIBRATION * outside.astype(np.int64)
         changed: dict[str, Any] = {"flags": (("blend", "galaxy"), flags)}
         if "flux_variance_within" in posterior.dataset:
             # Draws of a pair move between the passes: both parts of the variance grow alike.
@@ -219,16 +222,11 @@ class Calibrator:
 
     def _moved_pairs(self, flux: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map both fluxes ``(pair, galaxy, draw)``; the draws of the central galaxy keep their order."""
-        swap = maps.second_is_brighter(flux)
+        swap = _second_is_brighter(flux)
         values = self.pairs.apply(maps.apart(maps.swapped(flux, swap), logarithmic=self.logarithmic), features)
         moved = maps.swapped(maps.together(values, logarithmic=self.logarithmic), swap)
         ascending = np.take_along_axis(moved, moved[:, :1].argsort(-1), -1)
         return np.take_along_axis(ascending, maps.ranks(flux[:, :1]), -1)
-
-    def _outside(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
-        room = MARGIN * (np.array(self.high) - np.array(self.low))
-        beyond = (features < np.array(self.low) - room) | (features > np.array(self.high) + room)
-        return beyond.any((-2, -1))
 
     def check(self, subject: dict[str, str | float]) -> None:
         """Refuse posteriors whose attributes differ from those of the posteriors of the fit.
@@ -377,6 +375,12 @@ def _owners(draws: NDArray, truth: NDArray, galaxies: ArrayLike | None) -> NDArr
 def _subject(posterior: Posterior) -> dict[str, str | float]:
     attributes = posterior.dataset.attrs
     return {name: attributes[name] for name in SUBJECT if name in attributes}
+
+
+def _second_is_brighter(flux: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which pairs ``(blend,)`` to swap, so that errors of total and ratio correlate alike in all."""
+    first, second = np.median(flux, -1).T
+    return second > first
 
 
 def _of_pairs(array: NDArray, pairs: tuple[NDArray, NDArray]) -> NDArray:

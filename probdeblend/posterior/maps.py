@@ -1,14 +1,13 @@
 """Monotone maps of the draws of one galaxy, and of pairs, learned from many galaxies of known flux.
 
 Errors are scaled by the width of the posterior: ``z = (value - median) / half-width of the 68 % interval``, of draws
-and of truths. There are three ways to learn where draws belong:
+and of truths. There are two ways to learn where draws belong:
 
 - "conformal": the quantiles of z of the truths replace those of the draws. This is split conformal prediction on scaled
   residuals (Lei et al. 2018, doi:10.1080/01621459.2017.1307116; Romano et al. 2019, arXiv:1905.03222), at all levels at
   once, and extends beyond the draws;
-- "scale": one factor, which brings 68 % of the truths into the 68 % interval;
-- "floor": the same by one error, added in quadrature to all widths: what a model lacks matters most where noise is
-  lowest. If intervals are too wide, a factor.
+- "floor": one error, added in quadrature to all widths, brings 68 % of the truths into the 68 % interval: what a model
+  lacks matters most where noise is lowest. If intervals are too wide, a factor does.
 
 Draws keep their order, so that a pair keeps its rank correlation.
 
@@ -34,7 +33,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, ndtri
 
 from ..metrics.arrays import ONE_SIGMA
-from ..metrics.scores import interval_score
 
 __all__ = [
     "METHODS",
@@ -44,15 +42,13 @@ __all__ = [
     "QuantileMap",
     "apart",
     "ranks",
-    "second_is_brighter",
     "swapped",
     "together",
-    "total_score",
 ]
 
 _LOW = (0.005, 0.01, 0.015, 0.025, 0.035, 0.05, 0.075, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
 NODES = (*_LOW, 0.5, *(round(1 - level, 3) for level in reversed(_LOW)))
-METHODS = ("conformal", "scale", "floor")
+METHODS = ("conformal", "floor")
 DIGITS, PAIR_DIGITS = 5, 2
 TINY = np.finfo(float).tiny
 TAIL = 10.0  # the slope of a tail begins at this multiple of the outermost level, at most at 16 %
@@ -60,15 +56,15 @@ FARTHEST = 6.0  # normal score beyond which there are no draws
 LARGEST = 0.99  # correlation; beyond, the second coordinate would be noise alone
 WORST = 3.0  # error in half-widths; larger ones count as this
 SMOOTHING = 0.3  # of the positions of truths, in units of n^(-1/6) standard deviations
-Method = Literal["conformal", "scale", "floor"]
+Method = Literal["conformal", "floor"]
 
 
 @dataclass(frozen=True)
 class QuantileMap:
     """A map of draws.
 
-    For "conformal", `given` holds levels and `wanted` the scaled errors at these levels; for "scale", scaled errors and
-    what they become; for "floor", zero and the error that is added.
+    For "conformal", `given` holds levels and `wanted` the scaled errors at these levels; for "floor", the factor of the
+    widths, at most 1, and the error that is added.
     """
 
     method: Method
@@ -89,10 +85,8 @@ class QuantileMap:
         true = (truth - middle[:, 0]) / width[:, 0]
         if method != "conformal":
             factor = max(float(np.quantile(np.abs(true), 0.68)), 1e-6)
-            if method == "floor" and factor > 1:
-                added = np.quantile(np.square(truth - middle[:, 0]) - np.square(width[:, 0]), 0.68)
-                return cls(method, (0.0,), _rounded([np.sqrt(added)]))
-            return cls("scale", (-1.0, 1.0), _rounded([-factor, factor]))
+            lacking = np.quantile(np.square(truth - middle[:, 0]) - np.square(width[:, 0]), 0.68)
+            return cls(method, _rounded([min(factor, 1)]), _rounded([np.sqrt(lacking) if factor > 1 else 0]))
         # A new truth is below the k-th of n with probability k / (n + 1): round nodes outwards to whole k.
         count = len(true) if galaxies is None else galaxies
         rank = (count + 1) * np.array(NODES)
@@ -105,10 +99,8 @@ class QuantileMap:
         order = values.argsort(-1, kind="stable")
         ascending = np.take_along_axis(values, order, -1)
         middle, width = _center(values)
-        if self.method == "scale":
-            placed = middle + self.wanted[-1] * (ascending - middle)
-        elif self.method == "floor":
-            placed = middle + np.hypot(width, self.wanted[0]) / width * (ascending - middle)
+        if self.method == "floor":
+            placed = middle + self.given[0] * np.hypot(width, self.wanted[0]) / width * (ascending - middle)
         else:
             placed = middle + width * self._scaled_errors(values.shape[-1])
         moved = np.empty_like(values)
@@ -171,9 +163,8 @@ class PairMap:
         total, ratio = (
             QuantileMap.fit(values[:, axis], truth[:, axis], method=method, galaxies=blends) for axis in (0, 1)
         )
-        moved = np.stack([total(values[:, 0]), ratio(values[:, 1])], 1)
-        below = (moved < truth[..., None]).sum(-1)
-        first, second = ndtri((below + 0.5) / (values.shape[-1] + 1)).T
+        below = np.stack([total(values[:, 0]), ratio(values[:, 1])], 1) < truth[..., None]
+        first, second = ndtri((below.sum(-1) + 0.5) / (values.shape[-1] + 1)).T
         tie = _tie(values, truth, logarithmic)
         follows = _correlation_apart(values, tie, logarithmic)
         kept = float(np.round(np.sum(first * second * follows) / np.maximum(np.sum(follows**2), TINY), PAIR_DIGITS))
@@ -188,10 +179,8 @@ class PairMap:
         follows = _correlation_apart(values, self.tie, self.logarithmic)[:, None]
         correlation = np.clip(self.kept * follows, -LARGEST, LARGEST)
         first, second = self._sample(values.shape[-1]).T
-        tied = np.stack(
-            [np.broadcast_to(first, moved[:, 0].shape), correlation * first + np.sqrt(1 - correlation**2) * second], 1
-        )
-        return np.take_along_axis(np.sort(moved, axis=-1), ranks(tied), -1)
+        tied = np.broadcast_arrays(first, correlation * first + np.sqrt(1 - correlation**2) * second)
+        return np.take_along_axis(np.sort(moved, axis=-1), ranks(np.stack(tied, 1)), -1)
 
     def _sample(self, draws: int) -> NDArray[np.float64]:
         """Return that many positions, evenly from those of truths, with smoothing noise that is always the same."""
@@ -221,23 +210,9 @@ def together(coordinates: NDArray[np.float64], *, logarithmic: bool) -> NDArray[
     return np.stack([(total + ratio) / 2, (total - ratio) / 2], 1)
 
 
-def total_score(flux: NDArray[np.float64], truth: NDArray[np.float64], *, logarithmic: bool) -> float:
-    """Return the mean interval score of the total flux of draws ``(blend, galaxy, draw)``: lower is better."""
-    total, true = (apart(values, logarithmic=logarithmic)[:, 0] for values in (flux, truth))
-    return float(interval_score(total.T, true).mean())
-
-
-def second_is_brighter(flux: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which pairs ``(blend,)`` to swap, so that errors of total and ratio correlate alike in all."""
-    first, second = np.median(flux, -1).T
-    return second > first
-
-
 def swapped(flux: NDArray[np.float64], swap: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return fluxes ``(blend, galaxy, ...)`` with the galaxies of some pairs exchanged."""
-    exchanged = flux.copy()
-    exchanged[swap] = flux[swap, ::-1]
-    return exchanged
+    return np.where(swap.reshape(-1, *[1] * (flux.ndim - 1)), flux[:, ::-1], flux)
 
 
 def ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -245,16 +220,6 @@ def ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:
     ranks = np.empty(values.shape, dtype=np.int64)
     np.put_along_axis(ranks, values.argsort(-1, kind="stable"), np.arange(values.shape[-1]), -1)
     return ranks
-
-
-def _scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return normal scores of the ranks."""
-    return ndtri((np.arange(values.shape[-1]) + 0.5) / values.shape[-1])[ranks(values)]
-
-
-def _correlation(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    size = np.maximum((scores**2).mean((1, 2)), TINY)
-    return np.clip((scores[:, 0] * scores[:, 1]).mean(-1) / size, -LARGEST, LARGEST)
 
 
 def _marginals(
@@ -266,7 +231,9 @@ def _marginals(
     to_fluxes = np.stack([np.full_like(taken, 1.0 if logarithmic else 0.5), taken], -1)
     draws = to_fluxes @ values
     low, middle, high = np.quantile(draws, ONE_SIGMA, axis=-1)
-    return to_fluxes, middle, np.maximum(high - low, TINY) / 2, _correlation(_scores(draws))
+    scores = ndtri((np.arange(draws.shape[-1]) + 0.5) / draws.shape[-1])
+    claimed = (scores[ranks(draws)].prod(1)).mean(-1) / np.maximum((scores**2).mean(), TINY)
+    return to_fluxes, middle, np.maximum(high - low, TINY) / 2, np.clip(claimed, -LARGEST, LARGEST)
 
 
 def _tie(values: NDArray[np.float64], truth: NDArray[np.float64], logarithmic: bool) -> float:

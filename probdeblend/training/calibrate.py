@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -32,12 +33,25 @@ from ..simulation.prior import Prior
 from ..surveys.blends import pair_blends
 from ..surveys.library import Library, identity_number
 from ..surveys.selection import Selection, check_mosaic, find_sources, in_units_of, isolate_galaxies, read_columns
-from ..surveys.sky_patches import Sky, magnitude_weights, simulated_in_sky, sky_patches
+from ..surveys.sky_patches import magnitude_weights, simulated_in_sky, sky_patches
 from .evaluation import Comparison, compare, scorecard
+from .features import training_population
+from .streams import stored_blends
 
-__all__ = ["FOLDS", "CalibratorFit", "Survey", "calibrate_survey", "fit_calibrator", "pairs_in_folds", "write_fit"]
+__all__ = [
+    "FOLDS",
+    "CalibratorFit",
+    "Survey",
+    "calibrate_blends",
+    "calibrate_survey",
+    "compare_as_trained",
+    "fit_calibrator",
+    "pairs_in_folds",
+    "write_fit",
+]
 
 FOLDS = 5
+MASK_BLENDS = 10_000  # hold millions of pixels with light
 
 Folds = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
@@ -74,18 +88,11 @@ def pairs_in_folds(
     if len(names) < 2 * FOLDS:
         raise ValueError(f"library must hold at least {2 * FOLDS} galaxies for {FOLDS} folds, got {len(names)}")
     fold = folds_of(names[:, None], seed=seed)[:, 0]
-    numbers = np.array([identity_number(name) for name in names])
-    order = np.argsort(numbers)
-
-    def blends() -> Iterator[Blend]:
-        for part in range(FOLDS):
-            some = library.select(np.isin(library.identity, names[fold == part]))
-            yield from pair_blends(some, -(-count // FOLDS), instrument=instrument, seed=seed + part)
-
-    def folds(identity: NDArray[np.int64]) -> NDArray[np.int64]:
-        return fold[order][np.searchsorted(numbers[order], identity)]
-
-    return blends(), folds
+    parts = [library.select(np.isin(library.identity, names[fold == part])) for part in range(FOLDS)]
+    number = dict(zip(map(identity_number, names), fold, strict=True))
+    settings = {"count": -(-count // FOLDS), "instrument": instrument}
+    blends = (pair_blends(some, **settings, seed=seed + part) for part, some in enumerate(parts))
+    return chain.from_iterable(blends), np.vectorize(number.__getitem__)
 
 
 def fit_calibrator(
@@ -133,28 +140,26 @@ def fit_calibrator(
         If there are too few galaxies or pixels.
     """
     truth = comparison.truth["flux"] if truth is None else np.asarray(truth)
-    settings = {"repair": repair, "fitted_on": fitted_on}
-    calibrator = Calibrator.fit(posterior, truth, galaxies=comparison.galaxies, least=least, **settings)
+    owner = comparison.galaxies
+    settings = {"galaxies": owner, "least": least, "repair": repair, "fitted_on": fitted_on}
+    calibrator = Calibrator.fit(posterior, truth, **settings)
     if masks is not None:
         calibrator = calibrator.with_masks(masks)
-    repeated = comparison.galaxies is not None
-    owner = comparison.galaxies if repeated else np.arange(truth[..., 0].size).reshape(truth.shape[:2])
+    repeated = owner is not None
+    owner = owner if repeated else np.arange(truth[..., 0].size).reshape(truth.shape[:2])
     # Distinct galaxies meet only in their blend, which stays whole.
     fold = np.asarray(folds_of(owner if repeated else np.repeat(owner[:, :1], 2, axis=1)) if folds is None else folds)
-    parts = []
+    rows, repaired = [], []
     for number in range(FOLDS):
         train, test = (fold != number).all(1), (fold == number).all(1)
-        if not test.any():
-            continue
-        settings = {"galaxies": owner[train], "least": least * 3 // 4, "repair": repair}
-        fitted = Calibrator.fit(posterior.select(train), truth[train], **settings)
-        parts.append((np.flatnonzero(test), fitted(posterior.select(test))))
-    rows = np.concatenate([number for number, _ in parts])
-    # Which calibrator repaired it differs from fold to fold.
-    uncalled = [Posterior(repaired.dataset.assign_attrs(calibrated="")) for _, repaired in parts]
+        if test.any():
+            settings = {"galaxies": owner[train], "least": least * 3 // 4, "repair": repair}
+            fitted = Calibrator.fit(posterior.select(train), truth[train], **settings)
+            rows.extend(np.flatnonzero(test))
+            repaired.append(fitted(posterior.select(test)))
     settings = {"floor": comparison.truth["sky_rms"][rows], "galaxies": owner[rows] if repeated else None}
     tables = []
-    for state, answer in (("before", posterior.select(rows)), ("after", Posterior.concatenate(uncalled))):
+    for state, answer in (("before", posterior.select(rows)), ("after", Posterior.concatenate(repaired))):
         table = scorecard(answer, truth[rows], **settings)
         table.add_column([state] * len(table), name="state", index=0)
         tables.append(table)
@@ -173,6 +178,40 @@ def write_fit(path: Path, fit: CalibratorFit, deblender: Deblender, *, overwrite
         fit.tested.write(folder / files[2], format="ascii.ecsv")
         plot_coverage(fit.tested)[0].figure.savefig(folder / files[3], dpi=100)
     return files
+
+
+def compare_as_trained(
+    deblender: Deblender, blends: int, masks: int, *, seed: int, fresh: int = 0, **sampling: int
+) -> Comparison:
+    """Compare fluxes on simulated blends of the training population, and masks on those that the encoder learned from.
+
+    Masks come from the encoder: close pairs that only the flux readout has seen would spoil their calibration. The
+    blends have the seeds ``seed + fresh`` and the next one.
+    """
+
+    def found(close_fraction: float, count: int, seed_of_blends: int) -> Comparison:
+        made = training_population(deblender, close_fraction=close_fraction).blends(count, seed=seed_of_blends)
+        return compare(made, deblender, calibrator=deblender.calibrator, sep=(), seed=seed, **sampling)
+
+    description = deblender.description
+    fluxes = found(description.close_fraction, blends, seed + fresh)
+    if description.encoder_close_fraction == description.close_fraction:
+        return fluxes
+    others = found(description.encoder_close_fraction, masks, seed + fresh + 1)
+    return replace(fluxes, masks=others.masks, sums=others.sums)
+
+
+def calibrate_blends(
+    deblender: Deblender, path: Path | None, *, count: int, least: int, repair: Method, **sampling: int
+) -> CalibratorFit:
+    """Fit a calibrator of a network to a stored set or, without one, to `count` blends of its training population."""
+    if path is None:
+        words = "simulated blends of the training population"
+        found = compare_as_trained(deblender, count, min(count, MASK_BLENDS), **sampling)
+    else:
+        words, found = f"blends of {path.name}", compare(stored_blends(path), deblender, sep=(), **sampling)
+    words = f"{len(found.network)} {words}"
+    return fit_calibrator(found.network, found, masks=found.sums, least=least, repair=repair, fitted_on=words)
 
 
 @dataclass(frozen=True)
@@ -220,7 +259,11 @@ def calibrate_survey(
         blends, folds = pairs_in_folds(library, survey.count, instrument=survey.instrument, seed=seed)
         words = f"{distinct} isolated galaxies"
     else:
-        sky = _sky(survey, seed=seed)
+        with ExitStack() as stack:
+            mosaics = [stack.enter_context(open_mosaic(path, hdu=survey.hdu)) for path in survey.images]
+            for mosaic in mosaics:
+                check_mosaic(mosaic, None, survey.instrument)
+            sky = sky_patches(mosaics, survey.instrument, seed=seed)
         blends = simulated_in_sky(sky, survey.count, prior=survey.prior, magnitudes=target, seed=seed)
         words = f"simulated galaxies in {len(sky.pixels)} patches of sky"
     bar = tqdm(blends, desc="blends", unit="batch")
@@ -236,14 +279,6 @@ def calibrate_survey(
     settings = {"least": least, "repair": repair, "fitted_on": words}
     settings["folds"] = folds(found.truth["identity"]) if own else None
     return fit_calibrator(found.network, found, masks=found.sums, **settings)
-
-
-def _sky(survey: Survey, *, seed: int) -> Sky:
-    with ExitStack() as stack:
-        mosaics = [stack.enter_context(open_mosaic(path, hdu=survey.hdu)) for path in survey.images]
-        for mosaic in mosaics:
-            check_mosaic(mosaic, None, survey.instrument)
-        return sky_patches(mosaics, survey.instrument, seed=seed)
 
 
 def survey_magnitudes(survey: Survey) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from ..metrics.scores import energy_score, log_score
 from ..networks.count import CountNetwork
 from ..posterior.calibrator import Calibrator
 from ..posterior.draws import Posterior
-from ..posterior.masks import MaskMap, mask_sums
+from ..posterior.masks import mask_sums
 from ..scene import Blend
 from .streams import stored_blends
 
@@ -112,16 +112,16 @@ def compare(
     ValueError
         If there are no blends, or they are not pairs or have no truth.
     """
-    chunks, start = [], 0
+    parts, start = [], 0
     for blend in blends:
         _check(blend)
         sampling = {"draws": draws, "seed": seed + start}
         answer = deblender(blend.image, sky_rms=blend.sky_rms, passes=passes, calibrate=False, **sampling)
-        chunks.append(_chunk(blend, answer, calibrator, {kind: _sep(blend, kind, **sampling) for kind in sep}))
+        parts.append(_compared(blend, answer, calibrator, {kind: _sep(blend, kind, **sampling) for kind in sep}))
         start += len(blend)
-    if not chunks:
+    if not parts:
         raise ValueError("blends must hold at least one batch, got none")
-    return _joined(chunks, calibrator)
+    return _joined(parts, calibrator)
 
 
 def _check(blend: Blend) -> None:
@@ -137,50 +137,39 @@ def _sep(blend: Blend, kind: str, *, draws: int, seed: int) -> Posterior:
     return sep_posterior(blend.image.numpy(), blend.sky_rms.numpy(), kind=kind, **settings)
 
 
-def _chunk(
-    blend: Blend, answer: Posterior, calibrator: Calibrator | None, sep: dict[str, Posterior]
-) -> dict[str, dict]:
+def _compared(blend: Blend, answer: Posterior, calibrator: Calibrator | None, sep: dict[str, Posterior]) -> Comparison:
     truth = {name: getattr(blend, name).numpy() for name in TRUTHS if getattr(blend, name) is not None}
+    noise, mask, masks, sums = blend.sky_rms[:, None, None], blend.mask.numpy(), {}, None
+    snr = light = (blend.image[:, 0] / noise).numpy()
     if blend.isolated is not None:
         truth["blendedness"] = blendedness(blend.isolated[:, :, 0].numpy())
-    mask = blend.mask.numpy()
-    posteriors, overlaps, masks = {"network": answer.without_pixels()}, {}, {}
-    posteriors |= {kind: found.without_pixels() for kind, found in sep.items()}
-    if "mask" in answer.dataset:
+        light = (blend.isolated[:, :, 0].sum(1) / noise).numpy()
+    # Detection, and so the segmentation, is the same for all kinds of SEP's flux.
+    with_masks = dict(zip(("network", "sep"), (answer, *sep.values()), strict=False))
+    overlaps = {name: iou(found.mask.values, mask) for name, found in with_masks.items() if "mask" in found.dataset}
+    if "network" in overlaps:
         probability = answer.mask.values
-        noise = blend.sky_rms[:, None, None]
-        snr = (blend.image[:, 0] / noise).numpy()
-        light = snr if blend.isolated is None else (blend.isolated[:, :, 0].sum(1) / noise).numpy()
-        overlaps["network"] = iou(probability, mask)
-        mapping = None if calibrator is None else calibrator.mask
-        masks = _reliability(probability, mask, light, mapping) | {"sums": mask_sums(probability, mask, snr)}
-    for found in list(sep.values())[:1]:  # detection, and so the segmentation, is the same for all
-        overlaps["sep"] = iou(found.mask.values, mask)
-    return {"posteriors": posteriors, "truth": truth, "iou": overlaps, "masks": masks}
+        sums = mask_sums(probability, mask, snr)
+        insides = ((light > FAINT[0]) & (light < FAINT[1]))[:, None], (probability > OVERLAP).all(1, keepdims=True)
+        for region, inside in zip(REGIONS, insides, strict=True):
+            given, true = (values[np.broadcast_to(inside, mask.shape)] for values in (probability, mask))
+            repaired = given if calibrator is None or calibrator.mask is None else calibrator.mask(given)
+            masks[region], masks[f"{region} calibrated"] = (Reliability.measure(p, true) for p in (given, repaired))
+    network = answer.without_pixels()
+    sep = {kind: found.without_pixels() for kind, found in sep.items()}
+    return Comparison(network, network, sep, truth, overlaps, masks, sums)
 
 
-def _reliability(
-    probability: NDArray, mask: NDArray, light: NDArray, mapping: MaskMap | None
-) -> dict[str, Reliability]:
-    faint = np.broadcast_to(((light > FAINT[0]) & (light < FAINT[1]))[:, None], mask.shape)
-    overlap = np.broadcast_to((probability > OVERLAP).all(1, keepdims=True), mask.shape)
-    found = {}
-    for region, inside in zip(REGIONS, (faint, overlap), strict=True):
-        given, true = probability[inside], mask[inside]
-        found[region] = Reliability.measure(given, true)
-        found[f"{region} calibrated"] = found[region] if mapping is None else Reliability.measure(mapping(given), true)
-    return found
+def _joined(parts: list[Comparison], calibrator: Calibrator | None) -> Comparison:
+    def joined(name: str, join: Callable[[list], object]) -> dict[str, object]:
+        first = getattr(parts[0], name)
+        return {key: join([getattr(part, name)[key] for part in parts]) for key in first}
 
-
-def _joined(chunks: list[dict[str, dict]], calibrator: Calibrator | None) -> Comparison:
-    def over_chunks(kind: str, join: Callable[[list], object]) -> dict[str, object]:
-        return {name: join([chunk[kind][name] for chunk in chunks]) for name in chunks[0][kind]}
-
-    posteriors, masks = over_chunks("posteriors", Posterior.concatenate), over_chunks("masks", lambda s: reduce(add, s))
-    network, sums = posteriors.pop("network"), masks.pop("sums", None)
+    network = Posterior.concatenate([part.network for part in parts])
     calibrated = network if calibrator is None else calibrator(network)
-    truth, overlaps = (over_chunks(kind, np.concatenate) for kind in ("truth", "iou"))
-    return Comparison(network, calibrated, posteriors, truth, overlaps, masks, sums)
+    sums = None if parts[0].sums is None else reduce(add, (part.sums for part in parts))
+    arrays = joined("truth", np.concatenate), joined("iou", np.concatenate), joined("masks", partial(reduce, add))
+    return Comparison(network, calibrated, joined("sep", Posterior.concatenate), *arrays, sums)
 
 
 def evaluate(
@@ -250,13 +239,9 @@ def anomaly_table(posterior: Posterior, truth: ArrayLike) -> Table:
     error, rows = magnitude_error(median, truth), []
     for least, most, there in in_bins(posterior.anomaly.values, ANOMALY_EDGES):
         if there.any():
-            row = {
-                "low": least,
-                "high": most,
-                "blends": int(there.sum()),
-                "nmad_mag": mad_std(error[there], ignore_nan=True),
-            }
-            rows.append(row | {"coverage_68": inside[there].mean(), "far": far[there].any(1).mean()})
+            row = {"low": least, "high": most, "blends": int(there.sum())}
+            row |= {"nmad_mag": mad_std(error[there], ignore_nan=True), "coverage_68": inside[there].mean()}
+            rows.append(row | {"far": far[there].any(1).mean()})
     table = Table(rows)
     for name in table.colnames[3:]:
         table[name].info.format = ".3f"

@@ -174,12 +174,20 @@ def _store(path: Path, state: dict, history: History, best: dict[str, Tensor]) -
 def unfinished_run(
     output: Path, settings: dict[str, object], *, seed: int, resume: bool, overwrite: bool
 ) -> Iterator[tuple[Path, Path]]:
-    """Give a run its folder of finished parts, a temporary output and a seeded generator; clean up when it is done."""
+    """Give a run its folder of finished parts, a temporary output and a seeded generator.
+
+    The folder is removed at the end; after an error it stays if any part is finished.
+    """
     kept = unfinished_folder(output, settings, resume=resume, overwrite=overwrite)
     devices = range(torch.cuda.device_count())
-    with whole_file(output, overwrite=overwrite) as temporary, torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield kept, temporary
+    try:
+        with whole_file(output, overwrite=overwrite) as temporary, torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield kept, temporary
+    except BaseException:
+        if all(part.name == "settings.json" for part in kept.iterdir()):
+            shutil.rmtree(kept)
+        raise
     shutil.rmtree(kept)
 
 

@@ -63,13 +63,12 @@ class Repeat:
     `table` has one row per galaxy and method: ``blend``, ``galaxy``, ``x`` and ``y`` in the images (pixels), ``method``
     ("network": total fluxes; "sep": Kron fluxes with the errors that SEP quotes), ``flux_a``, ``flux_b``, ``error_a``
     and ``error_b`` in units of A, ``z``, ``chi2`` of the pair, and ``flags`` of either image. Numbers are NaN where a
-    galaxy was not found in both images, ``chi2`` also where one of the pair counts in another blend. `correlation` is
-    that of the noise of the images, `sky_rms` the median sky noise of a pixel of A and of B in units of A, and
-    `noise_factor` the factor by which the correlation of neighboring pixels raises SEP's errors, which lack it.
+    galaxy was not found in both images, ``chi2`` also where one of the pair counts in another blend. `sky_rms` is the
+    median sky noise of a pixel of A and of B in units of A, `noise_factor` the factor by which the correlation of
+    neighboring pixels raises SEP's errors, which lack it.
     """
 
     table: Table
-    correlation: float
     sky_rms: tuple[float, float]
     noise_factor: float
 
@@ -152,14 +151,16 @@ def compare_exposures(
         raise ValueError(f"zero_points must be finite for both images or None for both, got {tuple(zero_points)}")
     scale = 1.0 if None in zero_points else float(10 ** (0.4 * (zero_points[0] - zero_points[1])))
     images = _checked(image_a, image_b, scale)
-    mean = mean_image(*(_sky_subtracted(image) for image in images), correlation)
-    field = deblend_field(mean, _unanswered, instrument=deblender.instrument)
+    subtracted = [subtract_sky(image) for image in images]
+    if not all(noise.all() for _, noise in subtracted):
+        raise ValueError("image_a and image_b must have a sky that scatters, got none")
+    field = deblend_field(mean_image(*subtracted, correlation), _unanswered, instrument=deblender.instrument)
     blends, owner = _blends_inside(field), dilate(field.detection.segmentation)
     counts = (exposures[0], exposures[1] / scale)
     answers = [_answers(*each, blends, owner, deblender, **sampling) for each in zip(images, counts, strict=True)]
     network, sep, sky_rms = zip(*answers, strict=True)
     table = vstack([_table(blends, *pair, correlation) for pair in (network, sep)])
-    return Repeat(table, correlation, sky_rms, field.noise_factor)
+    return Repeat(table, sky_rms, field.noise_factor)
 
 
 def _checked(image_a: ArrayLike, image_b: ArrayLike, scale: float) -> list[NDArray[np.float64]]:
@@ -169,14 +170,6 @@ def _checked(image_a: ArrayLike, image_b: ArrayLike, scale: float) -> list[NDArr
         raise ValueError(f"image_b must have the shape (y, x) of image_a {first.shape}, got {second.shape}")
     bad = ~np.isfinite(first + second) | uncovered(first) | uncovered(second)
     return [np.where(bad, np.nan, image) for image in (first, scale * second)]
-
-
-def _sky_subtracted(image: NDArray, owner: NDArray[np.int32] | None = None) -> tuple[NDArray, NDArray]:
-    """Return pixels and noise; where the sources are known, the same are taken out of the sky of both images."""
-    pixels, noise = subtract_sky(image, mask=None if owner is None else owner > 0)
-    if not noise.all():
-        raise ValueError("image_a and image_b must have a sky that scatters, got none")
-    return pixels, noise if owner is None else noise * mad_std((pixels / noise)[owner == 0], ignore_nan=True)
 
 
 def mean_image(
@@ -204,14 +197,14 @@ def _blends_inside(field: DeblendedImage) -> Table:
     inside = ~(flags & Flag.TRUNCATED).any(-1)
     if not inside.any():
         raise ValueError("image_a and image_b must show blends at least half a stamp from the edge, got none")
-    corner = np.stack([field.corners[name] for name in ("x0", "y0")], -1)
+    corner = np.stack([field.corners["x0"], field.corners["y0"]], -1)
     position = np.stack([field.posterior.dataset[name] for name in "xy"], -1) + corner[:, None]
-    sources = cKDTree(np.stack([field.detection.x, field.detection.y], -1))
+    label = cKDTree(np.stack([field.detection.x, field.detection.y], -1)).query(position)[1] + 1
     rows = field.catalog[~np.ma.getmaskarray(field.catalog["blend"])]
     kept = np.zeros(flags.shape, dtype=bool)
     kept[rows["blend"], rows["galaxy"]] = True
-    columns = {"corner": corner, "position": position, "label": sources.query(position)[1] + 1, "kept": kept}
-    return Table(columns | {"crowded": flags & Flag.CROWDED})[inside]
+    columns = {"corner": corner, "position": position, "label": label, "kept": kept, "crowded": flags & Flag.CROWDED}
+    return Table(columns)[inside]
 
 
 def _answers(
@@ -224,16 +217,17 @@ def _answers(
     seed: int = 0,
     **sampling: int,
 ) -> tuple[QTable, QTable, float]:
-    """Return the rows of the network and of SEP, and the median sky noise."""
-    pixels, noise = _sky_subtracted(image, owner)
+    """Return the rows of the network and of SEP, and the median sky noise; `owner` has the sources of both images."""
+    pixels, noise = subtract_sky(image, mask=owner > 0)
+    noise = noise * mad_std((pixels / noise)[owner == 0], ignore_nan=True)
     kernel = deblender.instrument.noise_kernel
+    filling = {"kernel": None if kernel is None else kernel.cpu(), "sky_rms": 1.0}
     stamps, sky_rms = np.empty((len(blends), STAMP_SIZE, STAMP_SIZE), dtype=np.float32), np.empty(len(blends))
     for i, (x0, y0) in enumerate(blends["corner"]):
         window = (slice(y0, y0 + STAMP_SIZE), slice(x0, x0 + STAMP_SIZE))
         sources, rms, rng = owner[window], noise[window], np.random.default_rng([seed, i])
-        others, filling = ~np.isin(sources, [0, *blends["label"][i]]), {"blank": sources == 0, "sky_rms": 1.0}
-        filling["kernel"] = None if kernel is None else kernel.cpu()
-        stamps[i] = replace_with_sky(pixels[window] / rms, others, rng, **filling) * rms
+        others = ~np.isin(sources, [0, *blends["label"][i]])
+        stamps[i] = replace_with_sky(pixels[window] / rms, others, rng, blank=sources == 0, **filling) * rms
         sky_rms[i] = np.median(rms)
     parts = []
     for start in range(0, len(stamps), CHUNK):
@@ -243,39 +237,31 @@ def _answers(
     x, y = np.transpose(blends["position"] - blends["corner"][:, None], (2, 0, 1))
     draws = {"draws": sampling["draws"]} if "draws" in sampling else {}
     sep = sep_posterior(stamps, sky_rms, x=x, y=y, exposure=exposure, seed=seed, **draws)
-    tables = [posterior.summary() for posterior in (Posterior.concatenate(parts), sep)]
-    for rows in tables:
-        rows["error"] = (rows["flux_84"] - rows["flux_16"]) / 2
-    return *tables, float(np.median(noise))
+    return Posterior.concatenate(parts).summary(), sep.summary(), float(np.median(noise))
 
 
 def _table(blends: Table, first: QTable, second: QTable, correlation: float) -> Table:
-    difference, kept = first["flux"] - second["flux"], blends["kept"]
-    variance = first["error"] ** 2 + second["error"] ** 2 - 2 * correlation * first["error"] * second["error"]
-    columns = {name: first[name] for name in ("blend", "galaxy", "method")}
-    columns |= {"x": blends["position"][..., 0], "y": blends["position"][..., 1]}
-    columns |= {
-        f"{name}_{end}": rows[name] for name in ("flux", "error") for end, rows in (("a", first), ("b", second))
-    }
-    columns |= {
-        "z": difference / np.sqrt(variance),
-        "flags": first["flags"] | second["flags"] | blends["crowded"].ravel(),
-    }
-    columns["chi2"] = np.where(kept.all(-1), _chi2(first, second, correlation), np.nan).repeat(2)
-    return Table({name: np.ravel(column)[kept.ravel()] for name, column in columns.items()})
+    """Return one row per galaxy from the rows of a method in both images."""
+    rows, kept = (first, second), blends["kept"]
+    table = Table({name: first[name] for name in ("blend", "galaxy", "method")})
+    table["x"], table["y"] = blends["position"].reshape(-1, 2).T
+    flux, error = ([each["flux"] for each in rows], [(each["flux_84"] - each["flux_16"]) / 2 for each in rows])
+    for name, values in (("flux", flux), ("error", error)):
+        table[f"{name}_a"], table[f"{name}_b"] = values
+    difference = flux[0] - flux[1]
+    table["z"] = difference / np.sqrt(error[0] ** 2 + error[1] ** 2 - 2 * correlation * error[0] * error[1])
+    table["flags"] = first["flags"] | second["flags"] | blends["crowded"].ravel()
+    roots = [_root(each["correlation"], width) for each, width in zip(rows, error, strict=True)]
+    between = correlation * roots[0] @ roots[1].swapaxes(1, 2)
+    covariance = sum(root @ root.swapaxes(1, 2) for root in roots) - between - between.swapaxes(1, 2)
+    away = np.reshape(difference, (-1, 2, 1))
+    chi2 = (away * np.linalg.solve(covariance, away)).sum((1, 2))
+    table["chi2"] = np.where(kept.all(-1), chi2, np.nan).repeat(2)
+    return table[kept.ravel()]
 
 
-def _chi2(first: QTable, second: QTable, correlation: float) -> NDArray[np.float64]:
-    difference = np.reshape(first["flux"] - second["flux"], (-1, 2))
-    known = np.isfinite(difference).all(-1)
-    roots = []
-    for rows in (first, second):
-        across = np.eye(2) + np.ma.filled(rows["correlation"], np.nan)[::2][known, None, None] * np.eye(2)[::-1]
-        roots.append(np.linalg.cholesky(across) * np.reshape(rows["error"], (-1, 2))[known, :, None])
-    own = sum(root @ root.swapaxes(1, 2) for root in roots)
-    between = roots[0] @ roots[1].swapaxes(1, 2)
-    away = difference[known][..., None]
-    solved = np.linalg.solve(own - correlation * (between + between.swapaxes(1, 2)), away)
-    chi2 = np.full(len(difference), np.nan)
-    chi2[known] = (away * solved).sum((1, 2))
-    return chi2
+def _root(correlation: ArrayLike, error: ArrayLike) -> NDArray[np.float64]:
+    """Return the lower triangular root ``(blend, 2, 2)`` of the covariance of both fluxes of each pair."""
+    tied = np.ma.filled(correlation, np.nan)[::2]
+    rows = [[np.ones_like(tied), np.zeros_like(tied)], [tied, np.sqrt(1 - tied**2)]]
+    return np.moveaxis(np.array(rows), -1, 0) * np.reshape(error, (-1, 2, 1))

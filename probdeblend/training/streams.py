@@ -105,7 +105,7 @@ class LibraryStream(EndlessStream):
 
     def blend(self, number: int) -> Blend:
         """Return one batch with its truth and the identities of its galaxies."""
-        return blend_batch(self.scene, self.batch_size, key=(self.seed, number))
+        return blend_batch(self.scene, (self.seed, number), self.batch_size)
 
 
 @dataclass(eq=False)
@@ -162,24 +162,47 @@ class Mixture:
             raise ValueError(f"library must be given for a real_fraction of {self.real_fraction}, got None")
 
     def to(self, device: str) -> Mixture:
-        """Return the mixture with the instrument, and so the rendering, on a device."""
+        """Return the mixture with the instrument, and so the rendering, on a device.
+
+        Parameters
+        ----------
+        device
+            A torch device.
+
+        Returns
+        -------
+        Mixture
+            The same mixture.
+        """
         return replace(self, instrument=self.instrument.to(device))
 
     def stream(self, *, batch_size: int = BATCH_SIZE, seed: int = 0, first: int = 0) -> EndlessStream:
-        """Return the endless stream of batches, from number `first` on."""
+        """Return the endless stream of batches, from number `first` on.
+
+        Parameters
+        ----------
+        batch_size
+            Blends per batch.
+        seed
+            Random seed.
+        first
+            Number of the first batch.
+
+        Returns
+        -------
+        EndlessStream
+            Batches of blends with their truth.
+        """
         work = {"batch_size": batch_size, "seed": seed, "first": first}
         simulated = partial(SimulatedStream, instrument=self.instrument, conditions=self.conditions, **work)
-        streams: dict[EndlessStream, float] = {}
-        if self.real_fraction < 1 and self.close_fraction < 1:
-            streams[simulated(self.prior)] = (1 - self.real_fraction) * (1 - self.close_fraction)
-        if self.real_fraction > 0:
-            streams[LibraryStream(self.library, self.instrument, self.rules, **work)] = self.real_fraction
-        if self.real_fraction < 1 and self.close_fraction > 0:
-            close = replace(self.prior, separation="close", anywhere_fraction=0.0)
-            streams[simulated(close)] = (1 - self.real_fraction) * self.close_fraction
-        if len(streams) == 1:
-            return next(iter(streams))
-        return MixedStream(tuple(streams), tuple(streams.values()), **work)
+        close = replace(self.prior, separation="close", anywhere_fraction=0.0)
+        kinds = (
+            ((1 - self.real_fraction) * (1 - self.close_fraction), partial(simulated, self.prior)),
+            (self.real_fraction, partial(LibraryStream, self.library, self.instrument, self.rules, **work)),
+            ((1 - self.real_fraction) * self.close_fraction, partial(simulated, close)),
+        )
+        fractions, streams = zip(*((fraction, make()) for fraction, make in kinds if fraction > 0), strict=True)
+        return MixedStream(streams, fractions, **work) if len(streams) > 1 else streams[0]
 
     def blends(self, count: int, *, seed: int = 0, progress: bool = True) -> Iterator[Blend]:
         """Make blends that no network was trained on.

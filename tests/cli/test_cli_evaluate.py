@@ -28,7 +28,7 @@ def test_evaluate_prints_a_row_a_method(run, fake, tmp_path):
     assert by_anomaly.split()[:3] == ["low", "high", "blends"]
     assert Table.read(tmp_path / "accuracy.ecsv")["method"].tolist() == ["network", "sep"]
     refused(run("evaluate", "set", "--output", "accuracy.ecsv"), "accuracy.ecsv: exists already")
-    refused(run("evaluate", "accuracy.ecsv"), "not a set of blends")
+    refused(run("evaluate", "accuracy.ecsv"), "must be a set of blends written by probdeblend")
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_calibrate_on_own_sky(run, tmp_path):
             "catalog must come with one image, got 2 images",
         ),
         (("--images", "a.fits", "--columns", "x"), "columns must be NAME=COLUMN"),
-        (("--count", 100, "--least", 5000, *FAST), "at least 5000 galaxies with an answer are needed to fit, got 200"),
+        (("--count", 100, "--least", 5000, *FAST), "at least 5000 galaxies with draws are needed to fit, got 200"),
     ],
 )
 def test_calibrate_refuses(run, tmp_path, options, message):

@@ -36,7 +36,7 @@ class Oracle:
     def __init__(self, blend, *, sd, claimed):
         self.blend, self.sd, self.claimed, self.done = blend, sd, claimed, 0
 
-    calibrator = None
+    calibrator = network = instrument = check_pixel_scale = None
 
     def __call__(self, image, *, sky_rms, draws, passes, seed, calibrate):
         assert not calibrate

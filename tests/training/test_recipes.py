@@ -81,9 +81,9 @@ def test_interrupted_training_of_weights(weights, tmp_path, monkeypatch):
     with pytest.raises(StoppedError):
         train_weights(path, source=(MIXTURE, MIXTURE), **SHORT)
     assert not path.exists()
-    with pytest.raises(FileExistsError, match="resume goes on from it, overwrite starts anew"):
+    with pytest.raises(FileExistsError, match="resume continues it, overwrite starts over"):
         train_weights(path, source=(MIXTURE, MIXTURE), **SHORT)
-    with pytest.raises(ValueError, match="was begun with other settings"):
+    with pytest.raises(ValueError, match="must be resumed with the settings it was begun with"):
         train_weights(path, source=(MIXTURE, MIXTURE), resume=True, **SHORT | {"steps": 3})
     train_weights(path, source=(MIXTURE, MIXTURE), resume=True, **SHORT)
     assert torch.equal(state, torch.get_rng_state())
@@ -127,7 +127,7 @@ def readout(tmp_path_factory):
         failing(patch, seed=0, number=3)
         with pytest.raises(StoppedError):
             train_readout(path, deblender, **OPTIONS)
-        with pytest.raises(ValueError, match="was begun with other settings"):
+        with pytest.raises(ValueError, match="must be resumed with the settings it was begun with"):
             train_readout(path, deblender, seed=1, resume=True, **OPTIONS)
         return path, train_readout(path, deblender, resume=True, **OPTIONS)
 

@@ -227,7 +227,7 @@ def test_flagged_galaxies_have_a_line_of_their_own(right):
     table = right.table.copy()
     table["flags"][:24] = Flag.UNFAMILIAR
     table["flags"][25] = Flag.UNFAMILIAR
-    summary = Repeat(table, 0.0, (1, 1), 1.0).summary()
+    summary = Repeat(table, (1, 1), 1.0).summary()
     network = summary[summary["method"] == "network"]
     assert network["galaxies"].tolist() == ["all", "without flags"]
     assert network["count"].tolist() == [2 * PAIRS, 2 * PAIRS - 25]
