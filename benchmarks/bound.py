@@ -3,7 +3,7 @@
 The information of the image (Fisher, at the true unknowns) and that of the prior add up, and no estimator scatters less
 than their inverse, on average over the prior (van Trees 1968, "Detection, Estimation, and Modulation Theory", I). The
 noise and the nuisances are those of the generative model. The prior counts as a normal distribution of the same
-covariance, which knows less than the prior does: the bound is a little high.
+covariance, which is less informative than the prior: the bound is slightly high.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How large the package is, beside its limits: lines, rooms, floors, public names, long modules, circles, commands."""
+"""The size of the package compared with its limits: lines, rooms, floors, names, modules, circles, commands."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ the pull of the prior. The bar is therefore one-sided where the image is not inf
 
 The companion comes along a fixed direction, oblique to pixels and to both galaxies, so that the scatter of z at a step
 is that of noise. The primary stays in the middle of the stamp and is galaxy 0. Where the two are closer than the PSF is
-wide, a method may take one for the other; the total flux does not care.
+wide, a method may take one for the other; the total flux is unaffected.
 """
 
 from __future__ import annotations

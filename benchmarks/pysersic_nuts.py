@@ -5,11 +5,11 @@ on a flat sky. pysersic (Pasha & Miller 2023, doi:10.21105/joss.05703) takes pix
 so it fits the blends with white noise, which were drawn that way. On drizzled noise it would be overconfident: the
 noise of a sum over many pixels is 2.25 times what independent pixels have.
 
-Three things are evened out. pysersic renders in Fourier space, where light wraps round at the edges: it is given whole
-stamps, of which all but the middle is masked. Its 15 Gaussians per galaxy lack 0.4 % of the light of an exponential
-disk: it gets 30 over a wider range. And its priors are flat here (in ln flux, ln half-light radius, index, ellipticity,
-angle and position), so that its draws are weighted by the prior of probdeblend; both are shown. The chi-square between
-the two renderers' images, for the same numbers, is in the table as well.
+Three differences between the codes are removed. pysersic renders in Fourier space, where light wraps round at the
+edges: it is given whole stamps, of which all but the middle is masked. Its 15 Gaussians per galaxy lack 0.4 % of the
+light of an exponential disk: it gets 30 over a wider range. And its priors are flat here (in ln flux, ln half-light
+radius, index, ellipticity, angle and position), so that its draws are weighted by the prior of probdeblend; both are
+shown. The chi-square between the two renderers' images, for the same numbers, is in the table as well.
 """
 
 from __future__ import annotations

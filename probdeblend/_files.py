@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, resumable runs, and the header of every file of the package.
+"""Atomic file output, resumable runs, and the header of every file of the package.
 
 A long run keeps its finished parts in a folder beside its output (`unfinished_folder`), arrays with `kept_arrays`:
 the one way to resume. Every file of the package states its kind and version (`header`, `check_header`).
@@ -51,7 +51,7 @@ def output_folder(path: str | PathLike[str], *, files: Iterable[str], overwrite:
         if not target.is_dir():
             raise FileExistsError(f"{path}: is a file, not a folder, and is not replaced")
         if foreign := sorted({entry.name for entry in target.iterdir()} - set(files)):
-            raise FileExistsError(f"{path}: is not an earlier output and is not replaced, it holds {foreign[0]}")
+            raise FileExistsError(f"{path}: is not replaced, because it holds {foreign[0]}, which no earlier run wrote")
     home = next(parent for parent in target.parents if parent.is_dir())
     temporary = home / f".{target.name}.{secrets.token_hex(4)}.partial"
     temporary.mkdir()
@@ -93,11 +93,13 @@ def unfinished_folder(
         if not record.is_file():
             raise ValueError(f"there is nothing to resume: {kept} does not exist")
         if json.loads(record.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
-            raise ValueError(f"{kept}: was begun with other settings, resume with those or overwrite it")
+            raise ValueError(
+                f"{kept}: must be resumed with the settings it was begun with: overwrite starts over"
+            )
         return kept
     if kept.exists():
         if not overwrite:
-            raise FileExistsError(f"{kept}: exists; resume goes on from it, overwrite starts anew")
+            raise FileExistsError(f"{kept}: an interrupted run exists: resume continues it, overwrite starts over")
         shutil.rmtree(kept)
     kept.mkdir(parents=True)
     record.write_text(json.dumps(settings), encoding="utf-8")

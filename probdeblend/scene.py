@@ -2,7 +2,7 @@
 
 Axes are always ``(blend, band, y, x)`` for images and ``(blend, galaxy, band)`` for fluxes. Pixel (0, 0) is the center
 of the first pixel, a stamp is 128 x 128 pixels with its center at (63.5, 63.5), and galaxy 0 is the central one. Angles
-are in radians from +x towards +y, sizes in arcsec.
+are in radians from +x toward +y, sizes in arcsec.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_output_folder_leaves_nothing_when_it_fails(tmp_path, earlier):
 
 def test_output_folder_never_replaces_other_files(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match=r"not an earlier output and is not replaced, it holds thesis.tex"):
+    with pytest.raises(FileExistsError, match=r"is not replaced, because it holds thesis.tex, which no earlier run wrote"):
         output_folder(tmp_path, overwrite=True, files=FILES).__enter__()
     with pytest.raises(FileExistsError, match=r"thesis.tex: is a file, not a folder, and is not replaced"):
         output_folder(tmp_path / "thesis.tex", overwrite=True, files=FILES).__enter__()
@@ -123,9 +123,9 @@ def test_an_interrupted_run_goes_on_from_its_parts(tmp_path):
     np.testing.assert_array_equal(kept_arrays(again / "0.npz", make)["x"], [0, 1, 2])
     assert len(made) == 1
     assert "x" in kept_arrays(None, make)
-    with pytest.raises(ValueError, match="was begun with other settings, resume with those or overwrite it"):
+    with pytest.raises(ValueError, match="must be resumed with the settings it was begun with"):
         unfinished_folder(output, settings | {"seed": 2}, resume=True)
-    with pytest.raises(FileExistsError, match="resume goes on from it, overwrite starts anew"):
+    with pytest.raises(FileExistsError, match="resume continues it, overwrite starts over"):
         unfinished_folder(output, settings)
     assert not list(unfinished_folder(output, settings, overwrite=True).glob("*.npz"))
     with pytest.raises(ValueError, match="there is nothing to resume"):

@@ -1,8 +1,8 @@
 """Counts and flux ratios of a population of blends, recovered from posteriors that were made under another one.
 
-Posteriors that are calibrated over their prior may be wrong by a percent for a part of it, and a population that
-gathers there adds these errors up. What was recovered is therefore simulated, deblended and recovered once more: its
-error, with its scatter, is subtracted (indirect inference: Gouriéroux, Monfort & Renault 1993,
+Posteriors that are calibrated on average over the prior can be biased by a percent in a part of it; for a population
+concentrated there these biases accumulate. What was recovered is therefore simulated, deblended and recovered once
+more: its error, with its scatter, is subtracted (indirect inference: Gouriéroux, Monfort & Renault 1993,
 doi:10.1002/jae.3950080507).
 
 The tested population differs from the training prior in magnitudes alone: its galaxies gather within 0.2 mag of 23.3,

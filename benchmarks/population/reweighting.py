@@ -1,4 +1,4 @@
-"""Priors made of another one by weights alone: concentrated in magnitude, or as often as was found."""
+"""Reweighted priors: one concentrated in magnitude, and one that reproduces a recovered population."""
 
 from __future__ import annotations
 

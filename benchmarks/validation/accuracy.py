@@ -48,8 +48,8 @@ def accuracy_section(plan: Plan) -> Section:
         [
             f"{plan.accuracy} blends drawn from the joint distribution of the published test set, rendered by the "
             "torch renderer, with correlated and photon noise. The published networks and SExtractor were measured on "
-            "blends of real galaxies: their rows are recomputed from the published table, and are no contest on equal "
-            "terms.",
+            "blends of real galaxies: their rows are recomputed from the published table and are not a comparison of "
+            "like with like.",
             "The network is scored on total fluxes, SEP on the AUTO fluxes of the isolated galaxies, which it "
             "measures. A galaxy that is missed counts as an outlier. Point estimates are medians.",
         ],

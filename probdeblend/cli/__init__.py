@@ -1,7 +1,7 @@
 """The command line: flags to calls.
 
-Every command imports what it needs when it runs, so that ``--help`` is quick. What a user can do wrong ends
-in one sentence on standard error and exit status 1, and nothing is written.
+Every command imports what it needs when it runs, so that ``--help`` is quick. Invalid input gives
+a message of one sentence on standard error and exit status 1; nothing is written.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ __all__: list[str] = []  # used from the command line alone
 @options.weights
 @options.calibrator
 @click.option("--count", is_flag=True, help="Flag stamps that are unlikely to hold two galaxies.")
-@click.option("--counts", type=FILE, help="Count network file for --count.  [default: the one that ships]")
+@click.option("--counts", type=FILE, help="Count network file for --count.  [default: shipped]")
 @click.option(
     "--refine", is_flag=True, help="Refine stamps where the generative model can be trusted; seconds per blend."
 )
@@ -174,17 +174,17 @@ def _given_rms(found: FieldImage, given: str | None, *, stamps: bool) -> object:
 @options.noise
 @options.psf
 @options.pixel_scale
-@click.option("--flux", is_flag=True, help="Also deblend, for the flux of the central galaxy whatever the number.")
+@click.option("--flux", is_flag=True, help="Also give the flux of the central galaxy, marginalized over the number.")
 @options.sampling
 @options.output("counts.ecsv", "Table")
 @options.overwrite
 @options.weights
-@click.option("--counts", type=FILE, help="Count network file.  [default: the one that ships]")
+@click.option("--counts", type=FILE, help="Count network file.  [default: shipped]")
 def count(stamps: Path, **given: object) -> None:
     """Estimate the number of galaxies in each of STAMPS: a sky-subtracted 128 x 128 stamp, or a cube of stamps.
 
-    The table gives the probability of one galaxy, of two, and of three or more. Draws, passes and seed belong to
-    --flux.
+    The table gives the probability of one galaxy, of two, and of three or more. --draws, --passes and
+    --seed apply only with --flux.
 
     \b
     Example:

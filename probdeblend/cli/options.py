@@ -1,4 +1,4 @@
-"""What the commands share: options, and the one sentence in which a user's mistake ends."""
+"""Options that the commands share, and error messages of one sentence."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ resume = click.option("--resume", is_flag=True, help="Resume an interrupted run.
 workers = click.option(
     "--workers", type=click.IntRange(0), default=0, show_default=True, help="Worker processes; 0 for none."
 )
-weights = click.option("--weights", type=FILE, help="Weights file.  [default: the one that ships]")
+weights = click.option("--weights", type=FILE, help="Weights file.  [default: shipped]")
 hdu = click.option("--hdu", metavar="HDU", help="Number or name of the image HDU.")
 psf = click.option("--psf", type=FILE, help="Effective PSF of the image, checked against that of the weights.")
 pixel_scale = click.option("--pixel-scale", type=float, help="Arcsec per pixel.  [default: from the header]")

@@ -22,7 +22,7 @@ PARTS = ("training", "validation", "test")
 
 
 def _write(collection: Collection, given: Mapping[str, object]) -> None:
-    """Write a library, and tell which galaxies it holds."""
+    """Write a library and print a summary."""
     from ..surveys import write_library
 
     names = write_library(given["output"], collection.library, overwrite=given["overwrite"])
@@ -47,7 +47,7 @@ def _write(collection: Collection, given: Mapping[str, object]) -> None:
 @options.hdu
 @click.option("--rms", type=FILE, help="Sky noise map of a single image.")
 @options.faintest(23.5)
-@click.option("--probability", type=float, default=0.8, show_default=True, help="Least probability of the type.")
+@click.option("--probability", type=float, default=0.8, show_default=True, help="Minimum probability of the type.")
 @options.catalog_zero_point
 @options.seed
 @options.overwrite
@@ -103,8 +103,10 @@ def reobserve(catalog: Path, **given: object) -> None:
 @click.option("--part", type=click.Choice([*PARTS, "all"]), default="all", show_default=True, help="Galaxies to use.")
 @click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the 60/20/20 split.")
 @click.option("--separation", metavar="RULE", default="published", show_default=True, help="As for `simulate`.")
-@click.option("--sky", type=click.Choice(["one", "both"]), default="one", show_default=True, help="Whose sky to keep.")
-@click.option("--dimming", type=float, default=1.0, show_default=True, help="Dim galaxies by up to so many magnitudes.")
+@click.option(
+    "--sky", type=click.Choice(["one", "both"]), default="one", show_default=True, help="Keep one sky, or add."
+)
+@click.option("--dimming", type=float, default=1.0, show_default=True, help="Largest dimming in magnitudes.")
 @options.crowding
 @options.seed
 @options.workers

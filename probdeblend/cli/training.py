@@ -109,8 +109,8 @@ def simulate(output: Path, **given: object) -> None:
 def train(output: Path | None, kind: str, **given: object) -> None:
     """Train a network on simulated blends and write it to OUTPUT (KIND.safetensors if not given).
 
-    The defaults are the recipes of what ships with the package. Readout, guide and count network stand on the frozen
-    encoder of weights: its features are computed once and kept beside OUTPUT until training ends.
+    The defaults are the recipes of the shipped networks. The readout, the guide and the count network use the frozen
+    encoder of --weights; its features are computed once and kept beside OUTPUT until training ends.
 
     \b
     Example:

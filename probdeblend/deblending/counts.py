@@ -130,9 +130,9 @@ def flag_counts(posterior: Posterior, probability: ArrayLike) -> Posterior:
 def marginal_central_flux(draws: ArrayLike, probability: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
     """Marginalize the central galaxy's flux, from ``(draw, blend, galaxy)``, over the number of galaxies.
 
-    A single galaxy has all light that a posterior of pairs divides: the pair's total. With two galaxies or more its
-    flux is that of the posterior, which has not seen three or more either: there it is biased, and so is the mixture.
-    Draws of a blend depend on the seed and on its number alone.
+    If there is only one galaxy, its flux is the total flux of the posterior of the pair; otherwise it is that of the
+    posterior. With three or more galaxies this is biased, because the network was trained on pairs. Draws of a blend
+    depend only on the seed and on its number.
     """
     draws = np.asarray(draws, dtype=np.float64)
     if draws.ndim != 3 or draws.shape[2] != 2:

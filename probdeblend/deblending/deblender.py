@@ -33,13 +33,13 @@ __all__ = ["FAMILIAR", "Deblender", "Deblends", "Description"]
 ARCHITECTURES = {"Blend2Flux": Blend2Flux, "Blend2Mask2Flux": Blend2Mask2Flux}
 HEADS = {head.__name__: head for head in (NormalHead, StudentTHead, TotalRatioHead)}
 FAMILIAR = ("feature_mean", "feature_whitening", "feature_limit")  # mean, whitening matrix and largest usual distance
-READOUT = ("cnn.dense.", "head.")  # what is no part of the encoder
-PSF_TOLERANCE = 0.05  # relative, of the width
+READOUT = ("cnn.dense.", "head.")  # the layers behind the encoder
+PSF_TOLERANCE = 0.05  # of the relative difference in width
 OFF_CENTER = 6.0  # pixels from the middle of the stamp beyond which a central galaxy is flagged
 
 
 class Deblends(Protocol):
-    """What is called with images and answers with a posterior: a network, its refinement, SEP, or a wrapper of one."""
+    """A callable that maps stamps to a `Posterior`: a network, a refiner, SEP, or a wrapper of one."""
 
     def __call__(self, image: ArrayLike, /, *, sky_rms: ArrayLike, **sampling: int) -> Posterior:
         """Deblend stamps ``(blend, y, x)``.
@@ -104,8 +104,9 @@ class Description:
 
     def build(self) -> nn.Module:
         """Return the network, not yet trained."""
-        if self.architecture not in ARCHITECTURES or self.head not in HEADS:
-            raise ValueError(f"architecture and head must be known ones, got {self.architecture} and {self.head}")
+        for name, known in (("architecture", ARCHITECTURES), ("head", HEADS)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value}")
         return ARCHITECTURES[self.architecture](**self.settings, head=HEADS[self.head])
 
 

@@ -70,8 +70,8 @@ def deblend_field(
         Pixels ``(y, x)``, also as a masked array or a Quantity. Bad are pixels that are not finite, and patches of at
         least 5 x 5 exact zeros.
     deblender
-        What answers with a `Posterior`. Called with stamps ``(blend, y, x)``, NaN for bad pixels, and the sky noise
-        of each.
+        A callable that returns a `Posterior`, such as a `Deblender`. It is called with stamps ``(blend, y, x)``, NaN
+        for bad pixels, and the sky noise of each.
     rms
         Sky noise of a pixel in image units, a number or a map ``(y, x)``, also as a Quantity; None measures it
         locally.
@@ -105,7 +105,7 @@ def deblend_field(
     subtracted, scatter = subtract_sky(pixels)
     pixels, noise = subtracted if background else pixels, scatter if rms is None else _checked_rms(rms, pixels)
     if not noise.all():
-        raise ValueError("rms must be given for an image whose sky does not scatter, got None")
+        raise ValueError("rms must be given if the sky noise cannot be measured, got None and a sky without scatter")
     detection = _found(pixels, noise)
     factor = 1.0
     if rms is None or (np.ndim(rms) and not rms_as_is):
@@ -150,7 +150,7 @@ def _found(pixels: NDArray[np.float64], noise: NDArray[np.float64]) -> Detection
 
 
 def _or_else(otherwise: float, measure: Callable[..., float], *arguments: NDArray) -> float:
-    """Return what is measured on blank sky, or something else where there is too little of it."""
+    """Return what is measured on blank sky, or a fallback if there is too little of it."""
     try:
         value = measure(*arguments)
     except ValueError:

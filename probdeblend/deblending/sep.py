@@ -4,7 +4,7 @@ Boucaud et al. (2020, doi:10.1093/mnras/stz3056, section 5.1) match detections t
 
 - two detections: each galaxy gets its own, by position;
 - one: it belongs to the nearest galaxy, and the other galaxy is missed;
-- three or more: each galaxy gets one near it, and the others are left over.
+- three or more: each galaxy is matched to a nearby detection, and the rest are ignored.
 
 The draws are independent normals with SEP's errors. These contain no correlation, neither of the noise between pixels
 nor of the two fluxes, and no error of the deblending: that is what a network improves on.

@@ -41,7 +41,7 @@ def deblend_stamps(
     stamps
         Pixels ``(blend, y, x)``, also as a Quantity; those that are not finite are bad.
     deblender
-        What answers with a `Posterior`.
+        A callable that returns a `Posterior`, such as a `Deblender` or a `Refiner`.
     rms
         Sky noise of a pixel in image units, a number or a map ``(blend, y, x)``; None measures it in each stamp.
     rms_as_is
@@ -88,7 +88,9 @@ def _measured(stamp: NDArray[np.floating]) -> float:
     noise = float(mad_std(stamp[np.isfinite(stamp)]))
     for _ in range(2):  # the sources found depend on the noise, and the noise on the sources
         if not noise > 0:
-            raise ValueError("rms must be given for a stamp whose sky does not scatter, got None")
+            raise ValueError(
+                "rms must be given if the sky noise cannot be measured, got None and a sky without scatter"
+            )
         noise *= _scatter(stamp, noise)
     return noise
 

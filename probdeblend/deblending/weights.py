@@ -1,9 +1,9 @@
-"""Trained weights in files, and files of networks that stand on their encoder.
+"""Read and write weights files, and files of networks that use their frozen encoder.
 
 A weights file is a safetensors file: the tensors of the network, the PSF and noise kernel of the instrument that it was
 trained for, the usual range of its features, and as JSON the architecture, the instrument, what it was trained on, and
 the calibrator that was fitted to it. The file of a guide or count network holds the tensors of all but the encoder,
-and as JSON how it was built and trained and the digest of the encoder that it stands on.
+and as JSON how it was built and trained and the digest of that encoder.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def read_readout(path: Path | str, deblender: Deblender, build: Callable[..., nn
         described = json.loads(metadata["description"])
         encoder, settings = described["encoder"], described["settings"]
     if encoder != (known := deblender.encoder_digest):
-        raise ValueError(f"{path}: the {kind} must stand on the encoder {known} of the weights, got one on {encoder}")
+        raise ValueError(f"{path}: the {kind} must be trained on encoder {known}, that of the weights, got {encoder}")
     with _described(path, kind):
         network = build(**settings)
         shared = {name: value for name, value in network.state_dict().items() if name.startswith(ENCODER)}
@@ -146,4 +146,4 @@ def _described(path: Path | str, kind: str) -> Iterator[None]:
         yield
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"{path}: the {kind} does not fit its description ({reason})") from None
+        raise ValueError(f"{path}: tensors must match the stored description of the {kind} ({reason})") from None

@@ -1,4 +1,4 @@
-"""Blend2Flux and Blend2Mask2Flux: image over sky noise to the distribution of both log-fluxes, and to both masks.
+"""Blend2Flux and Blend2Mask2Flux: from an image in units of the sky noise to both log-fluxes and both masks.
 
 The networks of Boucaud et al. (2020, doi:10.1093/mnras/stz3056) with distributions in place of numbers. Blend2Flux
 sees the image alone. Blend2Mask2Flux sees the image and what its U-Net returns for every pixel: the probability that

@@ -1,12 +1,12 @@
 """The number of galaxies: image to the logits of one, two, and three or more.
 
 The encoder is the contracting path of a trained U-Net, frozen. The mean and the largest value of its features at every
-resolution tell how much light there is and how far apart; two hidden layers turn them into logits. The U-Net was
-trained on pairs, and yet its features tell the number better than convolutions trained on the same stamps.
+resolution reflect how much light there is and how far apart; two hidden layers turn them into logits. Although the
+U-Net was trained on pairs, its features predict the number better than convolutions trained on these stamps.
 
-The central galaxy of a simulated stamp is at the center, whatever lies beside it, so that light off the center would
-betray a companion. A catalog has no such center, only that of the light, be it of one galaxy or of two. Every image is
-therefore first shifted until its light is centered.
+In simulated stamps the central galaxy is always centered, so off-center light would give a companion away. Real
+catalogs center on the light, whether of one galaxy or of two. Every image is therefore first shifted until its light is
+centered.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def recenter(image: Tensor) -> Tensor:
     """Shift square images ``(blend, band, y, x)`` by whole pixels so that the light around the center is centered.
 
     The center of light is that in a Gaussian window which follows it: the windowed position of SExtractor (Bertin &
-    Arnouts 1996, doi:10.1051/aas:1996164), at most 8 pixels from the center of the stamp. What leaves the image on one
-    side enters on the other, as zeros would tell the shift.
+    Arnouts 1996, doi:10.1051/aas:1996164), at most 8 pixels from the center of the stamp. The shift is
+    periodic, because padding with zeros would reveal it.
     """
     light, size = image.mean(1), image.shape[-1]
     pixels = torch.arange(size, device=image.device)

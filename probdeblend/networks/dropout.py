@@ -108,7 +108,7 @@ def _moments(logits: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
             total += probability
             square += probability.square()
             rare = torch.minimum(probability, 1 - probability)
-            # The entropy in nat is |logit| * rare - ln(1 - rare); the logarithm of a product is that of all passes.
+            # The entropy in nats is |logit| * rare - ln(1 - rare); the logarithm of a product is that of all passes.
             entropy.addcmul_(value.abs(), rare)
             certain.addcmul_(certain, rare, value=-1)
         entropy -= certain.log()

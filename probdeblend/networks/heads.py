@@ -3,10 +3,10 @@
 The residuals of networks that measure blended fluxes are heavy-tailed and anticorrelated between the two galaxies. A
 head therefore has a full covariance, and the Student-t one a free number of degrees of freedom besides.
 
-What a blend hides is how its light is divided, not how much there is. Where the division is uncertain, both log-fluxes
-follow a curve along which the total is constant, which no ellipse describes. In ln of the total flux and ln of the
-ratio the curve is a straight line: with f1 + f2 = t and f2 / f1 = r, ln f1 = ln t - ln(1 + r) and
-ln f2 = ln t - ln(1 + 1 / r). The determinant of this map is one everywhere, as the two shares of the light are the
+The total flux of a blend is well constrained, its division between the galaxies is not. Where the division is
+uncertain, both log-fluxes follow a curve along which the total is constant, which no ellipse describes. In ln of the
+total flux and ln of the ratio the curve is a straight line: with f1 + f2 = t and f2 / f1 = r, ln f1 = ln t - ln(1 + r)
+and ln f2 = ln t - ln(1 + 1 / r). The determinant of this map is one everywhere, as the two shares of the light are the
 derivatives with respect to ln t, and they sum to one: densities carry over unchanged.
 """
 

@@ -63,7 +63,7 @@ class LabelEntropy(nn.Module):
         Returns
         -------
         Tensor
-            Mean over the pixels, in nat.
+            Mean over the pixels, in nats.
         """
         return cross_entropy(self.network(image).float(), labels(mask))
 
@@ -129,7 +129,7 @@ class NegativeLogLikelihood(nn.Module):
         self.network, self.mask_weight, self.share_weight = network, mask_weight, share_weight
 
     def forward(self, image: Tensor, flux: Tensor, mask: Tensor, light: Tensor) -> Tensor:
-        """Return the loss in nat.
+        """Return the loss in nats.
 
         Parameters
         ----------

@@ -4,15 +4,15 @@ Damped Gauss-Newton steps (`~probdeblend.refinement.mode`) lead from the guess t
 about it, as wide as the curvature there, proposes draws, which are weighted by the model's density over that of the
 proposal, with Pareto-smoothed weights (Vehtari et al. 2024, arXiv:1507.02646). The weighted moments make a second
 proposal; the draws of both are weighted as draws of their mixture (Veach & Guibas 1995, doi:10.1145/218380.218498).
-Blends with poor weights go on from what was learned. The result is exact up to the noise of the weights, *if the model
-is right*: importance weights test the proposal against the model, not the model against the sky.
+Blends with poor weights start again from the last proposal. The result is exact up to the noise of the weights, *if the
+model is right*: importance weights test the proposal against the model, not the model against the sky.
 
-Nor do weights know of a mode without draws. The light of galaxies closer than 1.5 FWHM of the PSF can often be divided
-in several ways: more climbs start from the first mode (`~probdeblend.refinement.mode.find_modes`), and where they end
-somewhere else the proposal is a mixture, which learns the weight of each mode.
+Nor can weights reveal a mode that the proposal never samples. The light of galaxies closer than 1.5 FWHM of the PSF can
+often be divided in several ways: more climbs start from the first mode (`~probdeblend.refinement.mode.find_modes`), and
+where they end somewhere else the proposal is a mixture, which learns the weight of each mode.
 
-The image does not tell which galaxy is which: exchanged, they are as likely, and only the prior, which has the central
-one near the middle of the stamp, tells them apart. A draw therefore stands for all orders of its galaxies: its weight
+The likelihood is the same if the galaxies are exchanged; only the prior, which puts the central galaxy near the center
+of the stamp, breaks the symmetry. A draw therefore stands for all orders of its galaxies: its weight
 is the density of these together over that of their being proposed, and its order is drawn from the prior. Where the
 prior does not decide, as between two galaxies on either side of the middle, the posterior has a mode for each order,
 and refinement from either finds both.

@@ -1,4 +1,4 @@
-"""The unknowns that describe each Sérsic galaxy of a blend, on scales without bounds, and their prior.
+"""Unconstrained parameters of each Sérsic galaxy of a blend, and their prior.
 
 Each galaxy has seven: ``log_flux``, ln of the total flux over the sky noise; ``x`` and ``y``, its center in pixels from
 the middle of the stamp; ``log_radius``, ln of the circularized half-light radius in arcsec; ``index``, the logit of the

@@ -2,11 +2,11 @@
 
 Damped Gauss-Newton steps (Levenberg 1944, doi:10.1090/qam/10666) climb from a guess of all unknowns, with the images'
 derivatives by central differences and the population's moments as a normal prior. The damping is Nielsen's (1999,
-IMM-REP-1999-05, Technical University of Denmark): it shrinks where a step gains what it promised, and grows faster with
-each failure in a row.
+IMM-REP-1999-05, Technical University of Denmark): it decreases when the gain of a step matches the predicted one, and
+increases faster with each consecutive failure.
 
-The image may not tell how the light of close galaxies is divided: which of them is the compact one, and sometimes
-nothing but the sum. The posterior then has several modes, or is a long bent valley that no single normal distribution
+For close pairs the image may not determine which galaxy is the compact one, or may constrain only the total flux. The
+posterior then has several modes, or is a long bent valley that no single normal distribution
 fills. `find_modes` therefore climbs from both sides, and once in each section of the valley.
 """
 
@@ -78,7 +78,8 @@ def sensitivity(model: BlendModel, unknown: Tensor) -> tuple[Tensor, Tensor]:
 def linearized(model: BlendModel, observed: Observed, unknown: Tensor) -> tuple[NoisyImage, Tensor, Tensor]:
     """Return the distribution of images, its expected periodogram, and whitened derivatives ``(blend, number, value)``.
 
-    Products of the derivatives are the Fisher information, without what the size of the noise tells about the light.
+    Products of the derivatives are the Fisher information, neglecting the dependence of the noise variance on the
+    light.
     """
     light, derivatives = sensitivity(model, unknown.float())
     noisy = model.noisy(light.sum(1), unknown[:, -2].float(), observed)
@@ -211,7 +212,7 @@ def _distinct(place: Tensor, precision: Tensor, value: Tensor) -> tuple[Tensor, 
         log_share[number] = torch.where(known, -math.inf, log_share[number])
     share = log_share.softmax(0)
     place, precision, share = _ordered(share, place, precision, share)
-    alive = share > 0  # the others may be anything: they stand where the heaviest one does
+    alive = share > 0  # entries with zero share are placeholders, set to the heaviest mode
     return (
         torch.where(alive[..., None], place, place[0]),
         torch.where(alive[..., None, None], precision, precision[0]),

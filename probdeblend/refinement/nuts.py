@@ -25,8 +25,8 @@ LARGEST_R_HAT = 1.01
 LEAST_EFFECTIVE = 400.0
 CHAINS = 2
 DEEPEST = 6  # doublings of the trajectory: the whitened posterior needs no more
-# In standard deviations. Adapted steps would shrink in vain where the prior ends (at the least separation): a step
-# beyond is rejected however short.
+# Fixed, in standard deviations: adaptation would shrink the step needlessly at the edge of the prior (the minimum
+# separation), beyond which steps of any length are rejected.
 STEP = 0.35
 FIXED = {"adapt_step_size": False, "adapt_mass_matrix": False}
 

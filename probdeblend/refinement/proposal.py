@@ -79,7 +79,7 @@ class Mixture:
         return Mixture(*(value[:, blends] for value in (self.mean, self.covariance, self.share)))
 
     def moved(self, unknown: Tensor, weight: Tensor) -> Mixture:
-        """Go towards the moments of weighted draws, the farther the more of them are effective.
+        """Update the proposal toward the weighted moments; the step grows with the effective number of draws.
 
         Weights ``(draw, blend)`` add up to one, or are all zero, which moves nothing.
         """
@@ -97,6 +97,6 @@ class Mixture:
 
 
 def _trust(weight: Tensor, axis: int) -> Tensor:
-    """Return how far to go towards weighted draws along an axis, from 0 to 1."""
+    """Return how far to go toward weighted draws along an axis, from 0 to 1."""
     effective = weight.sum(axis).square() / weight.square().sum(axis).clamp(min=LEAST)
     return effective / (effective + OWN)

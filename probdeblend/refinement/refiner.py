@@ -1,17 +1,16 @@
 """Refinement for users: stamps in, posteriors out, each refined where that can be trusted and the network's elsewhere.
 
-Under a right model refinement extracts all that can be known; under a wrong one its intervals are far too narrow, and
+If the model is right, refinement extracts all that can be known; if it is wrong, its intervals are far too narrow, and
 importance weights do not show it. A blend is refined only if
 
 - its importance weights are reliable: k-hat below ``min(1 - 1 / log10(draws), 0.7)``;
 - the fit leaves no more light behind than noise would (`~probdeblend.refinement.residuals.misfit`);
-- nothing is odd: the stamp is like the training set, a galaxy in its middle, without bad pixels, evenly noisy;
-- the network, which was trained on galaxies with knots and arms, does not contradict: the refined fluxes lie within its
-  own posterior.
+- the stamp resembles the training set, with a galaxy at its center, no bad pixels, and uniform noise;
+- the network, which was trained on galaxies with knots and arms, agrees: the refined fluxes lie within its posterior.
 
-Elsewhere the network's fluxes and masks stay, and a flag gives the reason. With poor weights, a misfit or a
-disagreement both answers are in question, and there is no telling which is the better one: the network's moves half of
-the way to the other one, and is widened by as much, so that it has the mean and the variance of both as equals.
+Otherwise the network's fluxes and masks stay, and a flag gives the reason. If the weights are poor, the fit is bad or
+the two results disagree, we cannot tell which is right: the network's posterior is then shifted halfway toward the
+refined mean and broadened to the mean and variance of an equal mixture of the two.
 """
 
 from __future__ import annotations
@@ -96,7 +95,10 @@ class Refiner:
             raise ValueError(f"zero_point must be finite, got {instrument.zero_point}: the prior is one of magnitudes")
         wider = instrument.fwhm / deblender.instrument.fwhm
         if abs(wider - 1) > PSF_TOLERANCE:
-            warnings.warn(f"the PSF is {wider:.2f} times as wide as in training: the first guess is off", stacklevel=2)
+            warnings.warn(
+                f"the PSF is {wider:.2f} times as wide as in training: the starting point from the guide may be poor",
+                stacklevel=2,
+            )
         self.model = BlendModel(prior or Prior.default(), instrument)
 
     def __call__(
@@ -191,7 +193,7 @@ class Refiner:
         noise = np.broadcast_to(noise_pixels(sky_rms, pixels, unit=unit), pixels.shape)
         middle = np.nanmedian(noise, axis=(1, 2, 3), keepdims=True)
         uneven = np.nanmax(np.abs(noise / middle - 1), axis=(1, 2, 3)) > UNEVEN
-        # Interpolated pixels are smooth, and no data.
+        # Interpolated pixels are smooth and carry no information.
         patched = ~np.isfinite(pixels / noise).all((1, 2, 3))
         ratio = filled(pixels / noise)[:, 0].astype(np.float32)
         edges = (slice(CORNER), slice(-CORNER, None))
@@ -209,7 +211,7 @@ class Refiner:
         some = slice(None, None, max(1, len(unknown) // RENDERED))
         mean, std, mask = self._rendered(unknown[some])
         flux = np.exp(unknown[..., FLUXES]) * scale[:, None]
-        # So few draws have a mean of their own; images have that of all.
+        # The mean of these few rendered draws is noisy: images are scaled to the mean of all draws.
         unit = (scale[:, None] * flux.mean(0) / flux[some].mean(0))[..., None, None].astype(np.float32)
         draws = dataset["flux"].values.copy()
         changing = refined | ((flags & int(CONTESTED)) > 0)

@@ -1,4 +1,4 @@
-"""Does the best fit leave light behind? Its residual, smoothed by the PSF, against what noise alone would leave.
+"""Goodness of fit: whether the PSF-smoothed residual is larger than noise alone would leave.
 
 Light that a model cannot describe (knots, arms, a third galaxy) comes in patches no smaller than the PSF. A residual
 smoothed by the PSF's core keeps these and loses most of the noise, so that its mean square inside the galaxies'

@@ -88,7 +88,7 @@ def test_an_earlier_table_stays_unless_it_is_to_be_replaced(run, stamps, tmp_pat
         (("bare.fits",), "pixel_scale must be given with --pixel-scale where the header has none, got None"),
         (("bare.fits", "--pixel-scale", 0.03), 'pixel_scale must be 0.06" within 2%'),
         (("stamps.fits", "--psf", "wide.fits"), "psf must have the width that the weights were trained for"),
-        (("flat.fits",), "rms must be given for a stamp whose sky does not scatter, got None"),
+        (("flat.fits",), "rms must be given if the sky noise cannot be measured, got None"),
         (("stamps.fits", "--rms", 0), "sky_rms must be positive and finite, got 0"),
         (("stamps.fits", "--rms", "none.fits"), "none.fits: no such file"),
         (("stamps.fits", "--counts", "stamps.fits"), "stamps.fits: not a safetensors file, or damaged"),

@@ -50,7 +50,7 @@ def test_an_earlier_output_stays_unless_it_is_to_be_replaced(run, fake, tmp_path
     assert run("deblend", "--overwrite", "--draws", 64, "--seed", 1).exit_code == 0
     assert (tmp_path / "probdeblend-output" / "catalog.ecsv").read_bytes() != before
     (tmp_path / "probdeblend-output" / "mine.txt").touch()
-    refused(run("deblend", "--overwrite"), "is not replaced, it holds mine.txt")
+    refused(run("deblend", "--overwrite"), "is not replaced, because it holds mine.txt")
 
 
 def test_a_field_is_deblended(run, fake, field, tmp_path):
@@ -206,7 +206,7 @@ def test_a_missing_image_or_pixel_scale_is_refused(run, fake, tmp_path):
 
 def test_a_constant_stamp_needs_its_noise(run, fake, tmp_path):
     stamp(tmp_path / "flat.fits", np.ones((128, 128)))
-    refused(run("deblend", "flat.fits", "--stamps"), "rms must be given for a stamp whose sky does not scatter")
+    refused(run("deblend", "flat.fits", "--stamps"), "rms must be given if the sky noise cannot be measured")
 
 
 def test_weights_that_are_refused(run, tmp_path):

@@ -66,7 +66,7 @@ def rewritten(path, target, **changes):
 def test_files_that_do_not_fit(deblender, stored, tmp_path):
     other = tiny_deblender(seed=5)
     digests = other.encoder_digest, deblender.encoder_digest
-    message = "the count network must stand on the encoder {} of the weights, got one on {}".format(*digests)
+    message = "the count network must be trained on encoder {}, that of the weights, got {}".format(*digests)
     with pytest.raises(ValueError, match=message):
         load_counts(stored, other)
     with pytest.raises(FileNotFoundError, match="none: no such count network"):
@@ -84,7 +84,7 @@ def test_files_that_do_not_fit(deblender, stored, tmp_path):
 @pytest.mark.parametrize("description", [None, "{", "[]", "{}"])
 def test_files_without_a_description(deblender, stored, tmp_path, description):
     file = rewritten(stored, tmp_path / "file", description=description)
-    with pytest.raises(ValueError, match="the count network does not fit its description"):
+    with pytest.raises(ValueError, match="tensors must match the stored description of the count network"):
         load_counts(file, deblender)
 
 
@@ -95,18 +95,18 @@ def test_tensors_that_do_not_fit(deblender, tmp_path, settings):
     assert load_counts(tmp_path / "x", deblender).settings == network.settings
     network.settings = SETTINGS
     save_counts(network, deblender, tmp_path / "y", training={})
-    with pytest.raises(ValueError, match="y: the count network does not fit its description"):
+    with pytest.raises(ValueError, match="y: tensors must match the stored description of the count network"):
         load_counts(tmp_path / "y", deblender)
     network.settings = {"hidden": -1}
     save_counts(network, deblender, tmp_path / "z", training={})
-    with pytest.raises(ValueError, match="z: the count network does not fit its description"):
+    with pytest.raises(ValueError, match="z: tensors must match the stored description of the count network"):
         load_counts(tmp_path / "z", deblender)
 
 
 def test_a_tensor_too_few(deblender, network, tmp_path):
     del network.temperature
     save_counts(network, deblender, tmp_path / "x", training={})
-    with pytest.raises(ValueError, match="x: the count network does not fit its description"):
+    with pytest.raises(ValueError, match="x: tensors must match the stored description of the count network"):
         load_counts(tmp_path / "x", deblender)
 
 

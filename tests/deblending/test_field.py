@@ -227,7 +227,7 @@ def test_bad_input(image, options, message):
 
 def test_sky_without_scatter_needs_an_rms():
     image = scene((120, 130, 30), sky_rms=0.0, level=1.0)
-    with pytest.raises(ValueError, match="rms must be given for an image whose sky does not scatter, got None"):
+    with pytest.raises(ValueError, match="rms must be given if the sky noise cannot be measured, got None"):
         deblend(image)
 
 

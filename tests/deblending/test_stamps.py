@@ -42,7 +42,7 @@ def test_noise_that_is_known(stamps):
     as_is, factor = stamp_noise(stamps, rms, rms_as_is=True)
     np.testing.assert_array_equal(as_is, rms)
     assert factor == 1
-    with pytest.raises(ValueError, match="rms must be given for a stamp whose sky does not scatter, got None"):
+    with pytest.raises(ValueError, match="rms must be given if the sky noise cannot be measured, got None"):
         stamp_noise(np.zeros((1, 128, 128)))
 
 

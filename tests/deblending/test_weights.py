@@ -257,9 +257,9 @@ def test_damaged_and_foreign_files(tmp_path, deblender):
     other = json.loads(metadata["description"])
     other["settings"]["hidden"] = 16
     save_file(tensors, path, metadata | {"description": json.dumps(other)})
-    with pytest.raises(ValueError, match="the weights file does not fit its description"):
+    with pytest.raises(ValueError, match="tensors must match the stored description of the weights file"):
         load(path)
-    with pytest.raises(ValueError, match="architecture and head must be known ones, got Oracle and StudentTHead"):
+    with pytest.raises(ValueError, match="architecture must be one of Blend2Flux, Blend2Mask2Flux, got Oracle"):
         Description("Oracle", "StudentTHead", {}, (1.0, 2.0), 2.0, None, None, {}).build()
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

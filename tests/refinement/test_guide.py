@@ -105,7 +105,7 @@ def test_guides_that_do_not_fit(guide, deblender, tmp_path):
     path = tmp_path / "guide"
     save_guide(guide, deblender, path, training={})
     other = SimpleNamespace(**vars(deblender) | {"encoder_digest": "xyz"})
-    with pytest.raises(ValueError, match="the guide must stand on the encoder xyz of the weights, got one on abc"):
+    with pytest.raises(ValueError, match="the guide must be trained on encoder xyz, that of the weights, got abc"):
         load_guide(path, other)
     with pytest.raises(FileNotFoundError, match="no such guide"):
         load_guide(tmp_path / "none", deblender)
@@ -118,5 +118,5 @@ def test_guides_that_do_not_fit(guide, deblender, tmp_path):
     fewer = JointGuide(deblender.network, pixel_scale=0.06)
     del fewer.readout
     save_guide(fewer, deblender, tmp_path / "fewer", training={})
-    with pytest.raises(ValueError, match="the guide does not fit its description"):
+    with pytest.raises(ValueError, match="tensors must match the stored description of the guide"):
         load_guide(tmp_path / "fewer", deblender)

@@ -146,7 +146,7 @@ def test_an_interrupted_set_is_resumed(tmp_path, rng, instrument, callable_batch
     assert len(read_blends(partial)) == 32
     (partial / ".blends-00000032.h5.ab12.partial").touch()  # a killed run leaves such a file
     written = {"instrument": instrument, "settings": settings}
-    with pytest.raises(FileExistsError, match=r"set.partial: exists; resume"):
+    with pytest.raises(FileExistsError, match=r"set.partial: an interrupted run exists: resume"):
         write_blends(path, batches, **written)
     with pytest.raises(ValueError, match=r"set.partial: was begun with other settings"):
         write_blends(path, batches, instrument=instrument, settings={"seed": 2}, resume=True)
