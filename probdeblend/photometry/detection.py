@@ -103,19 +103,15 @@ def union_mask(mask: ArrayLike | None, pixels: NDArray[np.float64]) -> NDArray[n
     return bad
 
 
-def _noise(sky_rms: ArrayLike, shape: tuple[int, ...]) -> float | NDArray[np.float64]:
+def _noise(sky_rms: ArrayLike, shape: tuple[int, ...], exposure: float = np.inf) -> float | NDArray[np.float64]:
     rms = np.ascontiguousarray(sky_rms, dtype=np.float64) if np.ndim(sky_rms) else float(sky_rms)
     if np.ndim(rms) and rms.shape != shape:
         raise ValueError(f"sky_rms must be a number or have the shape of image {shape}, got shape {rms.shape}")
     if not np.all(np.isfinite(rms) & (np.asarray(rms) > 0)):
         raise ValueError(f"sky_rms must be positive and finite, got a minimum of {np.min(rms)}")
-    return rms
-
-
-def _gain(exposure: float) -> float | None:
     if not exposure > 0:
         raise ValueError(f"exposure must be positive, got {exposure}")
-    return exposure if np.isfinite(exposure) else None
+    return rms
 
 
 def detect(
@@ -178,12 +174,12 @@ def isophotal_flux(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the sum of each source's own pixels and its error ``(source,)``; arguments as for `kron_flux`."""
     pixels = native_image(image)
-    sky = np.broadcast_to(_noise(sky_rms, pixels.shape), pixels.shape) ** 2
+    sky = np.broadcast_to(_noise(sky_rms, pixels.shape, exposure), pixels.shape) ** 2
     good = np.where(np.isfinite(pixels), pixels, 0.0)
     flux, variance = (
         np.atleast_1d(ndimage.sum_labels(values, detection.segmentation, detection.label)) for values in (good, sky)
     )
-    return flux, np.sqrt(variance + np.maximum(flux, 0) / (_gain(exposure) or np.inf))
+    return flux, np.sqrt(variance + np.maximum(flux, 0) / exposure)
 
 
 def kron_radius(image: ArrayLike, detection: Detection) -> NDArray[np.float64]:
@@ -234,7 +230,7 @@ def kron_flux(
         If shapes disagree, or the noise or the exposure is not positive.
     """
     pixels = native_image(image)
-    noise = {"err": _noise(sky_rms, pixels.shape), "gain": _gain(exposure)}
+    noise = {"err": _noise(sky_rms, pixels.shape, exposure), "gain": exposure}
     radius, owners = kron_radius(pixels, detection), _owners(detection, pixels)
     return sep.sum_ellipse(pixels, *_ellipses(detection), radius, **noise, **owners)[:2]
 

@@ -1,6 +1,7 @@
 """FITS images, noise maps and PSFs, checked as they are read, and stamps cut out of images."""
 
 import contextlib
+import math
 import re
 import warnings
 import zlib
@@ -124,11 +125,10 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> Fi
         two-dimensional or has no finite, nonzero pixel.
     """
     image = _read(path, hdu)
-    shape = _squeezed(image.data.shape)
-    if len(shape) != 2:
-        raise ValueError(f"{path}: the image must have two dimensions (y, x), got shape {image.data.shape}")
-    _check_pixels(path, image.data.reshape(1, -1))
-    return _reshaped(image, shape)
+    if len(image.shape) != 2:
+        raise ValueError(f"{path}: the image must have two dimensions (y, x), got shape {image.shape}")
+    _check_pixels(path, image.data[None])
+    return image
 
 
 def read_stamps(path: str | PathLike[str], *, hdu: int | str | None = None) -> FieldImage:
@@ -152,11 +152,11 @@ def read_stamps(path: str | PathLike[str], *, hdu: int | str | None = None) -> F
         As for `read_image`, and if a stamp has another size.
     """
     image = _read(path, hdu)
-    shape = image.data.shape
-    if len(shape) not in (2, 3) or shape[-2:] != (STAMP_SIZE, STAMP_SIZE):
-        raise ValueError(f"{path}: stamps must have {STAMP_SIZE} x {STAMP_SIZE} pixels, got shape {shape}")
-    _check_pixels(path, image.data.reshape(-1, STAMP_SIZE**2))
-    return _reshaped(image, (-1, STAMP_SIZE, STAMP_SIZE))
+    if len(image.shape) not in (2, 3) or image.shape[-2:] != (STAMP_SIZE, STAMP_SIZE):
+        raise ValueError(f"{path}: stamps must have {STAMP_SIZE} x {STAMP_SIZE} pixels, got shape {image.shape}")
+    data = image.data.reshape(-1, STAMP_SIZE, STAMP_SIZE)
+    _check_pixels(path, data)
+    return replace(image, data=data, wcs=image.wcs if len(data) == 1 else None)
 
 
 def read_psf(
@@ -243,7 +243,7 @@ def read_map(
         good pixel.
     """
     rms = _read(path, hdu).data
-    if _squeezed(rms.shape) != _squeezed(tuple(shape)):
+    if rms.size != math.prod(shape) or rms.shape != tuple(shape)[-rms.ndim :]:
         raise ValueError(f"{path}: the rms map must have the image's shape {tuple(shape)}, got {rms.shape}")
     rms = rms.reshape(shape)
     wrong = ~(np.isfinite(rms) & (rms > 0))
@@ -350,6 +350,8 @@ def _read(path: str | PathLike[str], hdu: int | str | None) -> FieldImage:
             data = np.asarray(chosen.data)
         except Exception as error:  # what astropy raises here depends on the damage and on the compression
             raise ValueError(f"{path}: its pixels cannot be read ({error})") from error
+        while data.ndim > 2 and len(data) == 1:
+            data = data[0]
         data = data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32))
         return _described(Path(path).name, hdus, chosen, data)
 
@@ -364,12 +366,6 @@ def _celestial(header: fits.Header, hdus: fits.HDUList) -> WCS | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return wcs if wcs.has_celestial else None
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while len(shape) > 2 and shape[0] == 1:
-        shape = shape[1:]
-    return shape
 
 
 def _unit(text: object) -> str:
@@ -394,17 +390,9 @@ def _zero_point(header: fits.Header, unit: str) -> float | None:
 
 
 def _check_pixels(path: str | PathLike[str], stamps: np.ndarray) -> None:
-    for number, pixels in enumerate(stamps):
-        which = "the image" if len(stamps) == 1 else f"stamp {number}"
-        good = pixels[np.isfinite(pixels)]
-        if not good.size:
-            raise ValueError(f"{path}: {which} has no finite pixel")
-        if not good.any():
-            raise ValueError(f"{path}: every good pixel of {which} is zero")
     if not len(stamps):
         raise ValueError(f"{path}: the image is empty")
-
-
-def _reshaped(image: FieldImage, shape: tuple[int, ...]) -> FieldImage:
-    data = image.data.reshape(shape)
-    return replace(image, data=data, wcs=image.wcs if data.ndim == 2 or len(data) == 1 else None)
+    for number, pixels in enumerate(stamps):
+        if not pixels[np.isfinite(pixels)].any():
+            which = "the image" if len(stamps) == 1 else f"stamp {number}"
+            raise ValueError(f"{path}: {which} has no finite pixel other than zero")

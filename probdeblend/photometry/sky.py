@@ -135,10 +135,10 @@ def _box_sums(values: NDArray, side: int) -> NDArray[np.float64]:
 
 def replace_with_sky(
     image: ArrayLike,
-    mask: ArrayLike,
+    mask: NDArray[np.bool_],
     rng: np.random.Generator,
     *,
-    blank: ArrayLike,
+    blank: NDArray[np.bool_],
     sky_rms: float,
     kernel: torch.Tensor | None = None,
 ) -> NDArray[np.float64]:
@@ -150,13 +150,8 @@ def replace_with_sky(
     `kernel`.
     """
     pixels = native_image(image)
-    target, good = np.asarray(mask, dtype=bool), np.asarray(blank, dtype=bool)
-    for name, given in (("mask", target), ("blank", good)):
-        if given.shape != pixels.shape:
-            raise ValueError(f"{name} must have the shape of image {pixels.shape}, got {given.shape}")
-    good = good & np.isfinite(pixels)
-    filled = pixels.copy()
-    regions, _ = ndimage.label(target, structure=np.ones((3, 3)))
+    good, filled = blank & np.isfinite(pixels), pixels.copy()
+    regions, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     boxes = enumerate(ndimage.find_objects(regions), start=1)
     pending = [(np.array([side.start for side in box]), regions[box] == label) for label, box in boxes]
     while pending:

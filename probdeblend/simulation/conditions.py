@@ -112,8 +112,5 @@ def training_batch(blend: Blend) -> Batch:
 
 def turn(batch: Batch, *, quarters: int, flip: bool) -> Batch:
     """Turn what has pixels by quarters from x to y, and flip x first if wanted; fluxes stay."""
-
-    def turned(pixels: Tensor) -> Tensor:
-        return torch.rot90(pixels.flip(-1) if flip else pixels, -quarters, (-2, -1))
-
-    return Batch(turned(batch.image), batch.flux, turned(batch.mask), turned(batch.light))
+    pixels = {name: values.flip(-1) if flip else values for name, values in batch._asdict().items() if name != "flux"}
+    return batch._replace(**{name: torch.rot90(values, -quarters, (-2, -1)) for name, values in pixels.items()})

@@ -26,7 +26,7 @@ from ..photometry.noise import add_noise
 from ..scene import GALAXY_TYPES, MASK_THRESHOLD, STAMP_CENTER, STAMP_SIZE, Blend, Components, Instrument
 from . import profiles
 from .prior import Prior
-from .workers import in_order
+from .workers import in_batches
 
 __all__ = ["Renderer", "render_galsim", "render_torch", "simulate", "simulate_blends", "simulate_mosaic", "with_noise"]
 
@@ -180,12 +180,8 @@ def simulate_blends(
     ValueError
         If a number is negative, or the batch size zero.
     """
-    for name, value, least in (("count", count, 0), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    keys = [((seed, i), min(batch_size, count - start)) for i, start in enumerate(range(0, count, batch_size))]
-    draw = partial(_batch, size=batch_size, prior=prior, instrument=instrument, render=render)
-    return in_order(draw, keys[first:], workers=workers)
+    make = partial(_batch, size=batch_size, prior=prior, instrument=instrument, render=render)
+    return in_batches(make, count, seed=seed, batch_size=batch_size, first=first, workers=workers)
 
 
 def _seeds(key: tuple[int, ...], count: int) -> list[int]:
@@ -200,10 +196,9 @@ def with_noise(light: Tensor, instrument: Instrument, seed: int) -> tuple[Tensor
 
 
 def _batch(
-    task: tuple[tuple[int, int], int], *, size: int, prior: Prior, instrument: Instrument, render: Renderer
+    key: tuple[int, int], count: int, *, size: int, prior: Prior, instrument: Instrument, render: Renderer
 ) -> Blend:
     """Draw a batch of `size` blends and keep the first `count`, which thus do not depend on `count`."""
-    key, count = task
     pair_seed, shape_seed, noise_seed = _seeds(key, 3)
     pairs = prior.sample(size, seed=pair_seed)
     components = prior.components(pairs, instrument, seed=shape_seed).select(slice(count))
@@ -227,13 +222,7 @@ def _batch(
 
 
 def simulate_mosaic(
-    count: int,
-    shape: tuple[int, int],
-    *,
-    prior: Prior,
-    instrument: Instrument,
-    seed: int,
-    render: Renderer = render_torch,
+    count: int, shape: tuple[int, int], *, prior: Prior, instrument: Instrument, seed: int
 ) -> tuple[NDArray[np.float64], Table]:
     """Simulate an image with galaxies at random positions, and their catalog.
 
@@ -249,8 +238,6 @@ def simulate_mosaic(
         What the image is taken with.
     seed
         Same seed, same image.
-    render
-        `render_torch` or `render_galsim`.
 
     Returns
     -------
@@ -274,7 +261,7 @@ def simulate_mosaic(
     half = STAMP_SIZE // 2
     corner = np.random.default_rng(place_seed).integers(-half, np.array(shape)[::-1] - half, (count, 2))
     image = np.zeros((shape[0] + 2 * STAMP_SIZE, shape[1] + 2 * STAMP_SIZE))
-    stamps = render(light, instrument)[:, 0].cpu().double().numpy()
+    stamps = render_torch(light, instrument)[:, 0].cpu().double().numpy()
     for (x0, y0), stamp in zip(corner + STAMP_SIZE, stamps, strict=True):
         image[y0 : y0 + STAMP_SIZE, x0 : x0 + STAMP_SIZE] += stamp
     image = torch.from_numpy(image[STAMP_SIZE:-STAMP_SIZE, STAMP_SIZE:-STAMP_SIZE].copy()).float()[None]

@@ -32,7 +32,7 @@ from ..scene import GALAXY_TYPES, STAMP_CENTER, Components, Instrument
 from .morphology import galaxy_components
 from .separation import SEPARATIONS
 
-__all__ = ["SEPARATIONS", "Prior", "check_crowding", "nested_tuples"]
+__all__ = ["Prior", "check_crowding", "nested_tuples"]
 
 PUBLISHED_PIXEL_SCALE = 0.06  # arcsec
 RADIUS_RANGE = (0.06, 3.0)  # arcsec

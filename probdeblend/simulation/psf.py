@@ -203,7 +203,7 @@ def _core_fwhm(image: np.ndarray, pixel_scale: float) -> float:
     return float(np.sqrt(8 * np.log(2)) * (4 * xx * yy - xy**2) ** -0.25 * pixel_scale)
 
 
-def _check_image(image: np.ndarray, pixel_scale: float) -> np.ndarray:
+def _normalized(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image, dtype=np.float64)
     if image.ndim != 2 or image.shape[0] != image.shape[1]:
         raise ValueError(f"image must be a square PSF, got shape {image.shape}")
@@ -214,8 +214,6 @@ def _check_image(image: np.ndarray, pixel_scale: float) -> np.ndarray:
     core = int((image > image.max() / 2).sum())
     if core < 6:
         raise ValueError(f"image must have at least 6 pixels above half its peak, got {core}")
-    if not pixel_scale > 0:
-        raise ValueError(f"pixel_scale must be positive, got {pixel_scale}")
     return image / image.sum()
 
 
@@ -244,7 +242,7 @@ def fit_psf(image: np.ndarray, pixel_scale: float, *, start: PsfModel | None = N
         If the image is not a square of finite pixels with a positive sum, has a core of less than 6 pixels,
         or `pixel_scale` is not positive.
     """
-    image = _check_image(image, pixel_scale)
+    image = _normalized(image)
     peak, middle = image.max(), (len(image) - 1) / 2
     y, x = (index - middle for index in np.unravel_index(image.argmax(), image.shape))
     start = start or PsfModel(strut_angle=_spike_angle(image, pixel_scale, x, y))

@@ -232,12 +232,10 @@ def _append(file: h5py.File, batch: Blend) -> None:
         if name not in file:
             shape, chunk = values.shape[1:], 16 if values.ndim > 3 else 1024
             # Light without noise and masks compress well, noise does not.
-            storage = {
-                "compression": None if name == "image" or values.ndim < 4 else "lzf",
-                "shuffle": name == "isolated",
-            }
-            sizes = {"shape": (0, *shape), "maxshape": (None, *shape), "chunks": (chunk, *shape)}
-            file.create_dataset(name, dtype=values.dtype, **sizes, **storage).attrs.update(attributes)
+            compression = None if name == "image" or values.ndim < 4 else "lzf"
+            storage = {"shape": (0, *shape), "maxshape": (None, *shape), "chunks": (chunk, *shape)}
+            storage |= {"compression": compression, "shuffle": name == "isolated"}
+            file.create_dataset(name, dtype=values.dtype, **storage).attrs.update(attributes)
         dataset = file[name]
         dataset.resize(len(dataset) + len(values), axis=0)
         dataset[len(dataset) - len(values) :] = values

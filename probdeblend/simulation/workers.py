@@ -1,36 +1,44 @@
-"""Work shared among processes, with results in the order of the tasks."""
+"""Batches of blends, shared among processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from joblib import Parallel, delayed
 
-__all__ = ["in_order"]
+from ..scene import Blend
+
+__all__ = ["in_batches"]
+
+Maker = Callable[[tuple[int, int], int], Blend]
 
 
-def in_order(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int = 0) -> Iterator[Any]:
-    """Apply a function to each task and yield the results in order; 0 workers means in this process.
+def in_batches(
+    make: Maker, count: int, *, seed: int, batch_size: int, first: int = 0, workers: int = 0
+) -> Iterator[Blend]:
+    """Make `count` blends by ``make((seed, number of the batch), size)``, in order; 0 workers means in this process.
 
-    Nothing starts before the first result is asked for, and an error is that of its task.
+    Nothing starts before the first batch is asked for, and an error is that of its batch.
     """
-    if workers < 0:
-        raise ValueError(f"workers must not be negative, got {workers}")
-    return _results(function, tasks, workers)
+    least = {"count": (count, 0), "seed": (seed, 0), "batch_size": (batch_size, 1), "workers": (workers, 0)}
+    for name, (value, minimum) in least.items():
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    tasks = [((seed, i), min(batch_size, count - start)) for i, start in enumerate(range(0, count, batch_size))]
+    return _results(make, tasks[first:], workers)
 
 
-def _results(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
+def _results(make: Maker, tasks: list[tuple[tuple[int, int], int]], workers: int) -> Iterator[Blend]:
     shared = Parallel(n_jobs=max(workers, 1), return_as="generator")
-    yield from shared(delayed(_on_one_thread)(function, task) for task in tasks)
+    yield from shared(delayed(_on_one_thread)(make, *task) for task in tasks)
 
 
-def _on_one_thread(function: Callable[[Any], Any], task: object) -> object:
-    """Call the function on one thread, as sums depend on how they are split: the same for any number of workers."""
+def _on_one_thread(make: Maker, key: tuple[int, int], size: int) -> Blend:
+    """Make a batch on one thread, as sums depend on how they are split: the same for any number of workers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return function(task)
+        return make(key, size)
     finally:
         torch.set_num_threads(threads)

@@ -23,7 +23,7 @@ from ..photometry.noise import correlated_noise
 from ..scene import STAMP_CENTER, STAMP_SIZE, Blend, Instrument
 from ..simulation.prior import check_crowding
 from ..simulation.separation import SEPARATIONS
-from ..simulation.workers import in_order
+from ..simulation.workers import in_batches
 from .library import Library, identity_number
 
 __all__ = ["PairRules", "PairScene", "blend_batch", "pair_blends"]
@@ -118,11 +118,8 @@ def pair_blends(
     ValueError
         If the library has too few galaxies to blend, no zero points, or a number is negative.
     """
-    if count < 0 or seed < 0 or batch_size < 1:
-        raise ValueError(f"count, seed and batch_size must not be negative, got {count}, {seed} and {batch_size}")
-    scene = PairScene.of(library, instrument, rules or PairRules())
-    tasks = [((seed, i), min(batch_size, count - start)) for i, start in enumerate(range(0, count, batch_size))]
-    return in_order(partial(_numbered, scene=scene), tasks[first:], workers=workers)
+    make = partial(blend_batch, PairScene.of(library, instrument, rules or PairRules()))
+    return in_batches(make, count, seed=seed, batch_size=batch_size, first=first, workers=workers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +145,7 @@ class PairScene:
         return cls(kept, kept.footprint, kept.magnitude, stamps_of, instrument.to("cpu"), rules)
 
 
-def _numbered(task: tuple[tuple[int, int], int], *, scene: PairScene) -> Blend:
-    return blend_batch(scene, task[1], key=task[0])
-
-
-def blend_batch(scene: PairScene, count: int, *, key: tuple[int, ...]) -> Blend:
+def blend_batch(scene: PairScene, key: tuple[int, int], count: int) -> Blend:
     """Blend galaxies; the same key gives the same blends, and fewer of them are the first ones."""
     rng = np.random.default_rng(key)
     rows = [_blend(scene, rng) for _ in range(count)]

@@ -7,14 +7,15 @@ on its own. What the paper judged by eye are numbers here, and limits on them se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import sep
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ..photometry.detection import COLD, HOT, SEGMENTATION, Detection, detect, kron_flux, kron_radius
+from ..photometry.detection import COLD, HOT, SEGMENTATION, Detection, detect, kron_flux, kron_radius, native_image
 from ..photometry.images import cut_stamps
 from ..photometry.noise import correlation_sum
 from ..photometry.sky import dilate, noise_correlation_factor, replace_with_sky, sky_scatter, subtract_sky
@@ -33,6 +34,7 @@ EDGE_MARGIN = 4
 MISSING_SHARE = 0.1
 DOUBLE_CONTRAST = 0.1
 NOISE_RATIO = 1.5
+LIGHT_FRACTIONS = [0.2, 0.5, 0.8]
 RING = 10  # width in pixels of the ring around a galaxy whose noise is compared with that farther out
 SMALLEST_SAMPLE = 100
 
@@ -114,22 +116,21 @@ def cut_galaxy(
     filled = replace_with_sky(np.where(bad, 0.0, pixels), foreign | bad, rng, **sky)
     footprint = dilate((found.segmentation == own + 1).astype(np.int32)) > 0
     x, y = found.x[own], found.y[own]
-    flags = {
-        Quality.NEIGHBOR: (footprint & foreign).sum() > TAKEN * footprint.sum(),
-        Quality.DOUBLE_NUCLEUS: (np.hypot(found.x - x, found.y - y) < CENTERING).sum() > 1,
-        Quality.TWO_NOISE_LEVELS: _noise_ratio(pixels if rms is None else pixels / rms, found.segmentation)
-        > NOISE_RATIO,
-    }
-    corner = tuple(int(np.floor(center)) - STAMP_SIZE // 2 + 1 for center in (x, y))
-    return measure_galaxy(
-        cut_stamps(filled, corner)[0],
-        sky_rms,
-        (x - corner[0], y - corner[1]),
-        exposure=instrument.exposure,
-        noise_factor=_correlation(pixels, found.segmentation, instrument),
-        quality=sum(flag for flag, raised in flags.items() if raised) | _coverage(window, footprint),
-        corner=corner,
-    )
+    try:
+        factor = noise_correlation_factor(pixels, found.segmentation)
+    except ValueError:  # too little blank sky
+        factor = correlation_sum(instrument.noise_kernel) ** 0.5
+    x0, y0 = (int(np.floor(center)) - STAMP_SIZE // 2 + 1 for center in (x, y))
+    stamp, noise = cut_stamps(filled, (x0, y0))[0], {"exposure": instrument.exposure, "noise_factor": factor}
+    galaxy = measure_galaxy(stamp, sky_rms, (x - x0, y - y0), **noise)
+    quality = galaxy.quality | _coverage(window, footprint)
+    if (footprint & foreign).sum() > TAKEN * footprint.sum():
+        quality |= Quality.NEIGHBOR
+    if (np.hypot(found.x - x, found.y - y) < CENTERING).sum() > 1:
+        quality |= Quality.DOUBLE_NUCLEUS
+    if _noise_ratio(pixels if rms is None else pixels / rms, found.segmentation) > NOISE_RATIO:
+        quality |= Quality.TWO_NOISE_LEVELS
+    return replace(galaxy, quality=int(quality), x0=x0, y0=y0)
 
 
 def _coverage(window: NDArray[np.float64], footprint: NDArray[np.bool_]) -> Quality:
@@ -147,18 +148,11 @@ def _noise_ratio(pixels: NDArray[np.float64], segmentation: NDArray[np.int32]) -
     """Largest ratio of the noise in two quarters of a window."""
     halves = slice(len(pixels) // 2), slice(len(pixels) // 2, None)
     scatters = []
-    for quarter in ((rows, columns) for rows in halves for columns in halves):
+    for quarter in product(halves, halves):
         blank = np.isfinite(pixels[quarter]) & (dilate(segmentation[quarter]) == 0)
         if blank.mean() > 1 / 20:
             scatters.append(sky_scatter(pixels[quarter], segmentation[quarter]))
     return max(scatters) / min(scatters) if len(scatters) > 1 else 1.0
-
-
-def _correlation(pixels: NDArray[np.float64], segmentation: NDArray[np.int32], instrument: Instrument) -> float:
-    try:
-        return noise_correlation_factor(pixels, segmentation)
-    except ValueError:
-        return correlation_sum(instrument.noise_kernel) ** 0.5
 
 
 def measure_galaxy(
@@ -168,13 +162,11 @@ def measure_galaxy(
     *,
     exposure: float = np.inf,
     noise_factor: float = 1.0,
-    quality: int = 0,
-    corner: tuple[int, int] = (0, 0),
 ) -> IsolatedGalaxy:
     """Measure and judge the isolated galaxy that is expected at the `center` (x before y) of a sky-subtracted stamp.
 
     The correlation of the noise multiplies errors of fluxes by `noise_factor`; `exposure` is in counts per unit of
-    flux, `quality` holds the bits that are known already, and `corner` is the stamp's first pixel in the mosaic.
+    flux.
     """
     found = detect(stamp, sky_rms, **SEGMENTATION)
     own = _source_at(found, center, "too faint to be found at 3 times the sky noise")
@@ -182,34 +174,28 @@ def measure_galaxy(
     flux, error = kron_flux(stamp, found, sky_rms, exposure=exposure * noise_factor**2)
     if not flux[own] > 0:
         raise NotIsolatedError("its flux is not positive")
-    radii = _flux_radii(stamp, found, own, flux[own])
     segmentation, place = found.segmentation == own + 1, (found.x[own], found.y[own])
-    quality = Quality(quality) | _leftover(stamp, sky_rms, segmentation)
+    reach = kron_radius(stamp, found)[own] * found.semi_major[own]
+    circles = {"rmax": [reach], "frac": LIGHT_FRACTIONS, "normflux": [flux[own]], "subpix": 5}
+    radii, _ = sep.flux_radius(native_image(stamp), [place[0]], [place[1]], **circles)
+    inner, half, outer = np.maximum(radii[0], 0.1)
+    quality = _leftover(stamp, sky_rms, segmentation)
     if _ring_noise_ratio(stamp, segmentation) > NOISE_RATIO:
         quality |= Quality.TWO_NOISE_LEVELS
-    if _asymmetry(stamp, segmentation, sky_rms, place, radii[1]) > ASYMMETRY:
+    if _asymmetry(stamp, segmentation, sky_rms, place, half) > ASYMMETRY:
         quality |= Quality.ASYMMETRIC
-    measured = {"x": place[0], "y": place[1], "auto_flux": flux[own], "flux_error": error[own] * noise_factor}
-    measured |= {"half_light_radius": radii[1], "concentration": radii[2] / max(radii[0], 0.5), "sky_rms": sky_rms}
     return IsolatedGalaxy(
         pixels=stamp.astype(np.float32),
         segmentation=segmentation,
+        sky_rms=sky_rms,
+        x=place[0],
+        y=place[1],
+        auto_flux=flux[own],
+        flux_error=error[own] * noise_factor,
+        half_light_radius=half,
+        concentration=outer / max(inner, 0.5),
         quality=int(quality),
-        x0=corner[0],
-        y0=corner[1],
-        **{name: float(value) for name, value in measured.items()},
     )
-
-
-def _flux_radii(stamp: NDArray[np.float64], found: Detection, own: int, flux: float) -> NDArray[np.float64]:
-    """Radii in pixels of the circles with 20, 50 and 80 % of the flux."""
-    pixels, reach = (
-        np.ascontiguousarray(stamp, dtype=np.float64),
-        kron_radius(stamp, found)[own] * found.semi_major[own],
-    )
-    place, fractions = ([found.x[own]], [found.y[own]]), [0.2, 0.5, 0.8]
-    radii, _ = sep.flux_radius(pixels, *place, [reach], fractions, normflux=[flux], subpix=5)
-    return np.maximum(np.ravel(radii), 0.1)
 
 
 def _leftover(stamp: NDArray[np.float64], sky_rms: float, segmentation: NDArray[np.bool_]) -> Quality:

@@ -232,12 +232,10 @@ class Library:
         ValueError
             If there are fewer identities than folds, or fewer than two folds.
         """
-        if count < 2:
-            raise ValueError(f"count must be at least 2, got {count}")
         places = self._places(seed)
         order = np.unique(places)
-        if len(order) < count:
-            raise ValueError(f"the library must hold at least {count} galaxies to be split, got {len(order)}")
+        if not 2 <= count <= len(order):
+            raise ValueError(f"count must be from 2 to the {len(order)} galaxies of the library, got {count}")
         held = [np.isin(places, order[number::count]) for number in range(count)]
         return [(self.select(~test), self.select(test)) for test in held]
 

@@ -149,15 +149,17 @@ def isolate_galaxies(
             noise = None if rms is None else stack.enter_context(open_mosaic(rms))
             check_mosaic(mosaic, noise, instrument)
             settings = {"selection": selection or Selection(), "seed": seed, "rms": noise, "skipped": skipped}
-            cut = cut_galaxies(mosaic, table, instrument=in_units_of(mosaic, instrument), **settings)
-            cut_out.append((mosaic, list(tqdm(cut, desc=mosaic.name, unit="galaxy", leave=False))))
-    check_some([galaxy for _, galaxies in cut_out for galaxy in galaxies], skipped)
+            own = in_units_of(mosaic, instrument)
+            cut = cut_galaxies(mosaic, table, instrument=own, **settings)
+            cut_out.append((mosaic.name, own, list(tqdm(cut, desc=mosaic.name, unit="galaxy", leave=False))))
+    units = [10 ** (0.4 * (own.zero_point - instrument.zero_point)) for _, own, _ in cut_out]
     # The correction depends on sizes and fluxes in units of the noise, so that one depth serves for all.
-    depths = [galaxy.sky_rms / _unit(mosaic, instrument) for mosaic, galaxies in cut_out for galaxy in galaxies]
+    depths = [galaxy.sky_rms / unit for unit, (*_, galaxies) in zip(units, cut_out, strict=True) for galaxy in galaxies]
+    check_some(depths, skipped)
     correction = fit_aperture_correction(instrument.replace(sky_rms=float(np.median(depths))))
     parts = [
-        library_of(galaxies, origin=mosaic.name, instrument=in_units_of(mosaic, instrument), correction=correction)
-        for mosaic, galaxies in cut_out
+        library_of(galaxies, origin=name, instrument=own, correction=correction)
+        for name, own, galaxies in cut_out
         if galaxies
     ]
     return Collection(join(parts), skipped, correction.scatter)
@@ -199,23 +201,19 @@ def check_mosaic(mosaic: FieldImage, rms: FieldImage | None, instrument: Instrum
         raise ValueError(f"{rms.name}: the rms map must have the mosaic's shape {mosaic.shape}, got {rms.shape}")
 
 
-def check_some(found: Sequence[IsolatedGalaxy], skipped: Counter[str]) -> None:
+def check_some(found: Sequence[object], skipped: Counter[str]) -> None:
     """Refuse an empty selection, and give the reasons."""
     if not len(found):
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
         raise ValueError(f"no galaxy is left to cut out: {reasons or 'none was found'}")
 
 
-def _unit(mosaic: FieldImage, instrument: Instrument) -> float:
-    """Return the factor from the instrument's fluxes to those of an image."""
-    return 1.0 if mosaic.zero_point is None else 10 ** (0.4 * (mosaic.zero_point - instrument.zero_point))
-
-
 def in_units_of(mosaic: FieldImage, instrument: Instrument) -> Instrument:
     """Return the instrument with the zero point of an image, if it has one, and the exposure in its units."""
     if mosaic.zero_point is None:
         return instrument
-    return instrument.replace(zero_point=mosaic.zero_point, exposure=instrument.exposure / _unit(mosaic, instrument))
+    unit = 10 ** (0.4 * (mosaic.zero_point - instrument.zero_point))
+    return instrument.replace(zero_point=mosaic.zero_point, exposure=instrument.exposure / unit)
 
 
 def morphological_type(catalog: Table, probability: float) -> NDArray[np.int64]:

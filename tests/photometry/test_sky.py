@@ -168,13 +168,6 @@ def test_correlation_factor_needs_blank_sky():
         sky.noise_correlation_factor(image, np.zeros((8, 8), dtype=np.int32))
 
 
-@pytest.mark.parametrize("name", ["mask", "blank"])
-def test_masks_fit(rng, name):
-    masks = {"mask": np.zeros((8, 8)), "blank": np.ones((8, 8))} | {name: np.zeros((4, 4))}
-    with pytest.raises(ValueError, match=rf"{name} must have the shape of image \(8, 8\), got \(4, 4\)"):
-        sky.replace_with_sky(np.zeros((8, 8)), masks["mask"], rng, blank=masks["blank"], sky_rms=1.0)
-
-
 def noisy(rng, *sources, size=128):
     """Sky noise with Gaussian sources: x, y, flux, width."""
     rows, columns = np.indices((size, size))

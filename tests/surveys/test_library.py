@@ -41,11 +41,11 @@ def test_folds_test_each_galaxy_once():
 def test_libraries_that_cannot_be_split():
     with pytest.raises(ValueError, match="a part of the split has no galaxy, the library holds 2: use folds"):
         made(2).split()
-    with pytest.raises(ValueError, match="the library must hold at least 5 galaxies to be split, got 2"):
+    with pytest.raises(ValueError, match="count must be from 2 to the 2 galaxies of the library, got 5"):
         made(2).folds(5)
     with pytest.raises(ValueError, match=r"fractions must be positive and sum to 1, got \(0.5, 0.2\)"):
         made().split((0.5, 0.2))
-    with pytest.raises(ValueError, match="count must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="count must be from 2 to the 12 galaxies of the library, got 1"):
         made().folds(1)
 
 
