@@ -262,7 +262,7 @@ def test_refuses(blends, refined):
     with pytest.raises(ValueError, match="pixel_scale"):
         Refiner(network, Guide(network, unknown), instrument=HST.replace(pixel_scale=0.1))
     blurred = torch.nn.functional.avg_pool2d(HST.psf[None], 3, 1, 1)[0]
-    with pytest.warns(UserWarning, match=r"the PSF is 1\.\d\d times as wide as in training: the start may be poor"):
+    with pytest.warns(UserWarning, match=r"the PSF is 1\.\d\d times as wide as in training: the starting point"):
         Refiner(network, Guide(network, unknown), instrument=HST.replace(psf=blurred / blurred.sum()))
     with pytest.raises(ValueError, match=r"image must hold at least one stamp, got shape \(0, 1, 128, 128\)"):
         ask(image=observed.image[:0], sky_rms=1.0)
