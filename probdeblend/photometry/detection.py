@@ -158,7 +158,7 @@ def detect(
     try:
         found, segmentation = sep.extract(pixels, threshold, err=rms, mask=bad, **settings)
     except Exception as error:  # SEP raises nothing more specific
-        raise ValueError(f"image must be sky-subtracted and not one crowded source, SEP says: {error}") from error
+        raise ValueError(f"image must be sky-subtracted and not one crowded source, SEP reports: {error}") from error
     ellipse = [found["a"], found["b"], np.clip(found["theta"], -np.pi / 2, np.pi / 2)]
     return Detection(segmentation, found["x"], found["y"], *ellipse, found["flux"])
 

@@ -90,10 +90,10 @@ def sky_scatter(image: ArrayLike, segmentation: NDArray[np.int32]) -> float:
 def noise_correlation_factor(image: ArrayLike, segmentation: NDArray[np.int32], *, size: int = 10) -> float:
     """Measure how much more sums over blank sky scatter than they would if the pixels were independent.
 
-    The factor grows with the aperture until that is several correlation lengths wide, and stays. At 10 x 10 pixels,
-    about the smallest Kron aperture, drizzled images are within a few percent of that limit; between the sources, there
-    is little room for larger boxes, and they measure the errors of the background instead. One number therefore serves
-    all apertures.
+    The factor grows with the aperture until that is several correlation lengths wide, and then levels off. At 10 x 10
+    pixels, about the smallest Kron aperture, drizzled images are within a few percent of that limit; between sources,
+    there is little room for larger boxes, and they measure the errors of the background instead. One number therefore
+    serves all apertures.
 
     Parameters
     ----------

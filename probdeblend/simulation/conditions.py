@@ -1,4 +1,4 @@
-"""The conditions of a training set, and the batches that a loss takes."""
+"""The conditions of a training set, and the batches that a loss is evaluated on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Batch", "Conditions", "training_batch", "turn"]
 
 
 class Batch(NamedTuple):
-    """What a loss takes: image ``(blend, band, y, x)``, flux ``(blend, galaxy)``, mask and light of each galaxy alone.
+    """Input of a loss: image ``(blend, band, y, x)``, flux ``(blend, galaxy)``, mask and light of each galaxy alone.
 
     Mask and light are ``(blend, galaxy, y, x)``; all but the mask are in units of the sky noise.
     """
@@ -101,7 +101,7 @@ class Conditions:
 
 
 def training_batch(blend: Blend) -> Batch:
-    """Return what a loss takes, from pairs with truth in one band."""
+    """Return the input of a loss, from pairs with truth in one band."""
     if blend.flux is None or blend.mask is None or blend.isolated is None:
         raise ValueError("blends must have flux, mask and isolated to train on, got blends without truth")
     if blend.flux.shape[1] != 2 or torch.isnan(blend.flux).any():
@@ -111,6 +111,6 @@ def training_batch(blend: Blend) -> Batch:
 
 
 def turn(batch: Batch, *, quarters: int, flip: bool) -> Batch:
-    """Turn what has pixels by quarters from x to y, and flip x first if wanted; fluxes stay."""
+    """Rotate all images by quarter turns from +x to +y, flipped in x before if `flip`; fluxes stay."""
     pixels = {name: values.flip(-1) if flip else values for name, values in batch._asdict().items() if name != "flux"}
     return batch._replace(**{name: torch.rot90(values, -quarters, (-2, -1)) for name, values in pixels.items()})

@@ -27,7 +27,7 @@ from .library import Library
 __all__ = ["ApertureCorrection", "fit_aperture_correction", "library_of"]
 
 BATCH = 64
-LARGEST = 0.5  # of the logarithm of the factor; beyond, another galaxy was measured
+LARGEST = 0.5  # departure of the log factor from its median; beyond it, another galaxy was measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class ApertureCorrection:
     high: NDArray[np.float64]
 
     def factors(self, galaxies: Sequence[IsolatedGalaxy]) -> NDArray[np.float64]:
-        """Return total over Kron flux of each galaxy; beyond the range, that at its end."""
+        """Return the ratio of total to Kron flux of each galaxy, with its features clipped to the fitted range."""
         return np.exp(self.regression.predict(np.clip(_features(galaxies), self.low, self.high)))
 
 

@@ -2,7 +2,7 @@
 
 Each galaxy is turned by quarters and flipped, made fainter within limits, and shifted by whole pixels; the first is the
 central one. Two real stamps hold two skies. As published, they are added with both: the noise of the blend is then
-larger than that of an observed one by a square root of two. With one sky, companions bring only the pixels of their
+larger than that of an observed one by the square root of two. With one sky, companions bring only the pixels of their
 footprints, and the blend has the noise of the central galaxy's image, with more in those footprints.
 """
 
@@ -44,8 +44,8 @@ class PairRules:
     sky
         "one" sky, or "both" as published.
     dimming
-        Galaxies are made fainter by up to so many magnitudes; their noise then shrinks with them, and new noise brings
-        the central galaxy's image back to what it was.
+        Largest number of magnitudes by which galaxies are made fainter. Their noise shrinks with them, and new noise
+        restores that of the central galaxy's image.
     crowding
         Probabilities of one, two, three, ... galaxies in the stamp. The third and later ones lie anywhere.
 
@@ -101,7 +101,7 @@ def pair_blends(
     seed
         Same seed, same blends.
     batch_size
-        Blends per batch; the last one holds what is left.
+        Blends per batch; the last one holds the remainder.
     first
         Number of the first batch to make.
     workers
@@ -168,7 +168,7 @@ def _blend(scene: PairScene, rng: np.random.Generator) -> dict[str, NDArray]:
     for slot, (index, factor, shift) in enumerate(zip(chosen, gain, shifts, strict=True)):
         turn = int(rng.integers(4)), bool(rng.integers(2))
         center = _turned_center(library.x[index], library.y[index], *turn)
-        # Whole pixels: the central galaxy comes within a pixel of the middle, the others where the rule wants.
+        # Whole pixels: the central galaxy ends up within a pixel of the middle, the others where the rule puts them.
         move = tuple(int(np.rint(STAMP_CENTER + by - at)) for by, at in zip(shift, center, strict=True))
         pixels = _moved(_turned(library.pixels[index], *turn), move)
         footprint = np.nan_to_num(_moved(_turned(scene.footprint[index], *turn), move)) > 0
@@ -204,13 +204,13 @@ def _noise(scene: PairScene, rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _filled(pixels: NDArray, rms: float, scene: PairScene, rng: np.random.Generator) -> NDArray:
-    """Fill what a shift of a whole stamp leaves empty with noise like the stamp's."""
+    """Fill what the shift of a stamp leaves empty with noise like the stamp's."""
     empty = np.isnan(pixels)
     return np.where(empty, rms * _noise(scene, rng), pixels) if empty.any() else pixels
 
 
 def _mask(light: NDArray, sky_rms: float, center: tuple[float, float]) -> NDArray[np.bool_]:
-    """Pixels that SEP gives to the galaxy at 3 times the blend's sky noise."""
+    """Pixels that SEP assigns to the galaxy at 3 times the blend's sky noise."""
     found = detect(light, sky_rms, **SEGMENTATION)
     if not len(found):
         return np.zeros(light.shape, dtype=bool)

@@ -2,7 +2,7 @@
 
 Around each galaxy a window is read; SEP subtracts the sky and finds the sources. All but the galaxy, grown into their
 wings, are replaced by blank sky from the same window, which keeps the noise's correlation. The galaxy is then measured
-on its own. What the paper judged by eye are numbers here, and limits on them set the `Quality` flags.
+on its own. What the paper judged by eye is measured here, and limits on the measurements set the `Quality` flags.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def cut_galaxy(
 ) -> IsolatedGalaxy:
     """Cut out the galaxy at x, y, in the middle of a window, replace all others by sky, and measure it.
 
-    The window ``(y, x)`` is a square of 224 pixels, NaN beyond the mosaic. The variation of a noise map `rms` over it,
-    whose scale does not matter, is taken out before two noise levels are looked for.
+    The window ``(y, x)`` is a square of 224 pixels, NaN beyond the mosaic. It is divided by a noise map
+    `rms`, if there is one, before two noise levels are looked for; the scale of the map does not matter.
     """
     try:
         pixels, sky_rms = _subtracted(window)

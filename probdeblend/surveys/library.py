@@ -77,33 +77,23 @@ class Library:
     pixels
         Sky-subtracted stamps ``(galaxy, y, x)`` in image units, sky and photon noise included.
     segmentation
-        Pixels above 3 times the sky noise that SEP gives to the galaxy ``(galaxy, y, x)``.
+        Pixels above 3 times the sky noise that SEP assigns to the galaxy ``(galaxy, y, x)``.
     sky_rms
         Sky noise of a pixel in image units.
-    x, y
-        Center in pixels of the stamp.
-    ra, dec
-        Sky position in degrees; NaN if unknown.
-    auto_flux
-        Kron (AUTO) flux in image units.
-    flux
-        Total flux in image units.
-    flux_error
-        Its standard error.
+    x, y, ra, dec
+        Center in pixels of the stamp, and on the sky in degrees (NaN if unknown).
+    auto_flux, flux, flux_error
+        Kron (AUTO) flux, total flux, and the standard error of the total flux, in image units.
     flux_kind
         "corrected": AUTO flux times an aperture correction measured on simulations; "true": known.
     half_light_radius
         Half-light radius within the Kron aperture in arcsec, not corrected for the PSF.
     galaxy_type
         Index into `GALAXY_TYPES`, -1 if unknown.
-    quality
-        Sum of `Quality` bits.
-    keep
-        Whether the galaxy is to be used.
-    zero_point
-        AB magnitude of unit flux; NaN if unknown.
-    exposure
-        Counts per unit of flux; infinite if unknown.
+    quality, keep
+        Sum of `Quality` bits, and whether the galaxy is to be used.
+    zero_point, exposure
+        AB magnitude of unit flux (NaN if unknown), and counts per unit of flux (infinite if unknown).
 
     Raises
     ------
@@ -217,10 +207,8 @@ class Library:
 
         Parameters
         ----------
-        count
-            Number of folds.
-        seed
-            Same seed, same folds.
+        count, seed
+            Number of folds, and the seed of the split: same seed, same folds.
 
         Returns
         -------
@@ -244,13 +232,7 @@ class Library:
         return np.array([identity_number(f"{seed}:{name}") for name in self.identity]) / 2.0**63
 
     def digest(self) -> str:
-        """Return a fingerprint, 32 hexadecimal digits, of the kept galaxies: identities, pixels and fluxes.
-
-        Returns
-        -------
-        str
-            The fingerprint.
-        """
+        """Return a fingerprint, 32 hexadecimal digits, of the kept galaxies: identities, pixels and fluxes."""
         kept = self.select(self.keep)
         parts = ("\n".join(kept.identity).encode(), kept.pixels.tobytes(), kept.flux.tobytes())
         return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
@@ -272,7 +254,7 @@ def join(libraries: Sequence[Library]) -> Library:
 
 
 def keep_table(library: Library) -> Table:
-    """Return the list that the user edits.
+    """Return the list of galaxies for the user to edit.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""From mosaics and catalogs to isolated galaxies: which ones are selected, cut out, and why others are not."""
+"""Isolated galaxies from mosaics and catalogs: selection, cutouts, and the reasons why others are left out."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def isolate_galaxies(
     catalog
         Table of the galaxies of a single image; without it, SEP finds them.
     columns
-        The catalog's names of columns by ours: x and y (from 0) or ra and dec, magnitude, id, p_sph, p_disk, p_irr.
+        Names of the catalog's columns by ours: x and y (from 0) or ra and dec, magnitude, id, p_sph, p_disk, p_irr.
     hdu
         Number or name of the HDU of each image.
     rms
@@ -181,7 +181,7 @@ def read_columns(path: str | PathLike[str], columns: Mapping[str, str], *, requi
         raise FileNotFoundError(f"{path}: no such file")
     try:
         table = Table.read(path)
-    except Exception as error:  # each reader raises what it likes
+    except Exception as error:  # each reader raises errors of its own kinds
         raise ValueError(f"{path}: not a catalog in FITS, ECSV or CSV ({' '.join(str(error).split())[:80]})") from error
     names = {name: columns.get(name, name) for name in {*columns, *required, *table.colnames}}
     missing = sorted(name for name in {*columns, *required} if names[name] not in table.colnames)

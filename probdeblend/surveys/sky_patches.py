@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..photometry.detection import HOT, detect
 from ..photometry.images import FieldImage
 from ..photometry.noise import correlated_noise, noise_rms
-from ..photometry.sky import dilate, replace_with_sky, sky_scatter, subtract_sky
+from ..photometry.sky import dilate, replace_with_sky, subtract_sky
 from ..scene import MASK_THRESHOLD, STAMP_SIZE, Blend, Instrument
 from ..simulation.galsim import render_torch
 from ..simulation.prior import Prior
@@ -82,7 +82,7 @@ def _patch(mosaic: FieldImage, instrument: Instrument, rng: np.random.Generator)
     blank = ~sources & np.isfinite(pixels)
     sky = {"blank": blank, "kernel": instrument.noise_kernel, "sky_rms": mad_std(pixels[blank])}
     clean = replace_with_sky(pixels, inside, rng, **sky)[inner]
-    return clean, sky_scatter(clean, np.zeros(clean.shape, dtype=np.int32))
+    return clean, float(mad_std(clean))
 
 
 def simulated_in_sky(
@@ -91,7 +91,7 @@ def simulated_in_sky(
     """Put `count` pairs from the prior into turned and flipped patches of sky, batch by batch.
 
     If the `magnitudes` of a survey's galaxies are given, those of the pairs follow their distribution. Every galaxy has
-    a number of its own as identity.
+    its own identity.
     """
     kernel = sky.instrument.noise_kernel
     for start in range(0, count, BATCH):

@@ -189,7 +189,7 @@ def test_exposure_is_positive(pair, flux):
 
 
 def test_image_that_is_all_source():
-    with pytest.raises(ValueError, match="image must be sky-subtracted and not one crowded source, SEP says"):
+    with pytest.raises(ValueError, match="image must be sky-subtracted and not one crowded source, SEP reports"):
         photometry.detect(np.full((600, 600), 10.0), 0.1)
 
 

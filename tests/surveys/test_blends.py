@@ -15,8 +15,8 @@ from probdeblend.surveys.library import identity_number
 
 
 def test_a_blend_is_the_sum_of_its_galaxies(hst):
-    blends = joined(pair_blends(made(), 40, instrument=hst, seed=2, rules=PairRules(dimming=0.0)))
-    assert blends.image.shape == (40, 1, STAMP_SIZE, STAMP_SIZE)
+    blends = joined(pair_blends(made(), 24, instrument=hst, seed=2, rules=PairRules(dimming=0.0)))
+    assert blends.image.shape == (24, 1, STAMP_SIZE, STAMP_SIZE)
     residual = blends.image[:, 0] - blends.isolated[:, :, 0].sum(1)
     light = blends.isolated[:, :, 0].sum((-2, -1))
     torch.testing.assert_close(light, blends.flux[..., 0], rtol=0.02, atol=0)
@@ -30,8 +30,8 @@ def test_a_blend_is_the_sum_of_its_galaxies(hst):
 def test_the_sky_noise_is_what_the_blend_says(hst, sky, factor, dimming):
     """Also at the edges, which shifts of whole stamps would leave empty."""
     rules = PairRules(sky=sky, dimming=dimming)
-    blends = joined(pair_blends(made(), 60, instrument=hst, rules=rules))
-    torch.testing.assert_close(blends.sky_rms, torch.full((60,), factor * 3e-3), rtol=1e-5, atol=0)
+    blends = joined(pair_blends(made(), 24, instrument=hst, rules=rules))
+    torch.testing.assert_close(blends.sky_rms, torch.full((24,), factor * 3e-3), rtol=1e-5, atol=0)
     empty = (blends.isolated[:, :, 0] == 0).all(1)
     edges = torch.zeros_like(empty)
     edges[..., :3] = edges[..., -3:] = True
@@ -40,7 +40,7 @@ def test_the_sky_noise_is_what_the_blend_says(hst, sky, factor, dimming):
 
 
 def test_truth_lies_where_the_galaxies_are(hst):
-    blends = joined(pair_blends(made(), 50, instrument=hst, seed=5))
+    blends = joined(pair_blends(made(), 30, instrument=hst, seed=5))
     grid = torch.arange(STAMP_SIZE, dtype=torch.float32)
     light = blends.isolated[:, :, 0].clamp(min=0.02) - 0.02
     inside = ((blends.x - 63.5).abs() < 45) & ((blends.y - 63.5).abs() < 45)
@@ -69,7 +69,7 @@ def test_masks_turn_with_their_galaxies(hst):
         y=np.full(4, 66.0),
         sky_rms=np.full(4, 0.5 / 3),
     )
-    blends = joined(pair_blends(library, 30, instrument=hst, rules=PairRules(dimming=0.0)))
+    blends = joined(pair_blends(library, 20, instrument=hst, rules=PairRules(dimming=0.0)))
     above = (blends.isolated[:, :, 0] > 0.5).float()
     agree = (above * blends.mask).sum((-2, -1)) / (above + blends.mask > 0).sum((-2, -1))
     assert float(agree.min()) > 0.9
@@ -88,8 +88,8 @@ def test_same_seed_same_blends_whatever_the_workers(hst):
 
 def test_no_galaxy_nor_its_turned_copy_crosses_a_split(hst):
     """Identities of centrals and companions of training and test blends; then the pixels, turned in every way."""
-    training, _, test = made(40).split(seed=1)
-    drawn = [joined(pair_blends(part, 60, instrument=hst, rules=PairRules(dimming=0.0))) for part in (training, test)]
+    training, _, test = made(30).split(seed=1)
+    drawn = [joined(pair_blends(part, 36, instrument=hst, rules=PairRules(dimming=0.0))) for part in (training, test)]
     seen = [set(blends.identity.flatten().tolist()) for blends in drawn]
     assert not seen[0] & seen[1]
     assert seen[0] <= {identity_number(name) for name in training.identity}
@@ -151,7 +151,7 @@ def test_blends_of_a_batch_do_not_depend_on_its_size(hst):
 
 def test_masks_are_at_three_times_the_noise_of_the_blend(hst):
     """However much a galaxy was dimmed."""
-    blends = joined(pair_blends(made(), 40, instrument=hst, rules=PairRules(dimming=2.0)))
+    blends = joined(pair_blends(made(), 24, instrument=hst, rules=PairRules(dimming=2.0)))
     ratio = blends.isolated[:, :, 0] / blends.sky_rms[:, None, None, None]
-    edge = [torch.quantile(ratio[i, g][blends.mask[i, g]], 0.05) for i in range(40) for g in range(2)]
+    edge = [torch.quantile(ratio[i, g][blends.mask[i, g]], 0.05) for i in range(24) for g in range(2)]
     assert float(torch.stack(edge).median()) == pytest.approx(3.0, abs=0.7)
