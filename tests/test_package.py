@@ -98,9 +98,15 @@ def test_conventions_page_lists_the_flags():
 
 
 def test_api_page_documents_every_room():
-    listed = re.findall(r"^ {3}(probdeblend[\w.]*)$", (ROOT / "docs" / "api.rst").read_text(), re.M)
+    page = (ROOT / "docs" / "api.rst").read_text()
     rooms = {name for floor in layers() for name in floor} - {"__main__", "_files", "cli"}
-    assert set(listed) == {"probdeblend"} | {f"probdeblend.{room}" for room in rooms}
+    assert set(re.findall(r"^ {3}probdeblend\.(\w+)$", page, re.M)) == rooms
+    names = re.findall(r"^ {3}probdeblend\.(\w+)\.(\w+)$", page, re.M)
+    assert {name for _, name in names} == set(probdeblend.__all__) - {"__version__"}
+    assert all(
+        getattr(importlib.import_module(f"probdeblend.{room}"), name) is getattr(probdeblend, name)
+        for room, name in names
+    )
 
 
 def test_readme_commands_are_the_two_of_the_docs():

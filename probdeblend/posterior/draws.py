@@ -253,20 +253,7 @@ class Posterior:
         return self.dataset.get("anomaly", none).rename("anomaly")
 
     def with_anomaly(self, anomaly: ArrayLike, **variables: tuple) -> Self:
-        """Raise the anomaly score to at least `anomaly (blend,)`, and assign other variables of the dataset.
-
-        Parameters
-        ----------
-        anomaly
-            Scores ``(blend,)``; NaN leaves the score as it is.
-        **variables
-            Dimensions and values of other variables, by name.
-
-        Returns
-        -------
-        Posterior
-            The same draws.
-        """
+        """Raise the anomaly score to at least `anomaly (blend,)`, and assign other variables of the dataset."""
         anomaly = np.fmax(self.anomaly.values, np.asarray(anomaly, dtype=np.float64))
         return type(self)(self.dataset.assign(variables | {"anomaly": (("blend",), anomaly)}))
 
