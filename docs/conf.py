@@ -80,6 +80,7 @@ nb_merge_streams = True
 html_theme = "pydata_sphinx_theme"
 html_title = f"{project} {release}"
 html_copy_source = False
+html_sidebars = {"getting_started": []}  # a section of one page
 html_sourcelink_suffix = ""
 html_theme_options = {
     "logo": {"text": project},

@@ -101,7 +101,7 @@ def test_api_page_documents_every_room():
     page = (ROOT / "docs" / "api.rst").read_text()
     rooms = {name for floor in layers() for name in floor} - {"__main__", "_files", "cli"}
     assert set(re.findall(r"^ {3}probdeblend\.(\w+)$", page, re.M)) == rooms
-    names = re.findall(r"^ {3}probdeblend\.(\w+)\.(\w+)$", page, re.M)
+    names = re.findall(r"^ {3}~probdeblend\.(\w+)\.(\w+)$", page, re.M)
     assert {name for _, name in names} == set(probdeblend.__all__) - {"__version__"}
     assert all(
         getattr(importlib.import_module(f"probdeblend.{room}"), name) is getattr(probdeblend, name)
