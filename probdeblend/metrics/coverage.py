@@ -107,8 +107,6 @@ def ecdf_band(count: int, *, level: float = 0.95) -> tuple[NDArray[np.float64], 
     ----------
     Säilynoja et al. (2022), doi:10.1007/s11222-022-10090-6.
     """
-    if count < LEAST:
-        raise ValueError(f"at least {LEAST} values are needed, got {count}")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     points, least = _uniform_samples(count)
@@ -136,8 +134,6 @@ def rank_p_value(values: ArrayLike) -> float:
         If there are fewer than ten values.
     """
     values = np.ravel(np.asarray(values, dtype=np.float64))
-    if len(values) < LEAST:
-        raise ValueError(f"at least {LEAST} values are needed, got {len(values)}")
     points, least = _uniform_samples(len(values))
     below = np.searchsorted(np.sort(values), points, side="right")[None]
     rank = np.searchsorted(least, _least_p_value(below, len(values), points)[0], side="right")
@@ -147,6 +143,8 @@ def rank_p_value(values: ArrayLike) -> float:
 @lru_cache(maxsize=64)
 def _uniform_samples(count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return evaluation points, and the sorted least pointwise p-values of simulated uniform samples."""
+    if count < LEAST:
+        raise ValueError(f"at least {LEAST} values are needed, got {count}")
     points = np.arange(1, min(count, 200) + 1) / (min(count, 200) + 1)
     rng = np.random.default_rng(20220101)
     between = rng.multinomial(count, np.diff(points, prepend=0.0, append=1.0), size=SIMULATIONS)

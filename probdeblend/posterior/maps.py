@@ -103,9 +103,7 @@ class QuantileMap:
             placed = middle + self.given[0] * np.hypot(width, self.wanted[0]) / width * (ascending - middle)
         else:
             placed = middle + width * self._scaled_errors(values.shape[-1])
-        moved = np.empty_like(values)
-        np.put_along_axis(moved, order, placed, -1)
-        return moved
+        return np.take_along_axis(placed, order.argsort(-1), -1)
 
     def _scaled_errors(self, draws: int) -> NDArray[np.float64]:
         """Return the scaled errors of that many draws, in ascending order."""
@@ -222,9 +220,7 @@ def ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return ranks
 
 
-def _marginals(
-    values: NDArray[np.float64], logarithmic: bool
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _marginals(values: NDArray[np.float64], logarithmic: bool) -> tuple[NDArray[np.float64], ...]:
     """Return the Jacobian from coordinates to (ln) fluxes; their medians, half-widths and correlation."""
     share = expit(np.median(values[:, 1], -1)) if logarithmic else np.full(len(values), 0.5)
     taken = np.stack([1 - share, -share], -1)

@@ -275,7 +275,12 @@ def reweight(
         raise ValueError(f"least must be positive and at most the number of draws, {count}, got {least}")
     weights = _weights(posterior, log_density, flux_prior)
     effective = _effective(posterior, weights)
-    _refuse(effective, least)
+    if (below := effective[effective.values < least]).size:
+        raise ValueError(
+            f"every blend must have {least:g} effective draws under the new prior, got fewer in {below.size} of "
+            f"{effective.size} blends, first in blend {below['blend'].values[0]} with {below.values[0]:.1f}: request "
+            "more draws, or select the blends in which effective_samples is large enough"
+        )
     index = systematic(weights, count, rng=np.random.default_rng(seed))
     flux = np.take_along_axis(posterior.draws("blend", "galaxy", "band"), index[:, None, None], -1)
     flux[np.isnan(effective.values)] = np.nan
@@ -310,20 +315,14 @@ def _pair_fluxes(posterior: Posterior) -> NDArray[np.float64]:
     return posterior.flux.isel(band=0).transpose(*DRAW_DIMS).values.astype(float)
 
 
-def _trained(posterior: Posterior, flux_prior: FluxPrior | None) -> NDArray[np.float64]:
-    """Return the logarithm of the training density of each draw ``(chain, draw, blend)``."""
-    if "reweighted" in posterior.dataset.attrs:
-        raise ValueError("posterior must be under the training prior, got one that was reweighted already")
-    if flux_prior is None and "flux_prior" in posterior.dataset.attrs:
-        flux_prior = FluxPrior.parse(posterior.dataset.attrs["flux_prior"])
-    if flux_prior is None:
-        raise ValueError("posterior must have a flux_prior if none is given, got none")
-    return log_prior(posterior, flux_prior).values
-
-
 def _weights(posterior: Posterior, log_density: LogDensity, flux_prior: FluxPrior | None) -> NDArray[np.float64]:
     """Return weights ``(blend, draw of all chains)``, at most 1 in each blend; NaN where a galaxy has no draws."""
-    flux, trained = _pair_fluxes(posterior), _trained(posterior, flux_prior)
+    if "reweighted" in posterior.dataset.attrs:
+        raise ValueError("posterior must be under the training prior, got one that was reweighted already")
+    if flux_prior is None and "flux_prior" not in posterior.dataset.attrs:
+        raise ValueError("posterior must have a flux_prior if none is given, got none")
+    known = FluxPrior.parse(posterior.dataset.attrs["flux_prior"]) if flux_prior is None else flux_prior
+    flux, trained = _pair_fluxes(posterior), log_prior(posterior, known).values
     with np.errstate(divide="ignore", invalid="ignore"):
         wanted = np.asarray(log_density(flux), dtype=np.float64)
     if wanted.squeeze().shape != trained.squeeze().shape:  # SciPy's densities drop axes of length one
@@ -343,13 +342,3 @@ def _effective(posterior: Posterior, weights: NDArray) -> xr.DataArray:
     # The largest weight is 1 unless all are zero.
     number = weights.sum(1) ** 2 / np.maximum((weights**2).sum(1), 1)
     return xr.DataArray(number, {"blend": posterior.flux["blend"].values}, ("blend",), "effective_samples")
-
-
-def _refuse(effective: xr.DataArray, least: float) -> None:
-    below = effective[effective.values < least]
-    if below.size:
-        raise ValueError(
-            f"every blend must have {least:g} effective draws under the new prior, got fewer in {below.size} of "
-            f"{effective.size} blends, first in blend {below['blend'].values[0]} with {below.values[0]:.1f}: request "
-            "more draws, or select the blends in which effective_samples is large enough"
-        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -53,8 +53,6 @@ __all__ = [
 FOLDS = 5
 MASK_BLENDS = 10_000  # hold millions of pixels with light
 
-Folds = Callable[[NDArray[np.int64]], NDArray[np.int64]]
-
 
 @dataclass(frozen=True, eq=False)
 class CalibratorFit:
@@ -79,7 +77,7 @@ def folds_of(galaxies: ArrayLike, *, seed: int = 0) -> NDArray[np.int64]:
 
 def pairs_in_folds(
     library: Library, count: int, *, instrument: Instrument, seed: int = 0
-) -> tuple[Iterator[Blend], Folds]:
+) -> tuple[Iterator[Blend], Callable[[NDArray[np.int64]], NDArray[np.int64]]]:
     """Blend isolated galaxies with others of their fold, so that every blend can be tested.
 
     Returns batches of blends, at least `count` in all, and a function from identities of galaxies to their folds.
@@ -221,7 +219,7 @@ class Survey:
     `images` are FITS files with pixels of the instrument's size; the `instrument` has PSF, noise correlation, exposure,
     and a zero point for images whose header has none. `catalog` is a table of the galaxies of a single image, with its
     names of columns by ours in `columns`; SEP's if None. `galaxies` to blend are the survey's "own", "simulated" ones
-    from the `prior`, or "auto": its own where enough are isolated. `magnitude` is the faintest of its own.
+    from the default prior, or "auto": its own where enough are isolated. `magnitude` is the faintest of its own.
     """
 
     images: tuple[Path, ...]
@@ -232,28 +230,18 @@ class Survey:
     galaxies: Literal["auto", "own", "simulated"] = "auto"
     magnitude: float = 24.5
     count: int = 4000
-    prior: Prior = field(default_factory=Prior.default)
 
 
 def calibrate_survey(
-    survey: Survey,
-    deblender: Deblends,
-    *,
-    least: int = LEAST_GALAXIES,
-    repair: Method = "conformal",
-    seed: int = 0,
-    draws: int = 1000,
-    passes: int = 32,
+    survey: Survey, deblender: Deblends, *, least: int, repair: Method = "conformal", seed: int = 0, **sampling: int
 ) -> CalibratorFit:
     """Fit a calibrator of a network to blends made of a survey's images."""
     library = _own_galaxies(survey, seed=seed) if survey.galaxies != "simulated" else None
     distinct = 0 if library is None else len(set(library.identity))
     own = survey.galaxies == "own" or (survey.galaxies == "auto" and distinct >= least)
-    if own and distinct < max(least, 2 * FOLDS):
-        raise ValueError(
-            f"images must have at least {max(least, 2 * FOLDS)} isolated galaxies, got {distinct}: lower least, add "
-            "images, or simulate the galaxies"
-        )
+    if own and distinct < (needed := max(least, 2 * FOLDS)):
+        remedy = "lower least, add images, or simulate the galaxies"
+        raise ValueError(f"images must have at least {needed} isolated galaxies, got {distinct}: {remedy}")
     target = survey_magnitudes(survey)
     if own:
         blends, folds = pairs_in_folds(library, survey.count, instrument=survey.instrument, seed=seed)
@@ -264,10 +252,10 @@ def calibrate_survey(
             for mosaic in mosaics:
                 check_mosaic(mosaic, None, survey.instrument)
             sky = sky_patches(mosaics, survey.instrument, seed=seed)
-        blends = simulated_in_sky(sky, survey.count, prior=survey.prior, magnitudes=target, seed=seed)
+        blends = simulated_in_sky(sky, survey.count, prior=Prior.default(), magnitudes=target, seed=seed)
         words = f"simulated galaxies in {len(sky.pixels)} patches of sky"
     bar = tqdm(blends, desc="blends", unit="batch")
-    found = compare(bar, deblender, sep=(), draws=draws, passes=passes, seed=seed)
+    found = compare(bar, deblender, sep=(), seed=seed, **sampling)
     if own:  # drawn again, so that their magnitudes are distributed as the survey's
         magnitude = survey.instrument.zero_point - 2.5 * np.log10(found.truth["flux"][..., 0])
         weight = magnitude_weights(magnitude, target)
@@ -276,9 +264,8 @@ def calibrate_survey(
         found = replace(found, network=found.network.select(rows), truth=truth)
     images = ", ".join(path.name for path in survey.images)
     words = f"{len(found.network)} blends of {words}, with magnitudes as in {images}"
-    settings = {"least": least, "repair": repair, "fitted_on": words}
-    settings["folds"] = folds(found.truth["identity"]) if own else None
-    return fit_calibrator(found.network, found, masks=found.sums, **settings)
+    settings = {"repair": repair, "fitted_on": words, "folds": folds(found.truth["identity"]) if own else None}
+    return fit_calibrator(found.network, found, masks=found.sums, least=least, **settings)
 
 
 def survey_magnitudes(survey: Survey) -> NDArray[np.float64]:
@@ -289,8 +276,8 @@ def survey_magnitudes(survey: Survey) -> NDArray[np.float64]:
     parts = []
     for path in survey.images:
         with open_mosaic(path, hdu=survey.hdu) as mosaic:
-            parts.append(find_sources(mosaic, in_units_of(mosaic, survey.instrument))["magnitude"])
-    return np.concatenate(parts)
+            parts.extend(find_sources(mosaic, in_units_of(mosaic, survey.instrument))["magnitude"])
+    return np.array(parts)
 
 
 def _own_galaxies(survey: Survey, *, seed: int) -> Library | None:

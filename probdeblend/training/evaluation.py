@@ -43,6 +43,7 @@ FAINT = (0.5, 10.0)
 OVERLAP = 0.1
 REGIONS = ("faint", "overlap")
 TRUTHS = ("flux", "auto_flux", "x", "y", "galaxy_type", "half_light_radius", "identity", "sky_rms")
+SEP_GIVEN = ("image", "sky_rms", "x", "y", "exposure")
 ANOMALY_EDGES = (0.0, 0.125, 0.25, 0.5, 1.0, np.inf)
 FAR = 3.0  # half-widths of the 68 % interval
 
@@ -117,7 +118,9 @@ def compare(
         _check(blend)
         sampling = {"draws": draws, "seed": seed + start}
         answer = deblender(blend.image, sky_rms=blend.sky_rms, passes=passes, calibrate=False, **sampling)
-        parts.append(_compared(blend, answer, calibrator, {kind: _sep(blend, kind, **sampling) for kind in sep}))
+        given = {name: None if (values := getattr(blend, name)) is None else values.numpy() for name in SEP_GIVEN}
+        found = {kind: sep_posterior(**given, kind=kind, **sampling) for kind in sep}
+        parts.append(_compared(blend, answer, calibrator, found))
         start += len(blend)
     if not parts:
         raise ValueError("blends must hold at least one batch, got none")
@@ -129,12 +132,6 @@ def _check(blend: Blend) -> None:
         raise ValueError(f"blends must have truth, got some without {', '.join(missing)}")
     if blend.flux.shape[1] != 2 or bool(blend.flux.isnan().any()):
         raise ValueError("blends must be pairs, got other numbers of galaxies")
-
-
-def _sep(blend: Blend, kind: str, *, draws: int, seed: int) -> Posterior:
-    exposure = None if blend.exposure is None else blend.exposure.numpy()
-    settings = {"x": blend.x.numpy(), "y": blend.y.numpy(), "exposure": exposure, "draws": draws, "seed": seed}
-    return sep_posterior(blend.image.numpy(), blend.sky_rms.numpy(), kind=kind, **settings)
 
 
 def _compared(blend: Blend, answer: Posterior, calibrator: Calibrator | None, sep: dict[str, Posterior]) -> Comparison:

@@ -65,32 +65,26 @@ def _arrays(encode: Callable[[int], Sequence[Tensor]], number: int) -> dict[str,
         return {str(place): value.cpu().numpy() for place, value in enumerate(encode(number))}
 
 
-def held_out(blends: int, batch_size: int = BATCH_SIZE) -> int:
+def held_out(blends: int) -> int:
     """Return how many of the blends to validate on: the first tenth."""
     count = blends // 10
-    if count < 1 or blends - count < batch_size:
-        raise ValueError(f"blends must be enough for a batch of {batch_size} and a tenth to validate on, got {blends}")
+    if count < 1 or blends - count < BATCH_SIZE:
+        raise ValueError(f"blends must be enough for a batch of {BATCH_SIZE} and a tenth to validate on, got {blends}")
     return count
 
 
 def fit_features(
-    loss: nn.Module,
-    data: Sequence[Tensor],
-    *,
-    schedule: Schedule,
-    batch_size: int = BATCH_SIZE,
-    seed: int = 0,
-    progress: bool = True,
+    loss: nn.Module, data: Sequence[Tensor], *, schedule: Schedule, seed: int = 0, progress: bool = True
 ) -> History:
     """Train on rows in memory, the arguments of the loss, drawn anew for every batch; the first tenth validates."""
-    first = held_out(len(data[0]), batch_size)
+    first = held_out(len(data[0]))
     training, validation = ([part[rows] for part in data] for rows in (slice(first, None), slice(first)))
 
     def batches(start: int) -> Iterator[tuple[Tensor, ...]]:
         """Draw batches by their number."""
         for number in range(start, schedule.steps):
             generator = torch.Generator().manual_seed(seed_of(seed, 0, number))
-            rows = torch.randint(len(training[0]), (batch_size,), generator=generator)
+            rows = torch.randint(len(training[0]), (BATCH_SIZE,), generator=generator)
             yield tuple(part[rows] for part in training)
 
     parts = list(zip(*(part.split(VALIDATION_ROWS) for part in validation), strict=True))

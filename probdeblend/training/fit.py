@@ -127,7 +127,11 @@ def fit(
             best = {name: value.detach().clone() for name, value in loss.state_dict().items()}
         running = []
         if checkpoint is not None:
-            _store(checkpoint, {name: part.state_dict() for name, part in parts.items()}, history, best)
+            stored = {name: part.state_dict() for name, part in parts.items()}
+            stored |= {"best": best, "history": vars(history), "random": torch.get_rng_state()}
+            stored["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+            with whole_file(checkpoint, overwrite=True) as temporary:
+                torch.save(stored, temporary)
         if history.stopped_early:
             break
     bar.close()
@@ -161,13 +165,6 @@ def _validated(
     scores = [score for _, score in history.validation]
     history.stopped_early = len(scores) - 1 - scores.index(min(scores)) >= PATIENCE
     return better
-
-
-def _store(path: Path, state: dict, history: History, best: dict[str, Tensor]) -> None:
-    state |= {"best": best, "history": vars(history), "random": torch.get_rng_state()}
-    state["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    with whole_file(path, overwrite=True) as temporary:
-        torch.save(state, temporary)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ these were trained on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 from astropy.table import Table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from ..deblending.deblender import Deblender, Description
 from ..deblending.weights import save
@@ -25,7 +24,6 @@ from ..networks.losses import NegativeLogLikelihood
 from ..refinement.guide import JointGuide, save_guide
 from ..refinement.model import BlendModel
 from ..scene import LN_FLUX_UNIT, seed_of
-from ..simulation.conditions import Batch
 from ..simulation.sets import count_blends, read_instrument
 from .features import CHUNK, FeatureLikelihood, encode_blends, fit_features, held_out, training_population
 from .fit import History, Schedule, fit, training_record, unfinished_run
@@ -37,7 +35,6 @@ SETTINGS = {"patch": 2, "unet_filters": 16, "depth": 4, "first_filters": 64, "hi
 VALIDATION_BLENDS = 1024
 FAMILIAR_BLENDS = 4096  # whose features define what is familiar
 CLOSE_FRACTION = 0.1  # of the batches that flux readouts learn from
-Sources = tuple[Callable[..., IterableDataset[Batch]], Iterable[Batch], Iterable[Batch]]
 
 
 def train_weights(
@@ -91,8 +88,15 @@ def train_weights(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = (Mixture(), Mixture()) if source is None else source
     family = source if isinstance(source, Path) else source[0]
-    instrument = read_instrument(source) if isinstance(source, Path) else family.instrument
-    stream, validation, familiar = _sources(source, device, batch_size=batch_size, seed=seed)
+    if isinstance(source, Path):
+        instrument, stop = read_instrument(source), int(0.9 * count_blends(source))
+        stored = partial(StoredStream, source, batch_size=batch_size, seed=seed)
+        stream, validation, familiar = partial(stored, stop=stop), stored(start=stop), stored(stop=stop)
+    else:
+        instrument = family.instrument
+        stream, held_back = (partial(mixture.to(device).stream, batch_size=batch_size) for mixture in source)
+        validation, familiar = held_back(seed=seed + 1), stream(seed=seed + 2)
+        stream = partial(stream, seed=seed)
     settings = {"kind": "weights", "steps": steps, "batch_size": batch_size, "seed": seed} | _source_record(family)
     description = _description(family)
     described = settings | {"prior": description.prior, "flux_range": description.flux_range}
@@ -109,11 +113,10 @@ def train_weights(
             checkpoint=kept / "checkpoint.pt",
             progress=progress,
         )
-        images = (
-            batch.image.to(device) for batch in islice(familiar, min(steps, math.ceil(FAMILIAR_BLENDS / batch_size)))
-        )
+        images = (batch.image.to(device) for batch in familiar)
+        first = islice(images, min(steps, math.ceil(FAMILIAR_BLENDS / batch_size)))
         with torch.no_grad():
-            features = torch.cat([network.cnn.answer(network.encode(image).flux).cpu() for image in images])
+            features = torch.cat([network.cnn.answer(network.encode(image).flux).cpu() for image in first])
         description.training.update(training_record(history, settings))
         save(Deblender(network.cpu(), instrument, description, features=features), temporary)
     return history.table()
@@ -174,7 +177,9 @@ def train_readout(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with unfinished_run(output, described, seed=seed, resume=resume, overwrite=overwrite) as (kept, temporary):
         description = replace(deblender.description, head="TotalRatioHead", training={})
-        network = _with_new_head(description, deblender.network).to(device)
+        network = description.build().to(device)
+        trained = deblender.network.state_dict().items()
+        network.load_state_dict({k: v for k, v in trained if not k.startswith("head.")}, strict=False)
         stream = mixture.to(device).stream(batch_size=CHUNK, seed=seed)
 
         def encode(number: int) -> tuple[Tensor, ...]:
@@ -268,23 +273,6 @@ def fit_flux_readout(
     dense, head = network.cnn.dense, network.head
     loss = FeatureLikelihood(nn.ModuleList([dense, head]), lambda features, start: head(dense(features.float()), start))
     return fit_features(loss, data, schedule=schedule, seed=seed, progress=progress)
-
-
-def _with_new_head(description: Description, trained: nn.Module) -> nn.Module:
-    network = description.build()
-    own, given = network.state_dict(), trained.state_dict()
-    network.load_state_dict({name: own[name] if name.startswith("head.") else given[name] for name in own})
-    return network
-
-
-def _sources(source: Path | tuple[Mixture, Mixture], device: str, *, batch_size: int, seed: int) -> Sources:
-    """Return the stream to train on, one to validate on, and one whose features define what is familiar."""
-    if isinstance(source, Path):  # the last tenth validates
-        stop = int(0.9 * count_blends(source))
-        stored = partial(StoredStream, source, batch_size=batch_size, seed=seed)
-        return partial(stored, stop=stop), stored(start=stop), stored(stop=stop)
-    training, validation = (partial(mixture.to(device).stream, batch_size=batch_size) for mixture in source)
-    return partial(training, seed=seed), validation(seed=seed + 1), training(seed=seed + 2)
 
 
 def _source_record(source: Path | Mixture) -> dict[str, object]:

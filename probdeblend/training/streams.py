@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, count, islice
 from os import PathLike
 from pathlib import Path
 
@@ -54,9 +55,7 @@ class EndlessStream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         number, step = (self.first, 1) if worker is None else (self.first + worker.id, worker.num_workers)
-        while True:
-            yield self.batch(number)
-            number += step
+        yield from map(self.batch, count(number, step))
 
 
 @dataclass(eq=False)
@@ -244,8 +243,8 @@ class StoredStream(IterableDataset[Batch]):
 
     def __post_init__(self) -> None:
         self.stop = count_blends(self.path) if self.stop is None else self.stop
-        if (count := self.stop - self.start) < self.batch_size:
-            raise ValueError(f"{self.path}: must hold at least one batch of {self.batch_size} blends, got {count}")
+        if (held := self.stop - self.start) < self.batch_size:
+            raise ValueError(f"{self.path}: must hold at least one batch of {self.batch_size} blends, got {held}")
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:
         rng = np.random.default_rng((self.seed, epoch))
@@ -259,14 +258,7 @@ class StoredStream(IterableDataset[Batch]):
                     yield turn(batch, quarters=int(rng.integers(4)), flip=bool(rng.integers(2)))
 
     def __iter__(self) -> Iterator[Batch]:
-        skip, epoch = self.first, 0
-        while True:
-            for batch in self._epoch(epoch):
-                if skip:
-                    skip -= 1
-                else:
-                    yield batch
-            epoch += 1
+        return islice(chain.from_iterable(map(self._epoch, count())), self.first, None)
 
 
 def stored_blends(path: str | PathLike[str], *, progress: bool = True) -> Iterator[Blend]:

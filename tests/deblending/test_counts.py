@@ -9,6 +9,7 @@ import torch
 from astropy import units as u
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy import stats
 from tiny_weights import tiny_deblender
 
 from probdeblend.deblending import CountingDeblender, count_stamps, default_counts
@@ -203,3 +204,39 @@ def test_an_answer_for_two_where_there_are_not_two(deblender):
     assert asked.instrument is deblender.instrument
     with pytest.raises(ValueError, match="pixel_scale must be"):
         asked.check_pixel_scale(0.2)
+
+
+@pytest.mark.parametrize("single", [0.0, 0.3, 0.8, 1.0])
+def test_marginal_flux_is_the_mixture(single, false_alarm):
+    rng = np.random.default_rng(3)
+    mean, covariance = [50.0, 20.0], [[16.0, -6.0], [-6.0, 9.0]]
+    draws = rng.multivariate_normal(mean, covariance, (40_000, 1))
+    flux = marginal_central_flux(draws, [[single, 0.7 * (1 - single), 0.3 * (1 - single)]], seed=5)
+    assert flux.shape == (40_000, 1)
+    means, variances = np.array([70.0, 50.0]), np.array([16 + 9 - 12, 16.0])
+    share = np.array([single, 1 - single])
+    center = share @ means
+    variance = share @ (variances + (means - center) ** 2)
+    fourth = share @ (3 * variances**2 + 6 * variances * (means - center) ** 2 + (means - center) ** 4)
+    sigmas = stats.norm.isf(false_alarm / 2)
+    assert abs(flux.mean() - center) < sigmas * np.sqrt(variance / 40_000)
+    assert abs(flux.var() - variance) < sigmas * np.sqrt((fourth - variance**2) / 40_000)
+
+
+def test_marginal_flux_of_certain_numbers_and_of_parts():
+    draws = np.random.default_rng(0).lognormal(size=(50, 4, 2))
+    probability = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.3, 0.2]])
+    flux = marginal_central_flux(draws, probability)
+    np.testing.assert_array_equal(flux[:, 0], draws[:, 0].sum(1))
+    np.testing.assert_array_equal(flux[:, 1:3], draws[:, 1:3, 0])
+    np.testing.assert_array_equal(marginal_central_flux(draws[:, :3], probability[:3]), flux[:, :3])
+    assert not np.array_equal(marginal_central_flux(draws, probability, seed=1), flux)
+    assert marginal_central_flux(draws[:, :0], probability[:0]).shape == (50, 0)
+
+
+def test_arrays_that_do_not_fit():
+    good = [[0.5, 0.5], [0.2, 0.8]]
+    with pytest.raises(ValueError, match=r"draws must have the shape \(draw, blend, 2\), got \(5, 2, 3\)"):
+        marginal_central_flux(np.ones((5, 2, 3)), good)
+    with pytest.raises(ValueError, match=r"probability must have the shape \(3, class >= 2\), got \(2, 2\)"):
+        marginal_central_flux(np.ones((5, 3, 2)), good)

@@ -148,7 +148,7 @@ def test_too_few_isolated_galaxies(folder, deblender):
     with pytest.raises(
         ValueError, match=r"images must have at least 200 isolated galaxies, got \d+: lower least, add images, or"
     ):
-        calibrate_survey(survey_of(folder, galaxies="own"), deblender)
+        calibrate_survey(survey_of(folder, galaxies="own"), deblender, least=200)
 
 
 def test_catalog_gives_the_magnitudes(folder):

@@ -128,20 +128,44 @@ def test_what_was_tested_is_what_comes_back(trained):
     assert table.meta["blends"] == 30
     assert table.meta["log_loss"] == pytest.approx(scores["log_loss"], rel=1e-4)
     assert table["pairs"].sum() > 5
-    with safe_open(path, framework="pt") as file:
-        training = json.loads(file.metadata()["description"])["training"]
+    training = json.loads(contents(path)[1]["description"])["training"]
     assert (training["kind"], training["blends"], training["steps_done"]) == ("counts", 300, table.meta["steps"])
     assert training["test_accuracy"] == round(scores["accuracy"], 4)
     assert [item.name for item in path.parent.iterdir()] == ["counts.safetensors"]
 
 
 @pytest.mark.slow
-def test_same_seed_same_network(trained, tmp_path):
+def test_same_seed_same_file(trained, tmp_path):
     deblender, path, _ = trained
-    train_counts(tmp_path / "again", deblender, blends=300, steps=5, progress=False)
-    image = torch.rand(3, 1, 128, 128)
-    first, again = (load_counts(file, deblender).probability(image) for file in (path, tmp_path / "again"))
-    np.testing.assert_array_equal(first, again)
+    state, files = torch.get_rng_state(), [path, tmp_path / "again", tmp_path / "other"]
+    for file, seed in zip(files[1:], (0, 1), strict=True):
+        train_counts(file, deblender, blends=300, steps=5, seed=seed, progress=False)
+    assert torch.equal(state, torch.get_rng_state())
+    (tensors, stated), (same, again), (others, _) = map(contents, files)
+    assert stated == again
+    assert all(torch.equal(tensors[name], same[name]) for name in tensors)
+    assert not torch.equal(tensors["out.weight"], others["out.weight"])
+
+
+def contents(path):
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def test_no_file_without_a_network(tmp_path):
+    deblender, output = tiny_deblender(), tmp_path / "counts.safetensors"
+    with pytest.raises(ValueError, match="deblender must be trained on simulated blends, got one trained on None"):
+        train_counts(output, deblender, progress=False)
+    trained_on = {"conditions": Conditions(), "training": {"source": "simulated stream"}}
+    deblender.description = replace(deblender.description, **trained_on)
+    message = "blends must be enough for a batch of 256 and a tenth to validate on, got 9"
+    with pytest.raises(ValueError, match=message):
+        train_counts(output, deblender, blends=9, progress=False)
+    assert not list(tmp_path.iterdir())
+    output.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="exists already"):
+        train_counts(output, deblender, progress=False)
+    assert output.read_bytes() == b"mine"
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_same_seed_same_readout():
     data = (data[0], data[1][:, :1], data[2])
     layers = [line() for _ in range(3)]
     for layer, seed in zip(layers, (0, 0, 1), strict=True):
-        fit_features(likelihood(layer), data, schedule=Schedule(3), batch_size=16, seed=seed, progress=False)
+        fit_features(likelihood(layer), data, schedule=Schedule(3), seed=seed, progress=False)
     assert torch.equal(layers[0].weight, layers[1].weight)
     assert not torch.equal(layers[0].weight, layers[2].weight)
 

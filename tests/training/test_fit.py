@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from probdeblend.training.fit import Schedule, fit
+from probdeblend.training.fit import Schedule, fit, unfinished_run
 
 
 class LineLoss(nn.Module):
@@ -155,3 +155,18 @@ def test_errors():
     loss.line.weight.data.fill_(math.nan)
     with pytest.raises(ValueError, match="loss must stay finite"):
         train(loss)
+
+
+def failing_run(output, part):
+    with unfinished_run(output, {}, seed=0, resume=False, overwrite=False) as (kept, temporary):
+        temporary.write_bytes(b"half")
+        if part is not None:
+            (kept / part).write_bytes(b"done")
+        raise StoppedError
+
+
+@pytest.mark.parametrize(("part", "left"), [(None, []), ("checkpoint.pt", ["w.partial"])])
+def test_a_failed_run_keeps_finished_parts_alone(tmp_path, part, left):
+    with pytest.raises(StoppedError):
+        failing_run(tmp_path / "w", part)
+    assert [item.name for item in tmp_path.iterdir()] == left

@@ -132,6 +132,7 @@ def readout(tmp_path_factory):
         return path, train_readout(path, deblender, resume=True, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_readout_keeps_the_encoder_alone(readout):
     path, table = readout
     old, new = tiny_deblender(note="kept"), load(path)

@@ -141,6 +141,16 @@ def test_photon_noise_enters_the_errors_of_sep():
 
 
 @pytest.mark.slow
+def test_many_blends_are_deblended_in_chunks():
+    """Seventy pairs: sixty-four in the first call, the others with another seed."""
+    fit = Fit()
+    result = compare_exposures(*exposures(pairs=70), fit, draws=50, seed=5)
+    assert [(len(call["stamps"]), call["seed"]) for call in fit.calls] == 2 * [(64, 5), (6, 69)]
+    assert row(result)["count"] == 140
+    assert row(result)["sd"] == pytest.approx(1, abs=4 / np.sqrt(4 * 70))
+
+
+@pytest.mark.slow
 def test_common_exposures_need_their_correlation():
     own = noise(3)
     sky = np.tile(light(TILE, PAIR), (PAIRS, 1))
