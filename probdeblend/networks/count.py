@@ -165,7 +165,7 @@ class CountNetwork(nn.Module):
         Returns
         -------
         Tensor
-            Classes; the last one stands for all larger numbers.
+            Classes; the last one includes all larger numbers.
         """
         return count.clamp(1, self.classes) - 1
 

@@ -37,7 +37,7 @@ LEAST_STRETCH = 1e-6  # keeps gradients finite for round galaxies
 def to_components(latents: Tensor, *, present: Tensor | None = None) -> Components:
     """Return Sérsic components, one per galaxy, with fluxes in units of the sky noise.
 
-    `latents` is ``(blend, galaxy, latent)``; `present` says which galaxies exist ``(blend, galaxy)``, all by default.
+    `latents` is ``(blend, galaxy, latent)``; `present` marks galaxies that exist ``(blend, galaxy)``; all by default.
     """
     log_flux, x, y, log_radius, index, plus, cross = latents[..., None, :].unbind(-1)
     return Components(

@@ -240,7 +240,7 @@ class BlendModel:
         count
             Number of blends.
         conditions
-            Range of depths; the default one if None. The PSF varies as the model says.
+            Range of depths; the default one if None. The PSF varies as in the model.
         seed
             Same seed, same blends.
 

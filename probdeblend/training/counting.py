@@ -53,7 +53,7 @@ def train_counts(
     output
         The network's file.
     deblender
-        Weights trained on simulated blends, whose encoder the network stands on.
+        Weights trained on simulated blends, whose encoder the network uses.
     blends
         Number of simulated blends of one to five galaxies; a tenth of them validates.
     steps

@@ -218,7 +218,7 @@ def train_guide(
     output
         The guide's file.
     deblender
-        Weights trained on simulated blends, whose encoder the guide stands on.
+        Weights trained on simulated blends, whose encoder the guide uses.
     blends
         Number of blends drawn from the generative model; a tenth of them validates.
     steps
