@@ -101,8 +101,8 @@ def cut_galaxy(
 ) -> IsolatedGalaxy:
     """Cut out the galaxy at x, y, in the middle of a window, replace all others by sky, and measure it.
 
-    The window ``(y, x)`` is a square of 224 pixels, NaN beyond the mosaic. It is divided by a noise map
-    `rms`, if there is one, before two noise levels are looked for; the scale of the map does not matter.
+    The window ``(y, x)`` is a square of 224 pixels, NaN beyond the mosaic. It is divided by a noise map `rms`, if there
+    is one, before two noise levels are looked for; the scale of the map does not matter.
     """
     try:
         pixels, sky_rms = _subtracted(window)
@@ -124,24 +124,20 @@ def cut_galaxy(
     stamp, noise = cut_stamps(filled, (x0, y0))[0], {"exposure": instrument.exposure, "noise_factor": factor}
     galaxy = measure_galaxy(stamp, sky_rms, (x - x0, y - y0), **noise)
     quality = galaxy.quality | _coverage(window, footprint)
-    if (footprint & foreign).sum() > TAKEN * footprint.sum():
-        quality |= Quality.NEIGHBOR
-    if (np.hypot(found.x - x, found.y - y) < CENTERING).sum() > 1:
-        quality |= Quality.DOUBLE_NUCLEUS
-    if _noise_ratio(pixels if rms is None else pixels / rms, found.segmentation) > NOISE_RATIO:
-        quality |= Quality.TWO_NOISE_LEVELS
+    quality |= Quality.NEIGHBOR * ((footprint & foreign).sum() > TAKEN * footprint.sum())
+    quality |= Quality.DOUBLE_NUCLEUS * ((np.hypot(found.x - x, found.y - y) < CENTERING).sum() > 1)
+    ratio = _noise_ratio(pixels if rms is None else pixels / rms, found.segmentation)
+    quality |= Quality.TWO_NOISE_LEVELS * (ratio > NOISE_RATIO)
     return replace(galaxy, quality=int(quality), x0=x0, y0=y0)
 
 
-def _coverage(window: NDArray[np.float64], footprint: NDArray[np.bool_]) -> Quality:
+def _coverage(window: NDArray[np.float64], footprint: NDArray[np.bool_]) -> int:
     bad = ~np.isfinite(window)
     beyond = bad.all(1)[:, None] | bad.all(0)
     missing = bad & ~beyond
     reach = dilate(footprint.astype(np.int32), margin=EDGE_MARGIN, growth=0.0) > 0
-    quality = Quality.EDGE if (reach & beyond).any() else Quality(0)
-    if (missing & footprint).any() or missing[BORDER:-BORDER, BORDER:-BORDER].mean() > MISSING_SHARE:
-        quality |= Quality.MISSING_PIXELS
-    return quality
+    gaps = (missing & footprint).any() or missing[BORDER:-BORDER, BORDER:-BORDER].mean() > MISSING_SHARE
+    return Quality.EDGE * (reach & beyond).any() | Quality.MISSING_PIXELS * gaps
 
 
 def _noise_ratio(pixels: NDArray[np.float64], segmentation: NDArray[np.int32]) -> float:
@@ -180,10 +176,8 @@ def measure_galaxy(
     radii, _ = sep.flux_radius(native_image(stamp), [place[0]], [place[1]], **circles)
     inner, half, outer = np.maximum(radii[0], 0.1)
     quality = _leftover(stamp, sky_rms, segmentation)
-    if _ring_noise_ratio(stamp, segmentation) > NOISE_RATIO:
-        quality |= Quality.TWO_NOISE_LEVELS
-    if _asymmetry(stamp, segmentation, sky_rms, place, half) > ASYMMETRY:
-        quality |= Quality.ASYMMETRIC
+    quality |= Quality.TWO_NOISE_LEVELS * (_ring_noise_ratio(stamp, segmentation) > NOISE_RATIO)
+    quality |= Quality.ASYMMETRIC * (_asymmetry(stamp, segmentation, sky_rms, place, half) > ASYMMETRY)
     return IsolatedGalaxy(
         pixels=stamp.astype(np.float32),
         segmentation=segmentation,
@@ -198,13 +192,12 @@ def measure_galaxy(
     )
 
 
-def _leftover(stamp: NDArray[np.float64], sky_rms: float, segmentation: NDArray[np.bool_]) -> Quality:
+def _leftover(stamp: NDArray[np.float64], sky_rms: float, segmentation: NDArray[np.bool_]) -> int:
     found = detect(stamp, sky_rms, **DEEP)
-    own = np.unique(found.segmentation[segmentation])
-    quality = Quality(0) if np.isin(found.label, own).all() else Quality.NEIGHBOR
+    others = np.setdiff1d(found.label, found.segmentation[segmentation])
     split = detect(stamp, sky_rms, **(DEEP | {"contrast": DOUBLE_CONTRAST})).segmentation
     nuclei = set(split[segmentation].tolist()) - {0}
-    return quality | (Quality.DOUBLE_NUCLEUS if len(nuclei) > 1 else Quality(0))
+    return Quality.NEIGHBOR * (len(others) > 0) | Quality.DOUBLE_NUCLEUS * (len(nuclei) > 1)
 
 
 def _ring_noise_ratio(stamp: NDArray[np.float64], segmentation: NDArray[np.bool_]) -> float:

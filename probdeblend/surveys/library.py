@@ -328,12 +328,8 @@ def _contact_sheets(folder: Path, library: Library) -> list[str]:
     for start in range(0, len(library), PER_SHEET):
         rows = slice(start, start + PER_SHEET)
         part = library.select(rows)
-        panels = plot_stamps(
-            part.pixels,
-            titles[rows],
-            outlines=part.segmentation[:, None],
-            colors=np.where(part.keep, KEPT, REJECTED).tolist(),
-        )
+        colors = np.where(part.keep, KEPT, REJECTED).tolist()
+        panels = plot_stamps(part.pixels, titles[rows], outlines=part.segmentation[:, None], colors=colors)
         names.append(f"contact-{len(names) + 1:03d}.png")
         panels[0].figure.savefig(folder / names[-1], dpi=100)
     return names

@@ -138,9 +138,9 @@ def isolate_galaxies(
     """
     if len(images) > 1 and (catalog or rms):
         raise ValueError(f"a catalog and an rms map belong to one image, got {len(images)} images")
-    table = None if catalog is None else _sources(catalog, columns or {})
-    if columns and table is None:
+    if columns and catalog is None:
         raise ValueError("columns belong to a catalog, got none")
+    table = None if catalog is None else _sources(catalog, columns or {})
     skipped: Counter[str] = Counter()
     cut_out = []
     for path in images:
@@ -150,18 +150,14 @@ def isolate_galaxies(
             check_mosaic(mosaic, noise, instrument)
             settings = {"selection": selection or Selection(), "seed": seed, "rms": noise, "skipped": skipped}
             own = in_units_of(mosaic, instrument)
-            cut = cut_galaxies(mosaic, table, instrument=own, **settings)
-            cut_out.append((mosaic.name, own, list(tqdm(cut, desc=mosaic.name, unit="galaxy", leave=False))))
+            seen = cut_galaxies(mosaic, table, instrument=own, **settings)
+            cut_out.append((mosaic.name, own, list(tqdm(seen, desc=mosaic.name, unit="galaxy", leave=False))))
     units = [10 ** (0.4 * (own.zero_point - instrument.zero_point)) for _, own, _ in cut_out]
     # The correction depends on sizes and fluxes in units of the noise, so that one depth serves for all.
     depths = [galaxy.sky_rms / unit for unit, (*_, galaxies) in zip(units, cut_out, strict=True) for galaxy in galaxies]
     check_some(depths, skipped)
     correction = fit_aperture_correction(instrument.replace(sky_rms=float(np.median(depths))))
-    parts = [
-        library_of(galaxies, origin=name, instrument=own, correction=correction)
-        for name, own, galaxies in cut_out
-        if galaxies
-    ]
+    parts = [library_of(cut, origin=name, instrument=own, correction=correction) for name, own, cut in cut_out if cut]
     return Collection(join(parts), skipped, correction.scatter)
 
 

@@ -148,7 +148,7 @@ def test_an_interrupted_set_is_resumed(tmp_path, rng, instrument, callable_batch
     written = {"instrument": instrument, "settings": settings}
     with pytest.raises(FileExistsError, match=r"set.partial: an interrupted run exists: resume"):
         write_blends(path, batches, **written)
-    with pytest.raises(ValueError, match=r"set.partial: was begun with other settings"):
+    with pytest.raises(ValueError, match=r"set.partial: must be resumed with the settings it was begun with"):
         write_blends(path, batches, instrument=instrument, settings={"seed": 2}, resume=True)
     asked = []
 

@@ -25,7 +25,7 @@ def hst():
 
 @pytest.fixture(scope="session")
 def correction(hst):
-    return fit_aperture_correction(hst, count=128)
+    return fit_aperture_correction(hst, count=80)
 
 
 @pytest.fixture(scope="session")
