@@ -147,7 +147,6 @@ def _calibrate_images(deblender: Deblender, given: dict, settings: dict) -> Cali
 @options.pixel_scale
 @click.option(
     "--correlation",
-    type=float,
     default=0.0,
     show_default=True,
     help="Noise correlation of A and B: n / sqrt(n_A n_B) where they share n exposures.",

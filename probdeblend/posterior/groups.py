@@ -51,6 +51,8 @@ def estimated_features(posterior: Posterior) -> NDArray[np.float64]:
         snr = np.log(np.maximum(median, 0) / np.maximum((high - low) / 2, 1e-30))
         brightness = np.log(np.maximum(median, 0))
         ratio = np.nan_to_num(brightness - brightness[:, ::-1], nan=0.0, posinf=10.0, neginf=-10.0)
+        offset = draws - draws.mean(-1, keepdims=True)
+        tied = offset.prod(1).mean(-1) / np.sqrt(np.square(offset).mean(-1).prod(1))  # (blend, band)
     separation, over_noise = np.zeros(median.shape), np.zeros(median.shape)
     if "x" in posterior.dataset and "y" in posterior.dataset:
         x, y = posterior.dataset["x"].values, posterior.dataset["y"].values
@@ -58,17 +60,9 @@ def estimated_features(posterior: Posterior) -> NDArray[np.float64]:
     if "sky_rms" in posterior.dataset:
         noise = np.log(posterior.dataset["sky_rms"].values)[:, None, None]
         over_noise += np.nan_to_num(brightness - noise, neginf=-10.0)
-    correlation = np.broadcast_to(_correlation(draws)[:, None], median.shape)
+    correlation = np.broadcast_to(np.nan_to_num(tied, posinf=0.0, neginf=0.0)[:, None], median.shape)
     features = np.stack([np.clip(snr, -10, 20), separation, ratio, over_noise, correlation], -1)
     return np.where(np.isfinite(median)[..., None], features, np.nan)
-
-
-def _correlation(draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the correlation of two fluxes ``(blend, band)``, 0 where one has no draws."""
-    offset = draws - draws.mean(-1, keepdims=True)
-    size = np.sqrt(np.square(offset).mean(-1).prod(1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(offset.prod(1).mean(-1) / size, posinf=0.0, neginf=0.0)
 
 
 def effective_galaxies(owner: NDArray[np.int64]) -> float:

@@ -96,14 +96,13 @@ class QuantileMap:
 
     def __call__(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Move draws ``(galaxy, draw)``."""
-        order = values.argsort(-1, kind="stable")
-        ascending = np.take_along_axis(values, order, -1)
+        ascending = np.sort(values, axis=-1)
         middle, width = _center(values)
         if self.method == "floor":
             placed = middle + self.given[0] * np.hypot(width, self.wanted[0]) / width * (ascending - middle)
         else:
             placed = middle + width * self._scaled_errors(values.shape[-1])
-        return np.take_along_axis(placed, order.argsort(-1), -1)
+        return np.take_along_axis(placed, ranks(values), -1)
 
     def _scaled_errors(self, draws: int) -> NDArray[np.float64]:
         """Return the scaled errors of that many draws, in ascending order."""
@@ -176,16 +175,13 @@ class PairMap:
         moved = np.stack([self.total(values[:, 0]), self.ratio(values[:, 1])], 1)
         follows = _correlation_apart(values, self.tie, self.logarithmic)[:, None]
         correlation = np.clip(self.kept * follows, -LARGEST, LARGEST)
-        first, second = self._sample(values.shape[-1]).T
-        tied = np.broadcast_arrays(first, correlation * first + np.sqrt(1 - correlation**2) * second)
-        return np.take_along_axis(np.sort(moved, axis=-1), ranks(np.stack(tied, 1)), -1)
-
-    def _sample(self, draws: int) -> NDArray[np.float64]:
-        """Return that many positions, evenly from those of truths, with smoothing noise that is always the same."""
-        count = len(self.places)
+        # As many positions as draws, evenly from those of truths, with smoothing noise that is always the same.
+        count, draws = len(self.places), values.shape[-1]
         chosen = np.array(self.places)[((np.arange(draws) + 0.5) * count / draws).astype(int)]
         noise = np.random.default_rng(0).normal(size=(draws, 2))
-        return chosen + SMOOTHING * count ** (-1 / 6) * noise
+        first, second = (chosen + SMOOTHING * count ** (-1 / 6) * noise).T
+        tied = np.broadcast_arrays(first, correlation * first + np.sqrt(1 - correlation**2) * second)
+        return np.take_along_axis(np.sort(moved, axis=-1), ranks(np.stack(tied, 1)), -1)
 
 
 def apart(flux: NDArray[np.float64], *, logarithmic: bool) -> NDArray[np.float64]:

@@ -69,10 +69,10 @@ class History:
 
     def table(self) -> Table:
         """Return one row per validation: ``step``, ``training`` and ``validation`` loss."""
-        rows = {"step": [step for step, _ in self.validation]}
-        rows |= {name: [loss for _, loss in getattr(self, name)] for name in ("training", "validation")}
+        losses = {name: [loss for _, loss in getattr(self, name)] for name in ("training", "validation")}
+        rows = {"step": [step for step, _ in self.validation]} | losses
         table = Table(rows, meta={"steps": self.step, "validation_loss": self.best})
-        for name in ("training", "validation"):
+        for name in losses:
             table[name].info.format = ".4f"
         return table
 

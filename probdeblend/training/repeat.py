@@ -157,7 +157,7 @@ def compare_exposures(
     field = deblend_field(mean_image(*subtracted, correlation), _unanswered, instrument=deblender.instrument)
     blends, owner = _blends_inside(field), dilate(field.detection.segmentation)
     counts = (exposures[0], exposures[1] / scale)
-    answers = [_answers(*each, blends, owner, deblender, **sampling) for each in zip(images, counts, strict=True)]
+    answers = [_answers(*each, blends, owner, deblender, sampling) for each in zip(images, counts, strict=True)]
     network, sep, sky_rms = zip(*answers, strict=True)
     table = vstack([_table(blends, *pair, correlation) for pair in (network, sep)])
     return Repeat(table, sky_rms, field.noise_factor)
@@ -208,19 +208,12 @@ def _blends_inside(field: DeblendedImage) -> Table:
 
 
 def _answers(
-    image: NDArray,
-    exposure: float,
-    blends: Table,
-    owner: NDArray[np.int32],
-    deblender: Deblends,
-    *,
-    seed: int = 0,
-    **sampling: int,
+    image: NDArray, exposure: float, blends: Table, owner: NDArray[np.int32], deblender: Deblends, sampling: dict
 ) -> tuple[QTable, QTable, float]:
     """Return the rows of the network and of SEP, and the median sky noise; `owner` has the sources of both images."""
     pixels, noise = subtract_sky(image, mask=owner > 0)
     noise = noise * mad_std((pixels / noise)[owner == 0], ignore_nan=True)
-    kernel = deblender.instrument.noise_kernel
+    kernel, seed = deblender.instrument.noise_kernel, sampling.get("seed", 0)
     filling = {"kernel": None if kernel is None else kernel.cpu(), "sky_rms": 1.0}
     stamps, sky_rms = np.empty((len(blends), STAMP_SIZE, STAMP_SIZE), dtype=np.float32), np.empty(len(blends))
     for i, (x0, y0) in enumerate(blends["corner"]):
@@ -232,11 +225,11 @@ def _answers(
     parts = []
     for start in range(0, len(stamps), CHUNK):
         part = slice(start, start + CHUNK)
-        answer = deblender(stamps[part], sky_rms=sky_rms[part], seed=seed + start, **sampling)
+        answer = deblender(stamps[part], sky_rms=sky_rms[part], **(sampling | {"seed": seed + start}))
         parts.append(answer.without_pixels())
     x, y = np.transpose(blends["position"] - blends["corner"][:, None], (2, 0, 1))
-    draws = {"draws": sampling["draws"]} if "draws" in sampling else {}
-    sep = sep_posterior(stamps, sky_rms, x=x, y=y, exposure=exposure, seed=seed, **draws)
+    drawn = {name: sampling[name] for name in ("draws", "seed") if name in sampling}
+    sep = sep_posterior(stamps, sky_rms, x=x, y=y, exposure=exposure, **drawn)
     return Posterior.concatenate(parts).summary(), sep.summary(), float(np.median(noise))
 
 
