@@ -36,7 +36,7 @@ MARGIN = 0.1  # beyond the fitted range of a feature without a flag, in units of
 
 @dataclass(frozen=True)
 class Calibrator:
-    """A calibrator: maps of draws, and of mask probabilities, that truths have shown to be needed.
+    """Maps of draws and of mask probabilities, learned from blends of known truth.
 
     Parameters
     ----------

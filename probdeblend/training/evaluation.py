@@ -1,7 +1,7 @@
 """Accuracy and calibration on blends of known truth, for the network and for SEP side by side.
 
-`compare` asks both; `evaluate` and `scorecard` turn their answers into tables. Posteriors are kept, masks are summed up
-on the way, so that memory grows with the draws alone. Mask probabilities are judged in two regions, without the empty
+`compare` runs both; `evaluate` and `scorecard` tabulate the results. Posteriors are kept and masks are summed up on the
+way, so that memory grows with the draws only. Mask probabilities are judged in two regions, without the empty
 sky, where every mask is right:
 
 - "faint": where the light of both galaxies, without noise, is 0.5 to 10 times the sky noise;
@@ -50,7 +50,7 @@ FAR = 3.0  # half-widths of the 68 % interval
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What the network and SEP answered for blends, and what is true.
+    """Posteriors of the network and of SEP for the same blends, and the truth.
 
     `network` is the network's posterior without a calibrator, `calibrated` the same after it (or as it is, where there
     is none), `sep` holds SEP's posteriors by kind of flux; all are without masks. `truth` holds, where the blends have
@@ -287,7 +287,7 @@ def scorecard(
     band: float = 0.95,
     seed: int = 0,
 ) -> Table:
-    """Judge the calibration of a posterior of pairs: of each ln flux, of that of the total, and of both fluxes jointly.
+    """Measure how a posterior of pairs is calibrated: each ln flux, that of the total, and both fluxes jointly.
 
     Parameters
     ----------

@@ -189,7 +189,7 @@ def train_readout(
 
         network.eval()
         data = encode_blends(encode, blends, kept=kept, progress=progress)
-        # Validated at the end alone: without dropout the loss says little of what many passes say together.
+        # Validated at the end only: the loss without dropout is a poor guide to the average of many passes.
         schedule = Schedule(steps, learning_rate=1e-3, validate_every=steps)
         history = fit_flux_readout(network, data, schedule=schedule, seed=seed, progress=progress)
         network = network.cpu().eval()

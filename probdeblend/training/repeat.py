@@ -182,7 +182,7 @@ def mean_image(
 
 
 def _unanswered(stamps: NDArray, **_: object) -> Posterior:
-    """Stand in for a deblender where blends are only to be found."""
+    """Stand in for a deblender when blends only have to be found."""
     return Posterior.from_draws(np.ones((1, 2, len(stamps), 2, 1)), flux_kind="total", method="none")
 
 
