@@ -108,7 +108,7 @@ def _judged(refiner: Refiner, kind: str, blends: range, *, draws: int, seed: int
     given = {"image": observed.image * observed.sky_rms[:, None, None], "sky_rms": observed.sky_rms.numpy()}
     answer, network = (each(**given, draws=draws, seed=seed + blends.start) for each in (refiner, refiner.deblender))
     flux = truth * observed.sky_rms.double().numpy()[:, None]
-    error = (flux - answer.dataset["refined_flux"].values) / answer.dataset["refined_flux_sd"].values
+    error = (flux - answer.dataset["refined_flux"].values) / answer.dataset["refined_flux_err"].values
     flagged = ((answer.flags.values & int(Flag.NOT_REFINED)) > 0).any(1)
     depths = {"network": _depth(network, flux), "answer": _depth(answer, flux)}
     return {"refined": ~flagged, "error": np.abs(error)} | depths

@@ -233,7 +233,7 @@ def _measure_isolated(scene: _Field, noise_factor: float) -> Posterior | None:
 def _isolated_flags(scene: _Field, isolated: NDArray[np.int64]) -> NDArray[np.int64]:
     bad = np.isnan(scene.image)
     x, y = scene.detection.x[isolated], scene.detection.y[isolated]
-    flags = np.full(len(isolated), int(Flag.SINGLE))
+    flags = np.full(len(isolated), int(Flag.ISOLATED))
     if bad.any():
         distance = ndimage.distance_transform_edt(~bad)[np.rint(y).astype(int), np.rint(x).astype(int)]
         flags |= (distance <= CENTER_RADIUS) * int(Flag.BAD_CENTER)

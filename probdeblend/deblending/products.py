@@ -89,7 +89,7 @@ def write_products(
 def short_table(catalog: Table, *, most: int = 20) -> Table:
     """Return the main columns of the first rows of a catalog as text, to be printed."""
     rows = catalog[:most]
-    flux = zip(_formatted(rows["flux"], ".4g"), _formatted(rows["flux_sd"], ".2g"), strict=True)
+    flux = zip(_formatted(rows["flux"], ".4g"), _formatted(rows["flux_err"], ".2g"), strict=True)
     unit = getattr(rows["flux"], "unit", None)
     columns = {"id": [str(number) for number in rows["id"]]}
     columns |= {name: _formatted(rows[name], ".1f") for name in ("x", "y")}

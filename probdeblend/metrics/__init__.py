@@ -2,9 +2,9 @@
 
 from .accuracy import accuracy_table, magnitude_error
 from .counts import count_reliability, count_scores
-from .coverage import binned_table, diagnose, ecdf_band, expected_coverage, quantile_edges, rank_p_value
+from .coverage import binned_table, diagnose, expected_coverage, quantile_edges
 from .masks import Reliability, blendedness, iou
-from .ranks import covariance_pit, joint_pit, normal_pit, pit, tarp, whitened
+from .ranks import covariance_pit, ecdf_band, joint_pit, normal_pit, pit, rank_p_value, tarp, whitened
 from .scores import crps, energy_score, interval_score, log_score
 
 __all__ = [

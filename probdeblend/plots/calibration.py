@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
-from ..metrics.coverage import ecdf_band
 from ..metrics.masks import Reliability
+from ..metrics.ranks import ecdf_band
 from .images import EXACT_COLOR, PALETTE
 
 __all__ = ["plot_coverage", "plot_pulls", "plot_ranks", "plot_reliability"]

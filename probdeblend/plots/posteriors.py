@@ -181,7 +181,7 @@ def plot_field(image: ArrayLike, catalog: Table, *, axes: Axes | None = None) ->
         The image with its sources.
     """
     axes = plot_image(image, axes=axes or Figure(figsize=(7.5, 7.5), layout="constrained").subplots())
-    isolated = (np.asarray(catalog["flags"]) & Flag.SINGLE) > 0
+    isolated = (np.asarray(catalog["flags"]) & Flag.ISOLATED) > 0
     x, y, galaxy = (np.asarray(catalog[name], dtype=float) for name in ("x", "y", "galaxy"))
     groups = {
         "isolated source": (isolated, ISOLATED_COLOR),

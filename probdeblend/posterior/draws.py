@@ -22,7 +22,7 @@ from scipy.special import entr
 
 from .._files import check_header, header, whole_file
 from .reweight import reweight
-from .tables import tabulate
+from .catalog import tabulate
 
 __all__ = ["Posterior", "variance_parts"]
 
@@ -317,9 +317,9 @@ class Posterior:
         Returns
         -------
         astropy.table.QTable
-            Columns id, blend, galaxy, x, y, (ra, dec,) flux, flux_sd, flux_16, flux_50, flux_84, flux_kind, mag,
-            mag_sd, correlation, variance_within, variance_between, method, anomaly, flags; each has a description.
-            Magnitudes are masked without a zero point and where the flux, or for mag_sd its lower quantile, is not
+            Columns id, blend, galaxy, x, y, (ra, dec,) flux, flux_err, flux_16, flux_50, flux_84, flux_kind, mag,
+            mag_err, correlation, variance_within, variance_between, method, anomaly, flags; each has a description.
+            Magnitudes are masked without a zero point and where the flux, or for mag_err its lower quantile, is not
             positive; variances where there were no dropout passes.
         """
         return tabulate(self, wcs)

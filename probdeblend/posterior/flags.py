@@ -7,7 +7,7 @@ __all__ = ["Flag"]
 
 
 class Flag(IntFlag, boundary=STRICT):
-    """Why the measurement of a galaxy deserves a second look; 0 is a clean one.
+    """Quality flags of a measurement, as bits; 0 means no problem.
 
     ``str(Flag(bits))`` lists the names of the flags in a value of the column ``flags``, or "none".
 
@@ -19,7 +19,7 @@ class Flag(IntFlag, boundary=STRICT):
     - ``NOT_DETECTED`` (32): SEP did not detect the galaxy.
     - ``TRUNCATED`` (64): the stamp extends beyond the edge of the image.
     - ``UNFAMILIAR`` (128): the stamp is unlike the training set.
-    - ``SINGLE`` (256): isolated source, measured by SEP.
+    - ``ISOLATED`` (256): isolated source, measured by SEP.
     - ``OUTSIDE_CALIBRATION`` (512): outside the range that the calibrator was fitted on.
     - ``NOT_REFINED`` (1024): refinement was requested but not used; another flag gives the reason.
     - ``POOR_WEIGHTS`` (2048): importance weights of the refinement are unreliable (k-hat above 0.7).
@@ -37,7 +37,7 @@ class Flag(IntFlag, boundary=STRICT):
     NOT_DETECTED = 32
     TRUNCATED = 64
     UNFAMILIAR = 128
-    SINGLE = 256
+    ISOLATED = 256
     OUTSIDE_CALIBRATION = 512
     NOT_REFINED = 1024
     POOR_WEIGHTS = 2048

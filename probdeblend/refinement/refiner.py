@@ -124,7 +124,7 @@ class Refiner:
             Fluxes, masks and positions, refined where ``refined (blend,)`` is true; draws of ``half_light_radius``
             (circularized, arcsec), ``sersic_index``, ``axis_ratio`` and ``position_angle`` (degrees from the x axis),
             from the guide where a blend was not refined; each galaxy's noiseless ``image`` with ``image_std`` in image
-            units; ``refined_flux`` and ``refined_flux_sd``, mean and standard deviation by refinement, used or not; and
+            units; ``refined_flux`` and ``refined_flux_err``, mean and standard deviation by refinement, used or not; and
             ``k_hat``, ``effective_samples``, ``misfit_p``, ``chi_square``, ``log_evidence`` and ``log_evidence_error``
             (NaN where k-hat is above 0.5).
 
@@ -156,7 +156,7 @@ class Refiner:
         unknown[:, kept[:, None], FLUXES] = own[:, kept]
         answer = self._assemble(network, unknown, found, flags=flags)
         flux = np.exp(refined) * scale[:, None]
-        moments = {"refined_flux": flux.mean(0), "refined_flux_sd": flux.std(0)}
+        moments = {"refined_flux": flux.mean(0), "refined_flux_err": flux.std(0)}
         named = {name: (("blend", "galaxy"), values) for name, values in moments.items()}
         return answer.with_anomaly(anomaly, misfit_p=("blend", probability), **named)
 

@@ -26,9 +26,9 @@ from ..deblending.deblender import Deblender, Deblends
 from ..deblending.sep import sep_posterior
 from ..metrics.accuracy import accuracy_table, magnitude_error
 from ..metrics.arrays import ONE_SIGMA, draw_covariance
-from ..metrics.coverage import coverage_row, diagnose, in_bins, rank_p_value
+from ..metrics.coverage import coverage_row, diagnose, in_bins
 from ..metrics.masks import Reliability, blendedness, iou
-from ..metrics.ranks import joint_pit, whitened
+from ..metrics.ranks import joint_pit, rank_p_value, whitened
 from ..metrics.scores import energy_score, log_score
 from ..networks.count import CountNetwork
 from ..posterior.calibrator import Calibrator

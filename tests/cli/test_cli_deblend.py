@@ -63,7 +63,7 @@ def test_a_field_is_deblended(run, fake, field, tmp_path):
     posterior = Posterior.open(tmp_path / "out" / "new" / "draws.nc")
     assert posterior.dataset.attrs["zero_point"] == 25.9463
     assert posterior.flux.attrs["unit"] == "electron / s"
-    assert "single" in result.output
+    assert "isolated" in result.output
     assert "SEP's errors of isolated sources are multiplied by" in result.output
     with fits.open(tmp_path / "out" / "new" / "masks.fits") as hdus:
         assert hdus["MASK"].data.shape == (1, 2, 128, 128)

@@ -61,7 +61,7 @@ def test_pair_and_isolated_source():
     assert catalog.meta["flux_kind"] == "total, auto"
     assert catalog["galaxy"].tolist() == [0, 1, 0]
     assert np.ma.getmaskarray(catalog["blend"]).tolist() == [False, False, True]
-    assert catalog["flags"].tolist() == [Flag.OUTSIDE_PRIOR, Flag.OUTSIDE_PRIOR, Flag.SINGLE]
+    assert catalog["flags"].tolist() == [Flag.OUTSIDE_PRIOR, Flag.OUTSIDE_PRIOR, Flag.ISOLATED]
     np.testing.assert_allclose(catalog["x"], [120, 133, 40], atol=0.5)
     np.testing.assert_allclose(catalog["y"], [130, 130, 200], atol=0.5)
     assert catalog["flux"][2] == pytest.approx(25, rel=0.1)
@@ -112,7 +112,7 @@ def test_errors_of_isolated_sources_match_their_scatter():
     catalog = deblend(scene(*positions, shape=(420, 420)))[0].catalog
     assert len(catalog) == len(positions)
     flux = np.asarray(catalog["flux"])
-    scores = (flux - flux.mean()) / np.asarray(catalog["flux_sd"])
+    scores = (flux - flux.mean()) / np.asarray(catalog["flux_err"])
     assert 0.7 < scores.std() < 1.4
 
 
@@ -122,7 +122,7 @@ def test_two_depths():
     result, _ = deblend(image)
     assert len(result.catalog) == 3
     isolated = result.catalog[result.catalog["method"] == "sep"]
-    assert isolated["flux_sd"][0] > 2 * deblend(scene((60, 130, 25)))[0].catalog["flux_sd"][0]
+    assert isolated["flux_err"][0] > 2 * deblend(scene((60, 130, 25)))[0].catalog["flux_err"][0]
 
 
 def test_rms_map_is_scaled_unless_taken_as_is():
@@ -177,7 +177,7 @@ def test_bad_pixels_unit_and_sky_positions():
     catalog = result.catalog
     assert result.sky_rms == pytest.approx(SKY_RMS)
     assert catalog["flux"].unit == unit
-    assert catalog["flags"][2] == Flag.SINGLE | Flag.BAD_CENTER
+    assert catalog["flags"][2] == Flag.ISOLATED | Flag.BAD_CENTER
     assert np.isnan(result.stamps).sum() == 9
     assert np.isnan(result.image[:, -20:]).all()
     expected = wcs.pixel_to_world(catalog["x"], catalog["y"])
@@ -191,7 +191,7 @@ def test_instrument_sets_zero_point_and_photon_noise():
     assert known.posterior is None
     assert known.stamps is None
     assert len(known.corners) == 0
-    assert known.catalog["flux_sd"][0] > 10 > plain["flux_sd"][0]
+    assert known.catalog["flux_err"][0] > 10 > plain["flux_err"][0]
     assert known.catalog["mag"].mask.all()
 
 

@@ -47,7 +47,7 @@ def test_masks_are_placed_in_the_image(result, tmp_path):
 
 def test_an_image_without_overlaps_has_a_catalog_and_its_figure(result, rng, tmp_path):
     catalog = result.catalog
-    catalog["flags"] = int(Flag.SINGLE)
+    catalog["flags"] = int(Flag.ISOLATED)
     catalog["x"], catalog["y"] = rng.uniform(5, 30, (2, len(catalog)))
     lonely = DeblendedImage(catalog, None, None, result.corners[:0], 0.003, image=rng.normal(size=(40, 40)))
     assert write_products(tmp_path, lonely) == ["catalog.ecsv", "field.png"]
@@ -61,5 +61,5 @@ def test_the_short_table_is_for_reading(result):
     assert table["mag"].tolist() == ["-"] * 3
     value, error = (float(number) for number in table["flux (electron / s)"][0].split(" ± "))
     assert value == pytest.approx(result.catalog["flux"][0].value, rel=1e-3)
-    assert error == pytest.approx(result.catalog["flux_sd"][0].value, rel=0.05)
+    assert error == pytest.approx(result.catalog["flux_err"][0].value, rel=0.05)
     assert table.pformat()[2].endswith("-" + " " * 9)

@@ -164,7 +164,7 @@ def test_field(rng):
             "galaxy": [0, 1, 0, 0],
             "x": [10.0, 14.0, 30.0, np.nan],
             "y": [10.0, 12.0, 20.0, np.nan],
-            "flags": [0, 0, int(Flag.SINGLE), 0],
+            "flags": [0, 0, int(Flag.ISOLATED), 0],
         }
     )
     axes = plot_field(rng.normal(size=(40, 50)), catalog)

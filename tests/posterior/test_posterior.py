@@ -82,8 +82,8 @@ def test_summary_of_a_normal_posterior(posterior, draws):
     table = posterior.summary()
     assert isinstance(table, QTable)
     assert table.colnames == [
-        *("id", "blend", "galaxy", "x", "y", "flux", "flux_sd", "flux_16", "flux_50", "flux_84", "flux_kind"),
-        *("mag", "mag_sd", "correlation", "variance_within", "variance_between", "method", "anomaly"),
+        *("id", "blend", "galaxy", "x", "y", "flux", "flux_err", "flux_16", "flux_50", "flux_84", "flux_kind"),
+        *("mag", "mag_err", "correlation", "variance_within", "variance_between", "method", "anomaly"),
         "flags",
     ]
     assert table["id"].tolist() == [1, 2, 3, 4, 5, 6]
@@ -98,11 +98,11 @@ def test_summary_of_a_normal_posterior(posterior, draws):
     central = draws[:, :, 2, 0, 0].ravel()
     row = table[4]
     np.testing.assert_allclose(row["flux"].value, np.median(central))
-    np.testing.assert_allclose(row["flux_sd"].value, central.std(ddof=1))
+    np.testing.assert_allclose(row["flux_err"].value, central.std(ddof=1))
     # Quantiles of 1000 normal draws of standard deviation 2 have a standard error of 0.1.
     np.testing.assert_allclose([row["flux_16"].value, row["flux_84"].value], [78, 82], atol=0.4)
     np.testing.assert_allclose(row["mag"].value, 25.9463 - 2.5 * np.log10(np.median(central)))
-    np.testing.assert_allclose(row["mag_sd"].value, 1.0857 * 2 / 80, rtol=0.15)
+    np.testing.assert_allclose(row["mag_err"].value, 1.0857 * 2 / 80, rtol=0.15)
     np.testing.assert_allclose(table["correlation"], -0.75, atol=0.06)
     np.testing.assert_array_equal(table["correlation"][::2], table["correlation"][1::2])
 
@@ -113,8 +113,8 @@ def test_summary_resists_heavy_tails(draws):
     wild = Posterior.from_draws(draws, flux_kind="total", method="network", zero_point=25.0).summary()
     for name in ("flux", "flux_16", "flux_84"):
         assert abs(wild[name][0] - clean[name][0]) < 0.05
-    assert abs(wild["mag_sd"][0] - clean["mag_sd"][0]) < 0.001 * u.mag
-    assert wild["flux_sd"][0] > 1000 * clean["flux_sd"][0]
+    assert abs(wild["mag_err"][0] - clean["mag_err"][0]) < 0.001 * u.mag
+    assert wild["flux_err"][0] > 1000 * clean["flux_err"][0]
 
 
 def test_summary_masks_what_is_not_known(draws):
@@ -122,7 +122,7 @@ def test_summary_masks_what_is_not_known(draws):
     draws[:, :, 1, 0] -= 80.5
     table = Posterior.from_draws(draws, flux_kind="auto", method="sep").summary()
     assert table["mag"].mask.all()
-    assert table["mag_sd"].mask.all()
+    assert table["mag_err"].mask.all()
     assert table["variance_within"].mask.all()
     assert table["flux"].unit is None
     assert np.isnan(table["flux"][1])
@@ -132,7 +132,7 @@ def test_summary_masks_what_is_not_known(draws):
     draws[:, :, 1, 0] += 1.0
     table = Posterior.from_draws(draws, flux_kind="auto", method="sep", zero_point=25.0).summary()
     assert not table["mag"].mask[2]
-    assert table["mag_sd"].mask[2]
+    assert table["mag_err"].mask[2]
 
 
 def test_summary_of_isolated_galaxies_and_several_bands():
@@ -148,7 +148,7 @@ def test_summary_keeps_bands_apart(rng):
     flux = rng.normal([[[10.0, 20.0], [30.0, 40.0]]], [[[1.0, 2.0], [3.0, 4.0]]], (1, 400, 1, 2, 2))
     table = Posterior.from_draws(flux, flux_kind="total", method="network").summary()
     np.testing.assert_allclose(table["flux"], [10, 20, 30, 40], rtol=0.05)
-    np.testing.assert_allclose(table["flux_sd"], [1, 2, 3, 4], rtol=0.2)
+    np.testing.assert_allclose(table["flux_err"], [1, 2, 3, 4], rtol=0.2)
 
 
 def test_summary_with_world_coordinates(posterior):

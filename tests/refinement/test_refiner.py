@@ -142,7 +142,7 @@ def test_blends_of_the_model_are_refined(blends, posterior):
     np.testing.assert_allclose(log_flux.mean(-1), unknown[:, FLUXES], atol=1e-3)
     middle = (128 - 1) / 2
     np.testing.assert_allclose(dataset["x"].values - middle, unknown[:, [1, 8]], atol=1e-3)
-    np.testing.assert_allclose(dataset["refined_flux_sd"] / dataset["refined_flux"], 5e-4, rtol=0.4)
+    np.testing.assert_allclose(dataset["refined_flux_err"] / dataset["refined_flux"], 5e-4, rtol=0.4)
     assert np.isfinite(dataset["log_evidence"]).all()
     # The network's masks have given way to the draws': certain in the middle of the central galaxy and in the corner.
     assert (posterior.mask.values[:, :, 0, 0] == 0).all()
@@ -281,7 +281,7 @@ def test_the_whole_way(blends):
     refined = posterior.dataset["refined"].values
     assert refined.mean() >= 0.5
     truth = (unknown[:, FLUXES].exp() * observed.sky_rms[:, None]).double().numpy()
-    error = (posterior.dataset["refined_flux"].values - truth) / posterior.dataset["refined_flux_sd"].values
+    error = (posterior.dataset["refined_flux"].values - truth) / posterior.dataset["refined_flux_err"].values
     assert np.abs(error[refined]).max() < 4.5
     again = Posterior.concatenate([posterior.select([0, 1]), posterior.select([2])])
     np.testing.assert_array_equal(again.dataset["refined"], refined)

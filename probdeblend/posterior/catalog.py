@@ -1,8 +1,8 @@
 """The catalog of a posterior: one row per galaxy.
 
 Columns are quantiles of the draws, since posteriors of blended fluxes have heavy tails: ``flux``
-is the median, ``mag`` its magnitude, and ``mag_sd`` half of the magnitude's central 68 % interval. Only
-``flux_sd`` and the correlation are moments of the draws.
+is the median, ``mag`` its magnitude, and ``mag_err`` half of the magnitude's central 68 % interval. Only
+``flux_err`` and the correlation are moments of the draws.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ COLUMNS = {  # in the order of the table: format and description
     "ra": (".7f", "right ascension (ICRS)"),
     "dec": (".7f", "declination (ICRS)"),
     "flux": (".5g", "median of the posterior"),
-    "flux_sd": (".3g", "standard deviation of the posterior"),
+    "flux_err": (".3g", "standard deviation of the posterior"),
     "flux_16": (".5g", "16 % quantile of the posterior"),
     "flux_50": (".5g", "median of the posterior"),
     "flux_84": (".5g", "84 % quantile of the posterior"),
     "flux_kind": ("", "total, auto (Kron) or isophotal"),
     "mag": (".3f", "AB magnitude of the median flux"),
-    "mag_sd": (".3f", "half of the central 68 % interval of the magnitude"),
+    "mag_err": (".3f", "half of the central 68 % interval of the magnitude"),
     "correlation": (".2f", "correlation of the two fluxes of the pair"),
     "variance_within": (".3g", "mean over the dropout passes of the variance within a pass"),
     "variance_between": (".3g", "variance of the means of the dropout passes"),
@@ -84,7 +84,7 @@ def _flux_columns(posterior: Posterior) -> dict[str, np.ndarray]:
     covariance = posterior.flux_covariance.values.transpose(0, 2, 3, 1)
     sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2).swapaxes(1, 2))
     unit = _unit(posterior.dataset.attrs["flux_unit"])
-    columns = {"flux": middle, "flux_sd": sd, "flux_16": low, "flux_50": middle, "flux_84": high}
+    columns = {"flux": middle, "flux_err": sd, "flux_16": low, "flux_50": middle, "flux_84": high}
     columns = {name: value if unit is None else value * unit for name, value in columns.items()}
     for name in ("variance_within", "variance_between"):
         variance = posterior.dataset.get(f"flux_{name}", np.full(sd.shape, np.nan))
@@ -92,7 +92,7 @@ def _flux_columns(posterior: Posterior) -> dict[str, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         magnitude = posterior.dataset.attrs.get("zero_point", np.nan) - 2.5 * np.log10(middle)
         columns["mag"] = _masked(magnitude, u.mag)
-        columns["mag_sd"] = _masked(1.25 * np.log10(high / low) + 0 * magnitude, u.mag)
+        columns["mag_err"] = _masked(1.25 * np.log10(high / low) + 0 * magnitude, u.mag)
         pair = covariance[:, :1, -1:, :][:, 0] / np.prod(sd, axis=1, keepdims=True)
     pair = pair if sd.shape[1] == 2 else np.full_like(pair, np.nan)
     return columns | {"correlation": _masked(np.broadcast_to(pair, sd.shape))}
