@@ -93,9 +93,7 @@ def unfinished_folder(
         if not record.is_file():
             raise ValueError(f"there is nothing to resume: {kept} does not exist")
         if json.loads(record.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
-            raise ValueError(
-                f"{kept}: must be resumed with the settings it was begun with: overwrite starts over"
-            )
+            raise ValueError(f"{kept}: must be resumed with the settings it was begun with: overwrite starts over")
         return kept
     if kept.exists():
         if not overwrite:

@@ -305,8 +305,10 @@ class Blend(_Batch):
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
-        if not bool((torch.isfinite(self.sky_rms) & (self.sky_rms > 0)).all()):
-            raise ValueError("sky_rms must be positive and finite for every blend")
+        good = torch.isfinite(self.sky_rms) & (self.sky_rms > 0)
+        if not bool(good.all()):
+            wrong = float(self.sky_rms[~good][0])
+            raise ValueError(f"sky_rms must be positive and finite for every blend, got {wrong}")
 
     def __len__(self) -> int:
         return len(self.image)

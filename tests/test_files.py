@@ -100,7 +100,7 @@ def test_output_folder_leaves_nothing_when_it_fails(tmp_path, earlier):
 
 def test_output_folder_never_replaces_other_files(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match=r"is not replaced, because it holds thesis.tex, which no earlier run wrote"):
+    with pytest.raises(FileExistsError, match=r"because it holds thesis.tex, which no earlier run wrote"):
         output_folder(tmp_path, overwrite=True, files=FILES).__enter__()
     with pytest.raises(FileExistsError, match=r"thesis.tex: is a file, not a folder, and is not replaced"):
         output_folder(tmp_path / "thesis.tex", overwrite=True, files=FILES).__enter__()

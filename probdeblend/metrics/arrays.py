@@ -31,7 +31,7 @@ def joint_arrays(draws: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64
     if truth.ndim != 2:
         raise ValueError(f"truth must have the axes (blend, part), got shape {truth.shape}")
     if len(draws) <= truth.shape[1]:
-        raise ValueError(f"draws must be more than the {truth.shape[1]} parts, got {len(draws)}")
+        raise ValueError(f"draws must outnumber the {truth.shape[1]} dimensions, got {len(draws)}")
     known = np.isfinite(draws).all((0, 2))
     return draws[:, known], truth[known]
 
@@ -47,6 +47,8 @@ def distribution_arrays(probability: ArrayLike, blends: int) -> NDArray[np.float
     probability = np.asarray(probability, dtype=np.float64)
     if probability.ndim != 2 or probability.shape[0] != blends or probability.shape[1] < 2:
         raise ValueError(f"probability must have the shape ({blends}, class >= 2), got {probability.shape}")
-    if not ((probability >= 0).all() and np.allclose(probability.sum(1), 1, atol=1e-4)):
-        raise ValueError("probability must not be negative and must sum to 1 over the classes")
+    good = (probability >= 0).all(1) & np.isclose(probability.sum(1), 1, atol=1e-4)
+    if not good.all():
+        wrong = probability[~good][0]
+        raise ValueError(f"probability must not be negative and must sum to 1 over the classes, got {wrong}")
     return np.minimum(probability, 1)

@@ -79,7 +79,7 @@ class Reliability:
 
     def __add__(self, other: Reliability) -> Reliability:
         if not np.array_equal(self.edges, other.edges):
-            raise ValueError("both must have the same edges to be added")
+            raise ValueError(f"edges must be equal to add, got {len(self.edges)} and {len(other.edges)} that differ")
         names = [field.name for field in fields(self)][1:]
         return Reliability(self.edges, *(getattr(self, name) + getattr(other, name) for name in names))
 
@@ -96,7 +96,7 @@ class Reliability:
     @property
     def _total(self) -> float:
         if not self.count.sum():
-            raise ValueError("there must be pixels, got none")
+            raise ValueError("count must include at least one pixel, got 0")
         return float(self.count.sum())
 
     def curve(self, *, level: float = 0.95) -> dict[str, NDArray[np.float64]]:

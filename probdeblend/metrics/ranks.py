@@ -282,7 +282,7 @@ def rank_p_value(values: ArrayLike) -> float:
 def _uniform_samples(count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return evaluation points, and the sorted least pointwise p-values of simulated uniform samples."""
     if count < LEAST:
-        raise ValueError(f"at least {LEAST} values are needed, got {count}")
+        raise ValueError(f"values must be at least {LEAST}, got {count}")
     points = np.arange(1, min(count, 200) + 1) / (min(count, 200) + 1)
     rng = np.random.default_rng(20220101)
     between = rng.multinomial(count, np.diff(points, prepend=0.0, append=1.0), size=SIMULATIONS)

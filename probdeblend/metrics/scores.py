@@ -1,6 +1,6 @@
 """Proper scores of posteriors, which reward calibration and sharpness at once: lower is better.
 
-Coverage alone does not tell a sharp posterior from a vague one; a score does. Shapes are as in `ranks`.
+Coverage alone does not distinguish a sharp posterior from a broad one; a score does. Shapes are as in `ranks`.
 """
 
 from __future__ import annotations

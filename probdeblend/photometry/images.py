@@ -329,7 +329,7 @@ def _choose(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None
         f"{n} {item.name} ({' x '.join(map(str, item.shape[::-1]))})".replace("  ", " ") for n, item in images.items()
     )
     if hdu is None and len(images) > 1:
-        raise ValueError(f"{path}: choose one of the HDUs with an image: {described}")
+        raise ValueError(f"{path}: hdu must be given where several HDUs hold images, choose one of {described}")
     for number, item in images.items():
         if hdu is None or str(hdu).upper() in (str(number), item.name.upper()):
             return item

@@ -21,7 +21,7 @@ LARGEST_PULL = 5.0
 
 
 def plot_coverage(table: Table, *, group: str = "state") -> NDArray[np.object_]:
-    """Show how often credible intervals contain the truth against how often they should.
+    """Plot observed against nominal coverage.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
 """Calibration of posteriors with galaxies of known flux and pixels of known masks.
 
-The guarantee is marginal: if a new blend is exchangeable with those of a group, an interval between the levels of
-``NODES`` contains its total flux, and its flux ratio, as often as it claims, to within two over the number of blends in
-the group ("conformal" maps), as far as maps of single galaxies, if they come first, have not adapted to the same
-blends; if the other galaxy has no draws, the same holds for the flux of the detected one. Nothing is guaranteed for
-another population, nor for each blend separately; each flux of a pair, and both jointly, are tested by measurement.
+The guarantee is marginal and holds for exchangeable blends ("conformal" maps): in a group of N blends, an interval
+between the levels of ``NODES`` contains the total flux, and the flux ratio, as often as it claims to within 2/N,
+provided that maps of single galaxies, where they come first, were not fitted to the same blends. If the other galaxy
+has no draws, the same holds for the flux of the detected one. Nothing is guaranteed for another population, nor for
+each blend separately; each flux of a pair, and both jointly, are tested by measurement.
 """
 
 from __future__ import annotations
@@ -243,7 +243,9 @@ class Calibrator:
         """
         for name, fitted in self.subject.items():
             if (given := subject.get(name)) != fitted:
-                raise ValueError(f"the calibrator was fitted on the {name} {fitted!r}, got {given!r}")
+                raise ValueError(
+                    f"posterior must have {name} {fitted!r}, which the calibrator was fitted to, got {given!r}"
+                )
 
     def summary(self) -> Table:
         """Tabulate what the calibrator was fitted on and what it guarantees.
@@ -364,8 +366,8 @@ def _owners(draws: NDArray, truth: NDArray, galaxies: ArrayLike | None) -> NDArr
     """Return the identity of the galaxy of each flux ``(blend, galaxy, band)``, with a check of the truths."""
     if truth.shape != draws.shape[:3]:
         raise ValueError(f"truth must have the shape (blend, galaxy, band) {draws.shape[:3]}, got {truth.shape}")
-    if not (np.isfinite(truth) & (truth > 0)).all():
-        raise ValueError("truth must be positive and finite for every galaxy")
+    if not (good := np.isfinite(truth) & (truth > 0)).all():
+        raise ValueError(f"truth must be positive and finite for every galaxy, got {truth[~good][0]}")
     owner = np.arange(truth[..., 0].size).reshape(truth.shape[:2]) if galaxies is None else np.asarray(galaxies)
     if owner.shape != truth.shape[:2]:
         raise ValueError(f"galaxies must have the shape (blend, galaxy) {truth.shape[:2]}, got {owner.shape}")

@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike
 from scipy.special import entr
 
 from .._files import check_header, header, whole_file
-from .reweight import reweight
 from .catalog import tabulate
+from .reweight import reweight
 
 __all__ = ["Posterior", "variance_parts"]
 

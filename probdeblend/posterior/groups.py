@@ -1,4 +1,4 @@
-"""Groups of galaxies that are calibrated alike, by what a posterior itself tells of them.
+"""Calibration groups, defined by features estimated from the posterior itself.
 
 Groups are divided at the median of estimated signal-to-noise ratio, separation and flux ratio in turn, as long as both
 halves hold enough galaxies to learn from.
@@ -88,7 +88,7 @@ def pair_features(features: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Group:
-    """Galaxies, or blends, that share a map (`repair`), or a division of them in two at the threshold of a feature."""
+    """A node of the tree of groups: the map (`repair`) of its galaxies or blends, or a split at a threshold."""
 
     galaxies: int
     repair: QuantileMap | PairMap | None = None

@@ -47,7 +47,9 @@ class MaskMap:
         if total < LEAST_PIXELS:
             raise ValueError(f"masks need at least {LEAST_PIXELS} pixels above the sky noise, got {total:.0f}")
         if inside in (0, total):
-            raise ValueError("masks must have pixels inside and outside to be calibrated, got only one kind")
+            raise ValueError(
+                f"masks must have pixels inside and outside to be calibrated, got {inside:.0f} of {total:.0f} inside"
+            )
         held = sums.count > 0
         count = sums.count[held]
         x = logit(np.clip(sums.predicted[held] / count, expit(-LIMIT), expit(LIMIT)))

@@ -124,9 +124,9 @@ class Refiner:
             Fluxes, masks and positions, refined where ``refined (blend,)`` is true; draws of ``half_light_radius``
             (circularized, arcsec), ``sersic_index``, ``axis_ratio`` and ``position_angle`` (degrees from the x axis),
             from the guide where a blend was not refined; each galaxy's noiseless ``image`` with ``image_std`` in image
-            units; ``refined_flux`` and ``refined_flux_err``, mean and standard deviation by refinement, used or not; and
-            ``k_hat``, ``effective_samples``, ``misfit_p``, ``chi_square``, ``log_evidence`` and ``log_evidence_error``
-            (NaN where k-hat is above 0.5).
+            units; ``refined_flux`` and ``refined_flux_err``, mean and standard deviation by refinement, used or not;
+            and ``k_hat``, ``effective_samples``, ``misfit_p``, ``chi_square``, ``log_evidence`` and
+            ``log_evidence_error`` (NaN where k-hat is above 0.5).
 
         Raises
         ------

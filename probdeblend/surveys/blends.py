@@ -146,7 +146,7 @@ class PairScene:
 
 
 def blend_batch(scene: PairScene, key: tuple[int, int], count: int) -> Blend:
-    """Blend galaxies; the same key gives the same blends, and fewer of them are the first ones."""
+    """Blend galaxies; the same key gives the same blends, and a smaller count gives the first of them."""
     rng = np.random.default_rng(key)
     rows = [_blend(scene, rng) for _ in range(count)]
     stacked = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
@@ -224,7 +224,7 @@ def _no_galaxies(slots: int) -> dict[str, NDArray]:
 
 
 def _choose(scene: PairScene, number: int, rng: np.random.Generator) -> tuple[list[int], NDArray[np.float64]]:
-    """Draw distinct galaxies, each identity as often as another, whose dimmed magnitudes differ little enough."""
+    """Draw distinct galaxies, all identities equally likely, whose dimmed magnitudes differ little enough."""
     for _ in range(1000):
         picked = rng.choice(len(scene.stamps_of), size=number, replace=False)
         chosen = [int(rng.choice(scene.stamps_of[identity])) for identity in picked]
@@ -233,7 +233,7 @@ def _choose(scene: PairScene, number: int, rng: np.random.Generator) -> tuple[li
         if (np.abs(magnitude - magnitude[0]) < scene.rules.max_difference).all():
             return chosen, dimmed
     most = scene.rules.max_difference
-    raise ValueError(f"the library must hold {number} galaxies within {most} mag of each other, found none")
+    raise ValueError(f"library must contain {number} galaxies within {most} mag of each other, found none")
 
 
 def _shifts(scene: PairScene, chosen: list[int], rng: np.random.Generator) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""A library of isolated galaxies: pixels, measurements, splits that keep each galaxy on one side, and files.
+"""A library of isolated galaxies: pixels, measurements, splits in which no galaxy is in two parts, and files.
 
 A library is a folder. ``library.h5`` holds a dataset for each field of `Library`, segmentations packed along their last
 axis. ``keep.csv`` has one row per galaxy for the user to edit: its column ``keep``, yes or no, is what counts. Contact
@@ -199,7 +199,7 @@ class Library:
         parts = tuple(self.select(part == number) for number in range(len(fractions)))
         if not all(len(galaxies) for galaxies in parts):
             distinct = len(np.unique(self.identity))
-            raise ValueError(f"a part of the split has no galaxy, the library holds {distinct}: use folds")
+            raise ValueError(f"fractions must leave a galaxy in each part, got {fractions} for {distinct}: use folds")
         return parts
 
     def folds(self, count: int = 5, *, seed: int = 0) -> list[tuple[Library, Library]]:

@@ -116,7 +116,8 @@ def isolate_galaxies(
     catalog
         Table of the galaxies of a single image; without it, SEP finds them.
     columns
-        Names of the catalog's columns by ours: x and y (from 0) or ra and dec, magnitude, id, p_sph, p_disk, p_irr.
+        The catalog's column names, by the names used here: x and y (from 0) or ra and dec, magnitude, id, p_sph,
+        p_disk, p_irr.
     hdu
         Number or name of the HDU of each image.
     rms
@@ -137,9 +138,9 @@ def isolate_galaxies(
         If a file cannot be used, a column is missing, or no galaxy is left.
     """
     if len(images) > 1 and (catalog or rms):
-        raise ValueError(f"a catalog and an rms map belong to one image, got {len(images)} images")
+        raise ValueError(f"catalog and rms require a single image, got {len(images)}")
     if columns and catalog is None:
-        raise ValueError("columns belong to a catalog, got none")
+        raise ValueError("columns require a catalog, got None")
     table = None if catalog is None else _sources(catalog, columns or {})
     skipped: Counter[str] = Counter()
     cut_out = []

@@ -1,8 +1,8 @@
 """Fit a calibrator to blends of known truth, among them blends made of a survey's own images, and test it.
 
-Of a survey, either the isolated galaxies are cut out and blended, each image keeping the sky of its central galaxy; or
-simulated galaxies, convolved with the survey's PSF and with their photon noise, are put into patches of its sky from
-which the sources are removed. The magnitudes of their galaxies are distributed as those of the survey.
+Blends are made from a survey in one of two ways: its isolated galaxies are cut out and blended, keeping the sky of the
+central galaxy; or simulated galaxies, convolved with the survey's PSF and with their photon noise, are added to patches
+of its sky, from which sources were removed. Magnitudes are distributed as those of the survey.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def fit_calibrator(
         calibrator = calibrator.with_masks(masks)
     repeated = owner is not None
     owner = owner if repeated else np.arange(truth[..., 0].size).reshape(truth.shape[:2])
-    # Distinct galaxies meet only in their blend, which stays whole.
+    # If all galaxies are distinct, folds divide blends.
     fold = np.asarray(folds_of(owner if repeated else np.repeat(owner[:, :1], 2, axis=1)) if folds is None else folds)
     rows, repaired = [], []
     for number in range(FOLDS):
@@ -218,8 +218,9 @@ class Survey:
 
     `images` are FITS files with pixels of the instrument's size; the `instrument` has PSF, noise correlation, exposure,
     and a zero point for images whose header has none. `catalog` is a table of the galaxies of a single image, with its
-    names of columns by ours in `columns`; SEP's if None. `galaxies` to blend are the survey's "own", "simulated" ones
-    from the default prior, or "auto": its own where enough are isolated. `magnitude` is the faintest of its own.
+    column names, by the names used here, in `columns`; SEP's if None. `galaxies` to blend are the survey's "own",
+    "simulated" ones from the default prior, or "auto": its own where enough are isolated. `magnitude` is the faintest
+    of its own.
     """
 
     images: tuple[Path, ...]

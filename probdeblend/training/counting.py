@@ -1,9 +1,9 @@
 """Recipe of the network that counts the galaxies of a stamp.
 
 A galaxy counts if it can be seen: if its own noiseless light exceeds 3 sky rms, the threshold of masks, in at least
-`VISIBLE_PIXELS` pixels of the stamp, as an isolated galaxy must to be segmented. What is fainter is sky to every
-method. Its center may lie off the stamp. The loss is the cross-entropy, a proper score; probabilities are under the
-fractions of one to five galaxies in the training, `CROWDING`.
+`VISIBLE_PIXELS` pixels of the stamp, as an isolated galaxy must to be segmented. Fainter galaxies are indistinguishable
+from sky. The center of a galaxy that counts may lie off the stamp. The loss is the cross-entropy, a proper score;
+probabilities are under the fractions of one to five galaxies in the training, `CROWDING`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ FAR = 3.0  # half-widths of the 68 % interval
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Posteriors of the network and of SEP for the same blends, and the truth.
+    """Posteriors of the network and of SEP for the same blends, with the truth.
 
     `network` is the network's posterior without a calibrator, `calibrated` the same after it (or as it is, where there
     is none), `sep` holds SEP's posteriors by kind of flux; all are without masks. `truth` holds, where the blends have

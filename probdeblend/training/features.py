@@ -31,7 +31,7 @@ VALIDATION_ROWS = 1024
 
 
 class FeatureLikelihood(nn.Module):
-    """Negative log-likelihood per blend, in nat, of true values under what a readout makes of features (forward KL).
+    """Negative log-likelihood per blend, in nats, of true values given the features (forward KL).
 
     `distribution` maps features to a distribution; `readout` is the module whose parameters it uses.
     """

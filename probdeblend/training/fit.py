@@ -1,4 +1,4 @@
-"""One visible training loop for every loss and every source of batches."""
+"""The training loop, shared by all losses and sources of batches."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def train_weights(
     with unfinished_run(output, described, seed=seed, resume=resume, overwrite=overwrite) as (kept, temporary):
         network = description.build().to(device)
         workers = int(device == "cpu")  # renders while the network trains; a GPU renders in turn with it
-        # The masks are to stay probabilities: they learn from their own loss alone.
+        # Masks learn from their own loss only, so that they remain probabilities.
         network.end_to_end = False
         history = fit(
             NegativeLogLikelihood(network),

@@ -153,7 +153,7 @@ def compare_exposures(
     images = _checked(image_a, image_b, scale)
     subtracted = [subtract_sky(image) for image in images]
     if not all(noise.all() for _, noise in subtracted):
-        raise ValueError("image_a and image_b must have a sky that scatters, got none")
+        raise ValueError("image_a and image_b must have nonzero sky noise, got 0")
     field = deblend_field(mean_image(*subtracted, correlation), _unanswered, instrument=deblender.instrument)
     blends, owner = _blends_inside(field), dilate(field.detection.segmentation)
     counts = (exposures[0], exposures[1] / scale)
@@ -182,7 +182,7 @@ def mean_image(
 
 
 def _unanswered(stamps: NDArray, **_: object) -> Posterior:
-    """Stand in for a deblender when blends only have to be found."""
+    """Return a posterior without answers, where only the positions of the blends are needed."""
     return Posterior.from_draws(np.ones((1, 2, len(stamps), 2, 1)), flux_kind="total", method="none")
 
 

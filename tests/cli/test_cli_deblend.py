@@ -142,7 +142,7 @@ def bad_image(path, kind):
         ("text", [], "not a FITS file"),
         ("truncated", [], "truncated"),
         ("table", [], "no HDU holds an image"),
-        ("two", [], "choose one of the HDUs with an image: 0 PRIMARY (128 x 128), 1 MODEL (128 x 128)"),
+        ("two", [], "choose one of 0 PRIMARY (128 x 128), 1 MODEL (128 x 128)"),
         ("two", ["--hdu", 5], "HDU 5 holds no image"),
         ("one axis", [], "no HDU holds an image"),
         ("cube", [], "must have two dimensions (y, x), got shape (2, 128, 128)"),

@@ -34,7 +34,7 @@ def test_sums_of_parts_are_those_of_the_whole():
     whole = Reliability.measure(probability, target)
     for name in ("calibration_error", "brier_score"):
         assert getattr(parts[0] + parts[1], name) == pytest.approx(getattr(whole, name))
-    with pytest.raises(ValueError, match="both must have the same edges to be added"):
+    with pytest.raises(ValueError, match="edges must be equal to add"):
         _ = whole + Reliability.measure(probability, target, edges=[0, 0.5, 1])
 
 
@@ -56,7 +56,7 @@ def test_mistakes_of_probabilities():
         Reliability.measure([1.5], [1])
     with pytest.raises(ValueError, match="target must be between 0 and 1, got nan"):
         Reliability.measure([0.5], [np.nan])
-    with pytest.raises(ValueError, match="there must be pixels, got none"):
+    with pytest.raises(ValueError, match="count must include at least one pixel"):
         _ = Reliability.measure([], []).brier_score
 
 

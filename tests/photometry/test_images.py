@@ -85,7 +85,9 @@ def test_choosing_an_hdu(tmp_path, pixels):
     for hdu in (1, "1", "SCI", "sci"):
         np.testing.assert_array_equal(read_image(path, hdu=hdu).data, pixels)
     images = r"1 SCI \(30 x 20\), 2 WHT \(30 x 20\)"
-    with pytest.raises(ValueError, match=rf"x.fits: choose one of the HDUs with an image: {images}"):
+    with pytest.raises(
+        ValueError, match=rf"x.fits: hdu must be given where several HDUs hold images, choose one of {images}"
+    ):
         read_image(path)
     for hdu in (0, 7, "MODEL"):
         with pytest.raises(ValueError, match=rf"x.fits: HDU {hdu} holds no image, these do: {images}"):

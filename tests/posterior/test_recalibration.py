@@ -334,9 +334,13 @@ def test_a_calibrator_comes_back(tmp_path):
 def test_calibrators_that_do_not_fit(tmp_path):
     (posterior, _), calibrator = wrong(500, seed=1), fitted(500)
     other, _ = wrong(5, seed=1, flux_kind="auto")
-    with pytest.raises(ValueError, match="the calibrator was fitted on the flux_kind 'total', got 'auto'"):
+    with pytest.raises(
+        ValueError, match="posterior must have flux_kind 'total', which the calibrator was fitted to, got 'auto'"
+    ):
         calibrator(other)
-    with pytest.raises(ValueError, match="the calibrator was fitted on the method 'sep', got 'network'"):
+    with pytest.raises(
+        ValueError, match="posterior must have method 'sep', which the calibrator was fitted to, got 'network'"
+    ):
         replace(calibrator, subject=calibrator.subject | {"method": "sep"})(posterior)
     with pytest.raises(FileNotFoundError, match="no such file"):
         Calibrator.open(tmp_path / "none.json")

@@ -208,7 +208,7 @@ def test_a_mapping_to_sky_positions_wins(survey):
 
 def test_files_that_do_not_fit(survey, tmp_path):
     mosaic = survey / "mosaic.fits"
-    with pytest.raises(ValueError, match="a catalog and an rms map belong to one image, got 2 images"):
+    with pytest.raises(ValueError, match="catalog and rms require a single image, got 2"):
         isolate_galaxies([mosaic, mosaic], instrument=HST, catalog=survey / "catalog.csv")
     with pytest.raises(ValueError, match="the columns 'magnitude' are missing, there are id, x, y, H"):
         collected(survey, columns={})

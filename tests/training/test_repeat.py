@@ -258,7 +258,7 @@ def test_flagged_galaxies_have_a_line_of_their_own(right):
         (lambda image: image, {"zero_points": (25.9, None)}, r"zero_points must be finite .*, got \(25.9, None\)"),
         (lambda image: image, {"zero_points": (nan, 25.9)}, r"zero_points must be finite .*, got \(nan, 25.9\)"),
         (lambda image: nan * image, {}, "image must have good pixels that differ, got none"),
-        (lambda image: np.round(image) + 1, {}, "image_a and image_b must have a sky that scatters, got none"),
+        (lambda image: np.round(image) + 1, {}, "image_a and image_b must have nonzero sky noise, got 0"),
     ],
     ids=["shape", "one", "negative", "nan", "zero point", "nan zero point", "bad", "flat sky"],
 )
