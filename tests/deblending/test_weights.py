@@ -315,7 +315,7 @@ def test_another_calibrator_may_be_loaded(deblender, calibrator, blend, tmp_path
     assert load(tmp_path / "w.safetensors").calibrator is None
     assert load(tmp_path / "w.safetensors", calibrator=tmp_path / "c.json").calibrator == calibrator
     save(tiny_deblender(), tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="posterior must have network .*, which the calibrator was fitted to"):
+    with pytest.raises(ValueError, match=r"posterior must have network .*, which the calibrator was fitted to"):
         load(tmp_path / "other.safetensors", calibrator=tmp_path / "c.json")
     with pytest.raises(FileNotFoundError, match=r"none\.json: no such file"):
         load(tmp_path / "other.safetensors", calibrator=tmp_path / "none.json")
