@@ -194,11 +194,14 @@ class Mixture:
         """
         work = {"batch_size": batch_size, "seed": seed, "first": first}
         simulated = partial(SimulatedStream, instrument=self.instrument, conditions=self.conditions, **work)
-        close = replace(self.prior, separation="close", anywhere_fraction=0.0)
+
+        def close() -> SimulatedStream:
+            return simulated(replace(self.prior, separation="close", anywhere_fraction=0.0))
+
         kinds = (
             ((1 - self.real_fraction) * (1 - self.close_fraction), partial(simulated, self.prior)),
             (self.real_fraction, partial(LibraryStream, self.library, self.instrument, self.rules, **work)),
-            ((1 - self.real_fraction) * self.close_fraction, partial(simulated, close)),
+            ((1 - self.real_fraction) * self.close_fraction, close),
         )
         fractions, streams = zip(*((fraction, make()) for fraction, make in kinds if fraction > 0), strict=True)
         return MixedStream(streams, fractions, **work) if len(streams) > 1 else streams[0]

@@ -63,6 +63,6 @@ def refused(result, *parts):
 
 
 def succeeded(result):
-    """The command ended well; return what it printed."""
+    """The command ended well; return what it printed, without progress bars."""
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
