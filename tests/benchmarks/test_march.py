@@ -18,6 +18,8 @@ from probdeblend.refinement.likelihood import expected_periodogram, whitened
 from probdeblend.scene import STAMP_CENTER, Instrument
 from probdeblend.simulation.prior import Prior
 
+pytestmark = pytest.mark.slow
+
 HST = Instrument.candels_f160w()
 IMAGES = 128
 SEPARATION = (4.0, 20.0)
@@ -159,7 +161,6 @@ def test_the_figure_shows_every_method():
     assert [line.get_ydata()[0] for line in figure.axes[3].lines[:3]] == [0.0, -0.3, 0.3]
 
 
-@pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch):
     """Interrupted after a step and resumed, it writes what an undisturbed run writes."""
     settings = ["--noise-draws", "10", "--draws", "100", "--output"]
@@ -189,7 +190,6 @@ def test_the_command(tmp_path, monkeypatch):
     assert np.isfinite(network["mean"]).all()
 
 
-@pytest.mark.slow
 def test_refinement_makes_errors_smaller_and_right():
     """Far apart, of few images."""
     deblender, guide = march.load_with_guide(None, None)

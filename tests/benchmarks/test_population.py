@@ -14,6 +14,8 @@ from probdeblend.posterior.draws import Posterior
 from probdeblend.scene import Instrument
 from probdeblend.simulation.prior import Prior
 
+pytestmark = pytest.mark.slow
+
 ERROR = 0.4
 CENTER, WIDTH = 0.5, 0.3
 EDGES = np.array([-1.5, 0, 0.25, 0.5, 0.75, 1, 2])
@@ -199,7 +201,6 @@ class Guess:
         return Posterior.from_draws(flux, flux_kind="total", method="network")
 
 
-@pytest.mark.slow
 def test_the_command_resumes(tmp_path, monkeypatch):
     asked = []
 
@@ -259,7 +260,6 @@ def normal_magnitudes(truth, *, seed, shift=0.0):
     return middle + 0.2 * narrower**0.5 * rng.normal(size=(200, *truth.shape))
 
 
-@pytest.mark.slow
 def test_exact_posteriors(rng):
     prior = rng.normal(23.0, 1.0, (600_000, 2))
     first = recover(normal_magnitudes(rng.normal(23.3, 0.2, (900, 2)), seed=1), prior)
@@ -271,7 +271,6 @@ def test_exact_posteriors(rng):
         assert p_values["draws"] < 0.004
 
 
-@pytest.mark.slow
 def test_errors_that_posteriors_share_are_taken_off(rng):
     """Posteriors all too faint by 0.05 mag, a quarter of their error: seen only where many are put together."""
     prior = rng.normal(23.0, 1.0, (600_000, 2))
@@ -299,7 +298,6 @@ def test_an_imitation_is_drawn_as_was_found():
     assert {value.item() for value in drawn["magnitude"][:, 0]} == {value.item() for value in pool["magnitude"][:3, 0]}
 
 
-@pytest.mark.slow
 def test_the_weights_that_ship():
     sampling = {"draws": 400, "passes": 16, "seed": 0}
     table = population_table(probdeblend.load(), count=400, cells=WIDE_CELLS, **sampling)

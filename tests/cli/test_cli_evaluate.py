@@ -91,7 +91,11 @@ def test_calibrate_on_own_sky(run, tmp_path):
             "catalog must come with one image, got 2 images",
         ),
         (("--images", "a.fits", "--columns", "x"), "columns must be NAME=COLUMN"),
-        (("--count", 100, "--least", 5000, *FAST), "at least 5000 galaxies with draws are needed to fit, got 200"),
+        pytest.param(
+            ("--count", 100, "--least", 5000, *FAST),
+            "at least 5000 galaxies with draws are needed to fit, got 200",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_calibrate_refuses(run, tmp_path, options, message):
