@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from astropy import units as u
+from astropy.table import QTable
 from astropy.wcs import WCS
 
 from probdeblend.deblending import deblend_field, sep_posterior
@@ -200,6 +201,10 @@ def test_catalog_writes_as_ecsv(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result.catalog.write(tmp_path / "catalog.ecsv", format="ascii.ecsv")
+    again = QTable.read(tmp_path / "catalog.ecsv")
+    assert again.colnames == result.catalog.colnames
+    np.testing.assert_array_equal(again["flags"], result.catalog["flags"])
+    np.testing.assert_allclose(again["flux"], result.catalog["flux"])
 
 
 @pytest.mark.parametrize(
