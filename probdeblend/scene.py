@@ -23,11 +23,14 @@ __all__ = [
     "LN_FLUX_UNIT",
     "MASK_THRESHOLD",
     "PIXEL_SCALE_TOLERANCE",
+    "SOURCE_TYPES",
     "STAMP_CENTER",
     "STAMP_SIZE",
     "Blend",
     "Components",
     "Instrument",
+    "Scene",
+    "overlap_groups",
     "seed_of",
 ]
 
@@ -37,6 +40,7 @@ MASK_THRESHOLD = 3.0  # a pixel is in the mask of a galaxy whose own light excee
 PIXEL_SCALE_TOLERANCE = 0.02  # relative; a larger mismatch biases sizes and fluxes
 LN_FLUX_UNIT = 2.5 / math.log(10)  # magnitudes in a factor of e in flux
 GALAXY_TYPES = ("sph", "disk", "sphd", "irr")
+SOURCE_TYPES = (*GALAXY_TYPES, "star")
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,6 +334,216 @@ class Blend(_Batch):
         first, *others = (vars(batch) for batch in batches)
         known = [name for name, value in first.items() if value is not None]
         return cls(**{name: torch.cat([first[name], *(other[name] for other in others)]) for name in known})
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A batch of scenes: images of one shape, how they were taken, and the sources in them where they are known.
+
+    Sources stand in one flat list, whatever their number in each scene, ordered by scene.
+
+    Parameters
+    ----------
+    image
+        Sky-subtracted pixels ``(scene, band, y, x)``.
+    sky_rms
+        Sky noise of a pixel ``(scene, band)`` in image units.
+    psf
+        Effective PSF ``(scene, band, y, x)`` of unit sum, with an odd number of pixels on a side.
+    pixel_scale
+        Size of a pixel in arcsec.
+    exposure
+        Counts per unit of flux ``(scene, band)``; infinite where photon noise does not matter.
+    noise_kernel
+        Kernel ``(scene, band, y, x)`` that turns white noise into the noise of the sky; None for white noise.
+    wavelength
+        Wavelength of each band in micron ``(scene, band)``; NaN where unknown.
+    zero_point
+        AB magnitude of unit flux, for each band; empty if unknown.
+    scene
+        The scene of each source ``(source,)``, not decreasing.
+    x, y
+        Centers ``(source,)`` in pixels.
+    flux
+        Total flux ``(source, band)``: the integral of the profile.
+    auto_flux
+        Kron flux ``(source, band)`` that SEP would measure were the source isolated; NaN where unknown.
+    light
+        Noiseless image ``(source, band, y, x)`` of each source alone.
+    source_type
+        Index into `SOURCE_TYPES` ``(source,)``.
+    half_light_radius
+        Circularized half-light radius ``(source,)`` in arcsec; NaN for stars.
+    axis_ratio, angle
+        Minor over major axis, and angle of the major axis in radians from +x to +y ``(source,)``.
+    identity
+        Number of the source in its library ``(source,)``, -1 for none.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, a sky noise is not positive and finite, or sources are not ordered by scene.
+    """
+
+    image: Tensor
+    sky_rms: Tensor
+    psf: Tensor
+    pixel_scale: float
+    exposure: Tensor | None = None
+    noise_kernel: Tensor | None = None
+    wavelength: Tensor | None = None
+    zero_point: tuple[float, ...] = ()
+    scene: Tensor | None = None
+    x: Tensor | None = None
+    y: Tensor | None = None
+    flux: Tensor | None = None
+    auto_flux: Tensor | None = None
+    light: Tensor | None = None
+    source_type: Tensor | None = None
+    half_light_radius: Tensor | None = None
+    axis_ratio: Tensor | None = None
+    angle: Tensor | None = None
+    identity: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 4:
+            raise ValueError(f"image must have the axes (scene, band, y, x), got shape {tuple(self.image.shape)}")
+        scenes, bands, *pixels = self.image.shape
+        for name in ("sky_rms", "exposure", "wavelength", "psf", "noise_kernel"):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape[:2]) != (scenes, bands):
+                raise ValueError(f"{name} must begin with the axes {(scenes, bands)}, got {tuple(value.shape)}")
+        good = torch.isfinite(self.sky_rms) & (self.sky_rms > 0)
+        if not bool(good.all()):
+            wrong = float(self.sky_rms[~good][0])
+            raise ValueError(f"sky_rms must be positive and finite for every scene, got {wrong}")
+        if self.scene is None:
+            return
+        if bool((self.scene.diff() < 0).any()) or (len(self.scene) and int(self.scene[-1]) >= scenes):
+            raise ValueError(f"scene must not decrease and be below {scenes}")
+        sources = len(self.scene)
+        shapes = {name: (sources, bands) for name in ("flux", "auto_flux")} | {"light": (sources, bands, *pixels)}
+        for name in SOURCE_FIELDS[1:]:
+            value, shape = getattr(self, name), shapes.get(name, (sources,))
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def count(self) -> Tensor:
+        """Number of sources in each scene ``(scene,)``."""
+        return torch.bincount(self.scene, minlength=len(self))
+
+    @property
+    def mask(self) -> Tensor:
+        """Pixels ``(source, y, x)`` where the noiseless light of a source alone exceeds 3 sky rms, all bands together.
+
+        The bands add in quadrature, each over its own sky noise.
+        """
+        over = self.light / self.sky_rms[self.scene][..., None, None]
+        return over.square().sum(1) > MASK_THRESHOLD**2
+
+    @property
+    def group(self) -> Tensor:
+        """Number of the group ``(source,)`` of each source: sources of a scene whose masks share a pixel, and so on."""
+        groups, masks = torch.zeros(len(self.scene), dtype=torch.long), self.mask.flatten(1).float()
+        start = 0
+        for scene in range(len(self)):
+            own = (self.scene == scene).nonzero()[:, 0]
+            for members in overlap_groups(masks[own] @ masks[own].T, link=0.5):
+                groups[own[members]] = start
+                start += 1
+        return groups
+
+    def select(self, scenes: Tensor | slice) -> Scene:
+        """Return some of the scenes, with their sources.
+
+        Parameters
+        ----------
+        scenes
+            A slice, or increasing indices.
+
+        Returns
+        -------
+        Scene
+            The scenes, renumbered.
+        """
+        index = torch.arange(len(self))[scenes]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in SCENE_FIELDS:
+            if values[name] is not None:
+                values[name] = values[name][index]
+        if self.scene is not None:
+            number = torch.full((len(self),), -1)
+            number[index] = torch.arange(len(index))
+            kept = number[self.scene] >= 0
+            for name in SOURCE_FIELDS:
+                if values[name] is not None:
+                    values[name] = values[name][kept]
+            values["scene"] = number[values["scene"]]
+        return Scene(**values)
+
+    @classmethod
+    def join(cls, batches: Iterable[Scene]) -> Scene:
+        """Return the scenes of several batches, with the same known fields, as one batch.
+
+        Parameters
+        ----------
+        batches
+            Batches that know the same fields.
+
+        Returns
+        -------
+        Scene
+            All scenes, in the order of the batches.
+        """
+        batches = list(batches)
+        values = {f.name: getattr(batches[0], f.name) for f in fields(cls)}
+        for name in SCENE_FIELDS + SOURCE_FIELDS:
+            if values[name] is not None:
+                values[name] = torch.cat([getattr(batch, name) for batch in batches])
+        if batches[0].scene is not None:
+            start = np.cumsum([0, *map(len, batches)])
+            values["scene"] = torch.cat([batch.scene + int(n) for batch, n in zip(batches, start, strict=False)])
+        return cls(**values)
+
+
+SCENE_FIELDS = ("image", "sky_rms", "psf", "exposure", "noise_kernel", "wavelength")
+SOURCE_FIELDS = (
+    "scene", "x", "y", "flux", "auto_flux", "light", "source_type", "half_light_radius", "axis_ratio", "angle", "identity",
+)  # fmt: skip
+
+
+def overlap_groups(overlap: Tensor, *, link: float = 1.0, most: int = 16) -> list[list[int]]:
+    """Return the groups of sources that overlap, each in increasing order: friends of friends.
+
+    Links count from the strongest to the weakest; one that would make a group larger than `most` is left out.
+
+    Parameters
+    ----------
+    overlap
+        Expected number of pixels ``(source, source)`` that the masks of two sources share.
+    link
+        Two sources with a larger overlap belong together.
+    most
+        Largest group.
+
+    Returns
+    -------
+    list of list of int
+        The members of each group, ordered by the first member.
+    """
+    group = {source: [source] for source in range(len(overlap))}
+    first, second = torch.nonzero(torch.triu(overlap, 1) > link, as_tuple=True)
+    order = torch.argsort(overlap[first, second], descending=True, stable=True)
+    for i, j in zip(first[order].tolist(), second[order].tolist(), strict=True):
+        if group[i] is not group[j] and len(group[i]) + len(group[j]) <= most:
+            merged = sorted(group[i] + group[j])
+            for source in merged:
+                group[source] = merged
+    return [members for source, members in group.items() if source == members[0]]
 
 
 def seed_of(*key: int) -> int:

@@ -69,11 +69,15 @@ class PassDropout(nn.Module):
         """Return features ``(blend, ...)`` with units dropped."""
         if not (self.training or self.drawing) or self.probability == 0:
             return features
+        axis = 1 if self.channels else -1
         shape = [*features.shape[:2], *[1] * (features.ndim - 2)] if self.channels else list(features.shape)
         keep = 1 - self.probability
+        if not self.drawing:
+            return features * ((torch.rand(shape, device=features.device) < keep).to(features) / keep)
         # A pass is drawn on the CPU, so that it is the same network on every device.
-        uniform = torch.rand((1, *shape[1:])) if self.drawing else torch.rand(shape, device=features.device)
-        return features * ((uniform < keep).to(features) / keep)
+        units = [1] * features.ndim
+        units[axis] = features.shape[axis]
+        return features * ((torch.rand(units) < keep).to(features) / keep)
 
 
 def hidden_layers(inputs: int, hidden: int, *, dropout: float, he: bool) -> nn.Sequential:

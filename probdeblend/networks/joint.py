@@ -1,0 +1,180 @@
+"""The joint distribution of the fluxes of a group of overlapping sources, in every band and of both kinds.
+
+What neighbors exchange adds up to nothing: the total flux of a group is known better than its division. The Kron (auto)
+fluxes F of a group of n sources therefore follow from two parts, a multivariate Student-t together. One is ln of the
+total in each band. The other is the division, the n - 1 differences of ln F in an orthonormal basis; its covariance is
+that of a matrix over sources and bands that is positive definite by construction: a variance for each flux, a factor
+per source that its bands share, and for each pair of sources an exchange, which adds to one what it takes from the
+other, once for all bands together and once per band. The change of variables from ln F to both parts has the constant
+determinant ``n ** -0.5`` in each band, so the density is exact. Any order of the sources gives the same density, and a
+group of one is its total.
+
+The total flux of a source follows from its Kron flux by the aperture correction, ln(auto / total), a Student-t of its
+own whose mean may depend on the Kron flux.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+__all__ = ["AUTO", "FLUX_KINDS", "TOTAL", "FluxNumbers", "GroupFlux"]
+
+FLUX_KINDS = ("auto", "total")
+AUTO, TOTAL = 0, 1
+
+
+class FluxNumbers(NamedTuple):
+    """Parameters of `GroupFlux`; all of ln flux.
+
+    - `mean`, `width`, `common (group, source, band)`: center, own scale, and the factor that the bands of a source share.
+    - `exchange`, `band_exchange (group, source, source, band)`: what a source gains in exchange with another.
+    - `total_shift`, `total_width`, `total_common (group, band)`: of ln of the group's total.
+    - `coupling (group, source, band)`: how the total depends on the division.
+    - `freedom (group,)`: degrees of freedom.
+    - `aperture`, `aperture_width`, `aperture_common`, `aperture_slope (group, source, band)`: of ln(auto / total).
+    - `aperture_freedom ()`: degrees of freedom of the aperture correction.
+    """
+
+    mean: Tensor
+    width: Tensor
+    common: Tensor
+    exchange: Tensor
+    band_exchange: Tensor
+    total_shift: Tensor
+    total_width: Tensor
+    total_common: Tensor
+    coupling: Tensor
+    freedom: Tensor
+    aperture: Tensor
+    aperture_width: Tensor
+    aperture_common: Tensor
+    aperture_slope: Tensor
+    aperture_freedom: Tensor
+
+
+def contrasts(sources: int, like: Tensor) -> Tensor:
+    """Return an orthonormal basis ``(source, source - 1)`` of the differences of sources (Helmert's)."""
+    row, column = torch.arange(sources)[:, None], torch.arange(1, sources)
+    basis = torch.where(row < column, 1.0, torch.where(row == column, -column.double(), 0.0)).double()
+    return (basis / (column * (column + 1)).sqrt()).to(like)
+
+
+class GroupFlux(TorchDistribution):
+    """ln of the auto and the total fluxes ``(group, source, band, kind)``; see the module's description."""
+
+    arg_constraints = {}
+    support = constraints.independent(constraints.real, 3)
+    has_rsample = True
+
+    def __init__(self, numbers: FluxNumbers) -> None:
+        self.numbers = numbers
+        mean = numbers.mean
+        groups, sources, bands = mean.shape
+        self._basis = contrasts(sources, mean)
+        self._division_factor = self._scale_of_division()
+        total = torch.diag_embed(numbers.total_width.square())
+        total = total + numbers.total_common[..., :, None] * numbers.total_common[..., None, :]
+        self._total_factor = torch.linalg.cholesky(total)
+        aperture = torch.diag_embed(numbers.aperture_width.square())
+        aperture = aperture + numbers.aperture_common[..., :, None] * numbers.aperture_common[..., None, :]
+        self._aperture_factor = torch.linalg.cholesky(aperture)
+        super().__init__(torch.Size((groups,)), torch.Size((sources, bands, len(FLUX_KINDS))), validate_args=False)
+
+    def _scale_of_division(self) -> Tensor:
+        """Cholesky factor of the scale of the division, ``(group, (source - 1) * band, same)``."""
+        n = self.numbers
+        groups, sources, bands = n.mean.shape
+        same_band = torch.eye(bands, dtype=n.mean.dtype, device=n.mean.device)
+        together, alone = n.exchange, n.band_exchange
+        # Exchange between different sources; that of a source with itself is left out.
+        other = 1 - torch.eye(sources, dtype=n.mean.dtype, device=n.mean.device)[..., None]
+        together, alone = together * other, alone * other
+        lost = together.transpose(1, 2)
+        across = -torch.einsum("gijb,gijc->gibjc", together, lost)
+        across = across - torch.einsum("gijb,gijb,bc->gibjc", alone, alone.transpose(1, 2), same_band)
+        own = torch.einsum("gijb,gijc->gibc", together, together) + n.common[..., :, None] * n.common[..., None, :]
+        own = own + torch.diag_embed(alone.square().sum(2) + n.width.square())
+        index = torch.arange(sources, device=n.mean.device)
+        across[:, index, :, index] = own.transpose(0, 1)
+        scale = torch.einsum("gibjc,ik,jl->gkblc", across, self._basis, self._basis)
+        return torch.linalg.cholesky(scale.reshape(groups, (sources - 1) * bands, (sources - 1) * bands))
+
+    def _total_mean(self, departure: Tensor) -> Tensor:
+        """Mean of ln total ``(..., group, band)``, given the departure of the division from its mean."""
+        coupling = self.numbers.coupling - self.numbers.coupling.mean(1, keepdim=True)
+        return self.numbers.mean.logsumexp(1) + self.numbers.total_shift + (coupling * departure).sum(-2)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density ``(..., group)`` of ln fluxes ``(..., group, source, band, kind)``."""
+        auto = value[..., AUTO]
+        return self.log_prob_auto(auto) + self.log_prob_aperture(value).sum(-1)
+
+    def log_prob_auto(self, auto: Tensor) -> Tensor:
+        """Return the log-density ``(..., group)`` of ln auto fluxes ``(..., group, source, band)``."""
+        sources, bands = auto.shape[-2:]
+        departure = auto - self.numbers.mean
+        division = torch.einsum("...sb,sk->...kb", departure, self._basis)
+        centered = departure - departure.mean(-2, keepdim=True)
+        total = auto.logsumexp(-2) - self._total_mean(centered)
+        # Both parts have one scale of the Student-t.
+        whitened = torch.cat(
+            [_solve(self._division_factor, division.flatten(-2)), _solve(self._total_factor, total)], -1
+        )
+        size = sum(
+            factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) for factor in (self._division_factor, self._total_factor)
+        )
+        size = size + 0.5 * bands * math.log(sources)
+        return student_t(whitened.square().sum(-1), sources * bands, self.numbers.freedom) - size
+
+    def log_prob_aperture(self, value: Tensor) -> Tensor:
+        """Return the log-density ``(..., group, source)`` of the aperture corrections, given the auto fluxes."""
+        n = self.numbers
+        mean = n.aperture + n.aperture_slope * (value[..., AUTO] - n.mean)
+        whitened = _solve(self._aperture_factor, value[..., AUTO] - value[..., TOTAL] - mean)
+        size = self._aperture_factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return student_t(whitened.square().sum(-1), whitened.shape[-1], n.aperture_freedom) - size
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw ln fluxes ``(*sample_shape, group, source, band, kind)``."""
+        n = self.numbers
+        groups, sources, bands = n.mean.shape
+        shape = (*sample_shape, groups)
+        stretch = _stretch(n.freedom, shape, n.mean)
+        noise = torch.randn(*shape, sources * bands, dtype=n.mean.dtype, device=n.mean.device) * stretch[..., None]
+        divided, total = noise.split([(sources - 1) * bands, bands], -1)
+        divided = (self._division_factor @ divided[..., None])[..., 0].unflatten(-1, (sources - 1, bands))
+        departure = torch.einsum("...kb,sk->...sb", divided, self._basis)
+        total = self._total_mean(departure) + (self._total_factor @ total[..., None])[..., 0]
+        division = departure + n.mean - n.mean.mean(1, keepdim=True)
+        auto = division + (total - division.logsumexp(-2))[..., None, :]
+        shape = (*shape, sources)
+        noise = torch.randn(*shape, bands, dtype=n.mean.dtype, device=n.mean.device)
+        noise = noise * _stretch(n.aperture_freedom, shape, n.mean)[..., None]
+        aperture = n.aperture + n.aperture_slope * (auto - n.mean)
+        aperture = aperture + (self._aperture_factor @ noise[..., None])[..., 0]
+        return torch.stack([auto, auto - aperture], -1)
+
+
+def _solve(factor: Tensor, values: Tensor) -> Tensor:
+    if not values.shape[-1]:
+        return values
+    return torch.linalg.solve_triangular(factor, values[..., None], upper=False)[..., 0]
+
+
+def _stretch(freedom: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Draw factors that turn a normal into a Student-t."""
+    half = (freedom / 2).expand(shape)
+    return (torch.distributions.Gamma(half, half).rsample().clamp(min=1e-6)).rsqrt().to(like)
+
+
+def student_t(squared: Tensor, size: int, freedom: Tensor) -> Tensor:
+    """Log-density of a standard Student-t in `size` dimensions, at a squared distance from its center."""
+    half = freedom / 2
+    constant = torch.lgamma(half + size / 2) - torch.lgamma(half) - 0.5 * size * (freedom * math.pi).log()
+    return constant - (half + size / 2) * torch.log1p(squared / freedom)

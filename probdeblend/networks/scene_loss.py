@@ -1,0 +1,123 @@
+"""The loss of the scene network: proper scores of everything that it answers, so that it is calibrated where it ends."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..scene import MASK_THRESHOLD, overlap_groups
+from .joint import student_t
+from .scenes import SceneNetwork
+
+__all__ = ["SceneLoss"]
+
+MASK_PIXELS = 400.0  # about as many pixels of a source are undecided
+SHAPE_FREEDOM = 5.0
+LEAST_LOG_SHARE = -15.0
+WEIGHTS = {"flux": 1.0, "mask": 1.0, "share": 1.0, "heat": 1.0, "shape": 0.05, "kind": 0.1, "existence": 0.3}
+
+
+class SceneLoss(nn.Module):
+    """Mean over sources of the negative log-density of fluxes, and cross-entropies of masks, shares and the rest."""
+
+    def __init__(self, network: SceneNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.parts: dict[str, float] = {}
+
+    def forward(
+        self,
+        image: Tensor,
+        good: Tensor,
+        psf: Tensor,
+        noise: Tensor,
+        x: Tensor,
+        y: Tensor,
+        light: Tensor,
+        rest: Tensor,
+        log_flux: Tensor,
+        shape: Tensor,
+        kind: Tensor,
+        heat: Tensor,
+    ) -> Tensor:
+        """Return the loss of a batch of scenes; all light is in units of the sky noise.
+
+        Listed sources are at ``x, y (scene, source)``; those beyond the ones with `light (scene, source, band, y, x)`
+        do not exist. `rest (scene, band, y, x)` is the light of no listed source, `log_flux (scene, source, band,
+        kind)`, `shape (scene, source, 6)` with the true x and y first, and `kind (scene, source)` are true values, NaN
+        or -1 where unknown. `heat (scene, 3, y, x)` is 1, 0 or, where it does not count, -1, and the centers' offsets.
+        """
+        maps = self.network.encode(image, good, psf, noise)
+        terms = {"heat": self._heat(maps.heat, heat)}
+        if x.shape[1]:
+            shares, features = self.network.read(maps, x, y)
+            real = light.shape[1]
+            if real:
+                terms["share"] = _share_entropy(shares.log_share, light, rest, good, real)
+                terms["mask"] = _mask_entropy(shares.mask[:, :real], light, good)
+            terms |= self._sources(features, x, y, log_flux, shape, kind, real)
+        self.parts = {name: float(value.detach()) for name, value in terms.items()}
+        return sum(WEIGHTS[name] * value for name, value in terms.items())
+
+    @staticmethod
+    def _heat(logit: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of the heat map and error of the centers, per source."""
+        found, counts = target[:, 0], (target[:, 0] >= 0).to(logit)
+        entropy = functional.binary_cross_entropy_with_logits(logit[:, 0], found.clamp(min=0), reduction="none")
+        wrong = (logit[:, 1:] - target[:, 1:]).abs().sum(1) * (found > 0)
+        return ((entropy * counts).sum() + 0.3 * wrong.sum()) / ((found > 0).sum() + len(logit))
+
+    def _sources(
+        self, features: object, x: Tensor, y: Tensor, log_flux: Tensor, shape: Tensor, kind: Tensor, real: int
+    ) -> dict[str, Tensor]:
+        by_size: dict[int, list[tuple[int, list[int]]]] = {}
+        for scene, overlap in enumerate(features.overlap.detach().cpu()):
+            for members in overlap_groups(overlap):
+                by_size.setdefault(len(members), []).append((scene, members))
+        sums = {name: x.new_zeros(()) for name in ("flux", "shape", "kind", "existence")}
+        counted = 0
+        for index in by_size.values():
+            answer = self.network.answer(features, index)
+            scene = torch.tensor([number for number, _ in index])[:, None].to(x.device)
+            member = torch.tensor([members for _, members in index]).to(x.device)
+            exists = member < real
+            sums["existence"] = sums["existence"] + functional.binary_cross_entropy_with_logits(
+                answer.existence, exists.to(answer.existence), reduction="sum"
+            )
+            if not real:
+                continue
+            true = member.clamp(max=real - 1)
+            flux, whole = log_flux[scene, true].float(), exists.all(1)
+            density = answer.flux.log_prob_auto(flux[..., 0])
+            aperture = answer.flux.log_prob_aperture(flux.nan_to_num()) * flux[..., 1].isfinite().all(-1) * exists
+            sums["flux"] = sums["flux"] - torch.where(whole, density + aperture.sum(-1), 0.0).sum() / flux.shape[2]
+            counted += int(whole.sum()) * member.shape[1]
+            offset = torch.stack([x[scene, member], y[scene, member]], -1)
+            target = shape[scene, true] - functional.pad(offset, (0, shape.shape[-1] - 2))
+            error = ((target.nan_to_num() - answer.shape) / answer.shape_width).square()
+            score = answer.shape_width.log() - student_t(error, 1, torch.full_like(error, SHAPE_FREEDOM))
+            sums["shape"] = sums["shape"] + (score * target.isfinite() * exists[..., None]).sum()
+            known = exists & (kind[scene, true] >= 0)
+            entropy = functional.cross_entropy(
+                answer.kind.flatten(0, 1), kind[scene, true].clamp(min=0).flatten(), reduction="none"
+            )
+            sums["kind"] = sums["kind"] + (entropy * known.flatten()).sum()
+        listed = x.numel()
+        return {name: value / max(counted if name == "flux" else listed, 1) for name, value in sums.items()}
+
+
+def _share_entropy(log_share: Tensor, light: Tensor, rest: Tensor, good: Tensor, real: int) -> Tensor:
+    """Cross-entropy of the shares of the light, weighted by asinh of the light; spurious sources have no share."""
+    total = (light.sum(1) + rest).clamp(min=1e-4)
+    log_share = log_share.clamp(min=LEAST_LOG_SHARE)
+    weight = good * total.asinh()
+    entropy = -(light / total[:, None] * log_share[:, :real]).sum(1) - rest / total * log_share[:, -1]
+    return (weight * entropy).sum() / weight.sum().clamp(min=1.0)
+
+
+def _mask_entropy(logit: Tensor, light: Tensor, good: Tensor) -> Tensor:
+    """Cross-entropy of masks, per source and `MASK_PIXELS`."""
+    mask = (light.square().sum(2) > MASK_THRESHOLD**2).to(logit)
+    entropy = functional.binary_cross_entropy_with_logits(logit, mask, reduction="none") * good.amax(1)[:, None]
+    return entropy.sum() / (MASK_PIXELS * logit.shape[0] * logit.shape[1])

@@ -1,0 +1,287 @@
+"""From the trunk's maps to the sources: their shares of the light, their masks, and a token for each.
+
+A query is read from every level of the trunk at a source's position. It sets an elliptical profile whose logarithm,
+with a small network of the source's own (Tian et al. 2020, arXiv:2003.05664), is the logit of the source's share of the
+light in a pixel: a softmax over the sources, and over one more share for light that belongs to no source of the list,
+divides the light, so that deblended images add up. A mask is where the light of the source alone is above the mask
+threshold: the trunk's map of all the light, plus the log of the share.
+
+A flux network reads a window of the deblended light of each source and makes the token from which fluxes follow
+(Boucaud et al. 2020, doi:10.1093/mnras/stz3056: blend2mask2flux, for each source). Shares and masks are detached before
+it, so that they stay probabilities.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .trunk import DYNAMIC, FOLD, MODULATION, WIDTHS, TrunkMaps
+
+__all__ = ["QUERY", "TOKEN", "Shares", "SourceFeatures", "SourceReader", "TokenNetwork"]
+
+QUERY, TOKEN = 64, 96
+PATCH = 7  # pixels on a side around the position that a query sees
+WINDOW = 48  # pixels on a side of what the flux network sees
+CELLS = WINDOW // FOLD
+RINGS = (1.5, 2.5, 4.0, 6.0, 9.0, 13.0, 18.0, 24.0)  # pixels, radii of the apertures on the deblended light
+ANCHOR = 2  # aperture whose light is the first guess of the flux
+ANCHOR_FLOOR = 10.0  # sky rms, about the noise of that aperture
+REACH = 64.0  # pixels; farther away a source has no share of the light
+PROFILE = 8
+DYNAMIC_SIZE = (DYNAMIC + 2) * DYNAMIC + DYNAMIC + DYNAMIC + 1
+FAR = -1e4
+
+
+class Shares(NamedTuple):
+    """How sources divide the light of their scene.
+
+    - `share`: fraction of the light ``(scene, source, band, y, x)``; what is missing to 1 is no listed source's.
+    - `log_share`: its logarithm, and that of the rest as the last source ``(scene, source + 1, band, y, x)``.
+    - `mask`: logit that the light of a source alone is above the mask threshold ``(scene, source, y, x)``.
+    - `query`, `band_query`: features of each source, fused ``(scene, source, feature)`` and per band.
+    """
+
+    share: Tensor
+    log_share: Tensor
+    mask: Tensor
+    query: Tensor
+    band_query: Tensor
+
+
+class SourceFeatures(NamedTuple):
+    """Features of sources, from which fluxes and everything else follow.
+
+    - `token`: fused ``(scene, source, feature)``; `band_token`: per band ``(scene, source, band, feature)``.
+    - `anchor`: ln of a first guess of the flux over sky rms ``(scene, source, band)``.
+    - `edge`: features of pairs ``(scene, source, source, 4)``.
+    - `overlap`: expected number of pixels that two masks share ``(scene, source, source)``.
+    """
+
+    token: Tensor
+    band_token: Tensor
+    anchor: Tensor
+    edge: Tensor
+    overlap: Tensor
+
+
+def read_at(features: Tensor, x: Tensor, y: Tensor, stride: int) -> Tensor:
+    """Interpolate maps ``(scene, channel, y, x)`` of cells of `stride` pixels at positions ``(scene, point)``."""
+    height, width = features.shape[-2:]
+    place = torch.stack([(2 * x + 1) / (width * stride) - 1, (2 * y + 1) / (height * stride) - 1], -1)
+    found = functional.grid_sample(features, place[:, :, None].to(features), padding_mode="border", align_corners=False)
+    return found[..., 0].transpose(1, 2)
+
+
+class SourceReader(nn.Module):
+    """Reads queries at positions, and divides the light; `dynamic` off leaves out the sources' own networks."""
+
+    def __init__(self, *, dynamic: bool = True) -> None:
+        super().__init__()
+        self.dynamic = dynamic
+        inputs = sum(WIDTHS) + PATCH**2 + 2 + MODULATION
+        self.read = nn.Sequential(nn.Linear(inputs, 128), nn.SiLU(), nn.Linear(128, QUERY), nn.SiLU())
+        self.gate = nn.Linear(QUERY, 1)
+        self.profile = nn.Linear(2 * QUERY, PROFILE)
+        self.share_network = nn.Linear(2 * QUERY, DYNAMIC_SIZE)
+        self.mask_network = nn.Linear(QUERY, DYNAMIC_SIZE)
+        self.mask_slope = nn.Parameter(torch.tensor(2.0))
+        with torch.no_grad():
+            self.profile.weight.mul_(0.3)
+            self.profile.bias.copy_(torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 3.0, 0.0, 0.5]))
+            for network in (self.share_network, self.mask_network):
+                network.weight.mul_(0.5)
+
+    def forward(self, maps: TrunkMaps, x: Tensor, y: Tensor) -> Shares:
+        """Return the shares and masks of sources at ``x, y (scene, source)`` in pixels of the images."""
+        scenes, bands, height, width = maps.image.shape
+        each = self._queries(maps, x, y)
+        weight = self.gate(each).float().softmax(2)
+        query = (weight * each).sum(2)
+        both = torch.cat([each, query[:, :, None].expand_as(each)], -1)
+        rows = torch.arange(height, device=x.device, dtype=torch.float32)
+        columns = torch.arange(width, device=x.device, dtype=torch.float32)
+        dx = columns - x[..., None]
+        dy = rows - y[..., None]
+        logit = self._profile(self.profile(both).float(), dx, dy)
+        offset = ((dx[..., 1::2] + dx[..., ::2]) / 2, (dy[..., 1::2] + dy[..., ::2]) / 2)
+        if self.dynamic:
+            logit = logit + _own_network(self.share_network(both), maps.share_features, *offset)
+        far = torch.hypot(dx[:, :, None, :], dy[..., None]) > REACH
+        logit = logit.masked_fill(far[:, :, None], FAR)
+        log_share = torch.cat([logit, maps.unlisted[:, None]], 1).log_softmax(1)
+        share = log_share[:, :-1].exp()
+        gate = maps.gate.repeat_interleave(FOLD, -2).repeat_interleave(FOLD, -1)
+        seen = (gate[:, None] * share).sum(2).clamp(min=1e-8).log()
+        mask = self.mask_slope.abs() * (maps.union[:, None] + seen)
+        if self.dynamic:
+            own = _own_network(self.mask_network(query)[:, :, None], maps.mask_features[:, None], *offset)
+            mask = mask + own[:, :, 0]
+        return Shares(share, log_share, mask, query, each)
+
+    def _queries(self, maps: TrunkMaps, x: Tensor, y: Tensor) -> Tensor:
+        scenes, bands = maps.image.shape[:2]
+        flat = [value.repeat_interleave(bands, 0) for value in (x, y)]
+        read = [
+            read_at(level.flatten(0, 1), *flat, FOLD * 2**i).unflatten(0, (scenes, bands)).transpose(1, 2)
+            for i, level in enumerate(maps.levels)
+        ]
+        step = torch.arange(PATCH, device=x.device) - PATCH // 2
+        grid_y, grid_x = torch.meshgrid(step, step, indexing="ij")
+        points = [(v[..., None] + g.flatten()).flatten(1) for v, g in zip((x, y), (grid_x, grid_y), strict=True)]
+        patch = read_at(maps.image.asinh(), *points, 1).reshape(scenes, x.shape[1], PATCH**2, bands).transpose(2, 3)
+        phase = torch.stack([x % FOLD, y % FOLD], -1)[:, :, None].expand(-1, -1, bands, -1) - FOLD / 2
+        condition = maps.condition[:, None].expand(-1, x.shape[1], -1, -1)
+        return self.read(torch.cat([*read, patch.to(read[0]), phase.to(read[0]), condition.to(read[0])], -1))
+
+    @staticmethod
+    def _profile(numbers: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+        """Log of an elliptical profile ``(scene, source, band, y, x)`` with a soft core and a Sérsic-like tail."""
+        shift_x, shift_y, size, e1, e2, height, slope, steep = numbers[..., None, None].unbind(-3)
+        x = dx[:, :, None, None, :] - 2 * shift_x.tanh()
+        y = dy[:, :, None, :, None] - 2 * shift_y.tanh()
+        e1, e2 = 0.8 * e1.tanh(), 0.8 * e2.tanh()
+        squared = ((1 - e1) * x.square() + (1 + e1) * y.square() - 2 * e2 * x * y) * (-2 * size.clamp(-3, 4)).exp()
+        power = 0.1 + 0.65 * slope.sigmoid()
+        return height - (1 + functional.softplus(steep)) * ((1 + squared.clamp(min=0)) ** power - 1) / power
+
+
+def _own_network(weights: Tensor, features: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+    """Evaluate the small network of each source ``(scene, source, band, weight)`` on maps of folded pixels, at full size.
+
+    `features` are ``(scene, band, channel, y, x)``; offsets ``(scene, source, x)`` and ``(scene, source, y)``.
+    """
+    scenes, sources, bands = weights.shape[:3]
+    height, width = features.shape[-2:]
+    first, last = weights[..., : (DYNAMIC + 2) * DYNAMIC], weights[..., (DYNAMIC + 2) * DYNAMIC :]
+    first = first.unflatten(-1, (DYNAMIC, DYNAMIC + 2))
+    bias, second, constant = last[..., :DYNAMIC], last[..., DYNAMIC:-1], last[..., -1:]
+    hidden = torch.einsum("snbhc,sbcp->snbhp", first[..., :DYNAMIC], features.flatten(-2))
+    near_x, near_y = (value.div(16).clamp(-2, 2).to(weights)[:, :, None, None] for value in (dx, dy))
+    hidden = hidden.unflatten(-1, (height, width)) + bias[..., None, None]
+    hidden = hidden + first[..., DYNAMIC, None, None] * near_x[..., None, :]
+    hidden = hidden + first[..., DYNAMIC + 1, None, None] * near_y[..., None]
+    value = torch.einsum("snbh,snbhyx->snbyx", second, functional.silu(hidden)) + constant[..., None]
+    value = 6 * torch.tanh(value.float() / 6)
+    value = functional.interpolate(value.flatten(0, 1), scale_factor=float(FOLD), mode="bilinear", align_corners=False)
+    return value.unflatten(0, (scenes, sources))
+
+
+class TokenNetwork(nn.Module):
+    """The flux network: from a window of deblended light to a token for each source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4 * FOLD**2 + WIDTHS[0], 32, 3, padding=1)
+        self.second = nn.Conv2d(32, 48, 3, padding=1)
+        self.third = nn.Conv2d(48, 48, 3, padding=1)
+        self.fourth = nn.Conv2d(48, 64, 3, padding=1)
+        self.fifth = nn.Conv2d(64, 64, 3, padding=1)
+        self.squeeze = nn.Conv2d(64, 16, 1)
+        self.flat = nn.Linear(16 * (CELLS // 4) ** 2 + 64, 128)
+        inputs = 128 + 2 * len(RINGS) + 2 + 2 * QUERY + MODULATION
+        self.merge = nn.Sequential(nn.Linear(inputs, 128), nn.SiLU(), nn.Linear(128, TOKEN))
+        self.gate = nn.Linear(TOKEN, 1)
+        self.together = nn.Linear(TOKEN, TOKEN)
+
+    def forward(self, maps: TrunkMaps, shares: Shares, x: Tensor, y: Tensor) -> SourceFeatures:
+        """Return the features of the sources that `shares` divides the light among."""
+        share, probability = shares.share.detach(), shares.mask.detach().sigmoid()
+        light = share * maps.image[:, None]
+        windows = self._windows(maps, light, share, probability, x, y)
+        apertures, anchor = self._apertures(windows, x, y)
+        features = self._convolved(windows[0])
+        edge, overlap = pair_features(maps, light, share, probability, x, y, anchor)
+        contested = edge[..., 0].amax(-1)[..., None, None].expand_as(anchor[..., None])
+        query = shares.query[:, :, None].expand_as(shares.band_query)
+        condition = maps.condition[:, None].expand(-1, x.shape[1], -1, -1)
+        known = [features, apertures, anchor[..., None] / 5, contested, shares.band_query, query, condition]
+        each = self.merge(torch.cat([value.to(features) for value in known], -1))
+        token = (self.gate(each).float().softmax(2) * each).sum(2)
+        return SourceFeatures(token, each + self.together(token)[:, :, None], anchor, edge, overlap)
+
+    @staticmethod
+    def _windows(
+        maps: TrunkMaps, light: Tensor, share: Tensor, probability: Tensor, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cut windows: what the convolutions see, light ``(..., cell, 4)`` per source and of all sources."""
+        scenes, sources, bands = share.shape[:3]
+        half = CELLS // 2
+        row = (y / FOLD).floor().long() + torch.arange(CELLS, device=x.device)[:, None, None]
+        column = (x / FOLD).floor().long() + torch.arange(CELLS, device=x.device)[:, None, None]
+        rows, columns = row.permute(1, 2, 0)[..., None], column.permute(1, 2, 0)[..., None, :]
+        scene = torch.arange(scenes, device=x.device)[:, None, None, None]
+        source = torch.arange(sources, device=x.device)[:, None, None]
+
+        def cut(values: Tensor, *index: Tensor) -> Tensor:
+            padded = functional.pad(values, (half,) * 4)
+            leading = values.ndim - 2
+            moved = padded.permute(0, leading, leading + 1, *range(1, leading)) if len(index) == 1 else padded
+            return moved[(*index, rows, columns)] if len(index) == 1 else moved[(*index, slice(None), rows, columns)]
+
+        def folded(values: Tensor) -> Tensor:
+            return functional.pixel_unshuffle(values, FOLD)
+
+        # All are (scene, source, y, x, band, channel).
+        image = cut(folded(maps.image[:, :, None]), scene)
+        trunk = cut(maps.levels[0], scene)
+        own = torch.stack([light, share, probability[:, :, None].expand_as(share)], 3)
+        own = folded(own)
+        own = cut(own.flatten(2, 3), scene, source).unflatten(-1, (bands, 3 * FOLD**2))
+        lights = own[..., : FOLD**2]
+        seen = torch.cat([lights.asinh(), own[..., FOLD**2 :], image.asinh(), trunk.to(own)], -1)
+        return seen, lights, image
+
+    @staticmethod
+    def _apertures(windows: tuple[Tensor, Tensor, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the growth curve of the deblended light, relative to the anchor, and the anchor."""
+        _, light, image = windows
+        cell = torch.arange(CELLS, device=x.device) - CELLS // 2
+        sub = torch.arange(FOLD, device=x.device)
+        rest_x, rest_y = x - FOLD * (x / FOLD).floor(), y - FOLD * (y / FOLD).floor()
+        dx = FOLD * cell[:, None, None] + sub - rest_x[..., None, None, None]
+        dy = FOLD * cell[:, None, None, None] + sub[:, None] - rest_y[..., None, None, None, None]
+        radius = torch.hypot(dx[:, :, None], dy).flatten(-2)
+        radii = torch.tensor(RINGS, device=x.device)
+        inside = (radii[:, None, None, None] + 0.5 - radius[:, :, None]).clamp(0, 1)
+        growth = torch.einsum("snkyxf,snyxbf->snbk", inside, light)
+        of_all = torch.einsum("snkyxf,snyxbf->snbk", inside, image)
+        first = growth[..., ANCHOR]
+        anchor = (0.5 * (first + (first.square() + 4 * ANCHOR_FLOOR**2).sqrt())).log()
+        curve = torch.cat([growth.asinh() - anchor[..., None], of_all.asinh() - anchor[..., None]], -1)
+        return curve.clamp(-8, 8), anchor
+
+    def _convolved(self, windows: Tensor) -> Tensor:
+        scenes, sources, bands = windows.shape[0], windows.shape[1], windows.shape[4]
+        pixels = windows.permute(0, 1, 4, 5, 2, 3).flatten(0, 2).contiguous(memory_format=torch.channels_last)
+        hidden = functional.silu(self.first(pixels))
+        hidden = functional.silu(self.second(functional.avg_pool2d(hidden, 2)))
+        hidden = hidden + functional.silu(self.third(hidden))
+        hidden = functional.silu(self.fourth(functional.avg_pool2d(hidden, 2)))
+        hidden = hidden + functional.silu(self.fifth(hidden))
+        flat = torch.cat([self.squeeze(hidden).flatten(1), hidden.mean((-2, -1))], 1)
+        return functional.silu(self.flat(flat)).unflatten(0, (scenes, sources, bands))
+
+
+def pair_features(
+    maps: TrunkMaps, light: Tensor, share: Tensor, probability: Tensor, x: Tensor, y: Tensor, anchor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return features of pairs of sources, and the expected number of pixels that their masks share.
+
+    The features are ln of the contested fraction of a source's light (what lies where the other has a share), ln of the
+    distance, the difference of ln brightness, and the overlap of the masks.
+    """
+    of_all = maps.image.clamp(min=0)
+    common = torch.einsum("snbp,smbp->snm", (share * of_all[:, None]).flatten(-2), share.flatten(-2))
+    own = (share * of_all[:, None]).sum((2, 3, 4)).clamp(min=1.0)
+    contested = (common / own[:, :, None]).clamp(1e-4, 1)
+    pixels = probability.flatten(-2)
+    overlap = pixels @ pixels.mT
+    distance = torch.hypot(x[:, :, None] - x[:, None], y[:, :, None] - y[:, None])
+    difference = (anchor[:, :, None] - anchor[:, None]).mean(-1)
+    edge = [contested.log() / 4 + 1, (distance + 1).log() - 2, difference / 3, (overlap + 1).log() / 3]
+    different = 1 - torch.eye(x.shape[1], device=x.device)
+    return torch.stack(edge, -1) * different[..., None], overlap * different
