@@ -17,7 +17,10 @@ from torch import Tensor
 
 from ..scene import Instrument
 
-__all__ = ["add_noise", "autocorrelation", "correlated_noise", "correlation_sum", "noise_rms"]
+__all__ = ["add_noise", "autocorrelation", "correlated_noise", "correlation_sum", "noise_numbers", "noise_rms"]
+
+LEAST_PHOTONS = 1e-3  # photon variance over sky variance below which it does not matter
+TYPICAL_WAVELENGTH = 0.8  # micron
 
 
 def _unit_kernel(kernel: Tensor) -> Tensor:
@@ -103,3 +106,33 @@ def add_noise(
     rms = noise_rms(light, sky_rms.reshape(per_blend), exposure.reshape(per_blend), kernel=kernel)
     noise = correlated_noise(tuple(light.shape), kernel, generator=generator)
     return light + rms * noise.to(light)
+
+
+def noise_numbers(noise_kernel: Tensor | None, photon: Tensor, wavelength: Tensor) -> Tensor:
+    """Describe the noise and color of bands to a network.
+
+    Parameters
+    ----------
+    noise_kernel
+        Kernel ``(scene, band, y, x)`` that turns white noise into the noise of the sky; None for white noise.
+    photon
+        Variance that light of one sky rms in a pixel adds, over the variance of the sky ``(scene, band)``:
+        1 / (exposure * sky_rms * correlation sum), and 0 where photon noise does not matter.
+    wavelength
+        Wavelength in micron ``(scene, band)``; NaN where unknown.
+
+    Returns
+    -------
+    Tensor
+        Five numbers ``(scene, band, 5)`` of order 1: the correlation of next pixels, ln of how much more sums over
+        large areas scatter than with white noise, the photon noise, ln of the wavelength, and whether it is known.
+    """
+    neighbor = spread = torch.zeros_like(photon)
+    if noise_kernel is not None:
+        unit = noise_kernel / noise_kernel.square().sum((-2, -1), keepdim=True).sqrt()
+        neighbor = (unit[..., 1:] * unit[..., :-1]).sum((-2, -1))
+        spread = unit.sum((-2, -1)).abs().log()
+    photons = (photon + LEAST_PHOTONS).log() / 3 + 1
+    known = wavelength.isfinite()
+    color = torch.where(known, wavelength / TYPICAL_WAVELENGTH, 1.0).log()
+    return torch.stack([neighbor, spread, photons, color, known.to(photon)], -1).to(photon)
