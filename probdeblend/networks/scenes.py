@@ -121,10 +121,15 @@ class SceneNetwork(nn.Module):
         """Return the trunk's maps of images over sky noise."""
         return self.trunk(image, good, psf, noise)
 
-    def read(self, maps: TrunkMaps, x: Tensor, y: Tensor) -> tuple[Shares, SourceFeatures]:
-        """Return shares, masks and features of sources at positions ``(scene, source)`` in pixels."""
-        shares = self.reader(maps, x, y)
-        return shares, self.tokens(maps, shares, x, y)
+    def read(
+        self, maps: TrunkMaps, x: Tensor, y: Tensor, *, queries: Tensor | None = None, wanted: int | None = None
+    ) -> tuple[Shares, SourceFeatures]:
+        """Return shares and masks of sources at positions ``(scene, source)`` in pixels, and features of the first ones.
+
+        `queries` were read before from larger maps; `wanted` is the number of the first ones, all by default.
+        """
+        shares = self.reader(maps, x, y, queries)
+        return shares, self.tokens(maps, shares, x, y, wanted)
 
     def answer(self, features: SourceFeatures, index: Sequence[tuple[int, list[int]]]) -> GroupAnswer:
         """Answer for groups of equal size, each a scene and its sources."""

@@ -95,10 +95,13 @@ class SourceReader(nn.Module):
             for network in (self.share_network, self.mask_network):
                 network.weight.mul_(0.5)
 
-    def forward(self, maps: TrunkMaps, x: Tensor, y: Tensor) -> Shares:
-        """Return the shares and masks of sources at ``x, y (scene, source)`` in pixels of the images."""
-        scenes, bands, height, width = maps.image.shape
-        each = self._queries(maps, x, y)
+    def forward(self, maps: TrunkMaps, x: Tensor, y: Tensor, queries: Tensor | None = None) -> Shares:
+        """Return the shares and masks of sources at ``x, y (scene, source)`` in pixels of the images.
+
+        `queries` are those of the sources where they were read before, from larger maps.
+        """
+        height, width = maps.image.shape[-2:]
+        each = self.queries(maps, x, y) if queries is None else queries
         weight = self.gate(each).float().softmax(2)
         query = (weight * each).sum(2)
         both = torch.cat([each, query[:, :, None].expand_as(each)], -1)
@@ -122,7 +125,8 @@ class SourceReader(nn.Module):
             mask = mask + own[:, :, 0]
         return Shares(share, log_share, mask, query, each)
 
-    def _queries(self, maps: TrunkMaps, x: Tensor, y: Tensor) -> Tensor:
+    def queries(self, maps: TrunkMaps, x: Tensor, y: Tensor) -> Tensor:
+        """Return the query of each source in each band ``(scene, source, band, feature)``."""
         scenes, bands = maps.image.shape[:2]
         flat = [value.repeat_interleave(bands, 0) for value in (x, y)]
         read = [
@@ -187,18 +191,22 @@ class TokenNetwork(nn.Module):
         self.gate = nn.Linear(TOKEN, 1)
         self.together = nn.Linear(TOKEN, TOKEN)
 
-    def forward(self, maps: TrunkMaps, shares: Shares, x: Tensor, y: Tensor) -> SourceFeatures:
-        """Return the features of the sources that `shares` divides the light among."""
+    def forward(
+        self, maps: TrunkMaps, shares: Shares, x: Tensor, y: Tensor, wanted: int | None = None
+    ) -> SourceFeatures:
+        """Return the features of the sources that `shares` divides the light among, or of the first ones of them."""
         share, probability = shares.share.detach(), shares.mask.detach().sigmoid()
-        light = share * maps.image[:, None]
-        windows = self._windows(maps, light, share, probability, x, y)
-        apertures, anchor = self._apertures(windows, x, y)
+        first = slice(wanted)
+        light = share[:, first] * maps.image[:, None]
+        windows = self._windows(maps, light, share[:, first], probability[:, first], x[:, first], y[:, first])
+        apertures, anchor = self._apertures(windows, x[:, first], y[:, first])
         features = self._convolved(windows[0])
-        edge, overlap = pair_features(maps, light, share, probability, x, y, anchor)
+        edge, overlap = pair_features(maps, share, probability, x, y, anchor)
         contested = edge[..., 0].amax(-1)[..., None, None].expand_as(anchor[..., None])
-        query = shares.query[:, :, None].expand_as(shares.band_query)
-        condition = maps.condition[:, None].expand(-1, x.shape[1], -1, -1)
-        known = [features, apertures, anchor[..., None] / 5, contested, shares.band_query, query, condition]
+        band_query = shares.band_query[:, first]
+        query = shares.query[:, first, None].expand_as(band_query)
+        condition = maps.condition[:, None].expand(-1, query.shape[1], -1, -1)
+        known = [features, apertures, anchor[..., None] / 5, contested, band_query, query, condition]
         each = self.merge(torch.cat([value.to(features) for value in known], -1))
         token = (self.gate(each).float().softmax(2) * each).sum(2)
         return SourceFeatures(token, each + self.together(token)[:, :, None], anchor, edge, overlap)
@@ -267,21 +275,22 @@ class TokenNetwork(nn.Module):
 
 
 def pair_features(
-    maps: TrunkMaps, light: Tensor, share: Tensor, probability: Tensor, x: Tensor, y: Tensor, anchor: Tensor
+    maps: TrunkMaps, share: Tensor, probability: Tensor, x: Tensor, y: Tensor, anchor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return features of pairs of sources, and the expected number of pixels that their masks share.
+    """Return features of pairs ``(scene, first, second, 4)``, and the expected number of pixels that two masks share.
 
-    The features are ln of the contested fraction of a source's light (what lies where the other has a share), ln of the
-    distance, the difference of ln brightness, and the overlap of the masks.
+    First sources are those with an anchor. The features are ln of the contested fraction of a source's light (what lies
+    where the other has a share), ln of the distance, the difference of ln brightness, and the overlap of the masks.
     """
-    of_all = maps.image.clamp(min=0)
-    common = torch.einsum("snbp,smbp->snm", (share * of_all[:, None]).flatten(-2), share.flatten(-2))
-    own = (share * of_all[:, None]).sum((2, 3, 4)).clamp(min=1.0)
-    contested = (common / own[:, :, None]).clamp(1e-4, 1)
+    first, others = anchor.shape[1], x.shape[1]
+    own_light = share[:, :first] * maps.image.clamp(min=0)[:, None]
+    common = torch.einsum("snbp,smbp->snm", own_light.flatten(-2), share.flatten(-2))
+    contested = (common / own_light.sum((2, 3, 4)).clamp(min=1.0)[:, :, None]).clamp(1e-4, 1)
     pixels = probability.flatten(-2)
-    overlap = pixels @ pixels.mT
-    distance = torch.hypot(x[:, :, None] - x[:, None], y[:, :, None] - y[:, None])
-    difference = (anchor[:, :, None] - anchor[:, None]).mean(-1)
+    overlap = pixels[:, :first] @ pixels.mT
+    distance = torch.hypot(x[:, :first, None] - x[:, None], y[:, :first, None] - y[:, None])
+    brightness = functional.pad(anchor.mean(-1), (0, others - first))
+    difference = anchor.mean(-1)[:, :, None] - brightness[:, None]
     edge = [contested.log() / 4 + 1, (distance + 1).log() - 2, difference / 3, (overlap + 1).log() / 3]
-    different = 1 - torch.eye(x.shape[1], device=x.device)
+    different = 1 - torch.eye(first, others, device=x.device)
     return torch.stack(edge, -1) * different[..., None], overlap * different

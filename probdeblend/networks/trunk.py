@@ -55,6 +55,18 @@ class TrunkMaps(NamedTuple):
     mask_features: Tensor
     condition: Tensor
 
+    def crop(self, rows: slice, columns: slice) -> TrunkMaps:
+        """Return the maps of a part of the image, whose sides in pixels are multiples of `STRIDE`."""
+
+        def cut(values: Tensor, step: int) -> Tensor:
+            y, x = (slice(side.start // step, side.stop // step) for side in (rows, columns))
+            return values[..., y, x]
+
+        full = {name: cut(getattr(self, name), 1) for name in ("image", "union", "unlisted")}
+        folded = {name: cut(getattr(self, name), FOLD) for name in ("gate", "heat", "share_features", "mask_features")}
+        levels = [cut(level, FOLD * 2**i) for i, level in enumerate(self.levels)]
+        return self._replace(levels=levels, **full, **folded)
+
 
 def describe_bands(psf: Tensor, noise: Tensor) -> Tensor:
     """Describe bands by their PSFs ``(..., y, x)`` and five numbers of their noise and color ``(..., 5)``.
