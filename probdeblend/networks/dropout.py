@@ -1,120 +1,143 @@
-"""Draws from a network: Monte Carlo dropout over cached features.
+"""Draws from the scene network: Monte Carlo dropout behind cached features.
 
-The convolutions run once per blend. Each dropout pass drops units behind them, the same for every blend, and turns the
-features into a distribution; draws are shared evenly between the passes. The mixture of the passes is the posterior:
-its variance is the mean variance within a pass plus the variance between the passes' means (Gal and Ghahramani 2016,
-arXiv:1506.02142). The spread between passes alone is not an uncertainty.
+Everything up to the features of the groups is computed once. Each dropout pass drops units behind them, the same for
+every group, and turns the features into a joint distribution of the fluxes; draws are shared evenly between the passes.
+The mixture of the passes is the posterior: its variance is the mean variance within a pass plus the variance between
+the passes' means (Gal and Ghahramani 2016, arXiv:1506.02142). The spread between passes alone is not an uncertainty.
 
-The entropy of its mean probability measures how undecided a pixel is. The mean entropy of the passes is the part on
-which they agree; the rest is the mutual information between pixel and pass (Houlsby et al. 2011, arXiv:1112.5745;
-Depeweg et al. 2018, arXiv:1710.07283).
+Every group has random numbers of its own, as many whatever the network says, so that an answer that changes by a
+rounding error changes its draws by no more.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..scene import seed_of
-from .composite import BlendAnswer, BlendFeatures
-from .layers import dropout_passes
+from .scenes import GroupTokens, SceneNetwork
+from .sources import SourceFeatures
 
-__all__ = ["NetworkDraws", "draw"]
+__all__ = ["GroupDraws", "draw_groups"]
 
-CHUNK = 64  # blends at a time
-CACHED = 4  # blends whose masks are processed at a time, so that they stay in the cache
-MOST_FACTORS = 100  # each of them at least 1/2, so that float32 holds their product
+ROWS = 8192  # pairs of sources, over all passes, that the heads see at a time
+PROPOSALS = 5  # of the rejection sampler; the chance that none is accepted is below 1e-6
 
 
-class NetworkDraws(NamedTuple):
-    """Draws from the dropout passes of a network for a batch of blends, in units of the sky noise.
+class GroupDraws(NamedTuple):
+    """What the network says of groups of equal size, all dropout passes together.
 
-    - `log_flux`: draws ``(chain, draw, blend, galaxy)`` of ``log(flux / sky_rms)``; a chain is a pass.
-    - `mask`, `mask_std`: mask probability and its spread over the passes ``(blend, galaxy, y, x)``; None without masks.
-    - `mask_information`: mutual information between pixel and pass in bits, same shape; None without masks.
-    - `features`: last hidden layer without dropout ``(blend, feature)``.
+    - `log_flux`: draws of ln flux over sky rms ``(chain, draw, group, source, band, kind)``; a chain is a pass.
+    - `shape`, `shape_width (group, source, shape)`: mean of `SHAPES`, and its scale with the spread over the passes.
+    - `kind`: probability of each class ``(group, source, class)``.
+    - `existence`: probability that there is a source ``(group, source)``.
+    - `hidden`: last features without dropout ``(group, source, feature)``.
     """
 
     log_flux: Tensor
-    mask: Tensor | None
-    mask_std: Tensor | None
-    mask_information: Tensor | None
-    features: Tensor
+    shape: Tensor
+    shape_width: Tensor
+    kind: Tensor
+    existence: Tensor
+    hidden: Tensor
 
 
-def draw(
-    network: nn.Module, image: Tensor, *, draws: int = 1000, passes: int = 32, seed: int = 0, first: int = 0
-) -> NetworkDraws:
-    """Draw log-fluxes and masks from a composite network for pixels over sky noise ``(blend, band, y, x)``.
+@torch.no_grad()
+def draw_groups(
+    network: SceneNetwork,
+    features: SourceFeatures,
+    index: Sequence[tuple[int, list[int]]],
+    *,
+    keys: Sequence[int],
+    draws: int = 1000,
+    passes: int = 32,
+    seed: int = 0,
+) -> GroupDraws:
+    """Draw the fluxes of groups of equal size, each a scene and its sources; everything returned is on the CPU.
 
-    `draws` is rounded up to a multiple of `passes`; no passes means the network without dropout. The draws of a blend
-    depend on the seed and on its number, counted from `first`, alone. Everything returned is on the CPU.
+    `draws` is rounded up to a multiple of `passes`; no passes means one chain, without dropout. The draws of a group
+    depend on the seed and on its key alone, not on the other groups, and not on their number.
     """
-    if draws < 2:
-        raise ValueError(f"draws must be at least 2, got {draws}")
-    for name, value in (("passes", passes), ("seed", seed), ("first", first)):
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}")
+    for name, value in (("passes", passes), ("seed", seed), *(("keys", key) for key in keys)):
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
-    network.eval().to(memory_format=torch.channels_last)
-    image = image.contiguous(memory_format=torch.channels_last)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        parts = [
-            _draw_chunk(network, chunk, draws=draws, passes=passes, seed=seed, first=first + CHUNK * i)
-            for i, chunk in enumerate(image.split(CHUNK))
-        ]
-    log_flux, *others = zip(*parts, strict=True)
-    return NetworkDraws(torch.cat(log_flux, 2), *(None if v[0] is None else torch.cat(v) for v in others))
+    if len(keys) != len(index):
+        raise ValueError(f"keys must be one for each of {len(index)} groups, got {len(keys)}")
+    sources, bands = len(index[0][1]), features.anchor.shape[-1]
+    kept = _kept_units(network, passes, seed)
+    chunk = max(1, ROWS // (len(kept) * sources**2 * bands))
+    tokens = network.tokens_of(features, index)
+    parts = []
+    for start in range(0, len(index), chunk):
+        piece = GroupTokens(*(value[start : start + chunk] for value in tokens))
+        parts.append(
+            _draw(network, piece, kept, keys[start : start + chunk], each=math.ceil(draws / len(kept)), seed=seed)
+        )
+    return GroupDraws(*(torch.cat(values, 2 if i == 0 else 0) for i, values in enumerate(zip(*parts, strict=True))))
 
 
-def _draw_chunk(network: nn.Module, image: Tensor, *, draws: int, passes: int, seed: int, first: int) -> NetworkDraws:
-    features = network.encode(image)
-    answers = _passes(network, features, passes=passes, seed=seed)
-    masks = _mask_moments([answer.mask for answer in answers])
-    numbers = torch.stack([answer.flux for answer in answers]).cpu()
-    each = math.ceil(draws / len(answers))
-    log_flux = torch.empty(len(answers), each, len(image), 2)
-    for blend in range(len(image)):
-        torch.manual_seed(seed_of(seed, 1, first + blend))
-        log_flux[:, :, blend] = network.head.sample(numbers[:, blend], each).transpose(0, 1)
-    return NetworkDraws(log_flux, *masks, network.cnn.answer(features.flux).cpu())
+def _kept_units(network: SceneNetwork, passes: int, seed: int) -> Tensor:
+    """Return the factors ``(pass, 2, feature)`` on the features of sources, fused and per band."""
+    keep, units = 1 - network.drop.probability, network.group[0].out_features
+    if not passes:
+        return torch.ones(1, 2, units)
+    generators = (torch.Generator().manual_seed(seed_of(seed, 0, number)) for number in range(passes))
+    return torch.stack([(torch.rand(2, units, generator=one) < keep) / keep for one in generators])
 
 
-def _passes(network: nn.Module, features: BlendFeatures, *, passes: int, seed: int) -> list[BlendAnswer]:
-    answers = []
-    with dropout_passes(network):
-        for number in range(passes):
-            torch.manual_seed(seed_of(seed, 0, number))
-            answers.append(network.answer(features))
-    return answers or [network.answer(features)]
+def _draw(
+    network: SceneNetwork, tokens: GroupTokens, kept: Tensor, keys: Sequence[int], *, each: int, seed: int
+) -> GroupDraws:
+    passes, groups = len(kept), len(keys)
+    sources, bands = tokens.anchor.shape[1:]
+    fused, per_band = kept.to(tokens.hidden).unbind(1)
+    dropped = GroupTokens(
+        (tokens.hidden * fused[:, None, None]).flatten(0, 1),
+        (tokens.each * per_band[:, None, None, None]).flatten(0, 1),
+        tokens.edge.repeat(passes, 1, 1, 1),
+        tokens.anchor.repeat(passes, 1, 1),
+    )
+    answer = network.heads(dropped)
+    device = answer.shape.device
+    noise = torch.empty(each, passes, groups, sources, bands, 2)
+    proposals = torch.empty(each, passes, groups, sources + 1, PROPOSALS, 2)
+    for number, key in enumerate(keys):
+        generator = torch.Generator().manual_seed(seed_of(seed, 1, key))
+        noise[:, :, number] = torch.randn(each, passes, sources, bands, 2, generator=generator)
+        proposals[:, :, number, ..., 0] = torch.randn(each, passes, sources + 1, PROPOSALS, generator=generator)
+        proposals[:, :, number, ..., 1] = torch.rand(each, passes, sources + 1, PROPOSALS, generator=generator)
+    noise, proposals = noise.flatten(1, 2).to(device), proposals.flatten(1, 2).to(device)
+    numbers = answer.flux.numbers
+    freedom = torch.cat([numbers.freedom[:, None], numbers.aperture_freedom.expand(passes * groups, sources)], 1)
+    stretch = (_gamma(freedom / 2, proposals) * 2 / freedom).clamp(min=1e-6).rsqrt()
+    log_flux = answer.flux.transform(noise, stretch[..., 0], stretch[..., 1:])
+    shape, width, kind, existence = (
+        value.unflatten(0, (passes, groups))
+        for value in (answer.shape, answer.shape_width, answer.kind.softmax(-1), answer.existence.sigmoid())
+    )
+    width = (width.square().mean(0) + shape.var(0, correction=0)).sqrt()
+    means = (shape.mean(0), width, kind.mean(0), existence.mean(0), tokens.hidden.float())
+    log_flux = log_flux.unflatten(1, (passes, groups)).transpose(0, 1)
+    return GroupDraws(log_flux.cpu(), *(value.cpu() for value in means))
 
 
-def _mask_moments(logits: list[Tensor | None]) -> tuple[Tensor, Tensor, Tensor] | tuple[None, None, None]:
-    """Return mean and spread of the passes' probabilities, and the information between pixel and pass in bits."""
-    if logits[0] is None:
-        return None, None, None
-    pieces = [_moments(piece) for piece in zip(*(value.split(CACHED) for value in logits), strict=True)]
-    return tuple(torch.cat(values).cpu() for values in zip(*pieces, strict=True))
+def _gamma(shape: Tensor, proposals: Tensor) -> Tensor:
+    """Turn normals and uniforms ``(..., proposal, 2)`` into draws of a gamma distribution, of shape above 1.
+
+    The method is that of Marsaglia and Tsang (2000, doi:10.1145/358407.358414), with a fixed number of proposals.
+    """
+    normal, uniform = proposals.unbind(-1)
+    d = (shape - 1 / 3)[..., None]
+    cube = (1 + normal / (9 * d).sqrt()) ** 3
+    accepted = (cube > 0) & (uniform.log() < 0.5 * normal.square() + d * (1 - cube + cube.clamp(min=1e-30).log()))
+    first = accepted.int().argmax(-1, keepdim=True)
+    return (d * cube.clamp(min=1e-3)).gather(-1, first)[..., 0]
 
 
-def _moments(logits: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    total, square, entropy = (torch.zeros_like(logits[0]) for _ in range(3))
-    for start in range(0, len(logits), MOST_FACTORS):
-        certain = torch.ones_like(total)
-        for value in logits[start : start + MOST_FACTORS]:
-            probability = value.sigmoid()
-            total += probability
-            square += probability.square()
-            rare = torch.minimum(probability, 1 - probability)
-            # The entropy in nats is |logit| * rare - ln(1 - rare); the logarithm of a product is that of all passes.
-            entropy.addcmul_(value.abs(), rare)
-            certain.addcmul_(certain, rare, value=-1)
-        entropy -= certain.log()
-    mean = total / len(logits)
-    spread = (square / len(logits) - mean.square()).clamp(min=0).sqrt()
-    of_mean = torch.special.entr(mean) + torch.special.entr(1 - mean)
-    # Rounding leaves a little; for a single pass it must be exactly zero.
-    information = (of_mean - entropy / len(logits)).clamp(min=0) / math.log(2) * (len(logits) > 1)
-    return mean, spread, information
+from .dropout_old import NetworkDraws, draw  # noqa: E402, F401, I001 - until the deblender is converted

@@ -145,20 +145,28 @@ class GroupFlux(TorchDistribution):
         n = self.numbers
         groups, sources, bands = n.mean.shape
         shape = (*sample_shape, groups)
-        stretch = _stretch(n.freedom, shape, n.mean)
-        noise = torch.randn(*shape, sources * bands, dtype=n.mean.dtype, device=n.mean.device) * stretch[..., None]
-        divided, total = noise.split([(sources - 1) * bands, bands], -1)
+        noise = torch.randn(*shape, sources, bands, 2, dtype=n.mean.dtype, device=n.mean.device)
+        each = n.aperture_freedom.expand(*shape, sources)
+        return self.transform(noise, _inverse_chi(n.freedom.expand(shape)), _inverse_chi(each))
+
+    def transform(self, noise: Tensor, stretch: Tensor, aperture_stretch: Tensor) -> Tensor:
+        """Turn standard normals ``(..., group, source, band, 2)`` into draws of ln fluxes of the same shape.
+
+        `stretch (..., group)` and `aperture_stretch (..., group, source)` turn the normals into a Student-t: the
+        square roots of the degrees of freedom over a chi-square of them.
+        """
+        n = self.numbers
+        sources, bands = n.mean.shape[1:]
+        auto, aperture = noise.unbind(-1)
+        auto = (auto * stretch[..., None, None]).flatten(-2)
+        divided, total = auto.split([(sources - 1) * bands, bands], -1)
         divided = (self._division_factor @ divided[..., None])[..., 0].unflatten(-1, (sources - 1, bands))
         departure = torch.einsum("...kb,sk->...sb", divided, self._basis)
         total = self._total_mean(departure) + (self._total_factor @ total[..., None])[..., 0]
         division = departure + n.mean - n.mean.mean(1, keepdim=True)
         auto = division + (total - division.logsumexp(-2))[..., None, :]
-        shape = (*shape, sources)
-        noise = torch.randn(*shape, bands, dtype=n.mean.dtype, device=n.mean.device)
-        noise = noise * _stretch(n.aperture_freedom, shape, n.mean)[..., None]
-        aperture = n.aperture + n.aperture_slope * (auto - n.mean)
-        aperture = aperture + (self._aperture_factor @ noise[..., None])[..., 0]
-        return torch.stack([auto, auto - aperture], -1)
+        aperture = (self._aperture_factor @ (aperture * aperture_stretch[..., None])[..., None])[..., 0]
+        return torch.stack([auto, auto - n.aperture - n.aperture_slope * (auto - n.mean) - aperture], -1)
 
 
 def _solve(factor: Tensor, values: Tensor) -> Tensor:
@@ -167,10 +175,9 @@ def _solve(factor: Tensor, values: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, values[..., None], upper=False)[..., 0]
 
 
-def _stretch(freedom: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Draw factors that turn a normal into a Student-t."""
-    half = (freedom / 2).expand(shape)
-    return (torch.distributions.Gamma(half, half).rsample().clamp(min=1e-6)).rsqrt().to(like)
+def _inverse_chi(freedom: Tensor) -> Tensor:
+    """Draw factors that turn normals into a Student-t."""
+    return torch.distributions.Gamma(freedom / 2, freedom / 2).rsample().clamp(min=1e-6).rsqrt()
 
 
 def student_t(squared: Tensor, size: int, freedom: Tensor) -> Tensor:

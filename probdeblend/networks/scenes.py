@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from .joint import FluxNumbers, GroupFlux
 from .layers import PassDropout
-from .sources import QUERY, TOKEN, Shares, SourceFeatures, SourceReader, TokenNetwork
+from .sources import TOKEN, Shares, SourceFeatures, SourceReader, TokenNetwork
 from .trunk import Trunk, TrunkMaps
 
-__all__ = ["SHAPES", "GroupAnswer", "SceneNetwork"]
+__all__ = ["SHAPES", "GroupAnswer", "GroupTokens", "SceneNetwork"]
 
 SHAPES = ("dx", "dy", "ln_radius", "e1", "e2", "ln_index")
 CLASSES = 5
@@ -47,6 +47,21 @@ class GroupAnswer(NamedTuple):
     kind: Tensor
     existence: Tensor
     hidden: Tensor
+
+
+class GroupTokens(NamedTuple):
+    """What the heads see of groups of equal size, computed once whatever the number of dropout passes.
+
+    - `hidden (group, source, feature)`: features of the sources, fused.
+    - `each (group, source, band, feature)`: per band.
+    - `edge (group, source, source, 4)`: features of pairs of sources.
+    - `anchor (group, source, band)`: ln of a first guess of the flux over sky rms.
+    """
+
+    hidden: Tensor
+    each: Tensor
+    edge: Tensor
+    anchor: Tensor
 
 
 class Exchange(nn.Module):
@@ -131,20 +146,26 @@ class SceneNetwork(nn.Module):
         shares = self.reader(maps, x, y, queries)
         return shares, self.tokens(maps, shares, x, y, wanted)
 
-    def answer(self, features: SourceFeatures, index: Sequence[tuple[int, list[int]]]) -> GroupAnswer:
-        """Answer for groups of equal size, each a scene and its sources."""
+    def tokens_of(self, features: SourceFeatures, index: Sequence[tuple[int, list[int]]]) -> GroupTokens:
+        """Return what the heads see of groups of equal size, each a scene and its sources, before dropout."""
         scene = torch.tensor([number for number, _ in index], device=features.token.device)[:, None]
         member = torch.tensor([members for _, members in index], device=features.token.device)
         token, band_token = features.token[scene, member], features.band_token[scene, member]
         edge = features.edge[scene[..., None], member[..., None], member[:, None]].to(token)
         for layer in self.attention:
             token = layer(token, edge)
-        hidden = self.drop(self.hidden(token))
-        each = self.drop(self.band_hidden(torch.cat([band_token, token[:, :, None].expand_as(band_token)], -1)))
-        return self._heads(hidden, each, edge, features.anchor[scene, member])
+        each = self.band_hidden(torch.cat([band_token, token[:, :, None].expand_as(band_token)], -1))
+        return GroupTokens(self.hidden(token), each, edge, features.anchor[scene, member])
 
-    def _heads(self, hidden: Tensor, each: Tensor, edge: Tensor, anchor: Tensor) -> GroupAnswer:
-        groups, sources, bands = anchor.shape
+    def answer(self, features: SourceFeatures, index: Sequence[tuple[int, list[int]]]) -> GroupAnswer:
+        """Answer for groups of equal size, each a scene and its sources."""
+        tokens = self.tokens_of(features, index)
+        return self.heads(tokens._replace(hidden=self.drop(tokens.hidden), each=self.drop(tokens.each)))
+
+    def heads(self, tokens: GroupTokens) -> GroupAnswer:
+        """Answer from what the heads see, after dropout."""
+        hidden, each, edge, anchor = tokens
+        bands = anchor.shape[2]
         numbers = self.flux(each + hidden[:, :, None]).float()
         shift, width, common, aperture, aperture_width, aperture_common, slope, coupling = numbers.unbind(-1)
         anchor = anchor.float()
