@@ -84,7 +84,7 @@ def draw_groups(
 
 def _kept_units(network: SceneNetwork, passes: int, seed: int) -> Tensor:
     """Return the factors ``(pass, 2, feature)`` on the features of sources, fused and per band."""
-    keep, units = 1 - network.drop.probability, network.group[0].out_features
+    keep, units = 1 - network.drop.p, network.group[0].out_features
     if not passes:
         return torch.ones(1, 2, units)
     generators = (torch.Generator().manual_seed(seed_of(seed, 0, number)) for number in range(passes))

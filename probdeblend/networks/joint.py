@@ -16,7 +16,8 @@ own whose mean may depend on the Kron flux.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -32,7 +33,7 @@ AUTO, TOTAL = 0, 1
 class FluxNumbers(NamedTuple):
     """Parameters of `GroupFlux`; all of ln flux.
 
-    - `mean`, `width`, `common (group, source, band)`: center, own scale, and the factor that the bands of a source share.
+    - `mean`, `width`, `common (group, source, band)`: center, own scale, and a factor that its bands share.
     - `exchange`, `band_exchange (group, source, source, band)`: what a source gains in exchange with another.
     - `total_shift`, `total_width`, `total_common (group, band)`: of ln of the group's total.
     - `coupling (group, source, band)`: how the total depends on the division.
@@ -68,7 +69,7 @@ def contrasts(sources: int, like: Tensor) -> Tensor:
 class GroupFlux(TorchDistribution):
     """ln of the auto and the total fluxes ``(group, source, band, kind)``; see the module's description."""
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict] = {}
     support = constraints.independent(constraints.real, 3)
     has_rsample = True
 
@@ -140,14 +141,13 @@ class GroupFlux(TorchDistribution):
         size = self._aperture_factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return student_t(whitened.square().sum(-1), whitened.shape[-1], n.aperture_freedom) - size
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw ln fluxes ``(*sample_shape, group, source, band, kind)``."""
         n = self.numbers
-        groups, sources, bands = n.mean.shape
-        shape = (*sample_shape, groups)
-        noise = torch.randn(*shape, sources, bands, 2, dtype=n.mean.dtype, device=n.mean.device)
-        each = n.aperture_freedom.expand(*shape, sources)
-        return self.transform(noise, _inverse_chi(n.freedom.expand(shape)), _inverse_chi(each))
+        shape = (*sample_shape, *n.mean.shape)
+        noise = torch.randn(*shape, 2, dtype=n.mean.dtype, device=n.mean.device)
+        stretch = _inverse_chi(n.freedom.expand(shape[:-2]))
+        return self.transform(noise, stretch, _inverse_chi(n.aperture_freedom.expand(shape[:-1])))
 
     def transform(self, noise: Tensor, stretch: Tensor, aperture_stretch: Tensor) -> Tensor:
         """Turn standard normals ``(..., group, source, band, 2)`` into draws of ln fluxes of the same shape.

@@ -1,4 +1,4 @@
-"""The loss of the scene network: proper scores of everything that it answers, so that it is calibrated where it ends."""
+"""The loss of the scene network: proper scores of all that it answers, so that the best answer is a calibrated one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SceneLoss(nn.Module):
         self.network = network
         self.parts: dict[str, float] = {}
 
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917
         self,
         image: Tensor,
         good: Tensor,

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .joint import FluxNumbers, GroupFlux
-from .layers import PassDropout
 from .sources import TOKEN, Shares, SourceFeatures, SourceReader, TokenNetwork
 from .trunk import Trunk, TrunkMaps
 
@@ -116,7 +115,7 @@ class SceneNetwork(nn.Module):
         self.reader = SourceReader(dynamic=dynamic)
         self.tokens = TokenNetwork()
         self.attention = nn.ModuleList(Exchange() for _ in range(2 if attention else 0))
-        self.drop = PassDropout(dropout)
+        self.drop = nn.Dropout(dropout)
         self.hidden = nn.Sequential(nn.Linear(TOKEN, TOKEN), nn.SiLU())
         self.band_hidden = nn.Sequential(nn.Linear(2 * TOKEN, TOKEN), nn.SiLU())
         self.flux = nn.Linear(TOKEN, 8)
@@ -139,9 +138,9 @@ class SceneNetwork(nn.Module):
     def read(
         self, maps: TrunkMaps, x: Tensor, y: Tensor, *, queries: Tensor | None = None, wanted: int | None = None
     ) -> tuple[Shares, SourceFeatures]:
-        """Return shares and masks of sources at positions ``(scene, source)`` in pixels, and features of the first ones.
+        """Return shares and masks of sources at positions ``(scene, source)`` in pixels, and their features.
 
-        `queries` were read before from larger maps; `wanted` is the number of the first ones, all by default.
+        `queries` were read before from larger maps; `wanted` sources, the first ones, get features: by default all.
         """
         shares = self.reader(maps, x, y, queries)
         return shares, self.tokens(maps, shares, x, y, wanted)

@@ -154,11 +154,11 @@ class SourceReader(nn.Module):
 
 
 def _own_network(weights: Tensor, features: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-    """Evaluate the small network of each source ``(scene, source, band, weight)`` on maps of folded pixels, at full size.
+    """Evaluate the small network of each source ``(scene, source, band, weight)`` on folded maps, at full size.
 
     `features` are ``(scene, band, channel, y, x)``; offsets ``(scene, source, x)`` and ``(scene, source, y)``.
     """
-    scenes, sources, bands = weights.shape[:3]
+    scenes, sources = weights.shape[:2]
     height, width = features.shape[-2:]
     first, last = weights[..., : (DYNAMIC + 2) * DYNAMIC], weights[..., (DYNAMIC + 2) * DYNAMIC :]
     first = first.unflatten(-1, (DYNAMIC, DYNAMIC + 2))

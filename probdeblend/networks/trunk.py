@@ -13,6 +13,7 @@ serves any number of bands.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -134,7 +135,7 @@ class Trunk(nn.Module):
         )
         wider = zip((3 * FOLD**2, *WIDTHS[:-1]), WIDTHS, strict=True)
         self.down = nn.ModuleList(Block(inputs, channels) for inputs, channels in wider)
-        steps = zip(WIDTHS[:-1], WIDTHS[1:], strict=True)
+        steps = pairwise(WIDTHS)
         self.up = nn.ModuleList(Block(fine + coarse, fine) for fine, coarse in steps)
         self.gate = nn.Conv2d(WIDTHS[0], 1, 1)
         self.heat = nn.Sequential(nn.Conv2d(WIDTHS[0], 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 3, 1))
@@ -146,7 +147,7 @@ class Trunk(nn.Module):
 
     def forward(self, image: Tensor, good: Tensor, psf: Tensor, noise: Tensor) -> TrunkMaps:
         """Return the maps of images ``(scene, band, y, x)`` over sky noise, sides a multiple of `STRIDE`."""
-        scenes, bands, height, width = image.shape
+        scenes, bands = image.shape[:2]
         condition = describe_bands(psf, noise).to(image.dtype)
         seen = condition if self.conditioned else torch.zeros_like(condition)
         modulation = self.describe(seen).flatten(0, 1)
