@@ -25,7 +25,7 @@ from .sources import SourceFeatures
 __all__ = ["GroupDraws", "draw_groups"]
 
 ROWS = 8192  # pairs of sources, over all passes, that the heads see at a time
-PROPOSALS = 5  # of the rejection sampler; the chance that none is accepted is below 1e-6
+PROPOSALS = 4  # of the rejection sampler; the chance that none is accepted is below 1e-5
 
 
 class GroupDraws(NamedTuple):

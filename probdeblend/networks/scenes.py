@@ -196,14 +196,16 @@ class SceneNetwork(nn.Module):
 
     def _pairs(self, hidden: Tensor, each: Tensor, edge: Tensor) -> Tensor:
         """Return the exchange of each source with each other, ``(group, source, source, band, 2)``."""
-        groups, sources, bands, features = each.shape
+        groups, sources, bands = each.shape[:3]
         if sources == 1 or not self.exchange:
             return torch.zeros(groups, sources, sources, bands, 2, device=each.device)
-        shape = (groups, sources, sources, bands, -1)
-        first, second = each[:, :, None].expand(*shape[:-1], features), each[:, None].expand(*shape[:-1], features)
-        both = hidden[:, :, None, None] * hidden[:, None, :, None]
-        known = [first, second, both.expand_as(first), edge[..., None, :].expand(*shape[:-1], EDGE)]
-        return self.pair(torch.cat(known, -1)).float()
+        # The first layer sees both sources, their product and the pair's features; taken apart, most of it is computed
+        # once per source.
+        first, second, product, pair = self.pair[0].weight.split([TOKEN, TOKEN, TOKEN, EDGE], 1)
+        alike = functional.linear(hidden[:, :, None] * hidden[:, None], product)
+        alike = alike + functional.linear(edge, pair, self.pair[0].bias)
+        own = functional.linear(each, first)[:, :, None] + functional.linear(each, second)[:, None]
+        return self.pair[1:](own + alike[..., None, :]).float()
 
 
 def _positive(value: Tensor) -> Tensor:
