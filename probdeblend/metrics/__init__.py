@@ -1,30 +1,32 @@
 """Accuracy and calibration: pure functions of arrays."""
 
 from .accuracy import accuracy_table, magnitude_error
-from .counts import count_reliability, count_scores
 from .coverage import binned_table, diagnose, expected_coverage, quantile_edges
+from .detections import average_precision, binned_fraction, match_sources
 from .masks import Reliability, blendedness, iou
-from .ranks import covariance_pit, ecdf_band, joint_pit, normal_pit, pit, rank_p_value, tarp, whitened
+from .ranks import covariance_pit, ecdf_band, group_pit, joint_pit, normal_pit, pit, rank_p_value, tarp, whitened
 from .scores import crps, energy_score, interval_score, log_score
 
 __all__ = [
     "Reliability",
     "accuracy_table",
+    "average_precision",
+    "binned_fraction",
     "binned_table",
     "blendedness",
-    "count_reliability",
-    "count_scores",
     "covariance_pit",
     "crps",
     "diagnose",
     "ecdf_band",
     "energy_score",
     "expected_coverage",
+    "group_pit",
     "interval_score",
     "iou",
     "joint_pit",
     "log_score",
     "magnitude_error",
+    "match_sources",
     "normal_pit",
     "pit",
     "quantile_edges",

@@ -1,6 +1,6 @@
 """Accuracy of fluxes.
 
-Fluxes have any shape, the same for estimates and truths. Galaxies whose true flux is NaN are left out. An estimate of
+Fluxes have any shape, the same for estimates and truths. Sources whose true flux is NaN are left out. An estimate of
 NaN is a non-detection: it counts as an outlier and is left out of everything else, so that the detected fraction
 belongs beside every number. An estimate that is not positive has no magnitude error and counts as a non-detection.
 """
@@ -13,20 +13,14 @@ import numpy as np
 from astropy.stats import mad_std
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import spearmanr
 
 from .arrays import ONE_SIGMA
 from .scores import crps
 
-__all__ = [
-    "accuracy_table",
-    "flux_accuracy",
-    "magnitude_error",
-    "over_finite",
-    "residual_correlation",
-]
+__all__ = ["accuracy_table", "flux_accuracy", "magnitude_error", "over_finite"]
 
 OUTLIER = 0.75  # magnitudes, about a factor of two in flux
+LEVELS = (50, 68, 95)  # percent
 FLOOR = 0.01  # of the true flux: fainter draws are raised to it before taking logarithms
 
 
@@ -52,36 +46,21 @@ def magnitude_error(estimate: ArrayLike, truth: ArrayLike) -> NDArray[np.float64
     return -2.5 * np.log10(np.where(estimate > 0, estimate, np.nan) / truth)
 
 
-def residual_correlation(estimate: ArrayLike, truth: ArrayLike) -> float:
-    """Return the rank correlation of the relative flux errors of centrals and companions ``(blend, galaxy, band)``.
-
-    NaN with fewer than three pairs, or if all errors are equal.
-    """
-    estimate, truth = _paired_fluxes(estimate, truth)
-    if estimate.ndim != 3 or estimate.shape[1] < 2:
-        raise ValueError(f"estimate must have the shape (blend, galaxy >= 2, band), got {estimate.shape}")
-    error = np.moveaxis((estimate - truth) / truth, 1, 0)[:2].reshape(2, -1)
-    error = error[:, np.isfinite(error).all(0)]
-    if error.shape[1] < 3 or (np.ptp(error, axis=1) == 0).any():
-        return float("nan")
-    return float(spearmanr(*error).statistic)
-
-
 def accuracy_table(draws: Mapping[str, ArrayLike], flux: ArrayLike | Mapping[str, ArrayLike]) -> Table:
-    """Compare the fluxes of several methods for the same blends.
+    """Compare the fluxes of several methods for the same sources.
 
     Parameters
     ----------
     draws
-        Draws ``(chain, draw, blend, galaxy, band)`` of each method by its name, such as ``Posterior.flux``.
+        Draws ``(chain, draw, source, band)`` of each method by its name, such as ``Posterior.flux``; or of any other
+        quantity that is positive, such as groups' totals.
     flux
-        True fluxes ``(blend, galaxy, band)``, or those of each method by its name: AUTO fluxes for SEP, total ones for
-        the network.
+        True fluxes ``(source, band)``, or those of each method by its name: AUTO fluxes for SEP.
 
     Returns
     -------
     Table
-        One row per method. The point estimate is the median of the draws. Columns, over all galaxies and bands:
+        One row per method. The point estimate is the median of the draws. Columns, over all sources and bands:
 
         - ``count``: true fluxes; ``detected``: fraction of them with an estimate;
         - ``mape``, ``median_ape``: mean and median absolute percentage error of the flux (MAPE as in Boucaud et al.
@@ -89,12 +68,10 @@ def accuracy_table(draws: Mapping[str, ArrayLike], flux: ArrayLike | Mapping[str
         - ``bias_mag``, ``nmad_mag``, ``sd_mag``: median of the magnitude errors (positive where too faint), their
           normalized median absolute deviation and their standard deviation;
         - ``outliers``: fraction with an error above 0.75 mag, non-detections included;
-        - ``coverage_68``, ``coverage_90``: fraction of the truths inside the central intervals, with the binomial
-          standard errors ``coverage_68_error``, ``coverage_90_error``;
+        - ``coverage_50``, ``coverage_68``, ``coverage_95``: fraction of the truths inside the central intervals;
         - ``width``: median half-width of the 68 % interval in ln flux;
         - ``crps_ln``: mean continuous ranked probability score in ln flux;
-        - ``pull_mean``, ``pull_sd``: of (mean - truth) / standard deviation of the draws;
-        - ``residual_correlation``: rank correlation of the relative errors of the two galaxies.
+        - ``pull_mean``, ``pull_sd``: of (mean - truth) / standard deviation of the draws.
 
         For ``width`` and ``crps_ln``, draws below 1 % of the true flux are raised to that.
 
@@ -142,11 +119,9 @@ def _draws_accuracy(draws: NDArray[np.float64], truth: NDArray[np.float64]) -> d
         raise ValueError(f"draws must have the shape (chain, draw, *{truth.shape}), got {draws.shape}")
     estimate, known = np.median(draws, axis=0), np.isfinite(draws).all(0) & np.isfinite(truth)
     row, drawn, true = flux_accuracy(estimate, truth), draws[:, known], truth[known]
-    for level in (68, 90):
+    for level in LEVELS:
         low, high = np.quantile(drawn, [0.5 - level / 200, 0.5 + level / 200], axis=0)
-        fraction = over_finite(np.mean, (low <= true) & (true <= high))
-        row[f"coverage_{level}"] = fraction
-        row[f"coverage_{level}_error"] = float(np.sqrt(fraction * (1 - fraction) / max(true.size, 1)))
+        row[f"coverage_{level}"] = over_finite(np.mean, (low <= true) & (true <= high))
     log_draws, log_truth = np.log(np.maximum(drawn, FLOOR * true)), np.log(true)
     low, _, high = np.quantile(log_draws, ONE_SIGMA, axis=0)
     pull = (drawn.mean(0) - true) / drawn.std(0, ddof=1)
@@ -155,7 +130,6 @@ def _draws_accuracy(draws: NDArray[np.float64], truth: NDArray[np.float64]) -> d
         "crps_ln": over_finite(np.mean, crps(log_draws, log_truth)),
         "pull_mean": over_finite(np.mean, pull),
         "pull_sd": over_finite(np.std, pull),
-        "residual_correlation": residual_correlation(estimate, truth),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ONE_SIGMA", "distribution_arrays", "draw_covariance", "joint_arrays", "paired_arrays"]
+__all__ = ["ONE_SIGMA", "draw_covariance", "group_total", "joint_arrays", "paired_arrays"]
 
 ONE_SIGMA = (0.16, 0.5, 0.84)
 """Quantiles of the lower end, the median and the upper end of the central 68 % interval."""
@@ -26,10 +26,10 @@ def paired_arrays(
 
 
 def joint_arrays(draws: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return draws ``(draw, blend, part)`` and truths ``(blend, part)`` of the blends all of whose parts have draws."""
+    """Return draws ``(draw, group, part)`` and truths ``(group, part)`` of the groups all of whose parts have draws."""
     draws, truth = paired_arrays(draws, truth)
     if truth.ndim != 2:
-        raise ValueError(f"truth must have the axes (blend, part), got shape {truth.shape}")
+        raise ValueError(f"truth must have the axes (group, part), got shape {truth.shape}")
     if len(draws) <= truth.shape[1]:
         raise ValueError(f"draws must outnumber the {truth.shape[1]} dimensions, got {len(draws)}")
     known = np.isfinite(draws).all((0, 2))
@@ -37,18 +37,14 @@ def joint_arrays(draws: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64
 
 
 def draw_covariance(draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the covariance ``(blend, part, part)`` of draws ``(draw, blend, part)``."""
+    """Return the covariance ``(group, part, part)`` of draws ``(draw, group, part)``."""
     error = draws - draws.mean(0)
-    return np.einsum("dbi,dbj->bij", error, error) / (len(draws) - 1)
+    return np.einsum("dgi,dgj->gij", error, error) / (len(draws) - 1)
 
 
-def distribution_arrays(probability: ArrayLike, blends: int) -> NDArray[np.float64]:
-    """Return class probabilities ``(blend, class)`` as an array of floats, one distribution per blend."""
-    probability = np.asarray(probability, dtype=np.float64)
-    if probability.ndim != 2 or probability.shape[0] != blends or probability.shape[1] < 2:
-        raise ValueError(f"probability must have the shape ({blends}, class >= 2), got {probability.shape}")
-    good = (probability >= 0).all(1) & np.isclose(probability.sum(1), 1, atol=1e-4)
-    if not good.all():
-        wrong = probability[~good][0]
-        raise ValueError(f"probability must not be negative and must sum to 1 over the classes, got {wrong}")
-    return np.minimum(probability, 1)
+def group_total(values: ArrayLike, group: ArrayLike) -> NDArray[np.float64]:
+    """Return the sums ``(..., group, band)`` over groups of values ``(..., source, band)``, in the groups' order."""
+    values, group = np.asarray(values, dtype=np.float64), np.asarray(group)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=group.min(initial=0) - 1))
+    return np.add.reduceat(values[..., order, :], starts, axis=-2) if len(starts) else values

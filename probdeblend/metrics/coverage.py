@@ -1,4 +1,4 @@
-"""Coverage of intervals, with bands for the number of galaxies: for all, and in bins of their properties."""
+"""Coverage of intervals, with bands for the number of independent sources: for all, and in bins of properties."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 LEVELS = (0.5, 0.68, 0.9, 0.95)
-THIN = 100  # galaxies: with fewer, the coverage of a bin is uncertain by 5 % and more
+THIN = 100  # sources: with fewer, the coverage of a bin is uncertain by 5 % and more
 SIGMAS = (1, 2, 3)
 
 
@@ -37,7 +37,6 @@ def expected_coverage(
     levels: Sequence[float] = LEVELS,
     central: bool = True,
     band: float = 0.95,
-    independent: int | None = None,
 ) -> NDArray[np.float64]:
     """Return the fraction of truths inside intervals of several levels, with binomial bands.
 
@@ -51,8 +50,6 @@ def expected_coverage(
         Whether intervals are centered on the median; else they begin at rank 0.
     band
         Probability of each band.
-    independent
-        Number of independent values; all if None.
 
     Returns
     -------
@@ -73,16 +70,15 @@ def expected_coverage(
         raise ValueError(f"levels must be between 0 and 1, got {tuple(levels)}")
     depth = np.abs(2 * values - 1) if central else values
     covered = (depth[:, None] <= wanted).mean(0)
-    count = values.size if independent is None else independent
-    low, high = stats.binom.interval(band, count, wanted)
-    return np.column_stack([wanted, covered, low / count, high / count])
+    low, high = stats.binom.interval(band, values.size, wanted)
+    return np.column_stack([wanted, covered, low / values.size, high / values.size])
 
 
 def diagnose(
     draws: ArrayLike,
     truth: ArrayLike,
     *,
-    galaxies: ArrayLike | None = None,
+    cluster: ArrayLike | None = None,
     band: float = 0.95,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -93,25 +89,25 @@ def diagnose(
     draws
         Posterior draws ``(draw, ...)``, of log-fluxes if errors are relative.
     truth
-        True values ``(blend,)``, or ``(blend, galaxy)``: as the errors of the galaxies of a blend are correlated, bands
-        are those of as many values as there are blends, and ranks are tested for each galaxy separately.
-    galaxies
-        Identity of the galaxy of each value ``(...)``, if galaxies repeat; all are distinct if None.
+        True values ``(...)``.
+    cluster
+        What ties values together ``(...)``: the group of each source, as errors within a group are correlated, or the
+        identity of galaxies that repeat. All values are independent if None.
     band
         Probability of the bands of the fractions covered.
     seed
-        Seed of ranks and of the bootstrap over galaxies.
+        Seed of ranks and of the bootstrap over clusters.
 
     Returns
     -------
     dict
-        ``count`` and ``galaxies`` with draws; for the levels 50, 68, 90 and 95 % ``coverage_68`` (a fraction) with the
-        ends of its band, ``coverage_68_low`` and ``coverage_68_high`` (binomial around the level if galaxies are
-        distinct; else the bootstrap over galaxies around the fraction); ``pull_mean``, ``pull_sd``, and ``within_1``,
-        ``within_2``, ``within_3``: the fractions of errors within so many standard deviations (as in the Euclid
+        ``count`` and ``clusters`` with draws; for the levels 50, 68, 90 and 95 % ``coverage_68`` (a fraction) with the
+        ends of its band, ``coverage_68_low`` and ``coverage_68_high`` (binomial around the level if values are
+        independent; else the bootstrap over clusters around the fraction); ``pull_mean``, ``pull_sd``; ``within_1``,
+        ``within_2`` and ``within_3``, the fractions of errors within so many standard deviations (as in the Euclid
         Morphology Challenge, Bretonniere et al. 2023, arXiv:2209.12907); ``interval_score`` (mean, 68 %), ``width``
-        (median half-width of the 68 % interval) and ``rank_p``, the p-value of the ranks (the least over the galaxies
-        of a blend, times their number; NaN if galaxies repeat).
+        (median half-width of the 68 % interval) and ``rank_p``, the p-value of the ranks (NaN with
+        clusters).
 
     Raises
     ------
@@ -119,26 +115,23 @@ def diagnose(
         If shapes disagree or there are fewer than ten values with draws.
     """
     draws, truth = paired_arrays(draws, truth)
-    part = np.arange(truth.size) % (truth.shape[-1] if truth.ndim > 1 else 1)
     flat, true = draws.reshape(len(draws), -1), truth.ravel()
     known = np.isfinite(flat).all(0)
-    flat, true, part = flat[:, known], true[known], part[known]
+    flat, true = flat[:, known], true[known]
     if len(true) < LEAST:
         raise ValueError(f"at least {LEAST} values with draws are needed, got {len(true)}")
-    if galaxies is not None and np.shape(galaxies) != truth.shape:
-        raise ValueError(f"galaxies must have the shape of truth {truth.shape}, got {np.shape(galaxies)}")
-    owner = None if galaxies is None else np.ravel(galaxies)[known]
+    if cluster is not None and np.shape(cluster) != truth.shape:
+        raise ValueError(f"cluster must have the shape of truth {truth.shape}, got {np.shape(cluster)}")
+    owner = None if cluster is None else np.ravel(cluster)[known]
     ranks = pit(flat, true, seed=seed)
-    row: dict[str, float] = {"count": len(true), "galaxies": len(true) if owner is None else len(np.unique(owner))}
-    row |= coverage_row(ranks, owner, band=band, independent=int(np.bincount(part).max()), seed=seed)
+    row: dict[str, float] = {"count": len(true), "clusters": len(true) if owner is None else len(np.unique(owner))}
+    row |= coverage_row(ranks, owner, band=band, seed=seed)
     pull = (flat.mean(0) - true) / flat.std(0, ddof=1)
     low, _, high = np.quantile(flat, ONE_SIGMA, axis=0)
     row |= {"pull_mean": pull.mean(), "pull_sd": pull.std()}
     row |= {f"within_{sigma}": (np.abs(pull) <= sigma).mean() for sigma in SIGMAS}
     row |= {"interval_score": interval_score(flat, true).mean(), "width": np.median(high - low) / 2}
-    each = [ranks[part == number] for number in np.unique(part)] if owner is None else []
-    tested = [rank_p_value(values) for values in each if len(values) >= LEAST]
-    row["rank_p"] = min(1.0, len(tested) * min(tested)) if tested else np.nan
+    row["rank_p"] = rank_p_value(ranks) if owner is None else np.nan
     return {name: value if isinstance(value, int) else float(value) for name, value in row.items()}
 
 
@@ -148,12 +141,11 @@ def coverage_row(
     *,
     central: bool = True,
     band: float = 0.95,
-    independent: int | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return coverage with bands in the columns of `diagnose`; `owner` is the galaxy of each rank, if they repeat."""
+    """Return coverage with bands in the columns of `diagnose`; `owner` is the cluster of each rank, or None."""
     depth, row = np.abs(2 * ranks - 1) if central else ranks, {}
-    for level, covered, *ends in expected_coverage(ranks, central=central, band=band, independent=independent):
+    for level, covered, *ends in expected_coverage(ranks, central=central, band=band):
         inside, settings = depth <= level, {"level": band, "seed": seed}
         low, high = ends if owner is None else bootstrap(lambda rows, v=inside: v[rows].mean(), owner, **settings)
         name = f"coverage_{100 * level:g}"
@@ -163,27 +155,27 @@ def coverage_row(
 
 def bootstrap(
     statistic: Callable[[NDArray[np.int64]], float],
-    galaxies: ArrayLike,
+    cluster: ArrayLike,
     *,
     level: float = 0.68,
     resamples: int = 200,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return the central interval of a statistic of row numbers, by resampling the galaxies that the rows belong to.
+    """Return the central interval of a statistic of row numbers, by resampling the clusters that the rows belong to.
 
-    Rows of the same galaxy are not independent (Efron & Tibshirani 1993, doi:10.1201/9780429246593; Field & Welsh 2007,
+    Rows of one cluster are not independent (Efron & Tibshirani 1993, doi:10.1201/9780429246593; Field & Welsh 2007,
     doi:10.1111/j.1467-9868.2007.00593.x).
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
-    names, owner = np.unique(np.asarray(galaxies), return_inverse=True)
+    names, owner = np.unique(np.asarray(cluster), return_inverse=True)
     if not len(names):
-        raise ValueError("galaxies must name at least one row, got none")
+        raise ValueError("cluster must name at least one row, got none")
     order = np.argsort(owner, kind="stable")
     rows_of = np.split(order, np.cumsum(np.bincount(owner))[:-1])
     rng = np.random.default_rng(seed)
     picks = rng.integers(len(names), size=(resamples, len(names)))
-    values = np.array([statistic(np.concatenate([rows_of[galaxy] for galaxy in pick])) for pick in picks])
+    values = np.array([statistic(np.concatenate([rows_of[number] for number in pick])) for pick in picks])
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -200,8 +192,8 @@ def binned_table(
     truth
         True values ``(...)``.
     feature
-        What bins are made of ``(...)``: *estimated* signal-to-noise ratio, separation over FWHM, flux ratio,
-        blendedness. In bins of a property of the truth itself, an exact posterior need not be calibrated.
+        What bins are made of ``(...)``: *estimated* signal-to-noise ratio, contested light, size over FWHM. In
+        bins of a property of the truth itself, an exact posterior need not be calibrated.
     edges
         Ascending edges; a value on an edge is in the bin above it, and the last edge is in the last bin.
     name
@@ -220,7 +212,7 @@ def binned_table(
     Warns
     -----
     UserWarning
-        If a bin holds fewer than 100 galaxies.
+        If a bin holds fewer than 100 values.
     """
     draws, truth = paired_arrays(draws, truth)
     feature = np.asarray(feature, dtype=np.float64)
@@ -232,7 +224,7 @@ def binned_table(
         inside = known & there
         if (number := int(inside.sum())) < THIN:
             warnings.warn(
-                f"bin {low:g} to {high:g} of {name} holds {number} galaxies, fewer than {THIN}: it is uncertain",
+                f"bin {low:g} to {high:g} of {name} holds {number} values, fewer than {THIN}: it is uncertain",
                 stacklevel=2,
             )
         if number >= LEAST:

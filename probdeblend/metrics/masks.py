@@ -1,4 +1,4 @@
-"""Masks: their overlap, the reliability of their probabilities, and how much galaxies overlap.
+"""Masks: their overlap, the reliability of their probabilities, and how much sources overlap.
 
 Masks defined by light above 3 rms and masks of a segmentation are different events; one `Reliability` holds one kind.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-__all__ = ["Reliability", "blendedness", "iou"]
+__all__ = ["Reliability", "blendedness", "iou", "iou_matrix"]
 
 BIN_EDGES = tuple(np.linspace(0, 1, 21).round(2).tolist())
 
@@ -147,18 +147,27 @@ def iou(estimate: ArrayLike, truth: ArrayLike, *, threshold: float = 0.5) -> NDA
     return np.where(union == 0, 1.0, (first & second).sum((-2, -1)) / np.maximum(union, 1))
 
 
+def iou_matrix(estimate: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
+    """Return the intersection over union of every mask ``(detection, y, x)`` with every other ``(source, y, x)``."""
+    sides = np.shape(truth)[1:]
+    first, second = (np.asarray(m, dtype=np.float32).reshape(len(m), np.prod(sides)) for m in (estimate, truth))
+    both = first @ second.T
+    union = first.sum(1)[:, None] + second.sum(1) - both
+    return (both / np.maximum(union, 1)).astype(np.float64)
+
+
 def blendedness(isolated: ArrayLike) -> NDArray[np.float64]:
-    """Return the blendedness of galaxies: 0 for an isolated one, close to 1 under a much brighter neighbor.
+    """Return the blendedness of sources: 0 for an isolated one, close to 1 under a much brighter neighbor.
 
     Parameters
     ----------
     isolated
-        Image of each galaxy alone ``(..., galaxy, y, x)``.
+        Image of each source of a scene alone ``(..., source, y, x)``.
 
     Returns
     -------
     NDArray
-        ``1 - sum(I_i^2) / sum(I_total I_i)`` of each galaxy ``(..., galaxy)``; NaN for one without light.
+        ``1 - sum(I_i^2) / sum(I_total I_i)`` of each source ``(..., source)``; NaN for one without light.
 
     References
     ----------

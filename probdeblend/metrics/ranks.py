@@ -18,6 +18,7 @@ __all__ = [
     "LEAST",
     "covariance_pit",
     "ecdf_band",
+    "group_pit",
     "joint_pit",
     "normal_pit",
     "pit",
@@ -93,32 +94,80 @@ def normal_pit(mean: ArrayLike, sd: ArrayLike, truth: ArrayLike) -> NDArray[np.f
 def joint_pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
     """Return the rank of the Mahalanobis distance of the truth among the draws: uniform for an exact posterior.
 
+    Every other draw gives mean and covariance, and the truth is ranked among the others: with draws that take part in
+    their own covariance, many parts and few draws would make an exact posterior look too narrow.
+
     Parameters
     ----------
     draws
-        Posterior draws ``(draw, blend, part)``.
+        Posterior draws ``(draw, group, part)``.
     truth
-        True values ``(blend, part)``.
+        True values ``(group, part)``.
     seed
         Seed of the position within a rank.
 
     Returns
     -------
     NDArray
-        One value per blend; non-detections are left out.
+        One value per group; non-detections are left out.
 
     Raises
     ------
     ValueError
-        If shapes disagree or there are not more draws than parts.
+        If shapes disagree or there are not more than twice as many draws as parts.
     """
     draws, truth = joint_arrays(draws, truth)
-    mean = draws.mean(0)
-    whitening = np.linalg.inv(np.linalg.cholesky(draw_covariance(draws)))
+    if len(draws) // 2 <= truth.shape[1]:
+        raise ValueError(f"draws must be more than twice the {truth.shape[1]} parts, got {len(draws)}")
+    fitted, ranked = draws[::2], draws[1::2]
+    mean = fitted.mean(0)
+    whitening = np.linalg.inv(np.linalg.cholesky(draw_covariance(fitted)))
     distance = [
-        np.square(np.einsum("...bi,bji->...bj", error, whitening)).sum(-1) for error in (draws - mean, truth - mean)
+        np.square(np.einsum("...gi,gji->...gj", error, whitening)).sum(-1) for error in (ranked - mean, truth - mean)
     ]
     return pit(*distance, seed=seed)
+
+
+def group_pit(draws: ArrayLike, truth: ArrayLike, group: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
+    """Return the joint rank, as `joint_pit`, of the sources of each group, whatever their number.
+
+    Parameters
+    ----------
+    draws
+        Posterior draws ``(draw, source, ...)``, of log-fluxes; NaN for a non-detection.
+    truth
+        True values ``(source, ...)``; NaN where unknown.
+    group
+        The group of each source ``(source,)``.
+    seed
+        Seed of the position within a rank.
+
+    Returns
+    -------
+    NDArray
+        One value per group, in the order of the groups' numbers; NaN for groups with a non-detection or an unknown
+        truth.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or there are not more than twice as many draws as parts of a group.
+    """
+    draws, truth, group = np.asarray(draws, dtype=np.float64), np.asarray(truth, dtype=np.float64), np.asarray(group)
+    if group.shape != truth.shape[:1] or draws.shape[1:] != truth.shape:
+        shapes = f"{draws.shape}, {truth.shape}, {group.shape}"
+        raise ValueError(f"draws, truth and group must have one row per source, got shapes {shapes}")
+    _, owner, size = np.unique(group, return_inverse=True, return_counts=True)
+    order, start = np.argsort(owner, kind="stable"), np.cumsum(size) - size
+    values = np.full(len(size), np.nan)
+    for number in np.unique(size):
+        groups = np.flatnonzero(size == number)
+        members = order[start[groups, None] + np.arange(number)]
+        true, drawn = truth[members].reshape(len(groups), -1), draws[:, members].reshape(len(draws), len(groups), -1)
+        known = np.isfinite(true).all(-1) & np.isfinite(drawn).all((0, 2))
+        if known.any():
+            values[groups[known]] = joint_pit(drawn[:, known], true[known], seed=seed + int(number))
+    return values
 
 
 def covariance_pit(mean: ArrayLike, covariance: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
@@ -127,16 +176,16 @@ def covariance_pit(mean: ArrayLike, covariance: ArrayLike, truth: ArrayLike) -> 
     Parameters
     ----------
     mean
-        Estimates ``(blend, part)``.
+        Estimates ``(group, part)``.
     covariance
-        Their covariances ``(blend, part, part)``, positive definite.
+        Their covariances ``(group, part, part)``, positive definite.
     truth
-        True values ``(blend, part)``.
+        True values ``(group, part)``.
 
     Returns
     -------
     NDArray
-        One value per blend, uniform for an exact posterior; non-detections are left out.
+        One value per group, uniform for an exact posterior; non-detections are left out.
 
     Raises
     ------
@@ -153,16 +202,16 @@ def whitened(mean: ArrayLike, covariance: ArrayLike, truth: ArrayLike) -> NDArra
     Parameters
     ----------
     mean
-        Posterior means ``(blend, part)``.
+        Posterior means ``(group, part)``.
     covariance
-        Posterior covariances ``(blend, part, part)``.
+        Posterior covariances ``(group, part, part)``.
     truth
-        True values ``(blend, part)``.
+        True values ``(group, part)``.
 
     Returns
     -------
     NDArray
-        ``L^-1 (truth - mean)`` with the Cholesky factor L of the covariance ``(blend, part)``; non-detections are
+        ``L^-1 (truth - mean)`` with the Cholesky factor L of the covariance ``(group, part)``; non-detections are
         left out.
 
     Raises
@@ -179,28 +228,28 @@ def whitened(mean: ArrayLike, covariance: ArrayLike, truth: ArrayLike) -> NDArra
     try:
         factor = np.linalg.cholesky(covariance[known])
     except np.linalg.LinAlgError as error:
-        raise ValueError("covariance must be positive definite for every blend") from error
+        raise ValueError("covariance must be positive definite for every group") from error
     return np.linalg.solve(factor, (truth - mean)[known][..., None])[..., 0]
 
 
 def tarp(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
-    """Return the fraction of draws closer than the truth to a random reference point, one per blend (TARP).
+    """Return the fraction of draws closer than the truth to a random reference point, one per group (TARP).
 
     Parts are scaled to the range of the truths, from which the references are drawn.
 
     Parameters
     ----------
     draws
-        Posterior draws ``(draw, blend, part)``.
+        Posterior draws ``(draw, group, part)``.
     truth
-        True values ``(blend, part)``.
+        True values ``(group, part)``.
     seed
         Seed of the references.
 
     Returns
     -------
     NDArray
-        One value per blend, uniform between 0 and 1 for an exact posterior; non-detections are left out.
+        One value per group, uniform between 0 and 1 for an exact posterior; non-detections are left out.
 
     Raises
     ------

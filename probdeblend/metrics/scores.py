@@ -50,14 +50,14 @@ def energy_score(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
     Parameters
     ----------
     draws
-        Posterior draws ``(draw, blend, part)``.
+        Posterior draws ``(draw, group, part)``.
     truth
-        True values ``(blend, part)``.
+        True values ``(group, part)``.
 
     Returns
     -------
     NDArray
-        ``E|X - truth| - E|X - X'| / 2`` of each blend; non-detections are left out.
+        ``E|X - truth| - E|X - X'| / 2`` of each group; non-detections are left out.
 
     Raises
     ------
@@ -117,14 +117,14 @@ def log_score(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
     Parameters
     ----------
     draws
-        Posterior draws ``(draw, blend, part)``, of log-fluxes rather than fluxes, which are less normal.
+        Posterior draws ``(draw, group, part)``, of log-fluxes rather than fluxes, which are less normal.
     truth
-        True values ``(blend, part)``.
+        True values ``(group, part)``.
 
     Returns
     -------
     NDArray
-        One value per blend, in nats; non-detections are left out.
+        One value per group, in nats; non-detections are left out.
 
     Raises
     ------

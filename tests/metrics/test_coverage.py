@@ -17,7 +17,7 @@ def normal(count, *, seed=0, narrow=1.0, draws=300):
 
 def test_an_exact_posterior(false_alarm):
     row = diagnose(*normal(3000))
-    assert row["count"] == row["galaxies"] == 3000
+    assert row["count"] == row["clusters"] == 3000
     assert abs(row["pull_mean"]) < 4 / np.sqrt(3000)
     assert row["pull_sd"] == pytest.approx(1, abs=4 / np.sqrt(6000))
     for sigma, expected in ((1, 0.6827), (2, 0.9545), (3, 0.9973)):
@@ -37,12 +37,12 @@ def test_wrong_widths_show(narrow, sign):
     assert wrong["interval_score"] > right["interval_score"]
 
 
-def test_repeated_galaxies_widen_the_band():
+def test_clusters_widen_the_band():
     """Thirty galaxies, each a hundred times, tell as much as thirty."""
     draws, truth = normal(30, draws=1000)
     draws, truth = np.repeat(draws, 100, axis=1), np.repeat(truth, 100)
-    row = diagnose(draws, truth, galaxies=np.repeat(np.arange(30), 100))
-    assert row["galaxies"] == 30
+    row = diagnose(draws, truth, cluster=np.repeat(np.arange(30), 100))
+    assert row["clusters"] == 30
     assert row["coverage_68_high"] - row["coverage_68_low"] > 0.2
     assert row["coverage_68_low"] <= row["coverage_68"] <= row["coverage_68_high"]
     assert np.isnan(row["rank_p"])
@@ -64,12 +64,12 @@ def test_bins_tell_where_it_is_wrong():
 def test_thin_bins_warn():
     draws, truth = normal(150)
     feature = np.linspace(0, 1, 150)
-    with pytest.warns(UserWarning, match=r"of snr holds 75 galaxies, fewer than 100: it is uncertain"):
+    with pytest.warns(UserWarning, match=r"of snr holds 75 values, fewer than 100: it is uncertain"):
         table = binned_table(draws, truth, feature, [0, 0.5, 1.0], name="snr")
     assert len(table) == 2
     draws, truth = normal(300)
     feature = np.linspace(0, 0.9, 300)
-    with pytest.warns(UserWarning, match=r"bin 1 to 2 of feature holds 0 galaxies"):
+    with pytest.warns(UserWarning, match=r"bin 1 to 2 of feature holds 0 values"):
         assert len(binned_table(draws, truth, feature, [0, 1, 2])) == 1
 
 
@@ -136,10 +136,10 @@ def test_same_seed_same_band(rng):
     ("call", "message"),
     [
         (lambda: diagnose(np.ones((5, 3)), np.ones(3)), "at least 10 values with draws are needed, got 3"),
-        (lambda: diagnose(*normal(20), galaxies=[1]), r"galaxies must have the shape of truth \(20,\), got \(1,\)"),
+        (lambda: diagnose(*normal(20), cluster=[1]), r"cluster must have the shape of truth \(20,\), got \(1,\)"),
         (lambda: binned_table(*normal(20), [1], [0, 1], name="snr"), r"snr must have the shape of truth \(20,\)"),
         (lambda: binned_table(*normal(20), np.ones(20), [1, 0]), r"edges must ascend, got \[1\.0, 0\.0\]"),
-        (lambda: bootstrap(len, []), "galaxies must name at least one row, got none"),
+        (lambda: bootstrap(len, []), "cluster must name at least one row, got none"),
         (lambda: bootstrap(len, [1], level=2), "level must be between 0 and 1, got 2"),
         (lambda: quantile_edges([], 3), "values and bins must be at least one, got 0 and 3"),
     ],

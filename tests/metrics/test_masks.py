@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from probdeblend.metrics import Reliability, blendedness, iou
+from probdeblend.metrics.masks import iou_matrix
 
 
 def pixels(count=200_000, *, sharpen=1.0, seed=0):
@@ -72,6 +73,14 @@ def test_iou_thresholds_probabilities():
     probability, truth = np.full((2, 2, 2), 0.4), np.ones((2, 2, 2), dtype=bool)
     np.testing.assert_array_equal(iou(probability, truth), [0, 0])
     np.testing.assert_array_equal(iou(probability, truth, threshold=0.3), [1, 1])
+
+
+def test_iou_of_every_pair(rng):
+    first, second = rng.random((3, 5, 6)) < 0.5, rng.random((2, 5, 6)) < 0.5
+    found = iou_matrix(first, second)
+    for row, column in np.ndindex(3, 2):
+        assert found[row, column] == pytest.approx(float(iou(first[row], second[column])))
+    assert iou_matrix(first[:0], second).shape == (0, 2)
 
 
 def test_iou_of_empty_masks():

@@ -13,6 +13,7 @@ from probdeblend.metrics import (
     ecdf_band,
     energy_score,
     expected_coverage,
+    group_pit,
     interval_score,
     joint_pit,
     log_score,
@@ -173,6 +174,45 @@ def test_non_detections_are_left_out():
     assert len(covariance_pit(mean, covariance, truth)) == BLENDS - 10
 
 
+def crowd(*, narrow=1.0, correlated=True, seed=0, draws=100):
+    """Draws ``(draw, source, band)`` and truths of 600 groups of one to six sources in two bands, shuffled."""
+    rng = np.random.default_rng(seed)
+    size = rng.integers(1, 7, 600)
+    group = np.repeat(np.arange(600), size)
+    common = rng.normal(size=(draws + 1, 600))[:, group, None]
+    own = rng.normal(size=(draws + 1, len(group), 2))
+    error = own + 2 * common
+    if not correlated:
+        error[1:] = np.sqrt(5) * rng.normal(size=error[1:].shape)
+    error[1:] *= narrow
+    order = rng.permutation(len(group))
+    return error[1:, order], error[0, order], group[order]
+
+
+def test_groups_of_any_size_jointly(false_alarm):
+    """Twelve parts and a hundred draws: the rank is exact, since no draw takes part in its own covariance."""
+    draws, truth, group = crowd()
+    found = group_pit(draws, truth, group)
+    assert stats.kstest(found, "uniform").pvalue > false_alarm
+    size = np.bincount(group)
+    for number in (1, 6):
+        assert stats.kstest(found[size == number], "uniform").pvalue > false_alarm
+
+
+@pytest.mark.parametrize("wrong", [{"narrow": 0.7}, {"narrow": 1.5}, {"correlated": False}])
+def test_groups_that_are_wrong(wrong, false_alarm):
+    assert stats.kstest(group_pit(*crowd(**wrong)), "uniform").pvalue < false_alarm
+
+
+def test_groups_keep_their_place():
+    draws, truth, group = crowd()
+    whole = np.isfinite(group_pit(draws, truth, group))
+    assert whole.all()
+    draws[:, group == 3, 1], truth[group == 5] = np.nan, np.nan
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(group_pit(draws, truth, group))), [3, 5])
+    assert len(group_pit(draws[:, :0], truth[:0], group[:0])) == 0
+
+
 def test_same_seed_same_values():
     draws, _, _, truth = posteriors()
     assert np.array_equal(tarp(draws, truth, seed=3), tarp(draws, truth, seed=3))
@@ -185,7 +225,9 @@ def test_same_seed_same_values():
         (lambda: pit(np.ones((5, 3)), np.ones(4)), r"draws must have the shape \(draw, \*\(4,\)\), got"),
         (lambda: pit(np.ones((1, 3)), np.ones(3)), "draws must be at least 2, got 1"),
         (lambda: pit(np.ones((5, 2)), [1, np.nan]), "truth must be finite, got 1 non-finite values"),
-        (lambda: joint_pit(np.ones((5, 3)), np.ones(3)), r"truth must have the axes \(blend, part\)"),
+        (lambda: joint_pit(np.ones((5, 3)), np.ones(3)), r"truth must have the axes \(group, part\)"),
+        (lambda: joint_pit(np.ones((5, 3, 2)), np.ones((3, 2))), "draws must be more than twice the 2 parts, got 5"),
+        (lambda: group_pit(np.ones((9, 3)), np.ones(3), [1]), "draws, truth and group must have one row per source"),
         (lambda: tarp(np.ones((2, 3, 2)), np.ones((3, 2))), "draws must outnumber the 2 dimensions, got 2"),
         (lambda: whitened(np.ones((3, 2)), np.ones((3, 3)), np.ones((3, 2))), "covariance must have the"),
         (lambda: whitened(np.ones((3, 2)), -np.ones((3, 2, 2)), np.ones((3, 2))), "must be positive def"),
