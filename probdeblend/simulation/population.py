@@ -1,0 +1,472 @@
+"""The population of sources and scenes, as one Pyro program: simulations draw from it, refinement conditions it.
+
+A galaxy is a spheroid, a disk, a bulge with a disk, or an irregular, in the proportions of the 1,050 distinct galaxies
+in the published test set of Boucaud et al. (2020, doi:10.1093/mnras/stz3056). Given its type, magnitude and logarithm
+of the major-axis half-light radius are jointly a mixture of Gaussians fitted to those galaxies by
+``python -m benchmarks.published``; the mixture is continued to fainter magnitudes along the fitted relation of size
+with magnitude, down to a signal-to-noise ratio of about 5 in CANDELS. The published table has no profile shapes: Sérsic
+indices, axis ratios, bulge fractions and knots follow broad distributions around the ranges seen in CANDELS by van der
+Wel et al. (2012, doi:10.1088/0067-0049/203/2/24) and, for knots, Guo et al. (2015, doi:10.1088/0004-637X/800/1/39).
+Colors follow from the slope of ln flux with ln wavelength; with van der Wel et al. (2014,
+doi:10.1088/0004-637X/788/1/28) F814W - F160W is 0.23, 0.72 and 1.59 mag at the 5th, 50th and 95th percentile.
+
+The program has the plates ``scenes`` (dimension -2) and ``sources`` (-1), and the sites ``number`` and ``position`` per
+scene and, per source, ``source_type``, ``magnitude``, ``ln_radius``, ``sersic_quantile``, ``flattening``, ``angle``,
+``bulge_fraction``, ``slope`` and, where fluxes follow from signal-to-noise ratios, ``ln_snr``. What a scene lacks is
+masked. Where magnitudes may not differ by more than a limit, that is a factor ``difference``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..scene import GALAXY_TYPES, SOURCE_TYPES
+from .positions import Clustered, Frame, Paired, Positions
+
+__all__ = ["Population", "TruncatedMixture"]
+
+STAR = SOURCE_TYPES.index("star")
+LAYOUTS = ("centered", "paired", "clustered", "anywhere")
+RADIUS_RANGE = (0.03, 3.0)  # arcsec
+# Least axis ratio, and the parameters of the beta distribution of flattening beyond it: spheroids, and all others.
+FLATTENING = ((0.4, 1.2, 2.0), (0.2, 1.4, 1.6))
+FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))  # mean and standard deviation of the Gaussians of the continuation
+SLOPE = ((1.5, 0.6), (0.9, 0.45), (1.2, 0.5), (0.6, 0.35), (0.3, 1.2))  # mean and standard deviation, by source type
+NEAR = (0.5, 0.95)  # probability that a source of a cluster lies near an earlier one, uniform over scenes
+WIDE_FRACTION = 0.35  # of the sources, whose signal-to-noise ratio reaches ten times as far
+STAR_RADIUS = math.exp(-1.0)  # pixels, in the laws of positions
+NUMBERS = {0: 0.02, 1: 0.17, 2: 0.18, 3: 0.17, 4: 0.12, 5: 0.10, 6: 0.07, 8: 0.08, 11: 0.05, 14: 0.04}
+
+
+class TruncatedMixture(dist.TorchDistribution):
+    """Mixture of normal distributions in one dimension, between two limits.
+
+    Weights, which need not sum to 1, means and standard deviations are ``(..., component)``, limits ``(...)``.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+
+    def __init__(self, weight: Tensor, mean: Tensor, sd: Tensor, low: Tensor, high: Tensor) -> None:
+        self.mean_, self.sd = mean.double(), sd.double()
+        self.low, self.high = (torch.as_tensor(v, dtype=mean.dtype).expand(mean.shape[:-1]) for v in (low, high))
+        ends = [torch.special.ndtr((v.double()[..., None] - self.mean_) / self.sd) for v in (self.low, self.high)]
+        self.below, share = ends[0], (ends[1] - ends[0]).clamp(min=1e-300)
+        self.log_weight = weight.double().log().expand_as(share)
+        self.log_mass = self.log_weight + share.log()
+        super().__init__(mean.shape[:-1], (), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Between the limits."""
+        return constraints.interval(self.low, self.high)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> TruncatedMixture:
+        """Return the distribution for a larger batch."""
+        wide = [v.expand(*batch_shape, v.shape[-1]) for v in (self.log_weight.exp(), self.mean_, self.sd)]
+        return TruncatedMixture(*wide, self.low.expand(batch_shape), self.high.expand(batch_shape))
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Draw values."""
+        part = dist.Categorical(logits=self.log_mass).sample(sample_shape)[..., None]
+        mean, sd, below, share = (
+            values.expand(*part.shape[:-1], values.shape[-1]).gather(-1, part)[..., 0]
+            for values in (self.mean_, self.sd, self.below, (self.log_mass - self.log_weight).exp())
+        )
+        drawn = mean + sd * torch.special.ndtri(below + share * torch.rand_like(below))
+        return torch.minimum(torch.maximum(drawn.to(self.low), self.low), self.high)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density."""
+        parts = dist.Normal(self.mean_, self.sd, validate_args=False).log_prob(value.double()[..., None])
+        density = (self.log_weight + parts).logsumexp(-1) - self.log_mass.logsumexp(-1)
+        inside = (value >= self.low) & (value <= self.high)
+        return density.to(value).masked_fill(~inside, -math.inf)
+
+
+@dataclass(frozen=True)
+class Population:
+    """What sources there are, how many in a scene, where they lie and how bright they are.
+
+    Parameters
+    ----------
+    type_probabilities
+        Probability of each of `GALAXY_TYPES`.
+    weights, means, covariances
+        For each type a Gaussian mixture over AB magnitude and ln(major-axis half-light radius in arcsec).
+    magnitude_range
+        Brightest and faintest magnitude.
+    max_difference
+        Largest difference of magnitude from the first source of the scene; infinite for none.
+    star_fraction
+        Fraction of the sources that are stars.
+    number
+        Probabilities of 0, 1, 2, ... sources in a scene.
+    layout
+        "centered": a galaxy in the middle and a companion by the published law of separations; "paired": such pairs
+        anywhere in the image; "clustered"; or "anywhere".
+    anywhere_fraction, close_fraction
+        Fractions of the pairs that are farther apart, or closer.
+    snr
+        Least and largest signal-to-noise ratio in the best band, log-uniform between; a third of the sources reach up
+        to ten times as far. None for fluxes that follow from the magnitudes.
+    size_scatter
+        Standard deviation that is added to ln of the radius, for cameras that see galaxies of any size.
+    largest
+        Largest major-axis half-light radius in pixels.
+    smooth
+        Whether every galaxy is a single Sérsic profile, whatever its type.
+
+    Raises
+    ------
+    ValueError
+        If the layout is unknown or a number is out of range.
+    """
+
+    type_probabilities: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...]
+    means: tuple[tuple[tuple[float, float], ...], ...]
+    covariances: tuple[tuple[tuple[tuple[float, float], tuple[float, float]], ...], ...]
+    magnitude_range: tuple[float, float] = (18.0, 26.0)
+    max_difference: float = math.inf
+    star_fraction: float = 0.0
+    number: tuple[float, ...] = (0.0, 0.0, 1.0)
+    layout: str = "anywhere"
+    anywhere_fraction: float = 0.0
+    close_fraction: float = 0.0
+    snr: tuple[float, float] | None = None
+    size_scatter: float = 0.0
+    largest: float = math.inf
+    smooth: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        for name in ("anywhere_fraction", "close_fraction", "star_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        for name in ("magnitude_range", "snr"):
+            limits = getattr(self, name)
+            if limits is not None and not limits[0] < limits[1]:
+                raise ValueError(f"{name} must increase, got {limits}")
+        for name in ("max_difference", "largest"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not self.number or min(self.number) < 0 or abs(sum(self.number) - 1) > 1e-6:
+            raise ValueError(f"number must be probabilities that sum to 1, got {self.number}")
+
+    @classmethod
+    def published(cls) -> Population:
+        """Return the pairs of the published test set: magnitudes 18 to 23, a galaxy in the middle and a companion."""
+        text = (files("probdeblend") / "data" / "prior_boucaud2020.json").read_text(encoding="utf-8")
+        galaxies = nested_tuples(json.loads(text)["prior"])
+        return cls(**galaxies, max_difference=2.0, layout="centered")
+
+    @classmethod
+    def pairs(cls) -> Population:
+        """Return the pairs that networks are trained on: the published ones to magnitude 26, anywhere in the image."""
+        pairs = cls.published().extended(0.3)
+        return replace(pairs, layout="paired", anywhere_fraction=0.2, close_fraction=0.1)
+
+    @classmethod
+    def default(cls) -> Population:
+        """Return what networks are trained on besides pairs: 0 to 14 galaxies and stars of any camera, clustered."""
+        number = tuple(NUMBERS.get(i, 0.0) for i in range(max(NUMBERS) + 1))
+        wider = {"snr": (5.0, 300.0), "size_scatter": 0.3, "largest": 14.0, "star_fraction": 0.15}
+        pairs = replace(cls.published().extended(0.3), max_difference=math.inf)
+        return replace(pairs, layout="clustered", number=number, **wider)
+
+    def replace(self, **changes: object) -> Population:
+        """Return a population with some fields changed.
+
+        Parameters
+        ----------
+        **changes
+            New values by field name.
+
+        Returns
+        -------
+        Population
+            The changed population.
+        """
+        return replace(self, **changes)
+
+    def extended(self, fraction: float) -> Population:
+        """Return the population with a fraction of galaxies continued to magnitude 26, with the sizes that fit.
+
+        Parameters
+        ----------
+        fraction
+            Fraction of the galaxies, at least 0 and less than 1.
+
+        Returns
+        -------
+        Population
+            The wider population.
+
+        Raises
+        ------
+        ValueError
+            If the fraction is out of range.
+        """
+        if not 0 <= fraction < 1:
+            raise ValueError(f"fraction must be at least 0 and less than 1, got {fraction}")
+        weights, means, covariances = [], [], []
+        for w, m, c in zip(self.weights, self.means, self.covariances, strict=True):
+            share = np.array(w)[:, None]
+            mean = (share * np.array(m)).sum(0)
+            spread = np.array(m) - mean
+            total = (share[..., None] * (np.array(c) + spread[:, :, None] * spread[:, None, :])).sum(0)
+            slope = total[0, 1] / total[0, 0]
+            scatter = total[1, 1] - slope * total[0, 1]
+            added = [(mag, float(mean[1] + slope * (mag - mean[0]))) for mag, _ in FAINT_MAGNITUDES]
+            variances = [sd**2 for _, sd in FAINT_MAGNITUDES]
+            width = [((v, slope * v), (slope * v, slope**2 * v + scatter)) for v in variances]
+            weights.append([x * (1 - fraction) for x in w] + [fraction / len(added)] * len(added))
+            means.append([*m, *added])
+            covariances.append([*c, *width])
+        mixture = nested_tuples({"weights": weights, "means": means, "covariances": covariances})
+        return replace(self, **mixture, magnitude_range=(self.magnitude_range[0], 26.0))
+
+    def magnitude(self, source_type: Tensor) -> TruncatedMixture:
+        """Return the distribution of AB magnitude, given the type, an index into `SOURCE_TYPES`.
+
+        Parameters
+        ----------
+        source_type
+            Indices; the magnitudes of stars are nearly uniform.
+
+        Returns
+        -------
+        TruncatedMixture
+            With the batch shape of the type.
+        """
+        weight, mean, sd, *_ = self._mixture(source_type)
+        return TruncatedMixture(weight, mean, sd, *map(torch.tensor, self.magnitude_range))
+
+    def ln_radius(self, source_type: Tensor, magnitude: Tensor, pixel_scale: float) -> TruncatedMixture:
+        """Return the distribution of ln of the major-axis half-light radius in arcsec, given type and magnitude.
+
+        Parameters
+        ----------
+        source_type, magnitude
+            Of the same shape.
+        pixel_scale
+            Arcsec per pixel, for the largest radius.
+
+        Returns
+        -------
+        TruncatedMixture
+            With the batch shape of the type.
+        """
+        weight, mean, sd, radius, slope, scatter = self._mixture(source_type)
+        away = magnitude[..., None] - mean
+        weight = weight * torch.exp(-0.5 * (away / sd).square()) / sd + 1e-30
+        scatter = (scatter.square() + self.size_scatter**2).sqrt()
+        high = torch.tensor(self.largest * pixel_scale).log()
+        return TruncatedMixture(weight, radius + slope * away, scatter, torch.tensor(-math.inf), high)
+
+    def _types(self) -> Tensor:
+        """Probability of each of `SOURCE_TYPES`, with magnitudes in the range."""
+        within = self.magnitude(torch.arange(STAR)).log_mass.logsumexp(-1).exp().float()
+        galaxies = torch.tensor(self.type_probabilities) * within
+        stars = torch.tensor([self.star_fraction])
+        return torch.cat([galaxies / galaxies.sum() * (1 - stars), stars])
+
+    def _mixture(self, source_type: Tensor) -> tuple[Tensor, ...]:
+        """Weights, means and widths in magnitude, and mean, slope and scatter of ln radius ``(..., component)``."""
+        weight, mean, covariance = (torch.tensor(v) for v in (self.weights, self.means, self.covariances))
+        middle, parts = sum(self.magnitude_range) / 2, weight.shape[1]
+        weight = torch.cat([weight, torch.full((1, parts), 1 / parts)])
+        mean = torch.cat([mean, torch.tensor([middle, 0.0]).expand(1, parts, 2)])
+        covariance = torch.cat([covariance, torch.diag(torch.tensor([400.0, 1.0])).expand(1, parts, 2, 2)])
+        variance, slope = covariance[..., 0, 0], covariance[..., 0, 1] / covariance[..., 0, 0]
+        scatter = (covariance[..., 1, 1] - slope * covariance[..., 0, 1]).sqrt()
+        numbers = (weight, mean[..., 0], variance.sqrt(), mean[..., 1], slope, scatter)
+        return tuple(values[source_type] for values in numbers)
+
+    def source(self, pixel_scale: float) -> dict[str, Tensor]:
+        """Sample one source as a Pyro program; plates around it give it a batch shape.
+
+        Parameters
+        ----------
+        pixel_scale
+            Arcsec per pixel.
+
+        Returns
+        -------
+        dict
+            Values of its sites, and what follows from them: ``half_light_radius`` (major axis, arcsec) and
+            ``axis_ratio``.
+        """
+        kind = pyro.sample("source_type", dist.Categorical(self._types()))
+        values = {"source_type": kind, "magnitude": pyro.sample("magnitude", self.magnitude(kind))}
+        with pyro.poutine.mask(mask=kind != STAR):
+            ln_radius = pyro.sample("ln_radius", self.ln_radius(kind, values["magnitude"], pixel_scale))
+            round_ = kind == GALAXY_TYPES.index("sph")
+            low, first, second = (torch.where(round_, *ends) for ends in zip(*FLATTENING, strict=True))
+            flat = pyro.sample("flattening", dist.Beta(first, second))
+            two = torch.full_like(low, 2.0)
+            values |= {
+                "half_light_radius": ln_radius.exp().clamp(*RADIUS_RANGE),
+                "axis_ratio": 1 - flat * (1 - low),
+                "angle": pyro.sample("angle", dist.Uniform(torch.zeros_like(low), math.pi)),
+                "sersic_quantile": pyro.sample("sersic_quantile", dist.Beta(two, two)),
+                "bulge_fraction": pyro.sample("bulge_fraction", dist.Beta(two, 2.2)),
+            }
+        values["slope"] = pyro.sample("slope", dist.Normal(*torch.tensor(SLOPE)[kind].unbind(-1)))
+        if self.snr is not None:
+            low, high = (math.log(limit) for limit in self.snr)
+            ends = torch.tensor([high, high + math.log(10)]).expand(*kind.shape, 2)
+            limits = dist.Uniform(torch.full_like(ends, low), ends, validate_args=False)
+            wide = dist.Categorical(torch.tensor([1 - WIDE_FRACTION, WIDE_FRACTION]).expand(*kind.shape, 2))
+            snr = pyro.sample("ln_snr", dist.MixtureSameFamily(wide, limits, validate_args=False))
+            values["ln_snr"] = snr
+        return values
+
+    def scenes(self, count: int, frame: Frame, *, number: int | None = None) -> dict[str, Tensor]:
+        """Sample scenes as a Pyro program.
+
+        Parameters
+        ----------
+        count
+            Number of scenes.
+        frame
+            The image that sources lie in.
+        number
+            Number of sources in every scene; sampled if None.
+
+        Returns
+        -------
+        dict
+            Values ``(scene, source)`` of `source`, the centers ``x``, ``y`` in pixels, and which sources there are as
+            ``exists``.
+        """
+        most = max(len(self.number) - 1 if number is None else number, 1)
+        with pyro.plate("scenes", count, dim=-2):
+            if number is None:
+                number = pyro.sample("number", dist.Categorical(torch.tensor(self.number)))
+            exists = (torch.arange(most) < number).expand(count, most)
+            with pyro.plate("sources", most, dim=-1), pyro.poutine.mask(mask=exists):
+                values = self.source(frame.pixel_scale)
+            if math.isfinite(self.max_difference):
+                apart = (values["magnitude"] - values["magnitude"][:, :1]).abs() > self.max_difference
+                far = (apart & exists).any(-1, keepdim=True)
+                pyro.factor("difference", torch.where(far, -math.inf, 0.0))
+            if self.layout == "clustered":
+                near = pyro.sample("near", dist.Uniform(*map(torch.tensor, NEAR)))
+            else:
+                near = torch.zeros(count, 1)
+            law = self.positions(values, exists, frame, near=near)
+            x, y = pyro.sample("position", law)[:, 0].unbind(-1)
+        return values | {"x": x, "y": y, "exists": exists}
+
+    def positions(self, values: Mapping[str, Tensor], exists: Tensor, frame: Frame, *, near: Tensor) -> Positions:
+        """Return the distribution of the centers ``(scene, 1)`` with event ``(source, 2)``.
+
+        Parameters
+        ----------
+        values
+            Values ``(scene, source)`` of `source`.
+        exists
+            Which sources there are ``(scene, source)``.
+        frame
+            The image that they lie in.
+        near
+            Probability that a source of a cluster lies near an earlier one ``(scene, 1)``.
+
+        Returns
+        -------
+        Positions
+            The distribution.
+        """
+        radius = values["half_light_radius"] / frame.pixel_scale
+        if self.layout == "clustered":
+            radius = radius * values["axis_ratio"].sqrt()
+        radius = torch.where(values["source_type"] == STAR, STAR_RADIUS, radius)[:, None]
+        if self.layout == "clustered":
+            return Clustered(radius, exists[:, None], frame, near=near)
+        if self.layout == "anywhere":
+            return Positions(radius, exists[:, None], frame)
+        fractions = {"anywhere": self.anywhere_fraction, "close": self.close_fraction}
+        return Paired(radius, exists[:, None], frame, centered=self.layout == "centered", **fractions)
+
+    def sample(self, count: int, frame: Frame, *, seed: int, number: int | None = None) -> dict[str, Tensor]:
+        """Draw scenes; those whose magnitudes differ too much are drawn again.
+
+        Parameters
+        ----------
+        count, frame, number
+            As for `scenes`.
+        seed
+            Same seed, same scenes.
+
+        Returns
+        -------
+        dict
+            What `scenes` returns.
+
+        Raises
+        ------
+        ValueError
+            If a number is negative.
+        """
+        for name, value in {"count": count, "seed": seed, "number": number or 0}.items():
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        drawn: list[dict[str, Tensor]] = []
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.poutine.block():
+            torch.manual_seed(seed)
+            while not drawn or sum(len(values["exists"]) for values in drawn) < count:
+                tried = pyro.poutine.trace(self.scenes).get_trace(max(2 * count, 8), frame, number=number)
+                values = tried.nodes["_RETURN"]["value"]
+                if "difference" in tried.nodes:
+                    good = tried.nodes["difference"]["fn"].log_factor[:, 0].isfinite()
+                    values = {name: value[good] for name, value in values.items()}
+                drawn.append(values)
+        return {name: torch.cat([values[name] for values in drawn])[:count] for name in drawn[0]}
+
+    def describe(self) -> str:
+        """Return the fields as a JSON object, to be stored with data and weights.
+
+        Returns
+        -------
+        str
+            A JSON object, which `parse` reads.
+        """
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> Population:
+        """Make a population from the JSON that `describe` returns.
+
+        Parameters
+        ----------
+        text
+            What `describe` returned.
+
+        Returns
+        -------
+        Population
+            The population.
+        """
+        return cls(**nested_tuples(json.loads(text)))
+
+
+def nested_tuples(value: object) -> object:
+    """Return nested lists of numbers as nested tuples, as the fields of a population are."""
+    if isinstance(value, dict):
+        return {name: nested_tuples(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(nested_tuples(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
