@@ -1,116 +1,97 @@
-import copy
-import math
+"""Draws from dropout passes: moments, and what they depend on."""
 
+import numpy as np
 import pytest
 import torch
+from scenery import scenes, understand
+from scipy.stats import kstest
 
-from probdeblend.networks import Blend2Flux, Blend2Mask2Flux
-from probdeblend.networks.dropout import draw
-from probdeblend.networks.layers import dropout_passes
-from probdeblend.scene import seed_of
+from probdeblend.networks.dropout import draw_groups
 
-
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(2)
-    return Blend2Mask2Flux(unet_filters=2, depth=2, first_filters=2, hidden=16, dropout=0.3)
+PAIRS = [(0, [0, 1]), (1, [1, 2]), (1, [0, 2])]
+FEW = {"draws": 40, "passes": 4}
 
 
-def eager(network, factor=30.0):
-    """Return a copy with larger logits: passes are sure of some pixels, and of opposites in others."""
-    network = copy.deepcopy(network).eval()
+@pytest.fixture
+def features(network):
     with torch.no_grad():
-        network.unet.out.weight *= factor
-        network.unet.out.bias[1] = factor / 2
-    return network
+        return understand(network, bands=2)[1]
 
 
-def entropy(probability):
-    """Bits, of double precision."""
-    return sum(torch.special.entr(value) for value in (probability, 1 - probability)) / math.log(2)
+def test_shapes(network, features):
+    found = draw_groups(network, features, PAIRS, keys=[5, 6, 7], draws=41, passes=4, seed=1)
+    assert found.log_flux.shape == (4, 11, 3, 2, 2, 2)
+    assert found.log_flux.dtype == torch.float32
+    assert found.log_flux.isfinite().all()
+    assert found.shape.shape == found.shape_width.shape == (3, 2, 6)
+    torch.testing.assert_close(found.kind.sum(-1), torch.ones(3, 2))
+    assert ((found.existence > 0) & (found.existence < 1)).all()
+    assert found.hidden.shape[:2] == (3, 2)
 
 
-@pytest.fixture(scope="module")
-def image():
-    return 3 * torch.randn(5, 1, 128, 128, generator=torch.Generator().manual_seed(0))
-
-
-def test_shapes(network, image):
-    answer = draw(network, image, draws=100, passes=8)
-    assert answer.log_flux.shape == (8, 13, 5, 2)
-    assert answer.mask.shape == answer.mask_std.shape == answer.mask_information.shape == (5, 2, 128, 128)
-    assert answer.features.shape == (5, 16)
-    empty = draw(network, image[:0], draws=100, passes=8)
-    assert empty.log_flux.shape == (8, 13, 0, 2)
-    alone = draw(Blend2Flux(first_filters=2), image, draws=10, passes=0)
-    assert alone.log_flux.shape == (1, 10, 5, 2)
-    assert alone.mask is alone.mask_std is alone.mask_information is None
-
-
-def test_same_seed_same_draws_whatever_the_batch(network, image):
-    torch.manual_seed(5)
+def test_a_group_depends_on_the_seed_and_its_key_alone(network, features):
+    together = draw_groups(network, features, PAIRS, keys=[5, 6, 7], **FEW, seed=1).log_flux
     state = torch.get_rng_state()
-    whole = draw(network, image, draws=64, passes=4, seed=3)
+    alone = draw_groups(network, features, PAIRS[1:2], keys=[6], **FEW, seed=1).log_flux
+    torch.testing.assert_close(alone[:, :, 0], together[:, :, 1], rtol=1e-5, atol=1e-5)
     assert torch.equal(torch.get_rng_state(), state)
-    part = draw(network, image[2:4], draws=64, passes=4, seed=3, first=2)
-    assert torch.allclose(whole.log_flux[:, :, 2:4], part.log_flux, atol=1e-4)
-    assert torch.allclose(whole.mask[2:4], part.mask, atol=1e-5)
-    other = draw(network, image, draws=64, passes=4, seed=4)
-    assert not torch.allclose(whole.log_flux, other.log_flux)
+    other_key = draw_groups(network, features, PAIRS[1:2], keys=[7], **FEW, seed=1).log_flux
+    other_seed = draw_groups(network, features, PAIRS[1:2], keys=[6], **FEW, seed=2).log_flux
+    for other in (other_key, other_seed):
+        assert (other - alone).abs().amax() > 0.1
 
 
-def test_draws_follow_the_head(network, image):
-    network.eval()
-    with torch.no_grad():
-        numbers = network.answer(network.encode(image)).flux
-        exact = network.head.distribution(numbers)
-    answer = draw(network, image, draws=20_000, passes=0)
-    error = answer.log_flux[0].mean(0) - exact.mean
-    standard = exact.variance.sqrt() / 20_000**0.5
-    # Ten means; five standard errors each is a false alarm in 200,000.
-    assert (error.abs() < 5 * standard).all()
+def test_a_pass_drops_the_same_units_for_every_group(network, features):
+    """With one draw each and all noise alike, two groups that are the same agree pass by pass, and passes differ."""
+    found = draw_groups(network, features, [PAIRS[0], PAIRS[1], PAIRS[0]], keys=[3, 4, 3], **FEW).log_flux
+    torch.testing.assert_close(found[:, :, 2], found[:, :, 0], rtol=1e-5, atol=1e-5)
+    middle = draw_groups(network, features, PAIRS[:1], keys=[0], draws=8000, passes=4).log_flux.median(1).values
+    assert middle.std(0).amin() > 1e-3
 
 
-def test_passes_spread(network, image):
-    answer = draw(network, image, draws=3200, passes=32)
-    between = answer.log_flux.mean(1).std(0)
-    none = draw(network, image, draws=3200, passes=0)
-    assert (between > 0).all()
-    assert (answer.mask_std > 0).any()
-    assert (none.mask_std == 0).all()
+def test_a_rounding_error_changes_draws_by_no_more(network, features):
+    """Random numbers are consumed alike whatever the network says: draws follow its answer smoothly."""
+    moved = features._replace(token=features.token * (1 + 1e-6), anchor=features.anchor + 1e-6)
+    one, other = (draw_groups(network, f, PAIRS, keys=[0, 1, 2], **FEW).log_flux for f in (features, moved))
+    assert ((one - other).abs() > 1e-3).float().mean() < 1e-3
 
 
-@pytest.mark.parametrize(("passes", "factor", "rarest"), [(4, 30, 1e-6), (32, 30, 1e-6), (120, 2, 0.3)])
-def test_information_is_that_of_the_passes(network, image, passes, factor, rarest):
-    network, image = eager(network, factor), image[:1]
-    answer = draw(network, image, draws=2 * passes, passes=passes, seed=4)
-    logits = []
-    with dropout_passes(network), torch.no_grad():
-        features = network.encode(image)
-        for number in range(passes):
-            torch.manual_seed(seed_of(4, 0, number))
-            logits.append(network.answer(features).mask)
-    probability = torch.stack(logits).double().sigmoid()
-    assert float(probability.min()) < rarest
-    assert float(probability.max()) > 1 - rarest
-    torch.testing.assert_close(answer.mask.double(), probability.mean(0), atol=5e-6, rtol=0)
-    exact = entropy(answer.mask.double()) - entropy(probability).mean(0)
-    assert float(exact.max()) > 0.01
-    torch.testing.assert_close(answer.mask_information.double(), exact.clamp(min=0), atol=1e-5, rtol=0)
-    assert (answer.mask_information >= 0).all()
-    assert (answer.mask_information <= entropy(answer.mask) + 1e-6).all()
+@torch.no_grad()
+def test_without_passes_draws_are_those_of_the_network(network, features, false_alarm):
+    """One chain, whose draws have the distribution that the network answers: heavy tails and all."""
+    found = draw_groups(network, features, PAIRS[:1], keys=[0], draws=4000, passes=0)
+    assert found.log_flux.shape[:2] == (1, 4000)
+    expected = network.answer(features, PAIRS[:1])
+    reference = expected.flux.sample((4000,))
+    for source, kind in np.ndindex(2, 2):
+        pair = (value[..., source, 1, kind].flatten().numpy() for value in (found.log_flux, reference))
+        assert kstest(*pair).pvalue > false_alarm
+    torch.testing.assert_close(found.shape, expected.shape)
+    torch.testing.assert_close(found.shape_width, expected.shape_width)
+    torch.testing.assert_close(found.existence, expected.existence.sigmoid())
 
 
-def test_no_information_without_dropout(network, image):
-    sure = eager(network)
-    assert (draw(sure, image, draws=10, passes=0).mask_information == 0).all()
-    sure.unet.dropout.probability = 0.0
-    assert draw(sure, image, draws=20, passes=10).mask_information.max() < 3e-6
+@torch.no_grad()
+def test_many_groups_are_answered_in_parts(network):
+    """More rows than are processed at a time: each group is drawn as it would be alone."""
+    *inputs, x, y = scenes(number=2, sources=9)
+    _, features = network.read(network.encode(*inputs), x, y)
+    index = [(i % 2, list(range(9))) for i in range(5)]
+    found = draw_groups(network, features, index, keys=range(5), draws=32, passes=32).log_flux
+    alone = draw_groups(network, features, index[4:], keys=[4], draws=32, passes=32).log_flux
+    torch.testing.assert_close(found[:, :, 4:], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_errors(network, image):
-    with pytest.raises(ValueError, match="draws must be at least 2, got 1"):
-        draw(network, image, draws=1)
-    for name in ("passes", "seed", "first"):
-        with pytest.raises(ValueError, match=f"{name} must not be negative, got -1"):
-            draw(network, image, **{name: -1})
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"draws": 0}, "draws must be at least 1, got 0"),
+        ({"passes": -1}, "passes must not be negative, got -1"),
+        ({"seed": -2}, "seed must not be negative, got -2"),
+        ({"keys": [1]}, "keys must be one for each of 3 groups, got 1"),
+        ({"keys": [1, -4, 2]}, "keys must not be negative, got -4"),
+    ],
+)
+def test_refuses(network, features, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        draw_groups(network, features, PAIRS, **{"keys": [0, 1, 2]} | wrong)
