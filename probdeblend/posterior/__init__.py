@@ -1,12 +1,23 @@
-"""Posteriors of fluxes and mask probabilities: draws, catalogs, flags, priors and calibration.
+"""Posteriors of fluxes and masks: draws, cutouts, catalogs, flags and calibration.
 
 Every method of the package returns a `Posterior`.
 """
 
 from .calibrator import Calibrator
-from .draws import Posterior
+from .cutouts import Cutout, Cutouts
+from .draws import COLUMNS, Posterior
 from .flags import Flag
-from .groups import estimated_features
+from .moments import variance_parts
 from .reweight import FluxPrior, effective_samples
 
-__all__ = ["Calibrator", "Flag", "FluxPrior", "Posterior", "effective_samples", "estimated_features"]
+__all__ = [
+    "COLUMNS",
+    "Calibrator",
+    "Cutout",
+    "Cutouts",
+    "Flag",
+    "FluxPrior",
+    "Posterior",
+    "effective_samples",
+    "variance_parts",
+]

@@ -1,76 +1,121 @@
-"""The posterior: one `xarray.Dataset` with the dimensions ``(chain, draw, blend, galaxy, band)``.
+"""The posterior of sources: draws of their fluxes in every band, and what else is known of each.
 
-The first two dimensions are those of ArviZ. Covariances are moments of the draws; tables use quantiles.
+An `xarray.Dataset` with the dimensions ``(chain, draw, source, band)`` holds the numbers, `Cutouts` hold the pixels.
+The first two dimensions are those of ArviZ; a chain is a dropout pass. Covariances are moments of the draws; tables use
+quantiles.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import xarray as xr
 from astropy.table import QTable
 from astropy.wcs import WCS
-from numpy.typing import ArrayLike
-from scipy.special import entr
+from numpy.typing import ArrayLike, NDArray
 
-from .._files import check_header, header, whole_file
+from .._files import header
+from ..scene import SOURCE_TYPES
 from .catalog import tabulate
-from .reweight import reweight
+from .cutouts import Cutouts
+from .moments import FLUX_OF, color, covariance, draws, group_flux, magnitude, to_arviz
+from .pixels import image, mask, model, segmentation
+from .storage import open_posterior, save
 
-__all__ = ["Posterior", "variance_parts"]
+__all__ = ["COLUMNS", "Posterior"]
 
-FLUX_KINDS = ("total", "auto", "isophotal")
-FLUX_DIMS = ("chain", "draw", "blend", "galaxy", "band")
-MASKS = ("mask", "mask_std", "mask_information")
-OPTIONAL_DIMS = (
-    dict.fromkeys(MASKS, ("blend", "galaxy", "y", "x"))
-    | dict.fromkeys(("x", "y", "flags"), ("blend", "galaxy"))
-    | dict.fromkeys(("variance_within", "variance_between"), ("blend", "galaxy", "band"))
-    | dict.fromkeys(("sky_rms", "anomaly"), ("blend",))
-)
+FLUX_DIMS = ("chain", "draw", "source", "band")
+COLUMNS = dict.fromkeys(
+    (
+        "x_err", "y_err", "existence", "star", "half_light_radius", "half_light_radius_err", "axis_ratio",
+        "axis_ratio_err", "angle", "angle_err", "sersic_index", "sersic_index_err", "contested", "anomaly", "flags",
+    ),
+    ("source",),
+) | {
+    "kind_probability": ("source", "source_type"),
+    "sky_rms": ("source", "band"),
+    "flux_sep": ("source", "band"),
+}  # fmt: skip
+"""What may be known of each source beside its fluxes, with its axes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Draws of the fluxes of blended galaxies, with their mask probabilities, positions and flags.
+    """Draws of the fluxes of sources, with their masks, images, positions, shapes and flags.
+
+    Build one with `from_draws`.
 
     Parameters
     ----------
     dataset
-        The variable ``flux (chain, draw, blend, galaxy, band)`` and, where known, ``mask``, ``mask_std`` and
-        ``mask_information (blend, galaxy, y, x)``; ``x``, ``y`` and ``flags (blend, galaxy)``;
-        ``flux_variance_within`` and ``flux_variance_between (blend, galaxy, band)``; ``sky_rms (blend,)``, the noise
-        of a sky pixel in image units; ``anomaly (blend,)``. The attributes ``flux_kind``, ``method``, ``flux_unit``
-        and, where known, ``zero_point`` and ``pixel_scale``.
+        The variables ``flux`` (total) and ``flux_auto`` (Kron) ``(chain, draw, source, band)``, at least one of them,
+        and columns of the sources. The coordinates ``scene``, ``group``, ``label``, ``x``, ``y`` and, where known,
+        ``ra`` and ``dec (source,)``; ``zero_point (band,)``. The attributes ``method``, ``unit``, ``pixel_scale``
+        (arcsec), ``scenes`` (their number) and, where known, ``wcs`` (a FITS header).
+    cutouts
+        The pixels of each source, or None.
     """
 
     dataset: xr.Dataset
+    cutouts: Cutouts | None = None
 
     @classmethod
-    def from_draws(cls, flux: ArrayLike, *, flux_kind: str, method: str, **named: object) -> Self:
+    def from_draws(  # noqa: PLR0913
+        cls,
+        flux: ArrayLike | None = None,
+        flux_auto: ArrayLike | None = None,
+        *,
+        scene: ArrayLike,
+        group: ArrayLike,
+        x: ArrayLike,
+        y: ArrayLike,
+        label: ArrayLike | None = None,
+        bands: Sequence[str] = ("",),
+        unit: str = "",
+        zero_point: Sequence[float] = (),
+        pixel_scale: float = float("nan"),
+        method: str = "network",
+        columns: Mapping[str, ArrayLike] | None = None,
+        cutouts: Cutouts | None = None,
+        wcs: WCS | None = None,
+        scenes: int | None = None,
+    ) -> Self:
         """Build a posterior from arrays of draws.
 
         Parameters
         ----------
-        flux
-            Draws ``(chain, draw, blend, galaxy, band)`` in image units; NaN for a galaxy that was not detected.
-        flux_kind
-            Definition of the flux: "total", "auto" (Kron) or "isophotal".
+        flux, flux_auto
+            Draws ``(chain, draw, source, band)`` of the total and of the Kron flux in image units; at least one of
+            them. NaN where a source was not measured.
+        scene
+            The scene of each source ``(source,)``.
+        group
+            The group of overlapping sources that each belongs to ``(source,)``; numbers are unique over all scenes.
+        x, y
+            Positions ``(source,)`` in pixels.
+        label
+            Positive numbers ``(source,)``, no two alike; 1, 2, and so on by default.
+        bands
+            Their names.
+        unit
+            Unit of the fluxes.
+        zero_point
+            AB magnitude of unit flux, for each band; empty if unknown.
+        pixel_scale
+            Size of a pixel in arcsec; NaN if unknown.
         method
             Source of the draws, such as "network" or "sep".
-        **named
-            Arrays, or None: ``mask`` (probability), ``mask_std`` (its scatter over the dropout passes) and
-            ``mask_information`` (mutual information of pixel and pass, in bits) ``(blend, galaxy, y, x)``; ``x``,
-            ``y`` (pixels) and ``flags (blend, galaxy)``; ``variance_within`` and ``variance_between`` the passes
-            ``(blend, galaxy, band)``; ``sky_rms`` and ``anomaly (blend,)``. Any other name becomes an attribute, unless
-            it is None: ``flux_unit``, ``zero_point`` (AB magnitude of unit flux), ``pixel_scale`` (arcsec) and others.
+        columns
+            Arrays by the names of `COLUMNS`: what else is known of the sources.
+        cutouts
+            Masks and images of the sources.
+        wcs
+            World coordinates of the image.
+        scenes
+            Number of scenes; by default up to the last one that has a source.
 
         Returns
         -------
@@ -80,219 +125,248 @@ class Posterior:
         Raises
         ------
         ValueError
-            If a shape does not fit `flux`, or `flux_kind` is unknown.
-        TypeError
-            If an attribute is neither a string nor a number.
+            If no flux is given, shapes do not fit, labels are not positive and unique, or a column is unknown.
         """
-        flux = np.asarray(flux)
-        if flux.ndim != len(FLUX_DIMS):
-            raise ValueError(f"flux must have the axes ({', '.join(FLUX_DIMS)}), got shape {flux.shape}")
-        if flux_kind not in FLUX_KINDS:
-            raise ValueError(f"flux_kind must be one of {', '.join(FLUX_KINDS)}, got {flux_kind!r}")
-        sizes = dict(zip(FLUX_DIMS, flux.shape, strict=True))
-        coordinates = {name: np.arange(size) for name, size in sizes.items()}
-        variables = {"flux": (FLUX_DIMS, flux)}
-        for name, dims in OPTIONAL_DIMS.items():
-            if (value := named.pop(name, None)) is not None:
-                stored = f"flux_{name}" if name.startswith("variance") else name
-                variables[stored] = (dims, _checked(name, value, dims, sizes))
-        attributes: dict[str, object] = dict(header("posterior"))
-        for name, value in ({"flux_kind": flux_kind, "method": method, "flux_unit": ""} | named).items():
-            if not isinstance(value, str | int | float | np.number | None):
-                raise TypeError(f"{name} must be a string or a number, got {type(value).__name__}")
-            if value is not None:
-                attributes[name] = int(value) if isinstance(value, bool) else value
-        dataset = xr.Dataset(variables, coordinates, attributes)
-        dataset["flux"].attrs = {"flux_kind": flux_kind, "unit": attributes["flux_unit"]}
-        return cls(dataset)
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a posterior that `save` wrote.
-
-        Parameters
-        ----------
-        path
-            The file.
-
-        Returns
-        -------
-        Posterior
-            The posterior, in memory.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If the file is not a posterior, is damaged, or has another version.
-        """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        try:
-            dataset = xr.load_dataset(path, engine="h5netcdf")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{path}: not a posterior written by probdeblend, or damaged") from error
-        check_header(dataset.attrs, "posterior", path)
-        return cls(dataset)
+        fluxes = {
+            kind: np.asarray(values)
+            for kind, values in zip(FLUX_OF, (flux, flux_auto), strict=True)
+            if values is not None
+        }
+        if not fluxes:
+            raise ValueError("flux or flux_auto must be given, got neither")
+        shape = next(iter(fluxes.values())).shape
+        for kind, values in fluxes.items():
+            if values.ndim != len(FLUX_DIMS) or values.shape != shape or shape[3] != len(bands):
+                axes = f"({', '.join(FLUX_DIMS)}) with {len(bands)} bands"
+                raise ValueError(f"{FLUX_OF[kind]} must have the axes {axes}, got shape {values.shape}")
+        coordinates = {"chain": np.arange(shape[0]), "draw": np.arange(shape[1]), "band": list(bands)}
+        label = np.arange(1, shape[2] + 1) if label is None else np.asarray(label)
+        for name, values in {"scene": scene, "group": group, "label": label, "x": x, "y": y}.items():
+            array = np.asarray(values, dtype=np.float64 if name in "xy" else np.int64)
+            coordinates[name] = ("source", _checked(name, array, shape[2:3]))
+        if len(np.unique(label)) < len(label) or (label < 1).any():
+            raise ValueError(f"label must be positive and no two alike, got {label.tolist()}")
+        magnitudes = np.array(tuple(zero_point) or (np.nan,) * len(bands), dtype=np.float64)
+        coordinates["zero_point"] = ("band", _checked("zero_point", magnitudes, shape[3:]))
+        attributes = header("posterior") | {"method": method, "unit": unit, "pixel_scale": float(pixel_scale)}
+        attributes["scenes"] = int(np.max(scene, initial=-1)) + 1 if scenes is None else int(scenes)
+        if wcs is not None:
+            sky = wcs.celestial.pixel_to_world(coordinates["x"][1], coordinates["y"][1]).icrs
+            coordinates |= {"ra": ("source", sky.ra.deg), "dec": ("source", sky.dec.deg)}
+            attributes["wcs"] = wcs.celestial.to_header_string(relax=True)
+        variables = {
+            FLUX_OF[kind]: (FLUX_DIMS, values, {"unit": unit, "flux_kind": kind}) for kind, values in fluxes.items()
+        }
+        if cutouts is not None and len(cutouts) != shape[2]:
+            raise ValueError(f"cutouts must be of {shape[2]} sources, got {len(cutouts)}")
+        found = cls(xr.Dataset(variables, coordinates, attributes), cutouts)
+        return found.with_columns({"flags": np.zeros(shape[2])} | dict(columns or {}))
 
     @classmethod
     def concatenate(cls, posteriors: Sequence[Self]) -> Self:
-        """Concatenate posteriors along their blends, which are renumbered.
+        """Concatenate posteriors of different scenes; scenes and groups are renumbered, and labels where two are alike.
 
         Parameters
         ----------
         posteriors
-            Posteriors with the same attributes and axes except for their blends.
+            Posteriors with the same draws, bands, columns and attributes.
 
         Returns
         -------
         Posterior
-            Posterior of all blends.
+            Posterior of all scenes. It has no world coordinate system, since they have none in common; ``ra`` and
+            ``dec`` stay.
 
         Raises
         ------
         ValueError
-            If there are none, or if they differ in attributes, variables, draws, galaxies or bands.
+            If there are none, or if they differ in more than their sources.
         """
         if not posteriors:
             raise ValueError("posteriors must hold at least one posterior, got none")
-        datasets = [posterior.dataset for posterior in posteriors]
-        for other in datasets[1:]:
+        parts, scenes, groups = [], 0, 0
+        for posterior in posteriors:
+            part = posterior.dataset
+            group = np.unique(part["group"].values, return_inverse=True)[1]
+            moved = {"scene": ("source", part["scene"].values + scenes), "group": ("source", group + groups)}
+            scenes, groups = scenes + part.attrs["scenes"], groups + group.max(initial=-1) + 1
+            parts.append(part.assign_coords(moved).assign_attrs(scenes=0, wcs=""))
             try:
-                xr.testing.assert_identical(datasets[0].isel(blend=slice(0)), other.isel(blend=slice(0)))
+                xr.testing.assert_identical(parts[0].isel(source=slice(0)), parts[-1].isel(source=slice(0)))
             except AssertionError as error:
-                raise ValueError(f"posteriors must be alike except for their blends, got: {error}") from None
-        joined = xr.concat(datasets, "blend", data_vars="minimal", coords="minimal", compat="override", join="exact")
-        return cls(joined.assign_coords(blend=np.arange(joined.sizes["blend"])))
+                raise ValueError(f"posteriors must be alike except for their sources, got: {error}") from None
+        joined = xr.concat(parts, "source", data_vars="minimal", coords="minimal", compat="override", join="exact")
+        joined.attrs["scenes"] = scenes
+        del joined.attrs["wcs"]
+        if len(np.unique(joined["label"])) < joined.sizes["source"]:
+            joined["label"] = ("source", np.arange(1, joined.sizes["source"] + 1))
+        pixels = [posterior.cutouts for posterior in posteriors]
+        return cls(joined, None if any(part is None for part in pixels) else Cutouts.join(pixels))
 
     def __len__(self) -> int:
-        return self.dataset.sizes["blend"]
+        return self.dataset.sizes["source"]
 
     @property
     def flux(self) -> xr.DataArray:
-        """Draws of the fluxes ``(chain, draw, blend, galaxy, band)`` in image units."""
-        return self.dataset["flux"]
+        """Draws of the total fluxes ``(chain, draw, source, band)`` in image units."""
+        return draws(self)
+
+    @property
+    def flux_auto(self) -> xr.DataArray:
+        """Draws of the Kron fluxes ``(chain, draw, source, band)`` that the sources would have, were they isolated."""
+        return draws(self, "auto")
 
     @property
     def total_flux(self) -> xr.DataArray:
-        """Draws of the total flux ``(chain, draw, blend, band)`` of each blend; NaN where one of its fluxes is NaN."""
-        return self.flux.sum("galaxy", skipna=False, keep_attrs=True).rename("total_flux")
+        """Draws of the total flux ``(chain, draw, group, band)`` of each group; NaN where one of its fluxes is NaN."""
+        return group_flux(self)
 
     @property
-    def flux_covariance(self) -> xr.DataArray:
-        """Covariance of the fluxes ``(blend, band, galaxy, galaxy_2)`` in image units squared."""
-        draws = self.draws("blend", "band", "galaxy")
-        deviations = draws - draws.mean(-1, keepdims=True)
-        scatter = np.einsum("abgs,abhs->abgh", deviations, deviations)
-        covariance = scatter / (draws.shape[-1] - 1) if draws.shape[-1] > 1 else np.full_like(scatter, np.nan)
-        coordinates = {name: self.flux[name].values for name in ("blend", "band", "galaxy")}
-        coordinates["galaxy_2"] = coordinates["galaxy"]
-        unit = self.flux.attrs["unit"]
-        attributes = self.flux.attrs | {"unit": f"({unit})**2" if unit else ""}
-        return xr.DataArray(covariance, coordinates, coordinates.keys(), "flux_covariance", attributes)
+    def magnitude(self) -> xr.DataArray:
+        """Draws of the AB magnitude ``(chain, draw, source, band)`` of the total flux.
 
-    @property
-    def mask(self) -> xr.DataArray:
-        """Probability ``(blend, galaxy, y, x)`` that the galaxy's own light exceeds 3 sky rms in a pixel."""
-        return self._pixels("mask")
-
-    @property
-    def mask_std(self) -> xr.DataArray:
-        """Standard deviation ``(blend, galaxy, y, x)`` of the mask probability over the dropout passes."""
-        return self._pixels("mask_std")
-
-    @property
-    def mask_entropy(self) -> xr.DataArray:
-        """Entropy ``(blend, galaxy, y, x)`` of the mask probability in bits: 1 where it is one half."""
-        nat = xr.apply_ufunc(lambda mask: entr(mask) + entr(1 - mask), self.mask)
-        return (nat / math.log(2)).rename("mask_entropy")
-
-    @property
-    def mask_information(self) -> xr.DataArray:
-        """Mutual information ``(blend, galaxy, y, x)`` between pixel and dropout pass, in bits.
-
-        It is the part of the entropy due to disagreement of the passes: the entropy of the mean probability minus the
-        mean entropy of the passes (Houlsby et al. 2011, arXiv:1112.5745). A calibrator keeps its share of the entropy.
+        NaN without a zero point, and where a flux is not positive.
         """
-        return self._pixels("mask_information")
+        return magnitude(self)
 
     @property
-    def images(self) -> xr.DataArray:
-        """Noiseless image ``(blend, galaxy, y, x)`` of each galaxy alone, in image units: the mean of its draws."""
-        return self._pixels("image")
+    def flags(self) -> NDArray[np.int64]:
+        """Sum of `Flag` bits of each source ``(source,)``."""
+        return self.dataset["flags"].values
 
     @property
-    def images_std(self) -> xr.DataArray:
-        """Standard deviation ``(blend, galaxy, y, x)`` of each galaxy's image over the draws."""
-        return self._pixels("image_std")
+    def wcs(self) -> WCS | None:
+        """World coordinates of the image, or None."""
+        text = self.dataset.attrs.get("wcs")
+        return None if text is None else WCS(text)
 
-    @property
-    def light_fraction(self) -> xr.DataArray:
-        """Fraction ``(blend, galaxy, y, x)`` of the light due to each galaxy; NaN below the sky noise."""
-        total = self.images.sum("galaxy")
-        share = (self.images / total).where(total > self.dataset["sky_rms"])
-        return share.transpose(*self.images.dims).rename("light_fraction")
+    draws = draws
+    group_flux = group_flux
+    covariance = covariance
+    color = color
+    mask = mask
+    image = image
+    model = model
+    segmentation = segmentation
+    to_arviz = to_arviz
+    save = save
+    open = classmethod(open_posterior)
 
-    @property
-    def flags(self) -> xr.DataArray:
-        """Sum of `Flag` bits ``(blend, galaxy)``; zero if none were given."""
-        none = xr.zeros_like(self.flux.isel(chain=0, draw=0, band=0, drop=True), dtype=np.int64)
-        return self.dataset.get("flags", none).rename("flags")
+    def catalog(self) -> QTable:
+        """Tabulate the sources, one row each.
 
-    @property
-    def anomaly(self) -> xr.DataArray:
-        """Anomaly score of each blend ``(blend,)``; above 1 it raises a flag, NaN where it was not measured.
-
-        The largest of several measures, each in units of its limit: the distance of the stamp from the training set as
-        the network sees it, the distance of the central galaxy from the middle of the stamp and, where requested, the
-        probability that there are not two galaxies, the residuals of refinement, and the difference between refinement
-        and network.
-        """
-        none = xr.full_like(self.flux.isel(chain=0, draw=0, band=0, galaxy=0, drop=True), np.nan, dtype=float)
-        return self.dataset.get("anomaly", none).rename("anomaly")
-
-    def with_anomaly(self, anomaly: ArrayLike, **variables: tuple) -> Self:
-        """Raise the anomaly score to at least `anomaly (blend,)`, and assign other variables of the dataset."""
-        anomaly = np.fmax(self.anomaly.values, np.asarray(anomaly, dtype=np.float64))
-        return type(self)(self.dataset.assign(variables | {"anomaly": (("blend",), anomaly)}))
-
-    def draws(self, *dims: str) -> np.ndarray:
-        """Return the draws of the fluxes as one array, with the draws of all chains along its last axis.
-
-        Parameters
-        ----------
-        *dims
-            "blend", "galaxy" and "band", in the order of the other axes.
+        Columns of a band have its name as suffix where there are several bands.
 
         Returns
         -------
-        numpy.ndarray
-            Fluxes in image units.
+        astropy.table.QTable
+            Columns label, (scene,) group, group_size, x, y, (ra, dec,) total and Kron fluxes with their quantiles,
+            magnitudes, correlation with the neighbor that is most correlated, and what else is known; each has a
+            description. Magnitudes are masked without a zero point and where the flux, or for mag_err its lower
+            quantile, is not positive.
         """
-        flux = self.flux.transpose(*dims, "chain", "draw").values
-        return flux.reshape(*flux.shape[:3], flux.shape[3] * flux.shape[4]).astype(float)
+        return tabulate(self)
 
-    def select(self, blends: int | slice | ArrayLike) -> Self:
-        """Select blends; they keep their numbers.
+    def index(self, label: int) -> int:
+        """Return the index of a source.
 
         Parameters
         ----------
-        blends
-            An index, a slice, a list of indices, or a boolean array with one entry per blend.
+        label
+            Its label.
+
+        Returns
+        -------
+        int
+            Its place among the sources.
+
+        Raises
+        ------
+        KeyError
+            If there is no such source.
+        """
+        found = np.flatnonzero(self.dataset["label"].values == label)
+        if not len(found):
+            raise KeyError(f"label must be that of one of {len(self)} sources, got {label}")
+        return int(found[0])
+
+    def select(self, sources: int | slice | ArrayLike) -> Self:
+        """Select sources; they keep their labels, scenes and groups.
+
+        Parameters
+        ----------
+        sources
+            An index, a slice, a list of indices, or a boolean array with one entry per source.
 
         Returns
         -------
         Posterior
-            The selected blends.
+            The selected sources.
 
         Raises
         ------
         IndexError
             If an index is out of range, or a boolean array has another length.
         """
-        index = np.arange(len(self))[blends if isinstance(blends, slice) else np.asarray(blends)]
-        return type(self)(self.dataset.isel(blend=np.atleast_1d(index)))
+        sources = sources if isinstance(sources, slice) else np.asarray(sources)
+        if not isinstance(sources, slice) and not sources.size:
+            sources = slice(0)
+        index = np.atleast_1d(np.arange(len(self))[sources])
+        cutouts = None if self.cutouts is None else self.cutouts.select(index)
+        return type(self)(self.dataset.isel(source=index), cutouts)
+
+    def scene(self, number: int) -> Self:
+        """Return the posterior of one scene.
+
+        Parameters
+        ----------
+        number
+            The scene.
+
+        Returns
+        -------
+        Posterior
+            Its sources, with their labels and groups; it is scene 0 there.
+
+        Raises
+        ------
+        IndexError
+            If there is no such scene.
+        """
+        if not 0 <= number < self.dataset.attrs["scenes"]:
+            raise IndexError(f"number must be below {self.dataset.attrs['scenes']}, got {number}")
+        chosen = self.select(self.dataset["scene"].values == number)
+        alone = chosen.dataset.assign_coords(scene=("source", np.zeros(len(chosen), dtype=np.int64)))
+        return type(self)(alone.assign_attrs(scenes=1), chosen.cutouts)
+
+    def with_columns(self, columns: Mapping[str, ArrayLike]) -> Self:
+        """Return a copy with some columns added or replaced.
+
+        Parameters
+        ----------
+        columns
+            Arrays by the names of `COLUMNS`.
+
+        Returns
+        -------
+        Posterior
+            The copy.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown, or a shape does not fit.
+        """
+        sizes, assigned = {**self.dataset.sizes, "source_type": len(SOURCE_TYPES)}, {}
+        for name, values in columns.items():
+            if name not in COLUMNS:
+                raise ValueError(f"columns must be among {', '.join(COLUMNS)}, got {name}")
+            array = np.asarray(values, dtype=np.int64 if name == "flags" else None)
+            assigned[name] = (COLUMNS[name], _checked(name, array, tuple(sizes[dim] for dim in COLUMNS[name])))
+        dataset = self.dataset.assign(assigned)
+        if "kind_probability" in assigned:
+            dataset = dataset.assign_coords(source_type=list(SOURCE_TYPES))
+        return type(self)(dataset, self.cutouts)
 
     def without_pixels(self) -> Self:
         """Return the posterior without masks and images, which take most of the memory.
@@ -300,90 +374,29 @@ class Posterior:
         Returns
         -------
         Posterior
-            Draws, positions and flags alone.
+            Draws and columns alone.
         """
-        return type(self)(self.dataset.drop_dims(("y", "x"), errors="ignore"))
+        return type(self)(self.dataset)
 
-    reweight = reweight
-
-    def summary(self, *, wcs: WCS | None = None) -> QTable:
-        """Tabulate the galaxies, one row each (and one per band if there are several).
+    def plot(self, label: int) -> NDArray[np.object_]:
+        """Show a source: the image, its mask, its deblended image, and its flux beside those of its neighbors.
 
         Parameters
         ----------
-        wcs
-            World coordinates of the image in which x and y are positions: adds the columns ra and dec.
+        label
+            The source.
 
         Returns
         -------
-        astropy.table.QTable
-            Columns id, blend, galaxy, x, y, (ra, dec,) flux, flux_err, flux_16, flux_50, flux_84, flux_kind, mag,
-            mag_err, correlation, variance_within, variance_between, method, anomaly, flags; each has a description.
-            Magnitudes are masked without a zero point and where the flux, or for mag_err its lower quantile, is not
-            positive; variances where there were no dropout passes.
+        NDArray
+            The `Axes` of the panels, as from `probdeblend.plots.plot_source`.
         """
-        return tabulate(self, wcs)
+        from ..plots.sources import plot_source
 
-    def to_arviz(self) -> object:
-        """Convert to ArviZ: `arviz.InferenceData` in its versions 0.x, `xarray.DataTree` in 1.x.
-
-        Returns
-        -------
-        object
-            The group ``posterior`` holds the draws of the fluxes and of the total flux.
-        """
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
-            import arviz
-        group = self.dataset[["flux"]].drop_vars(["x", "y"], errors="ignore")
-        group["total_flux"] = self.total_flux
-        if hasattr(arviz, "InferenceData"):
-            return arviz.InferenceData(posterior=group)
-        return xr.DataTree.from_dict({"posterior": group})
-
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write a netCDF file.
-
-        Parameters
-        ----------
-        path
-            The file.
-        overwrite
-            Replace an existing file.
-
-        Raises
-        ------
-        FileExistsError
-            If the file exists and `overwrite` is not set.
-        """
-        encoding = {name: {"zlib": True} for name in (*MASKS, "image", "image_std") if name in self.dataset}
-        with whole_file(path, overwrite=overwrite) as temporary:
-            self.dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
-
-    def _pixels(self, name: str) -> xr.DataArray:
-        if name not in self.dataset:
-            raise AttributeError(f"this posterior of method {self.dataset.attrs['method']!r} has no {name}")
-        return self.dataset[name].drop_vars(["x", "y"], errors="ignore")
+        return plot_source(self, label)
 
 
-def _checked(name: str, value: object, dims: tuple[str, ...], sizes: dict[str, int]) -> np.ndarray:
-    array = np.asarray(value, dtype=np.int64 if name == "flags" else None)
-    expected = tuple(sizes.get(dim, size) for dim, size in zip(dims, array.shape, strict=False))
-    if array.ndim != len(dims) or array.shape != expected:
-        known = {dim: sizes[dim] for dim in dims if dim in sizes}
-        axes = ", ".join(dims)
-        raise ValueError(f"{name} must have the axes ({axes}) with {known}, got shape {array.shape}")
-    sizes.update(zip(dims, array.shape, strict=True))
-    return array
-
-
-def variance_parts(flux: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Split the variance of draws ``(chain, draw, ...)`` into that within chains and that between them ``(...)``.
-
-    The latter is the variance of the means of the chains, minus what the finite number of draws contributes to it.
-    """
-    flux = np.asarray(flux, dtype=float)
-    chains, each = flux.shape[:2]
-    within = flux.var(1, ddof=min(1, each - 1)).mean(0)
-    between = flux.mean(1).var(0) - within / each * (1 - 1 / chains)
-    return within, np.maximum(between, 0)
+def _checked(name: str, values: NDArray, shape: tuple[int, ...]) -> NDArray:
+    if values.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {values.shape}")
+    return values

@@ -7,44 +7,42 @@ __all__ = ["Flag"]
 
 
 class Flag(IntFlag, boundary=STRICT):
-    """Quality flags of a measurement, as bits; 0 means no problem.
+    """Quality flags of a source, as bits; 0 means no problem.
 
     ``str(Flag(bits))`` lists the names of the flags in a value of the column ``flags``, or "none".
 
-    - ``BAD_PIXELS`` (1): more than 10 % of the pixels of the stamp are bad.
-    - ``BAD_CENTER`` (2): a bad pixel lies within 5 pixels of the center of a galaxy.
-    - ``OFF_CENTER`` (4): no peak of light lies within 6 pixels of the middle of the stamp.
-    - ``CROWDED`` (8): more than two galaxies overlap; they were measured pair by pair.
-    - ``OUTSIDE_PRIOR`` (16): a magnitude, or the magnitude difference of the pair, is outside the training prior.
-    - ``NOT_DETECTED`` (32): SEP did not detect the galaxy.
-    - ``TRUNCATED`` (64): the stamp extends beyond the edge of the image.
-    - ``UNFAMILIAR`` (128): the stamp is unlike the training set.
-    - ``ISOLATED`` (256): isolated source, measured by SEP.
+    - ``EDGE`` (1): cut by the edge of the image.
+    - ``BAD_PIXELS`` (2): a bad pixel near its center, or more than 10 % of the pixels of its mask are bad.
+    - ``NOT_DETECTED`` (4): no source was found there.
+    - ``DOUBTFUL`` (8): the probability that there is a source is below one half.
+    - ``UNLISTED`` (16): the network sees another source nearby, which the given positions lack.
+    - ``LARGE_GROUP`` (32): its group was larger than the largest that is measured jointly, and was cut.
+    - ``BRIGHT`` (64): brighter or larger than the sources of the training set.
+    - ``OUT_OF_RANGE`` (128): the PSF or the noise of the image is outside the trained range.
+    - ``ANOMALY`` (256): unlike the training set.
     - ``OUTSIDE_CALIBRATION`` (512): outside the range that the calibrator was fitted on.
     - ``NOT_REFINED`` (1024): refinement was requested but not used; another flag gives the reason.
     - ``POOR_WEIGHTS`` (2048): importance weights of the refinement are unreliable (k-hat above 0.7).
     - ``MISFIT`` (4096): the best-fit model leaves larger residuals than noise would.
     - ``DISAGREEMENT`` (8192): refinement and network disagree.
-    - ``UNEVEN_NOISE`` (16384): the noise varies across the stamp, which refinement does not model.
-    - ``OTHER_COUNT`` (32768): the stamp probably does not hold exactly two galaxies.
+    - ``UNEVEN_NOISE`` (16384): the noise varies across the group, which refinement does not model.
     """
 
-    BAD_PIXELS = 1
-    BAD_CENTER = 2
-    OFF_CENTER = 4
-    CROWDED = 8
-    OUTSIDE_PRIOR = 16
-    NOT_DETECTED = 32
-    TRUNCATED = 64
-    UNFAMILIAR = 128
-    ISOLATED = 256
+    EDGE = 1
+    BAD_PIXELS = 2
+    NOT_DETECTED = 4
+    DOUBTFUL = 8
+    UNLISTED = 16
+    LARGE_GROUP = 32
+    BRIGHT = 64
+    OUT_OF_RANGE = 128
+    ANOMALY = 256
     OUTSIDE_CALIBRATION = 512
     NOT_REFINED = 1024
     POOR_WEIGHTS = 2048
     MISFIT = 4096
     DISAGREEMENT = 8192
     UNEVEN_NOISE = 16384
-    OTHER_COUNT = 32768
 
     @classmethod
     def _missing_(cls, value: object) -> Self:

@@ -1,0 +1,109 @@
+"""Masks and images of a posterior: those of a source, and those of a scene."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cutouts import Cutout, Cutouts
+
+if TYPE_CHECKING:
+    from photutils.segmentation import SegmentationImage
+
+    from .draws import Posterior
+
+__all__ = ["image", "mask", "model", "segmentation"]
+
+
+def mask(posterior: Posterior, label: int) -> Cutout:
+    """Return the probability that a source's own light exceeds 3 sky rms in each pixel, all bands in quadrature.
+
+    Parameters
+    ----------
+    posterior
+        The posterior.
+    label
+        The source.
+
+    Returns
+    -------
+    Cutout
+        Probabilities ``(y, x)``, and their standard deviation over the dropout passes.
+    """
+    return _pixels(posterior).cutout("mask", posterior.index(label), posterior.wcs)
+
+
+def image(posterior: Posterior, label: int) -> Cutout:
+    """Return the deblended image of a source.
+
+    Parameters
+    ----------
+    posterior
+        The posterior.
+    label
+        The source.
+
+    Returns
+    -------
+    Cutout
+        Its light ``(band, y, x)`` in image units, and the standard deviation.
+    """
+    return _pixels(posterior).cutout("image", posterior.index(label), posterior.wcs)
+
+
+def model(posterior: Posterior, scene: int = 0) -> NDArray[np.floating]:
+    """Return the sum of the deblended images of all sources of a scene.
+
+    Parameters
+    ----------
+    posterior
+        The posterior.
+    scene
+        Number of the scene.
+
+    Returns
+    -------
+    NDArray
+        ``(band, y, x)`` in image units.
+    """
+    pixels = _pixels(posterior)
+    total = np.zeros((posterior.dataset.sizes["band"], *pixels.shape), dtype=np.float32)
+    for number in np.flatnonzero(posterior.dataset["scene"].values == scene):
+        found = pixels.cutout("image", number)
+        total[:, *found.slices] += found.data
+    return total
+
+
+def segmentation(posterior: Posterior, scene: int = 0) -> SegmentationImage:
+    """Return the most probable owner of each pixel of a scene.
+
+    Parameters
+    ----------
+    posterior
+        The posterior.
+    scene
+        Number of the scene.
+
+    Returns
+    -------
+    photutils.segmentation.SegmentationImage
+        The label of the source with the highest mask probability, 0 where none reaches one half.
+    """
+    from photutils.segmentation import SegmentationImage
+
+    pixels, label = _pixels(posterior), posterior.dataset["label"].values
+    owner, best = np.zeros(pixels.shape, dtype=np.int32), np.full(pixels.shape, 0.5)
+    for number in np.flatnonzero(posterior.dataset["scene"].values == scene):
+        found = pixels.cutout("mask", number)
+        higher = found.data >= best[found.slices]
+        owner[found.slices][higher] = label[number]
+        best[found.slices][higher] = found.data[higher]
+    return SegmentationImage(owner)
+
+
+def _pixels(posterior: Posterior) -> Cutouts:
+    if posterior.cutouts is None:
+        raise AttributeError(f"this posterior of method {posterior.dataset.attrs['method']!r} has no masks or images")
+    return posterior.cutouts
