@@ -1,24 +1,6 @@
-"""The generative model of blends as a Pyro program, and posteriors under it: guide, refinement, reference sampler."""
+"""The generative model of scenes as a Pyro program, and posteriors under it: guide, refinement, reference sampler."""
 
-from .guide import JointGuide, default_guide, load_guide
-from .importance import Refined, refine
-from .latents import LATENTS
-from .model import BlendModel, Observed
-from .nuts import Reference, sample_reference
-from .refiner import Refiner
-from .residuals import misfit
+from .guide import SceneGuide
+from .model import Listed, SceneModel, listed_scenes
 
-__all__ = [
-    "LATENTS",
-    "BlendModel",
-    "JointGuide",
-    "Observed",
-    "Reference",
-    "Refined",
-    "Refiner",
-    "default_guide",
-    "load_guide",
-    "misfit",
-    "refine",
-    "sample_reference",
-]
+__all__ = ["Listed", "SceneGuide", "SceneModel", "listed_scenes"]

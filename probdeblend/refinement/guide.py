@@ -1,235 +1,155 @@
-"""The amortized posterior of the generative model: image to a distribution over all unknowns of a blend.
+"""The scene network as the guide of the generative model: from images to the joint distribution of all unknowns.
 
-The U-Net and the flux CNN of trained weights are the encoder, and stay as they are. The moments of the light that they
-assign to each galaxy are a first guess of position, size and shape; two hidden layers and a head
-(`~probdeblend.networks.heads`) turn features and moments into the distribution. Training is by maximum likelihood on
-blends that the model draws (forward KL).
+The sites are those of `~probdeblend.refinement.model.SceneModel`. Fluxes have the network's joint distribution of each
+group, centers and shapes its Student-t distributions: the densities that the network was trained with, so its loss is
+the log-density of the guide in a trace conditioned on the truth. Values are squeezed near the ends of their ranges
+(`~probdeblend.refinement.latents.Within`), so the guide stays in the support of the prior. A source is a star if that
+is the most probable class; the sky level and the width of the PSF follow their prior. The weights can be trained on by
+``Trace_ELBO()(model, guide)`` on images without truth.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import partial
-from importlib.resources import files
-from pathlib import Path
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ..deblending.deblender import Deblender
-from ..deblending.weights import load, read_readout, write_readout
-from ..networks.composite import Blend2Mask2Flux, divide_light
-from ..networks.heads import StudentTHead
-from ..networks.layers import Readout
-from .latents import LATENTS, POSITION, SHAPE
-from .model import NUISANCES, BlendModel
+from ..networks.joint import FLUX_KINDS, GroupFlux
+from ..networks.scene_loss import SHAPE_FREEDOM
+from ..networks.scenes import SHAPES, SceneNetwork
+from ..networks.trunk import STRIDE
+from ..scene import SOURCE_TYPES, overlap_groups
+from .latents import FLUX_RANGE, POSITION_RANGE, SHAPE_RANGE, Within
+from .model import Listed, SceneModel
 
-__all__ = ["JointGuide", "default_guide", "light_moments", "load_guide", "save_guide"]
+__all__ = ["SceneFlux", "SceneGuide"]
 
-PSF_VARIANCE = 1.7  # of the F160W PSF's core, in square pixels along an axis
-LEAST_VARIANCE = 0.2
-HALF_LIGHT = 1.18  # half-light radius of a Gaussian in standard deviations
-STARTS = 2 * len(LATENTS)
+STAR = SOURCE_TYPES.index("star")
 
 
-def light_moments(light: Tensor, *, pixel_scale: float) -> Tensor:
-    """Return a first guess of latents ``(blend, galaxy, latent)`` from each galaxy's light ``(blend, galaxy, y, x)``.
+class SceneFlux(dist.TorchDistribution):
+    """ln fluxes of all sources of scenes ``(source, band, kind)``: groups are independent, sources of one are not.
 
-    The light is over the sky noise and square, the pixel scale in arcsec; the index is that of an exponential.
+    `groups` holds distributions of groups of equal size with their scenes ``(group,)`` and sources ``(group, source)``;
+    `padding (scene, source, band)` is the value of sources in no group. The batch has a last axis of length one, for a plate of sources.
     """
-    weight = light.clamp(min=0)
-    total = weight.sum((-2, -1)).clamp(min=1.0)
-    places = torch.arange(light.shape[-1], device=light.device) - (light.shape[-1] - 1) / 2
-    along_x, along_y = weight.sum(-2), weight.sum(-1)
-    x, y = ((part * places).sum(-1) / total for part in (along_x, along_y))
-    xx, yy = (
-        ((part * places.square()).sum(-1) / total - mean.square() - PSF_VARIANCE).clamp(min=LEAST_VARIANCE)
-        for part, mean in ((along_x, x), (along_y, y))
-    )
-    xy = torch.einsum("bgyx,y,x->bg", weight, places, places) / total - x * y
-    radius = HALF_LIGHT * pixel_scale * ((xx + yy) / 2).sqrt()
-    plus, cross = (xx - yy) / (xx + yy), 2 * xy / (xx + yy)
-    values = [total.log(), x, y, radius.log(), torch.full_like(x, math.log(0.5 / 5.0)), plus, cross]
-    return torch.stack(values, -1)
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    support = constraints.independent(constraints.real, 3)
+    has_rsample = True
+
+    def __init__(self, groups: list[tuple[GroupFlux, Tensor, Tensor]], padding: Tensor) -> None:
+        self.groups, self.padding = groups, padding
+        super().__init__(
+            torch.Size([len(padding), 1]), torch.Size([*padding.shape[1:], len(FLUX_KINDS)]), validate_args=False
+        )
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw ln fluxes ``(*sample, scene, 1, source, band, kind)``."""
+        value = self.padding[..., None].expand(*sample_shape, *self.padding.shape, len(FLUX_KINDS)).clone()
+        for group, scene, member in self.groups:
+            value[..., scene[:, None], member, :, :] = group.rsample(sample_shape)
+        return value.unsqueeze(-4)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the density ``(..., scene, 1)``."""
+        value = value.squeeze(-4)
+        total = value.new_zeros(*value.shape[:-3])
+        for group, scene, member in self.groups:
+            total = total.index_add(-1, scene, group.log_prob(value[..., scene[:, None], member, :, :]))
+        return total[..., None]
 
 
-class JointGuide(nn.Module):
-    """Image to the joint distribution of all unknowns of a blend, a Student-t distribution with full covariance.
+class Answer(NamedTuple):
+    """What the network says of listed sources: fluxes, and per source `SHAPES` with their widths, and class logits."""
+
+    flux: SceneFlux
+    shape: Tensor
+    width: Tensor
+    kind: Tensor
+
+
+class SceneGuide(nn.Module):
+    """A guide for `~probdeblend.refinement.model.SceneModel`; it is called as a Pyro program.
 
     Parameters
     ----------
-    encoder
-        A trained network, which is frozen.
-    pixel_scale
-        Size of a pixel in arcsec.
-    hidden
-        Width of the hidden layers.
-    dropout
-        Probability that a unit is dropped before each hidden layer.
+    network
+        The scene network, which goes on being trained if the guide is.
+    model
+        The generative model, for the prior of sky level and PSF width.
     """
 
-    def __init__(
-        self, encoder: Blend2Mask2Flux, *, pixel_scale: float, hidden: int = 256, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, network: SceneNetwork, model: SceneModel) -> None:
         super().__init__()
-        self.encoder = encoder.eval().requires_grad_(False)
-        self.pixel_scale = pixel_scale
-        self.settings = {"hidden": hidden, "dropout": dropout}
-        self.readout = Readout(encoder.cnn.dense[1].in_features + STARTS, hidden, dropout=dropout)
-        self.head = StudentTHead(hidden, STARTS + len(NUISANCES))
+        self.network, self.model = network, model
 
-    def train(self, mode: bool = True) -> JointGuide:
-        """Switch dropout on or off; the encoder stays without.
+    def answer(self, listed: Listed) -> Answer:
+        """Run the network on images and the sources listed in them.
 
         Parameters
         ----------
-        mode
-            Whether to switch dropout on.
+        listed
+            Images whose listed sources are within them.
 
         Returns
         -------
-        JointGuide
-            The guide itself.
+        Answer
+            Distributions of all sources.
         """
-        super().train(mode)
-        self.encoder.eval()
-        return self
+        height, width = listed.image.shape[-2:]
+        padding = (0, -width % STRIDE, 0, -height % STRIDE)
+        image, good = (functional.pad(values, padding) for values in (listed.image, listed.good))
+        maps = self.network.encode(image, good, listed.psf, listed.noise)
+        _, features = self.network.read(maps, listed.x, listed.y)
+        by_size: dict[int, list[tuple[int, list[int]]]] = {}
+        for scene, (overlap, there) in enumerate(zip(features.overlap.detach(), listed.there, strict=True)):
+            count = int(there.sum())
+            for members in overlap_groups(overlap[:count, :count]):
+                by_size.setdefault(len(members), []).append((scene, members))
+        bands, sizes = listed.photon.shape[1], (*listed.x.shape, 2 * len(SHAPES) + len(SOURCE_TYPES))
+        groups, numbers = [], torch.zeros(sizes).to(listed.image)
+        for index in by_size.values():
+            found = self.network.answer(features, index)
+            scene = torch.tensor([number for number, _ in index])
+            member = torch.tensor([members for _, members in index])
+            groups.append((found.flux, scene, member))
+            each = torch.cat([found.shape, found.shape_width, found.kind], -1)
+            numbers = numbers.index_put((scene[:, None], member), each)
+        # Padding is galaxies of unit width and radius.
+        numbers = torch.where(listed.there[..., None], numbers, numbers.new_tensor(1.0))
+        shape, spread, kind = numbers.split([len(SHAPES), len(SHAPES), len(SOURCE_TYPES)], -1)
+        return Answer(SceneFlux(groups, torch.zeros(*listed.x.shape, bands)), shape, spread, kind)
 
-    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features ``(blend, feature)``, and the first guess ``(blend, number)``: what no training changes.
+    def forward(self, listed: Listed) -> Answer:
+        """Run the guide's program.
 
         Parameters
         ----------
-        image
-            Images over sky noise ``(blend, band, y, x)``.
+        listed
+            Images and the sources listed in them.
 
         Returns
         -------
-        tuple
-            Features and first guess.
+        Answer
+            What the network says.
         """
-        with torch.no_grad():
-            found = self.encoder.encode(image)
-            seen = self.encoder.unet.logits(found.mask).float().sigmoid()
-            light = divide_light(image, seen[:, :2], seen[:, 2])
-            start = light_moments(light, pixel_scale=self.pixel_scale).flatten(1)
-            features = torch.cat([found.flux.float(), start], -1)
-            return features, torch.cat([start, start.new_zeros(len(start), len(NUISANCES))], -1)
-
-    def numbers(self, features: Tensor, start: Tensor) -> Tensor:
-        """Return the numbers that the head makes its distribution of, from what `encode` returns.
-
-        Parameters
-        ----------
-        features
-            Features from `encode`.
-        start
-            First guess from `encode`.
-
-        Returns
-        -------
-        Tensor
-            Outputs of the head ``(blend, count)``.
-        """
-        return self.head.numbers(self.readout(features), start)
-
-    def forward(self, image: Tensor) -> dist.TorchDistribution:
-        """Return the distribution of all unknowns.
-
-        Parameters
-        ----------
-        image
-            Pixels over the sky noise ``(blend, band, y, x)``.
-
-        Returns
-        -------
-        pyro.distributions.TorchDistribution
-            Batch shape (blend,), event shape (number,): in the order of ``BlendModel.split``.
-        """
-        return self.head.distribution(self.numbers(*self.encode(image)))
-
-    def program(self, model: BlendModel) -> Callable[..., Tensor]:
-        """Return the guide as a Pyro program, for ``Trace_ELBO()(model, guide.program(model))``.
-
-        Parameters
-        ----------
-        model
-            The generative model of pairs; sites are named as there.
-
-        Returns
-        -------
-        callable
-            A function of the arguments of the model; it returns the unknowns ``(blend, number)``.
-        """
-
-        def guide(image: Tensor, *, sky_rms: Tensor, exposure: Tensor, present: Tensor | None = None) -> Tensor:
-            numbers = self.numbers(*self.encode(image[:, None]))
-            with pyro.plate("blend", len(image), dim=-2):
-                posterior = self.head.distribution(numbers[:, None])
-                unknown = pyro.sample("unknown", posterior, infer={"is_auxiliary": True})[..., 0, :]
-                latents, sky_level, growth = model.split(unknown)
-                with pyro.plate("galaxy", model.galaxies, dim=-1):
-                    pyro.sample("shape", dist.Delta(latents[..., SHAPE], event_dim=1))
-                pyro.sample("position", dist.Delta(latents[..., None, :, POSITION], event_dim=2))
-                if model.sky_level:
-                    pyro.sample("sky_level", dist.Delta(sky_level[..., None]))
-                if model.psf_growth:
-                    pyro.sample("log_psf_growth", dist.Delta(growth[..., None]))
-            return unknown
-
-        return guide
-
-
-def save_guide(guide: JointGuide, deblender: Deblender, path: Path | str, *, training: dict[str, object]) -> None:
-    """Write a guide to a file, with the numbers and words that describe its training."""
-    write_readout(guide, deblender, path, kind="guide", training=training)
-
-
-def load_guide(path: Path | str, deblender: Deblender) -> JointGuide:
-    """Load a trained guide, in evaluation mode.
-
-    Parameters
-    ----------
-    path
-        The guide's file.
-    deblender
-        The weights that it was trained on.
-
-    Returns
-    -------
-    JointGuide
-        The guide, on the encoder of the deblender.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is damaged, holds something else, or was trained on other weights.
-    """
-    build = partial(JointGuide, deblender.network, pixel_scale=deblender.instrument.pixel_scale)
-    return read_readout(path, deblender, build, kind="guide")
-
-
-def default_guide(deblender: Deblender | None = None) -> JointGuide:
-    """Load the guide that ships with the package, in evaluation mode.
-
-    Parameters
-    ----------
-    deblender
-        The weights that ship, if they are loaded already; None loads them.
-
-    Returns
-    -------
-    JointGuide
-        The guide, on the encoder of the deblender.
-
-    Raises
-    ------
-    ValueError
-        If the deblender has other weights.
-    """
-    return load_guide(str(files("probdeblend") / "data" / "guide_f160w.safetensors"), deblender or load())
+        answer, (scenes, bands) = self.answer(listed), listed.photon.shape
+        with pyro.plate("scene", scenes, dim=-2):
+            with pyro.plate("source", listed.x.shape[1], dim=-1), pyro.poutine.mask(mask=listed.there):
+                star = pyro.sample("star", dist.Delta((answer.kind.argmax(-1) == STAR).float()))
+                for name, part, within in (("position", slice(2), POSITION_RANGE), ("shape", slice(2, None), SHAPE_RANGE)):
+                    center, width = answer.shape[..., part], answer.width[..., part]
+                    student = dist.StudentT(SHAPE_FREEDOM, center, width).to_event(1)
+                    with pyro.poutine.mask(mask=(star == 0) | (name == "position")):
+                        pyro.sample(name, dist.TransformedDistribution(student, [Within(*map(torch.tensor, within))]))
+            pyro.sample("log_flux", dist.TransformedDistribution(answer.flux, [Within(*FLUX_RANGE)]))
+            zero = torch.zeros(scenes, 1, bands)
+            for name, scale in (("sky_level", self.model.sky_level), ("log_psf_growth", self.model.psf_growth)):
+                pyro.sample(name, dist.Normal(zero, scale).to_event(1))
+        return answer

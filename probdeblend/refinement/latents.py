@@ -1,10 +1,14 @@
-"""Unconstrained parameters of each Sérsic galaxy of a blend, and their prior.
+"""Unknowns of each source of a scene, and their prior.
 
-Each galaxy has seven: ``log_flux``, ln of the total flux over the sky noise; ``x`` and ``y``, its center in pixels from
-the middle of the stamp; ``log_radius``, ln of the circularized half-light radius in arcsec; ``index``, the logit of the
-Sérsic index between 0.5 and 6; ``stretch_plus`` and ``stretch_cross``, ``-ln(axis ratio)`` times cosine and sine of
-twice the position angle. Galaxies follow `~probdeblend.simulation.prior.Prior` with ``smooth=True``, marginalized over
-their types. Densities are those of the prior up to a constant: the fraction of drawn pairs that its limits keep.
+They are the numbers that the scene network answers in: ln of the auto and of the total flux over the sky noise, in each
+band; the center in pixels from the listed position; ln of the circularized half-light radius in pixels; the ellipticity
+``(1 - q) / (1 + q)`` of the axis ratio q, times cosine and sine of twice the position angle; and ln of the Sérsic
+index. Each has a range, outside of which there is no density, and `Within` maps any real number into it: so the guide
+never leaves the support of the prior.
+
+Brightness has a broad prior, the same for every camera. Sizes and shapes follow the population of
+`~probdeblend.simulation.population.Population`, marginalized over the types of galaxies; a share of 0.02 has any shape, since a
+type of galaxy leaves out indices and axis ratios that real galaxies have.
 """
 
 from __future__ import annotations
@@ -16,167 +20,157 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.distributions.transforms import Transform
 
-from ..scene import GALAXY_TYPES, LN_FLUX_UNIT, STAMP_CENTER, STAMP_SIZE, Components
+from ..scene import GALAXY_TYPES
 from ..simulation.morphology import SMOOTH_INDEX
-from ..simulation.prior import FLATTENING, PUBLISHED_PIXEL_SCALE, RADIUS_RANGE, Prior
-from ..simulation.separation import separation_limits
+from ..simulation.population import FLATTENING, Population
 
-__all__ = ["FLUXES", "LATENTS", "POSITION", "SHAPE", "GalaxyPrior", "PositionPrior", "to_components", "to_latents"]
+__all__ = ["AXES", "FLUX_RANGE", "POSITION_RANGE", "POSITION_SPREAD", "SHAPE_RANGE", "FluxPrior", "ShapePrior", "Within"]
 
-LATENTS = ("log_flux", "x", "y", "log_radius", "index", "stretch_plus", "stretch_cross")
-"""Names of the unknowns of one galaxy, in the order of the last axis of latents."""
-FLUXES = [0, len(LATENTS)]  # where a vector of all unknowns holds the two ln fluxes of a pair
-POSITION = [1, 2]
-SHAPE = [0, 3, 4, 5, 6]
-LOWEST_INDEX, INDEX_SPAN = 0.5, 5.5
-ANYWHERE = STAMP_SIZE / 2 - 8.0  # pixels: half the side of the square in which a distant companion lies
-LEAST_STRETCH = 1e-6  # keeps gradients finite for round galaxies
-
-
-def to_components(latents: Tensor, *, present: Tensor | None = None) -> Components:
-    """Return Sérsic components, one per galaxy, with fluxes in units of the sky noise.
-
-    `latents` is ``(blend, galaxy, latent)``; `present` marks galaxies that exist ``(blend, galaxy)``; all by default.
-    """
-    log_flux, x, y, log_radius, index, plus, cross = latents[..., None, :].unbind(-1)
-    return Components(
-        flux=log_flux.exp(),
-        half_light_radius=log_radius.exp(),
-        sersic_index=LOWEST_INDEX + INDEX_SPAN * index.sigmoid(),
-        axis_ratio=torch.exp(-_stretch(plus, cross)),
-        angle=torch.atan2(cross, plus) / 2,
-        x=STAMP_CENTER + x,
-        y=STAMP_CENTER + y,
-        present=torch.ones_like(log_flux, dtype=torch.bool) if present is None else present[..., None],
-    )
+AXES = 6  # unknowns of a source besides its fluxes: position (2) and shape (4)
+# Lowest value, highest value, and width of the margin at both ends in which values are squeezed.
+FLUX_RANGE = (-4.0, 17.0, 1.0)
+POSITION_RANGE = (-4.0, 4.0, 0.5)
+SHAPE_RANGE = (
+    (math.log(0.1), -0.7, -0.7, math.log(0.5)),
+    (math.log(50.0), 0.7, 0.7, math.log(6.0)),
+    (0.2, 0.02, 0.02, 0.02),
+)
+POSITION_SPREAD = 1.0  # pixels
+BRIGHTNESS, BRIGHTNESS_SPREAD, COLOR_SPREAD = 6.0, 2.5, 1.0  # of ln total flux over sky noise
+APERTURE, APERTURE_SPREAD, APERTURE_FREEDOM = -0.1, 0.06, 4.0  # of ln(auto / total flux)
+ANY_SHAPE = 0.02
+ROUND = 1e-3  # softens the density of shapes at round galaxies, where it has a pole
 
 
-def to_latents(components: Components, *, sky_rms: Tensor | float = 1.0) -> Tensor:
-    """Return latents ``(blend, galaxy, latent)`` of each galaxy's first component; `sky_rms` may be ``(blend,)``."""
-    first = {name: getattr(components, name)[..., 0] for name in vars(components)}
-    noise = torch.as_tensor(sky_rms).to(first["flux"]).reshape(-1, 1)
-    stretch, twice = -first["axis_ratio"].log(), 2 * first["angle"]
-    values = [
-        (first["flux"] / noise).log(),
-        first["x"] - STAMP_CENTER,
-        first["y"] - STAMP_CENTER,
-        first["half_light_radius"].log(),
-        ((first["sersic_index"] - LOWEST_INDEX) / INDEX_SPAN).logit(eps=1e-5),
-        stretch * twice.cos(),
-        stretch * twice.sin(),
-    ]
-    return torch.stack(values, -1)
+class Within(Transform):
+    """Map real numbers into a range: the identity, but within a margin of its ends.
 
-
-class GalaxyPrior(dist.TorchDistribution):
-    """The prior of brightness and shape: the latents `SHAPE` of galaxies, which are independent of each other.
-
-    `log_noise` is ln of the sky noise in flux units; its shape is the batch shape.
+    `low`, `high` and `margin` are numbers or tensors that broadcast with the values.
     """
 
-    arg_constraints: dict = {}  # noqa: RUF012
-    support = constraints.real_vector
+    domain = constraints.real
+    codomain = constraints.real
+    bijective = True
+    sign = 1
 
-    def __init__(self, prior: Prior, zero_point: float, log_noise: Tensor) -> None:
-        self.prior, self.zero_point, self.log_noise = prior, zero_point, log_noise
-        super().__init__(log_noise.shape, torch.Size([len(SHAPE)]), validate_args=False)
+    def __init__(self, low: Tensor | float, high: Tensor | float, margin: Tensor | float) -> None:
+        super().__init__(cache_size=1)
+        low, high, margin = (torch.as_tensor(value, dtype=torch.float32) for value in (low, high, margin))
+        self.middle, self.half, self.margin = (low + high) / 2, (high - low) / 2 - margin, margin
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> GalaxyPrior:
-        """Return the distribution with a larger batch."""
-        return GalaxyPrior(self.prior, self.zero_point, self.log_noise.expand(batch_shape))
+    def _call(self, x: Tensor) -> Tensor:
+        offset = x - self.middle
+        beyond = (offset.abs() - self.half).clamp(min=0) / self.margin
+        # A hyperbola, not an exponential, so that rounding never reaches the end.
+        return self.middle + offset.clamp(-self.half, self.half) + offset.sign() * self.margin * beyond / (1 + beyond)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draw galaxies ``(*sample, *batch, latent)``; the limits on pairs are not applied."""
-        shape = torch.Size(sample_shape) + self.batch_shape
-        with torch.no_grad(), pyro.poutine.block(), pyro.plate("drawn", shape.numel()):
-            drawn = self.prior.galaxies()
-        drawn = {name: value.reshape(shape.numel(), -1).squeeze(-1) for name, value in drawn.items()}
-        magnitude, log_major = drawn["magnitude_and_radius"].unbind(-1)
-        low, width = torch.tensor(SMOOTH_INDEX)[drawn["galaxy_type"]].unbind(-1)
-        axis_ratio, twice = drawn["axis_ratio"], 2 * drawn["angle"]
-        fraction = (low + width * drawn["shape"] - LOWEST_INDEX) / INDEX_SPAN
-        log_radius = log_major.clamp(*(math.log(end) for end in RADIUS_RANGE)) + axis_ratio.log() / 2
-        stretch = -axis_ratio.log()
-        log_flux = (self.zero_point - magnitude) / LN_FLUX_UNIT
-        parts = [log_flux, log_radius, fraction.logit(eps=1e-5), stretch * twice.cos(), stretch * twice.sin()]
-        values = torch.stack(parts, -1).to(self.log_noise).reshape(*shape, len(SHAPE))
-        values[..., 0] -= self.log_noise
-        return values
+    def _inverse(self, y: Tensor) -> Tensor:
+        offset = y - self.middle
+        squeezed = ((offset.abs() - self.half).clamp(min=0) / self.margin).clamp(max=1 - 1e-6)
+        return self.middle + offset.clamp(-self.half, self.half) + offset.sign() * self.margin * squeezed / (1 - squeezed)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the density, summed over types; minus infinity beyond the prior's limits of magnitude."""
-        log_flux, log_radius, index, plus, cross = value.unbind(-1)
-        magnitude = self.zero_point - LN_FLUX_UNIT * (log_flux + self.log_noise)
-        stretch, fraction = _stretch(plus, cross), index.sigmoid()
-        place = torch.stack([magnitude, log_radius + stretch / 2], -1)
-        kinds = torch.arange(len(GALAXY_TYPES)).reshape(-1, *(1,) * log_flux.ndim)
-        low, width = torch.tensor(SMOOTH_INDEX)[kinds].unbind(-1)
-        # The population's numbers are float32.
-        appearance = self.prior.magnitude_and_radius(kinds).log_prob(place.float()).to(value)
-        shape = _log_beta((LOWEST_INDEX + INDEX_SPAN * fraction - low) / width, *torch.full((2,), 2.0)) - width.log()
-        share = torch.tensor(self.prior.type_probabilities).to(value).log().reshape(kinds.shape)
-        slope = (INDEX_SPAN * fraction * (1 - fraction)).log() + math.log(LN_FLUX_UNIT)
-        total = slope + torch.logsumexp(share + appearance + shape + _log_stretch(stretch, kinds), 0)
-        brightest, faintest = self.prior.magnitude_range
-        return total.masked_fill((magnitude < brightest) | (magnitude > faintest), -math.inf)
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the logarithm of the derivative: zero inside the margins."""
+        return -2 * torch.log1p(((x - self.middle).abs() - self.half).clamp(min=0) / self.margin)
 
 
-class PositionPrior(dist.TorchDistribution):
-    """The prior of positions ``(galaxy, 2)`` in pixels, given major-axis half-light radii in arcsec."""
+class FluxPrior(dist.TorchDistribution):
+    """The prior of ln fluxes over sky noise ``(band, kind)``: bands share a brightness, and differ by colors."""
 
     arg_constraints: dict = {}  # noqa: RUF012
     support = constraints.independent(constraints.real, 2)
 
-    def __init__(self, prior: Prior, major: Tensor) -> None:
-        if prior.separation != "published":
-            raise ValueError(f"prior must have the rule of separation 'published', got {prior.separation!r}")
-        self.prior, self.major = prior, major
-        super().__init__(major.shape[:-1], torch.Size([major.shape[-1], 2]), validate_args=False)
+    def __init__(self, bands: int, batch_shape: torch.Size = torch.Size()) -> None:
+        covariance = BRIGHTNESS_SPREAD**2 * torch.ones(bands, bands) + COLOR_SPREAD**2 * torch.eye(bands)
+        self.total = dist.MultivariateNormal(torch.full((bands,), BRIGHTNESS), covariance)
+        self.aperture = dist.StudentT(APERTURE_FREEDOM, APERTURE, APERTURE_SPREAD)
+        super().__init__(batch_shape, torch.Size([bands, 2]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> PositionPrior:
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> FluxPrior:
         """Return the distribution with a larger batch."""
-        return PositionPrior(self.prior, self.major.expand(*batch_shape, self.major.shape[-1]))
+        return FluxPrior(self.event_shape[0], torch.Size(batch_shape))
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draw positions ``(*sample, *batch, galaxy, 2)`` in pixels from the middle of the stamp."""
-        major = self.major.expand(*sample_shape, *self.major.shape)
-        places = self.prior.positions(major.reshape(-1, major.shape[-1]) / PUBLISHED_PIXEL_SCALE)
-        return torch.stack([places["x"], places["y"]], -1).reshape(*major.shape, 2) - STAMP_CENTER
+        """Draw ln fluxes ``(*sample, *batch, band, kind)``."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        low, high, margin = FLUX_RANGE
+        total = self.total.sample(shape).clamp(low + margin, high - margin)
+        return torch.stack([(total + self.aperture.sample(total.shape)).clamp(low, high), total], -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the density; minus infinity where the central galaxy is more than a pixel from the middle."""
-        central, others = value[..., 0, :], value[..., 1:, :] - value[..., :1, :]
-        inside = (central.abs() <= 1).all(-1)
-        density = (others.abs() <= ANYWHERE).all(-1).to(value) / (2 * ANYWHERE) ** 2
-        if density.shape[-1]:
-            inner, outer = separation_limits(self.major[..., :2] / PUBLISHED_PIXEL_SCALE)
-            distance = others[..., 0, :].norm(dim=-1)
-            ring = ((distance >= inner) & (distance <= outer)) / (math.pi * (outer.square() - inner.square()))
-            share = self.prior.anywhere_fraction
-            companion = share * density[..., 0] + (1 - share) * ring
-            density = torch.cat([companion[..., None], density[..., 1:]], -1)
-        return density.log().sum(-1) + torch.where(inside, -math.log(4.0), -math.inf)
+        """Return the density; minus infinity beyond the range."""
+        density = self.total.log_prob(value[..., 1]) + self.aperture.log_prob(value[..., 0] - value[..., 1]).sum(-1)
+        return density.masked_fill(_beyond(value, *FLUX_RANGE[:2]).any(-1), -math.inf)
 
 
-def _stretch(plus: Tensor, cross: Tensor) -> Tensor:
-    """Return ``-ln(axis ratio)``, a little more than zero for round galaxies."""
-    return (plus.square() + cross.square() + LEAST_STRETCH**2).sqrt()
+class ShapePrior(dist.TorchDistribution):
+    """The prior of size and shape ``(4,)`` of galaxies, for a pixel scale in arcsec."""
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    support = constraints.real_vector
+
+    def __init__(self, population: Population, pixel_scale: float, batch_shape: torch.Size = torch.Size()) -> None:
+        self.population, self.pixel_scale = population, pixel_scale
+        weight, mean, covariance = (
+            torch.tensor(v) for v in (population.weights, population.means, population.covariances)
+        )
+        scatter = (covariance[..., 1, 1] + population.size_scatter**2).sqrt()
+        center = mean[..., 1] - math.log(pixel_scale)
+        self.major = dist.MixtureSameFamily(dist.Categorical(weight), dist.Normal(center, scatter))
+        self.index_low, self.index_span = torch.tensor(SMOOTH_INDEX).unbind(-1)
+        spheroid = torch.arange(len(GALAXY_TYPES)) == GALAXY_TYPES.index("sph")
+        self.least, *flat = (torch.where(spheroid, *ends) for ends in zip(*FLATTENING, strict=True))
+        self.flat = dist.Beta(*flat, validate_args=False)
+        self.quantile = dist.Beta(torch.tensor(2.0), torch.tensor(2.0), validate_args=False)
+        super().__init__(batch_shape, torch.Size([4]), validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> ShapePrior:
+        """Return the distribution with a larger batch."""
+        return ShapePrior(self.population, self.pixel_scale, torch.Size(batch_shape))
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        """Draw shapes ``(*sample, *batch, 4)`` of galaxies by the population's program."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        galaxies = self.population.replace(star_fraction=0.0)
+        with torch.no_grad(), pyro.poutine.block(), pyro.plate("drawn", shape.numel(), dim=-3):
+            drawn = galaxies.source(self.pixel_scale)
+        drawn = {name: value.reshape(shape) for name, value in drawn.items()}
+        kind, anything, twice = drawn["source_type"], torch.rand(shape) < ANY_SHAPE, 2 * drawn["angle"]
+        low, high, _ = (torch.tensor(ends) for ends in SHAPE_RANGE)
+        ln_index = (self.index_low[kind] + self.index_span[kind] * drawn["sersic_quantile"]).log()
+        ln_index = torch.where(anything, low[3] + (high[3] - low[3]) * torch.rand(shape), ln_index)
+        size = (1 - drawn["axis_ratio"]) / (1 + drawn["axis_ratio"])
+        size = torch.where(anything, high[1] * torch.rand(shape).sqrt(), size)
+        ln_radius = (drawn["half_light_radius"] / self.pixel_scale).log() + torch.log((1 - size) / (1 + size)) / 2
+        values = torch.stack([ln_radius, size * twice.cos(), size * twice.sin(), ln_index], -1).float()
+        return torch.minimum(torch.maximum(values, low), high)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the density, summed over types; minus infinity beyond the range."""
+        ln_radius, first, second, ln_index = value[..., None].unbind(-2)
+        size = (first.square() + second.square() + ROUND**2).sqrt()
+        q = (1 - size) / (1 + size)
+        major = self.major.log_prob((ln_radius - q.log() / 2).expand(*value.shape[:-1], len(GALAXY_TYPES)))
+        flat = _beta(self.flat, (1 - q) / (1 - self.least)) - torch.log1p(-self.least)
+        # The density of the axis ratio, spread over a circle of ellipticities.
+        flat = flat + math.log(2.0) - 2 * torch.log1p(size) - (2 * math.pi * size).log()
+        index = _beta(self.quantile, (ln_index.exp() - self.index_low) / self.index_span)
+        own = flat + index + ln_index - self.index_span.log()
+        low, high, _ = SHAPE_RANGE
+        anything = torch.full_like(own, -math.log((high[3] - low[3]) * math.pi * high[1] ** 2))
+        own = torch.logaddexp(own + math.log1p(-ANY_SHAPE), anything + math.log(ANY_SHAPE))
+        total = (major + own + torch.tensor(self.population.type_probabilities).log()).logsumexp(-1)
+        return total.masked_fill(_beyond(value, torch.tensor(low), torch.tensor(high)), -math.inf)
 
 
-def _log_beta(value: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Return the log-density of a beta distribution: minus infinity outside its support, with finite gradients."""
+def _beyond(value: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Return which vectors ``(...)`` have a number outside its range; the ends belong to it."""
+    return ((value < low) | (value > high)).any(-1)
+
+
+def _beta(beta: dist.Beta, value: Tensor) -> Tensor:
+    """Return the log-density of a beta distribution: -1e3 outside its support, with finite gradients."""
     inside = (value > 0) & (value < 1)
-    safe = torch.where(inside, value, 0.5)
-    normalization = torch.lgamma(first + second) - torch.lgamma(first) - torch.lgamma(second)
-    density = (first - 1) * safe.log() + (second - 1) * torch.log1p(-safe) + normalization
-    return torch.where(inside, density, -math.inf)
-
-
-def _log_stretch(stretch: Tensor, kinds: Tensor) -> Tensor:
-    """Return the log-density in the plane of stretches for each type ``(type, ...)``."""
-    spheroid = kinds == GALAXY_TYPES.index("sph")
-    least, first, second = (torch.where(spheroid, *ends) for ends in zip(*FLATTENING, strict=True))
-    axis_ratio = torch.exp(-stretch)
-    flat = _log_beta((1 - axis_ratio) / (1 - least), first, second) - torch.log1p(-least)
-    return flat - stretch - (2 * math.pi * stretch).log()
+    return torch.where(inside, beta.log_prob(torch.where(inside, value, 0.5)), -1e3)

@@ -1,15 +1,14 @@
-"""The generative model of an image of a blend, as a Pyro program.
+"""The generative model of scenes, as a Pyro program.
 
-For each blend of a batch:
+For each scene of a batch, with any number of listed sources (the plate ``source``, masked where a scene has fewer):
 
-1. The brightness, size and shape of each galaxy follow the population (`~probdeblend.refinement.latents.GalaxyPrior`):
-   the plate ``galaxy``, masked where a blend has fewer galaxies.
-2. The central galaxy lies within a pixel of the middle of the stamp, the others where blends have them
-   (`~probdeblend.refinement.latents.PositionPrior`).
-3. Sky subtraction has left a level of the sky, normal with a standard deviation of 0.05 of the sky noise; the PSF is
-   wider than assumed by a factor, ln of it normal with a standard deviation of 0.02.
-4. Sérsic profiles convolved with that PSF (`~probdeblend.simulation.profiles.render`) are the expected light.
-5. The image has photon noise, and sky noise correlated by drizzling (`~probdeblend.refinement.likelihood.NoisyImage`).
+1. A source is a star or a galaxy. Its fluxes, in all bands and of both kinds, its center near the listed position and,
+   if it is a galaxy, its size and shape follow the population (`~probdeblend.refinement.latents`).
+2. Sky subtraction has left a level of the sky in each band, normal with a standard deviation of 0.05 of the sky noise;
+   the PSF is wider than assumed by a factor, ln of it normal with a standard deviation of 0.02.
+3. Galaxies are Sérsic profiles, stars are points; both are convolved with the PSF of each band
+   (`~probdeblend.simulation.profiles.render`). Bands share centers and shapes.
+4. The image has photon noise, and correlated sky noise (`~probdeblend.refinement.likelihood.NoisyImage`).
 
 All is in units of the sky noise. With the PSF or the sky taken as known, intervals of fluxes are too narrow, and
 chi-square does not show it.
@@ -17,318 +16,257 @@ chi-square does not show it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import permutations
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from ..scene import LN_FLUX_UNIT, STAMP_SIZE, Instrument, seed_of
-from ..simulation.conditions import Conditions
-from ..simulation.prior import Prior
+from ..networks.joint import TOTAL
+from ..photometry.noise import correlation_sum
+from ..scene import Components, Scene
+from ..simulation.population import Population
 from ..simulation.profiles import render, widen_psf
-from .latents import LATENTS, POSITION, SHAPE, GalaxyPrior, PositionPrior, to_components, to_latents
-from .likelihood import NoisyImage
+from .latents import POSITION_SPREAD, FluxPrior, ShapePrior
+from .likelihood import NoisyImage, expected_periodogram
 
-__all__ = ["KNOWN", "NUISANCES", "BlendModel", "Observed", "in_all_orders"]
+__all__ = ["SITES", "Listed", "SceneModel", "listed_scenes"]
 
-NUISANCES = ("sky_level", "log_psf_growth")
-KNOWN = 1e-6  # standard deviation of a nuisance that is taken as known, where a density is needed
-LEAST_SIZE = 32
+SITES = ("log_flux", "position", "shape", "sky_level", "log_psf_growth")
+STAR_RADIUS = 1e-2  # pixels
 NEAR = 0.9  # of the renderer's reach, to which positions are clipped
 
 
-class Observed(NamedTuple):
-    """Images of blends, and how they were taken.
+class Listed(NamedTuple):
+    """Images of scenes, how they were taken, and the sources that are listed in them.
 
-    Parameters
-    ----------
-    image
-        Pixels over the sky noise ``(blend, y, x)``.
-    sky_rms
-        Sky noise in flux units ``(blend,)``.
-    exposure
-        Effective exposure in counts per unit of flux ``(blend,)``.
+    - `image`: pixels over the sky noise ``(scene, band, y, x)``, zero where not `good`.
+    - `psf (scene, band, y, x)`, `power (scene, band, y, x)`: effective PSF, and expected periodogram of the noise.
+    - `photon`: variance that light of one sky rms in a pixel adds, over that of the sky ``(scene, band)``.
+    - `noise`: numbers that describe noise and color to the network ``(scene, band, 5)``.
+    - `x`, `y`, `there (scene, source)`: listed positions in pixels, and which of them are not padding.
+    - `pixel_scale` in arcsec.
     """
 
     image: Tensor
-    sky_rms: Tensor
-    exposure: Tensor
+    good: Tensor
+    psf: Tensor
+    power: Tensor
+    photon: Tensor
+    noise: Tensor
+    x: Tensor
+    y: Tensor
+    there: Tensor
+    pixel_scale: float
 
-    def select(self, blends: NDArray[np.int64] | Tensor | slice) -> Observed:
-        """Return some of the blends."""
-        return Observed(*(value[blends] for value in self))
+    def repeated(self, count: int) -> Listed:
+        """Return the only scene so many times."""
+        return Listed(*(v.expand(count, *v.shape[1:]) for v in self[:-1]), self.pixel_scale)
+
+
+def listed_scenes(scene: Scene, *, positions: tuple[Tensor, Tensor, Tensor] | None = None) -> Listed:
+    """List sources in scenes: at positions ``(scene, x, y)``, flat and ordered by scene, or where the scenes know them.
+
+    Sources beyond the last of a scene are padding.
+    """
+    number, x, y = (scene.scene, scene.x, scene.y) if positions is None else positions
+    scenes, bands = scene.sky_rms.shape
+    counts = torch.bincount(number, minlength=scenes)
+    place = torch.arange(len(number)) - (counts.cumsum(0) - counts)[number]
+    there = torch.arange(int(counts.max())) < counts[:, None]
+    across, along = (torch.zeros(there.shape).index_put((number, place), v.float()) for v in (x, y))
+    ratio = scene.image / scene.sky_rms[..., None, None]
+    good = torch.isfinite(ratio)
+    kernel = torch.ones(scenes, bands, 1, 1) if scene.noise_kernel is None else scene.noise_kernel
+    total = torch.tensor([[correlation_sum(k) for k in row] for row in kernel])
+    exposure = torch.full((scenes, bands), torch.inf) if scene.exposure is None else scene.exposure
+    photon = 1 / (exposure * scene.sky_rms * total)
+    power = expected_periodogram(kernel, tuple(ratio.shape[-2:])).float()
+    return Listed(
+        image=torch.where(good, ratio, 0.0).float(),
+        good=good.float(),
+        psf=scene.psf.float(),
+        power=power,
+        photon=photon.float(),
+        noise=_noise_numbers(kernel, total, photon, scene.wavelength),
+        x=across,
+        y=along,
+        there=there,
+        pixel_scale=scene.pixel_scale,
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class BlendModel:
-    """The generative model of blends of Sérsic galaxies.
+class SceneModel:
+    """The generative model; it is called as a Pyro program.
 
     Parameters
     ----------
-    prior
-        The population; every galaxy is one Sérsic profile.
-    instrument
-        PSF, pixel scale, zero point and correlation of the noise.
-    size
-        Pixels along a side of the images, which are centered on the stamp.
-    galaxies
-        Number of galaxies per blend.
+    population
+        Sizes and shapes of galaxies, and the fraction of stars; those that networks are trained on by default.
     sky_level
-        Standard deviation of the sky level left by sky subtraction, over the sky noise; 0 takes the sky as known.
+        Standard deviation of the sky level left by sky subtraction, over the sky noise.
     psf_growth
-        Standard deviation of ln of the PSF's true width over the assumed one; 0 takes the PSF as known.
+        Standard deviation of ln of the PSF's true width over the assumed one.
 
     Raises
     ------
     ValueError
-        If a number is out of its range.
+        If a standard deviation is not positive.
     """
 
-    prior: Prior
-    instrument: Instrument
-    size: int = STAMP_SIZE
-    galaxies: int = 2
+    population: Population = field(default_factory=Population.default)
     sky_level: float = 0.05
     psf_growth: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.size % 2 or not LEAST_SIZE <= self.size <= STAMP_SIZE:
-            raise ValueError(f"size must be even, at least {LEAST_SIZE} and at most {STAMP_SIZE}, got {self.size}")
-        if self.galaxies < 1:
-            raise ValueError(f"galaxies must be at least 1, got {self.galaxies}")
         for name in ("sky_level", "psf_growth"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
-    @property
-    def numbers(self) -> int:
-        """Number of unknowns per blend: those of its galaxies, sky level and PSF width."""
-        return self.galaxies * len(LATENTS) + len(NUISANCES)
-
-    def split(self, unknown: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split vectors of all unknowns ``(..., number)`` into latents, sky level and ln of the PSF's growth.
-
-        Latents are ``(..., galaxy, latent)``, in the order of `LATENTS`.
+    def __call__(self, listed: Listed, *, observed: bool = True) -> Tensor:
+        """Run the program.
 
         Parameters
         ----------
-        unknown
-            Vectors of all unknowns.
-
-        Returns
-        -------
-        tuple
-            Latents, sky level and ln of the growth.
-        """
-        latents = unknown[..., :-2].unflatten(-1, (self.galaxies, len(LATENTS)))
-        return latents, unknown[..., -2], unknown[..., -1]
-
-    def light(self, latents: Tensor, log_psf_growth: Tensor, *, present: Tensor | None = None) -> Tensor:
-        """Return the expected light of each galaxy.
-
-        Parameters
-        ----------
-        latents
-            ``(blend, galaxy, latent)``.
-        log_psf_growth
-            Natural logarithm of the PSF's width over the instrument's ``(blend,)``.
-        present
-            Which galaxies exist ``(blend, galaxy)``; all if None.
+        listed
+            Images and the sources listed in them.
+        observed
+            Whether to condition on the images; else they are drawn.
 
         Returns
         -------
         Tensor
-            Images over the sky noise ``(blend, galaxy, y, x)``.
+            Images over the sky noise ``(scene, band, y, x)``.
         """
-        components = to_components(latents, present=present)
-        shift = (STAMP_SIZE - self.size) / 2
-        # A proposal may stray: galaxies out of the renderer's reach lie outside the stamp as well.
-        reach = NEAR * self.size / 4
-        moved = {name: (getattr(components, name) - shift).clamp(-reach, self.size - 1 + reach) for name in ("x", "y")}
-        psf = self.instrument.psf
-        excess = max(0, (psf.shape[-1] - self.size + 2) // 2)  # pixels of the PSF that the image cannot hold
-        psf = psf[excess : len(psf) - excess, excess : len(psf) - excess].to(latents)
-        components, psf = replace(components, **moved), widen_psf(psf, log_psf_growth.exp())
-        return render(components, psf, pixel_scale=self.instrument.pixel_scale, size=self.size)
+        (scenes, bands), sources = listed.photon.shape, listed.x.shape[1]
+        with pyro.plate("scene", scenes, dim=-2):
+            with pyro.plate("source", sources, dim=-1), pyro.poutine.mask(mask=listed.there):
+                star = pyro.sample("star", dist.Bernoulli(self.population.star_fraction))
+                position = pyro.sample("position", dist.Normal(torch.zeros(2), POSITION_SPREAD).to_event(1))
+                with pyro.poutine.mask(mask=star == 0):
+                    shape = pyro.sample("shape", ShapePrior(self.population, listed.pixel_scale))
+            # One site for all fluxes of a scene: those of overlapping sources are not independent in the guide.
+            fluxes = FluxPrior(bands, torch.Size([scenes, 1, sources])).mask(listed.there[:, None]).to_event(1)
+            log_flux = pyro.sample("log_flux", fluxes)[:, 0]
+            zero = torch.zeros(scenes, 1, bands)
+            sky_level = pyro.sample("sky_level", dist.Normal(zero, self.sky_level).to_event(1))[:, 0]
+            growth = pyro.sample("log_psf_growth", dist.Normal(zero, self.psf_growth).to_event(1))[:, 0]
+            light = self.light(listed, log_flux[..., TOTAL], position, shape, star=star, growth=growth)
+            light = (light * listed.there[..., None, None, None]).sum(1)
+            image = listed.image[:, None] if observed else None
+            return pyro.sample("image", self.noisy(listed, light, sky_level, plate=True), obs=image)[:, 0]
 
-    def noisy(self, light: Tensor, sky_level: Tensor, observed: Observed) -> NoisyImage:
-        """Return the distribution of images, given the light of all galaxies ``(..., y, x)`` and the sky level.
+    @staticmethod
+    def light(
+        listed: Listed, log_flux: Tensor, position: Tensor, shape: Tensor, *, star: Tensor, growth: Tensor
+    ) -> Tensor:
+        """Return the expected light of each source over the sky noise ``(scene, source, band, y, x)``.
 
         Parameters
         ----------
+        listed
+            How the images were taken, and the listed positions.
+        log_flux
+            ln total flux over sky noise ``(scene, source, band)``.
+        position
+            Center from the listed position in pixels ``(scene, source, 2)``.
+        shape
+            Size and shape ``(scene, source, 4)``, of galaxies.
+        star
+            1 for stars ``(scene, source)``.
+        growth
+            ln of the PSF's width over the assumed one ``(scene, band)``.
+
+        Returns
+        -------
+        Tensor
+            Images of each source alone.
+        """
+        height, width = listed.image.shape[-2:]
+        size = max(height, width)
+        ln_radius, first, second, ln_index = shape[..., None, :].unbind(-1)
+        star = (star > 0)[..., None]
+        ellipticity = torch.sqrt(first.square() + second.square() + 1e-12).clamp(max=0.995)
+        reach = NEAR * size / 4
+        x, y = ((place + offset).clamp(-reach, size - 1 + reach) for place, offset in
+                zip((listed.x, listed.y), position.unbind(-1), strict=True))  # fmt: skip
+        source = Components(
+            flux=torch.ones_like(ln_radius),
+            half_light_radius=torch.where(star, STAR_RADIUS, ln_radius.exp()) * listed.pixel_scale,
+            sersic_index=torch.where(star, 1.0, ln_index.exp().clamp(0.5, 6.0)),
+            axis_ratio=torch.where(star, 1.0, (1 - ellipticity) / (1 + ellipticity)),
+            angle=torch.atan2(second, first + 1e-12) / 2,
+            x=x[..., None],
+            y=y[..., None],
+            present=torch.ones_like(ln_radius, dtype=torch.bool),
+        )
+        images = []
+        for band in range(listed.psf.shape[1]):
+            psf = widen_psf(_fitting(listed.psf[:, band], size), growth[:, band].exp())
+            unit = render(source, psf, pixel_scale=listed.pixel_scale, size=size)[..., :height, :width]
+            images.append(unit * log_flux[..., band, None, None].exp())
+        return torch.stack(images, 2)
+
+    @staticmethod
+    def noisy(listed: Listed, light: Tensor, sky_level: Tensor, *, plate: bool = False) -> NoisyImage:
+        """Return the distribution of images, given the light of all sources and the sky level.
+
+        Parameters
+        ----------
+        listed
+            How the images were taken.
         light
-            Expected light over sky noise.
+            Expected light over the sky noise ``(scene, band, y, x)``.
         sky_level
-            Residual level of the sky over sky noise.
-        observed
-            The images, for sky noise and exposure.
+            Residual level of the sky over the sky noise ``(scene, band)``.
+        plate
+            Whether the batch has an axis for the plate of sources, of length one.
 
         Returns
         -------
         NoisyImage
             The distribution of the pixels.
         """
-        gain = (observed.sky_rms * observed.exposure).to(light).expand(sky_level.shape)
-        return NoisyImage(light, sky_level, gain, kernel=self.instrument.noise_kernel)
+        values = [light, sky_level, listed.photon, listed.power, listed.good]
+        light, sky_level, photon, power, good = (v[:, None] for v in values) if plate else values
+        return NoisyImage(light, sky_level, photon=photon, power=power, good=good)
 
-    def log_prior(self, unknown: Tensor, observed: Observed) -> Tensor:
-        """Return the prior density ``(..., blend)`` of unknowns ``(..., blend, number)``, given how images were taken.
-
-        It is minus infinity beyond the limits of the population.
+    def log_joint(self, listed: Listed, values: dict[str, Tensor]) -> Tensor:
+        """Return the density ``(scene,)`` of all unknowns and the images together, from a trace of the program.
 
         Parameters
         ----------
-        unknown
-            Vectors of all unknowns.
-        observed
-            The images, for their sky noise.
+        listed
+            Images and the sources listed in them.
+        values
+            Values of the sites `SITES` and of ``star``.
 
         Returns
         -------
         Tensor
             The logarithm of the density.
         """
-        latents, sky_level, growth = self.split(unknown)
-        log_noise = observed.sky_rms.log()[:, None].expand(-1, self.galaxies).to(unknown)
-        total = GalaxyPrior(self.prior, self.instrument.zero_point, log_noise).log_prob(latents[..., SHAPE]).sum(-1)
-        total = total + PositionPrior(self.prior, _major(latents)).log_prob(latents[..., POSITION])
-        total = total.masked_fill(self._beyond(latents), -torch.inf)
-        for value, scale in ((sky_level, self.sky_level), (growth, self.psf_growth)):
-            total = total + dist.Normal(0.0, scale or KNOWN, validate_args=False).log_prob(value)
-        return total
-
-    def _beyond(self, latents: Tensor, present: Tensor | bool = True) -> Tensor:
-        """Return which blends differ by more magnitudes than the prior allows."""
-        beyond = LN_FLUX_UNIT * (latents[..., 1:, 0] - latents[..., :1, 0]).abs() >= self.prior.max_difference
-        return (beyond & present).any(-1)
-
-    def draw_unknown(self, count: int, *, sky_rms: Tensor, seed: int = 0) -> Tensor:
-        """Draw unknowns ``(blend, number)`` from the prior, within the limits of the population.
-
-        Parameters
-        ----------
-        count
-            Number of blends.
-        sky_rms
-            Sky noise of each blend ``(blend,)``.
-        seed
-            Random seed.
-
-        Returns
-        -------
-        Tensor
-            Vectors of all unknowns.
-        """
-        prior = replace(self.prior, smooth=True, crowding=(*(0.0,) * (self.galaxies - 1), 1.0))
-        pairs = prior.sample(count, seed=seed_of(seed, 0))
-        latents = to_latents(prior.components(pairs, self.instrument, seed=0), sky_rms=sky_rms)
-        generator = torch.Generator().manual_seed(seed_of(seed, 1))
-        nuisances = torch.randn(count, 2, generator=generator) * torch.tensor([self.sky_level, self.psf_growth])
-        return torch.cat([latents[:, : self.galaxies].flatten(1), nuisances], -1)
-
-    def simulate(self, count: int, *, conditions: Conditions | None = None, seed: int = 0) -> tuple[Observed, Tensor]:
-        """Draw blends from the model.
-
-        Parameters
-        ----------
-        count
-            Number of blends.
-        conditions
-            Range of depths; the default one if None. The PSF varies as in the model.
-        seed
-            Same seed, same blends.
-
-        Returns
-        -------
-        observed, unknown
-            The images, and the true vectors ``(blend, number)``.
-        """
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed_of(seed, 2))
-            sky_rms, exposure = (conditions or Conditions()).sample(count)
-            unknown = self.draw_unknown(count, sky_rms=sky_rms, seed=seed)
-            latents, sky_level, growth = self.split(unknown)
-            observed = Observed(torch.empty(0), sky_rms, exposure)
-            image = self.noisy(self.light(latents, growth).sum(1), sky_level, observed).sample()
-        return observed._replace(image=image), unknown
-
-    def log_likelihood(self, unknown: Tensor, observed: Observed) -> Tensor:
-        """Return the likelihood ``(..., blend)`` of images, given unknowns ``(..., blend, number)``.
-
-        Parameters
-        ----------
-        unknown
-            Vectors of all unknowns.
-        observed
-            The images.
-
-        Returns
-        -------
-        Tensor
-            The logarithm of the likelihood.
-        """
-        latents, sky_level, growth = self.split(unknown)
-        light = self.light(latents.flatten(0, -3), growth.flatten()).sum(1).unflatten(0, growth.shape)
-        return self.noisy(light, sky_level, observed).log_prob(observed.image.to(unknown))
-
-    def __call__(
-        self, image: Tensor | None, *, sky_rms: Tensor, exposure: Tensor, present: Tensor | None = None
-    ) -> Tensor:
-        """Run the Pyro program.
-
-        Parameters
-        ----------
-        image
-            Pixels over the sky noise ``(blend, y, x)`` to condition on; None to draw them.
-        sky_rms, exposure
-            As in `Observed`, ``(blend,)``.
-        present
-            Which galaxies exist ``(blend, galaxy)``; all if None. The first one always does.
-
-        Returns
-        -------
-        Tensor
-            The images.
-        """
-        count = len(sky_rms)
-        there = torch.ones(count, self.galaxies, dtype=torch.bool) if present is None else present
-        log_noise = sky_rms.log()[:, None].expand(-1, self.galaxies)
-        with pyro.plate("blend", count, dim=-2):
-            with pyro.plate("galaxy", self.galaxies, dim=-1), pyro.poutine.mask(mask=there):
-                shape = pyro.sample("shape", GalaxyPrior(self.prior, self.instrument.zero_point, log_noise))
-            latents = shape.new_zeros(count, self.galaxies, len(LATENTS))
-            latents[..., SHAPE] = shape
-            position = pyro.sample("position", PositionPrior(self.prior, _major(latents)[:, None]))[:, 0]
-            latents = latents.index_copy(-1, torch.tensor(POSITION), position)
-            sky_level = self._nuisance("sky_level", self.sky_level, shape)
-            growth = self._nuisance("log_psf_growth", self.psf_growth, shape)
-            pyro.factor("limits", torch.where(self._beyond(latents, there[:, 1:]), -torch.inf, 0.0)[:, None])
-            light = self.light(latents, growth, present=there).sum(1)
-            taken = Observed(light, sky_rms[:, None], exposure[:, None])
-            noisy = self.noisy(light[:, None], sky_level[:, None], taken)
-            return pyro.sample("image", noisy, obs=None if image is None else image[:, None])[:, 0]
-
-    def _nuisance(self, name: str, scale: float, like: Tensor) -> Tensor:
-        if not scale:
-            return like.new_zeros(len(like))
-        return pyro.sample(name, dist.Normal(like.new_zeros(len(like), 1), scale))[:, 0]
+        trace = pyro.poutine.trace(pyro.poutine.condition(self, data=values)).get_trace(listed)
+        trace.compute_log_prob(lambda name, _: name != "star")
+        sites = [site["log_prob"] for _, site in trace.iter_stochastic_nodes()]
+        sites += [trace.nodes[name]["log_prob"] for name in trace.observation_nodes if "log_prob" in trace.nodes[name]]
+        return sum(density.sum(-1) for density in sites)
 
 
-def in_all_orders(unknown: Tensor) -> Tensor:
-    """Return unknowns ``(order, ..., number)`` with their galaxies in all orders, that of the input first."""
-    galaxies = unknown[..., : -len(NUISANCES)].unflatten(-1, (-1, len(LATENTS)))
-    others = unknown[..., -len(NUISANCES) :]
-    orders = permutations(range(galaxies.shape[-2]))
-    return torch.stack([torch.cat([galaxies[..., order, :].flatten(-2), others], -1) for order in orders])
+def _fitting(psf: Tensor, size: int) -> Tensor:
+    """Return the middle of PSFs that an image of `size` pixels can hold."""
+    excess = max(0, (psf.shape[-1] - size + 1) // 2)
+    return functional.pad(psf, (-excess,) * 4)
 
 
-def _major(latents: Tensor) -> Tensor:
-    """Return major-axis half-light radii in arcsec ``(..., galaxy)``."""
-    log_radius, _, plus, cross = latents[..., 3:].unbind(-1)
-    return torch.exp(log_radius + torch.hypot(plus, cross) / 2)
+def _noise_numbers(kernel: Tensor, total: Tensor, photon: Tensor, wavelength: Tensor | None) -> Tensor:
+    """Return what describes noise and color to the network; see `probdeblend.simulation.cameras.noise_numbers`."""
+    unit = kernel / kernel.square().sum((-2, -1), keepdim=True).sqrt()
+    neighbor = (unit[..., 1:] * unit[..., :-1]).sum((-2, -1))
+    known = torch.zeros_like(photon) if wavelength is None else torch.isfinite(wavelength).to(photon)
+    color = known if wavelength is None else torch.where(known > 0, (wavelength / 0.8).log(), 0.0)
+    return torch.stack([neighbor, total.log() / 2, (photon + 1e-3).log() / 3 + 1, color, known], -1).float()
