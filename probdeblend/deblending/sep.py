@@ -1,154 +1,227 @@
-"""SEP's photometry as a `Posterior`: sources are detected cold, then hot, and two galaxies are measured.
-
-Boucaud et al. (2020, doi:10.1093/mnras/stz3056, section 5.1) match detections to galaxies in three cases:
-
-- two detections: each galaxy gets its own, by position;
-- one: it belongs to the nearest galaxy, and the other galaxy is missed;
-- three or more: each galaxy is matched to a nearby detection, and the rest are ignored.
+"""SEP's photometry as a `Posterior`: sources are detected cold and hot, and their Kron fluxes measured band by band.
 
 The draws are independent normals with SEP's errors. These contain no correlation, neither of the noise between pixels
-nor of the two fluxes, and no error of the deblending: that is what a network improves on.
+nor of neighbors' fluxes, and no error of the deblending: that is what a network improves on.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 
-from ..photometry.detection import Detection, detect_cold_hot, isophotal_flux, kron_flux, mirrored_flux
+from ..metrics.detections import match_positions
+from ..photometry.detection import COLD, HOT, Detection, detect, detect_cold_hot, kron_flux
+from ..posterior.cutouts import Cutouts
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
+from ..scene import Scene
 
-__all__ = ["match", "sep_posterior"]
+__all__ = ["SepDeblender", "published_match"]
 
-MISSED = -1
-_MEASURES = {"auto": kron_flux, "isophotal": isophotal_flux, "mirrored": mirrored_flux}
+KNOWN = ("scene", "group", "x", "y", "flags", "axis_ratio", "angle", "sky_rms", "corner")
+REACH = 10.0  # pixels; a detection farther from a given position is another source
 
 
-def sep_posterior(
-    image: ArrayLike,
-    sky_rms: ArrayLike,
-    *,
-    kind: Literal["auto", "isophotal", "mirrored"] = "auto",
-    x: ArrayLike | None = None,
-    y: ArrayLike | None = None,
-    exposure: ArrayLike | None = None,
-    draws: int = 1000,
-    seed: int = 0,
-) -> Posterior:
-    """Measure the two galaxies of each blend with SEP.
+@dataclass(frozen=True)
+class SepDeblender:
+    """Measure the sources of scenes with SEP, as a baseline for other methods.
+
+    Sources are detected in the sum of the bands, each over its sky noise: cold, and hot wherever nothing cold is
+    (Rix et al. 2004, doi:10.1086/420885; settings of Boucaud et al. 2020, doi:10.1093/mnras/stz3056, table 3). Fluxes
+    are Kron fluxes without the pixels of other sources. Groups are sources whose segments touch.
 
     Parameters
     ----------
-    image
-        Sky-subtracted stamps ``(blend, y, x)`` or ``(blend, band, y, x)``, which are detected in the first band and
-        measured in all. Pixels that are not finite are bad.
-    sky_rms
-        Sky noise of a pixel in image units: a number, one per blend, or a map ``(blend, y, x)``.
-    kind
-        Which flux: "auto", the Kron flux without the pixels of other sources; "isophotal", the sum of the pixels of
-        the segment; or "mirrored", the Kron flux with the pixels of other sources mirrored out.
-    x, y
-        Expected positions of the galaxies ``(blend, galaxy)`` in pixels. Without them the detection nearest to the
-        center of the stamp is galaxy 0, and the brightest other one is galaxy 1.
-    exposure
-        Counts per unit of flux, a number or one per blend; adds photon noise to the errors.
     draws
-        Number of draws.
-    seed
-        Seed of the draws. Those of a blend depend on it and on the number of the blend alone.
-
-    Returns
-    -------
-    Posterior
-        Draws of one chain, segmentations as masks, detected positions. A missed galaxy has NaN for flux and
-        position, an empty mask, and `Flag.NOT_DETECTED`.
+        Number of draws; there is one chain.
+    pairs
+        Detect as Boucaud et al. (2020, section 5.1) do in stamps of two galaxies: cold, and hot in the whole stamp if
+        that finds fewer than two.
 
     Raises
     ------
     ValueError
-        If shapes disagree, the noise or the exposure is not positive, `kind` is unknown, or there are fewer than two
-        draws.
+        If there are fewer than two draws.
     """
-    if kind not in _MEASURES:
-        raise ValueError(f"kind must be one of {', '.join(_MEASURES)}, got {kind!r}")
-    if draws < 2:
-        raise ValueError(f"draws must be at least 2, got {draws}")
-    pixels = np.asarray(image)
-    if pixels.ndim not in (3, 4):
-        raise ValueError(f"image must have the axes (blend, y, x) or (blend, band, y, x), got {pixels.shape}")
-    pixels = pixels if pixels.ndim == 4 else pixels[:, None]
-    noise = _each_blend("sky_rms", sky_rms, len(pixels), pixels.shape[2:])
-    exposures = _each_blend("exposure", np.inf if exposure is None else exposure, len(pixels))
-    expected = _positions(x, y, len(pixels))
-    shape = (len(pixels), 2, pixels.shape[1])
-    flux, error = np.full(shape, np.nan), np.full(shape, np.nan)
-    mask = np.zeros((*shape[:2], *pixels.shape[2:]), dtype=np.float32)
-    found_at = np.full((2, *shape[:2]), np.nan)
-    for i, stamp in enumerate(pixels):
-        detection = detect_cold_hot(stamp[0], noise[i])
-        chosen = match(detection, None if expected is None else expected[i])
-        found = chosen != MISSED
-        picked = chosen[found]
-        measured = [_MEASURES[kind](band, detection, noise[i], exposure=exposures[i]) for band in stamp]
-        flux[i, found], error[i, found] = np.stack(measured, axis=-1)[:, picked]
-        mask[i, found] = detection.segmentation == detection.label[picked][:, None, None]
-        found_at[:, i, found] = detection.x[picked], detection.y[picked]
-    sampled = _draw(flux, error, draws, seed)[None]
-    flags = np.where(np.isnan(found_at[0]), int(Flag.NOT_DETECTED), 0)
-    found = {"mask": mask, "x": found_at[0], "y": found_at[1], "flags": flags, "method": "sep"}
-    return Posterior.from_draws(sampled, flux_kind="isophotal" if kind == "isophotal" else "auto", **found)
+
+    draws: int = 1000
+    pairs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.draws < 2:
+            raise ValueError(f"draws must be at least 2, got {self.draws}")
+
+    def scenes(
+        self, scene: Scene, *, positions: tuple[Tensor, Tensor, Tensor] | None = None, seed: int = 0
+    ) -> Posterior:
+        """Detect and measure the sources of scenes.
+
+        Parameters
+        ----------
+        scene
+            The images; pixels that are not finite are bad. Known sources are not looked at.
+        positions
+            Scene, x and y of sources ``(source,)``, ordered by scene. Each gets the detection within 10 pixels that
+            belongs to it, one to one with the least sum of distances. By default all detections are answered.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        Posterior
+            Draws of ``flux_auto`` in one chain, and segments as masks. Given positions without a detection have NaN
+            as flux, an empty mask and `Flag.NOT_DETECTED`.
+
+        Raises
+        ------
+        ValueError
+            If SEP cannot segment an image.
+        """
+        given = None if positions is None else [np.asarray(values) for values in positions]
+        parts, groups = [], 0
+        for number in range(len(scene)):
+            wanted = None if given is None else np.stack([values[given[0] == number] for values in given[1:]], -1)
+            parts.append(self._measured(scene, number, wanted))
+            parts[-1]["group"] += groups
+            groups = int(parts[-1]["group"].max(initial=groups - 1)) + 1
+        return self._posterior(scene, parts, seed)
+
+    def _measured(self, scene: Scene, number: int, wanted: NDArray | None) -> dict[str, NDArray | list]:
+        """Return what is known of the sources of one scene, by names of `Posterior.from_draws`."""
+        image, rms = (values[number].double().numpy() for values in (scene.image, scene.sky_rms))
+        detection = (detect_cold_hot if self.pairs else _detect_everywhere)(_combined(image, rms), 1.0)
+        exposure = np.full(len(rms), np.inf) if scene.exposure is None else scene.exposure[number].double().numpy()
+        measured = [
+            kron_flux(pixels, detection, float(sky), exposure=float(depth))
+            for pixels, sky, depth in zip(image, rms, exposure, strict=True)
+        ]
+        place = np.stack([detection.x, detection.y], axis=-1)
+        chosen, at = np.arange(len(detection)), place
+        if wanted is not None:
+            chosen, at = match_positions(place, wanted, radius=REACH), wanted
+        # A last row, at index -1, stands for what was not detected.
+        none = np.full((1, len(rms)), np.nan)
+        flux, error = (np.append(np.stack(values, -1), none, 0) for values in zip(*measured, strict=True))
+        axes = np.append(np.stack([detection.semi_minor / detection.semi_major, detection.angle]), [[np.nan]] * 2, 1)
+        touching = _touching(detection)
+        alone = touching.max(initial=-1) + 1 + np.arange(len(at))
+        cutouts = [_cutout(detection, index, *position) for index, position in zip(chosen, at, strict=True)]
+        return {
+            "scene": np.full(len(at), number),
+            "group": np.unique(np.where(chosen >= 0, np.append(touching, 0)[chosen], alone), return_inverse=True)[1],
+            "x": at[:, 0],
+            "y": at[:, 1],
+            "flux": flux[chosen],
+            "error": error[chosen],
+            "flags": np.where(chosen < 0, int(Flag.NOT_DETECTED), 0),
+            "axis_ratio": axes[0, chosen],
+            "angle": axes[1, chosen],
+            "sky_rms": np.broadcast_to(rms, (len(at), len(rms))),
+            "corner": np.array([corner for corner, _ in cutouts]).reshape(-1, 2),
+            "mask": [mask for _, mask in cutouts],
+        }
+
+    def _posterior(self, scene: Scene, parts: list[dict], seed: int) -> Posterior:
+        bands, shape = scene.image.shape[1], scene.image.shape[-2:]
+        noise = [
+            np.random.default_rng([seed, number]).normal(size=(self.draws, *part["flux"].shape))
+            for number, part in enumerate(parts)
+        ]
+        draws = [part["flux"] + part["error"] * normal for part, normal in zip(parts, noise, strict=True)]
+        empty = np.zeros((self.draws, 0, bands))
+        masks = [mask for part in parts for mask in part["mask"]]
+        known = {name: np.concatenate([part[name] for part in parts]) for name in KNOWN} if parts else {}
+        corner = known.pop("corner", np.zeros((0, 2)))
+        place = {name: known.pop(name, np.zeros(0)) for name in ("scene", "group", "x", "y")}
+        return Posterior.from_draws(
+            flux_auto=np.concatenate([empty, *draws], axis=1)[None],
+            **place,
+            bands=("",) if bands == 1 else tuple(map(str, range(bands))),
+            zero_point=scene.zero_point,
+            pixel_scale=scene.pixel_scale,
+            method="sep",
+            columns=known,
+            cutouts=Cutouts(corner, shape, mask=masks),
+            scenes=len(scene),
+        )
 
 
-def match(detection: Detection, expected: ArrayLike | None = None) -> NDArray[np.int64]:
-    """Return the index of the detection of each of two galaxies ``(galaxy,)``, -1 for a missed one.
+def _combined(image: NDArray, rms: NDArray) -> NDArray[np.float64]:
+    """Return the sum of the good bands, each over its sky noise, with unit noise."""
+    ratio = image / rms[:, None, None]
+    good = np.isfinite(ratio)
+    with np.errstate(invalid="ignore"):
+        return np.where(good, ratio, 0).sum(0) / np.sqrt(np.where(good.any(0), good.sum(0), np.nan))
 
-    `expected` has their positions ``(galaxy, 2)``, x before y: the two detections with the least sum of distances are
-    taken. Without it, they are the detection nearest to the center of the stamp and the brightest other one.
+
+def _detect_everywhere(image: NDArray, sky_rms: float) -> Detection:
+    """Find sources cold, and hot ones that share no pixel with them."""
+    cold, hot = (detect(image, sky_rms, **settings) for settings in (COLD, HOT))
+    new = np.setdiff1d(hot.label, hot.segmentation[cold.segmentation > 0])
+    number = np.zeros(len(hot) + 1, dtype=np.int32)
+    number[new] = len(cold) + 1 + np.arange(len(new))
+    joined = {name: np.concatenate([v, vars(hot)[name][new - 1]]) for name, v in vars(cold).items() if v.ndim == 1}
+    return Detection(np.where(cold.segmentation > 0, cold.segmentation, number[hot.segmentation]), **joined)
+
+
+def _touching(detection: Detection) -> NDArray[np.int64]:
+    """Return the group of each source: those whose segments touch along an edge, and so on."""
+    labels = detection.segmentation
+    sides = [(labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])]
+    links = np.concatenate([np.stack(side, axis=-1).reshape(-1, 2) for side in sides])
+    links = np.unique(links[(links > 0).all(-1)] - 1, axis=0)
+    graph = coo_array((np.ones(len(links)), tuple(links.T)), shape=(len(detection),) * 2)
+    return connected_components(graph, directed=False)[1]
+
+
+def _cutout(detection: Detection, index: int, x: float, y: float) -> tuple[list[int], NDArray[np.float32]]:
+    """Return corner and pixels of a segment; of an undetected source, one empty pixel at its position."""
+    if index < 0:
+        height, width = detection.segmentation.shape
+        return [int(np.clip(round(y), 0, height - 1)), int(np.clip(round(x), 0, width - 1))], np.zeros((1, 1), "f4")
+    own = detection.segmentation == index + 1
+    ((rows, columns),) = ndimage.find_objects(own.astype(np.int8))
+    return [rows.start, columns.start], own[rows, columns].astype(np.float32)
+
+
+def published_match(
+    found: tuple[ArrayLike, ArrayLike, ArrayLike], x: ArrayLike, y: ArrayLike, *, radius: float
+) -> NDArray[np.int64]:
+    """Match the detections in a stamp to its two galaxies by the published rule.
+
+    Two detections belong to one galaxy each, by position. A single one belongs to the central galaxy if it is within
+    half of its radius, else to the companion. Of three or more the two brightest count.
+
+    Parameters
+    ----------
+    found
+        x, y and flux of the detections ``(detection,)``.
+    x, y
+        Positions of the central galaxy and of the companion in pixels ``(2,)``.
+    radius
+        Major-axis half-light radius of the central galaxy in pixels.
+
+    Returns
+    -------
+    NDArray
+        Index of the detection of each galaxy ``(2,)``, -1 for a missed one.
+
+    References
+    ----------
+    Boucaud et al. (2020), doi:10.1093/mnras/stz3056, section 3.3.
     """
-    if len(detection) == 0:
-        return np.full(2, MISSED)
-    if expected is None:
-        center = (np.array(detection.segmentation.shape[::-1]) - 1) / 2
-        order = np.argsort(_distance(detection, center[None])[0])
-        others = order[1:]
-        return np.array([order[0], others[np.argmax(detection.flux[others])] if len(others) else MISSED])
-    distance = _distance(detection, np.asarray(expected, dtype=np.float64))
-    if len(detection) == 1:
-        return np.where(np.arange(2) == np.argmin(distance[:, 0]), 0, MISSED)
-    pair = distance[0][:, None] + distance[1][None, :]
-    np.fill_diagonal(pair, np.inf)
-    return np.array(np.unravel_index(np.argmin(pair), pair.shape))
-
-
-def _distance(detection: Detection, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.hypot(positions[:, :1] - detection.x, positions[:, 1:] - detection.y)
-
-
-def _each_blend(name: str, value: ArrayLike, blends: int, pixels: tuple[int, ...] | None = None) -> NDArray:
-    array = np.asarray(value, dtype=np.float64)
-    allowed = [(), (blends,)] + ([(blends, *pixels)] if pixels else [])
-    if array.shape not in allowed:
-        raise ValueError(f"{name} must have one of the shapes {allowed}, got {array.shape}")
-    if not (array > 0).all():
-        raise ValueError(f"{name} must be positive, got a minimum of {array.min()}")
-    return np.broadcast_to(array, (blends,)) if array.ndim == 0 else array
-
-
-def _positions(x: ArrayLike | None, y: ArrayLike | None, blends: int) -> NDArray[np.float64] | None:
-    if x is None and y is None:
-        return None
-    for name, value in (("x", x), ("y", y)):
-        if np.shape(value) != (blends, 2):
-            raise ValueError(f"{name} must have shape {(blends, 2)}, got {np.shape(value)}")
-    return np.stack([x, y], axis=-1).astype(np.float64)
-
-
-def _draw(flux: NDArray, error: NDArray, draws: int, seed: int) -> NDArray[np.float64]:
-    sampled = np.empty((draws, *flux.shape))
-    for i in range(len(flux)):
-        rng = np.random.default_rng([seed, i])
-        sampled[:, i] = flux[i] + error[i] * rng.normal(size=(draws, *flux.shape[1:]))
-    return sampled
+    place, flux = np.stack(found[:2], axis=-1).astype(np.float64), np.asarray(found[2])
+    galaxies = np.stack([x, y], axis=-1).astype(np.float64)
+    if len(place) == 0:
+        return np.array([-1, -1])
+    if len(place) == 1:
+        central = np.hypot(*(place[0] - galaxies[0])) <= radius / 2
+        return np.array([0, -1]) if central else np.array([-1, 0])
+    brightest = np.sort(np.argsort(-flux, kind="stable")[:2])
+    return brightest[match_positions(place[brightest], galaxies, radius=np.inf)]

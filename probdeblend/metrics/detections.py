@@ -59,7 +59,8 @@ def match_positions(found: NDArray, true: NDArray, *, radius: float) -> NDArray[
     """Return the index of the position ``(source, 2)`` of one scene that belongs to each true one, -1 for none."""
     distance = np.linalg.norm(true[:, None] - found[None], axis=-1)
     # Beyond the radius the cost is so high that no number of matches within it is worth one.
-    rows, columns = linear_sum_assignment(np.where(distance <= radius, distance, radius * (len(true) + len(found))))
+    beyond = (len(true) + len(found)) * np.min([radius, distance.max(initial=0)])
+    rows, columns = linear_sum_assignment(np.where(distance <= radius, distance, beyond))
     matched = np.full(len(true), -1)
     near = distance[rows, columns] <= radius
     matched[rows[near]] = columns[near]
