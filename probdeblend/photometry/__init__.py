@@ -3,7 +3,8 @@
 from .detection import Detection, detect, kron_flux
 from .images import FieldImage, open_mosaic, read_image, read_map, read_psf, read_stamps
 from .noise import add_noise, autocorrelation
-from .sky import noise_correlation_factor, subtract_sky
+from .sky import estimate_noise_kernel, noise_correlation_factor, subtract_sky
+from .stars import measure_psf
 
 __all__ = [
     "Detection",
@@ -11,7 +12,9 @@ __all__ = [
     "add_noise",
     "autocorrelation",
     "detect",
+    "estimate_noise_kernel",
     "kron_flux",
+    "measure_psf",
     "noise_correlation_factor",
     "open_mosaic",
     "read_image",

@@ -15,8 +15,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..scene import Instrument
-
 __all__ = ["add_noise", "autocorrelation", "correlated_noise", "correlation_sum", "noise_numbers", "noise_rms"]
 
 LEAST_PHOTONS = 1e-3  # photon variance over sky variance below which it does not matter
@@ -24,7 +22,7 @@ TYPICAL_WAVELENGTH = 0.8  # micron
 
 
 def _unit_kernel(kernel: Tensor) -> Tensor:
-    return kernel / kernel.square().sum().sqrt()
+    return kernel / kernel.square().sum((-2, -1), keepdim=True).sqrt()
 
 
 def autocorrelation(kernel: Tensor | None) -> Tensor:
@@ -56,31 +54,38 @@ def correlation_sum(kernel: Tensor | None) -> float:
 def correlated_noise(
     shape: tuple[int, ...], kernel: Tensor | None, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw stationary Gaussian noise ``(..., y, x)`` of unit variance, with the correlation of the kernel."""
+    """Draw stationary Gaussian noise ``(..., y, x)`` of unit variance, with the correlation of the kernel.
+
+    The kernel is one for all ``(y, x)``, or one for each image ``(..., y, x)``.
+    """
     if kernel is None:
         return torch.randn(shape, generator=generator)
-    height, width = kernel.shape
+    height, width = kernel.shape[-2:]
     if height % 2 == 0 or width % 2 == 0:
         raise ValueError(f"kernel must have odd sides, got shape {(height, width)}")
     *leading, rows, columns = shape
     size = (*leading, rows + height - 1, columns + width - 1)
     white = torch.randn(size, generator=generator, device=kernel.device, dtype=kernel.dtype)
-    flat = white.reshape(-1, 1, *size[-2:])
-    return torch.nn.functional.conv2d(flat, _unit_kernel(kernel)[None, None]).reshape(shape)
+    unit = _unit_kernel(kernel).reshape(-1, 1, height, width)
+    flat = white.reshape(-1, len(unit), *size[-2:])
+    return torch.nn.functional.conv2d(flat, unit, groups=len(unit)).reshape(shape)
 
 
 def noise_rms(light: Tensor, sky_rms: Tensor, exposure: Tensor, *, kernel: Tensor | None) -> Tensor:
-    """Return the standard deviation of every pixel, from the sky and from the photons of the noiseless `light`."""
-    photons = light.clamp(min=0) / (exposure * correlation_sum(kernel))
-    return (sky_rms.square() + photons).sqrt()
+    """Return the standard deviation of every pixel, from the sky and from the photons of the noiseless `light`.
+
+    Light and kernel have the axes ``(..., y, x)``; sky noise and exposure broadcast with the light.
+    """
+    correlation = 1.0 if kernel is None else _unit_kernel(kernel).sum((-2, -1), keepdim=True).square()
+    return (sky_rms.square() + light.clamp(min=0) / (exposure * correlation)).sqrt()
 
 
 def add_noise(
     light: Tensor,
-    instrument: Instrument,
     *,
     sky_rms: Tensor,
     exposure: Tensor,
+    noise_kernel: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Add sky and photon noise to noiseless images.
@@ -88,11 +93,11 @@ def add_noise(
     Parameters
     ----------
     light
-        Noiseless images ``(blend, ..., y, x)`` in image units.
-    instrument
-        Gives the correlation of the noise.
+        Noiseless images ``(scene, band, y, x)`` in image units.
     sky_rms, exposure
-        Sky noise of a pixel and counts per unit of flux of each blend ``(blend,)``.
+        Sky noise of a pixel and counts per unit of flux ``(scene, band)``; infinite without photon noise.
+    noise_kernel
+        Kernel ``(scene, band, y, x)`` that turns white noise into the noise of the sky; None for white noise.
     generator
         Source of randomness; torch's default generator if None.
 
@@ -101,11 +106,8 @@ def add_noise(
     Tensor
         The noisy images.
     """
-    per_blend = (-1,) + (1,) * (light.ndim - 1)
-    kernel = instrument.noise_kernel
-    rms = noise_rms(light, sky_rms.reshape(per_blend), exposure.reshape(per_blend), kernel=kernel)
-    noise = correlated_noise(tuple(light.shape), kernel, generator=generator)
-    return light + rms * noise.to(light)
+    rms = noise_rms(light, sky_rms[..., None, None], exposure[..., None, None], kernel=noise_kernel)
+    return light + rms * correlated_noise(tuple(light.shape), noise_kernel, generator=generator).to(light)
 
 
 def noise_numbers(noise_kernel: Tensor | None, photon: Tensor, wavelength: Tensor) -> Tensor:

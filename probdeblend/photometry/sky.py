@@ -14,14 +14,27 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, signal
 
 from .detection import HOT, detect, native_image, union_mask
+from .noise import autocorrelation, correlated_noise
 
-__all__ = ["dilate", "noise_correlation_factor", "replace_with_sky", "sky_scatter", "subtract_sky"]
+__all__ = [
+    "dilate",
+    "draw_noise",
+    "drizzle_kernel",
+    "estimate_noise_kernel",
+    "noise_correlation_factor",
+    "replace_with_sky",
+    "sky_scatter",
+    "subtract_sky",
+]
 
 MESH = 64  # pixels per side of a cell of the background mesh
 SOURCE_MARGIN = 8  # pixels around a source that are left out of the background
 BOXES_NEEDED = 10
 SMALLEST_BOX = 3
 SMALLEST_PATCH = 4
+EDGE, CORNER = 0.2910, 0.1252  # kernel of drizzled noise, next to its center of 1, in CANDELS
+STRENGTHS = np.linspace(0.0, 1.3, 131)  # of the noise's correlation, over that in CANDELS
+LEAST_PAIRS = 500
 
 
 def subtract_sky(image: ArrayLike, *, mask: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -165,7 +178,7 @@ def replace_with_sky(
             first, second = np.split(footprint, [half], axis=axis)
             pending += [(corner, first), (corner + half * (np.arange(2) == axis), second)]
         else:
-            filled[here][footprint] = sky_rms * _draw_noise(footprint.shape, kernel, rng)[footprint]
+            filled[here][footprint] = sky_rms * draw_noise(footprint.shape, kernel, rng)[footprint]
     return filled
 
 
@@ -185,9 +198,56 @@ def _blank_place(
     return places[rng.choice(near)]
 
 
-def _draw_noise(shape: tuple[int, ...], kernel: torch.Tensor | None, rng: np.random.Generator) -> NDArray[np.float64]:
-    if kernel is None:
-        return rng.normal(size=shape)
-    weights = kernel.cpu().double().numpy()
-    white = rng.normal(size=tuple(n + k - 1 for n, k in zip(shape, weights.shape, strict=True)))
-    return signal.fftconvolve(white, weights / np.sqrt((weights**2).sum()), mode="valid")
+def draw_noise(shape: tuple[int, ...], kernel: torch.Tensor | None, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw noise of unit variance ``(..., y, x)`` with the correlation of a kernel."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    kernel = None if kernel is None else kernel.cpu().double()
+    return correlated_noise(shape, kernel, generator=generator).double().numpy()
+
+
+def drizzle_kernel(strength: float) -> torch.Tensor:
+    """Return the kernel ``(3, 3)`` of noise `strength` times as correlated as in CANDELS; 0 is white noise."""
+    edge, corner = strength * EDGE, strength * CORNER
+    return torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])
+
+
+def estimate_noise_kernel(image: ArrayLike, mask: NDArray[np.bool_]) -> torch.Tensor:
+    """Estimate the kernel of the sky's noise from the correlation of neighboring pixels.
+
+    Kernels are those of drizzled images, from white noise to 1.3 times the correlation in CANDELS. Robust scatters of
+    sums and differences give the correlations, which faint sources and bad pixels then hardly change.
+
+    Parameters
+    ----------
+    image
+        Sky-subtracted pixels ``(y, x)`` in units in which the noise is uniform; those not finite are ignored.
+    mask
+        Pixels ``(y, x)`` to ignore: bad ones, and sources with their wings.
+
+    Returns
+    -------
+    Tensor
+        Kernel ``(3, 3)`` that turns white noise into such noise, with 1 in the middle.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, or fewer than 500 pairs of neighboring pixels are blank.
+    """
+    pixels = native_image(image)
+    pixels = np.where(union_mask(mask, pixels), np.nan, pixels)
+    rows, columns = pixels.shape
+    measured = []
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        first = pixels[: rows - dy, max(-dx, 0) : columns - max(dx, 0)]
+        second = pixels[dy:, max(dx, 0) : columns + min(dx, 0)]
+        pair = np.isfinite(first) & np.isfinite(second)
+        if pair.sum() < LEAST_PAIRS:
+            raise ValueError(
+                f"mask must leave {LEAST_PAIRS} pairs of neighboring pixels of blank sky, got {pair.sum()}"
+            )
+        sums, differences = mad_std(first[pair] + second[pair]) ** 2, mad_std(first[pair] - second[pair]) ** 2
+        measured.append((sums - differences) / (sums + differences))
+    expected = [autocorrelation(drizzle_kernel(strength)).numpy() for strength in STRENGTHS]
+    misfit = [((np.array([rho[2, 3], rho[3, 2], rho[3, 3], rho[3, 1]]) - measured) ** 2).sum() for rho in expected]
+    return drizzle_kernel(float(STRENGTHS[np.argmin(misfit)]))

@@ -168,6 +168,32 @@ def test_correlation_factor_needs_blank_sky():
         sky.noise_correlation_factor(image, np.zeros((8, 8), dtype=np.int32))
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
+def test_kernel_of_the_noise(rng, strength):
+    """A scatter of 0.02 in strength for white noise and 0.05 in CANDELS: four of them."""
+    image = 0.003 * sky.draw_noise((64, 64), sky.drizzle_kernel(strength), rng)
+    kernel = sky.estimate_noise_kernel(image, np.zeros(image.shape, dtype=bool))
+    assert kernel[1, 1] == 1
+    np.testing.assert_allclose(kernel, sky.drizzle_kernel(strength), atol=0.2910 * (0.08 + 0.12 * strength))
+
+
+def test_kernel_of_the_noise_beside_sources_and_bad_pixels(rng):
+    """Masked pixels do not count, and a few faint sources hardly change the answer."""
+    image = drizzled(rng)
+    image += 3 * (disks(image.shape, *[(20 + 60 * i, 40 + 60 * j, 2) for i in range(5) for j in range(4)]) > 0)
+    bright = disks(image.shape, (100, 100, 20)) > 0
+    image[bright] += 1e3
+    image[50, :] = np.nan
+    np.testing.assert_allclose(sky.estimate_noise_kernel(image, bright), KERNEL, atol=0.03)
+
+
+def test_kernel_of_the_noise_needs_blank_sky(rng):
+    with pytest.raises(ValueError, match=r"mask must leave 500 pairs of neighboring pixels of blank sky, got 90"):
+        sky.estimate_noise_kernel(rng.normal(size=(10, 10)), np.zeros((10, 10), dtype=bool))
+    with pytest.raises(ValueError, match=r"mask must have the shape of image \(10, 10\), got \(4, 4\)"):
+        sky.estimate_noise_kernel(rng.normal(size=(10, 10)), np.zeros((4, 4), dtype=bool))
+
+
 def noisy(rng, *sources, size=128):
     """Sky noise with Gaussian sources: x, y, flux, width."""
     rows, columns = np.indices((size, size))

@@ -1,0 +1,232 @@
+"""The effective PSF of an image, from its stars.
+
+Stars are the smallest sources, and all of one size, whatever their brightness: they stand out as a narrow peak at the
+small end of the distribution of sizes. Saturated stars and galaxies are larger, cosmic rays smaller. The size of a
+source is the standard deviation of a Gaussian with the same second moment under a Gaussian weight. Stars are moved to
+the middle of a pixel in Fourier space, scaled to one another, and averaged; in the faint wings, rings are averaged too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from astropy.io import fits
+from astropy.stats import mad_std
+from numpy.typing import ArrayLike, NDArray
+from scipy import fft, ndimage
+
+from .detection import COLD, detect
+from .images import cut_stamps
+from .sky import dilate
+
+__all__ = ["measure_psf"]
+
+TILE = 1024
+MOST_IN_TILE = 300
+LEAST_SNR = 50.0  # fainter, sizes scatter by more than the width of the stars' peak
+CORE = 6.0  # pixels around a star that must be good and free of other sources
+WEIGHT = 1.5, 5.0  # least and largest standard deviation in pixels of the weight for sizes
+LEAST_SIZE = 0.5  # pixels; a smaller source has not passed the telescope
+PEAK = 0.08  # width in ln size of the stars' peak
+TAIL, LEAST_TAIL = 2.5, 0.015  # what of it counts, in robust scatters, and in ln size
+LEAST_STARS, MOST_STARS = 5, 100
+ROUNDS = 4
+OUTLIER = 4.0  # scatters from the median beyond which a pixel does not count
+UNEVEN = 0.03  # relative scatter of the light in a pixel among stars that is no outlier
+WELL_SAMPLED = 1.4  # pixels; smaller stars change with their place in the pixel
+RIDGE = 0.05
+VISIBLE = 3.0  # where the mean star is fainter in units of its noise, rings are averaged
+
+
+class _Sources(NamedTuple):
+    """Isolated sources: stamps ``(source, y, x)`` over the sky noise, NaN where bad, and numbers ``(source,)``."""
+
+    pixels: NDArray[np.float64]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    size: NDArray[np.float64]
+    snr: NDArray[np.float64]
+
+    def select(self, index: NDArray) -> _Sources:
+        """Return some of the sources."""
+        return _Sources(*(values[index] for values in self))
+
+
+def measure_psf(
+    image: NDArray | fits.Section, sky_rms: ArrayLike, *, mask: NDArray | None = None, size: int = 41
+) -> NDArray[np.float64]:
+    """Measure the effective PSF of a field on its stars.
+
+    Parameters
+    ----------
+    image
+        Sky-subtracted pixels ``(y, x)``.
+    sky_rms
+        Sky noise of a pixel in image units: a number or a map ``(y, x)``.
+    mask
+        Bad pixels ``(y, x)``, saturated ones among them; pixels that are not finite are always bad.
+    size
+        Number of pixels on a side of the PSF, odd.
+
+    Returns
+    -------
+    ndarray
+        The PSF ``(y, x)``, pixel included, centered on the middle pixel, with unit sum.
+
+    Raises
+    ------
+    ValueError
+        If the size is not odd and at least 11, or if there are fewer than 5 isolated stars of sufficient brightness.
+    """
+    if size % 2 == 0 or size < 11:
+        raise ValueError(f"size must be odd and at least 11, got {size}")
+    tiles = [_isolated(*tile) for tile in _tiles(image, sky_rms, mask, size)]
+    found = _Sources(*(np.concatenate(values) for values in zip(*tiles, strict=True)))
+    stars = _smallest_of_one_size(found.size)
+    if len(stars) < LEAST_STARS:
+        raise ValueError(
+            f"psf must be given (an array, a file, or a camera's name), because measuring it takes {LEAST_STARS} "
+            f"isolated, unsaturated stars with a signal-to-noise ratio above {LEAST_SNR:.0f}, got {len(stars)}"
+        )
+    return _mean_star(found.select(stars[np.argsort(-found.snr[stars], kind="stable")[:MOST_STARS]]), size)
+
+
+def _tiles(
+    image: NDArray | fits.Section, sky_rms: ArrayLike, mask: NDArray | None, reach: int
+) -> Iterator[tuple[NDArray[np.float64], int]]:
+    """Yield overlapping parts of an image over the sky noise, NaN where pixels are bad, and their overlap."""
+    wide = TILE + 2 * reach
+    for y0 in range(0, image.shape[0], TILE):
+        for x0 in range(0, image.shape[1], TILE):
+            corner = (x0 - reach, y0 - reach)
+            (pixels,) = cut_stamps(image, corner, wide).astype(np.float64)
+            rms = cut_stamps(sky_rms, corner, wide)[0] if np.ndim(sky_rms) else sky_rms
+            bad = False if mask is None else cut_stamps(mask, corner, wide)[0] != 0
+            yield np.where(bad | ~np.isfinite(pixels), np.nan, pixels / rms), reach
+
+
+def _isolated(pixels: NDArray[np.float64], reach: int) -> _Sources:
+    """Find the bright isolated sources in the core of a tile."""
+    found = detect(pixels, 1.0, **COLD)
+    core = (np.minimum(found.x, found.y) >= reach - 0.5) & (np.maximum(found.x, found.y) < TILE + reach - 0.5)
+    bright = np.flatnonzero(core)[np.argsort(-found.flux[core], kind="stable")[:MOST_IN_TILE]]
+    owner = dilate(found.segmentation, margin=2.0, growth=0.25)
+    middle = np.rint([found.x[bright], found.y[bright]]).T.astype(int)
+    stamps = cut_stamps(pixels, middle - reach, 2 * reach + 1)
+    owners = cut_stamps(owner, middle - reach, 2 * reach + 1)
+    stamps[(owners > 0) & (owners != bright[:, None, None] + 1)] = np.nan
+    whole = np.isfinite(stamps[:, _radius(reach) <= CORE]).all(1)
+    sources = _measured(stamps[whole])
+    return sources.select(sources.snr > LEAST_SNR)
+
+
+def _radius(reach: int) -> NDArray[np.float64]:
+    along = np.arange(-reach, reach + 1)
+    return np.hypot(along[:, None], along)
+
+
+def _measured(stamps: NDArray[np.float64]) -> _Sources:
+    """Subtract the sky around sources, and measure centers (from the middle pixel), sizes and signal-to-noise."""
+    reach = stamps.shape[-1] // 2
+    ring = stamps[:, _radius(reach) > 0.75 * reach]
+    known = np.isfinite(ring).sum(1) > 0.1 * ring.shape[1]
+    ring[~known] = 0.0
+    stamps = stamps - np.nanmedian(ring, axis=1)[:, None, None]
+    inner = min(reach, int(3 * WEIGHT[1]))
+    light = np.nan_to_num(stamps[:, reach - inner : reach + inner + 1, reach - inner : reach + inner + 1])
+    along = np.arange(-inner, inner + 1)
+    x, y, size, snr = np.zeros((4, len(stamps)))
+    size[:] = WEIGHT[0]
+    for _ in range(12):
+        width = np.clip(1.5 * size, *WEIGHT)
+        across = [np.exp(-0.5 * ((along - center[:, None]) / width[:, None]) ** 2) for center in (y, x)]
+        weight = across[0][:, :, None] * across[1][:, None, :]
+        weighted = weight * light
+        total = np.maximum(weighted.sum((1, 2)), 1e-9)
+        columns, rows = weighted.sum(1) / total[:, None], weighted.sum(2) / total[:, None]
+        to_x, to_y = columns @ along - x, rows @ along - y
+        moment = 0.5 * ((columns * (along - x[:, None]) ** 2).sum(1) + (rows * (along - y[:, None]) ** 2).sum(1))
+        # Under the weight, the variance s^2 of a Gaussian becomes s^2 w^2 / (s^2 + w^2), its offset as much smaller.
+        moment = np.clip(moment, 1e-3, 0.95 * width**2)
+        size = np.sqrt(moment * width**2 / (width**2 - moment))
+        gain = np.minimum((size**2 + width**2) / width**2, 2.0)
+        x, y = (np.clip(at + gain * step, -1.5, 1.5) for at, step in ((x, to_x), (y, to_y)))
+        snr = total / np.sqrt((weight**2).sum((1, 2)))
+    return _Sources(stamps, x, y, size, snr)
+
+
+def _smallest_of_one_size(size: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the sources that are small and of one size: at the peak below which there are few others."""
+    order = np.argsort(size)[np.sort(size) > LEAST_SIZE]
+    log_size = np.log(size[order])
+    below = np.arange(len(order))
+    inside = np.searchsorted(log_size, log_size + PEAK, side="right") - below
+    beyond = np.searchsorted(log_size, log_size + 2 * PEAK, side="right") - below - inside
+    peak = (inside - beyond > 2 * np.sqrt(inside + beyond)) & (below <= np.maximum(2, 0.3 * inside))
+    if not peak.any():
+        return order[:0]
+    first = int(np.argmax(np.where(peak, inside - beyond, -1)))
+    members, own = order[first : first + inside[first]], log_size[first : first + inside[first]]
+    return members[np.abs(own - np.median(own)) < max(TAIL * mad_std(own), LEAST_TAIL)]
+
+
+def _mean_star(stars: _Sources, size: int) -> NDArray[np.float64]:
+    """Average stars, moved to the middle pixel and scaled to one another, without their outliers."""
+    reach = stars.pixels.shape[-1] // 2
+    pixels, good = _centered(stars)
+    middle = slice(reach - size // 2, reach + size // 2 + 1)
+    pixels, good = pixels[:, middle, middle], good[:, middle, middle]
+    radius = _radius(size // 2)
+    near = radius <= 4 * np.median(stars.size)
+    seen = np.where(good | ~good.any(0), np.where(good, pixels, 0.0), np.nan)
+    star = np.nanmedian(seen / pixels[:, near].sum(1)[:, None, None], axis=0)
+    for _ in range(ROUNDS):
+        scale = (good * star * pixels)[:, near].sum(1) / (good * star**2)[:, near].sum(1)
+        scaled, noise = seen / scale[:, None, None], 1 / scale[:, None, None]
+        off = np.abs(scaled - np.nanmedian(scaled, axis=0))
+        used = good & (off < OUTLIER * np.hypot(noise, UNEVEN * np.abs(star)))
+        # The brightest star must not decide alone.
+        weight = used * np.minimum(scale**2, 4 * np.median(scale**2))[:, None, None]
+        weight = weight / np.maximum(weight.sum(0), 1e-30)
+        scaled = np.where(used, scaled, 0.0)
+        star = (weight * scaled).sum(0)
+        if np.median(stars.size) < WELL_SAMPLED:
+            star[near] = _in_the_middle(scaled[:, near], weight[:, near], stars)
+    noise = np.sqrt((weight**2 * noise**2).sum(0))
+    return _smooth_wings(star, noise, radius)
+
+
+def _in_the_middle(light: NDArray[np.float64], weight: NDArray[np.float64], stars: _Sources) -> NDArray[np.float64]:
+    """Return what the pixels ``(star, pixel)`` of moved stars would be for one in the middle of its pixel.
+
+    Where pixels are too coarse for the PSF, frequencies beyond theirs fold back, with phases that depend on where in
+    its pixel a star was. The mean loses this light, which a fit of these phases keeps.
+    """
+    angle = 2 * np.pi * np.stack([stars.x, stars.y], 1)
+    terms = np.concatenate([np.ones((len(angle), 1)), np.cos(angle) - 1, np.sin(angle)], 1)
+    matrix = np.einsum("np,ni,nj->pij", weight, terms, terms) + np.diag([1e-9, *[RIDGE] * 4])
+    return np.linalg.solve(matrix, np.einsum("np,ni->pi", weight * light, terms)[..., None])[:, 0, 0]
+
+
+def _centered(stars: _Sources) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Move stars to the middle of the middle pixel; bad pixels get the values opposite to them."""
+    good = np.isfinite(stars.pixels)
+    mirrored = np.nan_to_num(stars.pixels[:, ::-1, ::-1])
+    frequency = fft.fftfreq(stars.pixels.shape[-1])
+    phase_y, phase_x = (np.exp(2j * np.pi * frequency * at[:, None]) for at in (stars.y, stars.x))
+    spectrum = fft.fft2(np.where(good, stars.pixels, mirrored)) * phase_y[:, :, None] * phase_x[:, None, :]
+    moved = [ndimage.shift(own, (-y, -x), order=0) for own, y, x in zip(good, stars.y, stars.x, strict=True)]
+    return fft.ifft2(spectrum).real, np.array(moved)
+
+
+def _smooth_wings(star: NDArray, noise: NDArray, radius: NDArray) -> NDArray[np.float64]:
+    """Average rings beyond the radius where the mean star gets too faint, and return it with unit sum."""
+    ring = np.rint(radius).astype(int)
+    mean = ndimage.mean(star, ring, np.arange(ring.max() + 1))
+    faint = mean < VISIBLE * ndimage.median(noise, ring, np.arange(ring.max() + 1))
+    edge = int(np.argmax(faint)) if faint.any() else len(mean)
+    smooth = np.maximum(np.interp(radius, np.arange(len(mean)), mean), 0.0)
+    psf = np.where(ring < edge, star, smooth)
+    return psf / psf.sum()

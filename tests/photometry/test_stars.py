@@ -1,0 +1,114 @@
+"""The PSF of a field: against Moffat stars and galaxies of known profiles."""
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+
+from probdeblend.photometry import measure_psf
+from probdeblend.scene import Instrument
+
+SIZE = 500
+BETA = 3.0
+
+
+def moffat(x, y, flux, fwhm, *, axis_ratio=1.0, angle=0.0, shape):
+    columns, rows = np.meshgrid(np.arange(shape[1]) - x, np.arange(shape[0]) - y)
+    along = columns * np.cos(angle) + rows * np.sin(angle)
+    across = rows * np.cos(angle) - columns * np.sin(angle)
+    major = fwhm / (2 * np.sqrt(2 ** (1 / BETA) - 1))
+    squared = (along / major) ** 2 + (across / (axis_ratio * major)) ** 2
+    return flux * (BETA - 1) / (np.pi * axis_ratio * major**2) * (1 + squared) ** -BETA
+
+
+def put(image, x, y, *source, **shape):
+    """Add a source within 50 pixels of its center."""
+    rows, columns = (slice(max(int(at) - 50, 0), int(at) + 51) for at in (y, x))
+    part = image[rows, columns]
+    part += moffat(x - columns.start, y - rows.start, *source, **shape, shape=part.shape)
+
+
+@lru_cache
+def field(fwhm, *, stars=25, galaxies=60, seed=0):
+    """Stars, and galaxies larger than they, with a sky noise of 1 and photon noise."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((SIZE, SIZE))
+    for _ in range(stars):
+        put(image, *rng.uniform(0, SIZE, 2), np.exp(rng.uniform(5, 10)), fwhm, axis_ratio=0.95, angle=1.0)
+    for _ in range(galaxies):
+        size = fwhm * np.hypot(1, np.exp(rng.normal(0.4, 0.4)))
+        shape = {"axis_ratio": rng.uniform(0.4, 1), "angle": rng.uniform(0, np.pi)}
+        put(image, *rng.uniform(0, SIZE, 2), np.exp(rng.uniform(5, 9)), size, **shape)
+    return image + rng.normal(size=image.shape) * np.sqrt(1 + 0.02 * image)
+
+
+def true_psf(fwhm, size=41):
+    psf = moffat(size // 2, size // 2, 1.0, fwhm, axis_ratio=0.95, angle=1.0, shape=(size, size))
+    return psf / psf.sum()
+
+
+def fwhm_of(psf):
+    return Instrument(0.1, torch.from_numpy(psf), 25.0, 1.0).fwhm
+
+
+def encircled(psf, radius):
+    rows, columns = np.indices(psf.shape) - len(psf) // 2
+    return psf[np.hypot(rows, columns) <= radius].sum()
+
+
+@pytest.mark.parametrize("fwhm", [1.8, 3.0, 5.0])
+def test_psf_of_a_field(fwhm):
+    """Also where its pixels are too coarse for it, and faint wings included."""
+    psf, truth = measure_psf(field(fwhm), 1.0), true_psf(fwhm)
+    assert psf.shape == (41, 41)
+    assert psf.sum() == pytest.approx(1)
+    assert psf.min() >= -0.01 * psf.max()
+    assert fwhm_of(psf) == pytest.approx(fwhm_of(truth), rel=0.03)
+    for radius in (2, 4, 8, 15):
+        assert encircled(psf, radius) == pytest.approx(encircled(truth, radius), abs=0.012)
+    assert np.abs(psf - truth).max() < 0.03 * truth.max()
+
+
+def test_saturated_stars_and_bad_pixels_do_not_count():
+    image = field(3.0)
+    bad = np.random.default_rng(1).random(image.shape) < 0.001
+    holed = np.where(image > 500, 500.0, image)
+    holed[bad] = 1e4
+    psf = measure_psf(holed, 1.0, mask=bad | (holed >= 500))
+    assert fwhm_of(psf) == pytest.approx(fwhm_of(true_psf(3.0)), rel=0.03)
+    holed[bad | (holed >= 500)] = np.nan
+    np.testing.assert_array_equal(measure_psf(holed, 1.0), psf)
+
+
+def test_unit_and_noise_map_do_not_matter():
+    image = field(3.0)
+    psf = measure_psf(image, 1.0)
+    np.testing.assert_allclose(measure_psf(1e-3 * image, np.full(image.shape, 1e-3)), psf, atol=1e-9)
+    np.testing.assert_allclose(measure_psf(image.astype(">f4"), 1.0), psf, atol=1e-6)
+
+
+def test_residual_sky_does_not_matter():
+    image = field(3.0)
+    np.testing.assert_allclose(measure_psf(image + 0.3, 1.0), measure_psf(image, 1.0), atol=2e-3)
+
+
+@pytest.mark.parametrize("case", [{"stars": 0}, {"stars": 3, "galaxies": 0}, {"stars": 0, "galaxies": 0}])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_fields_without_stars(case, seed):
+    """Galaxies are not taken for stars, and a few stars are not enough."""
+    with pytest.raises(
+        ValueError, match=r"psf must be given .* because measuring it takes 5 isolated, unsaturated stars"
+    ):
+        measure_psf(field(3.0, seed=seed, **case), 1.0)
+
+
+def test_image_without_good_pixels():
+    with pytest.raises(ValueError, match=r"psf must be given .* got 0"):
+        measure_psf(np.full((50, 60), np.nan), 1.0)
+
+
+@pytest.mark.parametrize("size", [40, 9])
+def test_size_of_the_psf(size):
+    with pytest.raises(ValueError, match=f"size must be odd and at least 11, got {size}"):
+        measure_psf(np.zeros((64, 64)), 1.0, size=size)
