@@ -1,12 +1,11 @@
-"""The first study of blends with a fully convolutional network: labels of pixels, trained on a stored set.
+"""The first study of blends with a fully convolutional network: four labels of pixels, trained on 50,000 pairs.
 
-Four labels, background, first galaxy, second galaxy and overlap, are learned from Sérsic pairs whose first galaxy is
-the central one, and scored by the intersection over union of each label on the last tenth of the set.
+The labels, background, central galaxy, companion and overlap, are learned from pairs of single Sérsic profiles, the
+companion anywhere, and scored by the intersection over union of each label on the last tenth of the set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -15,56 +14,93 @@ import torch
 from astropy.table import Table
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from benchmarks._command import Run, benchmark, sized_option
-from probdeblend.cli.options import FILE
+from benchmarks.boucaud2020.pairs import Pairs, make_pairs
 from probdeblend.networks.fcn import LABELS, FullyConvolutional, labels
-from probdeblend.networks.losses import LabelEntropy
-from probdeblend.simulation.conditions import training_batch
-from probdeblend.simulation.sets import count_blends, read_blends
+from probdeblend.simulation.population import Population
 from probdeblend.training.fit import Schedule, fit
-from probdeblend.training.streams import StoredStream
 
 __all__ = ["confusion", "labels_table", "main", "train_labels"]
 
 TEST_SHARE = 0.1  # and as many to validate on
-VALIDATION_BLENDS = 512
+VALIDATION_PAIRS = 512
 CHUNK = 64
 
 
-def train_labels(data: Path, *, steps: int, batch_size: int, seed: int, kept: Path | None = None) -> FullyConvolutional:
-    """Train a network on the first eight tenths of a set of pairs, with a checkpoint in the folder `kept`."""
-    total = count_blends(data)
-    stop, test = int((1 - 2 * TEST_SHARE) * total), int((1 - TEST_SHARE) * total)
-    torch.manual_seed(seed)
-    network = FullyConvolutional(first_filters=32, dropout=0.1).to("cuda" if torch.cuda.is_available() else "cpu")
-    validation = read_blends(data, stop, min(stop + VALIDATION_BLENDS, test))
-
-    def batches(first: int) -> DataLoader:
-        stream = StoredStream(data, batch_size=batch_size, seed=seed, first=first, stop=stop)
-        return DataLoader(stream, batch_size=None, num_workers=1)
-
-    fit(
-        LabelEntropy(network),
-        batches,
-        [training_batch(validation.select(part)) for part in torch.arange(len(validation)).split(batch_size)],
-        schedule=Schedule(steps, validate_every=min(500, steps)),
-        checkpoint=kept and kept / "labels.checkpoint",
-    )
-    return network.cpu()
+@benchmark("labels")
+@sized_option("--pairs", 64, 50_000, help="Pairs of the set.", least=20)
+@sized_option("--steps", 10, 5000, help="Number of batches.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Pairs per batch.")
+def main(run: Run, pairs: int, steps: int, batch_size: int) -> None:
+    """Train a fully convolutional network to label the pixels of background, each galaxy of a pair, and overlap."""
+    population = Population.published().replace(smooth=True, layout="paired", anywhere_fraction=1.0)
+    with run.unfinished(pairs=pairs, steps=steps, batch_size=batch_size) as kept:
+        data = make_pairs(kept, "pairs", pairs, seed=run.seed, population=population, skies=1)
+        network = train_labels(data, steps=steps, batch_size=batch_size, seed=run.seed, kept=kept)
+        run.write(labels_table(confusion(network, data, start=int((1 - TEST_SHARE) * len(data)))))
 
 
-def confusion(network: Callable[[torch.Tensor], torch.Tensor], data: Path, *, start: int = 0) -> NDArray[np.int64]:
-    """Count the pixels of a set, from one of its blends on, by true (row) and estimated (column) label."""
-    stop, names = count_blends(data), range(len(LABELS))
+class _Batches(IterableDataset):
+    """Endless batches of images and masks of the first pairs of a set; batch i depends on the seed and on i alone."""
+
+    def __init__(self, data: Pairs, stop: int, *, batch_size: int, seed: int, first: int) -> None:
+        self.data, self.stop, self.batch_size, self.seed, self.first = data, stop, batch_size, seed, first
+
+    def __iter__(self) -> object:
+        number = self.first
+        while True:
+            rng = np.random.default_rng((self.seed, number))
+            yield _batch(self.data, np.sort(rng.integers(self.stop, size=self.batch_size)))
+            number += 1
+
+
+class _Entropy(nn.Module):
+    """Cross-entropy of the labels, mean over pixels."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return cross_entropy(self.network(image).float(), labels(mask))
+
+
+def _batch(data: Pairs, rows: NDArray[np.int64] | slice) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(data.image[rows].astype(np.float32)), torch.from_numpy(data.mask[rows])
+
+
+def train_labels(data: Pairs, *, steps: int, batch_size: int, seed: int, kept: Path | None = None) -> nn.Module:
+    """Train a network on the first eight tenths of a set, with a checkpoint in the folder `kept`."""
+    stop, test = int((1 - 2 * TEST_SHARE) * len(data)), int((1 - TEST_SHARE) * len(data))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = FullyConvolutional(first_filters=32, dropout=0.1)
+
+        def batches(first: int) -> DataLoader:
+            return DataLoader(_Batches(data, stop, batch_size=batch_size, seed=seed, first=first), batch_size=None)
+
+        held_out = np.arange(stop, min(stop + VALIDATION_PAIRS, test))
+        validation = [
+            _batch(data, rows) for rows in np.array_split(held_out, max(1, len(held_out) // batch_size)) if len(rows)
+        ]
+        schedule = Schedule(steps, validate_every=min(500, steps))
+        fit(_Entropy(network), batches, validation, schedule=schedule, checkpoint=kept and kept / "labels.checkpoint")
+    return network.eval()
+
+
+def confusion(network: nn.Module, data: Pairs, *, start: int = 0) -> NDArray[np.int64]:
+    """Count the pixels of a set, from one of its pairs on, by true (row) and estimated (column) label."""
     counts = np.zeros((len(LABELS), len(LABELS)), dtype=np.int64)
-    for low in tqdm(range(start, stop, CHUNK), desc="labels", unit="chunk"):
-        batch = training_batch(read_blends(data, low, min(low + CHUNK, stop)))
+    for low in tqdm(range(start, len(data), CHUNK), desc="labels", unit="chunk", leave=False):
+        image, mask = _batch(data, slice(low, low + CHUNK))
         with torch.no_grad():
-            estimate = network(batch.image).argmax(1)
-        counts += confusion_matrix(labels(batch.mask).flatten(), estimate.flatten(), labels=names)
+            estimate = network(image).argmax(1)
+        counts += confusion_matrix(labels(mask).flatten(), estimate.flatten(), labels=range(len(LABELS)))
     return counts
 
 
@@ -78,20 +114,6 @@ def labels_table(counts: NDArray[np.int64]) -> Table:
     for name in table.colnames[1:]:
         table[name].info.format = ".4f"
     return table
-
-
-@benchmark("labels")
-@click.argument("data", type=FILE)
-@sized_option("--steps", 100, 5000, help="Number of batches.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Blends per batch.")
-def main(run: Run, data: Path, steps: int, batch_size: int) -> None:
-    """Train a fully convolutional network on DATA to label the pixels of background, each galaxy, and overlap.
-
-    DATA is a set of pairs, such as `probdeblend simulate --smooth --separation anywhere` writes.
-    """
-    with run.unfinished(data=str(data.resolve()), steps=steps, batch_size=batch_size) as kept:
-        network = train_labels(data, steps=steps, batch_size=batch_size, seed=run.seed, kept=kept)
-        run.write(labels_table(confusion(network, data, start=int((1 - TEST_SHARE) * count_blends(data)))))
 
 
 if __name__ == "__main__":

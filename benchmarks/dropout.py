@@ -1,0 +1,125 @@
+"""Take the variance of posteriors apart: within dropout passes and between them, on and off the training set.
+
+The part between passes is what the network does not know of itself. It should grow where images are unlike those of the
+training, and shrink with training. Off the training set are pairs as bright and as dense, but changed in a way that no
+camera of the training does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks._command import Run, benchmark, sized_option
+from benchmarks._populations import published_pairs
+from benchmarks._scenes import compare, formatted, positions, truth
+from probdeblend.deblending.deblender import Deblends
+from probdeblend.deblending.weights import load
+from probdeblend.scene import Scene
+
+__all__ = ["CHANGES", "main", "parts"]
+
+FILE = click.Path(path_type=Path)
+
+
+def _saturated(image: torch.Tensor) -> torch.Tensor:
+    return image.clamp(max=20.0)
+
+
+def _ringed(image: torch.Tensor) -> torch.Tensor:
+    """Add ghosts: the image again, half as bright, 14 pixels away."""
+    return image + 0.5 * image.roll((14, 14), (-2, -1))
+
+
+def _striped(image: torch.Tensor) -> torch.Tensor:
+    return image + 2.0 * torch.sin(torch.arange(image.shape[-1]) * torch.pi / 4)
+
+
+def _inverted(image: torch.Tensor) -> torch.Tensor:
+    """Hollow every source: light above 10 sky rms is reflected."""
+    return torch.where(image > 10, 20 - image, image)
+
+
+CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda image: image,
+    "saturated at 20 rms": _saturated,
+    "ghosts of half the light": _ringed,
+    "stripes of 2 rms": _striped,
+    "hollow cores": _inverted,
+}
+"""What is done to pixels over sky noise."""
+
+
+@benchmark("dropout")
+@sized_option("--count", 16, 1000, help="Pairs of each kind.")
+@click.option("--weights", "files", type=FILE, multiple=True, help="Weights, such as of several steps of one training.")
+def main(run: Run, count: int, files: tuple[Path, ...]) -> None:
+    """Take the variance of posteriors apart, within and between dropout passes, on and off the training set.
+
+    Standard deviations of ln flux, of ln of the group's total, and the mean of the masks' spread over passes where
+    they are undecided; `share` is the part of the variance of ln flux that lies between passes, and `ratio` the
+    standard deviation between passes over that of unchanged pairs.
+    """
+    rows = []
+    with run.unfinished(count=count, weights=[str(path) for path in files]) as kept:
+        for number, path in enumerate(files or (None,)):
+            deblender = load(path)
+            methods = {name: partial(parts, deblender, name) for name in CHANGES}
+            found = compare(kept, f"weights-{number}", count, _draw, methods, seed=run.seed)
+            own = [_row(arrays) | {"images": name} for name, arrays in found.items()]
+            rows += [
+                {"weights": "shipped" if path is None else path.name, "images": row.pop("images")}
+                | row
+                | {"ratio": row["between"] / own[0]["between"]}
+                for row in [dict(row) for row in own]
+            ]
+        run.write(formatted(rows))
+
+
+def _draw(count: int, seed: int) -> Scene:
+    return published_pairs(count, seed=seed)
+
+
+def parts(deblender: Deblends, change: str, scene: Scene) -> dict[str, NDArray]:
+    """Return standard deviations within and between passes, per source, per group and of masks."""
+    noise = scene.sky_rms[..., None, None]
+    changed = replace(scene, image=CHANGES[change](scene.image / noise) * noise)
+    posterior = deblender.scenes(changed, positions=positions(changed))
+    known = {name: truth(scene)[name] for name in ("scene", "snr")}
+    within, between = _parts(np.log(posterior.flux.values[..., 0]))
+    of_group = _parts(np.log(posterior.total_flux.values[..., 0]))
+    masks = [
+        float(std[(mask > 0.1) & (mask < 0.9)].mean()) if ((mask > 0.1) & (mask < 0.9)).any() else np.nan
+        for mask, std in zip(posterior.cutouts.mask, posterior.cutouts.mask_std, strict=True)
+    ]
+    return known | {
+        "within": within,
+        "between": between,
+        "mask": np.array(masks),
+        "group_within": of_group[0],
+        "group_between": of_group[1],
+    }
+
+
+def _parts(draws: NDArray) -> tuple[NDArray, NDArray]:
+    """Return standard deviations within chains ``(chain, draw, ...)`` and between them, free of the noise of draws."""
+    within = draws.var(1, ddof=1).mean(0)
+    between = draws.mean(1).var(0, ddof=1) - within / draws.shape[1]
+    return np.sqrt(within), np.sqrt(np.maximum(between, 0))
+
+
+def _row(found: dict[str, NDArray]) -> dict[str, float]:
+    row = {name: float(np.median(found[name])) for name in ("within", "between", "group_within", "group_between")}
+    share = found["between"] ** 2 / (found["between"] ** 2 + found["within"] ** 2)
+    return row | {"share": float(np.median(share)), "mask": float(np.nanmean(found["mask"]))}
+
+
+if __name__ == "__main__":
+    main()
