@@ -1,24 +1,24 @@
 """Modules whose ``forward`` returns a distribution, or logits, and the losses that train them."""
 
-from .composite import Blend2Flux, Blend2Mask2Flux, BlendAnswer
-from .count import CountNetwork
+from .dropout import draw_groups
 from .fcn import FullyConvolutional, mask_probabilities
-from .heads import MixtureHead, NormalHead, PointHead, StudentTHead, TotalRatioHead
-from .losses import JointError, LabelEntropy, NegativeLogLikelihood
+from .flux import Blend2Flux, Blend2Mask2Flux, PairEstimate
+from .joint import GroupFlux
+from .losses import JointError, LabelEntropy, MaskEntropy
+from .scene_loss import SceneLoss
+from .scenes import SceneNetwork
 
 __all__ = [
     "Blend2Flux",
     "Blend2Mask2Flux",
-    "BlendAnswer",
-    "CountNetwork",
     "FullyConvolutional",
+    "GroupFlux",
     "JointError",
     "LabelEntropy",
-    "MixtureHead",
-    "NegativeLogLikelihood",
-    "NormalHead",
-    "PointHead",
-    "StudentTHead",
-    "TotalRatioHead",
+    "MaskEntropy",
+    "PairEstimate",
+    "SceneLoss",
+    "SceneNetwork",
+    "draw_groups",
     "mask_probabilities",
 ]

@@ -57,10 +57,36 @@ def draw_groups(
     passes: int = 32,
     seed: int = 0,
 ) -> GroupDraws:
-    """Draw the fluxes of groups of equal size, each a scene and its sources; everything returned is on the CPU.
+    """Draw the fluxes of groups of equal size.
 
-    `draws` is rounded up to a multiple of `passes`; no passes means one chain, without dropout. The draws of a group
-    depend on the seed and on its key alone, not on the other groups, and not on their number.
+    The draws of a group depend on the seed and on its key alone, not on the other groups, and not on their number.
+
+    Parameters
+    ----------
+    network
+        A trained network.
+    features
+        What its `read` returns.
+    index
+        The scene of each group, and its sources.
+    keys
+        A number for each group, which with the seed gives its random numbers.
+    draws
+        Number of draws, rounded up to a multiple of `passes`.
+    passes
+        Number of dropout passes; 0 for one chain without dropout.
+    seed
+        Same seed, same passes and draws.
+
+    Returns
+    -------
+    GroupDraws
+        Draws, and means over the passes, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or there are not as many keys as groups.
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
@@ -138,6 +164,3 @@ def _gamma(shape: Tensor, proposals: Tensor) -> Tensor:
     accepted = (cube > 0) & (uniform.log() < 0.5 * normal.square() + d * (1 - cube + cube.clamp(min=1e-30).log()))
     first = accepted.int().argmax(-1, keepdim=True)
     return (d * cube.clamp(min=1e-3)).gather(-1, first)[..., 0]
-
-
-from .dropout_old import NetworkDraws, draw  # noqa: E402, F401, I001 - until the deblender is converted

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .layers import PassDropout, convolutions, fold, he_normal, stretch
+from .layers import convolutions, he_normal, pixels_seen
 
 __all__ = ["LABELS", "FullyConvolutional", "labels", "mask_probabilities"]
 
@@ -22,7 +22,7 @@ PATCH = 2
 
 
 class FullyConvolutional(nn.Module):
-    """Image over sky noise to the logits of the four labels ``(blend, label, y, x)``.
+    """Image over sky noise to the logits of the four labels ``(scene, label, y, x)``.
 
     Squares of 2 x 2 pixels are folded into channels first, which is the first halving.
 
@@ -44,9 +44,9 @@ class FullyConvolutional(nn.Module):
         if first_filters < 1:
             raise ValueError(f"first_filters must be at least 1, got {first_filters}")
         widths = [first_filters * 2 ** min(stage, 3) for stage in range(5)]
-        channels = pairwise([3 * PATCH**2, *widths])
+        channels = pairwise([PATCH**2, *widths])
         self.stages = nn.ModuleList(convolutions(*pair, count=2) for pair in channels)
-        self.dropout = PassDropout(dropout, channels=True)
+        self.dropout = nn.Dropout2d(dropout)
         self.scores = nn.ModuleList(
             he_normal(nn.Conv2d(width, len(LABELS), 1), fan=width, gain=1.0) for width in widths[:1:-1]
         )
@@ -57,14 +57,14 @@ class FullyConvolutional(nn.Module):
         Parameters
         ----------
         image
-            Pixels over sky noise ``(blend, band, y, x)`` in one band, sides multiples of 32.
+            Pixels over sky noise ``(scene, 1, y, x)``, sides multiples of 32.
 
         Returns
         -------
         Tensor
-            Logits ``(blend, label, y, x)`` in the order background, first, second, overlap.
+            Logits ``(scene, label, y, x)`` in the order background, first, second, overlap.
         """
-        features, kept = fold(stretch(image), PATCH), []
+        features, kept = nn.functional.pixel_unshuffle(pixels_seen(image), PATCH), []
         for number, stage in enumerate(self.stages):
             features = stage(nn.functional.max_pool2d(features, 2) if number else features)
             kept.append(features)
@@ -79,7 +79,7 @@ def _enlarge(maps: Tensor, factor: int) -> Tensor:
 
 
 def labels(mask: Tensor) -> Tensor:
-    """Return the label of every pixel ``(blend, y, x)`` from the masks of two galaxies ``(blend, 2, y, x)``."""
+    """Return the label of every pixel ``(scene, y, x)`` from the masks of two galaxies ``(scene, 2, y, x)``."""
     return mask[:, 0].long() + 2 * mask[:, 1].long()
 
 
@@ -91,12 +91,12 @@ def mask_probabilities(logits: Tensor) -> Tensor:
     Parameters
     ----------
     logits
-        Logits of the labels ``(blend, label, y, x)``.
+        Logits of the labels ``(scene, label, y, x)``.
 
     Returns
     -------
     Tensor
-        Probabilities ``(blend, 2, y, x)``.
+        Probabilities ``(scene, 2, y, x)``.
     """
     _, first, second, overlap = logits.softmax(1).unbind(1)
     return torch.stack([first + overlap, second + overlap], 1)

@@ -67,7 +67,13 @@ def contrasts(sources: int, like: Tensor) -> Tensor:
 
 
 class GroupFlux(TorchDistribution):
-    """ln of the auto and the total fluxes ``(group, source, band, kind)``; see the module's description."""
+    """Distribution of ln of the auto and the total fluxes of groups ``(group, source, band, kind)``.
+
+    Parameters
+    ----------
+    numbers
+        Its parameters, those of one group of sources per element of the batch.
+    """
 
     arg_constraints: ClassVar[dict] = {}
     support = constraints.independent(constraints.real, 3)
@@ -112,12 +118,34 @@ class GroupFlux(TorchDistribution):
         return self.numbers.mean.logsumexp(1) + self.numbers.total_shift + (coupling * departure).sum(-2)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density ``(..., group)`` of ln fluxes ``(..., group, source, band, kind)``."""
+        """Return the log-density.
+
+        Parameters
+        ----------
+        value
+            ln fluxes ``(..., group, source, band, kind)``.
+
+        Returns
+        -------
+        Tensor
+            Log-density ``(..., group)``.
+        """
         auto = value[..., AUTO]
         return self.log_prob_auto(auto) + self.log_prob_aperture(value).sum(-1)
 
     def log_prob_auto(self, auto: Tensor) -> Tensor:
-        """Return the log-density ``(..., group)`` of ln auto fluxes ``(..., group, source, band)``."""
+        """Return the log-density of the auto fluxes alone.
+
+        Parameters
+        ----------
+        auto
+            ln auto fluxes ``(..., group, source, band)``.
+
+        Returns
+        -------
+        Tensor
+            Log-density ``(..., group)``.
+        """
         sources, bands = auto.shape[-2:]
         departure = auto - self.numbers.mean
         division = torch.einsum("...sb,sk->...kb", departure, self._basis)
@@ -134,7 +162,18 @@ class GroupFlux(TorchDistribution):
         return student_t(whitened.square().sum(-1), sources * bands, self.numbers.freedom) - size
 
     def log_prob_aperture(self, value: Tensor) -> Tensor:
-        """Return the log-density ``(..., group, source)`` of the aperture corrections, given the auto fluxes."""
+        """Return the log-density of the aperture corrections, given the auto fluxes.
+
+        Parameters
+        ----------
+        value
+            ln fluxes ``(..., group, source, band, kind)``.
+
+        Returns
+        -------
+        Tensor
+            Log-density ``(..., group, source)``.
+        """
         n = self.numbers
         mean = n.aperture + n.aperture_slope * (value[..., AUTO] - n.mean)
         whitened = _solve(self._aperture_factor, value[..., AUTO] - value[..., TOTAL] - mean)
@@ -142,7 +181,18 @@ class GroupFlux(TorchDistribution):
         return student_t(whitened.square().sum(-1), whitened.shape[-1], n.aperture_freedom) - size
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw ln fluxes ``(*sample_shape, group, source, band, kind)``."""
+        """Draw ln fluxes, differentiably.
+
+        Parameters
+        ----------
+        sample_shape
+            Shape of the draws.
+
+        Returns
+        -------
+        Tensor
+            ln fluxes ``(*sample_shape, group, source, band, kind)``.
+        """
         n = self.numbers
         shape = (*sample_shape, *n.mean.shape)
         noise = torch.randn(*shape, 2, dtype=n.mean.dtype, device=n.mean.device)
@@ -150,10 +200,20 @@ class GroupFlux(TorchDistribution):
         return self.transform(noise, stretch, _inverse_chi(n.aperture_freedom.expand(shape[:-1])))
 
     def transform(self, noise: Tensor, stretch: Tensor, aperture_stretch: Tensor) -> Tensor:
-        """Turn standard normals ``(..., group, source, band, 2)`` into draws of ln fluxes of the same shape.
+        """Turn standard normals into draws.
 
-        `stretch (..., group)` and `aperture_stretch (..., group, source)` turn the normals into a Student-t: the
-        square roots of the degrees of freedom over a chi-square of them.
+        Parameters
+        ----------
+        noise
+            Standard normals ``(..., group, source, band, 2)``.
+        stretch, aperture_stretch
+            What makes a Student-t of them, the square root of the degrees of freedom over a chi-square:
+            ``(..., group)`` and ``(..., group, source)``.
+
+        Returns
+        -------
+        Tensor
+            ln fluxes of the shape of `noise`.
         """
         n = self.numbers
         sources, bands = n.mean.shape[1:]

@@ -19,7 +19,18 @@ WEIGHTS = {"flux": 1.0, "mask": 1.0, "share": 1.0, "heat": 1.0, "shape": 0.05, "
 
 
 class SceneLoss(nn.Module):
-    """Mean over sources of the negative log-density of fluxes, and cross-entropies of masks, shares and the rest."""
+    """Mean over sources of the negative log-density of fluxes, and cross-entropies of masks, shares and the rest.
+
+    Parameters
+    ----------
+    network
+        The network to train.
+
+    Attributes
+    ----------
+    parts : dict
+        The terms of the loss by name, before they are weighted, at the latest call.
+    """
 
     def __init__(self, network: SceneNetwork) -> None:
         super().__init__()
@@ -43,10 +54,31 @@ class SceneLoss(nn.Module):
     ) -> Tensor:
         """Return the loss of a batch of scenes; all light is in units of the sky noise.
 
-        Listed sources are at ``x, y (scene, source)``; those beyond the ones with `light (scene, source, band, y, x)`
-        do not exist. `rest (scene, band, y, x)` is the light of no listed source, `log_flux (scene, source, band,
-        kind)`, `shape (scene, source, 6)` with the true x and y first, and `kind (scene, source)` are true values, NaN
-        or -1 where unknown. `heat (scene, 3, y, x)` is 1, 0 or, where it does not count, -1, and the centers' offsets.
+        Parameters
+        ----------
+        image, good, psf, noise
+            As for `SceneNetwork.encode`.
+        x, y
+            Positions of the listed sources ``(scene, source)`` in pixels. Those beyond the ones with `light` do not
+            exist.
+        light
+            True light of each source ``(scene, source, band, y, x)``.
+        rest
+            Light of no listed source ``(scene, band, y, x)``.
+        log_flux
+            ln of true fluxes ``(scene, source, band, kind)``; NaN where the total flux is unknown.
+        shape
+            True x, y and the rest of `SHAPES` ``(scene, source, 6)``; NaN where unknown.
+        kind
+            True class ``(scene, source)``; -1 where unknown.
+        heat
+            1 where a center is, 0 where none is, -1 where it does not count, and the centers' offsets
+            ``(scene, 3, y, x)``, in folded pixels.
+
+        Returns
+        -------
+        Tensor
+            Weighted sum of the terms.
         """
         maps = self.network.encode(image, good, psf, noise)
         terms = {"heat": self._heat(maps.heat, heat)}

@@ -132,21 +132,65 @@ class SceneNetwork(nn.Module):
             self.total.bias.copy_(torch.tensor([0.0, -1.5, 0.0, 0.0]))
 
     def encode(self, image: Tensor, good: Tensor, psf: Tensor, noise: Tensor) -> TrunkMaps:
-        """Return the trunk's maps of images over sky noise."""
+        """Return the trunk's maps of images.
+
+        Parameters
+        ----------
+        image
+            Pixels over sky noise ``(scene, band, y, x)``, sides multiples of 16.
+        good
+            1 where a pixel is good and 0 where it is not, of the same shape.
+        psf
+            Effective PSFs ``(scene, band, y, x)`` of unit sum, 41 pixels on a side.
+        noise
+            Numbers of the noise and color of each band ``(scene, band, 5)``; see `describe_bands`.
+
+        Returns
+        -------
+        TrunkMaps
+            Maps from which `read` continues.
+        """
         return self.trunk(image, good, psf, noise)
 
     def read(
         self, maps: TrunkMaps, x: Tensor, y: Tensor, *, queries: Tensor | None = None, wanted: int | None = None
     ) -> tuple[Shares, SourceFeatures]:
-        """Return shares and masks of sources at positions ``(scene, source)`` in pixels, and their features.
+        """Divide the light of scenes between sources.
 
-        `queries` were read before from larger maps; `wanted` sources, the first ones, get features: by default all.
+        Parameters
+        ----------
+        maps
+            What `encode` returns.
+        x, y
+            Positions ``(scene, source)`` in pixels.
+        queries
+            Queries of the sources, where they were read before, from larger maps.
+        wanted
+            Number of sources, the first ones, whose features are wanted; all by default.
+
+        Returns
+        -------
+        tuple of Shares and SourceFeatures
+            Shares and masks of all sources, and features of the wanted ones.
         """
         shares = self.reader(maps, x, y, queries)
         return shares, self.tokens(maps, shares, x, y, wanted)
 
     def tokens_of(self, features: SourceFeatures, index: Sequence[tuple[int, list[int]]]) -> GroupTokens:
-        """Return what the heads see of groups of equal size, each a scene and its sources, before dropout."""
+        """Let the sources of groups of equal size attend to each other.
+
+        Parameters
+        ----------
+        features
+            What `read` returns.
+        index
+            The scene of each group, and its sources.
+
+        Returns
+        -------
+        GroupTokens
+            What the heads see, before dropout.
+        """
         scene = torch.tensor([number for number, _ in index], device=features.token.device)[:, None]
         member = torch.tensor([members for _, members in index], device=features.token.device)
         token, band_token = features.token[scene, member], features.band_token[scene, member]
@@ -157,12 +201,36 @@ class SceneNetwork(nn.Module):
         return GroupTokens(self.hidden(token), each, edge, features.anchor[scene, member])
 
     def answer(self, features: SourceFeatures, index: Sequence[tuple[int, list[int]]]) -> GroupAnswer:
-        """Answer for groups of equal size, each a scene and its sources."""
+        """Answer for groups of equal size.
+
+        Parameters
+        ----------
+        features
+            What `read` returns.
+        index
+            The scene of each group, and its sources.
+
+        Returns
+        -------
+        GroupAnswer
+            The joint distribution of the fluxes, and what is known of each source.
+        """
         tokens = self.tokens_of(features, index)
         return self.heads(tokens._replace(hidden=self.drop(tokens.hidden), each=self.drop(tokens.each)))
 
     def heads(self, tokens: GroupTokens) -> GroupAnswer:
-        """Answer from what the heads see, after dropout."""
+        """Answer from what the heads see.
+
+        Parameters
+        ----------
+        tokens
+            What `tokens_of` returns, after dropout.
+
+        Returns
+        -------
+        GroupAnswer
+            As `answer` returns it.
+        """
         hidden, each, edge, anchor = tokens
         bands = anchor.shape[2]
         numbers = self.flux(each + hidden[:, :, None]).float()

@@ -6,14 +6,13 @@ import torch
 from probdeblend.networks.fcn import LABELS, FullyConvolutional, labels, mask_probabilities
 
 
-@pytest.mark.parametrize("count", [0, 1, 7])
+@pytest.mark.parametrize("count", [1, 7])
 def test_logits_have_the_shape_of_the_image(count):
     network = FullyConvolutional(first_filters=2)
     assert network(torch.randn(count, 1, 64, 96)[..., :64]).shape == (count, len(LABELS), 64, 64)
 
 
 def test_a_gradient_reaches_every_parameter():
-    torch.manual_seed(0)
     network = FullyConvolutional(first_filters=4)
     network(torch.randn(2, 1, 64, 64)).square().sum().backward()
     assert all(float(p.grad.abs().sum()) > 0 for p in network.parameters())
