@@ -21,24 +21,21 @@ from .._files import header
 from ..scene import SOURCE_TYPES
 from .catalog import tabulate
 from .cutouts import Cutouts
-from .moments import FLUX_OF, color, covariance, draws, group_flux, magnitude, to_arviz
+from .moments import color, covariance, draws, group_flux, magnitude, to_arviz
 from .pixels import image, mask, model, segmentation
 from .storage import open_posterior, save
 
 __all__ = ["COLUMNS", "Posterior"]
 
 FLUX_DIMS = ("chain", "draw", "source", "band")
-COLUMNS = dict.fromkeys(
-    (
-        "x_err", "y_err", "existence", "star", "half_light_radius", "half_light_radius_err", "axis_ratio",
-        "axis_ratio_err", "angle", "angle_err", "sersic_index", "sersic_index_err", "contested", "anomaly", "flags",
-    ),
-    ("source",),
-) | {
+COLUMNS = {
+    **dict.fromkeys(("existence", "star", "contested", "anomaly", "flags"), ("source",)),
+    **dict.fromkeys(("half_light_radius", "axis_ratio", "angle", "sersic_index"), ("source",)),
+    **dict.fromkeys(("half_light_radius_err", "axis_ratio_err", "angle_err", "sersic_index_err"), ("source",)),
+    **dict.fromkeys(("x_err", "y_err"), ("source",)),
+    **dict.fromkeys(("sky_rms", "flux_sep"), ("source", "band")),
     "kind_probability": ("source", "source_type"),
-    "sky_rms": ("source", "band"),
-    "flux_sep": ("source", "band"),
-}  # fmt: skip
+}
 """What may be known of each source beside its fluxes, with its axes."""
 
 
@@ -127,18 +124,15 @@ class Posterior:
         ValueError
             If no flux is given, shapes do not fit, labels are not positive and unique, or a column is unknown.
         """
-        fluxes = {
-            kind: np.asarray(values)
-            for kind, values in zip(FLUX_OF, (flux, flux_auto), strict=True)
-            if values is not None
-        }
+        given = {"flux": flux, "flux_auto": flux_auto}
+        fluxes = {name: np.asarray(values) for name, values in given.items() if values is not None}
         if not fluxes:
             raise ValueError("flux or flux_auto must be given, got neither")
         shape = next(iter(fluxes.values())).shape
-        for kind, values in fluxes.items():
+        for name, values in fluxes.items():
             if values.ndim != len(FLUX_DIMS) or values.shape != shape or shape[3] != len(bands):
                 axes = f"({', '.join(FLUX_DIMS)}) with {len(bands)} bands"
-                raise ValueError(f"{FLUX_OF[kind]} must have the axes {axes}, got shape {values.shape}")
+                raise ValueError(f"{name} must have the axes {axes}, got shape {values.shape}")
         coordinates = {"chain": np.arange(shape[0]), "draw": np.arange(shape[1]), "band": list(bands)}
         label = np.arange(1, shape[2] + 1) if label is None else np.asarray(label)
         for name, values in {"scene": scene, "group": group, "label": label, "x": x, "y": y}.items():
@@ -154,9 +148,7 @@ class Posterior:
             sky = wcs.celestial.pixel_to_world(coordinates["x"][1], coordinates["y"][1]).icrs
             coordinates |= {"ra": ("source", sky.ra.deg), "dec": ("source", sky.dec.deg)}
             attributes["wcs"] = wcs.celestial.to_header_string(relax=True)
-        variables = {
-            FLUX_OF[kind]: (FLUX_DIMS, values, {"unit": unit, "flux_kind": kind}) for kind, values in fluxes.items()
-        }
+        variables = {name: (FLUX_DIMS, values, {"unit": unit}) for name, values in fluxes.items()}
         if cutouts is not None and len(cutouts) != shape[2]:
             raise ValueError(f"cutouts must be of {shape[2]} sources, got {len(cutouts)}")
         found = cls(xr.Dataset(variables, coordinates, attributes), cutouts)
@@ -308,9 +300,8 @@ class Posterior:
         IndexError
             If an index is out of range, or a boolean array has another length.
         """
-        sources = sources if isinstance(sources, slice) else np.asarray(sources)
-        if not isinstance(sources, slice) and not sources.size:
-            sources = slice(0)
+        if not isinstance(sources, slice):
+            sources = np.asarray(sources) if np.size(sources) else slice(0)
         index = np.atleast_1d(np.arange(len(self))[sources])
         cutouts = None if self.cutouts is None else self.cutouts.select(index)
         return type(self)(self.dataset.isel(source=index), cutouts)
