@@ -1,9 +1,9 @@
 """Images in; sources, noise and apertures out."""
 
 from .detection import Detection, detect, kron_flux
-from .images import FieldImage, open_mosaic, read_image, read_map, read_psf, read_stamps
+from .images import FieldImage, open_mosaic, read_image, read_map, read_psf
 from .noise import add_noise, autocorrelation
-from .sky import estimate_noise_kernel, noise_correlation_factor, subtract_sky
+from .sky import estimate_noise_kernel, subtract_sky
 from .stars import measure_psf
 
 __all__ = [
@@ -15,11 +15,9 @@ __all__ = [
     "estimate_noise_kernel",
     "kron_flux",
     "measure_psf",
-    "noise_correlation_factor",
     "open_mosaic",
     "read_image",
     "read_map",
     "read_psf",
-    "read_stamps",
     "subtract_sky",
 ]

@@ -1,4 +1,4 @@
-"""Detection, segmentation, centers, and isophotal and Kron fluxes, with SEP.
+"""Detection, segmentation and Kron fluxes, with SEP.
 
 SEP (Barbary 2016, doi:10.21105/joss.00058) is the library form of SExtractor (Bertin & Arnouts 1996,
 doi:10.1051/aas:1996164). Sources are detected cold, then hot, with the settings of Boucaud et al. (2020,
@@ -7,7 +7,7 @@ radii, as with SExtractor's ``PHOT_AUTOPARAMS 2.5, 3.5``: both numbers multiply 
 belong to other sources count neither for the Kron radius nor for the sum.
 
 SEP's errors hold independent sky noise and, with an exposure, photon noise. Drizzled noise is correlated, and the error
-of an aperture is larger by the factor that `~probdeblend.photometry.noise_correlation_factor` measures.
+of an aperture is larger by the root of the sum of that correlation.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import sep
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
-from ..scene import MASK_THRESHOLD, STAMP_CENTER
+from ..scene import MASK_THRESHOLD
 
 __all__ = [
     "COLD",
@@ -27,14 +26,10 @@ __all__ = [
     "SEGMENTATION",
     "Detection",
     "auto_flux",
-    "bad_center",
     "detect",
     "detect_cold_hot",
-    "isophotal_flux",
     "kron_flux",
     "kron_radius",
-    "light_centers",
-    "mirrored_flux",
     "native_image",
     "union_mask",
 ]
@@ -46,8 +41,6 @@ DEBLEND_LEVELS = 64
 KRON_FACTOR = 2.5
 KRON_MINIMUM = 3.5
 KRON_EXTENT = 6.0  # semi-axes within which the Kron radius is measured
-CENTRAL_RADIUS = 3.5  # pixels from the middle of a stamp within which its central galaxy peaks
-CENTER_RADIUS = 5  # pixels around a galaxy's center that must be good
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,22 +157,9 @@ def detect(
 
 
 def detect_cold_hot(image: ArrayLike, sky_rms: ArrayLike) -> Detection:
-    """Find the sources of a stamp cold, or hot if that finds fewer than two (Boucaud et al. 2020, section 5.1)."""
+    """Find the sources of an image cold, or hot if that finds fewer than two (Boucaud et al. 2020, section 5.1)."""
     cold = detect(image, sky_rms, **COLD)
     return cold if len(cold) > 1 else detect(image, sky_rms, **HOT)
-
-
-def isophotal_flux(
-    image: ArrayLike, detection: Detection, sky_rms: ArrayLike, *, exposure: float = np.inf
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the sum of each source's own pixels and its error ``(source,)``; arguments as for `kron_flux`."""
-    pixels = native_image(image)
-    sky = np.broadcast_to(_noise(sky_rms, pixels.shape, exposure), pixels.shape) ** 2
-    good = np.where(np.isfinite(pixels), pixels, 0.0)
-    flux, variance = (
-        np.atleast_1d(ndimage.sum_labels(values, detection.segmentation, detection.label)) for values in (good, sky)
-    )
-    return flux, np.sqrt(variance + np.maximum(flux, 0) / exposure)
 
 
 def kron_radius(image: ArrayLike, detection: Detection) -> NDArray[np.float64]:
@@ -235,29 +215,8 @@ def kron_flux(
     return sep.sum_ellipse(pixels, *_ellipses(detection), radius, **noise, **owners)[:2]
 
 
-def mirrored_flux(
-    image: ArrayLike, detection: Detection, sky_rms: ArrayLike, *, exposure: float = np.inf
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return Kron fluxes and errors ``(source,)`` with the light of other sources mirrored out.
-
-    A pixel that belongs to another source gets the value of the one opposite to it through the center of the galaxy, as
-    with SExtractor's ``MASK_TYPE CORRECT``, or 0 if that belongs to another source too or lies beyond the image.
-    """
-    flux, error = np.empty((2, len(detection)))
-    for i, label in enumerate(detection.label):
-        pixels, own = native_image(image).copy(), detection.segmentation == label
-        others = (detection.segmentation > 0) & ~own
-        rows, columns = np.nonzero(others)
-        opposite = [2 * detection.y[i] - rows, 2 * detection.x[i] - columns]
-        pixels[others] = ndimage.map_coordinates(np.where(others, 0.0, pixels), opposite, order=0, mode="grid-constant")
-        alone = {name: values[i : i + 1] for name, values in vars(detection).items()}
-        alone = Detection(**(alone | {"segmentation": own.astype(np.int32)}))
-        flux[i : i + 1], error[i : i + 1] = kron_flux(pixels, alone, sky_rms, exposure=exposure)
-    return flux, error
-
-
 def auto_flux(image: ArrayLike, sky_rms: ArrayLike) -> float:
-    """Return the Kron flux of the brightest source of a stamp, not split into its knots; NaN if nothing is found.
+    """Return the Kron flux of the brightest source of an image, not split into its knots; NaN if nothing is found.
 
     This is the "true" flux of an isolated galaxy in Boucaud et al. (2020); `sky_rms` sets the detection threshold.
     """
@@ -266,44 +225,3 @@ def auto_flux(image: ArrayLike, sky_rms: ArrayLike) -> float:
         if len(found):
             return float(kron_flux(image, found, sky_rms)[0][np.argmax(found.flux)])
     return float("nan")
-
-
-def light_centers(
-    image: NDArray, mask: NDArray | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Find the centers of the two galaxies of stamps ``(blend, band, y, x)``, whose pixels are in units of sky noise.
-
-    Galaxy 0 is at the peak nearest to the middle, or in the middle if there is none within 3.5 pixels. Galaxy 1 is
-    where the light inside its mask ``(blend, galaxy, y, x)`` is brightest, away from galaxy 0; without masks it is in
-    the middle. Returned are x and y ``(blend, galaxy)``, and the distance of the peak from the middle ``(blend,)``.
-    """
-    x, y = np.full((2, len(image), 2), STAMP_CENTER)
-    distance = np.zeros(len(image))
-    rows, columns = np.indices(image.shape[-2:])
-    middle = np.hypot(columns - STAMP_CENTER, rows - STAMP_CENTER)
-    for i, pixels in enumerate(image.mean(1)):
-        light = ndimage.gaussian_filter(pixels, 1.0)
-        peaks = np.flatnonzero((light == ndimage.maximum_filter(light, 3)) & (light > 1))
-        nearest = peaks[middle.flat[peaks].argmin()] if len(peaks) else 0
-        distance[i] = middle.flat[nearest]
-        if distance[i] <= CENTRAL_RADIUS:
-            x[i, 0], y[i, 0] = _centroid(light, nearest)
-        if mask is not None:
-            away = 1 - np.exp(-((columns - x[i, 0]) ** 2 + (rows - y[i, 0]) ** 2) / 18)
-            x[i, 1], y[i, 1] = _centroid(light, (light * mask[i, 1] ** 2 * away).argmax())
-    return x, y, distance
-
-
-def _centroid(light: NDArray, peak: int) -> tuple[float, float]:
-    """Return the center of the light within 2.5 pixels of a peak."""
-    rows, columns = np.indices(light.shape)
-    weight = np.clip(light, 0, None) * (np.hypot(columns - columns.flat[peak], rows - rows.flat[peak]) <= 2.5)
-    total = weight.sum() + 1e-12
-    return float((weight * columns).sum() / total), float((weight * rows).sum() / total)
-
-
-def bad_center(bad: NDArray[np.bool_], x: NDArray, y: NDArray) -> NDArray[np.bool_]:
-    """Return for each galaxy ``(blend, galaxy)`` whether one of the `bad` pixels ``(blend, y, x)`` lies near it."""
-    rows, columns = np.indices(bad.shape[-2:])
-    near = np.hypot(columns - x[..., None, None], rows - y[..., None, None]) <= CENTER_RADIUS
-    return (near & bad[:, None]).any((-2, -1))

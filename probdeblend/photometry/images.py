@@ -1,12 +1,11 @@
-"""FITS images, noise maps and PSFs, checked as they are read, and stamps cut out of images."""
+"""FITS images, noise maps and PSFs, checked as they are read, and squares cut out of images."""
 
 import contextlib
-import math
 import re
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from astropy.wcs.utils import proj_plane_pixel_area
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from ..scene import PIXEL_SCALE_TOLERANCE, STAMP_SIZE
+from ..scene import PIXEL_SCALE_TOLERANCE
 
-__all__ = ["FieldImage", "cut_stamps", "open_mosaic", "read_image", "read_map", "read_psf", "read_stamps", "uncovered"]
+__all__ = ["FieldImage", "cut_stamps", "open_mosaic", "read_image", "read_map", "read_psf", "uncovered"]
 
 ZERO_POINT_CARDS = ("ABMAGZP", "MAGZERO", "MAGZPT", "ZEROPOINT")
 PIXEL_SCALE_CARDS = ("PIXSCALE", "PIXSCL", "PIXSCAL")
@@ -32,15 +31,15 @@ NO_COVERAGE = np.ones((5, 5), dtype=bool)  # smallest block of exact zeros that 
 
 @dataclass(frozen=True, eq=False)
 class FieldImage:
-    """An image, or a cube of stamps, in a FITS file.
+    """An image in a FITS file.
 
     Parameters
     ----------
     name
         Name of the file.
     data
-        Pixels ``(y, x)``, or ``(blend, y, x)`` for stamps, as native 32- or 64-bit floats; for a mosaic the section of
-        its HDU, which reads pixels when they are needed.
+        Pixels ``(y, x)`` as native 32- or 64-bit floats; for a mosaic the section of its HDU, which reads pixels when
+        they are needed.
     wcs
         Celestial world coordinates, or None if the header has none.
     pixel_scale
@@ -60,11 +59,6 @@ class FieldImage:
     zero_point: float | None
     unit: str
     header: fits.Header
-
-    @property
-    def bad_pixels(self) -> NDArray[np.bool_]:
-        """Pixels that are not finite."""
-        return ~np.isfinite(self.data)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,36 +121,9 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> Fi
     image = _read(path, hdu)
     if len(image.shape) != 2:
         raise ValueError(f"{path}: the image must have two dimensions (y, x), got shape {image.shape}")
-    _check_pixels(path, image.data[None])
+    if not image.data[np.isfinite(image.data)].any():
+        raise ValueError(f"{path}: the image has no finite pixel other than zero")
     return image
-
-
-def read_stamps(path: str | PathLike[str], *, hdu: int | str | None = None) -> FieldImage:
-    """Read one stamp, or a cube of them.
-
-    Parameters
-    ----------
-    path
-        FITS file with an image of 128 x 128 pixels, or a cube of such images.
-    hdu
-        Number or name of the HDU; None takes the only one that holds an image.
-
-    Returns
-    -------
-    FieldImage
-        The stamps ``(blend, y, x)``; with world coordinates only if there is a single stamp.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As for `read_image`, and if a stamp has another size.
-    """
-    image = _read(path, hdu)
-    if len(image.shape) not in (2, 3) or image.shape[-2:] != (STAMP_SIZE, STAMP_SIZE):
-        raise ValueError(f"{path}: stamps must have {STAMP_SIZE} x {STAMP_SIZE} pixels, got shape {image.shape}")
-    data = image.data.reshape(-1, STAMP_SIZE, STAMP_SIZE)
-    _check_pixels(path, data)
-    return replace(image, data=data, wcs=image.wcs if len(data) == 1 else None)
 
 
 def read_psf(
@@ -183,17 +150,15 @@ def read_psf(
     Raises
     ------
     FileNotFoundError, ValueError
-        As for `read_image`, and if the PSF is not square, larger than a stamp, not finite, without a positive sum, more
-        than a pixel off its center, or sampled at another scale.
+        As for `read_image`, and if the PSF is not square, not finite, without a positive sum, more than a pixel off its
+        center, or sampled at another scale.
     """
     image = read_image(path, hdu=hdu)
     psf, side = image.data.astype(float), max(image.data.shape)
     if psf.shape != (side, side):
         raise ValueError(f"{path}: the PSF must be square, got shape {psf.shape}")
-    if side > STAMP_SIZE:
-        raise ValueError(f"{path}: the PSF must not be larger than a stamp of {STAMP_SIZE} pixels, got {side}")
-    if image.bad_pixels.any():
-        raise ValueError(f"{path}: the PSF must be finite, got {image.bad_pixels.sum()} bad pixels")
+    if bad := (~np.isfinite(psf)).sum():
+        raise ValueError(f"{path}: the PSF must be finite, got {bad} bad pixels")
     if not psf.sum() > 0:
         raise ValueError(f"{path}: the PSF must have a positive sum, got {psf.sum():.6g}")
     brightest = np.array(np.unravel_index(psf.argmax(), psf.shape))
@@ -209,13 +174,7 @@ def read_psf(
     return psf / psf.sum()
 
 
-def read_map(
-    path: str | PathLike[str],
-    shape: tuple[int, ...],
-    *,
-    hdu: int | str | None = None,
-    bad_pixels: np.ndarray | None = None,
-) -> np.ndarray:
+def read_map(path: str | PathLike[str], shape: tuple[int, ...], *, hdu: int | str | None = None) -> np.ndarray:
     """Read a map of the sky noise (rms).
 
     Parameters
@@ -226,32 +185,26 @@ def read_map(
         Shape of the image that the map belongs to.
     hdu
         Number or name of the HDU; None takes the only one that holds an image.
-    bad_pixels
-        Bad pixels of the image: there the map may hold anything and is replaced by its median.
 
     Returns
     -------
     numpy.ndarray
-        The rms of each pixel, positive and finite, in image units.
+        The rms of each pixel in image units, NaN where the map is not positive and finite.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file cannot be read, the map and the image differ in shape, or the map is not positive and finite in a
-        good pixel.
+        If the file cannot be read, the map and the image differ in shape, or no pixel is positive and finite.
     """
     rms = _read(path, hdu).data
-    if rms.size != math.prod(shape) or rms.shape != tuple(shape)[-rms.ndim :]:
+    if rms.shape != tuple(shape):
         raise ValueError(f"{path}: the rms map must have the image's shape {tuple(shape)}, got {rms.shape}")
-    rms = rms.reshape(shape)
-    wrong = ~(np.isfinite(rms) & (rms > 0))
-    if count := (wrong if bad_pixels is None else wrong & ~bad_pixels).sum():
-        raise ValueError(f"{path}: the rms map must be positive and finite, got {count} bad values")
-    if wrong.all():
-        raise ValueError(f"{path}: the rms map has no positive, finite pixel")
-    return np.where(wrong, np.median(rms[~wrong]), rms)
+    good = np.isfinite(rms) & (rms > 0)
+    if not good.any():
+        raise ValueError(f"{path}: the rms map must have positive, finite pixels, got none")
+    return np.where(good, rms, np.nan)
 
 
 @contextlib.contextmanager
@@ -283,11 +236,11 @@ def open_mosaic(path: str | PathLike[str], *, hdu: int | str | None = None) -> I
         yield mosaic
 
 
-def cut_stamps(image: NDArray | fits.Section, first_pixels: ArrayLike, size: int = STAMP_SIZE) -> NDArray[np.floating]:
-    """Cut squares ``(stamp, y, x)`` of `size` pixels out of an image, NaN beyond its edges.
+def cut_stamps(image: NDArray | fits.Section, first_pixels: ArrayLike, size: int) -> NDArray[np.floating]:
+    """Cut squares ``(square, y, x)`` of `size` pixels out of an image, NaN beyond its edges.
 
-    `first_pixels` holds the x and y of each stamp's first pixel ``(stamp, 2)``. Of an HDU's ``section``, only the
-    pixels of the stamps are read.
+    `first_pixels` holds the x and y of each square's first pixel ``(square, 2)``. Of an HDU's ``section``, only the
+    pixels of the squares are read.
     """
     corners = np.asarray(first_pixels).reshape(-1, 2)
     kind = np.result_type(image.dtype.newbyteorder("="), np.float32)
@@ -387,12 +340,3 @@ def _zero_point(header: fits.Header, unit: str) -> float | None:
     if unit in ("electron / s", "ct / s") and photflam and photplam:
         return float(-2.5 * np.log10(photflam) - 5 * np.log10(photplam) - 2.408)
     return None
-
-
-def _check_pixels(path: str | PathLike[str], stamps: np.ndarray) -> None:
-    if not len(stamps):
-        raise ValueError(f"{path}: the image is empty")
-    for number, pixels in enumerate(stamps):
-        if not pixels[np.isfinite(pixels)].any():
-            which = "the image" if len(stamps) == 1 else f"stamp {number}"
-            raise ValueError(f"{path}: {which} has no finite pixel other than zero")

@@ -21,7 +21,6 @@ __all__ = [
     "draw_noise",
     "drizzle_kernel",
     "estimate_noise_kernel",
-    "noise_correlation_factor",
     "replace_with_sky",
     "sky_scatter",
     "subtract_sky",
@@ -29,12 +28,11 @@ __all__ = [
 
 MESH = 64  # pixels per side of a cell of the background mesh
 SOURCE_MARGIN = 8  # pixels around a source that are left out of the background
-BOXES_NEEDED = 10
-SMALLEST_BOX = 3
 SMALLEST_PATCH = 4
 EDGE, CORNER = 0.2910, 0.1252  # kernel of drizzled noise, next to its center of 1, in CANDELS
 STRENGTHS = np.linspace(0.0, 1.3, 131)  # of the noise's correlation, over that in CANDELS
 LEAST_PAIRS = 500
+ENOUGH = 1024  # pixels on a side of the largest area in which correlations are measured
 
 
 def subtract_sky(image: ArrayLike, *, mask: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -85,65 +83,15 @@ def dilate(segmentation: NDArray[np.int32], *, margin: float = 4.0, growth: floa
     return np.where(distance <= margin + growth * np.sqrt(area[label] / np.pi), label, 0).astype(np.int32)
 
 
-def _blank(pixels: NDArray[np.float64], segmentation: NDArray[np.int32]) -> NDArray[np.bool_]:
-    if segmentation.shape != pixels.shape:
-        raise ValueError(f"segmentation must have the shape of image {pixels.shape}, got {segmentation.shape}")
-    return (dilate(segmentation) == 0) & np.isfinite(pixels)
-
-
 def sky_scatter(image: ArrayLike, segmentation: NDArray[np.int32]) -> float:
     """Return the robust standard deviation of the finite pixels ``(y, x)`` outside the sources, which are dilated."""
     pixels = native_image(image)
-    blank = _blank(pixels, segmentation)
+    if segmentation.shape != pixels.shape:
+        raise ValueError(f"segmentation must have the shape of image {pixels.shape}, got {segmentation.shape}")
+    blank = (dilate(segmentation) == 0) & np.isfinite(pixels)
     if not blank.any():
         raise ValueError("segmentation must leave blank sky, got none")
     return float(mad_std(pixels[blank]))
-
-
-def noise_correlation_factor(image: ArrayLike, segmentation: NDArray[np.int32], *, size: int = 10) -> float:
-    """Measure how much more sums over blank sky scatter than they would if the pixels were independent.
-
-    The factor grows with the aperture until that is several correlation lengths wide, and then levels off. At 10 x 10
-    pixels, about the smallest Kron aperture, drizzled images are within a few percent of that limit; between sources,
-    there is little room for larger boxes, and they measure the errors of the background instead. One number therefore
-    serves all apertures.
-
-    Parameters
-    ----------
-    image
-        Sky-subtracted pixels ``(y, x)`` in units in which the noise is uniform; those not finite are ignored.
-    segmentation
-        Labels of the sources ``(y, x)``, which are dilated here.
-    size
-        Side of a box in pixels. If there is no room for 10 such boxes, smaller ones are used.
-
-    Returns
-    -------
-    float
-        Robust scatter of the sums over that of independent pixels: 1 for white noise.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree or there is no room for 10 boxes of 3 x 3 pixels.
-    """
-    pixels = native_image(image)
-    blank = _blank(pixels, segmentation)
-    sky = np.where(blank, pixels, 0.0)
-    for side in range(size, SMALLEST_BOX - 1, -1):
-        sums = _box_sums(sky, side)[np.rint(_box_sums(blank, side)) == side**2]
-        if len(sums) >= BOXES_NEEDED * side**2:
-            return float(mad_std(sums) / (side * mad_std(pixels[blank])))
-    room = f"{BOXES_NEEDED} boxes of {SMALLEST_BOX} x {SMALLEST_BOX} pixels"
-    raise ValueError(f"segmentation must leave blank sky for {room}, got {blank.sum()} blank pixels")
-
-
-def _box_sums(values: NDArray, side: int) -> NDArray[np.float64]:
-    if min(values.shape) < side:
-        return np.zeros((0, 0))
-    cumulative = np.pad(values.astype(np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    rows = cumulative[side:] - cumulative[:-side]
-    return rows[:, side:] - rows[:, :-side]
 
 
 def replace_with_sky(
@@ -211,7 +159,7 @@ def drizzle_kernel(strength: float) -> torch.Tensor:
     return torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])
 
 
-def estimate_noise_kernel(image: ArrayLike, mask: NDArray[np.bool_]) -> torch.Tensor:
+def estimate_noise_kernel(image: ArrayLike, mask: ArrayLike | None = None) -> torch.Tensor:
     """Estimate the kernel of the sky's noise from the correlation of neighboring pixels.
 
     Kernels are those of drizzled images, from white noise to 1.3 times the correlation in CANDELS. Robust scatters of
@@ -222,7 +170,8 @@ def estimate_noise_kernel(image: ArrayLike, mask: NDArray[np.bool_]) -> torch.Te
     image
         Sky-subtracted pixels ``(y, x)`` in units in which the noise is uniform; those not finite are ignored.
     mask
-        Pixels ``(y, x)`` to ignore: bad ones, and sources with their wings.
+        Pixels ``(y, x)`` to ignore: bad ones, and sources with their wings. If None, the sources that SEP finds. Of a
+        large image, the middle is measured.
 
     Returns
     -------
@@ -235,19 +184,25 @@ def estimate_noise_kernel(image: ArrayLike, mask: NDArray[np.bool_]) -> torch.Te
         If shapes disagree, or fewer than 500 pairs of neighboring pixels are blank.
     """
     pixels = native_image(image)
-    pixels = np.where(union_mask(mask, pixels), np.nan, pixels)
-    rows, columns = pixels.shape
-    measured = []
-    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        first = pixels[: rows - dy, max(-dx, 0) : columns - max(dx, 0)]
-        second = pixels[dy:, max(dx, 0) : columns + min(dx, 0)]
+    bad = union_mask(mask, pixels)
+    middle = tuple(slice(max((side - ENOUGH) // 2, 0), (side + ENOUGH) // 2) for side in pixels.shape)
+    pixels, bad = pixels[middle], bad[middle]
+    if mask is None and not bad.all() and (scatter := mad_std(pixels[~bad])) > 0:
+        bad |= dilate(detect(pixels, scatter, **HOT).segmentation) > 0
+    sky, measured = np.where(bad, np.nan, pixels), []
+    for first, second in (
+        (sky[:, :-1], sky[:, 1:]),
+        (sky[:-1], sky[1:]),
+        (sky[:-1, :-1], sky[1:, 1:]),
+        (sky[:-1, 1:], sky[1:, :-1]),
+    ):
         pair = np.isfinite(first) & np.isfinite(second)
         if pair.sum() < LEAST_PAIRS:
             raise ValueError(
                 f"mask must leave {LEAST_PAIRS} pairs of neighboring pixels of blank sky, got {pair.sum()}"
             )
-        sums, differences = mad_std(first[pair] + second[pair]) ** 2, mad_std(first[pair] - second[pair]) ** 2
-        measured.append((sums - differences) / (sums + differences))
+        sums, differences = (mad_std(values) ** 2 for values in ((first + second)[pair], (first - second)[pair]))
+        measured.append((sums - differences) / max(sums + differences, 1e-300))
     expected = [autocorrelation(drizzle_kernel(strength)).numpy() for strength in STRENGTHS]
     misfit = [((np.array([rho[2, 3], rho[3, 2], rho[3, 3], rho[3, 1]]) - measured) ** 2).sum() for rho in expected]
     return drizzle_kernel(float(STRENGTHS[np.argmin(misfit)]))

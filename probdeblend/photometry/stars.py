@@ -8,23 +8,20 @@ the middle of a pixel in Fourier space, scaled to one another, and averaged; in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from astropy.io import fits
 from astropy.stats import mad_std
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft, ndimage
 
-from .detection import COLD, detect
+from .detection import COLD, detect, native_image, union_mask
 from .images import cut_stamps
 from .sky import dilate
 
 __all__ = ["measure_psf"]
 
-TILE = 1024
-MOST_IN_TILE = 300
+MOST_SOURCES = 1000
 LEAST_SNR = 50.0  # fainter, sizes scatter by more than the width of the stars' peak
 CORE = 6.0  # pixels around a star that must be good and free of other sources
 WEIGHT = 1.5, 5.0  # least and largest standard deviation in pixels of the weight for sizes
@@ -55,7 +52,7 @@ class _Sources(NamedTuple):
 
 
 def measure_psf(
-    image: NDArray | fits.Section, sky_rms: ArrayLike, *, mask: NDArray | None = None, size: int = 41
+    image: ArrayLike, sky_rms: ArrayLike, *, mask: ArrayLike | None = None, size: int = 41
 ) -> NDArray[np.float64]:
     """Measure the effective PSF of a field on its stars.
 
@@ -82,43 +79,26 @@ def measure_psf(
     """
     if size % 2 == 0 or size < 11:
         raise ValueError(f"size must be odd and at least 11, got {size}")
-    tiles = [_isolated(*tile) for tile in _tiles(image, sky_rms, mask, size)]
-    found = _Sources(*(np.concatenate(values) for values in zip(*tiles, strict=True)))
+    pixels = native_image(image)
+    found = _isolated(np.where(union_mask(mask, pixels), np.nan, pixels / sky_rms), size)
     stars = _smallest_of_one_size(found.size)
     if len(stars) < LEAST_STARS:
         raise ValueError(
-            f"psf must be given (an array, a file, or a camera's name), because measuring it takes {LEAST_STARS} "
-            f"isolated, unsaturated stars with a signal-to-noise ratio above {LEAST_SNR:.0f}, got {len(stars)}"
+            f"image must have at least {LEAST_STARS} isolated, unsaturated stars with a signal-to-noise ratio above "
+            f"{LEAST_SNR:.0f} to measure its PSF, got {len(stars)}"
         )
     return _mean_star(found.select(stars[np.argsort(-found.snr[stars], kind="stable")[:MOST_STARS]]), size)
 
 
-def _tiles(
-    image: NDArray | fits.Section, sky_rms: ArrayLike, mask: NDArray | None, reach: int
-) -> Iterator[tuple[NDArray[np.float64], int]]:
-    """Yield overlapping parts of an image over the sky noise, NaN where pixels are bad, and their overlap."""
-    wide = TILE + 2 * reach
-    for y0 in range(0, image.shape[0], TILE):
-        for x0 in range(0, image.shape[1], TILE):
-            corner = (x0 - reach, y0 - reach)
-            (pixels,) = cut_stamps(image, corner, wide).astype(np.float64)
-            rms = cut_stamps(sky_rms, corner, wide)[0] if np.ndim(sky_rms) else sky_rms
-            bad = False if mask is None else cut_stamps(mask, corner, wide)[0] != 0
-            yield np.where(bad | ~np.isfinite(pixels), np.nan, pixels / rms), reach
-
-
 def _isolated(pixels: NDArray[np.float64], reach: int) -> _Sources:
-    """Find the bright isolated sources in the core of a tile."""
+    """Find the bright isolated sources."""
     found = detect(pixels, 1.0, **COLD)
-    core = (np.minimum(found.x, found.y) >= reach - 0.5) & (np.maximum(found.x, found.y) < TILE + reach - 0.5)
-    bright = np.flatnonzero(core)[np.argsort(-found.flux[core], kind="stable")[:MOST_IN_TILE]]
+    bright = np.argsort(-found.flux, kind="stable")[:MOST_SOURCES]
     owner = dilate(found.segmentation, margin=2.0, growth=0.25)
-    middle = np.rint([found.x[bright], found.y[bright]]).T.astype(int)
-    stamps = cut_stamps(pixels, middle - reach, 2 * reach + 1)
-    owners = cut_stamps(owner, middle - reach, 2 * reach + 1)
+    corner = np.rint([found.x[bright], found.y[bright]]).T.astype(int) - reach
+    stamps, owners = (cut_stamps(values, corner, 2 * reach + 1) for values in (pixels, owner))
     stamps[(owners > 0) & (owners != bright[:, None, None] + 1)] = np.nan
-    whole = np.isfinite(stamps[:, _radius(reach) <= CORE]).all(1)
-    sources = _measured(stamps[whole])
+    sources = _measured(stamps[np.isfinite(stamps[:, _radius(reach) <= CORE]).all(1)])
     return sources.select(sources.snr > LEAST_SNR)
 
 
@@ -131,8 +111,7 @@ def _measured(stamps: NDArray[np.float64]) -> _Sources:
     """Subtract the sky around sources, and measure centers (from the middle pixel), sizes and signal-to-noise."""
     reach = stamps.shape[-1] // 2
     ring = stamps[:, _radius(reach) > 0.75 * reach]
-    known = np.isfinite(ring).sum(1) > 0.1 * ring.shape[1]
-    ring[~known] = 0.0
+    ring[np.isfinite(ring).mean(1) < 0.1] = 0.0
     stamps = stamps - np.nanmedian(ring, axis=1)[:, None, None]
     inner = min(reach, int(3 * WEIGHT[1]))
     light = np.nan_to_num(stamps[:, reach - inner : reach + inner + 1, reach - inner : reach + inner + 1])

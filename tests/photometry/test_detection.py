@@ -52,16 +52,14 @@ def test_noise_map_acts_as_the_number(pair):
     constant = photometry.detect(pair, SKY_RMS)
     mapped = photometry.detect(pair, np.full(pair.shape, SKY_RMS))
     np.testing.assert_array_equal(mapped.segmentation, constant.segmentation)
-    for flux in (photometry.kron_flux, photometry.isophotal_flux):
-        number, grid = flux(pair, constant, SKY_RMS), flux(pair, constant, np.full(pair.shape, SKY_RMS))
-        np.testing.assert_allclose(number, grid, rtol=1e-6)
+    number, grid = (photometry.kron_flux(pair, constant, rms) for rms in (SKY_RMS, np.full(pair.shape, SKY_RMS)))
+    np.testing.assert_allclose(number, grid, rtol=1e-6)
 
 
 def test_blank_sky_holds_nothing(rng):
     found = photometry.detect_cold_hot(noise(rng), SKY_RMS)
     assert len(found) == 0
-    for flux in (photometry.kron_flux, photometry.isophotal_flux):
-        assert [len(values) for values in flux(noise(rng), found, SKY_RMS)] == [0, 0]
+    assert [len(values) for values in photometry.kron_flux(noise(rng), found, SKY_RMS)] == [0, 0]
     assert len(photometry.kron_radius(noise(rng), found)) == 0
 
 
@@ -89,15 +87,6 @@ def test_bad_pixels_are_not_detected(pair):
     bad = np.hypot(ROWS - 66, COLUMNS - 75) < 12
     assert len(photometry.detect(pair, SKY_RMS, mask=bad)) == 1
     assert len(photometry.detect(np.where(bad, np.nan, pair), SKY_RMS)) == 1
-
-
-def test_isophotal_flux_and_error(pair):
-    found = photometry.detect(pair, SKY_RMS)
-    flux, error = photometry.isophotal_flux(pair, found, SKY_RMS)
-    np.testing.assert_allclose(flux, found.flux, rtol=1e-6)
-    np.testing.assert_allclose(error, SKY_RMS * np.sqrt(np.bincount(found.segmentation.ravel())[1:]))
-    _, with_photons = photometry.isophotal_flux(pair, found, SKY_RMS, exposure=100)
-    np.testing.assert_allclose(with_photons**2, error**2 + flux / 100)
 
 
 def test_kron_flux_of_a_gaussian():
@@ -182,67 +171,11 @@ def test_mask_fits():
         photometry.detect(np.zeros((8, 8)), 1.0, mask=np.zeros((4, 4)))
 
 
-@pytest.mark.parametrize("flux", [photometry.kron_flux, photometry.isophotal_flux])
-def test_exposure_is_positive(pair, flux):
+def test_exposure_is_positive(pair):
     with pytest.raises(ValueError, match="exposure must be positive, got 0"):
-        flux(pair, photometry.detect(pair, SKY_RMS), SKY_RMS, exposure=0)
+        photometry.kron_flux(pair, photometry.detect(pair, SKY_RMS), SKY_RMS, exposure=0)
 
 
 def test_image_that_is_all_source():
     with pytest.raises(ValueError, match="image must be sky-subtracted and not one crowded source, SEP reports"):
         photometry.detect(np.full((600, 600), 10.0), 0.1)
-
-
-@pytest.fixture(scope="module")
-def touching():
-    """Two galaxies that overlap, each alone and together."""
-    lights = [gaussian(63, 63, 100, major=4, minor=4), gaussian(80, 63, 80, major=4, minor=4)]
-    image = sum(lights) + SKY_RMS * np.random.default_rng(0).normal(size=(SIZE, SIZE))
-    return lights, image, photometry.detect(image, SKY_RMS)
-
-
-def test_mirrored_flux_is_that_of_the_galaxy_alone(touching):
-    lights, image, found = touching
-    alone = [photometry.kron_flux(light, photometry.detect(light, SKY_RMS), SKY_RMS)[0][0] for light in lights]
-    order = np.argsort(found.x)
-    flux, error = photometry.mirrored_flux(image, found, SKY_RMS)
-    np.testing.assert_allclose(flux[order], alone, rtol=0.03)
-    assert (error > 0).all()
-
-
-def test_a_companion_beyond_the_center_changes_nothing(touching):
-    """However bright: all of its pixels are mirrored out."""
-    _, image, found = touching
-    central = int(np.argmin(found.x))
-    brighter = np.where(found.segmentation == 2 - central, 1e3, image)
-    given, changed = (photometry.mirrored_flux(pixels, found, SKY_RMS)[0] for pixels in (image, brighter))
-    assert changed[central] == given[central]
-
-
-def test_light_that_has_no_opposite_is_dropped():
-    image = gaussian(3, 63, 100, major=4, minor=4) + gaussian(20, 63, 80, major=4, minor=4)
-    found = photometry.detect(image, SKY_RMS)
-    flux, _ = photometry.mirrored_flux(image, found, SKY_RMS)
-    assert flux[np.argmin(found.x)] < image[:, :12].sum() * 1.02
-
-
-def test_centers_of_a_blend():
-    """Galaxy 0 at the peak nearest to the middle, galaxy 1 in its mask, away from galaxy 0."""
-    image = (gaussian(62.3, 64.6, 10.0) + gaussian(80.2, 70.4, 30.0)) / SKY_RMS
-    mask = np.stack([np.zeros_like(image), np.hypot(COLUMNS - 80, ROWS - 70) < 12])
-    x, y, distance = photometry.light_centers(image[None, None], mask[None])
-    np.testing.assert_allclose(x[0], [62.3, 80.2], atol=0.5)
-    np.testing.assert_allclose(y[0], [64.6, 70.4], atol=0.5)
-    assert distance[0] == pytest.approx(np.hypot(62 - 63.5, 65 - 63.5))
-    x, _, _ = photometry.light_centers(image[None, None])
-    assert x[0, 1] == 63.5
-    x, y, distance = photometry.light_centers(gaussian(80.2, 70.4, 30.0)[None, None] / SKY_RMS)
-    assert (x[0, 0], y[0, 0]) == (63.5, 63.5)
-    assert distance[0] > 15
-
-
-def test_bad_pixels_near_a_center():
-    bad = np.zeros((1, SIZE, SIZE), dtype=bool)
-    bad[0, 60, 66] = True
-    near = photometry.bad_center(bad, np.array([[63.5, 90.0]]), np.array([[63.5, 60.0]]))
-    np.testing.assert_array_equal(near, [[True, False]])

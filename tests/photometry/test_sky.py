@@ -1,4 +1,4 @@
-"""Sky between sources: scatter, correlation factor and patches, on noise of known correlation."""
+"""Sky between sources: level, scatter, correlation and patches, on noise of known correlation."""
 
 import numpy as np
 import pytest
@@ -13,13 +13,6 @@ UNIT = KERNEL / np.sqrt((KERNEL**2).sum())
 
 def drizzled(rng, size=300):
     return signal.fftconvolve(rng.normal(size=(size + 2, size + 2)), UNIT, mode="valid")
-
-
-def boxes_factor(side):
-    """Exact scatter of side x side sums of the drizzled noise over that of white noise."""
-    lags = signal.fftconvolve(UNIT, UNIT[::-1, ::-1])
-    weights = 1 - np.abs(np.arange(-2, 3)) / side
-    return np.sqrt((lags * np.outer(weights, weights)).sum())
 
 
 def disks(shape, *disks):
@@ -55,26 +48,6 @@ def test_scatter_sees_neither_sources_nor_wings_nor_bad_pixels(rng):
     image[disks(image.shape, (100, 100, 14)) > 0] += 1e4
     image[200:] = np.nan
     assert sky.sky_scatter(image, segmentation) == pytest.approx(3, rel=0.03)
-
-
-@pytest.mark.parametrize("size", [4, 10, 20])
-def test_correlation_factor_of_drizzled_noise(rng, size):
-    image = 0.003 * drizzled(rng, 600)
-    segmentation = disks(image.shape, (100, 100, 20), (400, 300, 40))
-    factor = sky.noise_correlation_factor(image, segmentation, size=size)
-    assert factor == pytest.approx(boxes_factor(size), rel=0.08)
-
-
-def test_correlation_factor_of_white_noise(rng):
-    image = rng.normal(size=(400, 400))
-    assert sky.noise_correlation_factor(image, np.zeros(image.shape, dtype=np.int32)) == pytest.approx(1, abs=0.06)
-
-
-def test_correlation_factor_takes_smaller_boxes_where_there_is_no_room(rng):
-    image = drizzled(rng, 80)
-    image[:, 8::9] = np.nan
-    factor = sky.noise_correlation_factor(image, np.zeros(image.shape, dtype=np.int32))
-    assert factor == pytest.approx(boxes_factor(8), rel=0.2)
 
 
 def test_replaced_pixels_keep_the_correlation(rng):
@@ -151,21 +124,14 @@ def test_sky_needs_an_image():
         sky.sky_scatter(np.zeros(3), np.zeros(3, dtype=np.int32))
 
 
-@pytest.mark.parametrize("measure", [sky.sky_scatter, sky.noise_correlation_factor])
-def test_segmentation_fits(measure):
+def test_segmentation_fits():
     with pytest.raises(ValueError, match=r"segmentation must have the shape of image \(8, 8\), got \(4, 4\)"):
-        measure(np.zeros((8, 8)), np.zeros((4, 4), dtype=np.int32))
+        sky.sky_scatter(np.zeros((8, 8)), np.zeros((4, 4), dtype=np.int32))
 
 
 def test_scatter_needs_blank_sky():
     with pytest.raises(ValueError, match="segmentation must leave blank sky, got none"):
         sky.sky_scatter(np.zeros((8, 8)), np.ones((8, 8), dtype=np.int32))
-
-
-def test_correlation_factor_needs_blank_sky():
-    image = np.zeros((8, 8))
-    with pytest.raises(ValueError, match=r"blank sky for 10 boxes of 3 x 3 pixels, got 64 blank pixels"):
-        sky.noise_correlation_factor(image, np.zeros((8, 8), dtype=np.int32))
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
@@ -185,6 +151,15 @@ def test_kernel_of_the_noise_beside_sources_and_bad_pixels(rng):
     image[bright] += 1e3
     image[50, :] = np.nan
     np.testing.assert_allclose(sky.estimate_noise_kernel(image, bright), KERNEL, atol=0.03)
+
+
+def test_kernel_of_the_noise_finds_the_sources(rng):
+    """Without a mask; with an empty one, their light correlates the pixels."""
+    sources = [(40 + 70 * i, 60 + 80 * j, 2e4, 12) for i in range(4) for j in range(3)]
+    image = drizzled(rng) + noisy(rng, *sources, size=300)
+    np.testing.assert_allclose(sky.estimate_noise_kernel(image), KERNEL, atol=0.04)
+    unmasked = sky.estimate_noise_kernel(image, np.zeros(image.shape, dtype=bool))
+    assert unmasked[0, 1] > 1.2 * KERNEL[0, 1]
 
 
 def test_kernel_of_the_noise_needs_blank_sky(rng):
