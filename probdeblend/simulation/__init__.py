@@ -1,27 +1,29 @@
-"""Blends of known truth: their population, shapes, images, and the sets that hold them."""
+"""Scenes of known truth: their population, cameras and images, and the sets that hold them."""
 
-from .conditions import Conditions
-from .galsim import render_galsim, render_torch, simulate, simulate_blends, simulate_mosaic
-from .prior import Prior
-from .profiles import render
+from .cameras import Camera, Cameras
+from .galsim import render_galsim
+from .population import Population
+from .positions import Frame
+from .profiles import Components, render
 from .psf import OpticsFit, PsfModel, fit_psf, write_psf
-from .sets import count_blends, read_blends, read_instrument, write_blends
+from .scenes import Simulator, simulate
+from .sets import count_scenes, read_scenes, write_scenes
 
 __all__ = [
-    "Conditions",
+    "Camera",
+    "Cameras",
+    "Components",
+    "Frame",
     "OpticsFit",
-    "Prior",
+    "Population",
     "PsfModel",
-    "count_blends",
+    "Simulator",
+    "count_scenes",
     "fit_psf",
-    "read_blends",
-    "read_instrument",
+    "read_scenes",
     "render",
     "render_galsim",
-    "render_torch",
     "simulate",
-    "simulate_blends",
-    "simulate_mosaic",
-    "write_blends",
     "write_psf",
+    "write_scenes",
 ]

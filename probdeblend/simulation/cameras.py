@@ -10,74 +10,123 @@ GalSim (Rowe et al. 2015, doi:10.1016/j.ascom.2015.02.002), and contain the pixe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..photometry.noise import correlation_sum
 from ..scene import Instrument
 from .profiles import reshape_psf
 
-__all__ = ["FINE", "Camera", "Cameras", "noise_numbers"]
+__all__ = ["Camera", "Cameras"]
 
 FINE = 2.6  # pixels; narrower PSFs are not sampled well enough to be drawn at one sample per pixel
 PSF_SIZE = 41  # pixels on a side
 EDGE, CORNER = 0.2910, 0.1252  # of the kernel of drizzled noise in CANDELS
+UNKNOWN = (0.5, 1.5)  # micron, from the bluest to the reddest band where wavelengths are not known
+CANDELS_WAVELENGTH = 1.54  # micron
 
 
-class Camera(NamedTuple):
-    """The bands of a camera.
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """The bands of a camera, on one grid of pixels.
 
-    - `pixel_scale` in arcsec.
-    - `psf`: effective PSFs ``(band, y, x)`` in pixels.
-    - `fine_psf`: the same, sampled twice as finely, where one sample per pixel is not enough; else None.
-    - `drizzle`: strength of the noise's correlation ``(band,)``: 0 for white noise, 1 as in CANDELS.
-    - `photon`: variance that light of one sky rms in a pixel adds, over that of the sky ``(band,)``.
-    - `wavelength` in micron ``(band,)``.
-    - `native`: whether it is CANDELS F160W with the PSF and depth of some image.
+    Parameters
+    ----------
+    pixel_scale
+        Size of a pixel in arcsec.
+    psf
+        Effective PSFs ``(band, y, x)`` of unit sum, sampled at `pixel_scale`, with the response of the pixel included.
+    sky_rms
+        Sky noise of a pixel ``(band,)`` in image units.
+    exposure
+        Counts per unit of flux ``(band,)``; infinite without photon noise.
+    noise_kernel
+        Kernels ``(band, y, x)`` that turn white noise into the noise of the sky; None for white noise.
+    wavelength
+        In micron ``(band,)``; NaN where unknown.
+    zero_point
+        AB magnitude of unit flux, for each band; empty where unknown.
+    fine_psf
+        PSFs sampled twice as finely ``(band, y, x)``, where one sample per pixel is not enough.
+    native
+        Whether it is CANDELS F160W.
     """
 
     pixel_scale: float
     psf: Tensor
-    fine_psf: Tensor | None
-    drizzle: Tensor
-    photon: Tensor
+    sky_rms: Tensor
+    exposure: Tensor
+    noise_kernel: Tensor | None
     wavelength: Tensor
-    native: bool
+    zero_point: tuple[float, ...] = ()
+    fine_psf: Tensor | None = None
+    native: bool = False
+
+    @classmethod
+    def of(cls, instrument: Instrument, *, wavelength: float = math.nan) -> Camera:
+        """Return a camera of one band.
+
+        Parameters
+        ----------
+        instrument
+            The band.
+        wavelength
+            In micron.
+
+        Returns
+        -------
+        Camera
+            The camera.
+        """
+        kernel = None if instrument.noise_kernel is None else instrument.noise_kernel[None]
+        numbers = (torch.tensor([float(v)]) for v in (instrument.sky_rms, instrument.exposure))
+        wave, zero_point = torch.tensor([wavelength]), (instrument.zero_point,)
+        return cls(instrument.pixel_scale, instrument.psf[None], *numbers, kernel, wave, zero_point)
+
+    @classmethod
+    def candels_f160w(cls, **changes: float) -> Camera:
+        """Return HST WFC3/F160W as in the CANDELS mosaics.
+
+        Parameters
+        ----------
+        **changes
+            ``sky_rms`` and ``exposure``, as for `Instrument.candels_f160w`.
+
+        Returns
+        -------
+        Camera
+            The camera.
+        """
+        return cls.of(Instrument.candels_f160w(**changes), wavelength=CANDELS_WAVELENGTH)
+
+    def __len__(self) -> int:
+        return len(self.psf)
+
+    @property
+    def photon(self) -> Tensor:
+        """Variance that light of one sky rms in a pixel adds, over that of the sky ``(band,)``."""
+        kernel = torch.ones(len(self), 1, 1) if self.noise_kernel is None else self.noise_kernel
+        correlation = kernel.sum((-2, -1)).square() / kernel.square().sum((-2, -1))
+        return 1 / (self.exposure * self.sky_rms * correlation)
+
+    @property
+    def blur(self) -> float:
+        """Radius of the first band's PSF in pixels: 1 / sqrt(sum of its squares)."""
+        return float(self.psf[0].square().sum().rsqrt())
+
+    @property
+    def wavelengths(self) -> Tensor:
+        """Wavelengths in micron ``(band,)``, or some that fit the order of the bands where unknown."""
+        known = bool(self.wavelength.isfinite().all())
+        return self.wavelength if known else torch.linspace(*UNKNOWN, len(self))
 
 
 def drizzle_kernel(strength: float) -> Tensor:
     """Return the kernel of noise that is `strength` times as correlated as in CANDELS."""
     edge, corner = strength * EDGE, strength * CORNER
     return torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])
-
-
-def noise_numbers(camera: Camera) -> Tensor:
-    """Return the numbers ``(band, 5)`` that describe the noise and color of each band to a network."""
-    rows = []
-    for drizzle, photon, wavelength in zip(camera.drizzle, camera.photon, camera.wavelength, strict=True):
-        kernel = drizzle_kernel(float(drizzle))
-        unit = kernel / kernel.square().sum().sqrt()
-        neighbor = float((unit[:, 1:] * unit[:, :-1]).sum())
-        known = math.isfinite(wavelength)
-        rows.append(
-            [
-                neighbor,
-                0.5 * math.log(correlation_sum(kernel)),
-                describe_photons(float(photon)),
-                math.log(wavelength / 0.8) if known else 0.0,
-                float(known),
-            ]
-        )
-    return torch.tensor(rows)
-
-
-def describe_photons(photon: float) -> float:
-    """Scale the photon variance, per sky rms of light and over the sky variance, to about -1 to 1."""
-    return math.log(photon + 1e-3) / 3 + 1
 
 
 @dataclass(frozen=True)
@@ -93,7 +142,8 @@ class Cameras:
     white_fraction
         Fraction of the cameras whose noise is white.
     native_fraction
-        Fraction that is CANDELS F160W, with PSFs up to 5 % wider or narrower and sheared by up to 2 %.
+        Fraction that is CANDELS F160W, with PSFs up to 5 % wider or narrower and sheared by up to 2 %, and depths of
+        its mosaics; images of the others are in units of about their own noise.
     bands
         Probabilities of one, two and three bands, of the others.
     """
@@ -105,7 +155,18 @@ class Cameras:
     bands: tuple[float, ...] = (0.6, 0.1, 0.3)
 
     def sample(self, rng: np.random.Generator) -> Camera:
-        """Draw a camera."""
+        """Draw a camera.
+
+        Parameters
+        ----------
+        rng
+            Source of randomness.
+
+        Returns
+        -------
+        Camera
+            The camera.
+        """
         if rng.random() < self.native_fraction:
             return self.native(rng)
         bands = 1 + int(rng.choice(len(self.bands), p=self.bands))
@@ -115,37 +176,42 @@ class Cameras:
         fine = min(widths) < FINE
         first = rng.uniform(0.35, 1.7)
         wavelength = np.sort(first * np.exp(np.r_[0.0, rng.uniform(0.1, 0.9, bands - 1)]))
-        drizzle = 0.0 if rng.random() < self.white_fraction else rng.uniform(0, 1.2)
+        kernel = drizzle_kernel(0.0 if rng.random() < self.white_fraction else rng.uniform(0, 1.2))
         kind = "space" if rng.random() < 0.5 else "ground"
         drawn = [random_psf(rng, width, kind=kind, fine=fine) for width in widths]
+        photon = np.exp(rng.uniform(math.log(1e-3), math.log(0.2), bands))
+        depth = rng.normal(0, 0.7, bands)
+        sky_rms = torch.from_numpy(np.exp(depth.mean() - depth)).float()
         return Camera(
             pixel_scale=min(max(seeing / fwhm, 0.03), 0.3),
             psf=torch.stack([psf for psf, _ in drawn]),
-            fine_psf=torch.stack([psf for _, psf in drawn]) if fine else None,
-            drizzle=torch.full((bands,), drizzle),
-            photon=torch.from_numpy(np.exp(rng.uniform(math.log(1e-3), math.log(0.2), bands))).float(),
+            sky_rms=sky_rms,
+            exposure=1 / (torch.from_numpy(photon).float() * sky_rms * kernel.sum() ** 2 / kernel.square().sum()),
+            noise_kernel=kernel.expand(bands, 3, 3),
             wavelength=torch.from_numpy(wavelength).float() if rng.random() < 0.7 else torch.full((bands,), math.nan),
-            native=False,
+            fine_psf=torch.stack([psf for _, psf in drawn]) if fine else None,
         )
 
     @staticmethod
     def native(rng: np.random.Generator) -> Camera:
-        """Draw CANDELS F160W as of some image."""
-        instrument = Instrument.candels_f160w()
+        """Draw CANDELS F160W as of some image.
+
+        Parameters
+        ----------
+        rng
+            Source of randomness.
+
+        Returns
+        -------
+        Camera
+            The camera.
+        """
         size, turn = 0.02 * math.sqrt(rng.random()), 2 * math.pi * rng.random()
         shear = torch.tensor([[size * math.cos(turn), size * math.sin(turn)]])
-        psf = reshape_psf(instrument.psf, torch.tensor([rng.uniform(0.95, 1.05)]), shear.float())
         sky_rms = math.exp(rng.uniform(math.log(2e-3), math.log(8e-3)))
-        photon = 1 / (rng.uniform(1800, 5000) * sky_rms * correlation_sum(instrument.noise_kernel))
-        return Camera(
-            pixel_scale=instrument.pixel_scale,
-            psf=psf,
-            fine_psf=None,
-            drizzle=torch.ones(1),
-            photon=torch.tensor([photon]),
-            wavelength=torch.tensor([1.54]),
-            native=True,
-        )
+        camera = Camera.candels_f160w(sky_rms=sky_rms, exposure=rng.uniform(1800, 5000))
+        psf = reshape_psf(camera.psf[0], torch.tensor([rng.uniform(0.95, 1.05)]), shear.float())
+        return replace(camera, psf=psf, native=True)
 
 
 def random_psf(rng: np.random.Generator, fwhm: float, *, kind: str, fine: bool) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""The shapes of galaxies: from a galaxy's type, size and magnitude to the Sérsic components of its light.
+"""The shapes of sources: from a source's type and size to the Sérsic components of its light, and their colors.
 
 A spheroid is one component, a disk another; a bulge with a disk two, scaled so that the whole has the wanted half-light
 radius. A third of the disks, with or without a bulge, has two spiral arms of three knots each, and a quarter is
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta, Gamma
 
-from ..scene import GALAXY_TYPES, Components, Instrument
+from ..scene import GALAXY_TYPES, SOURCE_TYPES
+from .profiles import Components
 
-__all__ = ["MAX_COMPONENTS", "galaxy_components"]
+__all__ = ["MAX_COMPONENTS", "single_index", "source_components"]
 
 MAX_KNOTS = 8
 MAX_KNOT_DISTANCE = 1.8  # arcsec
@@ -28,39 +29,69 @@ MAX_COMPONENTS = 2 + MAX_KNOTS
 ARM_KNOTS = 3
 SPIRAL_FRACTION = 0.35
 LOPSIDED_FRACTION = 0.25
-# Sérsic index of single-profile galaxies, for each of `GALAXY_TYPES`: the least, and the range of its quantiles.
-SMOOTH_INDEX = ((1.5, 4.5), (0.5, 1.3), (1.0, 3.0), (0.5, 1.3))
+# Sérsic index of sources of a single profile, for each of `SOURCE_TYPES`: the least, and the range of its quantiles.
+SINGLE_INDEX = ((1.5, 4.5), (0.5, 1.3), (1.0, 3.0), (0.5, 1.3), (0.5, 0.0))
+STAR_RADIUS = 1e-2  # pixels
 
 
-def galaxy_components(pairs: Mapping[str, Tensor], instrument: Instrument, *, smooth: bool = False) -> Components:
-    """Turn galaxies, as `Prior.sample` draws them, into the components of their light, in the instrument's units.
+def source_components(
+    sources: Mapping[str, Tensor], *, pixel_scale: float, smooth: bool = False
+) -> tuple[Components, Tensor]:
+    """Turn sources, as a population draws them, into the components of their light, of unit flux.
 
-    The finer structure is drawn from torch's generator. If `smooth`, every galaxy is one Sérsic profile, a bulge with
-    a disk having an index between 1 and 4.
+    The finer structure is drawn from torch's generator. A star is a profile far smaller than a pixel. If `smooth`,
+    every galaxy is one Sérsic profile, a bulge with a disk having an index between 1 and 4.
+
+    Parameters
+    ----------
+    sources
+        Values ``(...)`` of `Population.source`, and centers ``x``, ``y`` in pixels.
+    pixel_scale
+        Arcsec per pixel.
+    smooth
+        Whether every galaxy is a single Sérsic profile.
+
+    Returns
+    -------
+    components, slope
+        The light ``(..., component)``, and the slope of ln flux with ln wavelength of each component: bulges are redder
+        than disks, knots bluer.
     """
-    kind, shape, axis_ratio = pairs["galaxy_type"], pairs["shape"], pairs["axis_ratio"]
-    flux = 10 ** (-0.4 * (pairs["magnitude"] - instrument.zero_point))
-    radius = pairs["half_light_radius"] * axis_ratio.sqrt()
+    kind, axis_ratio = sources["source_type"], sources["axis_ratio"]
     size = (*kind.shape, MAX_COMPONENTS)
     light = {name: torch.zeros(size) for name in ("flux", "dx", "dy")}
     light |= {name: torch.ones(size) for name in ("half_light_radius", "sersic_index", "axis_ratio")}
-    light["angle"] = pairs["angle"][..., None].expand(size).clone()
+    light["angle"] = sources["angle"][..., None].expand(size).clone()
     present = torch.zeros(size, dtype=torch.bool)
     present[..., 0] = True
-    light["flux"][..., 0], light["half_light_radius"][..., 0] = flux, radius
-    light["axis_ratio"][..., 0] = axis_ratio
-    least, span = torch.tensor(SMOOTH_INDEX)[kind].unbind(-1)
-    light["sersic_index"][..., 0] = least + span * shape
+    star = kind == SOURCE_TYPES.index("star")
+    light["flux"][..., 0] = 1.0
+    radius = torch.where(star, STAR_RADIUS * pixel_scale, sources["half_light_radius"] * axis_ratio.sqrt())
+    light["half_light_radius"][..., 0] = radius
+    light["axis_ratio"][..., 0] = torch.where(star, 1.0, axis_ratio)
+    light["sersic_index"][..., 0] = single_index(kind, sources["sersic_quantile"])
     if not smooth:
         is_a = {name: kind == number for number, name in enumerate(GALAXY_TYPES)}
-        _add_disk(light, present, is_a["sphd"], pairs)
+        _add_disk(light, present, is_a["sphd"], sources)
         _add_arms(light, present, is_a["disk"], disk=0)
         _add_arms(light, present, is_a["sphd"], disk=1)
         _add_knots(light, present, is_a["irr"])
-    dx, dy = light.pop("dx") / instrument.pixel_scale, light.pop("dy") / instrument.pixel_scale
-    if "present" in pairs:
-        present = present & pairs["present"][..., None]
-    return Components(**light, x=pairs["x"][..., None] + dx, y=pairs["y"][..., None] + dy, present=present)
+    dx, dy = light.pop("dx") / pixel_scale, light.pop("dy") / pixel_scale
+    x, y = sources["x"][..., None] + dx, sources["y"][..., None] + dy
+    return Components(**light, x=x, y=y, present=present), _slopes(sources["slope"], present)
+
+
+def single_index(source_type: Tensor, quantile: Tensor) -> Tensor:
+    """Return the Sérsic index ``(...)`` of galaxies of a single profile, from its quantile within the type."""
+    least, span = torch.tensor(SINGLE_INDEX)[source_type].unbind(-1)
+    return least + span * quantile
+
+
+def _slopes(slope: Tensor, present: Tensor) -> Tensor:
+    slopes = slope[..., None].expand(present.shape).clone()
+    slopes[..., 0] += torch.where(present[..., 1], 0.5 + 0.3 * torch.randn(slope.shape), 0.0)
+    slopes[..., 2:] -= 0.4 + 0.3 * torch.randn(*slope.shape, 1)
+    return slopes
 
 
 def _uniform(low: Tensor | float, high: Tensor | float, like: Tensor) -> Tensor:
@@ -85,10 +116,10 @@ def _half_light_radius(fraction: Tensor, ratio: Tensor, bulge_index: Tensor) -> 
     return (low + high) / 2
 
 
-def _add_disk(light: dict[str, Tensor], present: Tensor, where: Tensor, pairs: Mapping[str, Tensor]) -> None:
+def _add_disk(light: dict[str, Tensor], present: Tensor, where: Tensor, sources: Mapping[str, Tensor]) -> None:
     """Make the galaxies `where` a bulge (component 0) with an exponential disk (component 1)."""
-    fraction = pairs["bulge_fraction"][where]
-    bulge_index = 1.5 + 4.0 * pairs["shape"][where]
+    fraction = sources["bulge_fraction"][where]
+    bulge_index = 1.5 + 4.0 * sources["sersic_quantile"][where]
     ratio = _uniform(math.log(0.15), math.log(0.7), fraction).exp()
     disk_radius = light["half_light_radius"][where, 0] / _half_light_radius(fraction, ratio, bulge_index)
     total = light["flux"][where, 0]

@@ -1,6 +1,6 @@
-"""Differentiable, batched Sérsic galaxies convolved with an effective PSF: pure torch functions.
+"""Differentiable, batched Sérsic profiles convolved with an effective PSF: pure torch functions.
 
-A galaxy is summed in Fourier space and brought to pixels by one inverse transform, however many components it has. The
+A source is summed in Fourier space and brought to pixels by one inverse transform, however many components it has. The
 transform of a Sérsic profile depends on the index n and on k r_e alone; it is tabulated (from GalSim, by
 ``python -m benchmarks.sersic_table``) over log n and t = log(k^2 r_e^2 + 1e-4) / 2, the offset making t finite at
 k = 0. Cubic splines join the nodes in both directions: across n once per component, then along t by a cubic per pixel.
@@ -13,10 +13,11 @@ HST's F160W is with pixels of 0.06 arcsec. The effective PSF holds the pixel: no
 unwanted terms lie far from their own centers, where the profile is so smooth that the PSF does not change it. They are
 therefore taken from the profile in real space, on a few Chebyshev nodes across the stamp, and subtracted. That replaces
 the large transforms that extended profiles would need otherwise. L is 1.5 times the stamp, and 2.25 times only for
-galaxies so large, thin and far from the center that a copy is still bright in the stamp.
+sources so large, thin and far from the center that a copy is still bright in the stamp.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 
@@ -27,11 +28,18 @@ from scipy.interpolate import CubicSpline
 from scipy.special import gammaincinv
 from torch import Tensor
 
-from ..scene import STAMP_SIZE, Components
+from ..scene import STAMP_SIZE
 
-__all__ = ["TABLE_INDEX", "TABLE_WAVENUMBER", "render", "reshape_psf", "sersic_surface_brightness", "widen_psf"]
+__all__ = [
+    "TABLE_INDEX",
+    "TABLE_WAVENUMBER",
+    "Components",
+    "render",
+    "reshape_psf",
+    "sersic_surface_brightness",
+    "widen_psf",
+]
 
-_FIELDS = ("flux", "half_light_radius", "sersic_index", "axis_ratio", "angle", "x", "y")
 _INDEX_RANGE = (0.5, 6.0)
 _SOFTENING = 1e-4
 _LOG_STEP = 0.05
@@ -42,8 +50,71 @@ TABLE_WAVENUMBER = np.sqrt(_SOFTENING * np.expm1(2 * _LOG_STEP * np.arange(248))
 _CONTRAST = 2e-3  # brightest copy in the stamp, relative to the center of the profile, that needs no PSF
 # Square rings of copies: spacing in grids (one stands for spacing^2), first and last ring, Chebyshev nodes.
 _RINGS = ((1, 1, 1, 20), (1, 2, 7, 3), (3, 3, 8, 1))
-# Galaxies at a time, which bounds the memory: few on a CPU, so that they stay in its cache.
+# Sources at a time, which bounds the memory: few on a CPU, so that they stay in its cache.
 _CHUNK, _DEVICE_CHUNK = 8, 256
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The light of sources as elliptical Sérsic components: what `render` draws.
+
+    Every field is a tensor ``(..., component)`` with any leading axes; components of one source are drawn together.
+
+    Parameters
+    ----------
+    flux
+        Total flux (the integral of the profile) in image units.
+    half_light_radius
+        Circularized half-light radius in arcsec.
+    sersic_index
+        Sérsic index, 0.5 to 6.
+    axis_ratio
+        Minor over major axis, in (0, 1].
+    angle
+        Position angle of the major axis in radians from +x to +y.
+    x, y
+        Center in pixels of the stamp.
+    present
+        Which components exist; the others are padding.
+
+    Raises
+    ------
+    ValueError
+        If the fields differ in shape.
+    """
+
+    flux: Tensor
+    half_light_radius: Tensor
+    sersic_index: Tensor
+    axis_ratio: Tensor
+    angle: Tensor
+    x: Tensor
+    y: Tensor
+    present: Tensor
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            given = tuple(getattr(self, field.name).shape)
+            if given != tuple(self.flux.shape) or not given:
+                raise ValueError(f"{field.name} must have the shape (..., component) of flux, got {given}")
+
+    def __len__(self) -> int:
+        return len(self.flux)
+
+    def select(self, index: Tensor | slice) -> "Components":
+        """Return the sources at an index into the first axis.
+
+        Parameters
+        ----------
+        index
+            A slice or indices.
+
+        Returns
+        -------
+        Components
+            Some of the sources.
+        """
+        return Components(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
 def sersic_surface_brightness(
@@ -92,17 +163,17 @@ def widen_psf(psf: Tensor, growth: Tensor) -> Tensor:
 
 
 def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int = STAMP_SIZE) -> Tensor:
-    """Render each galaxy of each blend with torch, convolved with the effective PSF and without noise.
+    """Render sources with torch, each alone, convolved with the effective PSF and without noise.
 
     Differentiable in every floating-point field of `components` and in `psf`.
 
     Parameters
     ----------
     components
-        The light of the galaxies. Centers may lie outside the stamp by at most a quarter of its size.
+        The light of the sources ``(..., component)``. Centers may lie outside the stamp by a quarter of its size.
     psf
-        Effective PSF ``(y, x)``, or one per blend ``(blend, y, x)``, sampled at `pixel_scale`, pixel included: square,
-        with an odd number of pixels on a side, no larger than the stamp.
+        Effective PSF ``(y, x)``, or one for each element of the first axis of `components`, sampled at `pixel_scale`,
+        pixel included: square, with an odd number of pixels on a side, no larger than the stamp.
     pixel_scale
         Size of a pixel in arcsec.
     size
@@ -111,7 +182,7 @@ def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int
     Returns
     -------
     Tensor
-        Images ``(blend, galaxy, y, x)`` in flux per pixel, of the dtype of ``components.flux``.
+        Images ``(..., y, x)`` in flux per pixel, of the dtype of ``components.flux``.
 
     Raises
     ------
@@ -119,10 +190,11 @@ def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int
         If a present component has a Sérsic index outside 0.5 to 6, a half-light radius that is not positive, an axis
         ratio outside (0, 1] or a center too far out; if the pixel scale is not positive or the PSF has a wrong shape.
     """
-    _check_shapes(psf, len(components), pixel_scale=pixel_scale, size=size)
+    leading = components.flux.shape[:-1]
+    _check_shapes(psf, leading, pixel_scale=pixel_scale, size=size)
     _check_values(components, size)
-    values = torch.stack([getattr(components, name) for name in _FIELDS], -1).flatten(0, 1)
-    present = components.present.flatten(0, 1)
+    *columns, present = (getattr(components, f.name).reshape(-1, components.flux.shape[-1]) for f in fields(components))
+    values = torch.stack(columns, -1)
     chunk = _CHUNK if values.device.type == "cpu" else _DEVICE_CHUNK
     short = _grid_length(size)
     extended = _is_extended(values.detach(), present, short, pixel_scale, size)
@@ -131,19 +203,19 @@ def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int
         if not chosen.any():
             continue
         transfer = _transfer(psf.to(values), length)
-        for galaxies in chosen.nonzero()[:, 0].split(chunk):
-            seen = transfer if psf.ndim == 2 else transfer[galaxies // components.flux.shape[1]]
-            stamps.append(_render(values[galaxies], present[galaxies], seen, pixel_scale, size))
-            order.append(galaxies)
+        for sources in chosen.nonzero()[:, 0].split(chunk):
+            seen = transfer if psf.ndim == 2 else transfer[sources // (len(values) // leading[0])]
+            stamps.append(_render(values[sources], present[sources], seen, pixel_scale, size))
+            order.append(sources)
     images = torch.cat(stamps).index_select(0, torch.cat(order).argsort())
-    return images.reshape(*components.flux.shape[:2], size, size)
+    return images.reshape(*leading, size, size)
 
 
-def _check_shapes(psf: Tensor, blends: int, *, pixel_scale: float, size: int) -> None:
+def _check_shapes(psf: Tensor, leading: torch.Size, *, pixel_scale: float, size: int) -> None:
     if not pixel_scale > 0:
         raise ValueError(f"pixel_scale must be positive, got {pixel_scale}")
-    if psf.ndim == 3 and len(psf) != blends:
-        raise ValueError(f"psf must be one for all or one per blend ({blends}), got {len(psf)}")
+    if psf.ndim == 3 and (not leading or len(psf) != leading[0]):
+        raise ValueError(f"psf must be one for all or one for each of {tuple(leading)[:1]}, got {len(psf)}")
     shape = tuple(psf.shape)
     if psf.ndim not in (2, 3) or shape[-2] != shape[-1] or shape[-1] % 2 == 0:
         raise ValueError(f"psf must be square with an odd number of pixels on a side, got shape {shape}")
@@ -174,7 +246,7 @@ def _grid_length(size: int) -> int:
 
 
 def _is_extended(values: Tensor, present: Tensor, length: int, pixel_scale: float, size: int) -> Tensor:
-    """Whether any component of a galaxy is still too bright where its nearest copy meets the stamp."""
+    """Whether any component of a source is still too bright where its nearest copy meets the stamp."""
     _, radius, index, ratio, _, x, y = values.unbind(-1)
     inside = torch.stack([x, size - 1 - x, y, size - 1 - y]).amin(0)
     distance = pixel_scale * (length - size + 1 + inside) * ratio.sqrt() / radius
@@ -183,7 +255,7 @@ def _is_extended(values: Tensor, present: Tensor, length: int, pixel_scale: floa
 
 
 def _render(values: Tensor, present: Tensor, transfer: Tensor, pixel_scale: float, size: int) -> Tensor:
-    """Images (galaxy, y, x) from parameters (galaxy, component, parameter) and the transform of the PSF or PSFs."""
+    """Images (source, y, x) from parameters (galaxy, component, parameter) and the transform of the PSF or PSFs."""
     length, number = transfer.shape[-2], len(values)
     values, owner = values[present], present.nonzero()[:, 0]
     spectra = _spectra(values, length, pixel_scale)
@@ -232,7 +304,7 @@ def _sersic_transform(squared: Tensor, index: Tensor) -> Tensor:
 
 
 def _copies(values: Tensor, owner: Tensor, number: int, length: int, pixel_scale: float, size: int) -> Tensor:
-    """Light (galaxy, y, x) that the periodic grid brings into the stamp from the copies around it."""
+    """Light (source, y, x) that the periodic grid brings into the stamp from the copies around it."""
     total = values.new_zeros(number, size, size)
     for spacing, first, last, count in _RINGS:
         steps = torch.arange(-last, last + 1, device=values.device)

@@ -1,19 +1,22 @@
-"""Sets of blends with their truth, in HDF5.
+"""Sets of scenes with their truth, in HDF5.
 
-A set is a folder of shards, ``blends-00000000.h5`` and so on, numbered by the first blend of each. A shard is an HDF5
-file: each known field of a `Blend` is a dataset of that name whose first axis is the blend. The pixels of ``image`` and
-``isolated`` are 16-bit floats in units of 16 times the ``sky_rms`` of the blend: rounding adds 0.03 % of a pixel, far
-less than its photon noise. Boolean arrays are packed along their last axis (`numpy.packbits`), whose length is the
-attribute ``width``. The group ``instrument`` holds the numbers of the `Instrument` as attributes and its arrays as
-datasets. Beside the shards, ``settings.json`` tells how the set was made.
+A set is a folder of shards, ``scenes-00000000.h5`` and so on, numbered by the first scene of each. A shard is an HDF5
+file: each known field of a `Scene` is a dataset of that name, whose first axis is the scene or, for what belongs to a
+source, the source; ``scene`` counts from the first scene of the shard. The pixels of ``image`` and ``light`` are 16-bit
+floats in units of 16 times the ``sky_rms`` of the scene and band: rounding adds 0.03 % of a pixel, far less than its
+photon noise. Pixel scale and zero points are attributes. Beside the shards, ``settings.json`` tells how the set was
+made.
 
 While a set is written, its complete shards are in a folder with ``.partial`` appended to the name, from which an
 interrupted run can be resumed.
 """
 
+from __future__ import annotations
+
 import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
@@ -23,28 +26,27 @@ import numpy as np
 import torch
 
 from .._files import check_header, header, put_in_place, unfinished_folder, whole_file
-from ..scene import Blend, Instrument
+from ..scene import SCENE_FIELDS, SOURCE_FIELDS, Scene
 
-__all__ = ["count_blends", "read_blends", "read_instrument", "write_blends"]
+__all__ = ["count_scenes", "read_scenes", "write_scenes"]
 
-KIND = "set of blends"
+KIND = "set of scenes"
 SETTINGS = "settings.json"
 BATCHES_PER_SHARD = 16
-PIXELS = ("image", "isolated")
+PIXELS = ("image", "light")
 PIXEL_UNIT = 16.0  # in units of the sky noise
 LARGEST = float(np.finfo(np.float16).max)
 
 
-def write_blends(
+def write_scenes(
     path: str | PathLike[str],
-    batches: Iterable[Blend] | Callable[[int], Iterable[Blend]],
+    batches: Iterable[Scene] | Callable[[int], Iterable[Scene]],
     *,
-    instrument: Instrument,
     settings: Mapping[str, object] | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Write a set of blends, 16 batches per shard.
+    """Write a set of scenes, 16 batches per shard.
 
     If writing is interrupted or fails, complete shards stay in ``PATH.partial``, and `resume` continues from them.
 
@@ -55,8 +57,6 @@ def write_blends(
     batches
         Batches with the same known fields, or a function that is called with the number of the first batch to make,
         which is not zero for a resumed set.
-    instrument
-        What the images were taken with.
     settings
         How the set is made, as values that JSON can hold.
     resume
@@ -67,7 +67,7 @@ def write_blends(
     Returns
     -------
     int
-        Number of blends in the set.
+        Number of scenes in the set.
 
     Raises
     ------
@@ -87,16 +87,15 @@ def write_blends(
     remaining = _alike(batches(first) if callable(batches) else islice(batches, first, None))
     try:
         while (batch := next(remaining, None)) is not None:
-            shard = unfinished / f"blends-{count:08d}.h5"
+            shard = unfinished / f"scenes-{count:08d}.h5"
             with whole_file(shard) as temporary, h5py.File(temporary, "w") as file:
                 file.attrs.update(header(KIND))
-                _write_instrument(file.create_group("instrument"), instrument)
                 for part in chain([batch], islice(remaining, BATCHES_PER_SHARD - 1)):
                     _append(file, part)
                     count += len(part)
             shards.append(shard)
         if not count:
-            raise ValueError("batches must hold at least one blend, got none")
+            raise ValueError("batches must hold at least one scene, got none")
     except BaseException:
         if not shards:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -105,27 +104,27 @@ def write_blends(
     return count
 
 
-def read_blends(path: str | PathLike[str], start: int = 0, stop: int | None = None) -> Blend:
-    """Read blends from a set that `write_blends` wrote.
+def read_scenes(path: str | PathLike[str], start: int = 0, stop: int | None = None) -> Scene:
+    """Read scenes from a set that `write_scenes` wrote.
 
     Parameters
     ----------
     path
         The folder of the set, or one of its shards.
     start, stop
-        The first blend, and the one after the last; None for all that follow.
+        The first scene, and the one after the last; None for all that follow.
 
     Returns
     -------
-    Blend
-        The blends from `start` up to `stop`.
+    Scene
+        The scenes from `start` up to `stop`.
 
     Raises
     ------
     FileNotFoundError
         If there is no such set.
     ValueError
-        If it is not a set of blends or has another version of the format, or if the range is not in it.
+        If it is not a set of scenes or has another version of the format, or if the range is not in it.
     """
     shards, starts = _index(path)
     total = starts[-1]
@@ -140,131 +139,117 @@ def read_blends(path: str | PathLike[str], start: int = 0, stop: int | None = No
                     raise ValueError(f"{path}: a shard is missing after {shard.name}")
                 begin = max(start - low, 0)
                 parts.append(_load(file, begin, max(min(stop, high) - low, begin)))
-    return Blend.join(parts)
+    return Scene.join(parts)
 
 
-def count_blends(path: str | PathLike[str]) -> int:
-    """Return the number of blends in a set.
+def count_scenes(path: str | PathLike[str]) -> int:
+    """Return the number of scenes in a set.
 
     Parameters
     ----------
     path
-        The set, as for `read_blends`.
+        The set, as for `read_scenes`.
 
     Returns
     -------
     int
-        The number of blends.
+        The number of scenes.
     """
     return _index(path)[1][-1]
 
 
-def read_instrument(path: str | PathLike[str]) -> Instrument:
-    """Return what the images of a set of blends were taken with.
-
-    Parameters
-    ----------
-    path
-        The set, as for `read_blends`.
-
-    Returns
-    -------
-    Instrument
-        The instrument.
-    """
-    with _shard(_index(path)[0][0]) as file:
-        group = file["instrument"]
-        arrays = {name: torch.from_numpy(group[name][()]) for name in group}
-        return Instrument(**{name: float(value) for name, value in group.attrs.items()}, **arrays)
-
-
 def _check_replaceable(path: Path) -> None:
     if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path}: is a file, not a set of blends, and is not replaced")
+        raise FileExistsError(f"{path}: is a file, not a set of scenes, and is not replaced")
     foreign = {entry.name for entry in path.glob("*")} - {entry.name for entry in _shard_files(path)} - {SETTINGS}
     if foreign:
-        raise FileExistsError(f"{path}: is not a set of blends and is not replaced, it holds {min(foreign)}")
+        raise FileExistsError(f"{path}: is not a set of scenes and is not replaced, it holds {min(foreign)}")
 
 
 def _shard_files(path: Path) -> list[Path]:
-    return sorted(path.glob("blends-????????.h5"))
+    return sorted(path.glob("scenes-????????.h5"))
 
 
 def _index(path: str | PathLike[str]) -> tuple[list[Path], list[int]]:
-    """Return the shards of a set, and the numbers of their first blends with the total appended."""
+    """Return the shards of a set, and the numbers of their first scenes with the total appended."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such set of blends")
+        raise FileNotFoundError(f"{path}: no such set of scenes")
     shards = _shard_files(path) if path.is_dir() else [path]
     if not shards:
-        raise ValueError(f"{path}: must be a set of blends written by probdeblend, got a folder without shards")
-    starts = [int(shard.stem.removeprefix("blends-")) for shard in shards] if path.is_dir() else [0]
+        raise ValueError(f"{path}: must be a set of scenes written by probdeblend, got a folder without shards")
+    starts = [int(shard.stem.removeprefix("scenes-")) for shard in shards] if path.is_dir() else [0]
     with _shard(shards[-1]) as file:
         return shards, [*starts, starts[-1] + len(file["image"])]
 
 
-def _alike(batches: Iterable[Blend]) -> Iterator[Blend]:
-    """Yield batches as long as they have the same known fields."""
-    known = None
+def _alike(batches: Iterable[Scene]) -> Iterator[Scene]:
+    """Yield batches as long as they have the same known fields, and were taken with the same pixels."""
+    first = None
     for batch in batches:
         given = {name for name, value in vars(batch).items() if value is not None}
-        known = known or given
-        if given != known:
-            differing = ", ".join(sorted(given ^ known))
+        camera = {
+            "shape": tuple(batch.image.shape[1:]),
+            "pixel_scale": batch.pixel_scale,
+            "zero_point": batch.zero_point,
+        }
+        first = first or (given, camera)
+        if given != first[0]:
+            differing = ", ".join(sorted(given ^ first[0]))
             raise ValueError(f"batches must have the same fields, only some have {differing}")
+        if camera != first[1]:
+            raise ValueError(f"batches must have the same shape, pixel scale and zero points, got {camera}")
         yield batch
 
 
-def _write_instrument(group: h5py.Group, instrument: Instrument) -> None:
-    for name, value in vars(instrument).items():
-        if isinstance(value, torch.Tensor):
-            group[name] = value.detach().cpu().numpy()
-        elif value is not None:
-            group.attrs[name] = value
-
-
-def _append(file: h5py.File, batch: Blend) -> None:
+def _append(file: h5py.File, batch: Scene) -> None:
     """Append a batch to the datasets of its known fields, which are made with the first one."""
-    for name, tensor in sorted(vars(batch).items()):
+    start = len(file["image"]) if "image" in file else 0
+    if not start:
+        file.attrs.update(pixel_scale=batch.pixel_scale, zero_point=np.array(batch.zero_point, dtype=float))
+    for name in SCENE_FIELDS + SOURCE_FIELDS:
+        tensor = getattr(batch, name)
         if tensor is None:
             continue
-        values, attributes = _packed(name, tensor.detach().cpu(), batch.sky_rms.cpu())
+        values = tensor.detach().cpu().numpy() + (start if name == "scene" else 0)
+        if name in PIXELS:
+            values = _packed(name, values, _unit(batch, name))
         if name not in file:
             shape, chunk = values.shape[1:], 16 if values.ndim > 3 else 1024
-            # Light without noise and masks compress well, noise does not.
+            # Light without noise and PSFs compress well, noise does not.
             compression = None if name == "image" or values.ndim < 4 else "lzf"
             storage = {"shape": (0, *shape), "maxshape": (None, *shape), "chunks": (chunk, *shape)}
-            storage |= {"compression": compression, "shuffle": name == "isolated"}
-            file.create_dataset(name, dtype=values.dtype, **storage).attrs.update(attributes)
+            storage |= {"compression": compression, "shuffle": compression is not None}
+            file.create_dataset(name, dtype=values.dtype, **storage)
         dataset = file[name]
         dataset.resize(len(dataset) + len(values), axis=0)
         dataset[len(dataset) - len(values) :] = values
 
 
-def _packed(name: str, values: torch.Tensor, sky_rms: torch.Tensor) -> tuple[np.ndarray, dict[str, int]]:
-    """Return what is stored of a field, and the attributes that are needed to read it."""
-    if values.dtype == torch.bool:
-        return np.packbits(values.numpy(), axis=-1), {"width": values.shape[-1]}
-    if name not in PIXELS:
-        return values.numpy(), {}
-    values = (values / (PIXEL_UNIT * sky_rms).reshape(-1, *[1] * (values.ndim - 1))).numpy()
+def _unit(scenes: Scene, name: str) -> np.ndarray:
+    """Return the unit of stored pixels, for each scene or source, and band."""
+    rms = scenes.sky_rms if name == "image" else scenes.sky_rms[scenes.scene]
+    return PIXEL_UNIT * rms.detach().cpu().float().numpy()[..., None, None]
+
+
+def _packed(name: str, values: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    values = values / unit
     if (most := float(np.nanmax(np.abs(values), initial=0.0))) > LARGEST:
         brightest = PIXEL_UNIT * most
         raise ValueError(f"{name} must be below a million times the sky noise to be stored, got {brightest:.3g}")
-    return values.astype(np.float16), {}
+    return values.astype(np.float16)
 
 
-def _load(file: h5py.File, start: int, stop: int) -> Blend:
-    loaded = {}
-    for name in file.keys() - {"instrument"}:
-        values = file[name][start:stop]
-        if "width" in file[name].attrs:
-            values = np.unpackbits(values, axis=-1, count=int(file[name].attrs["width"])).astype(bool)
-        loaded[name] = torch.from_numpy(values)
-    unit = PIXEL_UNIT * loaded["sky_rms"]
-    for name in loaded.keys() & set(PIXELS):
-        loaded[name] = loaded[name].float() * unit.float().reshape(-1, *[1] * (loaded[name].ndim - 1))
-    return Blend(**loaded)
+def _load(file: h5py.File, start: int, stop: int) -> Scene:
+    loaded = {name: torch.from_numpy(file[name][start:stop]) for name in SCENE_FIELDS if name in file}
+    if "scene" in file:
+        low, high = np.searchsorted(file["scene"][()], [start, stop])
+        loaded |= {name: torch.from_numpy(file[name][low:high]) for name in SOURCE_FIELDS if name in file}
+        loaded["scene"] -= start
+    numbers = {"pixel_scale": float(file.attrs["pixel_scale"]), "zero_point": tuple(file.attrs["zero_point"].tolist())}
+    scenes = Scene(**loaded, **numbers)
+    pixels = {name: loaded[name].float() * torch.from_numpy(_unit(scenes, name)) for name in PIXELS if name in loaded}
+    return replace(scenes, **pixels)
 
 
 @contextlib.contextmanager
@@ -277,6 +262,6 @@ def _shard(path: Path) -> Iterator[h5py.File]:
         ) from error
     with file:
         check_header(file.attrs, KIND, path)
-        if not {"image", "sky_rms", "instrument"} <= file.keys():
-            raise ValueError(f"{path}: must hold image, sky_rms and instrument, got {', '.join(file.keys())}")
+        if not {"image", "sky_rms", "psf"} <= file.keys():
+            raise ValueError(f"{path}: must hold image, sky_rms and psf, got {', '.join(file.keys())}")
         yield file

@@ -1,4 +1,4 @@
-"""Batches of blends, shared among processes."""
+"""Batches of scenes, shared among processes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator
 import torch
 from joblib import Parallel, delayed
 
-from ..scene import Blend
+from ..scene import Scene
 
 __all__ = ["in_batches"]
 
-Maker = Callable[[tuple[int, int], int], Blend]
+Maker = Callable[[tuple[int, int], int], Scene]
 
 
 def in_batches(
     make: Maker, count: int, *, seed: int, batch_size: int, first: int = 0, workers: int = 0
-) -> Iterator[Blend]:
-    """Make `count` blends by ``make((seed, number of the batch), size)``, in order; 0 workers means in this process.
+) -> Iterator[Scene]:
+    """Make `count` scenes by ``make((seed, number of the batch), size)``, in order; 0 workers means in this process.
 
     Nothing starts before the first batch is asked for, and an error is that of its batch.
     """
@@ -29,12 +29,12 @@ def in_batches(
     return _results(make, tasks[first:], workers)
 
 
-def _results(make: Maker, tasks: list[tuple[tuple[int, int], int]], workers: int) -> Iterator[Blend]:
+def _results(make: Maker, tasks: list[tuple[tuple[int, int], int]], workers: int) -> Iterator[Scene]:
     shared = Parallel(n_jobs=max(workers, 1), return_as="generator")
     yield from shared(delayed(_on_one_thread)(make, *task) for task in tasks)
 
 
-def _on_one_thread(make: Maker, key: tuple[int, int], size: int) -> Blend:
+def _on_one_thread(make: Maker, key: tuple[int, int], size: int) -> Scene:
     """Make a batch on one thread, as sums depend on how they are split: the same for any number of workers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

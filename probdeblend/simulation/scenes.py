@@ -1,0 +1,304 @@
+"""Scenes of known truth: sources of a population, seen by a camera, each rendered alone.
+
+Every source is rendered on a cutout around its center, large enough for its light to drop below the noise, so that an
+image of any size needs little memory. Its AUTO flux is what SEP measures on that cutout, without noise; where SEP would
+not find the source, it is that of a brighter source of the same shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..photometry.detection import auto_flux
+from ..photometry.noise import add_noise
+from ..scene import SOURCE_TYPES, STAMP_SIZE, Instrument, Scene
+from .cameras import Camera
+from .morphology import source_components
+from .population import Population
+from .positions import Frame
+from .profiles import Components, render
+from .workers import in_batches
+
+__all__ = ["Renderer", "Simulator", "auto_over_total", "render_bands", "simulate"]
+
+Renderer = Callable[..., Tensor]
+"""`render` or `render_galsim`: a function of components and a PSF that returns each source's image."""
+
+CUTOUT, LARGEST_CUTOUT = 128, 512  # pixels on a side
+FAINTEST = 0.02  # sky rms; brighter light at the edge of a cutout makes it larger
+LIGHT_SIDE = 256  # pixels; larger images come without the light of every source
+BATCH_PIXELS = 2**20  # pixels of a batch of scenes
+AT_ONCE = 32  # sources
+BOOST, BOOSTS = 4.0, 8  # how much brighter a source is made until SEP finds it
+
+
+def render_bands(
+    light: Components, slope: Tensor, camera: Camera, *, engine: Renderer, size: int
+) -> tuple[Tensor, Tensor]:
+    """Render sources of unit flux in every band, and return ln of the flux in each over that in the first.
+
+    Light ``(source, band, y, x)`` sums to 1 over an infinite image; colors are ``(source, band)``.
+    """
+    values = {f.name: getattr(light, f.name) for f in fields(light)}
+    psf, finer = camera.psf, 1
+    if camera.fine_psf is not None:
+        psf, finer = camera.fine_psf, 2
+        values |= {"x": 2 * light.x, "y": 2 * light.y}
+    images, colors = [], []
+    for band, wave in enumerate(camera.wavelengths / camera.wavelengths[0]):
+        flux = light.flux * (slope * wave.log()).exp() * light.present
+        total = flux.sum(-1, keepdim=True)
+        drawn = Components(**values | {"flux": flux / total})
+        image = engine(drawn, psf[band], pixel_scale=camera.pixel_scale / finer, size=finer * size)
+        images.append(finer**2 * image[..., ::finer, ::finer])
+        colors.append(total[..., 0].log())
+    return torch.stack(images, 1), torch.stack(colors, 1)
+
+
+def auto_over_total(light: np.ndarray, flux: float) -> float:
+    """AUTO over total flux of a source of unit flux ``(y, x)`` and a flux in sky rms; NaN if SEP never finds it."""
+    for _ in range(BOOSTS):
+        if light.max() * flux > 2 and math.isfinite(found := auto_flux(light * flux, 1.0)):
+            return found / flux
+        flux *= BOOST
+    return math.nan
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """A population seen by a camera.
+
+    Parameters
+    ----------
+    population
+        What sources there are, and where.
+    camera
+        What images are taken with.
+    shape
+        Pixels ``(y, x)`` of the images.
+    number
+        Number of sources in every scene; drawn from the population if None.
+    engine
+        `render`, or `render_galsim`.
+    """
+
+    population: Population = field(default_factory=Population.published)
+    camera: Camera = field(default_factory=Camera.candels_f160w)
+    shape: tuple[int, int] = (STAMP_SIZE, STAMP_SIZE)
+    number: int | None = None
+    engine: Renderer = render
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1:
+            raise ValueError(f"shape must be positive, got {self.shape}")
+        if self.population.snr is None and len(self.camera.zero_point) != len(self.camera):
+            raise ValueError("camera must have zero points for a population whose fluxes follow from magnitudes")
+
+    def batches(
+        self, count: int, *, seed: int, batch_size: int | None = None, first: int = 0, workers: int = 0
+    ) -> Iterator[Scene]:
+        """Simulate scenes batch by batch.
+
+        Batch i depends on the seed, the batch size and i alone, so that a longer set begins with the shorter one.
+
+        Parameters
+        ----------
+        count
+            Number of scenes.
+        seed
+            Same seed, same scenes; not negative.
+        batch_size
+            Scenes per batch; by default as many as fit in some memory.
+        first
+            Number of the first batch to make.
+        workers
+            Number of processes that simulate; 0 for this one alone. The scenes do not depend on it.
+
+        Returns
+        -------
+        iterator of Scene
+            Scenes with all their truth.
+
+        Raises
+        ------
+        ValueError
+            If a number is negative, or the batch size zero.
+        """
+        size = max(1, min(64, BATCH_PIXELS // math.prod(self.shape))) if batch_size is None else batch_size
+        make = partial(self._batch, size=size)
+        return in_batches(make, count, seed=seed, batch_size=size, first=first, workers=workers)
+
+    def _batch(self, key: tuple[int, int], count: int, *, size: int) -> Scene:
+        """Draw a batch of `size` scenes and keep the first `count`, which thus do not depend on `count`."""
+        seeds = [int(n >> np.uint64(1)) for n in np.random.SeedSequence(key).generate_state(3, np.uint64)]
+        frame = Frame(self.shape, self.camera.pixel_scale, self.camera.blur)
+        drawn = self.population.sample(size, frame, seed=seeds[0], number=self.number)
+        exists = drawn.pop("exists")
+        scene = exists.nonzero()[:, 0]
+        drawn = {name: value[exists] for name, value in drawn.items()}
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seeds[1])
+            smooth, pixel_scale = self.population.smooth, self.camera.pixel_scale
+            light, slope = source_components(drawn, pixel_scale=pixel_scale, smooth=smooth)
+            kept = int((scene < count).sum())
+            drawn = {name: value[:kept] for name, value in drawn.items()}
+            made = self._painted(drawn, light, slope, scene[:kept], count)
+        return self._observed(drawn, *made, scene[:kept], torch.Generator().manual_seed(seeds[2]))
+
+    def _painted(
+        self, drawn: Mapping[str, Tensor], light: Components, slope: Tensor, scene: Tensor, count: int
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Return the noiseless images, the light of each source, and its total and AUTO flux."""
+        bands, sources = len(self.camera), len(scene)
+        image = torch.zeros(count, bands, *self.shape)
+        alone = torch.zeros(sources, bands, *self.shape) if max(self.shape) <= LIGHT_SIDE else None
+        total, auto = torch.zeros(2, sources, bands)
+        middle = torch.stack([drawn["x"], drawn["y"]], -1).round().long()
+        size = max(CUTOUT, self.camera.psf.shape[-1] + 1)
+        todo = torch.arange(sources)
+        while len(todo):
+            larger = []
+            for some in todo.split(AT_ONCE):
+                corner = middle[some] - size // 2
+                part = light.select(some)
+                moved = {"x": part.x - corner[:, :1], "y": part.y - corner[:, 1:]}
+                part = Components(**{f.name: getattr(part, f.name) for f in fields(part)} | moved)
+                cutout, color = render_bands(part, slope[some], self.camera, engine=self.engine, size=size)
+                flux = self._fluxes({name: value[some] for name, value in drawn.items()}, cutout, color)
+                enough = self._is_enough(cutout, flux, size)
+                larger.append(some[~enough])
+                for i in enough.nonzero()[:, 0].tolist():
+                    number, own = int(some[i]), cutout[i] * flux[i, :, None, None]
+                    total[number], auto[number] = flux[i], flux[i] * self._auto(cutout[i], flux[i])
+                    _paste(image[scene[number]], own, corner[i])
+                    if alone is not None:
+                        _paste(alone[number], own, corner[i])
+            todo, size = torch.cat(larger), 2 * size
+        return image, alone, total, auto
+
+    def _fluxes(self, drawn: Mapping[str, Tensor], cutout: Tensor, color: Tensor) -> Tensor:
+        """Total flux ``(source, band)`` in image units."""
+        if self.population.snr is None:
+            return 10 ** (-0.4 * (drawn["magnitude"][:, None] - torch.tensor(self.camera.zero_point))) * color.exp()
+        snr = color.exp() * cutout.square().sum((-2, -1)).sqrt() / self.camera.sky_rms
+        return color.exp() * (drawn["ln_snr"].exp() / snr.amax(1))[:, None]
+
+    def _is_enough(self, cutout: Tensor, flux: Tensor, size: int) -> Tensor:
+        """Whether the light at a cutout's edge is negligible, or the cutout as large as it need be."""
+        if size >= min(LARGEST_CUTOUT, 2 * max(self.shape)):
+            return torch.ones(len(cutout), dtype=torch.bool)
+        edge = torch.stack([cutout[..., 0, :], cutout[..., -1, :], cutout[..., 0], cutout[..., -1]]).amax((0, -1))
+        return (edge * flux / self.camera.sky_rms < FAINTEST).all(1)
+
+    def _auto(self, cutout: Tensor, flux: Tensor) -> Tensor:
+        over = (flux / self.camera.sky_rms).tolist()
+        pixels = cutout.double().numpy()
+        return torch.tensor([auto_over_total(one, value) for one, value in zip(pixels, over, strict=True)])
+
+    def _observed(
+        self,
+        drawn: Mapping[str, Tensor],
+        image: Tensor,
+        light: Tensor | None,
+        flux: Tensor,
+        auto: Tensor,
+        scene: Tensor,
+        generator: torch.Generator,
+    ) -> Scene:
+        camera, count = self.camera, len(image)
+        names = ("sky_rms", "exposure", "noise_kernel", "wavelength", "psf")
+        values = {n: v.expand(count, *v.shape) for n in names if (v := getattr(camera, n)) is not None}
+        noise = {name: values.get(name) for name in ("sky_rms", "exposure", "noise_kernel")}
+        galaxy = drawn["source_type"] != SOURCE_TYPES.index("star")
+        radius = drawn["half_light_radius"] * drawn["axis_ratio"].sqrt()
+        return Scene(
+            image=add_noise(image, **noise, generator=generator),
+            pixel_scale=camera.pixel_scale,
+            zero_point=camera.zero_point,
+            scene=scene,
+            flux=flux,
+            auto_flux=auto,
+            light=light,
+            half_light_radius=torch.where(galaxy, radius, torch.nan),
+            axis_ratio=torch.where(galaxy, drawn["axis_ratio"], 1.0),
+            angle=torch.where(galaxy, drawn["angle"], 0.0),
+            **{name: drawn[name] for name in ("x", "y", "source_type")},
+            **values,
+        )
+
+
+def simulate(
+    count: int,
+    *,
+    population: Population | None = None,
+    camera: Camera | Instrument | None = None,
+    size: int | tuple[int, int] = STAMP_SIZE,
+    number: int | None = None,
+    seed: int = 0,
+    engine: Renderer = render,
+    workers: int = 0,
+) -> Scene:
+    """Simulate scenes with their truth.
+
+    Parameters
+    ----------
+    count
+        Number of scenes, at least one; larger sets than fit in memory are made by `Simulator.batches`.
+    population
+        What sources there are, and where; ``Population.published()``, pairs of galaxies, by default.
+    camera
+        What images are taken with; CANDELS F160W by default.
+    size
+        Pixels on a side of the images, or ``(y, x)``. Images of more than 256 pixels on a side come without the light
+        of every source.
+    number
+        Number of sources in every scene; drawn from the population if None.
+    seed
+        Same seed, same scenes; not negative.
+    engine
+        `render`, or `render_galsim`, which takes ten times as long.
+    workers
+        Number of processes that simulate; 0 for this one alone. The scenes do not depend on it.
+
+    Returns
+    -------
+    Scene
+        Scenes with all their truth.
+
+    Raises
+    ------
+    ValueError
+        If the count is not positive, or another number is negative.
+
+    Examples
+    --------
+    >>> field = simulate(
+    ...     1, population=Population.default(), camera=Cameras().sample(rng), size=1000, number=200
+    ... )  # doctest: +SKIP
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    camera = camera or Camera.candels_f160w()
+    camera = Camera.of(camera) if isinstance(camera, Instrument) else camera
+    shape = (size, size) if isinstance(size, int) else tuple(size)
+    simulator = Simulator(population or Population.published(), camera, shape, number, engine)
+    return Scene.join(simulator.batches(count, seed=seed, workers=workers))
+
+
+def _paste(image: Tensor, cutout: Tensor, corner: Tensor) -> None:
+    """Add a cutout ``(band, y, x)`` to an image, with its first pixel at the corner x, y."""
+    left, top = corner.tolist()
+    rows, columns = (
+        slice(max(top, 0), max(top + cutout.shape[-2], 0)),
+        slice(max(left, 0), max(left + cutout.shape[-1], 0)),
+    )
+    inside = image[:, rows, columns]
+    y, x = max(-top, 0), max(-left, 0)
+    inside += cutout[:, y : y + inside.shape[-2], x : x + inside.shape[-1]]
