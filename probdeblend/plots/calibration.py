@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy.table import Table
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from ..metrics.masks import Reliability
 from ..metrics.ranks import ecdf_band
-from .images import EXACT_COLOR, PALETTE
+from .images import EXACT_COLOR, PALETTE, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_coverage", "plot_pulls", "plot_ranks", "plot_reliability"]
 
@@ -36,6 +38,8 @@ def plot_coverage(table: Table, *, group: str = "state") -> NDArray[np.object_]:
     NDArray
         The `Axes` of each quantity ``(quantity,)``; bars are the bands of the table.
     """
+    from matplotlib.figure import Figure
+
     quantities = list(dict.fromkeys(table["quantity"]))
     names = [name for name in table.colnames if name.startswith("coverage_") and name.count("_") == 1]
     levels = np.array([float(name.removeprefix("coverage_")) / 100 for name in names])
@@ -72,7 +76,7 @@ def plot_ranks(ranks: Mapping[str, ArrayLike], *, level: float = 0.99, axes: Axe
     Axes
         Cumulative distribution minus the diagonal.
     """
-    axes = axes or Figure(figsize=(4.8, 3.6), layout="constrained").subplots()
+    axes = axes or new_axes(4.8, 3.6)
     values = {name: np.sort(np.ravel(np.asarray(found, dtype=float))) for name, found in ranks.items()}
     points, low, high = ecdf_band(min(len(found) for found in values.values()), level=level)
     band = {"color": EXACT_COLOR, "alpha": 0.35, "lw": 0, "label": f"{level:.0%} band"}
@@ -102,14 +106,14 @@ def plot_pulls(pulls: Mapping[str, ArrayLike], *, axes: Axes | None = None) -> A
     Axes
         The histograms, each with unit area.
     """
-    axes = axes or Figure(figsize=(5.4, 4), layout="constrained").subplots()
+    axes = axes or new_axes(5.4, 4)
     grid = np.linspace(-LARGEST_PULL, LARGEST_PULL, 401)
     axes.fill_between(grid, norm.pdf(grid), color=EXACT_COLOR, alpha=0.35, lw=0, label="unit normal")
     for (name, values), color in zip(pulls.items(), PALETTE, strict=False):
         pull = np.asarray(values, dtype=float)
         pull = np.clip(pull[np.isfinite(pull)], -LARGEST_PULL, LARGEST_PULL)
         if len(pull):
-            look = {"histtype": "step", "color": color, "lw": 1.6, "label": f"{name} ({len(pull)} galaxies)"}
+            look = {"histtype": "step", "color": color, "lw": 1.6, "label": f"{name} ({len(pull)} sources)"}
             axes.hist(pull, np.linspace(-LARGEST_PULL, LARGEST_PULL, 41), density=True, **look)
     axes.set(xlabel="difference over its error", ylabel="density", xlim=(-LARGEST_PULL, LARGEST_PULL))
     axes.legend(frameon=False, fontsize=8)
@@ -131,7 +135,7 @@ def plot_reliability(masks: Mapping[str, Reliability], *, axes: Axes | None = No
     Axes
         The reliability curves; the area of a point grows with its number of pixels.
     """
-    axes = axes or Figure(figsize=(4.4, 4.2), layout="constrained").subplots()
+    axes = axes or new_axes(4.4, 4.2)
     axes.plot([0, 1], [0, 1], color=EXACT_COLOR, lw=1)
     for (name, sums), color in zip(masks.items(), PALETTE, strict=False):
         curve = sums.curve()

@@ -1,24 +1,49 @@
 """Images and stamps."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy.stats import mad_std
-from matplotlib.axes import Axes
-from matplotlib.colors import AsinhNorm
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["EXACT_COLOR", "GALAXY_COLORS", "ISOLATED_COLOR", "PALETTE", "plot_image", "plot_stamps"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import AsinhNorm
 
-GALAXY_COLORS = ("#0072B2", "#D55E00")
-"""Colors of the central galaxy and of its companion."""
+__all__ = ["EXACT_COLOR", "PALETTE", "new_axes", "plot_image", "plot_stamps", "show", "stretch"]
 
-ISOLATED_COLOR = "#009E73"  # of a source that overlaps no other
 EXACT_COLOR = "0.6"  # of what an exact posterior would show
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#B5A900")
+"""Colors of sources and curves, which color-blind readers can tell apart (Okabe and Ito)."""
 
-PALETTE = (*GALAXY_COLORS, ISOLATED_COLOR, "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#B5A900")
-"""Colors of curves, which color-blind readers can tell apart."""
+
+def new_axes(width: float, height: float) -> Axes:
+    """Return the axes of a new figure of a size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained").subplots()
+
+
+def stretch(image: NDArray) -> AsinhNorm:
+    """Return the asinh stretch of an image: linear within the sky noise, logarithmic above."""
+    from matplotlib.colors import AsinhNorm
+
+    good = image[np.isfinite(image)]
+    if not good.size:
+        raise ValueError("image must have a finite pixel, got none")
+    sky = np.median(good)
+    noise = mad_std(good) or good.std() or 1.0
+    return AsinhNorm(2 * noise, vmin=sky - 2 * noise, vmax=max(np.quantile(good, 0.9995), sky + 10 * noise))
+
+
+def show(axes: Axes, pixels: NDArray, corner: tuple[int, int] = (0, 0), **look: object) -> None:
+    """Show pixels ``(y, x)`` or colors ``(y, x, 3)`` whose first one is at the row and column `corner`."""
+    (y, x), (rows, columns) = corner, pixels.shape[:2]
+    extent = (x - 0.5, x + columns - 0.5, y - 0.5, y + rows - 0.5)
+    axes.imshow(pixels, origin="lower", interpolation="nearest", extent=extent, **look)
 
 
 def plot_image(image: ArrayLike, *, pixel_scale: float | None = None, axes: Axes | None = None) -> Axes:
@@ -46,14 +71,9 @@ def plot_image(image: ArrayLike, *, pixel_scale: float | None = None, axes: Axes
     image = np.asarray(image, dtype=float)
     if image.ndim != 2:
         raise ValueError(f"image must have the axes (y, x), got shape {image.shape}")
-    good = image[np.isfinite(image)]
-    if not good.size:
-        raise ValueError("image must have a finite pixel, got none")
-    axes = axes or Figure(figsize=(5, 5), layout="constrained").subplots()
-    sky = np.median(good)
-    noise = mad_std(good) or good.std() or 1.0
-    norm = AsinhNorm(2 * noise, vmin=sky - 2 * noise, vmax=max(np.quantile(good, 0.9995), sky + 10 * noise))
-    axes.imshow(image, norm=norm, cmap="gray_r", origin="lower", interpolation="nearest")
+    norm = stretch(image)
+    axes = axes or new_axes(5, 5)
+    show(axes, image, norm=norm, cmap="gray_r")
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(-0.5, image.shape[0] - 0.5))
     if pixel_scale is None:
         axes.set(xlabel="x [pixel]", ylabel="y [pixel]")
@@ -82,7 +102,7 @@ def plot_stamps(
     titles
         One title per stamp, of one line or several.
     outlines
-        Masks ``(stamp, outline, y, x)`` to draw as contours, in the colors of the galaxies.
+        Masks ``(stamp, outline, y, x)`` to draw as contours, in the colors of `PALETTE`.
     colors
         Color of the frame of each stamp; None for black.
     columns
@@ -98,6 +118,8 @@ def plot_stamps(
     ValueError
         If there is no stamp, or not one title for each.
     """
+    from matplotlib.figure import Figure
+
     stamps = np.asarray(stamps)
     if not len(stamps) or len(titles) != len(stamps):
         raise ValueError(f"titles must be as many as stamps, and at least one, got {len(titles)} for {len(stamps)}")
@@ -110,7 +132,7 @@ def plot_stamps(
         plot_image(stamps[number], axes=axes)
         axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
         axes.set_title(titles[number], fontsize=7)
-        for mask, color in zip(() if outlines is None else outlines[number], PALETTE[:3], strict=False):
+        for mask, color in zip(() if outlines is None else outlines[number], PALETTE, strict=False):
             if np.any(mask):
                 axes.contour(np.asarray(mask, dtype=float), [0.5], colors=[color], linewidths=0.7)
         if colors is not None:

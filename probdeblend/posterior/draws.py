@@ -22,7 +22,7 @@ from ..scene import SOURCE_TYPES
 from .catalog import tabulate
 from .cutouts import Cutouts
 from .moments import color, covariance, draws, group_flux, magnitude, to_arviz
-from .pixels import image, mask, model, segmentation
+from .pixels import image, label_image, mask, model_image, segmentation
 from .storage import open_posterior, save
 
 __all__ = ["COLUMNS", "Posterior"]
@@ -238,7 +238,8 @@ class Posterior:
     color = color
     mask = mask
     image = image
-    model = model
+    model_image = model_image
+    label_image = label_image
     segmentation = segmentation
     to_arviz = to_arviz
     save = save
@@ -369,22 +370,24 @@ class Posterior:
         """
         return type(self)(self.dataset)
 
-    def plot(self, label: int) -> NDArray[np.object_]:
-        """Show a source: the image, its mask, its deblended image, and its flux beside those of its neighbors.
+    def plot(self, label: int, image: ArrayLike | None = None) -> NDArray[np.object_]:
+        """Show a source: the image, its mask, its deblended image, and the posterior of its flux.
 
         Parameters
         ----------
         label
             The source.
+        image
+            Image of its scene ``(y, x)`` or ``(band, y, x)``; by default the sum of the deblended images.
 
         Returns
         -------
         NDArray
-            The `Axes` of the panels, as from `probdeblend.plots.plot_source`.
+            The four `Axes`, as from `probdeblend.plots.plot_source`.
         """
         from ..plots.sources import plot_source
 
-        return plot_source(self, label)
+        return plot_source(self, label, image)
 
 
 def _checked(name: str, values: NDArray, shape: tuple[int, ...]) -> NDArray:

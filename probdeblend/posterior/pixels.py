@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from .draws import Posterior
 
-__all__ = ["image", "mask", "model", "segmentation"]
+__all__ = ["image", "label_image", "mask", "model_image", "segmentation"]
 
 
 def mask(posterior: Posterior, label: int) -> Cutout:
@@ -53,7 +53,7 @@ def image(posterior: Posterior, label: int) -> Cutout:
     return _pixels(posterior).cutout("image", posterior.index(label), posterior.wcs)
 
 
-def model(posterior: Posterior, scene: int = 0) -> NDArray[np.floating]:
+def model_image(posterior: Posterior, scene: int = 0) -> NDArray[np.floating]:
     """Return the sum of the deblended images of all sources of a scene.
 
     Parameters
@@ -76,7 +76,7 @@ def model(posterior: Posterior, scene: int = 0) -> NDArray[np.floating]:
     return total
 
 
-def segmentation(posterior: Posterior, scene: int = 0) -> SegmentationImage:
+def label_image(posterior: Posterior, scene: int = 0) -> NDArray[np.int32]:
     """Return the most probable owner of each pixel of a scene.
 
     Parameters
@@ -88,11 +88,9 @@ def segmentation(posterior: Posterior, scene: int = 0) -> SegmentationImage:
 
     Returns
     -------
-    photutils.segmentation.SegmentationImage
-        The label of the source with the highest mask probability, 0 where none reaches one half.
+    NDArray
+        The label of the source with the highest mask probability ``(y, x)``, 0 where none reaches one half.
     """
-    from photutils.segmentation import SegmentationImage
-
     pixels, label = _pixels(posterior), posterior.dataset["label"].values
     owner, best = np.zeros(pixels.shape, dtype=np.int32), np.full(pixels.shape, 0.5)
     for number in np.flatnonzero(posterior.dataset["scene"].values == scene):
@@ -100,7 +98,27 @@ def segmentation(posterior: Posterior, scene: int = 0) -> SegmentationImage:
         higher = found.data >= best[found.slices]
         owner[found.slices][higher] = label[number]
         best[found.slices][higher] = found.data[higher]
-    return SegmentationImage(owner)
+    return owner
+
+
+def segmentation(posterior: Posterior, scene: int = 0) -> SegmentationImage:
+    """Return the most probable owner of each pixel of a scene, as photutils takes it.
+
+    Parameters
+    ----------
+    posterior
+        The posterior.
+    scene
+        Number of the scene.
+
+    Returns
+    -------
+    photutils.segmentation.SegmentationImage
+        Of the labels that `label_image` returns.
+    """
+    from photutils.segmentation import SegmentationImage
+
+    return SegmentationImage(label_image(posterior, scene))
 
 
 def _pixels(posterior: Posterior) -> Cutouts:

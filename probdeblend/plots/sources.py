@@ -1,0 +1,307 @@
+"""Figures of sources, of groups and of fields, from the posteriors of `probdeblend.posterior`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.spatial import KDTree
+
+from ..metrics.arrays import ONE_SIGMA
+from .images import PALETTE, plot_image, show, stretch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_field", "plot_group", "plot_source"]
+
+CREDIBLE = (0.95, 0.68)
+MASK_COLORS = "viridis"
+NEIGHBORS = 5  # nearest sources, which have other colors
+MOST_LABELS = 150  # in a field; more of them hide it
+DEPTH = 1.5  # of the colors, relative to the gray of the image
+
+
+class Sources(Protocol):
+    """What a figure needs of a `probdeblend.Posterior`."""
+
+    dataset: xr.Dataset
+    cutouts: Any
+
+    def index(self, label: int) -> int:
+        """Return the place of a source."""
+
+    def model_image(self, scene: int) -> NDArray:
+        """Return the sum of the images of the sources."""
+
+
+def plot_source(
+    posterior: Sources,
+    label: int,
+    image: ArrayLike | None = None,
+    *,
+    band: int = 0,
+    truth: float | None = None,
+) -> NDArray[np.object_]:
+    """Show a source: the image, its mask probability, its deblended image, and the posterior of its flux.
+
+    Parameters
+    ----------
+    posterior
+        A posterior with masks.
+    label
+        The source.
+    image
+        Image of its scene ``(y, x)`` or ``(band, y, x)``; by default the sum of the deblended images.
+    band
+        Index of the band.
+    truth
+        True flux, marked by a line.
+
+    Returns
+    -------
+    NDArray
+        The four `Axes`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.5, 3.3), layout="constrained")
+    panels = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.2])
+    number = posterior.index(label)
+    mask = posterior.cutouts.cutout("mask", number)
+    pixels = _scene_image(posterior, int(posterior.dataset["scene"][number]), image, band)
+    norm = stretch(pixels)
+    show(panels[0], pixels[mask.slices], mask.corner, norm=norm, cmap="gray_r")
+    show(panels[1], mask.data, mask.corner, vmin=0, vmax=1, cmap=MASK_COLORS)
+    figure.colorbar(panels[1].images[0], ax=panels[1], ticks=[0, 0.5, 1], shrink=0.8)
+    if "image" in posterior.cutouts.known:
+        show(panels[2], posterior.cutouts.cutout("image", number).data[band], mask.corner, norm=norm, cmap="gray_r")
+    else:
+        panels[2].text(0.5, 0.5, "no image", ha="center", transform=panels[2].transAxes)
+    _outline(panels[0], mask, PALETTE[1])
+    titles = (f"source {label}", "mask probability", "deblended")
+    for panel, title in zip(panels, titles, strict=False):
+        panel.set_title(title, fontsize="medium")
+        panel.set_box_aspect(mask.data.shape[0] / mask.data.shape[1])
+    _flux_panel(panels[3], posterior, number, band, truth)
+    return panels
+
+
+def plot_group(
+    posterior: Sources,
+    label: int,
+    image: ArrayLike | None = None,
+    *,
+    band: int = 0,
+    truth: ArrayLike | None = None,
+    most: int = 5,
+) -> tuple[Axes, NDArray[np.object_]]:
+    """Show a group: the masks of its sources in colors over the image, and the joint posterior of their fluxes.
+
+    Parameters
+    ----------
+    posterior
+        A posterior with masks.
+    label
+        A source of the group.
+    image
+        Image of the scene ``(y, x)`` or ``(band, y, x)``; by default the sum of the deblended images.
+    band
+        Index of the band.
+    truth
+        True fluxes of all sources of the posterior ``(source,)``, marked by crosses.
+    most
+        Largest number of sources whose fluxes are shown: this one and those correlated most with it.
+
+    Returns
+    -------
+    tuple
+        The `Axes` of the image, and those of the fluxes ``(source, source)``, one row and one column per source.
+    """
+    from matplotlib.figure import Figure
+
+    group = posterior.dataset["group"].values
+    number = posterior.index(label)
+    members = np.flatnonzero(group == group[number])
+    draws, kind = _draws(posterior, band)
+    error = draws[members] - draws[members].mean(1, keepdims=True)
+    tied = np.abs((error * error[members == number]).sum(1)) / np.sqrt((error**2).sum(1))
+    tied[members == number] = np.inf
+    shown = np.sort(members[np.argsort(-np.nan_to_num(tied))[:most]])
+    figure = Figure(figsize=(4.5 + 2.2 * max(len(shown), 1.5), 2.2 * max(len(shown), 2)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[4.5, 2.2 * max(len(shown), 1.5)])
+    axes = left.subplots()
+    _group_image(axes, posterior, members, _scene_image(posterior, posterior.dataset["scene"][number], image, band))
+    corner = right.subplots(len(shown), len(shown), squeeze=False, sharex="col")
+    limits = {source: _limits(draws[source]) for source in shown}
+    for (row, column), panel in np.ndenumerate(corner):
+        first, second = shown[column], shown[row]
+        panel.tick_params(labelsize="x-small", labelleft=column == 0 < row, left=column < row)
+        if column > row:
+            panel.axis("off")
+        elif column == row:
+            bins = np.linspace(*limits[first], 41)
+            panel.hist(draws[first][np.isfinite(draws[first])], bins, color=PALETTE[_place(members, first)], alpha=0.75)
+        else:
+            _joint(panel, draws[[first, second]], [limits[first], limits[second]])
+            if truth is not None:
+                panel.plot(truth[first], truth[second], "+", color="k", ms=10, mew=1.6)
+        if row == len(shown) - 1:
+            name = posterior.dataset["label"].values[first]
+            panel.set_xlabel(f"{kind} of {name}", color=PALETTE[_place(members, first)], fontsize="small")
+    return axes, corner
+
+
+def plot_field(
+    posterior: Sources, image: ArrayLike | None = None, *, scene: int = 0, band: int = 0
+) -> NDArray[np.object_]:
+    """Show a field beside its deblended sources: each source's light in a color that its neighbors do not have.
+
+    Parameters
+    ----------
+    posterior
+        A posterior with images, or with masks.
+    image
+        Image of the scene ``(y, x)`` or ``(band, y, x)``; by default the sum of the deblended images.
+    scene
+        Number of the scene.
+    band
+        Index of the band.
+
+    Returns
+    -------
+    NDArray
+        The `Axes` of the image and of the sources; sources have their labels where there are at most 150.
+    """
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+
+    pixels = _scene_image(posterior, scene, image, band)
+    height = 6 * pixels.shape[0] / pixels.shape[1] + 0.3
+    figure = Figure(figsize=(12.2, height), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    plot_image(pixels, axes=panels[0])
+    sources = np.flatnonzero(posterior.dataset["scene"].values == scene)
+    x, y, label = (posterior.dataset[name].values[sources] for name in ("x", "y", "label"))
+    colors = np.array([to_rgb(color) for color in PALETTE])[_apart(x, y)] if len(sources) else np.zeros((0, 3))
+    light, mixed = np.zeros(pixels.shape), np.zeros((*pixels.shape, 3))
+    known = "image" if "image" in posterior.cutouts.known else "mask"
+    for source, color in zip(sources, colors, strict=True):
+        found = posterior.cutouts.cutout(known, source)
+        own = np.maximum(found.data[band] if known == "image" else found.data, 0)
+        light[found.slices] += own
+        mixed[found.slices] += own[..., None] * color
+    norm = stretch(pixels) if known == "image" else None
+    depth = np.clip(light if norm is None else DEPTH * (norm(light) - norm(0)), 0, 1)[..., None]
+    show(panels[1], 1 - depth * (1 - mixed / np.maximum(light, 1e-30)[..., None]))
+    panels[1].set(xlabel="x [pixel]", xlim=panels[0].get_xlim(), ylim=panels[0].get_ylim())
+    for number in range(len(sources) if len(sources) <= MOST_LABELS else 0):
+        _note(panels[1], str(label[number]), x[number], y[number], color=0.7 * colors[number], offset=(7, 6))
+    return panels
+
+
+def _scene_image(posterior: Sources, scene: int, image: ArrayLike | None, band: int) -> NDArray:
+    pixels = posterior.model_image(int(scene)) if image is None else np.asarray(image, dtype=float)
+    pixels = pixels[band] if pixels.ndim == 3 else pixels
+    if pixels.shape != posterior.cutouts.shape:
+        raise ValueError(f"image must have the shape of the scene, {posterior.cutouts.shape}, got {pixels.shape}")
+    return pixels
+
+
+def _draws(posterior: Sources, band: int) -> tuple[NDArray, str]:
+    """Return the draws ``(source, draw)`` of the total flux, or of the Kron flux where that alone is known."""
+    name = "flux" if "flux" in posterior.dataset else "flux_auto"
+    draws = posterior.dataset[name].isel(band=band).transpose("source", "chain", "draw").values.astype(float)
+    return draws.reshape(len(draws), draws.shape[1] * draws.shape[2]), "flux" if name == "flux" else "Kron flux"
+
+
+def _outline(axes: Axes, mask: object, color: str) -> None:
+    if (mask.data > 0.5).any() and (mask.data < 0.5).any():
+        (y, x), (rows, columns) = mask.corner, mask.data.shape
+        axes.contour(x + np.arange(columns), y + np.arange(rows), mask.data, [0.5], colors=[color], linewidths=1.3)
+
+
+def _flux_panel(axes: Axes, posterior: Sources, number: int, band: int, truth: float | None) -> None:
+    draws, kind = _draws(posterior, band)
+    draws, unit = draws[number], posterior.dataset.attrs["unit"]
+    axes.set(xlabel=kind + (f" [{unit}]" if unit else ""), yticks=[])
+    axes.set_title(_measured(np.median(draws), draws.std(ddof=min(1, len(draws) - 1))), fontsize="medium")
+    if np.isfinite(draws).all():
+        axes.hist(draws, np.linspace(*_limits(draws), 41), color=PALETTE[1], alpha=0.75)
+        axes.axvspan(*np.quantile(draws, ONE_SIGMA)[::2], color="0.5", alpha=0.2, lw=0, zorder=0)
+    if truth is not None:
+        axes.axvline(truth, color="k", lw=1.5, label="truth")
+        axes.legend(frameon=False)
+
+
+def _group_image(axes: Axes, posterior: Sources, members: NDArray, pixels: NDArray) -> None:
+    plot_image(pixels, axes=axes)
+    label, x, y = (posterior.dataset[name].values for name in ("label", "x", "y"))
+    edges = []
+    for source in members:
+        mask = posterior.cutouts.cutout("mask", source)
+        edges.append([(side.start, side.stop) for side in mask.slices])
+        _outline(axes, mask, PALETTE[_place(members, source)])
+        _note(axes, str(label[source]), x[source], y[source], color=PALETTE[_place(members, source)])
+    (bottom, left), (top, right) = np.min(edges, axis=(0, 2)), np.max(edges, axis=(0, 2))
+    axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
+
+
+def _place(members: NDArray, source: int) -> int:
+    return int(np.searchsorted(members, source)) % len(PALETTE)
+
+
+def _apart(x: NDArray, y: NDArray) -> NDArray[np.int64]:
+    """Return a color for each source that its nearest neighbors before it do not have."""
+    places = np.nan_to_num(np.stack([x, y], 1))
+    near = KDTree(places).query(places, k=min(NEIGHBORS + 1, len(x)))[1].reshape(len(x), -1)
+    colors = np.full(len(x), -1)
+    for source, others in enumerate(near):
+        taken = set(colors[others])
+        colors[source] = next(color for color in range(len(PALETTE)) if color not in taken)
+    return colors
+
+
+def _note(axes: Axes, text: str, x: float, y: float, *, color: object, offset: tuple[float, float] = (0, 0)) -> None:
+    from matplotlib.patheffects import withStroke
+
+    halo = [withStroke(linewidth=2, foreground="w")]
+    look = {"ha": "center", "va": "center", "fontsize": "x-small", "annotation_clip": True, "path_effects": halo}
+    axes.annotate(text, (x, y), offset, textcoords="offset points", color=color, **look)
+
+
+def _measured(middle: float, error: float) -> str:
+    if np.isnan(middle):
+        return "not detected"
+    if not 1e-4 < error < 1e5:
+        return f"{middle:.4g} ± {error:.2g}"
+    digits = max(0, 1 - int(np.floor(np.log10(error))))
+    return f"{middle:.{digits}f} ± {error:.{digits}f}"
+
+
+def _limits(values: NDArray) -> tuple[float, float]:
+    if not np.isfinite(values).all():
+        return 0.0, 1.0
+    low, middle, high = np.quantile(values, ONE_SIGMA)
+    reach = max(2 * (high - low), 1e-6 * abs(middle), np.finfo(float).tiny)
+    return middle - reach, middle + reach
+
+
+def _joint(axes: Axes, draws: NDArray, limits: list[tuple[float, float]]) -> None:
+    """Show draws of two fluxes ``(2, draw)`` with their 68 % and 95 % regions and their correlation."""
+    axes.plot(*draws[:, :1000], ".", color="0.6", ms=2, alpha=0.5, mew=0, rasterized=True)
+    axes.set(xlim=limits[0], ylim=limits[1])
+    if not np.isfinite(draws).all() or not (draws.std(axis=1) > 0).all():
+        return
+    counts, *edges = np.histogram2d(*draws, bins=64, range=limits)
+    density = gaussian_filter(counts, 3.0)
+    ordered = np.sort(density.ravel())[::-1]
+    share = np.cumsum(ordered) / max(ordered.sum(), 1)
+    levels = np.unique([ordered[min(np.searchsorted(share, part), len(share) - 1)] for part in CREDIBLE])
+    if len(levels) == len(CREDIBLE):
+        centers = [(edge[1:] + edge[:-1]) / 2 for edge in edges]
+        axes.contour(*centers, density.T, levels, colors="0.15", linewidths=[1, 1.6])
+    axes.set_title(f"correlation {np.corrcoef(draws)[0, 1]:.2f}", fontsize="x-small", pad=2)
