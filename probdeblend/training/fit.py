@@ -22,7 +22,6 @@ __all__ = ["History", "Schedule", "fit", "training_record", "unfinished_run"]
 
 Batches = Callable[[int], Iterable[tuple[Tensor, ...]]]
 WARM_UP = 0.05  # fraction of the steps
-PATIENCE = 10  # validations without a better one
 CLIP = 5.0  # largest norm of the gradient
 
 
@@ -31,45 +30,73 @@ class Schedule:
     """How long and how fast to train.
 
     The learning rate rises linearly to `learning_rate` over the first 5 % of the steps, then falls as half a cosine
-    to zero. Training validates every `validate_every` steps, and ends after ten validations without a better one;
-    `weight_decay` is that of AdamW.
+    to zero; or, with a `plateau`, it is halved after so many validations without a better one. Training validates
+    every `validate_every` steps, and ends after `patience` validations without a better one; `weight_decay` is that of
+    AdamW.
     """
 
     steps: int
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     weight_decay: float = 1e-4
     validate_every: int = 250
+    patience: int = 10
+    plateau: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "validate_every"):
+        for name in ("steps", "learning_rate", "validate_every", "patience"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.plateau is not None and self.plateau < 1:
+            raise ValueError(f"plateau must be at least 1, got {self.plateau}")
 
-    def factor(self, step: int) -> float:
-        """Return the learning rate at a step over the largest one."""
+    def rate(self, step: int, scores: Sequence[float]) -> float:
+        """Return the learning rate at a step, after validations with these scores."""
+        if self.plateau is not None:
+            return self.learning_rate * 0.5 ** self._halvings(scores)
         warm = max(1.0, WARM_UP * self.steps)
         if step < warm:
-            return (step + 1) / (warm + 1)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, self.steps - warm))))
+            return self.learning_rate * (step + 1) / (warm + 1)
+        along = min(1.0, (step - warm) / max(1.0, self.steps - warm))
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * along))
+
+    def _halvings(self, scores: Sequence[float]) -> int:
+        best, waited, halvings = math.inf, 0, 0
+        for score in scores:
+            best, waited = (score, 0) if score < best else (best, waited + 1)
+            if waited == self.plateau:
+                waited, halvings = 0, halvings + 1
+        return halvings
 
 
 @dataclass
 class History:
-    """Losses by step: of training, as means since the last validation, and of validation."""
+    """Losses by step: of training, as means since the last validation, and of validation, with its parts.
+
+    `skipped` is the number of batches whose gradient was not finite.
+    """
 
     step: int = 0
     training: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
+    skipped: int = 0
     stopped_early: bool = False
+
+    @property
+    def scores(self) -> list[float]:
+        """Validation losses in order."""
+        return [score for _, score in self.validation]
 
     @property
     def best(self) -> float:
         """Lowest validation loss; infinite before the first."""
-        return min((value for _, value in self.validation), default=math.inf)
+        return min(self.scores, default=math.inf)
 
     def table(self) -> Table:
-        """Return one row per validation: ``step``, ``training`` and ``validation`` loss."""
+        """Return one row per validation: ``step``, ``training`` and ``validation`` loss and the latter's parts."""
         losses = {name: [loss for _, loss in getattr(self, name)] for name in ("training", "validation")}
+        names = list(self.parts[0]) if self.parts else []
+        losses |= {name: [parts.get(name, math.nan) for parts in self.parts] for name in names}
         rows = {"step": [step for step, _ in self.validation]} | losses
         table = Table(rows, meta={"steps": self.step, "validation_loss": self.best})
         for name in losses:
@@ -90,21 +117,19 @@ def fit(
     """Minimize a loss; at the end its network holds the weights that validated best.
 
     ``loss(*batch)`` is the scalar to minimize; `batches`, called with the number of the first batch, returns the
-    batches from there on. With a `checkpoint`, the state of training is written to that file at every validation, and
-    read where it exists: training that is resumed equals training without interruption. `mixed` runs the network in
-    bfloat16 with float32 weights.
+    batches from there on. A loss may state its terms at the latest call as a dictionary `parts`. With a `checkpoint`,
+    the state of training is written to that file at every validation, and read where it exists: training that is
+    resumed equals training without interruption. `mixed` runs the network in bfloat16 with float32 weights.
     """
     if not validation:
         raise ValueError("validation must hold at least one batch, got none")
     loss.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(loss.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
-    parts = {"loss": loss, "optimizer": optimizer, "rates": rates}
     history, best, state, running = History(), loss.state_dict(), None, []
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        loss.load_state_dict(state["loss"])
+        optimizer.load_state_dict(state["optimizer"])
         history, best = History(**state["history"]), state["best"]
     source = iter(batches(history.step))
     if state is not None:  # only now: a data loader draws its seed from the generator when it starts
@@ -112,23 +137,23 @@ def fit(
         torch.cuda.set_rng_state_all(state["cuda"])
     bar = tqdm(total=schedule.steps, initial=history.step, disable=not progress, desc="train", unit="batch")
     for batch in islice(source, 0 if history.stopped_early else schedule.steps - history.step):
-        value = _forward(loss, batch, mixed=mixed)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(loss.parameters(), CLIP)
-        optimizer.step()
-        rates.step()
-        running.append(value.detach())
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(history.step, history.scores)
+        value = _step(loss, batch, optimizer, mixed=mixed)
+        running += [] if value is None else [value]
+        history.skipped += value is None
         history.step += 1
         bar.update()
         if history.step % schedule.validate_every and history.step < schedule.steps:
             continue
-        if _validated(loss, validation, history, float(torch.stack(running).mean()), mixed=mixed):
+        if _validated(loss, validation, history, running, mixed=mixed):
             best = {name: value.detach().clone() for name, value in loss.state_dict().items()}
-        running = []
+        running, history.stopped_early = [], _waited(history.scores) >= schedule.patience
+        if progress:
+            bar.write(_line(history))
         if checkpoint is not None:
-            stored = {name: part.state_dict() for name, part in parts.items()}
-            stored |= {"best": best, "history": vars(history), "random": torch.get_rng_state()}
+            stored = {"loss": loss.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
+            stored |= {"history": vars(history), "random": torch.get_rng_state()}
             stored["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
             with whole_file(checkpoint, overwrite=True) as temporary:
                 torch.save(stored, temporary)
@@ -138,6 +163,17 @@ def fit(
     loss.load_state_dict(best)
     loss.eval()
     return history
+
+
+def _step(loss: nn.Module, batch: Sequence[Tensor], optimizer: torch.optim.Optimizer, *, mixed: bool) -> Tensor | None:
+    """Follow the gradient of a batch and return its loss; None if the gradient is not finite, and leads nowhere."""
+    value = _forward(loss, batch, mixed=mixed)
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    if not torch.isfinite(nn.utils.clip_grad_norm_(loss.parameters(), CLIP)):
+        return None
+    optimizer.step()
+    return value.detach()
 
 
 def _forward(loss: nn.Module, batch: Sequence[Tensor], *, mixed: bool) -> Tensor:
@@ -150,21 +186,36 @@ def _forward(loss: nn.Module, batch: Sequence[Tensor], *, mixed: bool) -> Tensor
 
 
 def _validated(
-    loss: nn.Module, batches: Sequence[Sequence[Tensor]], history: History, training: float, *, mixed: bool
+    loss: nn.Module, batches: Sequence[Sequence[Tensor]], history: History, running: list[Tensor], *, mixed: bool
 ) -> bool:
     """Add the training loss and the mean validation loss to the history, and return whether it is the best so far."""
+    training = float(torch.stack(running).mean()) if running else math.nan
+    scores, parts = [], {}
     loss.eval()
     with torch.no_grad():
-        score = sum(float(_forward(loss, batch, mixed=mixed)) for batch in batches) / len(batches)
+        for batch in batches:
+            scores.append(float(_forward(loss, batch, mixed=mixed)))
+            for name, value in getattr(loss, "parts", {}).items():
+                parts.setdefault(name, []).append(value)
     loss.train()
+    score = sum(scores) / len(scores)
     if not math.isfinite(score) or not math.isfinite(training):
         raise ValueError(f"loss must stay finite, got {score} at step {history.step}: lower the learning rate")
     better = score < history.best
     history.training.append((history.step, training))
     history.validation.append((history.step, score))
-    scores = [score for _, score in history.validation]
-    history.stopped_early = len(scores) - 1 - scores.index(min(scores)) >= PATIENCE
+    history.parts.append({name: sum(values) / len(values) for name, values in parts.items()})
     return better
+
+
+def _waited(scores: Sequence[float]) -> int:
+    """Count the validations since the best one."""
+    return len(scores) - 1 - scores.index(min(scores))
+
+
+def _line(history: History) -> str:
+    parts = "".join(f", {name} {value:.3f}" for name, value in history.parts[-1].items())
+    return f"step {history.step}: training {history.training[-1][1]:.4f}, validation {history.scores[-1]:.4f}{parts}"
 
 
 @contextmanager

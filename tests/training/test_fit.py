@@ -132,11 +132,19 @@ def test_mixed_precision_trains():
 
 
 def test_schedule_warms_up_and_ends_at_zero():
-    schedule = Schedule(100)
-    factors = [schedule.factor(step) for step in range(101)]
-    assert factors[0] < 0.5
-    assert max(factors) == pytest.approx(1.0)
-    assert factors[100] == pytest.approx(0.0, abs=1e-9)
+    schedule = Schedule(100, learning_rate=2.0)
+    rates = [schedule.rate(step, []) for step in range(101)]
+    assert rates[0] < 1
+    assert max(rates) == pytest.approx(2.0)
+    assert rates[100] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_plateau_halves_the_rate():
+    """After so many validations without a better one, and again after as many more."""
+    schedule = Schedule(100, learning_rate=1.0, plateau=2)
+    scores = [3.0, 2.0, 2.5, 2.1, 2.2, 2.0, 1.0, 1.5]
+    rates = [schedule.rate(50, scores[:number]) for number in range(9)]
+    assert rates == [1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25]
 
 
 def test_the_history_is_a_table():
@@ -146,12 +154,41 @@ def test_the_history_is_a_table():
     assert table.meta == {"steps": 200, "validation_loss": min(table["validation"])}
 
 
+class PartsLoss(LineLoss):
+    """The same, with its terms stated; an image of NaN has no gradient to follow."""
+
+    def forward(self, image, target):
+        value = super().forward(image, target)
+        self.parts = {"half": float(value.detach()) / 2}
+        return value
+
+
+def test_parts_of_the_loss_are_told(capsys):
+    loss = PartsLoss()
+    history = fit(loss, batches, VALIDATION, schedule=Schedule(40, validate_every=20), mixed=False)
+    table = history.table()
+    assert table["half"].tolist() == pytest.approx((table["validation"] / 2).tolist())
+    assert f"step 40: training {table['training'][-1]:.4f}" in capsys.readouterr().out
+
+
+def test_a_batch_without_a_finite_gradient_is_skipped():
+    def some_bad(first):
+        for number, (image, target) in enumerate(islice(batches(first), 100)):
+            yield image * (math.nan if number == 3 else 1), target
+
+    history = train(LineLoss(), some_bad, Schedule(20, validate_every=10))
+    assert history.skipped == 1
+    assert math.isfinite(history.best)
+
+
 def test_errors():
     loss = LineLoss()
     with pytest.raises(ValueError, match="validation must hold at least one batch, got none"):
         fit(loss, batches, [], schedule=Schedule(1), progress=False)
     with pytest.raises(ValueError, match="steps must be positive, got 0"):
         Schedule(0)
+    with pytest.raises(ValueError, match="plateau must be at least 1, got 0"):
+        Schedule(1, plateau=0)
     loss.line.weight.data.fill_(math.nan)
     with pytest.raises(ValueError, match="loss must stay finite"):
         train(loss)
