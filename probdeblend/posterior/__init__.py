@@ -8,16 +8,5 @@ from .cutouts import Cutout, Cutouts
 from .draws import COLUMNS, Posterior
 from .flags import Flag
 from .moments import variance_parts
-from .reweight import FluxPrior, effective_samples
 
-__all__ = [
-    "COLUMNS",
-    "Calibrator",
-    "Cutout",
-    "Cutouts",
-    "Flag",
-    "FluxPrior",
-    "Posterior",
-    "effective_samples",
-    "variance_parts",
-]
+__all__ = ["COLUMNS", "Calibrator", "Cutout", "Cutouts", "Flag", "Posterior", "variance_parts"]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -27,7 +26,6 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..posterior.reweight import FluxPrior
 from ..scene import GALAXY_TYPES, STAMP_CENTER, Components, Instrument
 from .morphology import galaxy_components
 from .separation import SEPARATIONS
@@ -286,38 +284,6 @@ class Prior:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return galaxy_components(pairs, instrument, smooth=self.smooth)
-
-    def flux_prior(self, sky_rms: tuple[float, float], zero_point: float) -> FluxPrior:
-        """Return the density of the two fluxes over sky noise that a network trained on pairs of this prior has seen.
-
-        The sky noise of the training images is log-uniform in the range, in image units; the zero point is the AB
-        magnitude of unit flux.
-
-        Parameters
-        ----------
-        sky_rms
-            Lowest and highest sky noise per pixel.
-        zero_point
-            AB magnitude of unit flux.
-
-        Returns
-        -------
-        FluxPrior
-            The density, in ln of flux over sky noise.
-
-        Raises
-        ------
-        ValueError
-            If the prior is not one of pairs.
-        """
-        if self.crowding != (0.0, 1.0):
-            raise ValueError(f"prior must be of pairs, with the crowding (0.0, 1.0), got {self.crowding}")
-        weights: Counter[tuple[float, float]] = Counter()
-        for share, *mixture in zip(self.type_probabilities, self.weights, self.means, self.covariances, strict=True):
-            for weight, mean, covariance in zip(*mixture, strict=True):
-                weights[mean[0], math.sqrt(covariance[0][0])] += share * weight
-        gaussians = tuple((weight, mean, sd) for (mean, sd), weight in weights.items() if weight > 0)
-        return FluxPrior(gaussians, self.magnitude_range, self.max_difference, sky_rms, zero_point)
 
     def describe(self) -> str:
         """Return the fields of the prior as a JSON object, to be stored with data and weights.
