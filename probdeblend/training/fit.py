@@ -30,9 +30,8 @@ class Schedule:
     """How long and how fast to train.
 
     The learning rate rises linearly to `learning_rate` over the first 5 % of the steps, then falls as half a cosine
-    to zero; or, with a `plateau`, it is halved after so many validations without a better one. Training validates
-    every `validate_every` steps, and ends after `patience` validations without a better one; `weight_decay` is that of
-    AdamW.
+    to zero. Training validates every `validate_every` steps, and ends after `patience` validations without a better
+    one; `weight_decay` is that of AdamW.
     """
 
     steps: int
@@ -40,32 +39,19 @@ class Schedule:
     weight_decay: float = 1e-4
     validate_every: int = 250
     patience: int = 10
-    plateau: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate", "validate_every", "patience"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.plateau is not None and self.plateau < 1:
-            raise ValueError(f"plateau must be at least 1, got {self.plateau}")
 
-    def rate(self, step: int, scores: Sequence[float]) -> float:
-        """Return the learning rate at a step, after validations with these scores."""
-        if self.plateau is not None:
-            return self.learning_rate * 0.5 ** self._halvings(scores)
+    def rate(self, step: int) -> float:
+        """Return the learning rate at a step."""
         warm = max(1.0, WARM_UP * self.steps)
         if step < warm:
             return self.learning_rate * (step + 1) / (warm + 1)
         along = min(1.0, (step - warm) / max(1.0, self.steps - warm))
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * along))
-
-    def _halvings(self, scores: Sequence[float]) -> int:
-        best, waited, halvings = math.inf, 0, 0
-        for score in scores:
-            best, waited = (score, 0) if score < best else (best, waited + 1)
-            if waited == self.plateau:
-                waited, halvings = 0, halvings + 1
-        return halvings
 
 
 @dataclass
@@ -138,7 +124,7 @@ def fit(
     bar = tqdm(total=schedule.steps, initial=history.step, disable=not progress, desc="train", unit="batch")
     for batch in islice(source, 0 if history.stopped_early else schedule.steps - history.step):
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(history.step, history.scores)
+            group["lr"] = schedule.rate(history.step)
         value = _step(loss, batch, optimizer, mixed=mixed)
         running += [] if value is None else [value]
         history.skipped += value is None

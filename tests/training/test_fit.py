@@ -133,18 +133,10 @@ def test_mixed_precision_trains():
 
 def test_schedule_warms_up_and_ends_at_zero():
     schedule = Schedule(100, learning_rate=2.0)
-    rates = [schedule.rate(step, []) for step in range(101)]
+    rates = [schedule.rate(step) for step in range(101)]
     assert rates[0] < 1
     assert max(rates) == pytest.approx(2.0)
     assert rates[100] == pytest.approx(0.0, abs=1e-9)
-
-
-def test_a_plateau_halves_the_rate():
-    """After so many validations without a better one, and again after as many more."""
-    schedule = Schedule(100, learning_rate=1.0, plateau=2)
-    scores = [3.0, 2.0, 2.5, 2.1, 2.2, 2.0, 1.0, 1.5]
-    rates = [schedule.rate(50, scores[:number]) for number in range(9)]
-    assert rates == [1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25]
 
 
 def test_the_history_is_a_table():
@@ -187,8 +179,6 @@ def test_errors():
         fit(loss, batches, [], schedule=Schedule(1), progress=False)
     with pytest.raises(ValueError, match="steps must be positive, got 0"):
         Schedule(0)
-    with pytest.raises(ValueError, match="plateau must be at least 1, got 0"):
-        Schedule(1, plateau=0)
     loss.line.weight.data.fill_(math.nan)
     with pytest.raises(ValueError, match="loss must stay finite"):
         train(loss)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from probdeblend.deblending import load
-from probdeblend.simulation.bank import SceneBatch, Templates
+from probdeblend.simulation.bank import SceneBatch, SceneStream, Templates
 from probdeblend.training import recipes, train
 
 FEW = {"steps": 2, "batch_size": 2, "workers": 0}
@@ -51,20 +51,27 @@ class Bumps(IterableDataset):
         )
 
 
-@pytest.fixture(autouse=True)
-def _little(monkeypatch, request):
+@pytest.fixture(autouse=True, scope="module")
+def _little():
     """A quick stream, and few scenes to look at besides."""
-    if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(recipes, "SceneStream", Bumps)
-    monkeypatch.setattr(recipes, "VALIDATION_SCENES", 4)
-    monkeypatch.setattr(recipes, "FAMILIAR_SCENES", 4)
-    monkeypatch.setattr(recipes, "VALIDATE_EVERY", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "SceneStream", Bumps)
+        patch.setattr(recipes, "VALIDATION_SCENES", 4)
+        patch.setattr(recipes, "FAMILIAR_SCENES", 4)
+        patch.setattr(recipes, "VALIDATE_EVERY", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(_little, tmp_path_factory):
+    """A folder, and the table of the run that wrote weights ``w`` to it."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, train(folder / "w", **FEW)
 
 
 @pytest.fixture
-def weights(tmp_path):
-    train(tmp_path / "w", **FEW)
-    return tmp_path / "w"
+def weights(run):
+    return run[0] / "w"
 
 
 def test_weights_state_how_they_were_made(weights):
@@ -79,15 +86,15 @@ def test_weights_state_how_they_were_made(weights):
     assert [path.name for path in weights.parent.iterdir()] == ["w"]
 
 
-def test_the_table_tells_the_parts_of_the_loss(tmp_path):
-    table = train(tmp_path / "w", **FEW)
+def test_the_table_tells_the_parts_of_the_loss(run):
+    table = run[1]
     assert table["step"].tolist() == [1, 2]
     assert {"flux", "share", "mask", "heat", "shape", "kind", "existence"} <= set(table.colnames)
 
 
-def test_training_goes_on_where_it_was_killed(tmp_path, monkeypatch):
-    """A run that dies after its first step is resumed, and ends as the one that did not die."""
-    train(tmp_path / "whole", **FEW)
+def test_training_goes_on_where_it_was_killed(weights, tmp_path, monkeypatch):
+    """A run that dies after its first step is resumed, and ends as the one that did not die; nothing global changes."""
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     steps, forward = [], recipes.SceneLoss.forward
 
     def dies(loss, *batch):
@@ -106,7 +113,9 @@ def test_training_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="must be resumed with the settings it was begun with"):
         train(tmp_path / "w", **FEW | {"steps": 3}, resume=True)
     train(tmp_path / "w", **FEW, resume=True)
-    assert load(tmp_path / "w").digest == load(tmp_path / "whole").digest
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert load(tmp_path / "w").digest == load(weights).digest
 
 
 def test_weights_are_trained_further(weights, tmp_path):
@@ -120,13 +129,6 @@ def test_weights_are_trained_further(weights, tmp_path):
     assert 0 < moved.abs().max() <= 2.1 * recipes.FINE_TUNING
 
 
-def test_nothing_global_is_touched(tmp_path):
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
-    train(tmp_path / "w", **FEW)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.get_num_threads() == threads
-
-
 def test_refuses(weights, tmp_path):
     with pytest.raises(FileExistsError, match="w: exists already"):
         train(weights, **FEW)
@@ -137,8 +139,9 @@ def test_refuses(weights, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_stream_of_scenes_is_what_it_trains_on(tmp_path):
-    """A worker process makes the scenes that ship; one step of them."""
+def test_the_stream_of_scenes_is_what_it_trains_on(tmp_path, monkeypatch):
+    """A worker process makes the scenes of the bank; one step of them."""
+    monkeypatch.setattr(recipes, "SceneStream", SceneStream)
     table = train(tmp_path / "w", steps=1, batch_size=2, workers=1)
     assert len(table) == 1
     assert load(tmp_path / "w").description.training["stream"]["pairs"] == 0.5
