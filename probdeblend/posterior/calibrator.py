@@ -1,274 +1,232 @@
-"""Calibration of posteriors with galaxies of known flux and pixels of known masks.
+"""Calibration of posteriors with sources of known flux: fluxes, totals of groups, masks and existence probabilities.
 
-The guarantee is marginal and holds for exchangeable blends ("conformal" maps): in a group of N blends, an interval
-between the levels of ``NODES`` contains the total flux, and the flux ratio, as often as it claims to within 2/N,
-provided that maps of single galaxies, where they come first, were not fitted to the same blends. If the other galaxy
-has no draws, the same holds for the flux of the detected one. Nothing is guaranteed for another population, nor for
-each blend separately; each flux of a pair, and both jointly, are tested by measurement.
+**Fluxes.** Sources are grouped by estimated signal-to-noise ratio, contested light and size, and each group has a
+monotone map of scaled errors in ln flux. It is applied to every draw, so that chains remain dropout passes, and the
+ranks of a source's draws among each other remain, and with them its dependence on its neighbors. The guarantee is
+marginal and holds for exchangeable sources ("conformal"; Vovk et al. 2005, doi:10.1007/b106715): with N sources in a
+group, an interval between two levels contains the truth as often as it claims to, within 2/N. Nothing is guaranteed for
+another population.
+
+**Totals.** The total of a group is mapped in the same way, by the number of its sources. Their common error is widened
+or narrowed, the errors of how the light is divided change the other way, so that the mean width of ln flux remains.
+What is given up is the width of each: a source that dominates its group follows the total.
+
+**Masks and existence.** Slope and shift of the logit are fitted to the true masks where the image exceeds the sky
+noise, and to which sources are real (Platt 1999).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
 from .._files import check_header, header, whole_file
-from ..metrics.masks import Reliability
-from ..metrics.scores import interval_score
-from . import maps
+from ..scene import Scene
+from .cutouts import Cutouts
 from .draws import Posterior
 from .flags import Flag
-from .groups import FEATURES, LEAST_GALAXIES, Group, effective_galaxies, estimated_features, pair_features
-from .masks import MaskMap, calibrated_masks
+from .maps import NODES, fit_logistic, fit_map, fit_totals, logistic, mapped, mapped_totals
+from .moments import FLUX_OF
 
 __all__ = ["Calibrator"]
 
-SUBJECT = ("flux_kind", "method", "pixel_scale", "network")
-MARGIN = 0.1  # beyond the fitted range of a feature without a flag, in units of the range
+LEAST = 400  # sources with one map; quantiles at one sigma are then uncertain by 8 % of sigma
+EDGES = ((10.0, 30.0, 100.0), (0.05, 0.2), (3.0,))  # of the features, in their order
+MARGIN = 2.0  # beyond the fitted range of signal-to-noise ratio and size, as a factor, without a flag
+PIXELS = 2_000_000  # are enough for two numbers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibrator:
-    """Maps of draws and of mask probabilities, learned from blends of known truth.
+    """Maps of draws and probabilities, learned from sources of known truth.
 
     Parameters
     ----------
-    root
-        Groups of galaxies, with the maps of their fluxes.
-    pairs
-        Groups of blends, with the maps of total flux and flux ratio; None with too few blends.
+    flux
+        For each kind of flux ("total", "auto"), given and wanted quantiles in every group ``(group, 2, node)``.
+    total
+        The same for totals of groups of 2, 3, 4 and 5, and 6 and more sources; without maps where groups were too few.
     low, high
-        Range of each estimated feature of the galaxies that it was fitted on.
-    logarithmic
-        Whether maps are in ln flux; else in flux, for posteriors with draws that are not positive.
-    subject
-        Of the posteriors that it was fitted on: flux kind, method and, if present, pixel scale and the digest of the
-        network's weights. Others are refused.
-    repair
-        Kind of the maps: "conformal" or "floor".
-    mask
-        Map of mask probabilities; None leaves them unchanged.
+        Range of signal-to-noise ratio, contested light and size that it was fitted on.
+    method
+        Of the posteriors that it was fitted on; others are refused.
+    mask, existence
+        Slope and shift of the logit; None leaves the probabilities as they are.
     fitted_on
-        Description of the blends that it was fitted on.
-    singly
-        Whether the fluxes of pairs are first mapped one by one, which is so if it improves their total.
+        Description of the scenes that it was fitted on.
     """
 
-    root: Group
-    pairs: Group | None
+    flux: dict[str, NDArray[np.float64]]
+    total: dict[str, NDArray[np.float64]]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    logarithmic: bool
-    subject: dict[str, str | float]
-    repair: maps.Method = "conformal"
-    mask: MaskMap | None = None
+    method: str
+    mask: tuple[float, float] | None = None
+    existence: tuple[float, float] | None = None
     fitted_on: str = ""
-    singly: bool = True
 
     @classmethod
     def fit(
-        cls,
-        posterior: Posterior,
-        truth: ArrayLike,
-        *,
-        galaxies: ArrayLike | None = None,
-        repair: maps.Method = "conformal",
-        fitted_on: str = "",
-        least: int = LEAST_GALAXIES,
+        cls, posterior: Posterior, scene: Scene, matched: ArrayLike, *, least: int = LEAST, fitted_on: str = ""
     ) -> Calibrator:
         """Fit a calibrator to posteriors with known truths.
 
         Parameters
         ----------
         posterior
-            Posteriors of blends that the network was not trained on.
-        truth
-            True fluxes ``(blend, galaxy, band)``, of the same flux kind and unit.
-        galaxies
-            Identities of the galaxies ``(blend, galaxy)``, if they repeat; all are distinct if None.
-        repair
-            "conformal" maps all quantiles, "floor" adds one error per group in quadrature.
-        fitted_on
-            Description of the blends.
+            Posterior of scenes that the network was not trained on.
+        scene
+            The scenes with their true sources.
+        matched
+            Index of the true source of each of the posterior's sources ``(source,)``, -1 for a false detection.
         least
-            Minimum effective number of galaxies in a group.
+            Minimum number of sources with one map; groups with fewer take the map of a coarser group.
+        fitted_on
+            Description of the scenes.
 
         Returns
         -------
         Calibrator
-            The calibrator of fluxes; `with_masks` adds the calibration of masks.
+            The calibrator of what the posterior holds and the scenes know.
 
         Raises
         ------
         ValueError
-            If shapes disagree, a true flux is not positive and finite, `repair` is unknown, the posterior is
-            calibrated already, or there are fewer galaxies than `least`.
+            If shapes disagree, the posterior is calibrated already, no true flux is known, or fewer than `least` sources have
+            one.
         """
-        if repair not in maps.METHODS:
-            raise ValueError(f"repair must be one of {', '.join(maps.METHODS)}, got {repair!r}")
-        if least < 2:
-            raise ValueError(f"least must be at least 2 galaxies, got {least}")
+        matched = np.asarray(matched)
+        if matched.shape != (len(posterior),):
+            raise ValueError(f"matched must have shape ({len(posterior)},), got {matched.shape}")
         if "calibrated" in posterior.dataset.attrs:
             raise ValueError("posterior must not be calibrated already: deblend with calibrate=False")
-        draws, truth = posterior.draws("blend", "galaxy", "band"), np.asarray(truth, dtype=np.float64)
-        owner = _owners(draws, truth, galaxies)
-        known = np.isfinite(draws).all(-1)
-        if (distinct := round(effective_galaxies(owner[known]))) < least:
-            raise ValueError(f"at least {least} galaxies with draws are needed to fit, got {distinct}")
-        logarithmic = bool((draws[known] > 0).all())
-        features = estimated_features(posterior)
-        values, true = (np.log(draws[known]), np.log(truth[known])) if logarithmic else (draws[known], truth[known])
-
-        def learn(rows: NDArray[np.int64], count: int) -> maps.QuantileMap:
-            return maps.QuantileMap.fit(values[rows], true[rows], method=repair, galaxies=count)
-
-        root = Group.fit(features[known], owner[known], learn, least=least)
-        low, high = (tuple(np.round(end(features[known], axis=0), 5).tolist()) for end in (np.min, np.max))
-        fitted = cls(root, None, low, high, logarithmic, _subject(posterior), repair, fitted_on=fitted_on)
-        pairs = np.nonzero(known.all(1))
-        flux, both, owners = (_of_pairs(array, pairs) for array in (draws, truth, owner))
-        if effective_galaxies(owners) < least:
-            return fitted
-        moved = _of_pairs(fitted._moved(draws, features), pairs)
-        scale = np.log if logarithmic else np.asarray
-        scores = [interval_score(scale(each.sum(1)).T, scale(both.sum(1))).mean() for each in (moved, flux)]
-        singly = bool(scores[0] < scores[1])
-        flux = moved if singly else flux
-        swap = _second_is_brighter(flux)
-        places, true_places = (maps.apart(maps.swapped(array, swap), logarithmic=logarithmic) for array in (flux, both))
-
-        def learn_pair(rows: NDArray[np.int64], count: int) -> maps.PairMap:
-            settings = {"method": repair, "logarithmic": logarithmic, "blends": count // 2}
-            return maps.PairMap.fit(places[rows], true_places[rows], **settings)
-
-        # Two galaxies are one blend: groups hold as many blends as those of galaxies hold galaxies.
-        groups = Group.fit(pair_features(features)[pairs], owners, learn_pair, least=2 * least)
-        return replace(fitted, pairs=groups, singly=singly)
-
-    def with_masks(self, sums: Reliability) -> Calibrator:
-        """Add the calibration of masks, fitted to sums over pixels from `~probdeblend.posterior.masks.mask_sums`.
-
-        Parameters
-        ----------
-        sums
-            Counts of pixels by mask probability.
-
-        Returns
-        -------
-        Calibrator
-            The same calibrator with a map of mask probabilities.
-        """
-        return replace(self, mask=MaskMap.fit(sums))
+        flux, total, features = {}, {}, _features(posterior)
+        for kind, true in (("total", scene.flux), ("auto", scene.auto_flux)):
+            if FLUX_OF[kind] in posterior.dataset and true is not None:
+                truth = np.where(matched[:, None] >= 0, true.double().numpy()[matched], np.nan)
+                draws = _log_draws(posterior, kind)
+                flux[kind] = _fit_cells(draws, np.log(truth), _cell(features), least)
+                moved = _mapped_sources(draws, flux[kind], _cell(features))
+                total[kind] = fit_totals(moved, np.log(truth), posterior.dataset["group"].values, least)
+        if not flux:
+            raise ValueError("scene must have true fluxes of a kind that the posterior holds, got none")
+        seen = np.nan_to_num(features[matched >= 0].reshape(-1, len(EDGES)))
+        low, high = (tuple(end(seen, axis=0).tolist()) for end in (np.min, np.max))
+        mask = existence = None
+        if posterior.cutouts is not None and posterior.cutouts.mask is not None and scene.light is not None:
+            mask = fit_logistic(*_mask_pixels(posterior, scene, matched))
+        if "existence" in posterior.dataset:
+            existence = fit_logistic(posterior.dataset["existence"].values, matched >= 0)
+        return cls(flux, total, low, high, posterior.dataset.attrs["method"], mask, existence, fitted_on)
 
     def __call__(self, posterior: Posterior) -> Posterior:
-        """Calibrate a posterior.
+        """Calibrate a posterior; what it was not fitted to stays as it is.
 
         Parameters
         ----------
         posterior
-            Of the flux kind, method and weights that the calibrator was fitted on.
+            Posterior of the method that it was fitted on.
 
         Returns
         -------
         Posterior
-            With calibrated draws and mask probabilities; galaxies outside the range of the fit have
-            `Flag.OUTSIDE_CALIBRATION`.
+            With other draws and probabilities; sources outside the fitted range have `Flag.OUTSIDE_CALIBRATION`.
 
         Raises
         ------
         ValueError
-            If the posterior is of another flux kind, method, pixel scale or network, or is calibrated already.
+            If the posterior is of another method or calibrated already.
         """
+        if (method := posterior.dataset.attrs["method"]) != self.method:
+            raise ValueError(f"posterior must have method {self.method!r} of the calibrator, got {method!r}")
         if "calibrated" in posterior.dataset.attrs:
-            raise ValueError("posterior must not be calibrated already: deblend with calibrate=False")
-        self.check(_subject(posterior))
-        draws, features = posterior.draws("blend", "galaxy", "band"), estimated_features(posterior)
-        moved = self._moved(draws, features)
-        if self.pairs is not None:
-            both = np.nonzero(np.isfinite(draws).all((1, 3)))
-            flux = _of_pairs(moved if self.singly else draws, both)
-            moved[both[0], :, both[1]] = self._moved_pairs(flux, pair_features(features)[both])
-        low, high = np.array(self.low), np.array(self.high)
-        outside = ((features < low - MARGIN * (high - low)) | (features > high + MARGIN * (high - low))).any((-2, -1))
-        flags = posterior.flags.values | Flag.OUTSIDE_CALIBRATION * outside.astype(np.int64)
-        changed: dict[str, Any] = {"flags": (("blend", "galaxy"), flags)}
-        if "flux_variance_within" in posterior.dataset:
-            # Draws of a pair move between the passes: both parts of the variance grow alike.
-            grown = moved.var(-1) / np.maximum(draws.var(-1), np.finfo(float).tiny)
-            for name in ("flux_variance_within", "flux_variance_between"):
-                changed[name] = posterior.dataset[name] * grown
-        flux = moved.reshape(*moved.shape[:3], *posterior.flux.shape[:2]).transpose(3, 4, 0, 1, 2)
-        flux = flux.astype(posterior.flux.dtype)
-        changed["flux"] = (posterior.flux.dims, flux, posterior.flux.attrs)
-        if self.mask is not None and "mask" in posterior.dataset:
-            changed |= calibrated_masks(self.mask, posterior)
-        return Posterior(posterior.dataset.assign(changed).assign_attrs(calibrated=self.fitted_on or "yes"))
+            raise ValueError("posterior must not be calibrated already")
+        features, changed = _features(posterior), {}
+        for kind, maps in self.flux.items():
+            if FLUX_OF[kind] in posterior.dataset:
+                given = posterior.dataset[FLUX_OF[kind]]
+                draws = _mapped_sources(_log_draws(posterior, kind), maps, _cell(features))
+                draws = mapped_totals(draws, self.total[kind], posterior.dataset["group"].values)
+                moved = np.exp(draws).reshape(given.shape)
+                moved = np.where(np.isfinite(moved), moved, given.values)
+                changed[FLUX_OF[kind]] = given.copy(data=moved.astype(given.dtype))
+        dataset = posterior.dataset.assign(changed).assign_attrs(calibrated=1)
+        columns = {"flags": posterior.flags | np.where(self._outside(features), int(Flag.OUTSIDE_CALIBRATION), 0)}
+        if self.existence is not None and "existence" in dataset:
+            columns["existence"] = logistic(dataset["existence"].values, self.existence)
+        return Posterior(dataset, self._masks(posterior.cutouts)).with_columns(columns)
 
-    def _moved(self, draws: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Map each flux by itself ``(blend, galaxy, band, draw)``."""
-        known = np.isfinite(draws).all(-1)
-        values = np.log(draws[known]) if self.logarithmic else draws[known]
-        values = self.root.apply(values, features[known])
-        moved = draws.copy()
-        moved[known] = np.exp(values) if self.logarithmic else values
-        return moved
+    def _outside(self, features: NDArray) -> NDArray[np.bool_]:
+        low, high = np.array(self.low) / MARGIN, np.array(self.high) * MARGIN
+        values = np.nan_to_num(features)
+        return ((values < low) | (values > high))[..., [0, 2]].any((1, 2))
 
-    def _moved_pairs(self, flux: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Map both fluxes ``(pair, galaxy, draw)``; the draws of the central galaxy keep their order."""
-        swap = _second_is_brighter(flux)
-        values = self.pairs.apply(maps.apart(maps.swapped(flux, swap), logarithmic=self.logarithmic), features)
-        moved = maps.swapped(maps.together(values, logarithmic=self.logarithmic), swap)
-        ascending = np.take_along_axis(moved, moved[:, :1].argsort(-1), -1)
-        return np.take_along_axis(ascending, maps.ranks(flux[:, :1]), -1)
+    def _masks(self, cutouts: Cutouts | None) -> Cutouts | None:
+        """Map masks; their standard deviation follows the slope, and the information the variance of a pixel."""
+        if cutouts is None or cutouts.mask is None or self.mask is None:
+            return cutouts
+        moved = [logistic(mask, self.mask).astype(mask.dtype) for mask in cutouts.mask]
+        pairs = zip(moved, cutouts.mask, strict=True)
+        ratio = [np.maximum(new * (1 - new), 1e-5) / np.maximum(old * (1 - old), 1e-5) for new, old in pairs]
+        changes = {"mask": moved}
+        for name, factor in (("mask_std", self.mask[0]), ("mask_information", 1.0)):
+            if (values := getattr(cutouts, name)) is not None:
+                changes[name] = [(factor * v * r).astype(v.dtype) for v, r in zip(values, ratio, strict=True)]
+        return replace(cutouts, **changes)
 
-    def check(self, subject: dict[str, str | float]) -> None:
-        """Refuse posteriors whose attributes differ from those of the posteriors of the fit.
-
-        Parameters
-        ----------
-        subject
-            Attributes of a posterior: its kind of flux and its method.
-
-        Raises
-        ------
-        ValueError
-            If one differs.
-        """
-        for name, fitted in self.subject.items():
-            if (given := subject.get(name)) != fitted:
-                raise ValueError(
-                    f"posterior must have {name} {fitted!r}, which the calibrator was fitted to, got {given!r}"
-                )
-
-    def summary(self) -> Table:
-        """Tabulate what the calibrator was fitted on and what it guarantees.
+    def describe(self) -> str:
+        """Return the calibrator as JSON, as it is stored in a file or in weights.
 
         Returns
         -------
-        astropy.table.Table
-            The columns ``property`` and ``value``, as text.
+        str
+            One JSON object.
         """
-        groups, members, each = (self.root, "galaxies", 1) if self.pairs is None else (self.pairs, "blends", 2)
-        least = min(leaf.galaxies for leaf in groups.leaves()) // each
-        coverage = f"within 2/{least + 1} for {members} exchangeable with those of their group"
-        rows = {
-            "repair": self.repair,
-            "fitted on": self.fitted_on or "unspecified sample",
-            **self.subject,
-            "groups": f"{len(groups.leaves())} of at least {least} {members}, {groups.galaxies // each} in all",
-            "marginal coverage": coverage if self.repair == "conformal" else "not guaranteed",
-            "masks": "calibrated" if self.mask else "unchanged",
-        }
-        ranges = zip(FEATURES, self.low, self.high, strict=True)
-        rows |= {f"range of {name}": f"{low:g} to {high:g}" for name, low, high in ranges}
-        return Table([list(rows), [str(value) for value in rows.values()]], names=["property", "value"])
+        numbers = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("flux", "total"):
+            numbers[name] = {kind: np.round(maps, 4).tolist() for kind, maps in numbers[name].items()}
+        return json.dumps(header("calibrator") | numbers)
+
+    @classmethod
+    def parse(cls, text: str, *, path: str | PathLike[str] = "calibrator") -> Calibrator:
+        """Return the calibrator that `describe` described.
+
+        Parameters
+        ----------
+        text
+            The JSON.
+        path
+            Its file, to be named in errors.
+
+        Returns
+        -------
+        Calibrator
+            The calibrator.
+
+        Raises
+        ------
+        ValueError
+            If this is no calibrator, or one of another version.
+        """
+        try:
+            numbers = json.loads(text)
+        except json.JSONDecodeError:
+            numbers = {}
+        check_header(numbers, "calibrator", path)
+        try:
+            kept = {field.name: numbers[field.name] for field in fields(cls)}
+            for name in ("flux", "total"):
+                kept[name] = {kind: np.array(maps).reshape(-1, 2, len(NODES)) for kind, maps in kept[name].items()}
+            for name in ("low", "high", "mask", "existence"):
+                kept[name] = None if kept[name] is None else tuple(kept[name])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: damaged calibrator ({error!r})") from None
+        return cls(**kept)
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write a JSON file.
@@ -288,19 +246,9 @@ class Calibrator:
         with whole_file(path, overwrite=overwrite) as temporary:
             temporary.write_text(self.describe(), encoding="utf-8")
 
-    def describe(self) -> str:
-        """Return the calibrator as JSON.
-
-        Returns
-        -------
-        str
-            A JSON object, which `parse` reads.
-        """
-        return json.dumps(header("calibrator") | asdict(self) | {"features": FEATURES})
-
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Calibrator:
-        """Read a calibrator that `save` wrote.
+        """Read what `save` wrote.
 
         Parameters
         ----------
@@ -317,74 +265,79 @@ class Calibrator:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If it is not a calibrator, is damaged, or has another version.
+            If it is no calibrator, or one of another version.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file")
-        return cls.parse(Path(path).read_text(encoding="utf-8"), source=path)
-
-    @classmethod
-    def parse(cls, text: str, *, source: object = "calibrator") -> Calibrator:
-        """Return the calibrator that `describe` has written as JSON; `source` names the text in error messages.
-
-        Parameters
-        ----------
-        text
-            What `describe` returned.
-        source
-            Name of the text in error messages.
-
-        Returns
-        -------
-        Calibrator
-            The calibrator.
-
-        Raises
-        ------
-        ValueError
-            If the text is not that of a calibrator.
-        """
-        try:
-            numbers = json.loads(text)
-        except json.JSONDecodeError:
-            numbers = {}
-        check_header(numbers if isinstance(numbers, dict) else {}, "calibrator", source)
-        try:
-            if tuple(numbers["features"]) != FEATURES:
-                raise ValueError(f"{source}: must be fitted with the features {', '.join(FEATURES)}")
-            numbers = {name: value for name, value in numbers.items() if name not in (*header(""), "features")}
-            for name in ("root", "pairs"):
-                numbers[name] = None if numbers[name] is None else Group.of_plain(numbers[name])
-            if numbers["mask"] is not None:
-                numbers["mask"] = MaskMap(**{name: tuple(value) for name, value in numbers["mask"].items()})
-            return cls(**numbers | {name: tuple(numbers[name]) for name in ("low", "high")})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{source}: damaged calibrator") from error
+        return cls.parse(Path(path).read_text(encoding="utf-8"), path=path)
 
 
-def _owners(draws: NDArray, truth: NDArray, galaxies: ArrayLike | None) -> NDArray[np.int64]:
-    """Return the identity of the galaxy of each flux ``(blend, galaxy, band)``, with a check of the truths."""
-    if truth.shape != draws.shape[:3]:
-        raise ValueError(f"truth must have the shape (blend, galaxy, band) {draws.shape[:3]}, got {truth.shape}")
-    if not (good := np.isfinite(truth) & (truth > 0)).all():
-        raise ValueError(f"truth must be positive and finite for every galaxy, got {truth[~good][0]}")
-    owner = np.arange(truth[..., 0].size).reshape(truth.shape[:2]) if galaxies is None else np.asarray(galaxies)
-    if owner.shape != truth.shape[:2]:
-        raise ValueError(f"galaxies must have the shape (blend, galaxy) {truth.shape[:2]}, got {owner.shape}")
-    return np.broadcast_to(owner[..., None], truth.shape)
+def _log_draws(posterior: Posterior, kind: str) -> NDArray[np.float64]:
+    """Return ln of draws ``(draw, source, band)`` of all chains; NaN where one draw of a source is not positive."""
+    draws = posterior.dataset[FLUX_OF[kind]].values.astype(np.float64)
+    draws = draws.reshape(-1, *draws.shape[2:])
+    with np.errstate(invalid="ignore"):
+        return np.log(np.where((draws > 0).all(0), draws, np.nan))
 
 
-def _subject(posterior: Posterior) -> dict[str, str | float]:
-    attributes = posterior.dataset.attrs
-    return {name: attributes[name] for name in SUBJECT if name in attributes}
+def _features(posterior: Posterior) -> NDArray[np.float64]:
+    """Return signal-to-noise ratio, contested light and size in pixels ``(source, band, 3)``; NaN where unknown.
+
+    The ratio is that of a Gaussian with the source's half-light radius, but at least that of a point source.
+    """
+    data = posterior.dataset
+    unknown = np.full(len(posterior), np.nan)
+    known = {name: data[name].values if name in data else unknown for name in ("half_light_radius", "contested")}
+    rms = data["sky_rms"].values if "sky_rms" in data else unknown[:, None]
+    size = known["half_light_radius"] / data.attrs["pixel_scale"]
+    flux = data[next(name for name in FLUX_OF.values() if name in data)].median(("chain", "draw")).values
+    snr = flux / (rms * np.sqrt(4 * np.pi) * np.maximum(np.nan_to_num(size), 1.5)[:, None])
+    return np.stack(np.broadcast_arrays(snr, known["contested"][:, None], size[:, None]), axis=-1)
 
 
-def _second_is_brighter(flux: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which pairs ``(blend,)`` to swap, so that errors of total and ratio correlate alike in all."""
-    first, second = np.median(flux, -1).T
-    return second > first
+def _cell(features: NDArray) -> NDArray[np.int64]:
+    """Return the group of each source and band: one number for the bins of all features; unknown is the lowest bin."""
+    number = np.zeros(features.shape[:-1], dtype=np.int64)
+    for edges, values in zip(EDGES, np.moveaxis(np.nan_to_num(features), -1, 0), strict=True):
+        number = number * (len(edges) + 1) + np.searchsorted(edges, values)
+    return number
 
 
-def _of_pairs(array: NDArray, pairs: tuple[NDArray, NDArray]) -> NDArray:
-    """Return blends and bands of ``(blend, galaxy, band, ...)``, one row each: ``(row, galaxy, ...)``."""
-    return array[pairs[0], :, pairs[1]]
+def _fit_cells(draws: NDArray, truth: NDArray, cell: NDArray, least: int) -> NDArray[np.float64]:
+    """Return the map of each group ``(group, 2, node)``: from its sources, or those of a coarser group if too few."""
+    known = np.isfinite(draws).all(0) & np.isfinite(truth)
+    if (sources := int(known.any(1).sum())) < least:
+        raise ValueError(f"at least {least} sources with draws and truth are needed to fit, got {sources}")
+    coarser = np.cumprod([1, *(len(edges) + 1 for edges in EDGES[::-1])])  # without the last feature, the last two, ...
+    maps = {}
+    for number in range(int(coarser[-1])):
+        for size in coarser:
+            chosen = known & (cell // size == number // size)
+            if (size, number // size) not in maps and chosen.any(1).sum() >= least:
+                maps[size, number // size] = fit_map(draws[:, chosen], truth[chosen])
+            if (size, number // size) in maps:
+                break
+        maps[number] = maps[size, number // size]
+    return np.stack([maps[number] for number in range(int(coarser[-1]))])
+
+
+def _mapped_sources(draws: NDArray, maps: NDArray, cell: NDArray) -> NDArray[np.float64]:
+    moved, known = draws.copy(), np.isfinite(draws).all(0)
+    for number in np.unique(cell[known]):
+        chosen = known & (cell == number)
+        moved[:, chosen] = mapped(draws[:, chosen], maps[number])
+    return moved
+
+
+def _mask_pixels(posterior: Posterior, scene: Scene, matched: NDArray) -> tuple[NDArray, NDArray]:
+    """Return probabilities and true masks of pixels where the bands' image exceeds their sky noise."""
+    ratio = (scene.image / scene.sky_rms[..., None, None]).nan_to_num().sum(1) / scene.image.shape[1] ** 0.5
+    bright, masks, given, true = (ratio > 1).numpy(), scene.mask.numpy(), [np.zeros(0)], [np.zeros(0)]
+    number = posterior.dataset["scene"].values
+    for source in np.flatnonzero(matched >= 0):
+        cutout = posterior.cutouts.cutout("mask", int(source))
+        chosen = bright[number[source]][cutout.slices]
+        given.append(cutout.data[chosen])
+        true.append(masks[matched[source]][cutout.slices][chosen])
+    step = max(1, sum(map(len, given)) // PIXELS)
+    return np.concatenate(given)[::step], np.concatenate(true)[::step]
