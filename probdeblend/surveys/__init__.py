@@ -1,19 +1,21 @@
-"""Isolated real galaxies: cut out, judged, kept, blended and injected."""
+"""Isolated real galaxies: cut out, judged, kept, and put into scenes."""
 
-from .blends import PairRules, pair_blends
+from .injection import Injector, simulate_in_sky
 from .library import Library, Quality, keep_table, read_library, write_library
 from .reobserve import reobserve_galaxies
 from .selection import Selection, isolate_galaxies
+from .sky_patches import sky_patches
 
 __all__ = [
+    "Injector",
     "Library",
-    "PairRules",
     "Quality",
     "Selection",
     "isolate_galaxies",
     "keep_table",
-    "pair_blends",
     "read_library",
     "reobserve_galaxies",
+    "simulate_in_sky",
+    "sky_patches",
     "write_library",
 ]

@@ -2,14 +2,14 @@
 
 A Kron aperture misses the faint wings of a galaxy: 0.06 mag of a disk and 0.13 mag of a spheroid at CANDELS depth. How
 much depends on its signal-to-noise ratio, its radius and its concentration. A quadratic in their logarithms is fitted
-to isolated galaxies of the prior, drawn with the instrument's PSF and noise and measured as real ones are.
+to isolated galaxies of the population, drawn with the instrument's PSF and noise and measured as real ones are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 from astropy.stats import mad_std
@@ -19,14 +19,14 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from ..scene import Instrument
-from ..simulation.galsim import render_torch, with_noise
-from ..simulation.prior import Prior
+from ..simulation.cameras import Camera
+from ..simulation.population import Population
+from ..simulation.scenes import Simulator
 from .isolated import IsolatedGalaxy, NotIsolatedError, measure_galaxy
-from .library import Library
+from .library import STAMP_SIZE, Library
 
 __all__ = ["ApertureCorrection", "fit_aperture_correction", "library_of"]
 
-BATCH = 64
 LARGEST = 0.5  # departure of the log factor from its median; beyond it, another galaxy was measured
 
 
@@ -46,8 +46,7 @@ class ApertureCorrection:
 
 def fit_aperture_correction(instrument: Instrument, *, count: int = 600, seed: int = 0) -> ApertureCorrection:
     """Measure the aperture correction on `count` simulated isolated galaxies."""
-    starts = range(0, count, BATCH)
-    found = [pair for start in starts for pair in _simulated(min(BATCH, count - start), instrument, seed=seed + start)]
+    found = list(_simulated(count, instrument, seed=seed))
     if len(found) < 50:
         raise ValueError(f"at least 50 simulated galaxies must be found, got {len(found)} of {count}")
     galaxies, total = zip(*found, strict=True)
@@ -61,14 +60,15 @@ def fit_aperture_correction(instrument: Instrument, *, count: int = 600, seed: i
 
 def _simulated(count: int, instrument: Instrument, *, seed: int) -> Iterator[tuple[IsolatedGalaxy, float]]:
     """Yield the galaxies that are found, with their total fluxes."""
-    prior = replace(Prior.default(), crowding=(1.0,))
-    pairs = prior.sample(count, seed=seed)
-    light = prior.components(pairs, instrument, seed=seed)
-    images, _ = with_noise(render_torch(light, instrument)[:, 0].cpu(), instrument, seed)
-    for stamp, x, y, total in zip(images.numpy(), pairs["x"], pairs["y"], light.total_flux, strict=True):
-        with suppress(NotIsolatedError):
-            galaxy = measure_galaxy(stamp.astype(np.float64), instrument.sky_rms, (float(x[0]), float(y[0])))
-            yield galaxy, float(total[0])
+    population = Population.published().extended(0.3)
+    simulator = Simulator(population, Camera.of(instrument), (STAMP_SIZE, STAMP_SIZE), number=1)
+    for scenes in simulator.batches(count, seed=seed):
+        stamps = scenes.image[:, 0].double().numpy()
+        for stamp, x, y, flux in zip(
+            stamps, scenes.x.tolist(), scenes.y.tolist(), scenes.flux[:, 0].tolist(), strict=True
+        ):
+            with suppress(NotIsolatedError):
+                yield measure_galaxy(stamp, instrument.sky_rms, (x, y)), flux
 
 
 def _features(galaxies: Sequence[IsolatedGalaxy]) -> NDArray[np.float64]:

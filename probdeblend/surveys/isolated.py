@@ -18,9 +18,9 @@ from scipy import ndimage
 from ..photometry.detection import COLD, HOT, SEGMENTATION, Detection, detect, kron_flux, kron_radius, native_image
 from ..photometry.images import cut_stamps
 from ..photometry.noise import correlation_sum
-from ..photometry.sky import dilate, noise_correlation_factor, replace_with_sky, sky_scatter, subtract_sky
-from ..scene import STAMP_SIZE, Instrument
-from .library import Quality
+from ..photometry.sky import dilate, estimate_noise_kernel, replace_with_sky, sky_scatter, subtract_sky
+from ..scene import Instrument
+from .library import STAMP_SIZE, Quality
 
 __all__ = ["WINDOW", "IsolatedGalaxy", "NotIsolatedError", "cut_galaxy", "find_galaxies", "measure_galaxy"]
 
@@ -117,11 +117,12 @@ def cut_galaxy(
     footprint = dilate((found.segmentation == own + 1).astype(np.int32)) > 0
     x, y = found.x[own], found.y[own]
     try:
-        factor = noise_correlation_factor(pixels, found.segmentation)
+        kernel = estimate_noise_kernel(pixels, grown > 0)
     except ValueError:  # too little blank sky
-        factor = correlation_sum(instrument.noise_kernel) ** 0.5
+        kernel = instrument.noise_kernel
     x0, y0 = (int(np.floor(center)) - STAMP_SIZE // 2 + 1 for center in (x, y))
-    stamp, noise = cut_stamps(filled, (x0, y0))[0], {"exposure": instrument.exposure, "noise_factor": factor}
+    stamp = cut_stamps(filled, (x0, y0), STAMP_SIZE)[0]
+    noise = {"exposure": instrument.exposure, "noise_factor": correlation_sum(kernel) ** 0.5}
     galaxy = measure_galaxy(stamp, sky_rms, (x - x0, y - y0), **noise)
     quality = galaxy.quality | _coverage(window, footprint)
     quality |= Quality.NEIGHBOR * ((footprint & foreign).sum() > TAKEN * footprint.sum())

@@ -23,9 +23,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._files import check_header, header, output_folder
 from ..photometry.sky import dilate
-from ..scene import GALAXY_TYPES, STAMP_SIZE
+from ..scene import GALAXY_TYPES
 
-__all__ = ["Library", "Quality", "identity_number", "join", "keep_table", "read_library", "write_library"]
+__all__ = [
+    "STAMP_CENTER",
+    "STAMP_SIZE",
+    "Library",
+    "Quality",
+    "identity_number",
+    "join",
+    "keep_table",
+    "read_library",
+    "write_library",
+]
+
+STAMP_SIZE = 128  # pixels on a side of the stamp of a galaxy
+STAMP_CENTER = (STAMP_SIZE - 1) / 2
 
 FLUX_KINDS = ("corrected", "true")
 LIBRARY_FILE, KEEP_FILE = "library.h5", "keep.csv"
@@ -58,7 +71,7 @@ class Quality(IntFlag):
 
 
 def identity_number(identity: str) -> int:
-    """Return the number for an identity in a `~probdeblend.scene.Blend`: 63 bits of the name's BLAKE2 hash."""
+    """Return the number for an identity in a `~probdeblend.scene.Scene`: 63 bits of the name's BLAKE2 hash."""
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1
 
 

@@ -23,10 +23,10 @@ from tqdm.auto import tqdm
 from ..photometry.detection import HOT, detect
 from ..photometry.noise import correlated_noise, correlation_sum
 from ..photometry.sky import dilate
-from ..scene import STAMP_CENTER, STAMP_SIZE, Instrument, seed_of
+from ..scene import Instrument, seed_of
 from .aperture import fit_aperture_correction, library_of
 from .isolated import IsolatedGalaxy, NotIsolatedError, measure_galaxy
-from .library import join
+from .library import STAMP_CENTER, STAMP_SIZE, join
 from .selection import Collection, check_some
 
 if TYPE_CHECKING:

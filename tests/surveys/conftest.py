@@ -1,14 +1,16 @@
 """A simulated mosaic whose galaxies are known, and what is cut out of it."""
 
+import math
 from collections import Counter
 
+import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 
 from probdeblend.photometry import FieldImage
-from probdeblend.scene import Instrument
-from probdeblend.simulation.galsim import simulate_mosaic
-from probdeblend.simulation.prior import Prior
+from probdeblend.scene import GALAXY_TYPES, Instrument
+from probdeblend.simulation import Population, simulate
 from probdeblend.surveys import Selection
 from probdeblend.surveys.aperture import fit_aperture_correction, library_of
 from probdeblend.surveys.selection import cut_galaxies
@@ -16,6 +18,17 @@ from probdeblend.surveys.selection import cut_galaxies
 
 def mosaic_of(image):
     return FieldImage("simulated", image, None, 0.06, 25.9463, "", fits.Header())
+
+
+def simulated(number, size, *, instrument, seed):
+    """A mosaic with galaxies of the published population anywhere, and its catalog."""
+    population = Population.published().replace(layout="anywhere", max_difference=math.inf)
+    scene = simulate(1, population=population, camera=instrument, size=size, number=number, seed=seed)
+    values = {name: getattr(scene, name).double().numpy() for name in ("x", "y")}
+    values["magnitude"] = instrument.zero_point - 2.5 * np.log10(scene.flux[:, 0].double().numpy())
+    kinds = [GALAXY_TYPES[kind] for kind in scene.source_type.tolist()]
+    catalog = Table({"id": np.arange(1, number + 1)} | values | {"type": kinds})
+    return scene.image[0, 0].double().numpy(), catalog
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +43,7 @@ def correction(hst):
 
 @pytest.fixture(scope="session")
 def field(hst):
-    image, catalog = simulate_mosaic(60, (900, 900), prior=Prior.published(), instrument=hst, seed=4)
+    image, catalog = simulated(60, 900, instrument=hst, seed=4)
     return mosaic_of(image), catalog
 
 
@@ -43,7 +56,7 @@ def library(field, hst, correction):
 @pytest.fixture(scope="session")
 def small(hst):
     """A mosaic of 400 x 400 pixels with twelve galaxies, and their catalog."""
-    return simulate_mosaic(12, (400, 400), prior=Prior.published(), instrument=hst, seed=3)
+    return simulated(12, 400, instrument=hst, seed=3)
 
 
 @pytest.fixture(scope="session")

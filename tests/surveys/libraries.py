@@ -1,12 +1,10 @@
 """Libraries for tests: round Gaussian galaxies in white noise."""
 
-from dataclasses import fields
-
 import numpy as np
-import torch
 
-from probdeblend.scene import STAMP_SIZE, Blend
 from probdeblend.surveys import Library
+
+STAMP_SIZE = 128
 
 
 def made(count=12, *, identities=None, **changes):
@@ -37,9 +35,3 @@ def made(count=12, *, identities=None, **changes):
         "exposure": np.full(count, 3200.0),
     }
     return Library(**(values | changes))
-
-
-def joined(batches):
-    batches = list(batches)
-    known = [f.name for f in fields(Blend) if getattr(batches[0], f.name) is not None]
-    return Blend(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in known})

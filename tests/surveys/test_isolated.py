@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from probdeblend.photometry.noise import correlated_noise
-from probdeblend.scene import STAMP_SIZE
 from probdeblend.surveys import Quality
 from probdeblend.surveys.isolated import WINDOW, NotIsolatedError, cut_galaxy, measure_galaxy
 
@@ -90,7 +89,7 @@ def test_nothing_there(hst):
     with pytest.raises(NotIsolatedError, match="no sky around it"):
         cut(np.full((WINDOW, WINDOW), np.nan), hst)
     with pytest.raises(NotIsolatedError, match="too faint to be found at 3 times the sky noise"):
-        measure_galaxy(np.zeros((STAMP_SIZE, STAMP_SIZE)), 3e-3, (63.5, 63.5))
+        measure_galaxy(np.zeros((128, 128)), 3e-3, (63.5, 63.5))
 
 
 def test_errors_hold_poisson_photons(hst):
