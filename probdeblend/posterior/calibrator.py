@@ -97,8 +97,8 @@ class Calibrator:
         Raises
         ------
         ValueError
-            If shapes disagree, the posterior is calibrated already, no true flux is known, or fewer than `least` sources have
-            one.
+            If shapes disagree, the posterior is calibrated already, no true flux is known, or fewer than `least`
+            sources have one.
         """
         matched = np.asarray(matched)
         if matched.shape != (len(posterior),):
