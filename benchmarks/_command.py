@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from probdeblend.deblending.deblender import Deblender
-    from probdeblend.refinement.guide import JointGuide
 
-__all__ = ["Run", "benchmark", "guide_option", "load_with_guide", "sized_option"]
+__all__ = ["FILE", "Run", "benchmark", "sized_option", "weights_option"]
 
 RESULTS = Path("results")
 FILE = click.Path(path_type=Path)
@@ -105,16 +104,7 @@ def sized_option(flag: str, small: int, full: int, *, least: int = 1, help: str)
     return click.option(flag, type=click.IntRange(least), callback=choose, help=text)
 
 
-guide_option = click.option("--guide", type=FILE, help="Guide of these weights.  [default: the one that ships]")
-
-
-def load_with_guide(weights: Path | None, guide: Path | None) -> tuple[Deblender, JointGuide]:
-    """Load weights and the guide that refinement starts from."""
-    from probdeblend.deblending.weights import load
-    from probdeblend.refinement.guide import default_guide, load_guide
-
-    deblender = load(weights)
-    return deblender, default_guide(deblender) if guide is None else load_guide(guide, deblender)
+weights_option = click.option("--weights", type=FILE, help="Weights file.  [default: the one that ships]")
 
 
 class _Command(click.Command):

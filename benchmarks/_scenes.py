@@ -28,7 +28,9 @@ from probdeblend.posterior.draws import Posterior
 from probdeblend.scene import LN_FLUX_UNIT, Scene, seed_of
 
 __all__ = [
+    "CHUNK",
     "LEAST_SNR",
+    "ONE_CAMERA",
     "answered",
     "column",
     "compare",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 CHUNK = 32  # scenes that are simulated, answered and kept together
+ONE_CAMERA = 4  # the same, where each chunk is taken by a camera of its own
 LEAST_SNR = 5.0  # fainter sources do not count as detectable
 REACH = 4.0  # pixels; a detection farther from a source is another one
 LEVELS = (50, 68, 95)
@@ -58,16 +61,17 @@ def compare(
     methods: Mapping[str, Callable[[Scene], Arrays]],
     *,
     seed: int,
+    chunk: int = CHUNK,
 ) -> dict[str, Arrays]:
-    """Ask several methods about `count` scenes, chunk by chunk; finished chunks are kept.
+    """Ask several methods about `count` scenes, `chunk` by chunk; finished ones are kept.
 
     `draw` makes a number of scenes from a seed, a method turns them into arrays, which are joined by method.
     """
     parts = []
-    for first in tqdm(range(0, count, CHUNK), desc=name, unit="chunk", leave=False):
+    for first in tqdm(range(0, count, chunk), desc=name, unit="chunk", leave=False):
 
         def make(first: int = first) -> Arrays:
-            scene = draw(min(CHUNK, count - first), seed_of(seed, first // CHUNK + 1))
+            scene = draw(min(chunk, count - first), seed_of(seed, first // chunk + 1))
             found = {method: answer(scene) for method, answer in methods.items()}
             return {f"{method}/{key}": values for method, arrays in found.items() for key, values in arrays.items()}
 
@@ -139,10 +143,10 @@ def truth(scene: Scene) -> Arrays:
 def measure(scene: Scene, posterior: Posterior, *, kind: str = "total", row: NDArray | None = None) -> Arrays:
     """Compare one kind of flux, "total" or "auto", with the truth.
 
-    `row` has the source of the posterior for each true one, by default the nearest. Per true source and band: the true
-    flux and the median (NaN if it was missed), the rank of the truth, and the half-width of the 68 % interval in ln
-    flux; per group its number of sources, and the ranks of the Mahalanobis distance and of the total flux in the first
-    band.
+    `row` has the source of the posterior for each true one, by default the nearest. Per true source, in the first band:
+    the true flux and the median (NaN if it was missed), the rank of the truth, and the half-width of the 68 % interval
+    in ln flux; per group its number of sources, and the ranks of the Mahalanobis distance, over all bands, and of the
+    total flux in the first.
     """
     draws = posterior.draws(kind).values
     draws = draws.reshape(-1, *draws.shape[2:]).astype(np.float64)
@@ -154,6 +158,7 @@ def measure(scene: Scene, posterior: Posterior, *, kind: str = "total", row: NDA
     rank = np.where(np.isfinite(flux).all(0), ((flux < true).sum(0) + 0.5) / (len(flux) + 1), np.nan)
     known = truth(scene)
     measured = {"flux": true, "estimate": np.median(flux, 0), "rank": rank, "width": (high - low) / 2}
+    measured = {name: values[:, 0] for name, values in measured.items()}
     of_found = np.full(draws.shape[1:], np.nan)
     of_found[row[row >= 0]] = true[row >= 0]
     return known | measured | _groups(posterior, draws, of_found)
@@ -192,7 +197,7 @@ def summary(found: Arrays, chosen: NDArray | None = None) -> dict[str, float]:
     chosen = (found["snr"] >= LEAST_SNR) & (True if chosen is None else chosen)
     true, estimate, rank, width = (found[name][chosen] for name in ("flux", "estimate", "rank", "width"))
     error = -LN_FLUX_UNIT * np.log(np.maximum(estimate, FAINTEST * true) / true)
-    row: dict[str, float] = {"sources": int(chosen.sum()), "detected": _mean(np.isfinite(estimate).all(-1))}
+    row: dict[str, float] = {"sources": int(chosen.sum()), "detected": _mean(np.isfinite(estimate))}
     row |= {"mape": 100 * _mean(np.abs(estimate - true) / true), "bias_mag": _median(error)}
     row |= {"nmad_mag": float(mad_std(error, ignore_nan=True)) if np.isfinite(error).any() else np.nan}
     row |= {"width": _median(width)} | {f"coverage_{level}": _mean(_inside(rank, level)) for level in LEVELS}

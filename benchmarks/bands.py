@@ -15,10 +15,9 @@ import numpy as np
 from astropy.stats import mad_std
 from numpy.typing import NDArray
 
-from benchmarks._command import Run, benchmark, sized_option
+from benchmarks._command import Run, benchmark, sized_option, weights_option
 from benchmarks._populations import crowded_scenes
-from benchmarks._scenes import LEAST_SNR, compare, formatted, positions, truth
-from probdeblend.cli.options import weights as weights_option
+from benchmarks._scenes import LEAST_SNR, ONE_CAMERA, compare, formatted, positions, truth
 from probdeblend.deblending.deblender import Deblends
 from probdeblend.deblending.weights import load
 from probdeblend.scene import LN_FLUX_UNIT, Scene
@@ -42,7 +41,7 @@ def main(run: Run, count: int, weights: Path | None) -> None:
     with run.unfinished(deblender=deblender, count=count) as kept:
         for number in NUMBERS:
             draw = partial(crowded_scenes, number, cameras=cameras)
-            found = compare(kept, f"sources-{number}", count, draw, methods, seed=run.seed)
+            found = compare(kept, f"sources-{number}", count, draw, methods, seed=run.seed, chunk=ONE_CAMERA)
             both = [{"number": number, "bands": name} | colors(arrays) for name, arrays in found.items()]
             rows += [row | {"gain": both[1]["scatter"] / row["scatter"]} for row in both]
         run.write(formatted(rows))

@@ -12,10 +12,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks._command import Run, benchmark, sized_option
+from benchmarks._command import Run, benchmark, sized_option, weights_option
 from benchmarks._populations import crowded_scenes
-from benchmarks._scenes import answered, compare, formatted, summary
-from probdeblend.cli.options import weights as weights_option
+from benchmarks._scenes import ONE_CAMERA, answered, compare, formatted, summary
 from probdeblend.deblending.sep import SepDeblender
 from probdeblend.deblending.weights import load
 
@@ -41,8 +40,8 @@ def main(run: Run, count: int, numbers: tuple[int, ...], weights: Path | None) -
         for number in numbers or NUMBERS:
             draw = partial(crowded_scenes, number)
             scenes = -(-count // number)
-            found = compare(kept, f"sources-{number:02d}", scenes, draw, methods, seed=run.seed)
-            seen = np.isfinite(found["sep"]["estimate"]).all(-1)
+            found = compare(kept, f"sources-{number:02d}", scenes, draw, methods, seed=run.seed, chunk=ONE_CAMERA)
+            seen = np.isfinite(found["sep"]["estimate"])
             same = {name: summary(found[name], seen)["nmad_mag"] for name in ("sep", "auto")}
             row = {"number": number} | summary(found["network"])
             row |= {"seconds": found["network"]["scene_seconds"].mean(), "sep_detected": seen.mean()}

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks._command import Run, benchmark, sized_option
+from benchmarks._command import Run, benchmark, sized_option, weights_option
 from benchmarks._populations import mixed_scenes
-from benchmarks._scenes import LEAST_SNR, column, compare, formatted, match, truth
-from probdeblend.cli.options import weights as weights_option
+from benchmarks._scenes import LEAST_SNR, ONE_CAMERA, column, compare, formatted, match, truth
 from probdeblend.deblending.deblender import Deblends
 from probdeblend.deblending.sep import SepDeblender
 from probdeblend.deblending.weights import load
@@ -47,7 +46,7 @@ def main(run: Run, count: int, weights: Path | None) -> None:
     deblender = load(weights)
     methods = {"network": partial(detected, deblender), "sep": partial(detected, SepDeblender())}
     with run.unfinished(deblender=deblender, count=count) as kept:
-        found = compare(kept, "scenes", count, mixed_scenes, methods, seed=run.seed)
+        found = compare(kept, "scenes", count, mixed_scenes, methods, seed=run.seed, chunk=ONE_CAMERA)
         network, sep = found["network"], found["sep"]
         threshold = equal_purity(network, _purity(sep, np.ones(len(sep["found_real"]), dtype=bool)))
         table = formatted(

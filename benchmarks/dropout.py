@@ -17,16 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks._command import Run, benchmark, sized_option
+from benchmarks._command import FILE, Run, benchmark, sized_option
 from benchmarks._populations import published_pairs
 from benchmarks._scenes import compare, formatted, positions, truth
 from probdeblend.deblending.deblender import Deblends
 from probdeblend.deblending.weights import load
+from probdeblend.posterior.cutouts import Cutouts
 from probdeblend.scene import Scene
 
 __all__ = ["CHANGES", "main", "parts"]
-
-FILE = click.Path(path_type=Path)
 
 
 def _saturated(image: torch.Tensor) -> torch.Tensor:
@@ -39,7 +38,7 @@ def _ringed(image: torch.Tensor) -> torch.Tensor:
 
 
 def _striped(image: torch.Tensor) -> torch.Tensor:
-    return image + 2.0 * torch.sin(torch.arange(image.shape[-1]) * torch.pi / 4)
+    return image + 10.0 * torch.sin(torch.arange(image.shape[-1]) * torch.pi / 4)
 
 
 def _inverted(image: torch.Tensor) -> torch.Tensor:
@@ -51,7 +50,7 @@ CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda image: image,
     "saturated at 20 rms": _saturated,
     "ghosts of half the light": _ringed,
-    "stripes of 2 rms": _striped,
+    "stripes of 10 rms": _striped,
     "hollow cores": _inverted,
 }
 """What is done to pixels over sky noise."""
@@ -72,7 +71,7 @@ def main(run: Run, count: int, files: tuple[Path, ...]) -> None:
         for number, path in enumerate(files or (None,)):
             deblender = load(path)
             methods = {name: partial(parts, deblender, name) for name in CHANGES}
-            found = compare(kept, f"weights-{number}", count, _draw, methods, seed=run.seed)
+            found = compare(kept, f"weights-{number}", count, published_pairs, methods, seed=run.seed)
             own = [_row(arrays) | {"images": name} for name, arrays in found.items()]
             rows += [
                 {"weights": "shipped" if path is None else path.name, "images": row.pop("images")}
@@ -83,10 +82,6 @@ def main(run: Run, count: int, files: tuple[Path, ...]) -> None:
         run.write(formatted(rows))
 
 
-def _draw(count: int, seed: int) -> Scene:
-    return published_pairs(count, seed=seed)
-
-
 def parts(deblender: Deblends, change: str, scene: Scene) -> dict[str, NDArray]:
     """Return standard deviations within and between passes, per source, per group and of masks."""
     noise = scene.sky_rms[..., None, None]
@@ -95,17 +90,21 @@ def parts(deblender: Deblends, change: str, scene: Scene) -> dict[str, NDArray]:
     known = {name: truth(scene)[name] for name in ("scene", "snr")}
     within, between = _parts(np.log(posterior.flux.values[..., 0]))
     of_group = _parts(np.log(posterior.total_flux.values[..., 0]))
-    masks = [
-        float(std[(mask > 0.1) & (mask < 0.9)].mean()) if ((mask > 0.1) & (mask < 0.9)).any() else np.nan
-        for mask, std in zip(posterior.cutouts.mask, posterior.cutouts.mask_std, strict=True)
-    ]
     return known | {
         "within": within,
         "between": between,
-        "mask": np.array(masks),
+        "mask": _undecided(posterior.cutouts),
         "group_within": of_group[0],
         "group_between": of_group[1],
     }
+
+
+def _undecided(cutouts: Cutouts) -> NDArray[np.float64]:
+    """Return the mean spread over passes of each source's mask, where it is neither in nor out; NaN without one."""
+    if cutouts.mask_std is None:
+        return np.full(len(cutouts), np.nan)
+    inside = [(mask > 0.1) & (mask < 0.9) for mask in cutouts.mask]
+    return np.array([s[i].mean() if i.any() else np.nan for s, i in zip(cutouts.mask_std, inside, strict=True)])
 
 
 def _parts(draws: NDArray) -> tuple[NDArray, NDArray]:
@@ -115,10 +114,15 @@ def _parts(draws: NDArray) -> tuple[NDArray, NDArray]:
     return np.sqrt(within), np.sqrt(np.maximum(between, 0))
 
 
+def _mean(values: NDArray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else np.nan
+
+
 def _row(found: dict[str, NDArray]) -> dict[str, float]:
     row = {name: float(np.median(found[name])) for name in ("within", "between", "group_within", "group_between")}
     share = found["between"] ** 2 / (found["between"] ** 2 + found["within"] ** 2)
-    return row | {"share": float(np.median(share)), "mask": float(np.nanmean(found["mask"]))}
+    return row | {"share": float(np.median(share)), "mask": _mean(found["mask"])}
 
 
 if __name__ == "__main__":

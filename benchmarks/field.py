@@ -16,14 +16,14 @@ import torch
 from astropy.io import fits
 from astropy.table import Table
 
-from benchmarks._command import Run, benchmark
-from benchmarks._populations import published_instrument, published_scenes
+from benchmarks._command import Run, benchmark, weights_option
+from benchmarks._populations import published_scenes
 from benchmarks._scenes import formatted
 from probdeblend._files import whole_file
-from probdeblend.cli.options import weights as weights_option
 from probdeblend.deblending.weights import load
 from probdeblend.photometry.noise import add_noise
 from probdeblend.scene import seed_of
+from probdeblend.simulation.cameras import Camera
 
 __all__ = ["compare_catalogs", "main", "write_field"]
 
@@ -32,7 +32,6 @@ SIDES, SMALL_SIDES = (1000, 2000, 4000), (192, 384)  # pixels
 TILES, SMALL_TILES = (512, 256), (256, 128)
 SOURCES = (1, 2, 3, 4, 5, 8)  # in one of the scenes that are added
 APART = 0.5  # pixels, within which two catalogs list the same source
-DEPTH = 3e-3  # sky noise of a pixel
 
 
 @benchmark("field")
@@ -62,29 +61,31 @@ def main(run: Run, weights: Path | None) -> None:
 
 
 def write_field(path: Path, side: int, *, seed: int) -> None:
-    """Simulate a square field and write it with its depth in the header."""
-    rng, instrument = np.random.default_rng(seed), published_instrument()
+    """Simulate a square field and write it, with the number of its sources in the header."""
+    rng, camera = np.random.default_rng(seed), Camera.candels_f160w()
     light, sources, wanted, batch = torch.zeros(side, side), 0, round(DENSITY * side**2), 0
     while sources < wanted:
         scenes = published_scenes(int(rng.choice(SOURCES)), 16, seed=seed_of(seed, 1, batch))
         for number in range(len(scenes)):
             own = scenes.scene == number
-            stamp = (scenes.light[own] * (DEPTH / scenes.sky_rms[number]))[:, 0].sum(0)
-            top, left = rng.integers(-stamp.shape[0] // 4, side - 3 * stamp.shape[0] // 4, 2)
-            rows, columns = (slice(max(v, 0), min(v + stamp.shape[0], side)) for v in (top, left))
-            light[rows, columns] += stamp[
-                rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-            ]
+            _add(light, scenes.light[own][:, 0].sum(0), rng)
             sources += int(own.sum())
             if sources >= wanted:
                 break
         batch += 1
-    depth = {"sky_rms": torch.tensor([DEPTH]), "exposure": torch.tensor([float(instrument.exposure)])}
-    noise = torch.Generator().manual_seed(seed)
-    image = add_noise(light[None, None], instrument, generator=noise, **depth)[0, 0].numpy()
-    header = fits.Header({"SKYRMS": DEPTH, "SOURCES": sources, "EXPOSURE": float(instrument.exposure)})
+    noise = {name: getattr(camera, name)[None] for name in ("sky_rms", "exposure", "noise_kernel")}
+    image = add_noise(light[None, None], **noise, generator=torch.Generator().manual_seed(seed))[0, 0].numpy()
     with whole_file(path) as temporary:
-        fits.PrimaryHDU(image, header).writeto(temporary)
+        fits.PrimaryHDU(image, fits.Header({"SOURCES": sources})).writeto(temporary)
+
+
+def _add(light: torch.Tensor, stamp: torch.Tensor, rng: np.random.Generator) -> None:
+    """Add a stamp at a random place, at most a quarter of it outside."""
+    side, size = len(light), len(stamp)
+    top, left = rng.integers(-size // 4, side - 3 * size // 4, 2).tolist()
+    rows, columns = (slice(max(start, 0), min(start + size, side)) for start in (top, left))
+    inside = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+    light[rows, columns] += stamp[inside]
 
 
 def _in_a_process(*given: object) -> None:
@@ -98,10 +99,10 @@ def _in_a_process(*given: object) -> None:
 def _deblend(image: Path, output: Path, tile: int, weights: Path | None) -> None:
     """Deblend an image and write its catalog, with the seconds it took and the peak memory in GB."""
     torch.set_num_threads(1)
-    instrument, deblender = published_instrument(), load(weights)
+    camera, deblender = Camera.candels_f160w(), load(weights)
     began = time.perf_counter(), time.process_time()
-    known = {"psf": instrument.psf.numpy(), "noise_kernel": instrument.noise_kernel, "exposure": instrument.exposure}
-    posterior = deblender(image, sky_rms=DEPTH, tile=tile, **known)
+    known = {"psf": camera.psf[0].numpy(), "sky_rms": float(camera.sky_rms[0]), "gain": float(camera.exposure[0])}
+    posterior = deblender(image, zero_point=camera.zero_point[0], tile=tile, **known)
     seconds = {"seconds": time.perf_counter() - began[0], "cpu_seconds": time.process_time() - began[1]}
     catalog = Table(posterior.catalog()[["x", "y", "flux", "flux_err"]])
     catalog.meta = {"found": len(catalog)} | seconds | {"memory": _peak_memory(), "megapixels": 0.0}

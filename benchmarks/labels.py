@@ -15,13 +15,13 @@ from astropy.table import Table
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from benchmarks._command import Run, benchmark, sized_option
 from benchmarks.boucaud2020.pairs import Pairs, make_pairs
 from probdeblend.networks.fcn import LABELS, FullyConvolutional, labels
+from probdeblend.networks.losses import LabelEntropy
 from probdeblend.simulation.population import Population
 from probdeblend.training.fit import Schedule, fit
 
@@ -59,19 +59,9 @@ class _Batches(IterableDataset):
             number += 1
 
 
-class _Entropy(nn.Module):
-    """Cross-entropy of the labels, mean over pixels."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        return cross_entropy(self.network(image).float(), labels(mask))
-
-
-def _batch(data: Pairs, rows: NDArray[np.int64] | slice) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(data.image[rows].astype(np.float32)), torch.from_numpy(data.mask[rows])
+def _batch(data: Pairs, rows: NDArray[np.int64] | slice) -> tuple[Tensor, Tensor, Tensor]:
+    image = torch.from_numpy(data.image[rows].astype(np.float32))
+    return image, torch.from_numpy(data.flux[rows]), torch.from_numpy(data.mask[rows])
 
 
 def train_labels(data: Pairs, *, steps: int, batch_size: int, seed: int, kept: Path | None = None) -> nn.Module:
@@ -89,7 +79,13 @@ def train_labels(data: Pairs, *, steps: int, batch_size: int, seed: int, kept: P
             _batch(data, rows) for rows in np.array_split(held_out, max(1, len(held_out) // batch_size)) if len(rows)
         ]
         schedule = Schedule(steps, validate_every=min(500, steps))
-        fit(_Entropy(network), batches, validation, schedule=schedule, checkpoint=kept and kept / "labels.checkpoint")
+        fit(
+            LabelEntropy(network),
+            batches,
+            validation,
+            schedule=schedule,
+            checkpoint=kept and kept / "labels.checkpoint",
+        )
     return network.eval()
 
 
@@ -97,7 +93,7 @@ def confusion(network: nn.Module, data: Pairs, *, start: int = 0) -> NDArray[np.
     """Count the pixels of a set, from one of its pairs on, by true (row) and estimated (column) label."""
     counts = np.zeros((len(LABELS), len(LABELS)), dtype=np.int64)
     for low in tqdm(range(start, len(data), CHUNK), desc="labels", unit="chunk", leave=False):
-        image, mask = _batch(data, slice(low, low + CHUNK))
+        image, _, mask = _batch(data, slice(low, low + CHUNK))
         with torch.no_grad():
             estimate = network(image).argmax(1)
         counts += confusion_matrix(labels(mask).flatten(), estimate.flatten(), labels=range(len(LABELS)))

@@ -23,16 +23,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from benchmarks._command import Run, benchmark, sized_option
+from benchmarks._command import Run, benchmark, sized_option, weights_option
 from benchmarks._populations import pair_at
 from benchmarks._scenes import formatted, match, positions
 from probdeblend._files import kept_arrays
-from probdeblend.cli.options import weights as weights_option
 from probdeblend.deblending.deblender import Deblends
 from probdeblend.deblending.sep import SepDeblender
 from probdeblend.deblending.weights import load
 from probdeblend.plots.images import EXACT_COLOR, PALETTE
-from probdeblend.refinement.refiner import Refiner
 from probdeblend.scene import Scene, seed_of
 
 __all__ = ["QUANTITIES", "main", "scores", "tabulate"]
@@ -61,6 +59,8 @@ def main(run: Run, noise_draws: int, refine: bool, weights: Path | None) -> None
     deblender, steps = load(weights), SEPARATIONS if run.full else SMALL_SEPARATIONS
     methods: dict[str, Deblends] = {"network": deblender, "sep": SepDeblender()}
     if refine:
+        from probdeblend.refinement.refiner import Refiner
+
         methods["refined"] = Refiner(deblender)
     found: dict[str, list[NDArray]] = {name: [] for name in methods}
     with run.unfinished(deblender=deblender, noise_draws=noise_draws, refine=refine, full=run.full) as kept:

@@ -10,25 +10,21 @@ its Kron flux, always against the truth of the same kind.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks._command import Run, benchmark, sized_option
+from benchmarks._command import Run, benchmark, sized_option, weights_option
 from benchmarks._populations import published_pairs
 from benchmarks._scenes import answered, column, compare, formatted, measure, summary
-from probdeblend.cli.options import weights as weights_option
-from probdeblend.deblending.sep import SepDeblender
+from probdeblend.deblending.sep import SepDeblender, published_match
 from probdeblend.deblending.weights import load
 from probdeblend.posterior.draws import Posterior
 from probdeblend.scene import Scene
 
-__all__ = ["main", "paper_match"]
-
-OWN = 0.5  # of the half-light radius of the central galaxy, within which a detection alone is its own
+__all__ = ["by_the_paper", "main", "paper_rows"]
 
 
 @benchmark("pairs")
@@ -44,48 +40,35 @@ def main(run: Run, count: int, weights: Path | None) -> None:
         for kind in ("total", "auto")
         for given in (False, True)
     }
-    methods |= {"SEP, nearest detection": answered(SepDeblender(), kind="auto", given=False)}
+    methods |= {"SEP, nearest detection": answered(SepDeblender(pairs=True), kind="auto", given=False)}
     methods |= {"SEP, rule of the paper": by_the_paper}
     with run.unfinished(deblender=deblender, count=count) as kept:
-        found = compare(kept, "pairs", count, partial(_draw), methods, seed=run.seed)
-        rows = [
-            {"method": method} | summary(arrays) | {"seconds": arrays["scene_seconds"].mean()}
-            for method, arrays in found.items()
-        ]
-        table = formatted(rows)
-        table["seconds"].info.format = ".4f"
-        run.write(table)
-
-
-def _draw(count: int, seed: int) -> Scene:
-    return published_pairs(count, seed=seed)
+        found = compare(kept, "pairs", count, published_pairs, methods, seed=run.seed)
+        seconds = {method: arrays.get("scene_seconds", np.array(np.nan)).mean() for method, arrays in found.items()}
+        run.write(
+            formatted(
+                {"method": method} | summary(arrays) | {"seconds": seconds[method]} for method, arrays in found.items()
+            )
+        )
 
 
 def by_the_paper(scene: Scene) -> dict[str, NDArray]:
     """Measure SEP's detections, matched by the rule of the paper."""
-    posterior = SepDeblender().scenes(scene)
-    return measure(scene, posterior, kind="auto", row=paper_match(scene, posterior)) | {
-        "scene_seconds": np.full(len(scene), np.nan)
-    }
+    posterior = SepDeblender(pairs=True).scenes(scene)
+    return measure(scene, posterior, kind="auto", row=paper_rows(scene, posterior))
 
 
-def paper_match(scene: Scene, posterior: Posterior) -> NDArray[np.int64]:
+def paper_rows(scene: Scene, posterior: Posterior) -> NDArray[np.int64]:
     """Return the detection of each galaxy of pairs, -1 for none; the first of a scene is the central one."""
     flux = np.median(posterior.draws("auto").values[..., 0], (0, 1))
-    found = np.column_stack([column(posterior, "x"), column(posterior, "y")])
-    true, owner = np.column_stack([scene.x.numpy(), scene.y.numpy()]), column(posterior, "scene")
-    radius = scene.half_light_radius.numpy() / scene.pixel_scale
-    rows = np.full((len(scene), 2), -1)
-    for number, (first, second) in enumerate(true.reshape(-1, 2, 2)):
+    radius = (scene.half_light_radius / scene.axis_ratio.sqrt() / scene.pixel_scale)[::2]
+    rows, owner = [], column(posterior, "scene")
+    for number, (x, y) in enumerate(zip(scene.x.reshape(-1, 2), scene.y.reshape(-1, 2), strict=True)):
         there = np.flatnonzero(owner == number)
-        there = there[np.argsort(-flux[there], kind="stable")][:2]
-        away = np.hypot(*(found[there] - first).T), np.hypot(*(found[there] - second).T)
-        if len(there) == 1:
-            rows[number, int(away[0][0] > OWN * radius[2 * number])] = there[0]
-        elif len(there) == 2:
-            straight = away[0][0] + away[1][1] <= away[0][1] + away[1][0]
-            rows[number] = there if straight else there[::-1]
-    return rows.ravel()
+        found = (column(posterior, "x")[there], column(posterior, "y")[there], flux[there])
+        chosen = published_match(found, x.numpy(), y.numpy(), radius=float(radius[number]))
+        rows.append(np.where(chosen >= 0, np.append(there, -1)[chosen], -1))
+    return np.concatenate(rows)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from benchmarks._command import Run, benchmark, sized_option
+from benchmarks._command import Run, benchmark, sized_option, weights_option
 from benchmarks._populations import crowded_scenes
-from benchmarks._scenes import answered, compare, formatted, summary
-from probdeblend.cli.options import weights as weights_option
+from benchmarks._scenes import ONE_CAMERA, answered, compare, formatted, summary
 from probdeblend.deblending.weights import load
 from probdeblend.simulation.cameras import Cameras
 
@@ -33,9 +32,8 @@ def main(run: Run, count: int, weights: Path | None) -> None:
         for fwhm, (noise, white), number in product(FWHM, WHITE.items(), NUMBERS):
             cameras = Cameras(fwhm=(fwhm, fwhm), white_fraction=white, native_fraction=0.0, bands=(1.0,))
             draw = partial(crowded_scenes, number, cameras=cameras)
-            found = compare(
-                kept, f"{noise}-{fwhm:g}-{number}", count, draw, {"network": answered(deblender)}, seed=run.seed
-            )
+            name, methods = f"{noise}-{fwhm:g}-{number}", {"network": answered(deblender)}
+            found = compare(kept, name, count, draw, methods, seed=run.seed, chunk=ONE_CAMERA)
             rows.append({"fwhm": fwhm, "noise": noise, "number": number} | summary(found["network"]))
         run.write(formatted(rows))
 

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm.auto import tqdm
 
-from benchmarks._command import Run, benchmark, guide_option, load_with_guide, sized_option
+from benchmarks._command import Run, benchmark, guide_option, load_with_guide, sized_option, weights_option
 from benchmarks.bound import van_trees_bound
 from probdeblend._files import kept_arrays
-from probdeblend.cli.options import weights as weights_option
 from probdeblend.deblending.deblender import Deblender
 from probdeblend.metrics.coverage import expected_coverage
 from probdeblend.metrics.ranks import joint_pit, pit

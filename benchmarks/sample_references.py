@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from benchmarks._command import Run, benchmark, sized_option
+from benchmarks._command import Run, benchmark, sized_option, weights_option
 from benchmarks.references import KIND, SIZE, References, reference_model
 from probdeblend._files import header, kept_arrays, output_folder
-from probdeblend.cli.options import weights as weights_option
 from probdeblend.deblending.weights import load
 from probdeblend.refinement.guide import JointGuide
 from probdeblend.refinement.importance import refine

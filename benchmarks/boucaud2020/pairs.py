@@ -49,7 +49,7 @@ class Pairs:
 def draw(
     count: int, seed: int, *, population: Population | None = None, skies: int = 2
 ) -> tuple[Scene, NDArray[np.bool_]]:
-    """Draw pairs with two skies or one; returned too are the masks ``(pair, 2, y, x)``, above three times one's noise."""
+    """Draw pairs with two skies or one, and their masks ``(pair, 2, y, x)``: above three times the noise of one."""
     scene = published_pairs(count, seed=seed, size=SIZE, population=population)
     mask = scene.mask.unflatten(0, (count, 2)).numpy()
     if skies == 1:

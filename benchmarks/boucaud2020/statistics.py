@@ -46,12 +46,13 @@ def summarize(estimate: ArrayLike, truth: ArrayLike, kind: ArrayLike, case: Arra
     error = magnitude_error(estimate, truth)
     share = np.histogram(np.clip(error[np.isfinite(error)], -1, 1), ERROR_EDGES)[0] / error.size
     relative = (estimate - truth) / truth
-    known = np.isfinite(relative).all(1)
+    known = relative[np.isfinite(relative).all(1)]
+    varied = len(known) > 2 and (np.ptp(known, axis=0) > 0).all()
     galaxies = {"each": slice(None), "central": slice(0, 1), "companion": slice(1, 2)}
     rows = [{"flux": name} | _row(estimate[:, part], truth[:, part]) for name, part in galaxies.items()]
     return {
         "all": [*rows, {"flux": "total"} | _row(estimate.sum(1), truth.sum(1))],
-        "correlation": float(spearmanr(*relative[known].T).statistic) if known.sum() > 2 else None,
+        "correlation": float(spearmanr(*known.T).statistic) if varied else None,
         "case": [
             {"case": name} | _row(estimate[case == number], truth[case == number]) for number, name in enumerate(CASES)
         ],
