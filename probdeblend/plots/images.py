@@ -39,10 +39,10 @@ def stretch(image: NDArray) -> AsinhNorm:
     return AsinhNorm(2 * noise, vmin=sky - 2 * noise, vmax=max(np.quantile(good, 0.9995), sky + 10 * noise))
 
 
-def show(axes: Axes, pixels: NDArray, corner: tuple[int, int] = (0, 0), **look: object) -> None:
-    """Show pixels ``(y, x)`` or colors ``(y, x, 3)`` whose first one is at the row and column `corner`."""
+def show(axes: Axes, pixels: NDArray, corner: tuple[int, int] = (0, 0), *, step: int = 1, **look: object) -> None:
+    """Show pixels ``(y, x)`` or colors ``(y, x, 3)``, each `step` pixels wide, from the row and column `corner` on."""
     (y, x), (rows, columns) = corner, pixels.shape[:2]
-    extent = (x - 0.5, x + columns - 0.5, y - 0.5, y + rows - 0.5)
+    extent = (x - 0.5, x + columns * step - 0.5, y - 0.5, y + rows * step - 0.5)
     axes.imshow(pixels, origin="lower", interpolation="nearest", extent=extent, **look)
 
 

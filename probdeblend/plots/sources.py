@@ -22,6 +22,7 @@ CREDIBLE = (0.95, 0.68)
 MASK_COLORS = "viridis"
 NEIGHBORS = 5  # nearest sources, which have other colors
 MOST_LABELS = 150  # in a field; more of them hide it
+MOST_PIXELS = 1500  # on a side of a field; of larger ones every second, third ... pixel is shown
 DEPTH = 1.5  # of the colors, relative to the gray of the image
 
 
@@ -180,24 +181,27 @@ def plot_field(
     from matplotlib.figure import Figure
 
     pixels = _scene_image(posterior, scene, image, band)
-    height = 6 * pixels.shape[0] / pixels.shape[1] + 0.3
-    figure = Figure(figsize=(12.2, height), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    plot_image(pixels, axes=panels[0])
+    step = -(-max(pixels.shape) // MOST_PIXELS)
+    pixels = pixels[::step, ::step]
+    figure = Figure(figsize=(12.2, max(6 * pixels.shape[0] / pixels.shape[1], 1.5) + 0.3), layout="constrained")
+    panels, norm = figure.subplots(1, 2, sharex=True, sharey=True), stretch(pixels)
+    show(panels[0], pixels, step=step, norm=norm, cmap="gray_r")
     sources = np.flatnonzero(posterior.dataset["scene"].values == scene)
     x, y, label = (posterior.dataset[name].values[sources] for name in ("x", "y", "label"))
-    colors = np.array([to_rgb(color) for color in PALETTE])[_apart(x, y)] if len(sources) else np.zeros((0, 3))
-    light, mixed = np.zeros(pixels.shape), np.zeros((*pixels.shape, 3))
+    colors = np.array([to_rgb(color) for color in PALETTE])[_apart(x, y)]
+    light, mixed = np.zeros(pixels.shape, np.float32), np.zeros((*pixels.shape, 3), np.float32)
     known = "image" if "image" in posterior.cutouts.known else "mask"
     for source, color in zip(sources, colors, strict=True):
         found = posterior.cutouts.cutout(known, source)
-        own = np.maximum(found.data[band] if known == "image" else found.data, 0)
-        light[found.slices] += own
-        mixed[found.slices] += own[..., None] * color
-    norm = stretch(pixels) if known == "image" else None
-    depth = np.clip(light if norm is None else DEPTH * (norm(light) - norm(0)), 0, 1)[..., None]
-    show(panels[1], 1 - depth * (1 - mixed / np.maximum(light, 1e-30)[..., None]))
-    panels[1].set(xlabel="x [pixel]", xlim=panels[0].get_xlim(), ylim=panels[0].get_ylim())
+        inner = tuple(slice(-at % step, None, step) for at in found.corner)
+        outer = tuple(slice(-(-side.start // step), -(-side.stop // step)) for side in found.slices)
+        own = np.maximum(found.data[band] if known == "image" else found.data, 0)[inner]
+        light[outer] += own
+        mixed[outer] += own[..., None] * color
+    depth = np.clip(DEPTH * (norm(light) - norm(0)) if known == "image" else light, 0, 1)[..., None]
+    show(panels[1], 1 - depth * (1 - mixed / np.maximum(light, 1e-30)[..., None]), step=step)
+    panels[0].set(xlabel="x [pixel]", ylabel="y [pixel]")
+    panels[1].set(xlabel="x [pixel]")
     for number in range(len(sources) if len(sources) <= MOST_LABELS else 0):
         _note(panels[1], str(label[number]), x[number], y[number], color=0.7 * colors[number], offset=(7, 6))
     return panels
@@ -257,12 +261,12 @@ def _place(members: NDArray, source: int) -> int:
 def _apart(x: NDArray, y: NDArray) -> NDArray[np.int64]:
     """Return a color for each source that its nearest neighbors before it do not have."""
     places = np.nan_to_num(np.stack([x, y], 1))
-    near = KDTree(places).query(places, k=min(NEIGHBORS + 1, len(x)))[1].reshape(len(x), -1)
-    colors = np.full(len(x), -1)
+    near = KDTree(places).query(places, k=range(1, NEIGHBORS + 2))[1]  # beyond the last one, the number of sources
+    colors = np.full(len(x) + 1, -1)
     for source, others in enumerate(near):
         taken = set(colors[others])
         colors[source] = next(color for color in range(len(PALETTE)) if color not in taken)
-    return colors
+    return colors[:-1]
 
 
 def _note(axes: Axes, text: str, x: float, y: float, *, color: object, offset: tuple[float, float] = (0, 0)) -> None:

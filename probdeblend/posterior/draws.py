@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 import xarray as xr
+from astropy.io import fits
 from astropy.table import QTable
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
@@ -230,7 +231,7 @@ class Posterior:
     def wcs(self) -> WCS | None:
         """World coordinates of the image, or None."""
         text = self.dataset.attrs.get("wcs")
-        return None if text is None else WCS(text)
+        return None if text is None else WCS(fits.Header.fromstring(text))
 
     draws = draws
     group_flux = group_flux

@@ -38,7 +38,7 @@ def save(posterior: Posterior, path: str | os.PathLike[str], *, overwrite: bool 
     if posterior.cutouts is not None:
         pixels = posterior.cutouts.to_dataset()
         dataset = dataset.assign(pixels.data_vars).assign_attrs(pixels.attrs)
-    encoding = {name: {"zlib": True} for name in dataset.data_vars if "pixel" in dataset[name].dims}
+    encoding = {name: {"zlib": True, "complevel": 1} for name in dataset.data_vars if "pixel" in dataset[name].dims}
     with whole_file(path, overwrite=overwrite) as temporary:
         dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
 
