@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..photometry.images import cut_stamps
-from ..photometry.noise import correlated_noise, noise_rms
+from ..photometry.noise import noise_rms
 from ..photometry.sky import draw_noise
 from ..scene import Instrument, Scene
 from ..simulation.cameras import Camera
@@ -246,19 +246,20 @@ def simulate_in_sky(
     """
     population = population if magnitudes is None else with_magnitudes(population, magnitudes)
     instrument = sky.instrument.replace(sky_rms=float(np.median(sky.sky_rms)))
-    simulator, sources = Simulator(population, Camera.of(instrument), sky.pixels.shape[1:]), 0
-    for number, scene in enumerate(simulator.batches(count, seed=seed, batch_size=batch_size)):
-        rng = np.random.default_rng((seed, number))
-        pixels, sky_rms = (np.stack(values) for values in zip(*[sky.draw(rng) for _ in range(len(scene))], strict=True))
+    simulator, kernel = Simulator(population, Camera.of(instrument), sky.pixels.shape[1:]), instrument.noise_kernel
+    first = sources = 0
+    for scene in simulator.batches(count, seed=seed, batch_size=batch_size):
         light = torch.zeros_like(scene.image).index_add_(0, scene.scene, scene.light)
-        kernel = instrument.noise_kernel
+        rngs = [np.random.default_rng((seed, number)) for number in range(first, first + len(scene))]
+        patches, sky_rms = zip(*map(sky.draw, rngs), strict=True)
+        noise = torch.from_numpy(
+            np.stack([draw_noise(patch.shape, kernel, rng) for patch, rng in zip(patches, rngs, strict=True)])
+        )
         photons = noise_rms(light, torch.tensor(0.0), torch.tensor(instrument.exposure), kernel=kernel)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        noise = photons * correlated_noise(tuple(light.shape), kernel, generator=generator)
         yield replace(
             scene,
-            image=torch.from_numpy(pixels)[:, None].float() + light + noise,
-            sky_rms=torch.from_numpy(sky_rms)[:, None].float(),
+            image=(light + torch.from_numpy(np.stack(patches))[:, None] + photons * noise[:, None]).float(),
+            sky_rms=torch.tensor(sky_rms)[:, None],
             identity=sources + torch.arange(len(scene.scene)),
         )
-        sources += len(scene.scene)
+        first, sources = first + len(scene), sources + len(scene.scene)
