@@ -30,7 +30,7 @@ ARM_KNOTS = 3
 SPIRAL_FRACTION = 0.35
 LOPSIDED_FRACTION = 0.25
 # Sérsic index of sources of a single profile, for each of `SOURCE_TYPES`: the least, and the range of its quantiles.
-SINGLE_INDEX = ((1.5, 4.5), (0.5, 1.3), (1.0, 3.0), (0.5, 1.3), (0.5, 0.0))
+SMOOTH_INDEX = ((1.5, 4.5), (0.5, 1.3), (1.0, 3.0), (0.5, 1.3), (0.5, 0.0))
 STAR_RADIUS = 1e-2  # pixels
 
 
@@ -83,7 +83,7 @@ def source_components(
 
 def single_index(source_type: Tensor, quantile: Tensor) -> Tensor:
     """Return the Sérsic index ``(...)`` of galaxies of a single profile, from its quantile within the type."""
-    least, span = torch.tensor(SINGLE_INDEX)[source_type].unbind(-1)
+    least, span = torch.tensor(SMOOTH_INDEX)[source_type].unbind(-1)
     return least + span * quantile
 
 

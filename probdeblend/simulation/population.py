@@ -24,74 +24,27 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from ..scene import GALAXY_TYPES, SOURCE_TYPES
+from .mixtures import FAINTEST, TruncatedMixture, conditional, continued, nested_tuples
 from .positions import Clustered, Frame, Paired, Positions
 
-__all__ = ["Population", "TruncatedMixture"]
+__all__ = ["Population"]
 
 STAR = SOURCE_TYPES.index("star")
 LAYOUTS = ("centered", "paired", "clustered", "anywhere")
 RADIUS_RANGE = (0.03, 3.0)  # arcsec
 # Least axis ratio, and the parameters of the beta distribution of flattening beyond it: spheroids, and all others.
 FLATTENING = ((0.4, 1.2, 2.0), (0.2, 1.4, 1.6))
-FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))  # mean and standard deviation of the Gaussians of the continuation
 SLOPE = ((1.5, 0.6), (0.9, 0.45), (1.2, 0.5), (0.6, 0.35), (0.3, 1.2))  # mean and standard deviation, by source type
 NEAR = (0.5, 0.95)  # probability that a source of a cluster lies near an earlier one, uniform over scenes
 WIDE_FRACTION = 0.35  # of the sources, whose signal-to-noise ratio reaches ten times as far
 STAR_RADIUS = math.exp(-1.0)  # pixels, in the laws of positions
 NUMBERS = {0: 0.02, 1: 0.17, 2: 0.18, 3: 0.17, 4: 0.12, 5: 0.10, 6: 0.07, 8: 0.08, 11: 0.05, 14: 0.04}
-
-
-class TruncatedMixture(dist.TorchDistribution):
-    """Mixture of normal distributions in one dimension, between two limits.
-
-    Weights, which need not sum to 1, means and standard deviations are ``(..., component)``, limits ``(...)``.
-    """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
-
-    def __init__(self, weight: Tensor, mean: Tensor, sd: Tensor, low: Tensor, high: Tensor) -> None:
-        self.mean_, self.sd = mean.double(), sd.double()
-        self.low, self.high = (torch.as_tensor(v, dtype=mean.dtype).expand(mean.shape[:-1]) for v in (low, high))
-        ends = [torch.special.ndtr((v.double()[..., None] - self.mean_) / self.sd) for v in (self.low, self.high)]
-        self.below, share = ends[0], (ends[1] - ends[0]).clamp(min=1e-300)
-        self.log_weight = weight.double().log().expand_as(share)
-        self.log_mass = self.log_weight + share.log()
-        super().__init__(mean.shape[:-1], (), validate_args=False)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Between the limits."""
-        return constraints.interval(self.low, self.high)
-
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> TruncatedMixture:
-        """Return the distribution for a larger batch."""
-        wide = [v.expand(*batch_shape, v.shape[-1]) for v in (self.log_weight.exp(), self.mean_, self.sd)]
-        return TruncatedMixture(*wide, self.low.expand(batch_shape), self.high.expand(batch_shape))
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw values."""
-        part = dist.Categorical(logits=self.log_mass).sample(sample_shape)[..., None]
-        mean, sd, below, share = (
-            values.expand(*part.shape[:-1], values.shape[-1]).gather(-1, part)[..., 0]
-            for values in (self.mean_, self.sd, self.below, (self.log_mass - self.log_weight).exp())
-        )
-        drawn = mean + sd * torch.special.ndtri(below + share * torch.rand_like(below))
-        return torch.minimum(torch.maximum(drawn.to(self.low), self.low), self.high)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density."""
-        parts = dist.Normal(self.mean_, self.sd, validate_args=False).log_prob(value.double()[..., None])
-        density = (self.log_weight + parts).logsumexp(-1) - self.log_mass.logsumexp(-1)
-        inside = (value >= self.low) & (value <= self.high)
-        return density.to(value).masked_fill(~inside, -math.inf)
 
 
 @dataclass(frozen=True)
@@ -221,22 +174,8 @@ class Population:
         """
         if not 0 <= fraction < 1:
             raise ValueError(f"fraction must be at least 0 and less than 1, got {fraction}")
-        weights, means, covariances = [], [], []
-        for w, m, c in zip(self.weights, self.means, self.covariances, strict=True):
-            share = np.array(w)[:, None]
-            mean = (share * np.array(m)).sum(0)
-            spread = np.array(m) - mean
-            total = (share[..., None] * (np.array(c) + spread[:, :, None] * spread[:, None, :])).sum(0)
-            slope = total[0, 1] / total[0, 0]
-            scatter = total[1, 1] - slope * total[0, 1]
-            added = [(mag, float(mean[1] + slope * (mag - mean[0]))) for mag, _ in FAINT_MAGNITUDES]
-            variances = [sd**2 for _, sd in FAINT_MAGNITUDES]
-            width = [((v, slope * v), (slope * v, slope**2 * v + scatter)) for v in variances]
-            weights.append([x * (1 - fraction) for x in w] + [fraction / len(added)] * len(added))
-            means.append([*m, *added])
-            covariances.append([*c, *width])
-        mixture = nested_tuples({"weights": weights, "means": means, "covariances": covariances})
-        return replace(self, **mixture, magnitude_range=(self.magnitude_range[0], 26.0))
+        mixture = continued(self.weights, self.means, self.covariances, fraction)
+        return replace(self, **nested_tuples(mixture), magnitude_range=(self.magnitude_range[0], FAINTEST))
 
     def magnitude(self, source_type: Tensor) -> TruncatedMixture:
         """Return the distribution of AB magnitude, given the type, an index into `SOURCE_TYPES`.
@@ -254,7 +193,7 @@ class Population:
         weight, mean, sd, *_ = self._mixture(source_type)
         return TruncatedMixture(weight, mean, sd, *map(torch.tensor, self.magnitude_range))
 
-    def ln_radius(self, source_type: Tensor, magnitude: Tensor, pixel_scale: float) -> TruncatedMixture:
+    def ln_radius(self, source_type: Tensor, magnitude: Tensor, pixel_scale: float | Tensor) -> TruncatedMixture:
         """Return the distribution of ln of the major-axis half-light radius in arcsec, given type and magnitude.
 
         Parameters
@@ -273,8 +212,27 @@ class Population:
         away = magnitude[..., None] - mean
         weight = weight * torch.exp(-0.5 * (away / sd).square()) / sd + 1e-30
         scatter = (scatter.square() + self.size_scatter**2).sqrt()
-        high = torch.tensor(self.largest * pixel_scale).log()
+        high = torch.as_tensor(self.largest * pixel_scale).log()
         return TruncatedMixture(weight, radius + slope * away, scatter, torch.tensor(-math.inf), high)
+
+    def ln_snr(self, shape: tuple[int, ...] = ()) -> dist.TorchDistribution:
+        """Return the distribution of ln of the signal-to-noise ratio in the best band.
+
+        Parameters
+        ----------
+        shape
+            Batch shape.
+
+        Returns
+        -------
+        pyro.distributions.MixtureSameFamily
+            Log-uniform up to either limit.
+        """
+        low, high = (math.log(limit) for limit in self.snr)
+        ends = torch.tensor([high, high + math.log(10)]).expand(*shape, 2)
+        limits = dist.Uniform(torch.full_like(ends, low), ends, validate_args=False)
+        wide = dist.Categorical(torch.tensor([1 - WIDE_FRACTION, WIDE_FRACTION]).expand(*shape, 2))
+        return dist.MixtureSameFamily(wide, limits, validate_args=False)
 
     def _types(self) -> Tensor:
         """Probability of each of `SOURCE_TYPES`, with magnitudes in the range."""
@@ -285,17 +243,10 @@ class Population:
 
     def _mixture(self, source_type: Tensor) -> tuple[Tensor, ...]:
         """Weights, means and widths in magnitude, and mean, slope and scatter of ln radius ``(..., component)``."""
-        weight, mean, covariance = (torch.tensor(v) for v in (self.weights, self.means, self.covariances))
-        middle, parts = sum(self.magnitude_range) / 2, weight.shape[1]
-        weight = torch.cat([weight, torch.full((1, parts), 1 / parts)])
-        mean = torch.cat([mean, torch.tensor([middle, 0.0]).expand(1, parts, 2)])
-        covariance = torch.cat([covariance, torch.diag(torch.tensor([400.0, 1.0])).expand(1, parts, 2, 2)])
-        variance, slope = covariance[..., 0, 0], covariance[..., 0, 1] / covariance[..., 0, 0]
-        scatter = (covariance[..., 1, 1] - slope * covariance[..., 0, 1]).sqrt()
-        numbers = (weight, mean[..., 0], variance.sqrt(), mean[..., 1], slope, scatter)
-        return tuple(values[source_type] for values in numbers)
+        table = conditional(self.weights, self.means, self.covariances, sum(self.magnitude_range) / 2)
+        return tuple(values[source_type] for values in table)
 
-    def source(self, pixel_scale: float) -> dict[str, Tensor]:
+    def source(self, pixel_scale: float | Tensor) -> dict[str, Tensor]:
         """Sample one source as a Pyro program; plates around it give it a batch shape.
 
         Parameters
@@ -326,12 +277,7 @@ class Population:
             }
         values["slope"] = pyro.sample("slope", dist.Normal(*torch.tensor(SLOPE)[kind].unbind(-1)))
         if self.snr is not None:
-            low, high = (math.log(limit) for limit in self.snr)
-            ends = torch.tensor([high, high + math.log(10)]).expand(*kind.shape, 2)
-            limits = dist.Uniform(torch.full_like(ends, low), ends, validate_args=False)
-            wide = dist.Categorical(torch.tensor([1 - WIDE_FRACTION, WIDE_FRACTION]).expand(*kind.shape, 2))
-            snr = pyro.sample("ln_snr", dist.MixtureSameFamily(wide, limits, validate_args=False))
-            values["ln_snr"] = snr
+            values["ln_snr"] = pyro.sample("ln_snr", self.ln_snr(kind.shape))
         return values
 
     def scenes(self, count: int, frame: Frame, *, number: int | None = None) -> dict[str, Tensor]:
@@ -363,10 +309,11 @@ class Population:
                 apart = (values["magnitude"] - values["magnitude"][:, :1]).abs() > self.max_difference
                 far = (apart & exists).any(-1, keepdim=True)
                 pyro.factor("difference", torch.where(far, -math.inf, 0.0))
-            if self.layout == "clustered":
-                near = pyro.sample("near", dist.Uniform(*map(torch.tensor, NEAR)))
-            else:
-                near = torch.zeros(count, 1)
+            near = (
+                pyro.sample("near", dist.Uniform(*map(torch.tensor, NEAR)))
+                if self.layout == "clustered"
+                else torch.zeros(count, 1)
+            )
             law = self.positions(values, exists, frame, near=near)
             x, y = pyro.sample("position", law)[:, 0].unbind(-1)
         return values | {"x": x, "y": y, "exists": exists}
@@ -461,12 +408,3 @@ class Population:
             The population.
         """
         return cls(**nested_tuples(json.loads(text)))
-
-
-def nested_tuples(value: object) -> object:
-    """Return nested lists of numbers as nested tuples, as the fields of a population are."""
-    if isinstance(value, dict):
-        return {name: nested_tuples(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(nested_tuples(item) for item in value)
-    return value.item() if isinstance(value, np.generic) else value

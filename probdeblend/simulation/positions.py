@@ -32,13 +32,13 @@ class Frame(NamedTuple):
     """The image that sources lie in.
 
     - `shape`: pixels ``(y, x)``.
-    - `pixel_scale`: arcsec per pixel.
+    - `pixel_scale`: arcsec per pixel; a number or one per scene.
     - `blur`: radius of the PSF in pixels, 1 / sqrt(sum of its squares); a number or one per scene.
     - `margin`: pixels at the edge without centers.
     """
 
     shape: tuple[int, int]
-    pixel_scale: float
+    pixel_scale: float | Tensor
     blur: Tensor | float
     margin: float = 6.0
 

@@ -1,0 +1,107 @@
+"""Mixtures of normal distributions: of magnitudes between limits, and continued to fainter ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+__all__ = ["FAINTEST", "TruncatedMixture", "conditional", "continued", "nested_tuples"]
+
+FAINTEST = 26.0  # magnitude, of the continuation
+FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))  # mean and standard deviation of the Gaussians of the continuation
+STAR_SPREAD = 20.0  # magnitudes: nearly uniform between any limits
+
+
+class TruncatedMixture(dist.TorchDistribution):
+    """Mixture of normal distributions in one dimension, between two limits.
+
+    Weights, which need not sum to 1, means and standard deviations are ``(..., component)``, limits ``(...)``.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+
+    def __init__(self, weight: Tensor, mean: Tensor, sd: Tensor, low: Tensor, high: Tensor) -> None:
+        self.mean_, self.sd = mean.double(), sd.double()
+        self.low, self.high = (torch.as_tensor(v, dtype=mean.dtype).expand(mean.shape[:-1]) for v in (low, high))
+        ends = [torch.special.ndtr((v.double()[..., None] - self.mean_) / self.sd) for v in (self.low, self.high)]
+        self.below, share = ends[0], (ends[1] - ends[0]).clamp(min=1e-300)
+        self.log_weight = weight.double().log().expand_as(share)
+        self.log_mass = self.log_weight + share.log()
+        super().__init__(mean.shape[:-1], (), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Between the limits."""
+        return constraints.interval(self.low, self.high)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> TruncatedMixture:
+        """Return the distribution for a larger batch."""
+        wide = [v.expand(*batch_shape, v.shape[-1]) for v in (self.log_weight.exp(), self.mean_, self.sd)]
+        return TruncatedMixture(*wide, self.low.expand(batch_shape), self.high.expand(batch_shape))
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Draw values."""
+        part = dist.Categorical(logits=self.log_mass).sample(sample_shape)[..., None]
+        mean, sd, below, share = (
+            values.expand(*part.shape[:-1], values.shape[-1]).gather(-1, part)[..., 0]
+            for values in (self.mean_, self.sd, self.below, (self.log_mass - self.log_weight).exp())
+        )
+        drawn = mean + sd * torch.special.ndtri(below + share * torch.rand_like(below))
+        return torch.minimum(torch.maximum(drawn.to(self.low), self.low), self.high)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density."""
+        parts = dist.Normal(self.mean_, self.sd, validate_args=False).log_prob(value.double()[..., None])
+        density = (self.log_weight + parts).logsumexp(-1) - self.log_mass.logsumexp(-1)
+        inside = (value >= self.low) & (value <= self.high)
+        return density.to(value).masked_fill(~inside, -math.inf)
+
+
+def continued(weights: Sequence, means: Sequence, covariances: Sequence, fraction: float) -> dict[str, list]:
+    """Return mixtures over magnitude and ln radius with a fraction continued along their relation, by name."""
+    mixture: dict[str, list] = {"weights": [], "means": [], "covariances": []}
+    for w, m, c in zip(weights, means, covariances, strict=True):
+        share = np.array(w)[:, None]
+        mean = (share * np.array(m)).sum(0)
+        spread = np.array(m) - mean
+        total = (share[..., None] * (np.array(c) + spread[:, :, None] * spread[:, None, :])).sum(0)
+        slope = total[0, 1] / total[0, 0]
+        scatter = total[1, 1] - slope * total[0, 1]
+        added = [(mag, float(mean[1] + slope * (mag - mean[0]))) for mag, _ in FAINT_MAGNITUDES]
+        variances = [sd**2 for _, sd in FAINT_MAGNITUDES]
+        width = [((v, slope * v), (slope * v, slope**2 * v + scatter)) for v in variances]
+        mixture["weights"].append([x * (1 - fraction) for x in w] + [fraction / len(added)] * len(added))
+        mixture["means"].append([*m, *added])
+        mixture["covariances"].append([*c, *width])
+    return mixture
+
+
+def conditional(weights: Sequence, means: Sequence, covariances: Sequence, middle: float) -> tuple[Tensor, ...]:
+    """Return tables ``(type, component)`` of mixtures over magnitude and ln radius, with a last row for stars.
+
+    They are weight, mean and standard deviation of the magnitude, and mean, slope with magnitude and scatter of ln
+    radius. The magnitudes of stars are broad around the middle.
+    """
+    weight, mean, covariance = (torch.tensor(v) for v in (weights, means, covariances))
+    parts = weight.shape[1]
+    weight = torch.cat([weight, torch.full((1, parts), 1 / parts)])
+    mean = torch.cat([mean, torch.tensor([middle, 0.0]).expand(1, parts, 2)])
+    covariance = torch.cat([covariance, torch.diag(torch.tensor([STAR_SPREAD**2, 1.0])).expand(1, parts, 2, 2)])
+    variance, slope = covariance[..., 0, 0], covariance[..., 0, 1] / covariance[..., 0, 0]
+    scatter = (covariance[..., 1, 1] - slope * covariance[..., 0, 1]).sqrt()
+    return weight, mean[..., 0], variance.sqrt(), mean[..., 1], slope, scatter
+
+
+def nested_tuples(value: object) -> object:
+    """Return nested lists of numbers as nested tuples, as the fields of a population are."""
+    if isinstance(value, dict):
+        return {name: nested_tuples(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(nested_tuples(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,305 @@
+"""Endless batches of training scenes, made of the templates of a bank.
+
+Half of the batches are pairs of the published population in CANDELS F160W; the others hold 0 to 14 sources of any
+camera, clustered, with signal-to-noise ratios from 5 to 3,000. Numbers, fluxes and positions follow the populations'
+program; the sources are those of the bank, whose templates belong to the latest cameras of an endless sequence and move
+on with the batches, so that no source is seen often. Batch number i depends on the seed and on i alone.
+
+Beside the population's sources, fainter ones and neighbors that the edge cuts are in the images, but in no list. Some
+listed positions belong to no source, and some sources are listed nowhere, as it is with any catalog.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ..photometry.noise import correlated_noise, noise_numbers
+from .bank import HALF, STORED_UNIT, Template, Templates, log_flux
+from .population import NEAR, Population
+from .positions import Frame
+
+__all__ = ["SceneBatch", "SceneStream"]
+
+BANK = 160  # cameras in the bank
+BATCHES_PER_CAMERA = 4
+ONE_BAND = 0.75  # fraction of the batches of crowds that have one band
+LEAST_SNR = 5.0  # a fainter source does not count
+FAINT = {True: 0.3, False: 1.0}  # mean number of fainter sources, beside pairs and in crowds
+CUT, CUT_SNR = 0.4, 1000.0  # fraction of the crowds with a neighbor that the edge cuts, and its largest S/N
+DROPPED = 0.08  # fraction of the batches in which one source is not listed
+SPURIOUS = (0.82, 0.13, 0.05)  # probabilities of 0, 1 and 2 positions without a source
+JITTER = 0.7  # pixels, largest standard deviation of listed positions
+BAD = 0.1  # fraction of the batches in which a third of the scenes has bad pixels
+MARGIN = 6.0  # pixels
+PSF_SIZE = 41  # pixels on a side
+CROWDED, CELL = 6, 2  # sources that need the largest image; pixels on a side of a cell of the heat map
+
+Source = tuple[int, Tensor, Tensor]
+"""A template's number, the pixel x, y of its middle, and its flux over sky rms ``(band,)``."""
+
+
+class SceneBatch(NamedTuple):
+    """Input of the loss of the scene network; see `probdeblend.networks.scene_loss`."""
+
+    image: Tensor
+    good: Tensor
+    psf: Tensor
+    noise: Tensor
+    x: Tensor
+    y: Tensor
+    light: Tensor
+    rest: Tensor
+    log_flux: Tensor
+    shape: Tensor
+    kind: Tensor
+    heat: Tensor
+
+
+@dataclass(eq=False)
+class SceneStream(IterableDataset[SceneBatch]):
+    """Endless batches of scenes from a bank of templates.
+
+    Parameters
+    ----------
+    templates
+        Where templates come from; its populations say what scenes are like.
+    batch_size
+        Scenes per batch.
+    seed
+        Seed of the scenes.
+    first
+        Number of the first batch.
+    pairs
+        Fraction of the batches that are pairs of the published population.
+    size
+        Sides of the scenes in pixels, multiples of 16.
+    """
+
+    templates: Templates = field(default_factory=Templates)
+    batch_size: int = 32
+    seed: int = 0
+    first: int = 0
+    pairs: float = 0.5
+    size: tuple[int, ...] = (64, 64, 80, 96)
+
+    def __post_init__(self) -> None:
+        self._make = lru_cache(maxsize=BANK + 4)(self.templates.make)
+
+    def __iter__(self) -> Iterator[SceneBatch]:
+        worker = get_worker_info()
+        number, step = (self.first, 1) if worker is None else (self.first + worker.id, worker.num_workers)
+        yield from map(self.batch, count(number, step))
+
+    def batch(self, number: int) -> SceneBatch:
+        """Return one batch.
+
+        Parameters
+        ----------
+        number
+            Its number in the endless sequence.
+
+        Returns
+        -------
+        SceneBatch
+            The batch.
+        """
+        rng = np.random.default_rng((self.seed, 2, number))
+        latest = number // BATCHES_PER_CAMERA + BANK
+        bank = [self._make(k) for k in range(latest - BANK, latest)]
+        pair = rng.random() < self.pairs
+        bands = {len(template.camera) for template in bank}
+        if pair:
+            pool = [t for t in bank if t.camera.native] or bank
+        else:
+            chosen = 1 if rng.random() < ONE_BAND or bands == {1} else int(rng.choice(sorted(bands - {1})))
+            pool = [t for t in bank if len(t.camera) == chosen]
+        seen = [pool[i] for i in rng.integers(len(pool), size=self.batch_size)]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(int(rng.integers(2**62)))
+            return self._scenes(rng, seen, self.templates.pairs if pair else self.templates.crowds, pair=pair)
+
+    def _scenes(
+        self, rng: np.random.Generator, seen: list[Template], population: Population, *, pair: bool
+    ) -> SceneBatch:
+        listed = int(rng.choice(len(population.number), p=population.number))
+        size = max(self.size) if listed > CROWDED else int(rng.choice(self.size))
+        drawn = _draw(rng, seen, population, listed, size)
+        real = listed - (1 if listed > 1 and rng.random() < DROPPED else 0)
+        spurious = int(rng.choice(len(SPURIOUS), p=SPURIOUS)) if listed else 1
+        scenes, bands = len(seen), len(seen[0].camera)
+        image = torch.zeros(scenes, bands, size, size)
+        light = torch.zeros(scenes, real, bands, size, size)
+        heat = torch.zeros(scenes, 3, size // CELL, size // CELL)
+        flux, shape = torch.zeros(scenes, real, bands, 2), torch.full((scenes, real, 6), torch.nan)
+        kind = torch.zeros(scenes, real, dtype=torch.long)
+        x, y = torch.zeros(2, scenes, real + spurious)
+        for scene, (template, sources) in enumerate(zip(seen, drawn, strict=True)):
+            extra = _unlisted(rng, template, size, pair=pair)
+            for number, (which, middle, fluxes) in enumerate([*sources, *extra]):
+                own = _placed(template, which, middle, fluxes, size)
+                image[scene] += own
+                place = template.shape[which, :2] + middle
+                snr = float((fluxes * template.norm[which]).square().sum().sqrt())
+                _mark(heat[scene], place, counts=snr >= LEAST_SNR)
+                if number < real:
+                    light[scene, number] = own
+                    flux[scene, number] = log_flux(template, which, fluxes)
+                    shape[scene, number] = template.shape[which]
+                    shape[scene, number, :2] = place
+                    kind[scene, number] = template.source["source_type"][which]
+                    x[scene, number], y[scene, number] = place
+        jitter = JITTER * torch.rand(scenes, 1)
+        for values in (x, y):
+            values[:, :real] += jitter * torch.randn(scenes, real)
+        _add_spurious(x, y, real, size)
+        noisy, noise = _observed(image, seen)
+        good = _good(rng, scenes, bands, size)
+        psf = torch.stack([_fitting(t.camera.psf) for t in seen])
+        rest, (x, y) = (image - light.sum(1)).clamp(min=0), (v.clamp(0, size - 1) for v in (x, y))
+        return SceneBatch(noisy * good, good, psf, noise, x, y, light, rest, flux, shape, kind, heat)
+
+
+def _draw(
+    rng: np.random.Generator, seen: list[Template], population: Population, listed: int, size: int
+) -> list[list[Source]]:
+    """Choose templates for the sources of every scene, their fluxes and where they lie."""
+    if not listed:
+        return [[] for _ in seen]
+    which = [_choose(rng, template, listed, population.max_difference) for template in seen]
+    names = ("half_light_radius", "axis_ratio", "source_type")
+    values = {n: torch.stack([t.source[n][w] for t, w in zip(seen, which, strict=True)]) for n in names}
+    blur = torch.tensor([[t.camera.blur] for t in seen])
+    frame = Frame((size, size), torch.tensor([[t.camera.pixel_scale] for t in seen]), blur, MARGIN)
+    near = NEAR[0] + (NEAR[1] - NEAR[0]) * torch.rand(len(seen), 1)
+    exists = torch.ones(len(seen), listed, dtype=torch.bool)
+    middle = population.positions(values, exists, frame, near=near).sample()[:, 0].clamp(1, size - 2).round()
+    if population.snr is None:
+        fluxes = [[_published_flux(t, i) for i in w] for t, w in zip(seen, which, strict=True)]
+    else:
+        snr = population.ln_snr((len(seen), listed)).sample().exp()
+        fluxes = [
+            [_flux_of_snr(t, i, float(s)) for i, s in zip(w, ratios, strict=True)]
+            for t, w, ratios in zip(seen, which, snr, strict=True)
+        ]
+    return [list(zip(w, m, f, strict=True)) for w, m, f in zip(which, middle, fluxes, strict=True)]
+
+
+def _choose(rng: np.random.Generator, template: Template, listed: int, most: float) -> list[int]:
+    """Choose templates, none twice in a pair, whose magnitudes differ from the first one's by `most`."""
+    magnitude = template.source["magnitude"]
+    for _ in range(100):
+        which = rng.choice(len(magnitude), size=listed, replace=listed > 2).tolist()
+        if float((magnitude[which] - magnitude[which[0]]).abs().max()) <= most:
+            break
+    return which
+
+
+def _published_flux(template: Template, which: int) -> Tensor:
+    """Flux over sky rms ``(band,)`` of a template's magnitude."""
+    camera = template.camera
+    flux = 10 ** (-0.4 * (template.source["magnitude"][which] - torch.tensor(camera.zero_point)))
+    return (flux * template.color[which].exp() / camera.sky_rms).clamp(max=float(template.brightest[which]))
+
+
+def _flux_of_snr(template: Template, which: int, snr: float) -> Tensor:
+    """Flux over sky rms ``(band,)``, for a signal-to-noise ratio in the best band."""
+    flux = template.color[which].exp() / template.camera.sky_rms
+    best = (flux * template.norm[which]).amax()
+    return (flux * (snr / best)).clamp(max=float(template.brightest[which]))
+
+
+def _unlisted(rng: np.random.Generator, template: Template, size: int, *, pair: bool) -> list[Source]:
+    """Choose faint sources, and in crowds a neighbor that the edge cuts."""
+    chosen = []
+    for _ in range(rng.poisson(FAINT[pair])):
+        chosen.append((math.exp(rng.uniform(0, math.log(LEAST_SNR))), rng.integers(-4, size + 4, 2)))
+    if not pair and rng.random() < CUT:
+        along, beyond = rng.integers(size), rng.choice([-1, 1]) * rng.integers(1, 10)
+        place = np.array([along, beyond if beyond < 0 else size + beyond])
+        snr = math.exp(rng.uniform(math.log(LEAST_SNR), math.log(CUT_SNR)))
+        chosen.append((snr, place if rng.random() < 0.5 else place[::-1].copy()))
+    which = rng.integers(len(template.norm), size=len(chosen)).tolist()
+    return [
+        (i, torch.from_numpy(place).float(), _flux_of_snr(template, i, snr))
+        for i, (snr, place) in zip(which, chosen, strict=True)
+    ]
+
+
+def _placed(template: Template, which: int, middle: Tensor, fluxes: Tensor, size: int) -> Tensor:
+    """Light of a template ``(band, y, x)`` with its middle on a pixel x, y of a scene."""
+    left, top = (HALF - int(value) for value in middle)
+    rows, columns = slice(max(top, 0), top + size), slice(max(left, 0), left + size)
+    cut = template.light[which, :, rows, columns].float() * (fluxes / STORED_UNIT)[:, None, None]
+    image = torch.zeros(len(fluxes), size, size)
+    image[:, max(-top, 0) : max(-top, 0) + cut.shape[1], max(-left, 0) : max(-left, 0) + cut.shape[2]] = cut
+    return image
+
+
+def _mark(heat: Tensor, place: Tensor, *, counts: bool) -> None:
+    """Mark the cell of a center; around one that is too faint to count, nothing counts."""
+    cell = (place / CELL + 0.25).floor().long()
+    column, row = cell.tolist()
+    if not (0 <= row < heat.shape[1] and 0 <= column < heat.shape[2]):
+        return
+    if counts:
+        heat[0, row, column] = 1
+        heat[1:, row, column] = place - (CELL * cell + 0.5)
+    elif heat[0, row, column] == 0:
+        patch = heat[0, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+        patch[patch == 0] = -1
+
+
+def _add_spurious(x: Tensor, y: Tensor, real: int, size: int) -> None:
+    """List places where there is nothing: anywhere, or in the light of a source."""
+    scenes, listed = x.shape
+    scene = torch.arange(scenes)
+    for number in range(real, listed):
+        far = MARGIN + (size - 2 * MARGIN) * torch.rand(2, scenes)
+        if real:
+            beside, other = torch.rand(scenes) < 0.6, torch.randint(real, (scenes,))
+            distance, angle = 3 + 9 * torch.rand(scenes), 2 * math.pi * torch.rand(scenes)
+            x[:, number] = torch.where(beside, x[scene, other] + distance * angle.cos(), far[0])
+            y[:, number] = torch.where(beside, y[scene, other] + distance * angle.sin(), far[1])
+        else:
+            x[:, number], y[:, number] = far
+
+
+def _observed(image: Tensor, seen: list[Template]) -> tuple[Tensor, Tensor]:
+    """Add sky and photon noise, in units of the sky's rms, and return the images and the numbers of the noise."""
+    kernel = torch.stack([template.camera.noise_kernel for template in seen])
+    photon = torch.stack([template.camera.photon for template in seen])
+    wavelength = torch.stack([template.camera.wavelength for template in seen])
+    rms = (1 + photon[..., None, None] * image).clamp(min=1e-6).sqrt()
+    noisy = image + rms * correlated_noise(tuple(image.shape), kernel)
+    return noisy, noise_numbers(kernel, photon, wavelength)
+
+
+def _good(rng: np.random.Generator, scenes: int, bands: int, size: int) -> Tensor:
+    """Map of good pixels; in some batches some scenes have a bad column or patch."""
+    good = torch.ones(scenes, bands, size, size)
+    if rng.random() < BAD:
+        for scene in range(0, scenes, 3):
+            column, row = rng.integers(size, size=2)
+            if rng.random() < 0.5:
+                good[scene, :, :, column] = 0
+            else:
+                good[scene, :, row : row + 4, column : column + 4] = 0
+    return good
+
+
+def _fitting(psf: Tensor) -> Tensor:
+    """Return the middle of PSFs ``(band, y, x)``, all of one size."""
+    edge = max(psf.shape[-1] - PSF_SIZE, 0) // 2
+    pad = max(PSF_SIZE - psf.shape[-1], 0) // 2
+    cut = torch.nn.functional.pad(psf[..., edge : edge + PSF_SIZE, edge : edge + PSF_SIZE], (pad,) * 4)
+    return cut / cut.sum((-2, -1), keepdim=True)
