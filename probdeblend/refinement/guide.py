@@ -19,17 +19,19 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..networks.joint import FLUX_KINDS, GroupFlux
+from ..networks.joint import FLUX_KINDS, TOTAL, GroupFlux
 from ..networks.scene_loss import SHAPE_FREEDOM
 from ..networks.scenes import SHAPES, SceneNetwork
 from ..networks.trunk import STRIDE
 from ..scene import SOURCE_TYPES, overlap_groups
 from .latents import FLUX_RANGE, POSITION_RANGE, SHAPE_RANGE, Within
 from .model import Listed, SceneModel
+from .unknowns import Unknowns
 
 __all__ = ["SceneFlux", "SceneGuide"]
 
 STAR = SOURCE_TYPES.index("star")
+AVERAGED = 64  # draws, for the mean of the fluxes
 
 
 class SceneFlux(dist.TorchDistribution):
@@ -125,6 +127,31 @@ class SceneGuide(nn.Module):
         numbers = torch.where(listed.there[..., None], numbers, numbers.new_tensor(1.0))
         shape, spread, kind = numbers.split([len(SHAPES), len(SHAPES), len(SOURCE_TYPES)], -1)
         return Answer(SceneFlux(groups, torch.zeros(*listed.x.shape, bands)), shape, spread, kind)
+
+    def guesses(self, listed: Listed, *, count: int = 3) -> tuple[Unknowns, Tensor]:
+        """Return the unknowns of one scene, and guesses of them, with which refinement starts.
+
+        Parameters
+        ----------
+        listed
+            One scene, without padding.
+        count
+            Number of draws beside the mean.
+
+        Returns
+        -------
+        unknowns, guesses
+            The guesses are ``(1 + count, number)``, the mean first.
+        """
+        answer = self.answer(listed)
+        flux = answer.flux.rsample((AVERAGED,))[:, 0, 0, ..., TOTAL]
+        noise = dist.StudentT(SHAPE_FREEDOM).sample((1 + count, *answer.shape.shape[1:]))
+        noise[0] = 0.0
+        shape = answer.shape + answer.width * noise
+        star = answer.kind[0].argmax(-1) == STAR
+        unknowns = Unknowns(self.model, listed, star)
+        total = torch.cat([flux.mean(0, keepdim=True), flux[:count]])
+        return unknowns, unknowns.vector(total, shape[..., :2], shape[..., 2:])
 
     def forward(self, listed: Listed) -> Answer:
         """Run the guide's program.

@@ -1,226 +1,122 @@
-"""Modes of the posterior of a blend under the generative model, and its curvature there.
+"""Modes of the posterior of a scene under the generative model, and its curvature there.
 
-Damped Gauss-Newton steps (Levenberg 1944, doi:10.1090/qam/10666) climb from a guess of all unknowns, with the images'
+Damped Gauss-Newton steps (Levenberg 1944, doi:10.1090/qam/10666) climb from a guess of all unknowns, with the image's
 derivatives by central differences and the population's moments as a normal prior. The damping is Nielsen's (1999,
 IMM-REP-1999-05, Technical University of Denmark): it decreases when the gain of a step matches the predicted one, and
 increases faster with each consecutive failure.
 
-For close pairs the image may not determine which galaxy is the compact one, or may constrain only the total flux. The
-posterior then has several modes, or is a long bent valley that no single normal distribution
-fills. `find_modes` therefore climbs from both sides, and once in each section of the valley.
+The light of sources closer than 1.5 FWHM of the PSF can often be divided in several ways. Climbs then start from
+several guesses, and once more with the positions of the two closest sources exchanged.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .latents import LATENTS, POSITION
-from .likelihood import NoisyImage, expected_periodogram, whitened
-from .model import KNOWN, NUISANCES, BlendModel, Observed, in_all_orders
+from .likelihood import NoisyImage, whitened
+from .unknowns import Unknowns
 
-__all__ = ["find_mode", "find_modes", "linearized", "prior_moments", "sensitivity"]
+__all__ = ["find_mode", "find_modes", "fwhm_of", "linearized"]
 
-# Steps of central differences: of each latent but the flux, in their order, and of the PSF's width.
-STEPS = (0.02, 0.02, 0.01, 0.03, 0.02, 0.02)
-GROWTH_STEP = 0.005
-# The largest change in one step, of each latent and of the nuisances.
-REACH = (0.7, 2.0, 2.0, 0.5, 1.0, 0.4, 0.4)
-NUISANCE_REACH = (0.2, 0.05)
 DAMPING, MORE = 1e-2, 2.0
 MOST_STEPS = 40  # of a climb
-PRIOR_DRAWS = 4096
 CONVERGED = 0.02  # gain in ln of the posterior that an undamped step predicts
-NEAR = 1.5  # FWHM of the PSF, closer than which the light of two galaxies may be divided in several ways
+NEAR = 1.5  # FWHM of the PSF, closer than which the light of two sources may be divided in several ways
 SAME = 1.0  # squared distance between climbs that ended at one mode, in units of its width
-RATIOS, HOLD = (-1.8, -0.9, 0.0, 0.9, 1.8), 0.6  # ln flux ratios that climbs are held near, and how tightly
 LEAST_SHARE = 0.01  # of a mode, to be drawn from
 
 
-def prior_moments(model: BlendModel, observed: Observed) -> tuple[Tensor, Tensor]:
-    """Return mean ``(blend, number)`` and precision ``(number, number)`` of the unknowns under the prior."""
-    mean, precision = _moments_at_unit_noise(model)
-    mean = mean.expand(len(observed.sky_rms), -1).clone()
-    mean[:, : -len(NUISANCES) : len(LATENTS)] -= observed.sky_rms.double().log()[:, None]
-    return mean, precision
+def fwhm_of(psf: Tensor) -> Tensor:
+    """Return the FWHM in pixels of the Gaussian with the noise-equivalent area of a PSF ``(..., y, x)``."""
+    return math.sqrt(2 * math.log(2) / math.pi) * psf.square().sum((-2, -1)).rsqrt()
 
 
-@lru_cache(maxsize=8)
-def _moments_at_unit_noise(model: BlendModel) -> tuple[Tensor, Tensor]:
-    """Return mean ``(number,)`` and precision; cached, as each model takes a second."""
-    drawn = model.draw_unknown(PRIOR_DRAWS, sky_rms=torch.ones(PRIOR_DRAWS)).double()
-    fixed = torch.tensor([model.sky_level, model.psf_growth]) == 0
-    covariance = torch.cov(drawn.T)
-    covariance[-2:, -2:] += torch.diag(torch.where(fixed, KNOWN**2, 0.0))
-    return drawn.mean(0), torch.linalg.inv(covariance)
-
-
-def sensitivity(model: BlendModel, unknown: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each galaxy's expected light ``(blend, galaxy, y, x)``, and derivatives ``(blend, number, y, x)``.
-
-    Derivatives of the total light, over the sky noise, are central differences but for fluxes and the sky level.
-    """
-    latents, _, growth = model.split(unknown)
-    light = model.light(latents, growth)
-    columns = [light]
-    for number, step in enumerate(STEPS, 1):
-        moved = torch.zeros(len(LATENTS)).to(latents)
-        moved[number] = step
-        columns.append((model.light(latents + moved, growth) - model.light(latents - moved, growth)) / (2 * step))
-    wider, narrower = (model.light(latents, growth + sign * GROWTH_STEP).sum(1) for sign in (1, -1))
-    nuisances = torch.stack([torch.ones_like(wider), (wider - narrower) / (2 * GROWTH_STEP)], 1)
-    return light, torch.cat([torch.stack(columns, 2).flatten(1, 2), nuisances], 1)
-
-
-def linearized(model: BlendModel, observed: Observed, unknown: Tensor) -> tuple[NoisyImage, Tensor, Tensor]:
-    """Return the distribution of images, its expected periodogram, and whitened derivatives ``(blend, number, value)``.
+def linearized(unknowns: Unknowns, vector: Tensor) -> tuple[NoisyImage, Tensor]:
+    """Return the distribution of the image, and its whitened derivatives ``(number, value)``.
 
     Products of the derivatives are the Fisher information, neglecting the dependence of the noise variance on the
     light.
     """
-    light, derivatives = sensitivity(model, unknown.float())
-    noisy = model.noisy(light.sum(1), unknown[:, -2].float(), observed)
-    power = expected_periodogram(model.instrument.noise_kernel, model.size)
-    return noisy, power, whitened(derivatives / noisy.standard_deviation[:, None], power).flatten(2)
+    light, derivatives = unknowns.sensitivity(vector.float())
+    sky_level = vector[None, -2 * unknowns.bands : -unknowns.bands].float()
+    noisy = unknowns.model.noisy(unknowns.listed, light.sum(0)[None], sky_level)
+    weighted = unknowns.listed.good * derivatives / noisy.standard_deviation
+    return noisy, whitened(weighted, unknowns.listed.power).flatten(1)
 
 
-def find_mode(
-    model: BlendModel, observed: Observed, start: Tensor, *, prior: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Climb to modes ``(blend, number)`` of the posterior.
-
-    The prior is normal, with a mean ``(blend, number)`` and a precision: `prior_moments` unless they are given. Also
-    returned are the curvature there ``(blend, number, number)``, and ln of the posterior up to a constant ``(blend,)``.
-    """
-    mean, prior_precision = prior_moments(model, observed) if prior is None else prior
-    prior_precision = prior_precision.expand(len(start), -1, -1)
-    reach = torch.tensor([*REACH * model.galaxies, *NUISANCE_REACH]).double()
-    place = start.double().clone()
-    damping, worse = torch.full((len(place),), DAMPING).double(), torch.full((len(place),), MORE).double()
-    information, gradient, value = _normal_equations(model, observed, place, mean=mean, precision=prior_precision)
-    active = torch.arange(len(place))
+def find_mode(unknowns: Unknowns, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Climb from a guess ``(number,)`` to a mode; also return the curvature there, and ln of the posterior."""
+    place = unknowns.clipped(start.double())
+    damping, worse = DAMPING, MORE
+    information, gradient, value = _normal_equations(unknowns, place)
     for _ in range(MOST_STEPS):
-        curvature = information[active]
-        scale = curvature.diagonal(dim1=-2, dim2=-1)
-        step = torch.linalg.solve(curvature + torch.diag_embed(damping[active, None] * scale), gradient[active])
-        step = step * (reach / step.abs().clamp(min=1e-12)).amin(-1, keepdim=True).clamp(max=1.0)
-        ahead, some = place[active] + step, observed.select(active)
-        found = _normal_equations(model, some, ahead, mean=mean[active], precision=prior_precision[active])
-        gain = found[2] - value[active]
-        predicted = (step * (gradient[active] - (curvature @ step[..., None])[..., 0] / 2)).sum(-1)
-        better, taken = gain > 0, active[gain > 0]
-        place[taken], information[taken] = ahead[better], found[0][better]
-        gradient[taken], value[taken] = found[1][better], found[2][better]
-        kept = (1 - (2 * gain / predicted.clamp(min=1e-12) - 1) ** 3).clamp(min=1 / 3)
-        damping[active] *= torch.where(better, kept, worse[active])
-        worse[active] = torch.where(better, MORE, MORE * worse[active])
-        undamped = torch.linalg.solve(information[active], gradient[active])
-        active = active[(undamped * gradient[active]).sum(-1) / 2 > CONVERGED]
-        if not len(active):
+        damped = information + damping * torch.diag(information.diagonal())
+        step = torch.linalg.solve(damped, gradient)
+        step = step * (unknowns.reach / step.abs().clamp(min=1e-12)).min().clamp(max=1.0)
+        ahead = unknowns.clipped(place + step)
+        step = ahead - place
+        found = _normal_equations(unknowns, ahead)
+        gain = float(found[2] - value)
+        predicted = float(step @ (gradient - information @ step / 2))
+        if gain > 0:
+            place, (information, gradient, value) = ahead, found
+            damping, worse = damping * max(1 / 3, 1 - (2 * gain / max(predicted, 1e-12) - 1) ** 3), MORE
+        else:
+            damping, worse = damping * worse, MORE * worse
+        if float(torch.linalg.solve(information, gradient) @ gradient) / 2 < CONVERGED or damping > 1e8:
             break
     return place, information, value
 
 
-def _normal_equations(
-    model: BlendModel, observed: Observed, unknown: Tensor, *, mean: Tensor, precision: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _normal_equations(unknowns: Unknowns, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the information, the gradient and ln of the posterior under a normal prior."""
-    noisy, power, rows = linearized(model, observed, unknown)
-    residual = whitened(noisy.residual(observed.image), power).flatten(1)
-    information = (rows @ rows.mT).double() + precision
-    offset = unknown - mean
-    pull = (precision @ offset[..., None])[..., 0]
-    gradient = (rows @ residual[..., None])[..., 0].double() - pull
-    value = noisy.log_prob(observed.image).double() - (pull * offset).sum(-1) / 2
-    return information, gradient, value
+    noisy, rows = linearized(unknowns, vector)
+    mean, precision = unknowns.prior
+    image = unknowns.listed.image
+    residual = whitened(noisy.residual(image), unknowns.listed.power).flatten()
+    pull = precision @ (vector - mean)
+    value = noisy.log_prob(image)[0].double() - pull @ (vector - mean) / 2
+    return (rows @ rows.T).double() + precision, (rows @ residual).double() - pull, value
 
 
-def find_modes(model: BlendModel, observed: Observed, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Climb from a guess ``(blend, number)``, and on in several ways if two galaxies are near each other.
+def find_modes(unknowns: Unknowns, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Climb from the first guess ``(guess, number)``, and from all of them if two sources are near each other.
 
-    Their positions are exchanged, and ln of their flux ratio is held near one value after the other, which divides a
-    valley into sections. Climbs that end at the same place, whatever the order of the galaxies, count once; those far
-    below the highest one do not count. Returned are the modes ``(mode, blend, number)``, the curvature there
-    ``(mode, blend, number, number)``, and the share of draws ``(mode, blend)``, falling, zero beyond a blend's modes.
+    Climbs that end at the same place count once; those far below the highest one do not count. Returned are the modes
+    ``(mode, number)``, the curvature there ``(mode, number, number)``, and the share of draws ``(mode,)``.
     """
-    place, precision, value = find_mode(model, observed, start)
-    pair, distance = _closest(model, place)
-    near = (distance < NEAR * model.instrument.fwhm).nonzero()[:, 0]
-    if not len(near):
-        return place[None], precision[None], torch.ones_like(value)[None]
-    some, first, pair = observed.select(near), (place[near], precision[near], value[near]), pair[near]
-    ends = [first, find_mode(model, some, _exchanged(model, place[near], pair))]
-    ends += [_held(model, some, place[near], pair=pair, ratio=ratio) for ratio in RATIOS]
-    several = _distinct(*(torch.stack(array) for array in zip(*ends, strict=True)))
-    share = torch.eye(len(ends), 1).double().expand(-1, len(place)).clone()
-    modes = (*(array.expand(len(ends), *array.shape).clone() for array in (place, precision)), share)
-    for array, values in zip(modes, several, strict=True):
-        array[:, near] = values
-    return modes
+    ends = [find_mode(unknowns, starts[0])]
+    exchanged = _exchanged(unknowns, ends[0][0])
+    if exchanged is not None:
+        ends += [find_mode(unknowns, start) for start in [exchanged, *starts[1:]]]
+    ends.sort(key=lambda end: -float(end[2].nan_to_num(nan=-math.inf)))
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    for place, curvature, value in ends:
+        apart = [float((place - other) @ metric @ (place - other)) for other, metric, _ in kept]
+        # The square root: a normal prior is a poor description of the limits of the true one.
+        if not kept or (min(apart) > SAME and float(value - kept[0][2]) / 2 > math.log(LEAST_SHARE)):
+            kept.append((place, curvature, value))
+    places, curvatures, values = (torch.stack(parts) for parts in zip(*kept, strict=True))
+    return places, curvatures, (values / 2).softmax(0)
 
 
-def _closest(model: BlendModel, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which two galaxies are closest ``(blend, 2)``, and their distance in pixels."""
-    positions = model.split(place)[0][..., POSITION]
-    distance = torch.cdist(positions, positions)
-    distance = distance + torch.diag_embed(torch.full_like(positions[..., 0], math.inf))
-    least, pair = distance.flatten(1).min(-1)
-    return torch.stack([pair // model.galaxies, pair % model.galaxies], -1), least
-
-
-def _exchanged(model: BlendModel, place: Tensor, pair: Tensor) -> Tensor:
-    """Exchange the positions of two galaxies ``(blend, 2)``."""
-    moved, blends = place.clone(), torch.arange(len(place))[:, None]
-    model.split(moved)[0][blends, pair, 1:3] = model.split(place)[0][blends, pair.flip(-1), 1:3]
-    return moved
-
-
-def _held(
-    model: BlendModel, observed: Observed, place: Tensor, *, pair: Tensor, ratio: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Climb with ln of two galaxies' flux ratio held near a value; the density is that of the posterior."""
-    blends, (one, other) = torch.arange(len(place)), pair.T * len(LATENTS)
-    along = torch.zeros_like(place)
-    along[blends, one], along[blends, other] = -1.0, 1.0
-    log_total = torch.logaddexp(place[blends, one], place[blends, other])
-    start = place.clone()
-    start[blends, one] = log_total - math.log1p(math.exp(ratio))
-    start[blends, other] = start[blends, one] + ratio
-    mean, precision = prior_moments(model, observed)
-    held = precision + along[..., None] * along[:, None] / HOLD**2
-    middle = torch.linalg.solve(held, mean @ precision + along * ratio / HOLD**2)
-    end, curvature, _ = find_mode(model, observed, start, prior=(middle, held))
-    return end, curvature, _normal_equations(model, observed, end, mean=mean, precision=precision)[2]
-
-
-def _distinct(place: Tensor, precision: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Give each end of a climb a share, unless it is low or near a higher one; the largest shares first."""
-    value = value.nan_to_num(nan=-math.inf)
-    place, precision, value = _ordered(value, place, precision, value)
-    orders = in_all_orders(place)
-    # The square root: a normal prior is a poor description of the limits of the true one.
-    log_share = (value - value[0]) / 2
-    log_share = torch.where(log_share > math.log(LEAST_SHARE), log_share, -math.inf)
-    log_share[0] = 0.0
-    for number in range(1, len(place)):
-        offset = orders[:, number, None] - place[:number]
-        distance = torch.einsum("okbn,kbnm,okbm->okb", offset, precision[:number], offset).amin(0)
-        known = ((distance < SAME) & torch.isfinite(log_share[:number])).any(0)
-        log_share[number] = torch.where(known, -math.inf, log_share[number])
-    share = log_share.softmax(0)
-    place, precision, share = _ordered(share, place, precision, share)
-    alive = share > 0  # entries with zero share are placeholders, set to the heaviest mode
-    return (
-        torch.where(alive[..., None], place, place[0]),
-        torch.where(alive[..., None, None], precision, precision[0]),
-        share,
-    )
-
-
-def _ordered(value: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
-    """Sort arrays ``(end, blend, ...)`` along the first axis by falling values ``(end, blend)``."""
-    order, blends = value.argsort(dim=0, descending=True, stable=True), torch.arange(value.shape[1])
-    return tuple(array[order, blends] for array in arrays)
+def _exchanged(unknowns: Unknowns, place: Tensor) -> Tensor | None:
+    """Exchange the positions of the two closest sources; None if they are not near each other."""
+    listed = unknowns.listed
+    if unknowns.sources < 2:
+        return None
+    values = unknowns.sites(place[None])
+    offset = values["position"][0]
+    center = torch.stack([listed.x[0], listed.y[0]], -1) + offset
+    distance = torch.cdist(center, center) + torch.diag(torch.full((unknowns.sources,), math.inf))
+    least, pair = distance.flatten().min(0)
+    if float(least) > NEAR * float(fwhm_of(listed.psf).min()):
+        return None
+    one, other = int(pair) // unknowns.sources, int(pair) % unknowns.sources
+    moved = offset.clone()
+    moved[one] += center[other] - center[one]
+    moved[other] += center[one] - center[other]
+    return unknowns.vector(values["log_flux"][:, 0, ..., 1], moved[None], values["shape"])[0]

@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..networks.joint import TOTAL
-from ..photometry.noise import correlation_sum
-from ..scene import Components, Scene
+from ..photometry.noise import noise_numbers
+from ..scene import Scene
 from ..simulation.population import Population
-from ..simulation.profiles import render, widen_psf
+from ..simulation.profiles import Components, render, widen_psf
 from .latents import POSITION_SPREAD, FluxPrior, ShapePrior
 from .likelihood import NoisyImage, expected_periodogram
 
@@ -81,17 +81,17 @@ def listed_scenes(scene: Scene, *, positions: tuple[Tensor, Tensor, Tensor] | No
     ratio = scene.image / scene.sky_rms[..., None, None]
     good = torch.isfinite(ratio)
     kernel = torch.ones(scenes, bands, 1, 1) if scene.noise_kernel is None else scene.noise_kernel
-    total = torch.tensor([[correlation_sum(k) for k in row] for row in kernel])
+    correlated = kernel.sum((-2, -1)).square() / kernel.square().sum((-2, -1))
     exposure = torch.full((scenes, bands), torch.inf) if scene.exposure is None else scene.exposure
-    photon = 1 / (exposure * scene.sky_rms * total)
-    power = expected_periodogram(kernel, tuple(ratio.shape[-2:])).float()
+    photon = 1 / (exposure * scene.sky_rms * correlated)
+    wavelength = torch.full((scenes, bands), torch.nan) if scene.wavelength is None else scene.wavelength
     return Listed(
         image=torch.where(good, ratio, 0.0).float(),
         good=good.float(),
         psf=scene.psf.float(),
-        power=power,
+        power=expected_periodogram(kernel, tuple(ratio.shape[-2:])).float(),
         photon=photon.float(),
-        noise=_noise_numbers(kernel, total, photon, scene.wavelength),
+        noise=noise_numbers(scene.noise_kernel, photon.float(), wavelength.float()),
         x=across,
         y=along,
         there=there,
@@ -206,7 +206,9 @@ class SceneModel:
         )
         images = []
         for band in range(listed.psf.shape[1]):
-            psf = widen_psf(_fitting(listed.psf[:, band], size), growth[:, band].exp())
+            psf = _fitting(listed.psf[:, band], size)
+            wider = widen_psf(psf, growth[:, band].exp())
+            psf = wider * (psf.sum((-2, -1), keepdim=True) / wider.sum((-2, -1), keepdim=True))
             unit = render(source, psf, pixel_scale=listed.pixel_scale, size=size)[..., :height, :width]
             images.append(unit * log_flux[..., band, None, None].exp())
         return torch.stack(images, 2)
@@ -261,12 +263,3 @@ def _fitting(psf: Tensor, size: int) -> Tensor:
     """Return the middle of PSFs that an image of `size` pixels can hold."""
     excess = max(0, (psf.shape[-1] - size + 1) // 2)
     return functional.pad(psf, (-excess,) * 4)
-
-
-def _noise_numbers(kernel: Tensor, total: Tensor, photon: Tensor, wavelength: Tensor | None) -> Tensor:
-    """Return what describes noise and color to the network; see `probdeblend.simulation.cameras.noise_numbers`."""
-    unit = kernel / kernel.square().sum((-2, -1), keepdim=True).sqrt()
-    neighbor = (unit[..., 1:] * unit[..., :-1]).sum((-2, -1))
-    known = torch.zeros_like(photon) if wavelength is None else torch.isfinite(wavelength).to(photon)
-    color = known if wavelength is None else torch.where(known > 0, (wavelength / 0.8).log(), 0.0)
-    return torch.stack([neighbor, total.log() / 2, (photon + 1e-3).log() / 3 + 1, color, known], -1).float()
