@@ -23,7 +23,7 @@ from probdeblend._files import kept_arrays
 from probdeblend.networks.scene_loss import SceneLoss
 from probdeblend.networks.scenes import SceneNetwork
 from probdeblend.scene import overlap_groups
-from probdeblend.simulation.bank import SceneBatch, SceneStream
+from probdeblend.simulation.stream import SceneBatch, SceneStream
 from probdeblend.training.fit import Schedule, fit
 
 __all__ = ["NETWORKS", "judge", "main", "train"]

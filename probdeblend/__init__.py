@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .deblending import Deblender, deblend, load
     from .posterior import Calibrator, Flag, Posterior
-    from .scene import Blend, Instrument
-    from .simulation import Prior, simulate
+    from .scene import Instrument, Scene
+    from .simulation import Population, simulate
 
 __all__ = [
-    "Blend",
     "Calibrator",
     "Deblender",
     "Flag",
     "Instrument",
+    "Population",
     "Posterior",
-    "Prior",
+    "Scene",
     "__version__",
     "deblend",
     "load",
@@ -36,13 +36,13 @@ __all__ = [
 ]
 
 _ROOM_OF = {
-    "Blend": "scene",
     "Calibrator": "posterior",
     "Deblender": "deblending",
     "Flag": "posterior",
     "Instrument": "scene",
+    "Population": "simulation",
     "Posterior": "posterior",
-    "Prior": "simulation",
+    "Scene": "scene",
     "deblend": "deblending",
     "load": "deblending",
     "simulate": "simulation",

@@ -1,8 +1,7 @@
-"""The vocabulary of the package: instruments, light components, and batches of blends.
+"""The vocabulary of the package: instruments, scenes of any number of sources, and groups of sources that overlap.
 
-Axes are always ``(blend, band, y, x)`` for images and ``(blend, galaxy, band)`` for fluxes. Pixel (0, 0) is the center
-of the first pixel, a stamp is 128 x 128 pixels with its center at (63.5, 63.5), and galaxy 0 is the central one. Angles
-are in radians from +x toward +y, sizes in arcsec.
+Axes are always ``(scene, band, y, x)`` for images and ``(source, band)`` for fluxes. Pixel (0, 0) is the center of the
+first pixel, angles are in radians from +x toward +y, sizes in arcsec.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
-from typing import Self
 
 import numpy as np
 import torch
@@ -26,8 +24,6 @@ __all__ = [
     "SOURCE_TYPES",
     "STAMP_CENTER",
     "STAMP_SIZE",
-    "Blend",
-    "Components",
     "Instrument",
     "Scene",
     "overlap_groups",
@@ -41,6 +37,9 @@ PIXEL_SCALE_TOLERANCE = 0.02  # relative; a larger mismatch biases sizes and flu
 LN_FLUX_UNIT = 2.5 / math.log(10)  # magnitudes in a factor of e in flux
 GALAXY_TYPES = ("sph", "disk", "sphd", "irr")
 SOURCE_TYPES = (*GALAXY_TYPES, "star")
+SCENE_FIELDS = ("image", "sky_rms", "psf", "exposure", "noise_kernel", "wavelength")
+SOURCE_FIELDS = ("scene", "x", "y", "flux", "auto_flux", "light")
+SOURCE_FIELDS += ("source_type", "half_light_radius", "axis_ratio", "angle", "identity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,177 +164,6 @@ class Instrument:
         return json.dumps(numbers | {"exposure": self.exposure if math.isfinite(self.exposure) else None})
 
 
-class _Batch:
-    """A frozen dataclass of tensors whose first axis is the blend; fields may be None."""
-
-    def select(self, index: Tensor | slice) -> Self:
-        """Return the blends at `index`, with every axis kept."""
-        picked = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{name: None if value is None else value[index] for name, value in picked.items()})
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return a copy on a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{name: None if value is None else value.to(device) for name, value in moved.items()})
-
-
-@dataclass(frozen=True, eq=False)
-class Components(_Batch):
-    """The light of the galaxies in a batch of blends as elliptical Sérsic components.
-
-    Every field is a tensor ``(blend, galaxy, component)``: one component for a spheroid, more for a bulge with a disk,
-    for arms or for knots.
-
-    Parameters
-    ----------
-    flux
-        Total flux (the integral of the profile) in image units.
-    half_light_radius
-        Circularized half-light radius in arcsec.
-    sersic_index
-        Sérsic index, 0.5 to 6.
-    axis_ratio
-        Minor over major axis, in (0, 1].
-    angle
-        Position angle of the major axis in radians from +x to +y.
-    x, y
-        Center in pixels of the stamp.
-    present
-        Which components exist; the others are padding.
-
-    Raises
-    ------
-    ValueError
-        If the fields differ in shape.
-    """
-
-    flux: Tensor
-    half_light_radius: Tensor
-    sersic_index: Tensor
-    axis_ratio: Tensor
-    angle: Tensor
-    x: Tensor
-    y: Tensor
-    present: Tensor
-
-    def __post_init__(self) -> None:
-        shape = tuple(self.flux.shape)
-        if len(shape) != 3:
-            raise ValueError(f"flux must have the axes (blend, galaxy, component), got shape {shape}")
-        for field in fields(self):
-            given = tuple(getattr(self, field.name).shape)
-            if given != shape:
-                raise ValueError(f"{field.name} must have the shape of flux {shape}, got {given}")
-
-    def __len__(self) -> int:
-        return len(self.flux)
-
-    @property
-    def total_flux(self) -> Tensor:
-        """Total flux of each galaxy ``(blend, galaxy)`` in image units."""
-        return (self.flux * self.present).sum(-1)
-
-
-@dataclass(frozen=True, eq=False)
-class Blend(_Batch):
-    """A batch of blends: images and their noise, and the truth where it is known.
-
-    Parameters
-    ----------
-    image
-        Sky-subtracted pixels ``(blend, band, y, x)``.
-    sky_rms
-        Sky noise of a pixel ``(blend,)`` in image units.
-    flux
-        Total flux of each galaxy ``(blend, galaxy, band)``.
-    auto_flux
-        Kron (AUTO) flux of each isolated galaxy, same shape; NaN where it was not measured.
-    mask
-        Pixels ``(blend, galaxy, y, x)`` where the noiseless light of a galaxy alone exceeds 3 `sky_rms`.
-    isolated
-        Noiseless image ``(blend, galaxy, band, y, x)`` of each galaxy alone.
-    x, y
-        Centers ``(blend, galaxy)`` in pixels.
-    galaxy_type
-        Index into `GALAXY_TYPES` ``(blend, galaxy)``.
-    half_light_radius
-        Major-axis half-light radius of the whole galaxy ``(blend, galaxy)`` in arcsec.
-    exposure
-        Counts per unit of flux ``(blend,)``.
-    count
-        Number of galaxies in the stamp ``(blend,)``; two if None. The galaxies that a blend lacks are the last ones:
-        their flux is NaN, their mask and light are empty.
-    identity
-        Number of each galaxy in its library ``(blend, galaxy)``, -1 for none.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree or a sky noise is not positive and finite.
-    """
-
-    image: Tensor
-    sky_rms: Tensor
-    flux: Tensor | None = None
-    auto_flux: Tensor | None = None
-    mask: Tensor | None = None
-    isolated: Tensor | None = None
-    x: Tensor | None = None
-    y: Tensor | None = None
-    galaxy_type: Tensor | None = None
-    half_light_radius: Tensor | None = None
-    exposure: Tensor | None = None
-    count: Tensor | None = None
-    identity: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.image.ndim != 4:
-            raise ValueError(f"image must have the axes (blend, band, y, x), got shape {tuple(self.image.shape)}")
-        blends, bands, *pixels = self.image.shape
-        galaxies = 2 if self.flux is None else self.flux.shape[1]
-        per_galaxy = (blends, galaxies)
-        shapes = {
-            "sky_rms": (blends,),
-            "flux": (*per_galaxy, bands),
-            "auto_flux": (*per_galaxy, bands),
-            "mask": (*per_galaxy, *pixels),
-            "isolated": (*per_galaxy, bands, *pixels),
-            "exposure": (blends,),
-            "count": (blends,),
-        }
-        for name in ("x", "y", "galaxy_type", "half_light_radius", "identity"):
-            shapes[name] = per_galaxy
-        for name, shape in shapes.items():
-            value = getattr(self, name)
-            if value is not None and tuple(value.shape) != shape:
-                raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
-        good = torch.isfinite(self.sky_rms) & (self.sky_rms > 0)
-        if not bool(good.all()):
-            wrong = float(self.sky_rms[~good][0])
-            raise ValueError(f"sky_rms must be positive and finite for every blend, got {wrong}")
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    @classmethod
-    def join(cls, batches: Iterable[Blend]) -> Blend:
-        """Return the blends of several batches with the same known fields as one batch.
-
-        Parameters
-        ----------
-        batches
-            Batches that know the same fields.
-
-        Returns
-        -------
-        Blend
-            All blends, in the order of the batches.
-        """
-        first, *others = (vars(batch) for batch in batches)
-        known = [name for name, value in first.items() if value is not None]
-        return cls(**{name: torch.cat([first[name], *(other[name] for other in others)]) for name in known})
-
-
 @dataclass(frozen=True, eq=False)
 class Scene:
     """A batch of scenes: images of one shape, how they were taken, and the sources in them where they are known.
@@ -422,7 +250,7 @@ class Scene:
         if bool((self.scene.diff() < 0).any()) or (len(self.scene) and int(self.scene[-1]) >= scenes):
             raise ValueError(f"scene must not decrease and be below {scenes}")
         sources = len(self.scene)
-        shapes = {name: (sources, bands) for name in ("flux", "auto_flux")} | {"light": (sources, bands, *pixels)}
+        shapes = dict.fromkeys(("flux", "auto_flux"), (sources, bands)) | {"light": (sources, bands, *pixels)}
         for name in SOURCE_FIELDS[1:]:
             value, shape = getattr(self, name), shapes.get(name, (sources,))
             if value is not None and tuple(value.shape) != shape:
@@ -442,19 +270,20 @@ class Scene:
 
         The bands add in quadrature, each over its own sky noise.
         """
+        if self.light is None:
+            raise ValueError("light of each source must be known to tell its mask, got a scene without")
         over = self.light / self.sky_rms[self.scene][..., None, None]
         return over.square().sum(1) > MASK_THRESHOLD**2
 
     @property
     def group(self) -> Tensor:
         """Number of the group ``(source,)`` of each source: sources of a scene whose masks share a pixel, and so on."""
-        groups, masks = torch.zeros(len(self.scene), dtype=torch.long), self.mask.flatten(1).float()
-        start = 0
-        for scene in range(len(self)):
-            own = (self.scene == scene).nonzero()[:, 0]
-            for members in overlap_groups(masks[own] @ masks[own].T, link=0.5):
-                groups[own[members]] = start
-                start += 1
+        groups, start, number = torch.zeros(len(self.scene), dtype=torch.long), 0, 0
+        for masks in self.mask.flatten(1).split(self.count.tolist()):
+            for members in overlap_groups(masks.float() @ masks.float().T, link=0.5):
+                groups[start + torch.tensor(members)] = number
+                number += 1
+            start += len(masks)
         return groups
 
     def select(self, scenes: Tensor | slice) -> Scene:
@@ -508,12 +337,6 @@ class Scene:
             start = np.cumsum([0, *map(len, batches)])
             values["scene"] = torch.cat([batch.scene + int(n) for batch, n in zip(batches, start, strict=False)])
         return cls(**values)
-
-
-SCENE_FIELDS = ("image", "sky_rms", "psf", "exposure", "noise_kernel", "wavelength")
-SOURCE_FIELDS = (
-    "scene", "x", "y", "flux", "auto_flux", "light", "source_type", "half_light_radius", "axis_ratio", "angle", "identity",
-)  # fmt: skip
 
 
 def overlap_groups(overlap: Tensor, *, link: float = 1.0, most: int = 16) -> list[list[int]]:

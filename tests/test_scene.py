@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 import torch
 
-from probdeblend.scene import GALAXY_TYPES, Blend, Components, Instrument, seed_of
+from probdeblend.scene import SCENE_FIELDS, SOURCE_FIELDS, SOURCE_TYPES, Instrument, Scene, overlap_groups, seed_of
 
 
 def instrument(**changes):
@@ -13,30 +13,23 @@ def instrument(**changes):
     return Instrument(**(numbers | changes))
 
 
-def components(blends=2, galaxies=2, parts=3, **changes):
-    shape = (blends, galaxies, parts)
-    values = {field.name: torch.rand(shape) for field in fields(Components)}
-    return Components(**(values | {"present": torch.rand(shape) < 0.5} | changes))
-
-
-def blend(length=3, galaxies=2, bands=1, size=8, **changes):
-    one, many = (length, galaxies), (length, galaxies, bands)
+def scene(counts=(2, 0, 3), bands=1, size=8, **changes):
+    """Scenes with these numbers of sources and all their truth."""
+    scenes, sources = len(counts), sum(counts)
     values = {
-        "image": torch.rand(length, bands, size, size),
-        "sky_rms": torch.rand(length) + 0.1,
-        "flux": torch.rand(many),
-        "auto_flux": torch.rand(many),
-        "mask": torch.rand(*one, size, size) < 0.5,
-        "isolated": torch.rand(*many, size, size),
-        "x": torch.rand(one),
-        "y": torch.rand(one),
-        "galaxy_type": torch.randint(0, len(GALAXY_TYPES), one),
-        "half_light_radius": torch.rand(one),
-        "exposure": torch.rand(length),
-        "count": torch.randint(1, 4, (length,)),
-        "identity": torch.randint(0, 9, one),
+        "image": torch.rand(scenes, bands, size, size),
+        "pixel_scale": 0.06,
+        "zero_point": (26.0,) * bands,
+        "scene": torch.repeat_interleave(torch.arange(scenes), torch.tensor(counts, dtype=torch.long)),
+        "light": torch.rand(sources, bands, size, size),
+        "source_type": torch.randint(0, len(SOURCE_TYPES), (sources,)),
+        "identity": torch.randint(0, 9, (sources,)),
     }
-    return Blend(**(values | changes))
+    values |= {name: torch.rand(scenes, bands) + 0.1 for name in ("sky_rms", "exposure", "wavelength")}
+    values |= {name: torch.rand(scenes, bands, 3, 3) for name in ("psf", "noise_kernel")}
+    values |= {name: torch.rand(sources, bands) for name in ("flux", "auto_flux")}
+    values |= {name: torch.rand(sources) for name in ("x", "y", "half_light_radius", "axis_ratio", "angle")}
+    return Scene(**(values | changes))
 
 
 def test_candels_is_a_sampled_psf_with_drizzled_noise():
@@ -88,73 +81,94 @@ def test_instrument_describes_itself():
     assert json.loads(instrument(exposure=3200.0).describe())["exposure"] == 3200.0
 
 
-@pytest.mark.parametrize("blends", [0, 1, 7])
-def test_total_flux_counts_what_is_present(blends):
-    light = components(blends, flux=torch.full((blends, 2, 3), 2.0))
-    torch.testing.assert_close(light.total_flux, 2.0 * light.present.sum(-1))
-    assert light.total_flux.shape == (blends, 2)
-    assert len(light) == blends
+@pytest.mark.parametrize(("scenes", "counts"), [(0, ()), (1, (0,)), (3, (2, 0, 5))])
+def test_scenes_of_any_number_of_sources(scenes, counts):
+    made = scene(counts, bands=2)
+    assert len(made) == scenes
+    assert made.count.tolist() == list(counts)
+    assert made.mask.shape == (sum(counts), 8, 8)
+    assert len(Scene(torch.rand(scenes, 1, 8, 8), torch.ones(scenes, 1), torch.ones(scenes, 1, 1, 1), 0.06)) == scenes
 
 
-def test_components_must_agree_in_shape():
-    with pytest.raises(ValueError, match=r"flux must have the axes \(blend, galaxy, component\), got shape"):
-        components(flux=torch.rand(2, 2))
-    with pytest.raises(ValueError, match=r"angle must have the shape of flux \(2, 2, 3\), got \(2, 2, 1\)"):
-        components(angle=torch.rand(2, 2, 1))
+def test_a_mask_is_where_the_light_of_all_bands_exceeds_three_sky_rms():
+    light = torch.zeros(1, 2, 8, 8)
+    light[0, :, 1, 2] = torch.tensor([2.9, 0.0])
+    light[0, :, 3, 4] = torch.tensor([2.2, 4.4])  # 2.2 and 2.2 sky rms: 3.1 together
+    made = scene((1,), bands=2, light=light, sky_rms=torch.tensor([[1.0, 2.0]]))
+    assert made.mask.nonzero().tolist() == [[0, 3, 4]]
+    with pytest.raises(ValueError, match="light of each source must be known to tell its mask"):
+        scene((1,), light=None).mask  # noqa: B018
 
 
-@pytest.mark.parametrize("count", [0, 1, 7])
-def test_blend_of_any_length(count):
-    assert len(blend(count)) == count
-    assert len(blend(count, galaxies=3, bands=2)) == count
-    assert len(Blend(image=torch.rand(count, 1, 8, 8), sky_rms=torch.ones(count))) == count
+def test_groups_are_friends_of_friends_within_a_scene():
+    light = torch.zeros(6, 1, 8, 8)
+    for source, columns in enumerate([(0, 3), (6, 8), (2, 5), (4, 7), (0, 3), (4, 6)]):
+        light[source, 0, 2, slice(*columns)] = 9.0
+    made = scene((4, 2), light=light, sky_rms=torch.ones(2, 1))
+    assert made.group.tolist() == [0, 0, 0, 0, 1, 2]
+    assert made.select(slice(1, 2)).group.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("batch", [components, blend])
-def test_select_and_move_act_on_every_field(batch):
-    made = batch(3)
-    for index, kept in ((slice(1), [0]), (torch.tensor([2, 0]), [2, 0])):
-        picked = made.select(index)
-        assert type(picked) is type(made)
-        for field in fields(made):
-            torch.testing.assert_close(getattr(picked, field.name), getattr(made, field.name)[kept])
-    assert all(getattr(components().to("meta"), field.name).is_meta for field in fields(Components))
+@pytest.mark.parametrize(("index", "kept"), [(slice(1), [0]), (torch.tensor([0, 2]), [0, 2]), (slice(1, None), [1, 2])])
+def test_select_keeps_scenes_with_their_sources(index, kept):
+    made = scene((2, 1, 3))
+    picked = made.select(index)
+    own = torch.isin(made.scene, torch.tensor(kept))
+    assert picked.scene.tolist() == [kept.index(number) for number in made.scene[own].tolist()]
+    for name in SCENE_FIELDS:
+        torch.testing.assert_close(getattr(picked, name), getattr(made, name)[kept])
+    for name in SOURCE_FIELDS[1:]:
+        torch.testing.assert_close(getattr(picked, name), getattr(made, name)[own])
 
 
-def test_select_keeps_what_is_unknown():
-    bare = Blend(image=torch.rand(3, 1, 8, 8), sky_rms=torch.ones(3))
-    assert bare.select(slice(2)).flux is None
-    assert bare.to("cpu").mask is None
+def test_joined_scenes_are_one():
+    whole = scene((1, 0, 4, 2))
+    same = Scene.join([whole.select(slice(2)), whole.select(slice(2, None))])
+    for field in fields(Scene):
+        first, second = getattr(same, field.name), getattr(whole, field.name)
+        assert torch.equal(first, second) if isinstance(second, torch.Tensor) else first == second
+    bare = Scene(torch.rand(3, 1, 8, 8), torch.ones(3, 1), torch.ones(3, 1, 1, 1), 0.06)
+    assert len(Scene.join(iter([bare, bare]))) == 6
+    assert Scene.join([bare, bare]).flux is None
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Blend) if f.name not in ("image", "flux")])
-def test_fields_of_a_blend_must_fit_the_image(name):
-    value = getattr(blend(), name)
-    with pytest.raises(ValueError, match=rf"{name} must have shape \(.*\), got \(2,"):
-        blend(**{name: value[:2]})
+@pytest.mark.parametrize("name", [n for n in SCENE_FIELDS if n != "image"])
+def test_what_belongs_to_scenes_has_their_axes(name):
+    with pytest.raises(ValueError, match=rf"{name} must begin with the axes \(3, 1\), got \(2,"):
+        scene((1, 2, 1), **{name: getattr(scene((1, 2, 1)), name)[:2]})
 
 
-def test_blend_messages():
-    with pytest.raises(ValueError, match=r"image must have the axes \(blend, band, y, x\), got shape \(3, 8, 8\)"):
-        Blend(image=torch.rand(3, 8, 8), sky_rms=torch.ones(3))
-    with pytest.raises(ValueError, match=r"flux must have shape \(3, 2, 1\), got \(3, 2, 4\)"):
-        blend(flux=torch.rand(3, 2, 4))
+@pytest.mark.parametrize("name", SOURCE_FIELDS[1:])
+def test_what_belongs_to_sources_has_their_shape(name):
+    with pytest.raises(ValueError, match=rf"{name} must have shape \(4.*\), got \(2,"):
+        scene((1, 2, 1), **{name: getattr(scene((1, 2, 1)), name)[:2]})
+
+
+def test_sources_are_ordered_by_scene():
+    for order in ([1, 0], [0, 2]):
+        with pytest.raises(ValueError, match="scene must not decrease and be below 2"):
+            scene((1, 1), scene=torch.tensor(order))
+
+
+def test_images_have_four_axes():
+    with pytest.raises(ValueError, match=r"image must have the axes \(scene, band, y, x\), got shape \(3, 8, 8\)"):
+        Scene(torch.rand(3, 8, 8), torch.ones(3, 1), torch.ones(3, 1, 1, 1), 0.06)
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
-def test_noise_of_a_blend_must_be_positive_and_finite(wrong):
-    with pytest.raises(ValueError, match="sky_rms must be positive and finite for every blend"):
-        blend(sky_rms=torch.tensor([1.0, wrong, 1.0]))
+def test_sky_noise_must_be_positive_and_finite(wrong):
+    with pytest.raises(ValueError, match=f"sky_rms must be positive and finite for every scene, got {wrong}"):
+        scene((1, 1), sky_rms=torch.tensor([[1.0], [wrong]]))
 
 
-def test_joined_batches_are_one():
-    whole = blend(5)
-    same = Blend.join([whole.select(slice(2)), whole.select(slice(2, None))])
-    for field in fields(Blend):
-        assert torch.equal(getattr(same, field.name), getattr(whole, field.name))
-    bare = Blend(image=torch.rand(3, 1, 8, 8), sky_rms=torch.ones(3))
-    assert len(Blend.join(iter([bare, bare]))) == 6
-    assert Blend.join([bare, bare]).flux is None
+def test_groups_by_overlap():
+    overlap = torch.zeros(5, 5)
+    for first, second, pixels in ((0, 3, 5.0), (3, 4, 2.0), (1, 2, 0.5)):
+        overlap[first, second] = overlap[second, first] = pixels
+    assert overlap_groups(overlap) == [[0, 3, 4], [1], [2]]
+    assert overlap_groups(overlap, link=0.1) == [[0, 3, 4], [1, 2]]
+    assert overlap_groups(overlap, most=2) == [[0, 3], [1], [2], [4]], "the strongest link counts first"
+    assert overlap_groups(torch.zeros(0, 0)) == []
 
 
 def test_seeds_differ_and_fit_torch():
