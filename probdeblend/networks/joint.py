@@ -16,7 +16,8 @@ own whose mean may depend on the Kron flux.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -66,6 +67,18 @@ def contrasts(sources: int, like: Tensor) -> Tensor:
     return (basis / (column * (column + 1)).sqrt()).to(like)
 
 
+def _in_full_precision(method: Callable) -> Callable:
+    """Leave mixed precision: a covariance in bfloat16 need not be positive definite where errors are correlated."""
+
+    @wraps(method)
+    def run(self: GroupFlux, first: FluxNumbers | Tensor, *others: Tensor) -> Tensor | None:
+        device = (first.mean if isinstance(first, FluxNumbers) else first).device.type
+        with torch.autocast(device, enabled=False):
+            return method(self, first, *others)
+
+    return run
+
+
 class GroupFlux(TorchDistribution):
     """Distribution of ln of the auto and the total fluxes of groups ``(group, source, band, kind)``.
 
@@ -79,6 +92,7 @@ class GroupFlux(TorchDistribution):
     support = constraints.independent(constraints.real, 3)
     has_rsample = True
 
+    @_in_full_precision
     def __init__(self, numbers: FluxNumbers) -> None:
         self.numbers = numbers
         mean = numbers.mean
@@ -133,6 +147,7 @@ class GroupFlux(TorchDistribution):
         auto = value[..., AUTO]
         return self.log_prob_auto(auto) + self.log_prob_aperture(value).sum(-1)
 
+    @_in_full_precision
     def log_prob_auto(self, auto: Tensor) -> Tensor:
         """Return the log-density of the auto fluxes alone.
 
@@ -161,6 +176,7 @@ class GroupFlux(TorchDistribution):
         size = size + 0.5 * bands * math.log(sources)
         return student_t(whitened.square().sum(-1), sources * bands, self.numbers.freedom) - size
 
+    @_in_full_precision
     def log_prob_aperture(self, value: Tensor) -> Tensor:
         """Return the log-density of the aperture corrections, given the auto fluxes.
 
@@ -199,6 +215,7 @@ class GroupFlux(TorchDistribution):
         stretch = _inverse_chi(n.freedom.expand(shape[:-2]))
         return self.transform(noise, stretch, _inverse_chi(n.aperture_freedom.expand(shape[:-1])))
 
+    @_in_full_precision
     def transform(self, noise: Tensor, stretch: Tensor, aperture_stretch: Tensor) -> Tensor:
         """Turn standard normals into draws.
 

@@ -108,3 +108,13 @@ def test_gradients_of_draws_reach_every_number():
     GroupFlux(n).rsample((5,)).square().sum().backward()
     missing = [name for name, value in n._asdict().items() if value.grad is None or not value.grad.abs().sum() > 0]
     assert missing == []
+
+
+def test_mixed_precision_leaves_densities_alone():
+    """Where bands share their exchange, a covariance rounded to eight bits would not be positive definite."""
+    n = FluxNumbers(*(value.float() for value in numbers(8, 6, 3)))
+    n = n._replace(width=0.01 * n.width, exchange=5 * n.exchange, band_exchange=0.01 * n.band_exchange)
+    flux = GroupFlux(n)
+    value = flux.sample()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(GroupFlux(n).log_prob(value), flux.log_prob(value))
