@@ -23,7 +23,8 @@ from ..deblending.deblender import Deblender, Description
 from ..deblending.weights import load, save
 from ..networks.scene_loss import SceneLoss
 from ..networks.scenes import SceneNetwork
-from ..simulation.bank import SceneBatch, SceneStream, Templates
+from ..simulation.bank import Templates
+from ..simulation.stream import SceneBatch, SceneStream
 from .fit import Schedule, fit, training_record, unfinished_run
 
 __all__ = ["train"]

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from probdeblend.deblending import load
-from probdeblend.simulation.bank import SceneBatch, SceneStream, Templates
+from probdeblend.simulation.bank import Templates
+from probdeblend.simulation.stream import SceneBatch, SceneStream
 from probdeblend.training import recipes, train
 
 FEW = {"steps": 2, "batch_size": 2, "workers": 0}
