@@ -3,14 +3,13 @@
 from .injection import Injector, simulate_in_sky
 from .library import Library, Quality, keep_table, read_library, write_library
 from .reobserve import reobserve_galaxies
-from .selection import Selection, isolate_galaxies
+from .selection import isolate_galaxies
 from .sky_patches import sky_patches
 
 __all__ = [
     "Injector",
     "Library",
     "Quality",
-    "Selection",
     "isolate_galaxies",
     "keep_table",
     "read_library",

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ..photometry.images import cut_stamps
 from ..photometry.noise import noise_rms
@@ -26,7 +26,7 @@ from ..simulation.positions import Frame
 from ..simulation.scenes import Simulator
 from ..simulation.workers import in_batches
 from .library import STAMP_SIZE, Library, identity_number
-from .sky_patches import Sky, with_magnitudes
+from .sky_patches import Sky
 
 __all__ = ["Injector", "simulate_in_sky"]
 
@@ -213,7 +213,6 @@ def simulate_in_sky(
     count: int,
     *,
     population: Population,
-    magnitudes: ArrayLike | None = None,
     seed: int = 0,
     batch_size: int = 64,
 ) -> Iterator[Scene]:
@@ -227,8 +226,6 @@ def simulate_in_sky(
         Number of scenes.
     population
         What sources there are, and where.
-    magnitudes
-        Magnitudes of a survey's galaxies; those of the sources follow their distribution.
     seed
         Same seed, same scenes.
     batch_size
@@ -242,9 +239,8 @@ def simulate_in_sky(
     Raises
     ------
     ValueError
-        If no magnitude is finite, or a number is negative.
+        If a number is negative.
     """
-    population = population if magnitudes is None else with_magnitudes(population, magnitudes)
     instrument = sky.instrument.replace(sky_rms=float(np.median(sky.sky_rms)))
     simulator, kernel = Simulator(population, Camera.of(instrument), sky.pixels.shape[1:]), instrument.noise_kernel
     first = sources = 0

@@ -97,12 +97,10 @@ def cut_galaxy(
     *,
     instrument: Instrument,
     rng: np.random.Generator,
-    rms: NDArray[np.float64] | None = None,
 ) -> IsolatedGalaxy:
     """Cut out the galaxy at x, y, in the middle of a window, replace all others by sky, and measure it.
 
-    The window ``(y, x)`` is a square of 224 pixels, NaN beyond the mosaic. It is divided by a noise map `rms`, if there
-    is one, before two noise levels are looked for; the scale of the map does not matter.
+    The window ``(y, x)`` is a square of 224 pixels, NaN beyond the mosaic.
     """
     try:
         pixels, sky_rms = _subtracted(window)
@@ -127,8 +125,7 @@ def cut_galaxy(
     quality = galaxy.quality | _coverage(window, footprint)
     quality |= Quality.NEIGHBOR * ((footprint & foreign).sum() > TAKEN * footprint.sum())
     quality |= Quality.DOUBLE_NUCLEUS * ((np.hypot(found.x - x, found.y - y) < CENTERING).sum() > 1)
-    ratio = _noise_ratio(pixels if rms is None else pixels / rms, found.segmentation)
-    quality |= Quality.TWO_NOISE_LEVELS * (ratio > NOISE_RATIO)
+    quality |= Quality.TWO_NOISE_LEVELS * (_noise_ratio(pixels, found.segmentation) > NOISE_RATIO)
     return replace(galaxy, quality=int(quality), x0=x0, y0=y0)
 
 

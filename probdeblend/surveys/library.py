@@ -212,33 +212,8 @@ class Library:
         parts = tuple(self.select(part == number) for number in range(len(fractions)))
         if not all(len(galaxies) for galaxies in parts):
             distinct = len(np.unique(self.identity))
-            raise ValueError(f"fractions must leave a galaxy in each part, got {fractions} for {distinct}: use folds")
+            raise ValueError(f"fractions must leave a galaxy in each part, got {fractions} for {distinct}")
         return parts
-
-    def folds(self, count: int = 5, *, seed: int = 0) -> list[tuple[Library, Library]]:
-        """Split several times, for small libraries: each galaxy is in the second part of one fold.
-
-        Parameters
-        ----------
-        count, seed
-            Number of folds, and the seed of the split: same seed, same folds.
-
-        Returns
-        -------
-        list of tuple
-            The galaxies to train on and those to test on, for each fold.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer identities than folds, or fewer than two folds.
-        """
-        places = self._places(seed)
-        order = np.unique(places)
-        if not 2 <= count <= len(order):
-            raise ValueError(f"count must be from 2 to the {len(order)} galaxies of the library, got {count}")
-        held = [np.isin(places, order[number::count]) for number in range(count)]
-        return [(self.select(~test), self.select(test)) for test in held]
 
     def _places(self, seed: int) -> NDArray[np.float64]:
         """Numbers from 0 to 1 that identities have by their hash ``(galaxy,)``."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 from astropy.table import Table
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..photometry.images import FieldImage, open_mosaic
@@ -22,8 +21,6 @@ from .library import Library, join
 
 __all__ = [
     "Collection",
-    "Selection",
-    "check_mosaic",
     "check_some",
     "covered",
     "cut_galaxies",
@@ -36,34 +33,6 @@ __all__ = [
 NEAR_EDGE = 16
 TILE, OVERLAP = 1024, 128
 SAME_SOURCE = 5.0  # pixels
-PROBABILITIES = ("p_sph", "p_disk", "p_irr")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which galaxies of a catalog to cut out; the defaults are those of Boucaud et al. (2020).
-
-    Parameters
-    ----------
-    magnitude
-        Faintest AB magnitude.
-    probability
-        Least probability of a morphological type, for catalogs that give them.
-
-    Raises
-    ------
-    ValueError
-        If the magnitude is not finite, or the probability not between 0 and 1.
-    """
-
-    magnitude: float = 23.5
-    probability: float = 0.8
-
-    def __post_init__(self) -> None:
-        if not np.isfinite(self.magnitude):
-            raise ValueError(f"magnitude must be finite, got {self.magnitude}")
-        if not 0 < self.probability < 1:
-            raise ValueError(f"probability must be between 0 and 1, got {self.probability}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +69,7 @@ def isolate_galaxies(
     catalog: Path | None = None,
     columns: Mapping[str, str] | None = None,
     hdu: str | None = None,
-    rms: Path | None = None,
-    selection: Selection | None = None,
+    faintest: float = 23.5,
     seed: int = 0,
 ) -> Collection:
     """Cut isolated galaxies out of images.
@@ -116,14 +84,12 @@ def isolate_galaxies(
     catalog
         Table of the galaxies of a single image; without it, SEP finds them.
     columns
-        The catalog's column names, by the names used here: x and y (from 0) or ra and dec, magnitude, id, p_sph,
-        p_disk, p_irr.
+        The catalog's column names, by the names used here: x and y (from 0) or ra and dec, magnitude, id, and type,
+        one of `GALAXY_TYPES`.
     hdu
         Number or name of the HDU of each image.
-    rms
-        Map of the sky noise of a single image.
-    selection
-        Limits of magnitude and type; those of Boucaud et al. (2020) if None.
+    faintest
+        AB magnitude down to which galaxies are cut out, by default that of Boucaud et al. (2020).
     seed
         Seed of the sky that replaces neighbors.
 
@@ -137,21 +103,17 @@ def isolate_galaxies(
     ValueError
         If a file cannot be used, a column is missing, or no galaxy is left.
     """
-    if len(images) > 1 and (catalog or rms):
-        raise ValueError(f"catalog and rms require a single image, got {len(images)}")
+    if len(images) > 1 and catalog:
+        raise ValueError(f"catalog requires a single image, got {len(images)}")
     if columns and catalog is None:
         raise ValueError("columns require a catalog, got None")
     table = None if catalog is None else _sources(catalog, columns or {})
     skipped: Counter[str] = Counter()
     cut_out = []
     for path in images:
-        with ExitStack() as stack:
-            mosaic = stack.enter_context(open_mosaic(path, hdu=hdu))
-            noise = None if rms is None else stack.enter_context(open_mosaic(rms))
-            check_mosaic(mosaic, noise, instrument)
-            settings = {"selection": selection or Selection(), "seed": seed, "rms": noise, "skipped": skipped}
+        with open_mosaic(path, hdu=hdu) as mosaic:
             own = in_units_of(mosaic, instrument)
-            seen = cut_galaxies(mosaic, table, instrument=own, **settings)
+            seen = cut_galaxies(mosaic, table, instrument=own, faintest=faintest, skipped=skipped, seed=seed)
             cut_out.append((mosaic.name, own, list(tqdm(seen, desc=mosaic.name, unit="galaxy", leave=False))))
     units = [10 ** (0.4 * (own.zero_point - instrument.zero_point)) for _, own, _ in cut_out]
     # The correction depends on sizes and fluxes in units of the noise, so that one depth serves for all.
@@ -189,15 +151,6 @@ def read_columns(path: str | PathLike[str], columns: Mapping[str, str], *, requi
     return Table({name: table[column] for name, column in names.items() if column in table.colnames})
 
 
-def check_mosaic(mosaic: FieldImage, rms: FieldImage | None, instrument: Instrument) -> None:
-    """Refuse an image whose pixels differ in size from the instrument's, or whose noise map differs in shape."""
-    scale = mosaic.pixel_scale
-    if scale is not None and abs(scale / instrument.pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
-        raise ValueError(f'{mosaic.name}: pixels must be {instrument.pixel_scale}" within 2%, got {scale:.4g}"')
-    if rms is not None and rms.shape != mosaic.shape:
-        raise ValueError(f"{rms.name}: the rms map must have the mosaic's shape {mosaic.shape}, got {rms.shape}")
-
-
 def check_some(found: Sequence[object], skipped: Counter[str]) -> None:
     """Refuse an empty selection, and give the reasons."""
     if not len(found):
@@ -206,32 +159,14 @@ def check_some(found: Sequence[object], skipped: Counter[str]) -> None:
 
 
 def in_units_of(mosaic: FieldImage, instrument: Instrument) -> Instrument:
-    """Return the instrument with the zero point of an image, if it has one, and the exposure in its units."""
+    """Return the instrument in the units of an image, if these are known; refuse pixels of another size."""
+    scale = mosaic.pixel_scale
+    if scale is not None and abs(scale / instrument.pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
+        raise ValueError(f'{mosaic.name}: pixels must be {instrument.pixel_scale}" within 2%, got {scale:.4g}"')
     if mosaic.zero_point is None:
         return instrument
     unit = 10 ** (0.4 * (mosaic.zero_point - instrument.zero_point))
     return instrument.replace(zero_point=mosaic.zero_point, exposure=instrument.exposure / unit)
-
-
-def morphological_type(catalog: Table, probability: float) -> NDArray[np.int64]:
-    """Return the types ``(galaxy,)`` from the probabilities of being a spheroid, having a disk and being irregular.
-
-    They are indices into `GALAXY_TYPES`, -1 if no type is probable enough, or if the catalog has none of the columns
-    ``p_sph``, ``p_disk`` and ``p_irr``.
-    """
-    missing = [name for name in PROBABILITIES if name not in catalog.colnames]
-    if len(missing) == len(PROBABILITIES):
-        return np.full(len(catalog), -1)
-    if missing:
-        wanted = ", ".join(PROBABILITIES)
-        raise ValueError(f"the catalog must have all of {wanted} or none, it lacks {', '.join(missing)}")
-    sph, disk, irr = (_numbers(catalog[name], otherwise=0.0) > probability for name in PROBABILITIES)
-    numbers = [GALAXY_TYPES.index(name) for name in ("irr", "sphd", "disk", "sph")]
-    return np.select([irr, sph & disk, disk, sph], numbers, default=-1)
-
-
-def _numbers(column: ArrayLike, *, otherwise: float) -> NDArray[np.float64]:
-    return np.ma.filled(np.ma.asarray(column, dtype=float), otherwise)
 
 
 def positions(catalog: Table, mosaic: FieldImage) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -251,47 +186,45 @@ def cut_galaxies(
     catalog: Table | None,
     *,
     instrument: Instrument,
-    selection: Selection,
+    faintest: float,
     skipped: Counter[str],
     seed: int = 0,
-    rms: FieldImage | None = None,
 ) -> Iterator[IsolatedGalaxy]:
-    """Cut the selected galaxies of a catalog, or of what SEP finds if None, out of a mosaic, one at a time.
+    """Cut the galaxies of a catalog, or of what SEP finds if None, out of a mosaic, one at a time.
 
     `skipped` counts the reasons for which galaxies are left out. The seed of the sky that replaces neighbors is keyed
     by the galaxy's number in the catalog.
     """
     catalog = find_sources(mosaic, instrument) if catalog is None else catalog
     x, y = positions(catalog, mosaic)
-    kind = morphological_type(catalog, selection.probability)
-    typed = set(PROBABILITIES) <= set(catalog.colnames)
     names = catalog["id"] if "id" in catalog.colnames else np.arange(len(catalog))
+    kinds = [str(kind) for kind in catalog["type"]] if "type" in catalog.colnames else [""] * len(catalog)
     inside = np.min([x, y, mosaic.shape[1] - 1 - x, mosaic.shape[0] - 1 - y], axis=0)
-    faint = ~(_numbers(catalog["magnitude"], otherwise=np.inf) < selection.magnitude)
-    refused = [faint, typed & (kind < 0), ~(inside >= -0.5), inside < NEAR_EDGE]
-    why = ["too faint", "no type is probable enough", "off the mosaic", "too near the edge"]
+    magnitude = np.ma.filled(np.ma.asarray(catalog["magnitude"], dtype=float), np.inf)
+    why = ["too faint", "off the mosaic", "too near the edge"]
+    refused = np.select([~(magnitude < faintest), ~(inside >= -0.5), inside < NEAR_EDGE], why, default="")
     centers: list[tuple[float, float]] = []
-    for number, reason in enumerate(np.select(refused, why, default="").tolist()):
+    for number, reason in enumerate(refused.tolist()):
         if reason:
             skipped[reason] += 1
             continue
-        place = (round(x[number]) - WINDOW // 2, round(y[number]) - WINDOW // 2, WINDOW)
-        rng = np.random.default_rng((seed, number))
-        at = {"x": x[number] - place[0], "y": y[number] - place[1], "rms": None if rms is None else rms.window(*place)}
+        corner = round(x[number]) - WINDOW // 2, round(y[number]) - WINDOW // 2
+        place, rng = (x[number] - corner[0], y[number] - corner[1]), np.random.default_rng((seed, number))
         try:
-            cut = cut_galaxy(mosaic.window(*place), instrument=instrument, rng=rng, **at)
+            cut = cut_galaxy(mosaic.window(*corner, WINDOW), *place, instrument=instrument, rng=rng)
         except NotIsolatedError as error:
             skipped[str(error)] += 1
             continue
-        x0, y0 = cut.x0 + place[0], cut.y0 + place[1]
+        x0, y0 = cut.x0 + corner[0], cut.y0 + corner[1]
         center = x0 + cut.x, y0 + cut.y
         if any(np.hypot(center[0] - x, center[1] - y) < SAME_SOURCE for x, y in centers):
             skipped["the same source as that of another row"] += 1
             continue
         centers.append(center)
         ra, dec = (np.nan, np.nan) if mosaic.wcs is None else mosaic.wcs.pixel_to_world_values(*center)
-        place = {"x0": x0, "y0": y0, "ra": float(ra), "dec": float(dec)}
-        yield replace(cut, identity=f"{mosaic.name}:{names[number]}", galaxy_type=int(kind[number]), **place)
+        kind = GALAXY_TYPES.index(kinds[number]) if kinds[number] in GALAXY_TYPES else -1
+        sky = {"x0": x0, "y0": y0, "ra": float(ra), "dec": float(dec)}
+        yield replace(cut, identity=f"{mosaic.name}:{names[number]}", galaxy_type=kind, **sky)
 
 
 def covered(window: NDArray[np.float64]) -> tuple[slice, slice]:

@@ -1,4 +1,4 @@
-"""Patches of a survey's own sky, and populations with its magnitudes."""
+"""Patches of a survey's own sky."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 from astropy.stats import mad_std
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..photometry.detection import HOT, detect
 from ..photometry.images import FieldImage
 from ..photometry.sky import dilate, replace_with_sky, subtract_sky
 from ..scene import Instrument
-from ..simulation.population import Population
 from .library import STAMP_SIZE
 from .selection import covered, in_units_of
 
-__all__ = ["Sky", "sky_patches", "with_magnitudes"]
+__all__ = ["Sky", "sky_patches"]
 
 BORDER = 32  # pixels around a patch from which sky may be copied
 PATCHES = 200
 MOST_SOURCES = 0.4  # largest fraction of a patch that sources may have covered
-BIN = 0.5  # magnitudes
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,49 +115,3 @@ def _patch(
     blank = ~sources & np.isfinite(pixels)
     sky = {"blank": blank, "kernel": instrument.noise_kernel, "sky_rms": mad_std(pixels[blank])}
     return replace_with_sky(pixels, inside, rng, **sky)[inner]
-
-
-def with_magnitudes(population: Population, magnitudes: ArrayLike) -> Population:
-    """Return a population whose galaxies have the distribution of some magnitudes, with the sizes that fit them.
-
-    Parameters
-    ----------
-    population
-        Gives the types, and the relation of size with magnitude for each.
-    magnitudes
-        Magnitudes of a survey's galaxies; those not finite are ignored.
-
-    Returns
-    -------
-    Population
-        The population, whose fluxes follow from magnitudes.
-
-    Raises
-    ------
-    ValueError
-        If no magnitude is finite.
-    """
-    found = np.asarray(magnitudes, dtype=np.float64)
-    found = found[np.isfinite(found)]
-    if not len(found):
-        raise ValueError("magnitudes must have finite values, got none")
-    edges = np.arange(np.floor(found.min() / BIN), np.floor(found.max() / BIN) + 2) * BIN
-    weight = np.histogram(found, edges)[0] / len(found)
-    middle, variance = (edges[1:] + edges[:-1])[weight > 0] / 2, BIN**2 / 12
-    means, covariances = [], []
-    for share, mean, covariance in zip(population.weights, population.means, population.covariances, strict=True):
-        center = np.average(mean, axis=0, weights=share)
-        away = np.array(mean) - center
-        total = np.average(np.array(covariance) + away[:, :, None] * away[:, None], axis=0, weights=share)
-        slope = total[0, 1] / total[0, 0]
-        scatter = total[1, 1] - slope * total[0, 1]
-        width = ((variance, slope * variance), (slope * variance, slope**2 * variance + scatter))
-        means.append(tuple((float(m), float(center[1] + slope * (m - center[0]))) for m in middle))
-        covariances.append((tuple(tuple(map(float, row)) for row in width),) * len(middle))
-    return population.replace(
-        weights=(tuple(weight[weight > 0].tolist()),) * len(means),
-        means=tuple(means),
-        covariances=tuple(covariances),
-        magnitude_range=(float(edges[0]), float(edges[-1])),
-        snr=None,
-    )

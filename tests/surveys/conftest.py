@@ -11,7 +11,6 @@ from astropy.table import Table
 from probdeblend.photometry import FieldImage
 from probdeblend.scene import GALAXY_TYPES, Instrument
 from probdeblend.simulation import Population, simulate
-from probdeblend.surveys import Selection
 from probdeblend.surveys.aperture import fit_aperture_correction, library_of
 from probdeblend.surveys.selection import cut_galaxies
 
@@ -25,7 +24,8 @@ def simulated(number, size, *, instrument, seed):
     population = Population.published().replace(layout="anywhere", max_difference=math.inf)
     scene = simulate(1, population=population, camera=instrument, size=size, number=number, seed=seed)
     values = {name: getattr(scene, name).double().numpy() for name in ("x", "y")}
-    values["magnitude"] = instrument.zero_point - 2.5 * np.log10(scene.flux[:, 0].double().numpy())
+    values["flux"] = scene.flux[:, 0].double().numpy()
+    values["magnitude"] = instrument.zero_point - 2.5 * np.log10(values["flux"])
     kinds = [GALAXY_TYPES[kind] for kind in scene.source_type.tolist()]
     catalog = Table({"id": np.arange(1, number + 1)} | values | {"type": kinds})
     return scene.image[0, 0].double().numpy(), catalog
@@ -49,7 +49,7 @@ def field(hst):
 
 @pytest.fixture(scope="session")
 def library(field, hst, correction):
-    cut = list(cut_galaxies(*field, instrument=hst, selection=Selection(23.5), skipped=Counter()))
+    cut = list(cut_galaxies(*field, instrument=hst, faintest=23.5, skipped=Counter()))
     return library_of(cut, origin="simulated", instrument=hst, correction=correction)
 
 

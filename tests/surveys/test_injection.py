@@ -1,6 +1,5 @@
 """Scenes of library galaxies, and of simulated ones in a survey's sky: light, noise, truth and seeds."""
 
-import math
 from dataclasses import fields
 
 import numpy as np
@@ -209,19 +208,6 @@ def test_simulated_sources_in_a_survey(sky):
     assert float(residual[faint].std()) == pytest.approx(1, rel=0.05)
     again = next(iter(simulate_in_sky(sky, 2, population=population, seed=2, batch_size=8)))
     assert torch.equal(again.image, scene.image[:2])
-
-
-def test_simulated_magnitudes_are_those_of_the_survey(sky, hst):
-    target = np.random.default_rng(1).normal(22.5, 0.4, 2000)
-    target[0] = np.nan
-    population = of(8, CLUSTERED.replace(star_fraction=0.0))
-    scene = Scene.join(simulate_in_sky(sky, 20, population=population, magnitudes=target, seed=2))
-    found = hst.zero_point - 2.5 * np.log10(scene.flux[:, 0].double().numpy())
-    # 160 sources: four standard errors, and half a bin.
-    assert found.mean() == pytest.approx(22.5, abs=0.15)
-    assert found.std() == pytest.approx(0.43, abs=0.12)
-    with pytest.raises(ValueError, match="magnitudes must have finite values, got none"):
-        next(simulate_in_sky(sky, 1, population=population, magnitudes=[math.nan]))
 
 
 def test_settings_that_are_none(hst):

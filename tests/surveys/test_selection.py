@@ -9,8 +9,8 @@ from astropy.table import Table
 
 from probdeblend.photometry import FieldImage
 from probdeblend.scene import GALAXY_TYPES, Instrument
-from probdeblend.surveys import Selection, isolate_galaxies, read_library, selection, write_library
-from probdeblend.surveys.selection import cut_galaxies, morphological_type, positions, read_columns
+from probdeblend.surveys import isolate_galaxies, read_library, selection, write_library
+from probdeblend.surveys.selection import cut_galaxies, positions, read_columns
 
 HST = Instrument.candels_f160w()
 
@@ -43,21 +43,21 @@ def test_galaxies_stand_in_the_middle_and_alone(library, hst):
 def test_what_is_left_out_is_counted(small_field, hst):
     mosaic, catalog = small_field
     skipped = Counter()
-    kept = list(cut_galaxies(mosaic, catalog, instrument=hst, selection=Selection(22.0), skipped=skipped))
+    kept = list(cut_galaxies(mosaic, catalog, instrument=hst, faintest=22.0, skipped=skipped))
     assert len(kept) + skipped.total() == len(catalog)
     assert skipped["too faint"] == (catalog["magnitude"] >= 22.0).sum()
     assert skipped["too near the edge"] > 0
     moved = catalog.copy()
     moved["x"] += 5000
     skipped.clear()
-    assert not list(cut_galaxies(mosaic, moved, instrument=hst, selection=Selection(30), skipped=skipped))
+    assert not list(cut_galaxies(mosaic, moved, instrument=hst, faintest=30, skipped=skipped))
     assert set(skipped) == {"off the mosaic"}
 
 
 @pytest.mark.slow
 def test_without_a_catalog_the_same_galaxies_are_found(field, hst):
     mosaic, catalog = field
-    found = list(cut_galaxies(mosaic, None, instrument=hst, selection=Selection(21.5), skipped=Counter()))
+    found = list(cut_galaxies(mosaic, None, instrument=hst, faintest=21.5, skipped=Counter()))
     bright = catalog[catalog["magnitude"] < 21.2]
     x, y = (np.array([getattr(g, name) + getattr(g, f"{name}0") for g in found]) for name in "xy")
     inside = (np.minimum(bright["x"], bright["y"]) > 40) & (np.maximum(bright["x"], bright["y"]) < 860)
@@ -67,7 +67,7 @@ def test_without_a_catalog_the_same_galaxies_are_found(field, hst):
 
 def test_same_seed_same_sky(small_field, hst):
     def first(seed):
-        settings = {"selection": Selection(24.0), "skipped": Counter()}
+        settings = {"faintest": 24.0, "skipped": Counter()}
         return next(iter(cut_galaxies(*small_field, instrument=hst, seed=seed, **settings))).pixels
 
     assert np.array_equal(first(1), first(1))
@@ -80,23 +80,9 @@ def test_one_source_is_cut_out_once(field, hst):
     doubled["x"] += 2.0
     twice = Table({name: np.concatenate([catalog[name], doubled[name]]) for name in ("x", "y", "magnitude")})
     skipped = Counter()
-    found = list(cut_galaxies(mosaic, twice, instrument=hst, selection=Selection(21.5), skipped=skipped))
+    found = list(cut_galaxies(mosaic, twice, instrument=hst, faintest=21.5, skipped=skipped))
     assert skipped["the same source as that of another row"] >= len(found) - 1
     assert len(found) <= (catalog["magnitude"] < 21.5).sum()
-
-
-def test_types_by_the_papers_probabilities():
-    catalog = Table(
-        {"p_sph": [0.9, 0.1, 0.9, 0.1, 0.5], "p_disk": [0.1, 0.9, 0.9, 0.85, 0.5], "p_irr": [0, 0, 0, 0.9, 0.5]}
-    )
-    kinds = [GALAXY_TYPES[kind] if kind >= 0 else None for kind in morphological_type(catalog, 0.8)]
-    assert kinds == ["sph", "disk", "sphd", "irr", None]
-    assert (morphological_type(Table({"x": [1, 2]}), 0.8) == -1).all()
-
-
-def test_probabilities_of_types_come_together():
-    with pytest.raises(ValueError, match="the catalog must have all of p_sph, p_disk, p_irr or none, it lacks p_disk"):
-        morphological_type(Table({"p_sph": [0.9], "p_irr": [0.1]}), 0.8)
 
 
 def test_positions_need_columns_and_coordinates():
@@ -107,27 +93,15 @@ def test_positions_need_columns_and_coordinates():
         positions(Table({"ra": [1.0], "dec": [2.0]}), mosaic)
 
 
-@pytest.mark.slow
-def test_types_select(field, hst):
-    mosaic, catalog = field
+def test_types_of_the_catalog_are_kept(small_field, hst):
+    mosaic, catalog = small_field
     typed = catalog.copy()
-    for column, kinds in {"p_sph": ("sph", "sphd"), "p_disk": ("disk", "sphd"), "p_irr": ("irr",)}.items():
-        typed[column] = np.isin(typed["type"], kinds).astype(float)
-    typed["p_sph"][typed["type"] == "sph"] = 0.5
-    skipped = Counter()
-    found = list(cut_galaxies(mosaic, typed, instrument=hst, selection=Selection(22.5), skipped=skipped))
-    assert skipped["no type is probable enough"] > 0
+    typed["type"][::2] = "?"
+    found = list(cut_galaxies(mosaic, typed, instrument=hst, faintest=22.0, skipped=Counter()))
+    assert len(found) > 3
     for galaxy in found:
         kind = typed["type"][int(galaxy.identity.split(":")[1]) - 1]
-        assert GALAXY_TYPES[galaxy.galaxy_type] == kind != "sph"
-
-
-@pytest.mark.parametrize(
-    ("values", "message"), [((np.nan, 0.8), "magnitude must be finite"), ((23.0, 1.0), "probability")]
-)
-def test_selections_that_are_none(values, message):
-    with pytest.raises(ValueError, match=message):
-        Selection(*values)
+        assert galaxy.galaxy_type == (GALAXY_TYPES.index(kind) if kind in GALAXY_TYPES else -1)
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +118,6 @@ def survey(tmp_path_factory, small):
     fits.PrimaryHDU(image.astype(np.float32), header).writeto(folder / "mosaic.fits")
     catalog.rename_column("magnitude", "H")
     catalog.write(folder / "catalog.csv")
-    fits.PrimaryHDU(np.full((400, 400), 3e-3, dtype=np.float32)).writeto(folder / "rms.fits")
     return folder
 
 
@@ -154,7 +127,7 @@ def collected(survey, **options):
 
 
 def test_a_library_of_a_mosaic(survey, tmp_path):
-    found = collected(survey, rms=survey / "rms.fits")
+    found = collected(survey)
     assert len(found.library) >= 5
     assert np.isfinite(found.library.ra).all()
     assert np.abs(found.library.dec + 27).max() < 0.01
@@ -202,24 +175,21 @@ def test_a_mapping_to_sky_positions_wins(survey):
     table["x"] = 5000.0
     table.write(survey / "sky.csv", overwrite=True)
     columns = {"ra": "RA", "dec": "DEC", "magnitude": "H"}
-    found = collected(survey, catalog=survey / "sky.csv", columns=columns, selection=Selection(22.5))
+    found = collected(survey, catalog=survey / "sky.csv", columns=columns, faintest=22.5)
     assert len(found.library) >= 3
 
 
 def test_files_that_do_not_fit(survey, tmp_path):
     mosaic = survey / "mosaic.fits"
-    with pytest.raises(ValueError, match="catalog and rms require a single image, got 2"):
+    with pytest.raises(ValueError, match="catalog requires a single image, got 2"):
         isolate_galaxies([mosaic, mosaic], instrument=HST, catalog=survey / "catalog.csv")
-    with pytest.raises(ValueError, match="the columns 'magnitude' are missing, there are id, x, y, H"):
+    with pytest.raises(ValueError, match="the columns 'magnitude' are missing, there are id, x, y, "):
         collected(survey, columns={})
     with pytest.raises(ValueError, match="no galaxy is left to cut out: 12 too faint"):
-        collected(survey, selection=Selection(10.0))
+        collected(survey, faintest=10.0)
     Table({"x": [], "y": [], "magnitude": []}).write(tmp_path / "empty.ecsv")
     with pytest.raises(ValueError, match="the catalog must have rows, got none"):
         collected(survey, catalog=tmp_path / "empty.ecsv", columns={})
-    fits.PrimaryHDU(np.ones((10, 10))).writeto(tmp_path / "small.fits")
-    with pytest.raises(ValueError, match=r"the rms map must have the mosaic's shape \(400, 400\), got \(10, 10\)"):
-        collected(survey, rms=tmp_path / "small.fits")
     with fits.open(mosaic) as hdus:
         hdus[0].header["CDELT2"] = 0.2 / 3600
         hdus[0].header["CDELT1"] = -0.2 / 3600
@@ -240,7 +210,7 @@ def test_sky_positions_need_coordinates(survey, tmp_path):
 def test_isolated_galaxies_of_candels(data_dir):
     """Of the seven cut-outs: at least ten galaxies, some kept and some rejected, and the two depths are seen."""
     paths = sorted((data_dir / "candels_f160w").glob("*.fits"))
-    found = isolate_galaxies(paths, instrument=HST, hdu="1", selection=Selection(24.7))
+    found = isolate_galaxies(paths, instrument=HST, hdu="1", faintest=24.7)
     assert len(found.library) >= 10
     assert 5 <= found.library.keep.sum() < len(found.library)
     reasons = Counter(found.library.quality.tolist())

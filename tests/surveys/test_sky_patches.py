@@ -1,4 +1,4 @@
-"""Patches of a survey's own sky, and populations with its magnitudes."""
+"""Patches of a survey's own sky, turned at random."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,7 @@ from astropy.io import fits
 
 from probdeblend.photometry import open_mosaic
 from probdeblend.scene import Instrument
-from probdeblend.simulation import Frame, Population
 from probdeblend.surveys import sky_patches
-from probdeblend.surveys.sky_patches import with_magnitudes
 
 HST = Instrument.candels_f160w()
 
@@ -53,18 +51,6 @@ def test_draws_are_turned_patches(sky):
 def test_patches_of_another_size(folder):
     with open_mosaic(folder / "mosaic.fits") as mosaic:
         assert sky_patches([mosaic], HST, size=64, count=2).pixels.shape == (2, 64, 64)
-
-
-def test_population_with_other_magnitudes():
-    """Sizes keep their relation with magnitude, so that fainter galaxies are smaller."""
-    target = np.concatenate([np.full(300, 20.1), np.full(100, 24.3)])
-    population = with_magnitudes(Population.published(), target)
-    assert population.magnitude_range == (20.0, 24.5)
-    drawn = population.replace(max_difference=np.inf).sample(400, Frame((128, 128), 0.06, 2.0), seed=0)
-    magnitude, radius = drawn["magnitude"].numpy().ravel(), drawn["half_light_radius"].numpy().ravel()
-    # 800 sources: four standard errors.
-    assert np.mean(magnitude < 22) == pytest.approx(0.75, abs=0.06)
-    assert np.median(radius[magnitude > 22]) < 0.8 * np.median(radius[magnitude < 22])
 
 
 def test_no_sky(tmp_path):
