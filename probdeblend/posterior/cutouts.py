@@ -90,10 +90,10 @@ class Cutouts:
         for name, arrays in self.known.items():
             if len(arrays) != len(self):
                 raise ValueError(f"{name} must have an array for each of {len(self)} sources, got {len(arrays)}")
-            for array, size in zip(arrays, sizes, strict=True):
-                if array.ndim != 2 + len(PIXELS[name]) or array.shape[-2:] != tuple(size):
+            for array, size in zip(arrays, map(tuple, sizes.tolist()), strict=True):
+                if array.ndim != 2 + len(PIXELS[name]) or array.shape[-2:] != size:
                     axes = ", ".join((*PIXELS[name], "y", "x"))
-                    raise ValueError(f"{name} must have the axes ({axes}) of {tuple(size)}, got shape {array.shape}")
+                    raise ValueError(f"{name} must have the axes ({axes}) of {size}, got shape {array.shape}")
         outside = ((self.corner < 0) | (self.corner + sizes > self.shape)).any(1)
         if outside.any():
             first = self.corner[outside][0].tolist()

@@ -327,7 +327,7 @@ class Posterior:
             If there is no such scene.
         """
         if not 0 <= number < self.dataset.attrs["scenes"]:
-            raise IndexError(f"number must be below {self.dataset.attrs['scenes']}, got {number}")
+            raise IndexError(f"number must be from 0 to below {self.dataset.attrs['scenes']}, got {number}")
         chosen = self.select(self.dataset["scene"].values == number)
         alone = chosen.dataset.assign_coords(scene=("source", np.zeros(len(chosen), dtype=np.int64)))
         return type(self)(alone.assign_attrs(scenes=1), chosen.cutouts)

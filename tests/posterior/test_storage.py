@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+import xarray as xr
+from astropy import units as u
+
+from probdeblend.posterior import Posterior
+
+
+def test_save_and_open(posterior, tmp_path):
+    path = tmp_path / "draws.nc"
+    posterior.save(path)
+    again = Posterior.open(path)
+    xr.testing.assert_identical(again.dataset, posterior.dataset)
+    for label in (11, 5, 2):
+        np.testing.assert_array_equal(again.mask(label).std, posterior.mask(label).std)
+        np.testing.assert_array_equal(again.image(label).data, posterior.image(label).data)
+    assert again.catalog()["flux_g"].unit == u.electron / u.s
+    with pytest.raises(FileExistsError, match=r"draws.nc: exists already"):
+        posterior.save(path)
+    posterior.select(0).without_pixels().save(path, overwrite=True)
+    assert len(Posterior.open(path)) == 1
+    assert Posterior.open(path).cutouts is None
+    assert [entry.name for entry in tmp_path.iterdir()] == ["draws.nc"]
+
+
+def test_save_leaves_nothing_behind_when_it_fails(posterior, tmp_path):
+    spoiled = Posterior(posterior.dataset.assign_attrs(note=object()))
+    with pytest.raises(TypeError):
+        spoiled.save(tmp_path / "draws.nc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_open_refuses_other_files(posterior, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none.nc: no such file"):
+        Posterior.open(tmp_path / "none.nc")
+    text = tmp_path / "text.nc"
+    text.write_text("flux\n1.0\n")
+    with pytest.raises(ValueError, match=r"text.nc: not a posterior written by probdeblend, or damaged"):
+        Posterior.open(text)
+    posterior.save(tmp_path / "whole.nc")
+    cut = tmp_path / "cut.nc"
+    cut.write_bytes((tmp_path / "whole.nc").read_bytes()[:4000])
+    with pytest.raises(ValueError, match=r"cut.nc: not a posterior written by probdeblend, or damaged"):
+        Posterior.open(cut)
+    xr.Dataset({"flux": ("x", np.ones(3))}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=r"other.nc: must be a posterior written by probdeblend, got another file"):
+        Posterior.open(tmp_path / "other.nc")
+    Posterior(posterior.dataset.assign_attrs(version=99)).save(tmp_path / "new.nc")
+    with pytest.raises(ValueError, match=r"new.nc: must be a posterior of version \d+, got version 99"):
+        Posterior.open(tmp_path / "new.nc")
