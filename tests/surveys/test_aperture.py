@@ -9,19 +9,20 @@ from test_isolated import MIDDLE, cut, window_with
 from probdeblend.surveys.aperture import fit_aperture_correction, library_of
 
 
-def test_aperture_correction_follows_the_profile(correction):
+@pytest.mark.slow
+def test_aperture_correction_follows_the_profile(measured_correction):
     """Wings beyond the aperture: a concentrated galaxy misses more of its light than a disk."""
     values = {"sky_rms": 3e-3, "auto_flux": 100.0}
     disk = SimpleNamespace(half_light_radius=6.0, concentration=2.6, **values)
     spheroid = SimpleNamespace(half_light_radius=6.0, concentration=4.5, **values)
-    factors = correction.factors([disk, spheroid])
+    factors = measured_correction.factors([disk, spheroid])
     assert 1.0 < factors[0] < factors[1] < 1.4
-    assert 0 < correction.scatter < 0.05
+    assert 0 < measured_correction.scatter < 0.05
 
 
 def test_aperture_correction_needs_galaxies(hst):
     with pytest.raises(ValueError, match="at least 50 simulated galaxies must be found, got"):
-        fit_aperture_correction(hst, count=20)
+        fit_aperture_correction(hst, count=8)
 
 
 def test_a_library_has_corrected_fluxes(hst, correction):
