@@ -1,345 +1,301 @@
-"""Accuracy and calibration on blends of known truth, for the network and for SEP side by side.
+"""Accuracy, coverage and detections on scenes of known truth, for a deblender and for SEP side by side.
 
-`compare` runs both; `evaluate` and `scorecard` tabulate the results. Posteriors are kept and masks are summed up on the
-way, so that memory grows with the draws only. Mask probabilities are judged in two regions, without the empty
-sky, where every mask is right:
-
-- "faint": where the light of both galaxies, without noise, is 0.5 to 10 times the sky noise;
-- "overlap": where both masks have a probability above 0.1.
+Fluxes are measured at the true positions of the sources that are bright enough to be detected, and judged by the number
+of sources in their group, which is what makes them hard. Detections are judged without any position given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial, reduce
-from operator import add
-from pathlib import Path
+from itertools import pairwise
+from os import PathLike
 
 import numpy as np
 from astropy.stats import mad_std
-from astropy.table import Table
-from numpy.typing import ArrayLike, NDArray
+from astropy.table import Table, vstack
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
-from ..deblending.counts import CountingDeblender
-from ..deblending.deblender import Deblender, Deblends
-from ..deblending.sep import sep_posterior
-from ..metrics.accuracy import accuracy_table, magnitude_error
-from ..metrics.arrays import ONE_SIGMA, draw_covariance
-from ..metrics.coverage import coverage_row, diagnose, in_bins
-from ..metrics.masks import Reliability, blendedness, iou
-from ..metrics.ranks import joint_pit, rank_p_value, whitened
-from ..metrics.scores import energy_score, log_score
-from ..networks.count import CountNetwork
-from ..posterior.calibrator import Calibrator
+from ..deblending.deblender import Deblends
+from ..deblending.sep import SepDeblender, published_match
+from ..metrics.accuracy import accuracy_table, over_finite
+from ..metrics.arrays import group_total
+from ..metrics.detections import average_precision, binned_fraction, match_sources
+from ..metrics.masks import Reliability, blendedness, iou, iou_matrix
+from ..metrics.ranks import group_pit, pit
 from ..posterior.draws import Posterior
-from ..posterior.masks import mask_sums
-from ..scene import Blend
-from .streams import stored_blends
+from ..scene import LN_FLUX_UNIT, Scene, seed_of
+from ..simulation.sets import count_scenes, read_scenes
 
-__all__ = ["REGIONS", "Comparison", "anomaly_table", "compare", "evaluate", "log_fluxes", "scorecard"]
+__all__ = ["REACH", "Evaluation", "evaluate", "signal_to_noise", "stored_scenes"]
 
-FAINT = (0.5, 10.0)
-OVERLAP = 0.1
-REGIONS = ("faint", "overlap")
-TRUTHS = ("flux", "auto_flux", "x", "y", "galaxy_type", "half_light_radius", "identity", "sky_rms")
-SEP_GIVEN = ("image", "sky_rms", "x", "y", "exposure")
-ANOMALY_EDGES = (0.0, 0.125, 0.25, 0.5, 1.0, np.inf)
-FAR = 3.0  # half-widths of the 68 % interval
+CHUNK = 32  # scenes in memory at a time
+LEAST_SNR = 5.0  # fainter sources do not count as detectable
+REACH = 5.0  # pixels; a detection farther from a source is another one
+FLOOR = 0.01  # of the true flux: fainter draws are raised to it before taking logarithms
+SIZES = (1, 2, 3, 4, 6, 11, 10**6)  # edges of the numbers of sources in a group
+EDGES = {"flux": (0.0, 30.0, 100.0, 300.0, 1000.0, np.inf), "contested": (0.0, 0.05, 0.2, 0.5, 1.0)}
+TRUTHS = {"flux": "flux", "flux_auto": "auto_flux"}
+ACCURACY = ["count", "detected", "mape", "nmad_mag", "bias_mag", "outliers", "coverage_50", "coverage_68"]
+ACCURACY += ["coverage_95", "width", "crps_ln"]
+Arrays = dict[str, NDArray]
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """Posteriors of the network and of SEP for the same blends, with the truth.
-
-    `network` is the network's posterior without a calibrator, `calibrated` the same after it (or as it is, where there
-    is none), `sep` holds SEP's posteriors by kind of flux; all are without masks. `truth` holds, where the blends have
-    them, ``flux`` and ``auto_flux (blend, galaxy, band)``; ``x``, ``y``, ``galaxy_type``, ``half_light_radius``,
-    ``identity`` and ``blendedness (blend, galaxy)``; ``sky_rms (blend,)``. `iou` is the intersection over union of the
-    masks ``(blend, galaxy)`` of "network" and "sep". `masks` is the reliability of the mask probabilities by region,
-    before ("faint") and after the calibrator ("faint calibrated"); to `sums` a map of masks is fitted.
-    """
-
-    network: Posterior
-    calibrated: Posterior
-    sep: dict[str, Posterior]
-    truth: dict[str, NDArray]
-    iou: dict[str, NDArray]
-    masks: dict[str, Reliability]
-    sums: Reliability
-
-    @property
-    def galaxies(self) -> NDArray[np.int64] | None:
-        """Which galaxy each is ``(blend, galaxy)``; None where all are distinct, or it is not known."""
-        identity = self.truth.get("identity")
-        known = identity is not None and (identity >= 0).all()
-        return identity if known and len(np.unique(identity)) < identity.size else None
-
-
-def compare(
-    blends: Iterable[Blend],
-    deblender: Deblends,
-    *,
-    calibrator: Calibrator | None = None,
-    sep: Sequence[str] = ("auto",),
-    draws: int = 1000,
-    passes: int = 32,
-    seed: int = 0,
-) -> Comparison:
-    """Deblend blends of known truth with the network and with SEP.
-
-    SEP is given the true positions to match its detections with.
+class Evaluation:
+    """What `evaluate` found.
 
     Parameters
     ----------
-    blends
-        Batches of pairs with their truth.
-    deblender
-        Called as a `~probdeblend.deblending.deblender.Deblender`, without its calibrator.
-    calibrator
-        Repairs the posteriors, such as that of the deblender.
-    sep
-        Kinds of flux to measure with SEP, as `~probdeblend.deblending.sep.sep_posterior` names them.
-    draws, passes, seed
-        Given to the deblender; draws and seed to SEP as well.
-
-    Returns
-    -------
-    Comparison
-        Posteriors ``network``, ``calibrated`` and ``sep`` (by kind of flux), and arrays ``truth`` and ``iou`` by name.
-
-    Raises
-    ------
-    ValueError
-        If there are no blends, or they are not pairs or have no truth.
+    accuracy
+        One row per method, kind of flux and number of ``sources`` in the group ("all", "1", "2", ..., "4-5"): the
+        columns ``count`` to ``crps_ln`` of `~probdeblend.metrics.accuracy_table`; ``joint_68``, the fraction of groups
+        whose fluxes are in the 68 % region by Mahalanobis distance; ``total_68`` and ``total_nmad_mag`` of the groups'
+        totals; ``color_68`` and ``color_nmad_mag`` of neighboring bands' colors (NaN with one band); ``iou`` of masks.
+    detection
+        The fraction of sources with its band (``completeness``), and of detections (``purity``), for each method in
+        bins of ``flux`` (over the sky noise of a pixel, of the band where it is highest) and of ``contested`` light:
+        true values for completeness, estimated ones for purity.
+    summary
+        One row per method: ``completeness``, ``purity``, average precision of the masks ``ap`` and ``ap_50``, and the
+        expected calibration error ``existence_ece`` of existence probabilities (NaN without).
     """
-    parts, start = [], 0
-    for blend in blends:
-        _check(blend)
-        sampling = {"draws": draws, "seed": seed + start}
-        answer = deblender(blend.image, sky_rms=blend.sky_rms, passes=passes, calibrate=False, **sampling)
-        given = {name: None if (values := getattr(blend, name)) is None else values.numpy() for name in SEP_GIVEN}
-        found = {kind: sep_posterior(**given, kind=kind, **sampling) for kind in sep}
-        parts.append(_compared(blend, answer, calibrator, found))
-        start += len(blend)
-    if not parts:
-        raise ValueError("blends must hold at least one batch, got none")
-    return _joined(parts, calibrator)
+
+    accuracy: Table
+    detection: Table
+    summary: Table
 
 
-def _check(blend: Blend) -> None:
-    if missing := [name for name in ("flux", "mask", "x", "y") if getattr(blend, name) is None]:
-        raise ValueError(f"blends must have truth, got some without {', '.join(missing)}")
-    if blend.flux.shape[1] != 2 or bool(blend.flux.isnan().any()):
-        raise ValueError("blends must be pairs, got other numbers of galaxies")
-
-
-def _compared(blend: Blend, answer: Posterior, calibrator: Calibrator | None, sep: dict[str, Posterior]) -> Comparison:
-    truth = {name: getattr(blend, name).numpy() for name in TRUTHS if getattr(blend, name) is not None}
-    noise, mask, masks, sums = blend.sky_rms[:, None, None], blend.mask.numpy(), {}, None
-    snr = light = (blend.image[:, 0] / noise).numpy()
-    if blend.isolated is not None:
-        truth["blendedness"] = blendedness(blend.isolated[:, :, 0].numpy())
-        light = (blend.isolated[:, :, 0].sum(1) / noise).numpy()
-    # Detection, and so the segmentation, is the same for all kinds of SEP's flux.
-    with_masks = dict(zip(("network", "sep"), (answer, *sep.values()), strict=False))
-    overlaps = {name: iou(found.mask.values, mask) for name, found in with_masks.items() if "mask" in found.dataset}
-    if "network" in overlaps:
-        probability = answer.mask.values
-        sums = mask_sums(probability, mask, snr)
-        insides = ((light > FAINT[0]) & (light < FAINT[1]))[:, None], (probability > OVERLAP).all(1, keepdims=True)
-        for region, inside in zip(REGIONS, insides, strict=True):
-            given, true = (values[np.broadcast_to(inside, mask.shape)] for values in (probability, mask))
-            repaired = given if calibrator is None or calibrator.mask is None else calibrator.mask(given)
-            masks[region], masks[f"{region} calibrated"] = (Reliability.measure(p, true) for p in (given, repaired))
-    network = answer.without_pixels()
-    sep = {kind: found.without_pixels() for kind, found in sep.items()}
-    return Comparison(network, network, sep, truth, overlaps, masks, sums)
-
-
-def _joined(parts: list[Comparison], calibrator: Calibrator | None) -> Comparison:
-    def joined(name: str, join: Callable[[list], object]) -> dict[str, object]:
-        first = getattr(parts[0], name)
-        return {key: join([getattr(part, name)[key] for part in parts]) for key in first}
-
-    network = Posterior.concatenate([part.network for part in parts])
-    calibrated = network if calibrator is None else calibrator(network)
-    sums = None if parts[0].sums is None else reduce(add, (part.sums for part in parts))
-    arrays = joined("truth", np.concatenate), joined("iou", np.concatenate), joined("masks", partial(reduce, add))
-    return Comparison(network, calibrated, joined("sep", Posterior.concatenate), *arrays, sums)
-
-
-def evaluate(
-    path: Path,
-    deblender: Deblender,
-    *,
-    counter: CountNetwork | None = None,
-    draws: int = 1000,
-    passes: int = 32,
-    seed: int = 0,
-    progress: bool = True,
-) -> tuple[Table, Table]:
-    """Measure the accuracy and coverage of a network, before and after its calibrator, and of SEP on a stored set.
-
-    The network is scored against total fluxes. SEP is given the true positions to match its detections with, and is
-    scored against the AUTO fluxes of the isolated galaxies, which are what it measures.
+def stored_scenes(path: str | PathLike[str], *, progress: bool = True) -> Iterator[Scene]:
+    """Read a stored set batch by batch.
 
     Parameters
     ----------
     path
-        A set of blends with truth.
-    deblender
-        The network.
-    counter
-        Counts galaxies, which raises the anomaly score where two are unlikely; None leaves that out.
-    draws, passes, seed
-        Given to the deblender; draws and seed to SEP as well.
+        The set.
     progress
         Show a progress bar.
 
-    Returns
-    -------
-    accuracy, by_anomaly
-        The columns of `~probdeblend.metrics.accuracy.accuracy_table`, one row per method: "network", the answer of the
-        deblender; "uncalibrated", the same without its calibrator, where it has one; and "sep". And the errors of the
-        network in bins of its anomaly score: the ends ``low`` and ``high`` of the bin, the number of ``blends``,
-        ``nmad_mag``, the scatter of the magnitude errors, ``coverage_68``, the fraction of true fluxes inside the 68 %
-        interval, and ``far``, the fraction of blends with a flux more than three half-widths of that interval off.
-
-    Raises
+    Yields
     ------
-    ValueError
-        If the set is empty or has no truth.
+    Scene
+        Up to 32 scenes.
     """
-    asked = deblender if counter is None else CountingDeblender(deblender, counter)
-    sampling = {"draws": draws, "passes": passes, "seed": seed}
-    found = compare(stored_blends(path, progress=progress), asked, calibrator=deblender.calibrator, **sampling)
-    if "auto_flux" not in found.truth:
-        raise ValueError(f"{path}: the set must have truth, got one without auto_flux")
-    posteriors = {"network": found.calibrated}
-    if deblender.calibrator is not None:
-        posteriors["uncalibrated"] = found.network
-    posteriors["sep"] = found.sep["auto"]
-    truths = {name: found.truth["auto_flux" if name == "sep" else "flux"] for name in posteriors}
-    table = accuracy_table({name: posterior.flux for name, posterior in posteriors.items()}, truths)
-    table["iou"] = [found.iou["sep" if name == "sep" else "network"].mean() for name in table["method"]]
-    for name in table.colnames[2:]:
-        table[name].info.format = ".2f" if name.endswith("ape") else ".3f"
-    return table, anomaly_table(found.calibrated, found.truth["flux"])
+    count = count_scenes(path)
+    for start in tqdm(range(0, count, CHUNK), disable=not progress, desc="scenes", unit="batch"):
+        yield read_scenes(path, start, min(start + CHUNK, count))
 
 
-def anomaly_table(posterior: Posterior, truth: ArrayLike) -> Table:
-    """Measure errors of first-band fluxes in bins of the anomaly score; bins without blends are left out."""
-    draws, truth = posterior.draws("blend", "galaxy", "band")[:, :, 0], np.asarray(truth, dtype=np.float64)[..., 0]
-    low, median, high = np.quantile(draws, ONE_SIGMA, axis=-1)
-    inside, far = (low <= truth) & (truth <= high), np.abs(truth - median) > FAR * (high - low) / 2
-    error, rows = magnitude_error(median, truth), []
-    for least, most, there in in_bins(posterior.anomaly.values, ANOMALY_EDGES):
-        if there.any():
-            row = {"low": least, "high": most, "blends": int(there.sum())}
-            row |= {"nmad_mag": mad_std(error[there], ignore_nan=True), "coverage_68": inside[there].mean()}
-            rows.append(row | {"far": far[there].any(1).mean()})
-    table = Table(rows)
-    for name in table.colnames[3:]:
-        table[name].info.format = ".3f"
-    return table
+def signal_to_noise(scene: Scene) -> NDArray[np.float64]:
+    """Return the matched-filter signal-to-noise ratio of each source alone ``(source,)``, for white noise."""
+    over = scene.light.double() / scene.sky_rms[scene.scene][..., None, None]
+    return over.square().sum((1, 2, 3)).sqrt().numpy()
 
 
-def log_fluxes(
-    posterior: Posterior, truth: ArrayLike, floor: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return draws and truths of ln flux in the first band.
+def evaluate(scenes: Iterable[Scene], deblender: Deblends, *, seed: int = 0) -> Evaluation:
+    """Measure the accuracy, coverage and detections of a deblender, and of SEP, on scenes of known truth.
+
+    Total fluxes are scored against total ones, Kron fluxes against those of the isolated sources. Where every scene
+    has two sources, SEP detects as published for pairs, and its fluxes are matched by the nearest detection ("sep") and
+    by the published rule ("sep, published rule"; Boucaud et al. 2020, doi:10.1093/mnras/stz3056, section 3.3).
 
     Parameters
     ----------
-    posterior
-        The posterior.
-    truth
-        True fluxes ``(blend, galaxy, band)``.
-    floor
-        Flux to which lower ones are raised ``(blend,)``, such as the sky noise of a pixel: SEP's draws may be negative.
-
-    Returns
-    -------
-    draws, truth
-        ``(draw, blend, galaxy)`` and ``(blend, galaxy)``.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree.
-    """
-    draws = posterior.draws("blend", "galaxy", "band")[:, :, 0].transpose(2, 0, 1)
-    truth, floor = np.asarray(truth, dtype=np.float64), np.asarray(floor, dtype=np.float64)
-    if truth.shape[:2] != draws.shape[1:] or truth.ndim != 3:
-        raise ValueError(f"truth must have the shape (blend, galaxy, band) of {draws.shape[1:]}, got {truth.shape}")
-    if floor.shape != truth.shape[:1]:
-        raise ValueError(f"floor must have one number per blend, got shape {floor.shape}")
-    return np.log(np.maximum(draws, floor[:, None])), np.log(np.maximum(truth[..., 0], floor[:, None]))
-
-
-def scorecard(
-    posterior: Posterior,
-    truth: ArrayLike,
-    *,
-    floor: ArrayLike,
-    galaxies: ArrayLike | None = None,
-    band: float = 0.95,
-    seed: int = 0,
-) -> Table:
-    """Measure how a posterior of pairs is calibrated: each ln flux, that of the total, and both fluxes jointly.
-
-    Parameters
-    ----------
-    posterior
-        The posterior; blends of which a galaxy was not found are left out of the last two rows.
-    truth
-        True fluxes ``(blend, galaxy, band)`` of the posterior's kind; the first band is judged.
-    floor
-        Flux to which lower ones are raised ``(blend,)``, such as the sky noise of a pixel.
-    galaxies
-        Which galaxy each is ``(blend, galaxy)``, where they repeat; pairs are resampled by their central one.
-    band
-        Probability of the bands.
+    scenes
+        Batches of scenes with their truth, such as from `stored_scenes`.
+    deblender
+        What is to be measured.
     seed
-        Seed of ranks and bootstrap.
+        Seed of the draws.
 
     Returns
     -------
-    Table
-        The rows "each flux", "total flux" and "both jointly", with the columns of
-        `~probdeblend.metrics.diagnose`. For "both jointly", coverage is that of regions by Mahalanobis distance,
-        ``pull_sd`` the scatter of the whitened errors, ``correlation`` theirs, and ``energy_score`` and ``log_score``
-        are means.
+    Evaluation
+        The tables.
 
     Raises
     ------
     ValueError
-        If shapes disagree or there are fewer than ten pairs with draws.
+        If there are no scenes, or they have no truth.
     """
-    draws, true = log_fluxes(posterior, truth, floor)
-    owner = None if galaxies is None else np.asarray(galaxies)
-    rows = [{"quantity": "each flux"} | diagnose(draws, true, galaxies=owner, band=band, seed=seed)]
-    total = np.log(np.exp(draws).sum(-1)), np.log(np.exp(true).sum(-1))
-    first = None if owner is None else owner[:, 0]
-    rows.append({"quantity": "total flux"} | diagnose(*total, galaxies=first, band=band, seed=seed))
-    rows.append({"quantity": "both jointly"} | _joint(draws, true, first, band=band, seed=seed))
-    table = Table(rows)
+    truths: list[Arrays] = []
+    forced: dict[str, list[Arrays]] = {}
+    detected: dict[str, list[Arrays]] = {}
+    masks: dict[str, list[tuple[NDArray, NDArray]]] = {}
+    for number, scene in enumerate(scenes):
+        _check(scene)
+        bright = signal_to_noise(scene) >= LEAST_SNR
+        pairs = bool((scene.count == 2).all())
+        truths.append(_truth(scene, bright))
+        for deblends in (deblender, SepDeblender(pairs=pairs)):
+            answer = deblends.scenes(scene, seed=seed_of(seed, number))
+            method = answer.dataset.attrs["method"]
+            places = tuple(values[bright] for values in (scene.scene, scene.x, scene.y))
+            given = deblends.scenes(scene, positions=places, seed=seed_of(seed, number))
+            forced.setdefault(method, []).append(_measured(scene, given, bright))
+            detected.setdefault(method, []).append(_detections(scene, answer, bright))
+            masks.setdefault(method, []).extend(_overlaps(scene, answer, bright))
+        if pairs:  # the last answer is SEP's
+            forced.setdefault("sep, published rule", []).append(_published(scene, answer, bright))
+    if not truths:
+        raise ValueError("scenes must hold at least one batch, got none")
+    truth = _joined(truths)
+    found = {method: _joined(parts) for method, parts in detected.items()}
+    return Evaluation(
+        _formatted([row for method, parts in forced.items() for row in _accuracy(method, _joined(parts), truth)]),
+        vstack([_by_feature(method, parts, truth) for method, parts in found.items()]),
+        _formatted([_summary(method, parts, masks[method]) for method, parts in found.items()]),
+    )
+
+
+def _check(scene: Scene) -> None:
+    needed = ("scene", "x", "y", "flux", "auto_flux", "light")
+    if missing := [name for name in needed if getattr(scene, name) is None]:
+        raise ValueError(f"scenes must have truth, got some without {', '.join(missing)}")
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
+    """Join arrays of batches, of which draws have sources on their second axis; groups are renumbered."""
+    common = [name for name in parts[0] if all(name in part for part in parts)]
+    found = {name: np.concatenate([part[name] for part in parts], axis=int(name in TRUTHS)) for name in common}
+    if "group" in found:
+        start = np.cumsum([0, *(part["group"].max(initial=-1) + 1 for part in parts)])
+        found["group"] = np.concatenate([part["group"] + n for part, n in zip(parts, start, strict=False)])
+    return found
+
+
+def _truth(scene: Scene, bright: NDArray) -> Arrays:
+    """Return what is true of the bright sources; fluxes get an axis before them, as draws have."""
+    over = (scene.light / scene.sky_rms[scene.scene][..., None, None]).double().flatten(1, 2).numpy()
+    owner = scene.scene.numpy()
+    contested = np.concatenate([np.zeros(0), *(blendedness(over[owner == number]) for number in np.unique(owner))])
+    known = {kind: getattr(scene, name)[bright].double().numpy()[None] for kind, name in TRUTHS.items()}
+    rms = scene.sky_rms[scene.scene].numpy()[bright]
+    brightness = (known["flux"][0] / rms).max(1)
+    return known | {"group": scene.group.numpy()[bright], "brightness": brightness, "contested": contested[bright]}
+
+
+def _flat(posterior: Posterior, kind: str) -> NDArray[np.float64]:
+    draws = posterior.dataset[kind].values
+    return draws.reshape(-1, *draws.shape[2:]).astype(np.float64)
+
+
+def _full_masks(posterior: Posterior) -> NDArray[np.bool_]:
+    """Return masks ``(source, y, x)`` in the image of their scene."""
+    masks = np.zeros((len(posterior), *posterior.cutouts.shape), dtype=bool)
+    for number, full in enumerate(masks):
+        cutout = posterior.cutouts.cutout("mask", number)
+        full[cutout.slices] = cutout.data >= 0.5
+    return masks
+
+
+def _measured(scene: Scene, given: Posterior, bright: NDArray) -> Arrays:
+    """Return draws and the overlap of masks at given positions."""
+    found = {kind: _flat(given, kind) for kind in TRUTHS if kind in given.dataset}
+    if given.cutouts is not None:
+        found["iou"] = iou(_full_masks(given), scene.mask.numpy()[bright])
+    return found
+
+
+def _published(scene: Scene, answer: Posterior, bright: NDArray) -> Arrays:
+    """Return SEP's draws for the two galaxies of each scene by the published rule."""
+    draws = _flat(answer, "flux_auto")
+    chosen = np.full(len(scene.scene), -1)
+    radius = scene.half_light_radius / scene.pixel_scale
+    radius = radius if scene.axis_ratio is None else radius / scene.axis_ratio.sqrt()
+    for number in range(len(scene)):
+        own, theirs = (scene.scene == number).numpy(), np.flatnonzero(answer.dataset["scene"].values == number)
+        place = (answer.dataset[name].values[theirs] for name in "xy")
+        found = (*place, np.median(draws[:, theirs, 0], axis=0))
+        index = published_match(found, scene.x[own].numpy(), scene.y[own].numpy(), radius=float(radius[own][0]))
+        chosen[own] = np.append(theirs, -1)[index]
+    missed = np.full((len(draws), 1, draws.shape[2]), np.nan)
+    return {"flux_auto": np.append(draws, missed, axis=1)[:, chosen[bright]]}
+
+
+def _detections(scene: Scene, answer: Posterior, bright: NDArray) -> Arrays:
+    """Return which bright sources are detected, and which detections are real; those of faint sources do not count."""
+    data, unknown = answer.dataset, np.full(len(answer), np.nan)
+    places = tuple(data[name].values for name in ("scene", "x", "y"))
+    matched = match_sources(places, tuple(v.numpy() for v in (scene.scene, scene.x, scene.y)), radius=REACH)
+    numbers = np.arange(len(answer))
+    counts = ~np.isin(numbers, matched[~bright])
+    kind = next(kind for kind in TRUTHS if kind in data)
+    ratio = np.median(_flat(answer, kind), axis=0) / scene.sky_rms.numpy()[places[0]]
+    known = {name: data[name].values if name in data else unknown for name in ("contested", "existence")}
+    known |= {"brightness": ratio.max(1), "real": np.isin(numbers, matched[bright])}
+    return {"hit": matched[bright] >= 0} | {name: values[counts] for name, values in known.items()}
+
+
+def _overlaps(scene: Scene, answer: Posterior, bright: NDArray) -> list[tuple[NDArray, NDArray]]:
+    """Return, scene by scene, how detected masks overlap true ones, and the confidence in each detection."""
+    if answer.cutouts is None:
+        return []
+    true, found = scene.mask.numpy(), _full_masks(answer)
+    data, owner = answer.dataset, answer.dataset["scene"].values
+    score = data["existence"].values if "existence" in data else found.sum((1, 2))
+    own = [bright & (scene.scene == number).numpy() for number in range(len(scene))]
+    return [(iou_matrix(found[owner == n], true[chosen]), score[owner == n]) for n, chosen in enumerate(own)]
+
+
+def _accuracy(method: str, found: Arrays, truth: Arrays) -> Iterator[dict[str, object]]:
+    size = np.bincount(truth["group"])[truth["group"]]
+    classes = [("all", size > 0)] + [
+        (str(low) if high == low + 1 else f"{low}-{high - 1}", (size >= low) & (size < high))
+        for low, high in pairwise(SIZES)
+    ]
+    for kind in (kind for kind in TRUTHS if kind in found):
+        for name, chosen in classes:
+            if chosen.any():
+                draws, true, group = found[kind][:, chosen], truth[kind][0, chosen], truth["group"][chosen]
+                row = {"method": method, "flux": kind, "sources": name} | _fluxes(draws, true, group)
+                yield row | {"iou": float(found["iou"][chosen].mean()) if "iou" in found else np.nan}
+
+
+def _fluxes(draws: NDArray, true: NDArray, group: NDArray) -> dict[str, float]:
+    """Return the columns of fluxes, from draws ``(draw, source, band)`` and truths ``(source, band)``."""
+    each = accuracy_table({"": draws[None]}, true)[0]
+    total = accuracy_table({"": group_total(draws, group)[None]}, group_total(true, group))[0]
+    logs, log_true = np.log(np.maximum(draws, FLOOR * true)), np.log(true)
+    logs[:, ~(logs.std(0) > 0)] = np.nan
+    joint = group_pit(logs, log_true, group)
+    color, true_color = (LN_FLUX_UNIT * np.diff(values, axis=-1) for values in (logs, log_true))
+    known = np.isfinite(true_color) & np.isfinite(color).all(0)
+    color, true_color = color[:, known], true_color[known]
+    return {name: each[name] for name in ACCURACY} | {
+        "joint_68": over_finite(np.mean, np.where(np.isfinite(joint), joint <= 0.68, np.nan)),
+        "total_68": total["coverage_68"],
+        "total_nmad_mag": total["nmad_mag"],
+        "color_68": over_finite(np.mean, np.abs(2 * pit(color, true_color) - 1) <= 0.68),
+        "color_nmad_mag": over_finite(mad_std, np.median(color, axis=0) - true_color),
+    }
+
+
+def _by_feature(method: str, found: Arrays, truth: Arrays) -> Table:
+    names = {"flux": "brightness", "contested": "contested"}
+    tables = []
+    for quantity, inside, of in (("completeness", found["hit"], truth), ("purity", found["real"], found)):
+        for feature, edges in EDGES.items():
+            table = binned_fraction(inside, of[names[feature]], edges)
+            table.add_columns([[name] * len(table) for name in (method, quantity, feature)], indexes=[0, 0, 0],
+                              names=["method", "quantity", "feature"])  # fmt: skip
+            tables.append(table)
+    return _formatted(vstack([table for table in tables if len(table)] or [Table()]))
+
+
+def _summary(method: str, found: Arrays, masks: list[tuple[NDArray, NDArray]]) -> dict[str, object]:
+    row = {"method": method, "completeness": over_finite(np.mean, found["hit"])}
+    row |= {"purity": over_finite(np.mean, found["real"]), "ap": np.nan, "ap_50": np.nan, "existence_ece": np.nan}
+    known = np.isfinite(found["existence"])
+    if known.any():
+        row["existence_ece"] = Reliability.measure(found["existence"][known], found["real"][known]).calibration_error
+    return row | (average_precision(*zip(*masks, strict=True)) if masks else {})
+
+
+def _formatted(rows: Iterable[Mapping[str, object]] | Table) -> Table:
+    table = rows if isinstance(rows, Table) else Table(list(rows))
     for name in table.colnames:
         if table[name].dtype.kind == "f":
-            table[name].info.format = ".3f"
+            table[name].info.format = ".2f" if name == "mape" else ".4g" if name in ("low", "high") else ".3f"
     return table
-
-
-def _joint(draws: NDArray, truth: NDArray, owner: NDArray | None, *, band: float, seed: int) -> dict[str, float]:
-    known = np.isfinite(draws).all((0, 2)) & (draws.std(0) > 0).all(-1)
-    draws, truth = draws[:, known], truth[known]
-    ranks = joint_pit(draws, truth, seed=seed)
-    owner = None if owner is None else owner[known]
-    galaxies = 2 * len(ranks) if owner is None else len(np.unique(owner))
-    row: dict[str, float] = {"count": len(ranks), "galaxies": galaxies}
-    row |= coverage_row(ranks, owner, central=False, band=band, seed=seed)
-    error = whitened(draws.mean(0), draw_covariance(draws), truth)
-    row |= {"pull_mean": error.mean(), "pull_sd": error.std(), "correlation": np.corrcoef(error.T)[0, 1]}
-    row |= {"energy_score": energy_score(draws[:200], truth).mean(), "log_score": log_score(draws, truth).mean()}
-    return row | {"rank_p": rank_p_value(ranks) if owner is None else np.nan}

@@ -1,220 +1,189 @@
-"""Accuracy and calibration of answers whose errors are known."""
+"""Accuracy, coverage and detections of answers whose errors are known."""
 
-from types import SimpleNamespace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
-from probdeblend.metrics import accuracy_table
-from probdeblend.posterior.draws import Posterior
-from probdeblend.scene import Blend, Instrument
-from probdeblend.simulation.conditions import Conditions
-from probdeblend.simulation.prior import Prior
-from probdeblend.simulation.sets import write_blends
-from probdeblend.training import Mixture, compare, evaluate, log_fluxes, scorecard
-from probdeblend.training.evaluation import anomaly_table
-from probdeblend.training.streams import stored_blends
+from probdeblend.posterior import Cutouts, Posterior
+from probdeblend.scene import Scene
+from probdeblend.simulation import write_scenes
+from probdeblend.training.evaluation import evaluate, signal_to_noise, stored_scenes
+
+SIZE, SKY_RMS = 48, 0.01
+FOUR = 4.0  # standard errors: a false alarm in 16,000
+ROWS, COLUMNS = np.mgrid[:SIZE, :SIZE].astype(float)
 
 
-@pytest.fixture(scope="module")
-def blend():
-    shallow = Mixture(Prior.published(), conditions=Conditions((3e-3, 3e-3), (3200, 3200)))
-    simulated = shallow.stream(batch_size=130, seed=5).blend(0)
-    return Blend(**vars(simulated) | {"auto_flux": 0.9 * simulated.flux})
-
-
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory, blend):
-    path = tmp_path_factory.mktemp("set") / "set.h5"
-    write_blends(path, [blend], instrument=Instrument.candels_f160w())
-    return path
+@cache
+def scenes_of(count=40, *, number=None, bands=1, seed=0):
+    """Gaussian sources of a scale of two pixels, one to three per scene unless their number is given."""
+    rng = np.random.default_rng(seed)
+    size = rng.integers(1, 4, count) if number is None else np.full(count, number)
+    owner = np.repeat(np.arange(count), size)
+    x, y = rng.uniform(16, 32, (2, len(owner)))
+    flux = np.exp(rng.uniform(0.5, 3, (len(owner), 1)) + 0.3 * rng.normal(size=(len(owner), bands)))
+    shape = np.exp(-0.5 * ((COLUMNS - x[:, None, None]) ** 2 + (ROWS - y[:, None, None]) ** 2) / 4) / (8 * np.pi)
+    light = flux[..., None, None] * shape[:, None]
+    image = SKY_RMS * rng.normal(size=(count, bands, SIZE, SIZE))
+    np.add.at(image, owner, light)
+    known = {"x": x, "y": y, "flux": flux, "auto_flux": 0.95 * flux, "light": light}
+    known |= {"half_light_radius": np.full(len(owner), 0.14), "axis_ratio": np.ones(len(owner))}
+    known |= {"angle": np.zeros(len(owner))}
+    truth = {name: torch.from_numpy(values).float() for name, values in known.items()}
+    truth |= {name: torch.zeros(len(owner), dtype=torch.long) for name in ("source_type", "identity")}
+    psf = torch.zeros(count, bands, 3, 3)
+    psf[..., 1, 1] = 1
+    rms = torch.full((count, bands), SKY_RMS)
+    return Scene(torch.from_numpy(image).float(), rms, psf, 0.06, scene=torch.from_numpy(owner), **truth)
 
 
 class Oracle:
-    """A deblender that knows the truth, errs by a known amount, and gives masks with probabilities 0.9 and 0.1."""
+    """Knows the truth, errs by a known amount and claims another; misses and invents some detections."""
 
-    def __init__(self, blend, *, sd, claimed):
-        self.blend, self.sd, self.claimed, self.done = blend, sd, claimed, 0
+    def __init__(self, *, sd=0.1, claimed=0.1, missed=0.0, false=0):
+        self.sd, self.claimed, self.missed, self.false = sd, claimed, missed, false
 
-    calibrator = network = instrument = check_pixel_scale = None
-
-    def __call__(self, image, *, sky_rms, draws, passes, seed, calibrate):
-        assert not calibrate
-        rows = slice(self.done, self.done + len(image))
-        self.done += len(image)
+    def scenes(self, scene, *, positions=None, seed=0):
         rng = np.random.default_rng(seed)
-        truth = self.blend.flux[rows].numpy()
-        center = truth * np.exp(rng.normal(0, self.sd, truth.shape))
-        flux = center * np.exp(rng.normal(0, self.claimed, (1, draws, *truth.shape)))
-        mask = np.where(self.blend.mask[rows].numpy(), 0.9, 0.1).astype(np.float32)
-        return Posterior.from_draws(flux, flux_kind="total", method="network", mask=mask)
+        owner, x, y = (v.numpy() for v in (scene.scene, scene.x, scene.y))
+        flux, masks = scene.flux.double().numpy(), scene.mask.numpy()
+        forced = positions is not None
+        kept = np.isin(x, positions[1].numpy()) if forced else rng.random(len(owner)) >= self.missed
+        owner, x, y, flux, masks = (v[kept] for v in (owner, x, y, flux, masks))
+        false = 0 if forced else self.false
+        owner, x, y = (np.append(v, np.zeros(false)) for v in (owner, x, y))
+        flux = np.append(flux, np.ones((false, flux.shape[1])), 0)
+        masks = np.append(masks, np.zeros((false, SIZE, SIZE), bool), 0)
+        size = flux.shape
+        noise = rng.normal(size=(501, *size))
+        draws = flux * np.exp(self.sd * noise[:1] + self.claimed * noise[1:])
+        existence = np.where(np.arange(len(owner)) < len(owner) - false, 0.9, 0.1)
+        cutouts = Cutouts(np.zeros((len(owner), 2)), (SIZE, SIZE), mask=[m.astype(np.float32) for m in masks])
+        given = {"scene": owner.astype(int), "group": np.arange(len(owner)), "x": x, "y": y}
+        bands = ("",) if size[1] == 1 else tuple("grizy"[: size[1]])
+        return Posterior.from_draws(draws[None], 0.95 * draws[None], **given, bands=bands, cutouts=cutouts,
+                                    columns={"existence": existence}, scenes=len(scene))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def evaluated(blend, stored):
-    """The tables for a network whose errors are as it claims."""
-    return evaluate(stored, Oracle(blend, sd=0.1, claimed=0.1), draws=500, progress=False)
+def right():
+    """The tables of a method whose errors are as it claims."""
+    scenes = scenes_of()
+    return evaluate([scenes.select(slice(30)), scenes.select(slice(30, 40))], Oracle(), seed=1)
 
 
-def test_evaluation_finds_what_was_put_in(evaluated):
-    good = evaluated[0][0]
-    assert good["count"] == 260
-    # 260 independent intervals: four binomial standard errors are 0.116, a false alarm in 16,000.
-    assert good["coverage_68"] == pytest.approx(0.68, abs=0.116)
-    assert good["mape"] == pytest.approx(100 * 0.1 * (2 / np.pi) ** 0.5, rel=0.2)
-    assert good["iou"] == pytest.approx(1.0)
+def rows(table, **wanted):
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    return table
 
 
-@pytest.mark.parametrize(("claimed", "sign"), [(0.05, -1), (0.3, 1)])
-def test_coverage_fails_on_widths_that_are_wrong(blend, claimed, sign):
-    found = compare([blend], Oracle(blend, sd=0.1, claimed=claimed), sep=(), draws=500)
-    table = accuracy_table({"network": found.network.flux}, found.truth["flux"])
-    assert sign * (table["coverage_68"][0] - 0.68) > 0.116
+def test_evaluation_finds_what_was_put_in(right):
+    for kind in ("flux", "flux_auto"):
+        (row,) = rows(right.accuracy, method="network", flux=kind, sources="all")
+        count = row["count"]
+        assert count == len(scenes_of().scene)
+        for level in (50, 68, 95):
+            p = level / 100
+            assert row[f"coverage_{level}"] == pytest.approx(p, abs=FOUR * np.sqrt(p * (1 - p) / count))
+        assert row["joint_68"] == pytest.approx(0.68, abs=FOUR * np.sqrt(0.68 * 0.32 / 40))
+        assert row["total_68"] == pytest.approx(0.68, abs=FOUR * np.sqrt(0.68 * 0.32 / 40))
+        assert row["mape"] == pytest.approx(100 * 0.1 * (2 / np.pi) ** 0.5, rel=0.3)
+        assert row["nmad_mag"] == pytest.approx(0.1086, rel=0.3)
+        assert row["iou"] == 1
+        assert np.isnan(row["color_68"])
 
 
-def test_sep_stands_beside_it(evaluated):
-    table, by_anomaly = evaluated
-    assert list(table["method"]) == ["network", "sep"]
-    assert 0.5 < table["detected"][1] <= 1
-    assert len(by_anomaly) == 0
+def test_rows_by_number_of_sources(right):
+    table = rows(right.accuracy, method="network", flux="flux")
+    assert list(table["sources"]) == ["all", "1", "2", "3"]
+    assert table["count"][1:].sum() == table["count"][0]
+    assert (table["total_nmad_mag"][1:] < 0.2).all()
 
 
-def test_errors_grow_with_anomaly():
-    """Half of the blends are answered twice as badly, and say so."""
-    rng = np.random.default_rng(1)
-    anomaly, error = np.repeat([0.1, 0.4], 400), np.repeat([0.05, 0.1], 400)[:, None]
-    truth = np.full((800, 2, 1), 100.0)
-    center = truth[..., 0] * np.exp(error * rng.normal(size=(800, 2)))
-    flux = center * np.exp(0.05 * rng.normal(size=(1, 300, 800, 2)))
-    posterior = Posterior.from_draws(flux[..., None], flux_kind="total", method="network", anomaly=anomaly)
-    table = anomaly_table(posterior, truth)
-    assert table["low"].tolist() == [0, 0.25]
-    assert table["high"].tolist() == [0.125, 0.5]
-    assert table["blends"].tolist() == [400, 400]
-    # 800 errors a row: an NMAD is known to 4 %, a fraction to 0.02.
-    np.testing.assert_allclose(table["nmad_mag"], 1.0857 * np.array([0.05, 0.1]), rtol=0.16)
-    np.testing.assert_allclose(table["coverage_68"], [0.68, 0.38], atol=0.08)
-    assert table["far"][0] < 0.03
-    assert table["far"][1] > 0.15
+@pytest.mark.parametrize(("claimed", "sign"), [(0.05, -1), (0.25, 1)])
+def test_widths_that_are_wrong(claimed, sign):
+    table = evaluate([scenes_of()], Oracle(claimed=claimed)).accuracy
+    (row,) = rows(table, method="network", flux="flux", sources="all")
+    for name in ("coverage_68", "joint_68", "total_68"):
+        assert sign * (row[name] - 0.68) > 0.15
 
 
-def test_counts_raise_the_anomaly_score(blend, tmp_path):
-    """With a count network, the anomaly score is how improbable two galaxies are, over one half."""
-    few = blend.select(slice(12))
-    write_blends(tmp_path / "set", [few], instrument=Instrument.candels_f160w())
-    probability = np.array(4 * [[0.05, 0.9, 0.05]] + 8 * [[0.3, 0.4, 0.3]])
-    counter = SimpleNamespace(probability=lambda image: probability, temperature=torch.ones(()))
-    oracle = Oracle(few, sd=0.1, claimed=0.1)
-    _, table = evaluate(tmp_path / "set", oracle, counter=counter, draws=50, progress=False)
-    assert table["low"].tolist() == [0.125, 1.0]
-    assert table["blends"].tolist() == [4, 8]
+def test_sep_stands_beside_it(right):
+    table = rows(right.accuracy, method="sep", sources="all")
+    assert list(table["flux"]) == ["flux_auto"]
+    assert 0.6 < table["detected"][0] <= 1
+    assert table["iou"][0] < 0.95
+    assert list(right.summary["method"]) == ["network", "sep"]
 
 
-def halves(blend):
-    return [blend.select(slice(64)), blend.select(slice(64, 70))]
+def test_pairs_have_the_published_rule():
+    table = evaluate([scenes_of(15, number=2)], Oracle()).accuracy
+    nearest, published = (rows(table, method=m, sources="all")[0] for m in ("sep", "sep, published rule"))
+    assert published["count"] == nearest["count"] == 30
+    assert np.isfinite(published["mape"])
 
 
-def test_a_comparison_keeps_answers_and_truth(blend):
-    found = compare(halves(blend), Oracle(blend, sd=0.1, claimed=0.1), draws=20)
-    assert len(found.network) == len(found.sep["auto"]) == 70
-    assert found.calibrated is found.network
-    assert "mask" not in found.network.dataset
-    assert found.truth["flux"].shape == (70, 2, 1)
-    assert found.truth["blendedness"].shape == (70, 2)
-    assert (found.iou["network"] == 1).all()
-    assert found.iou["sep"].mean() < 0.9
-    assert found.galaxies is None
-    # All pixels are off by 0.1.
-    for region in ("faint", "overlap"):
-        assert found.masks[region].calibration_error == pytest.approx(0.1, abs=1e-6)
-        assert found.masks[region].brier_score == pytest.approx(0.01, abs=1e-6)
-    assert found.masks["faint"].count.sum() > found.masks["overlap"].count.sum()
+def test_other_scenes_have_not(right):
+    assert set(right.accuracy["method"]) == {"network", "sep"}
 
 
-def test_sep_may_be_left_out(blend):
-    found = compare([blend.select(slice(6))], Oracle(blend, sd=0.1, claimed=0.1), sep=(), draws=5)
-    assert found.sep == {}
-    assert set(found.iou) == {"network"}
+def test_colors():
+    table = evaluate([scenes_of(bands=2)], Oracle()).accuracy
+    (row,) = rows(table, method="network", flux="flux", sources="all")
+    assert row["color_68"] == pytest.approx(0.68, abs=FOUR * np.sqrt(0.68 * 0.32 / (row["count"] / 2)))
+    assert row["color_nmad_mag"] == pytest.approx(2**0.5 * 0.1086, rel=0.3)
 
 
-def test_bad_blends(blend, tmp_path):
-    oracle = Oracle(blend, sd=0.1, claimed=0.1)
-    with pytest.raises(ValueError, match="blends must hold at least one batch, got none"):
-        compare([], oracle)
-    single = Blend(**vars(blend) | {"flux": blend.flux * np.nan})
-    with pytest.raises(ValueError, match="blends must be pairs, got other numbers of galaxies"):
-        compare([single], oracle)
-    with pytest.raises(FileNotFoundError):
-        stored_blends(tmp_path / "none")
-    blind = Blend(image=blend.image[:3], sky_rms=blend.sky_rms[:3])
-    write_blends(tmp_path / "set", [blind], instrument=Instrument.candels_f160w())
-    with pytest.raises(ValueError, match="blends must have truth, got some without flux, mask, x, y"):
-        evaluate(tmp_path / "set", oracle, progress=False)
+def test_detections():
+    scenes = scenes_of(count=60, number=1)
+    summary = evaluate([scenes], Oracle(missed=0.3, false=20)).summary[0]
+    found = 60 * summary["completeness"]
+    assert found == pytest.approx(42, abs=FOUR * np.sqrt(60 * 0.21))
+    assert summary["purity"] == pytest.approx(found / (found + 20))
+    # All real ones come first: precision is 1 up to the recall that is reached.
+    assert summary["ap_50"] == pytest.approx(summary["completeness"], abs=0.03)
+    # Certainties of 0.9 for what is always real, and 0.1 for what never is.
+    assert summary["existence_ece"] == pytest.approx(0.1)
 
 
-def pairs(count=2000, *, claimed=-0.8, narrow=1.0, seed=0):
-    rng = np.random.default_rng(seed)
-    truth = np.exp(rng.uniform(4, 6, (count, 2)))
-    middle = np.log(truth) + 0.1 * rng.multivariate_normal([0, 0], [[1, -0.8], [-0.8, 1]], count)
-    noise = rng.multivariate_normal([0, 0], [[1, claimed], [claimed, 1]], size=(1, 100, count))
-    flux = np.exp(middle + 0.1 * narrow * noise)[..., None]
-    return Posterior.from_draws(flux, flux_kind="total", method="network"), truth[..., None], np.full(count, 0.01)
+def test_detections_by_feature(right):
+    table = right.detection
+    assert set(table["quantity"]) == {"completeness", "purity"}
+    network = rows(table, method="network", quantity="completeness", feature="flux")
+    assert network["count"].sum() == len(scenes_of().scene)
+    np.testing.assert_array_equal(network["fraction"], 1)
+    assert set(rows(table, method="sep")["feature"]) == {"flux", "contested"}
+    # SEP has no estimate of contested light.
+    assert not len(rows(table, method="sep", quantity="purity", feature="contested"))
 
 
-@pytest.fixture(scope="module")
-def exact():
-    posterior, truth, floor = pairs()
-    return scorecard(posterior, truth, floor=floor)
+def test_faint_sources_do_not_count():
+    scenes = scenes_of(20, number=1)
+    dim = torch.where(torch.arange(20) < 5, 1e-3, 1.0)
+    changes = {name: getattr(scenes, name) * dim[:, None] for name in ("flux", "auto_flux")}
+    changes["light"] = scenes.light * dim[:, None, None, None]
+    faint = Scene(**vars(scenes) | changes)
+    assert (signal_to_noise(faint) < 5).sum() == 5
+    found = evaluate([faint], Oracle())
+    assert rows(found.accuracy, method="network", sources="all")["count"][0] == 15
+    assert found.summary["purity"][0] == 1
 
 
-def test_an_exact_posterior_of_pairs(exact):
-    assert list(exact["quantity"]) == ["each flux", "total flux", "both jointly"]
-    for row in exact:
-        # Galaxies of a pair are tied: four standard errors of 2,000 blends, a false alarm in 16,000.
-        assert row["coverage_68"] == pytest.approx(0.68, abs=4 * np.sqrt(0.68 * 0.32 / 2000))
-    assert abs(exact["correlation"][2]) < 0.1
+def test_stored_sets(tmp_path):
+    scenes = scenes_of()
+    write_scenes(tmp_path / "set", [scenes])
+    read = list(stored_scenes(tmp_path / "set", progress=False))
+    assert [len(part) for part in read] == [32, 8]
+    np.testing.assert_allclose(torch.cat([part.flux for part in read]), scenes.flux, rtol=1e-3)
 
 
-def test_a_missing_correlation_shows(exact):
-    posterior, truth, floor = pairs(claimed=0.0)
-    each, total, joint = scorecard(posterior, truth, floor=floor)
-    assert each["coverage_68"] == pytest.approx(0.68, abs=0.042)
-    assert total["coverage_68"] > 0.8
-    assert joint["correlation"] < -0.7
-    assert joint["log_score"] > exact["log_score"][2]
-    assert joint["energy_score"] > exact["energy_score"][2]
-
-
-def test_abstentions_and_negative_draws():
-    posterior, truth, floor = pairs(500)
-    flux = posterior.flux.values.copy()
-    flux[:, :, :50, 0] = np.nan
-    flux[:, 0, 60, 1] = -5.0
-    posterior = Posterior.from_draws(flux, flux_kind="auto", method="sep")
-    draws, true = log_fluxes(posterior, truth, floor)
-    assert draws.shape == (100, 500, 2)
-    assert draws[0, 60, 1] == pytest.approx(np.log(0.01))
-    table = scorecard(posterior, truth, floor=floor)
-    assert list(table["count"]) == [950, 450, 450]
-    assert true.shape == (500, 2)
-
-
-def test_bands_are_over_galaxies_where_they_repeat():
-    """Of the pair jointly too: twenty central galaxies tell little, however often they are blended."""
-    posterior, truth, floor = pairs(20)
-    rows = np.arange(600) % 20
-    galaxies = np.stack([rows, rows + 20], 1)
-    for row in scorecard(posterior.select(rows), truth[rows], floor=floor[rows], galaxies=galaxies):
-        assert row["coverage_68_high"] - row["coverage_68_low"] > 0.15
-        assert row["galaxies"] == (40 if row["quantity"] == "each flux" else 20)
-    for row in scorecard(posterior.select(rows), truth[rows], floor=floor[rows]):
-        assert row["coverage_68_high"] - row["coverage_68_low"] < 0.12
-
-
-def test_shapes_of_a_scorecard():
-    posterior, truth, floor = pairs(20)
-    with pytest.raises(ValueError, match=r"truth must have the shape \(blend, galaxy, band\) of \(20, 2\), got"):
-        scorecard(posterior, truth[:5], floor=floor)
-    with pytest.raises(ValueError, match=r"floor must have one number per blend, got shape \(5,\)"):
-        scorecard(posterior, truth, floor=floor[:5])
+def test_scenes_without_truth():
+    with pytest.raises(ValueError, match="scenes must hold at least one batch, got none"):
+        evaluate([], Oracle())
+    scenes = scenes_of()
+    blind = Scene(scenes.image, scenes.sky_rms, scenes.psf, 0.06)
+    with pytest.raises(ValueError, match="scenes must have truth, got some without scene, x, y, flux, auto_flux, li"):
+        evaluate([blind], Oracle())
