@@ -1,6 +1,23 @@
 """The generative model of scenes as a Pyro program, and posteriors under it: guide, refinement, reference sampler."""
 
 from .guide import SceneGuide
+from .importance import Refined, refine
 from .model import Listed, SceneModel, listed_scenes
+from .nuts import Reference, sample_reference
+from .refiner import Refiner
+from .residuals import misfit
+from .unknowns import Unknowns
 
-__all__ = ["Listed", "SceneGuide", "SceneModel", "listed_scenes"]
+__all__ = [
+    "Listed",
+    "Reference",
+    "Refined",
+    "Refiner",
+    "SceneGuide",
+    "SceneModel",
+    "Unknowns",
+    "listed_scenes",
+    "misfit",
+    "refine",
+    "sample_reference",
+]

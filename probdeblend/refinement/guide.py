@@ -170,7 +170,10 @@ class SceneGuide(nn.Module):
         with pyro.plate("scene", scenes, dim=-2):
             with pyro.plate("source", listed.x.shape[1], dim=-1), pyro.poutine.mask(mask=listed.there):
                 star = pyro.sample("star", dist.Delta((answer.kind.argmax(-1) == STAR).float()))
-                for name, part, within in (("position", slice(2), POSITION_RANGE), ("shape", slice(2, None), SHAPE_RANGE)):
+                for name, part, within in (
+                    ("position", slice(2), POSITION_RANGE),
+                    ("shape", slice(2, None), SHAPE_RANGE),
+                ):
                     center, width = answer.shape[..., part], answer.width[..., part]
                     student = dist.StudentT(SHAPE_FREEDOM, center, width).to_event(1)
                     with pyro.poutine.mask(mask=(star == 0) | (name == "position")):

@@ -130,7 +130,9 @@ def refine(unknowns: Unknowns, starts: Tensor, *, draws: int = 400, attempts: in
     if starts.ndim != 2 or not len(starts) or starts.shape[1] != numbers:
         raise ValueError(f"starts must have the shape (guess, {numbers}), got {tuple(starts.shape)}")
     if not bool(torch.isfinite(starts).all()):
-        raise ValueError(f"starts must be finite, got NaN or infinity in {int((~torch.isfinite(starts)).sum())} numbers")
+        raise ValueError(
+            f"starts must be finite, got NaN or infinity in {int((~torch.isfinite(starts)).sum())} numbers"
+        )
     for name, value, least in (("draws", draws, 100), ("attempts", attempts, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")

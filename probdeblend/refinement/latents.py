@@ -26,7 +26,16 @@ from ..scene import GALAXY_TYPES
 from ..simulation.morphology import SMOOTH_INDEX
 from ..simulation.population import FLATTENING, Population
 
-__all__ = ["AXES", "FLUX_RANGE", "POSITION_RANGE", "POSITION_SPREAD", "SHAPE_RANGE", "FluxPrior", "ShapePrior", "Within"]
+__all__ = [
+    "AXES",
+    "FLUX_RANGE",
+    "POSITION_RANGE",
+    "POSITION_SPREAD",
+    "SHAPE_RANGE",
+    "FluxPrior",
+    "ShapePrior",
+    "Within",
+]
 
 AXES = 6  # unknowns of a source besides its fluxes: position (2) and shape (4)
 # Lowest value, highest value, and width of the margin at both ends in which values are squeezed.
@@ -41,6 +50,7 @@ POSITION_SPREAD = 1.0  # pixels
 BRIGHTNESS, BRIGHTNESS_SPREAD, COLOR_SPREAD = 6.0, 2.5, 1.0  # of ln total flux over sky noise
 APERTURE, APERTURE_SPREAD, APERTURE_FREEDOM = -0.1, 0.06, 4.0  # of ln(auto / total flux)
 ANY_SHAPE = 0.02
+FLATTEST = 0.995  # ellipticity; the corners of its range are beyond it
 ROUND = 1e-3  # softens the density of shapes at round galaxies, where it has a pole
 
 
@@ -69,7 +79,9 @@ class Within(Transform):
     def _inverse(self, y: Tensor) -> Tensor:
         offset = y - self.middle
         squeezed = ((offset.abs() - self.half).clamp(min=0) / self.margin).clamp(max=1 - 1e-6)
-        return self.middle + offset.clamp(-self.half, self.half) + offset.sign() * self.margin * squeezed / (1 - squeezed)
+        return (
+            self.middle + offset.clamp(-self.half, self.half) + offset.sign() * self.margin * squeezed / (1 - squeezed)
+        )
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the logarithm of the derivative: zero inside the margins."""
@@ -118,8 +130,8 @@ class ShapePrior(dist.TorchDistribution):
         )
         scatter = (covariance[..., 1, 1] + population.size_scatter**2).sqrt()
         center = mean[..., 1] - math.log(pixel_scale)
-        self.major = dist.MixtureSameFamily(dist.Categorical(weight), dist.Normal(center, scatter))
-        self.index_low, self.index_span = torch.tensor(SMOOTH_INDEX).unbind(-1)
+        self.major = dist.MixtureSameFamily(dist.Categorical(weight), dist.Normal(center, scatter), validate_args=False)
+        self.index_low, self.index_span = torch.tensor(SMOOTH_INDEX[: len(GALAXY_TYPES)]).unbind(-1)
         spheroid = torch.arange(len(GALAXY_TYPES)) == GALAXY_TYPES.index("sph")
         self.least, *flat = (torch.where(spheroid, *ends) for ends in zip(*FLATTENING, strict=True))
         self.flat = dist.Beta(*flat, validate_args=False)
@@ -150,7 +162,7 @@ class ShapePrior(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the density, summed over types; minus infinity beyond the range."""
         ln_radius, first, second, ln_index = value[..., None].unbind(-2)
-        size = (first.square() + second.square() + ROUND**2).sqrt()
+        size = (first.square() + second.square() + ROUND**2).sqrt().clamp(max=FLATTEST)
         q = (1 - size) / (1 + size)
         major = self.major.log_prob((ln_radius - q.log() / 2).expand(*value.shape[:-1], len(GALAXY_TYPES)))
         flat = _beta(self.flat, (1 - q) / (1 - self.least)) - torch.log1p(-self.least)

@@ -30,7 +30,7 @@ from ..photometry.noise import noise_numbers
 from ..scene import Scene
 from ..simulation.population import Population
 from ..simulation.profiles import Components, render, widen_psf
-from .latents import POSITION_SPREAD, FluxPrior, ShapePrior
+from .latents import FLATTEST, POSITION_SPREAD, FluxPrior, ShapePrior
 from .likelihood import NoisyImage, expected_periodogram
 
 __all__ = ["SITES", "Listed", "SceneModel", "listed_scenes"]
@@ -190,7 +190,7 @@ class SceneModel:
         size = max(height, width)
         ln_radius, first, second, ln_index = shape[..., None, :].unbind(-1)
         star = (star > 0)[..., None]
-        ellipticity = torch.sqrt(first.square() + second.square() + 1e-12).clamp(max=0.995)
+        ellipticity = torch.sqrt(first.square() + second.square() + 1e-12).clamp(max=FLATTEST)
         reach = NEAR * size / 4
         x, y = ((place + offset).clamp(-reach, size - 1 + reach) for place, offset in
                 zip((listed.x, listed.y), position.unbind(-1), strict=True))  # fmt: skip

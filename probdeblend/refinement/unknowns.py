@@ -91,7 +91,7 @@ class Unknowns:
         return dict(zip(SITES, values, strict=True))
 
     def vector(self, total: Tensor, position: Tensor, shape: Tensor) -> Tensor:
-        """Return vectors ``(draw, number)`` of fluxes ``(draw, source, band)``, positions and shapes, within their ranges."""
+        """Return vectors ``(draw, number)`` of fluxes ``(draw, source, band)``, positions and shapes, within ranges."""
         each = torch.cat([total, position, shape], -1).flatten(1)
         return self.clipped(torch.cat([each, each.new_zeros(len(each), 2 * self.bands)], 1)[:, self.free])
 
