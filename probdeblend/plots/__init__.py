@@ -9,14 +9,6 @@ from .images import PALETTE, plot_image, plot_stamps
 from .sources import plot_field, plot_group, plot_source
 
 __all__ = [
-    "PALETTE",
-    "plot_coverage",
-    "plot_field",
-    "plot_group",
-    "plot_image",
-    "plot_pulls",
-    "plot_ranks",
-    "plot_reliability",
-    "plot_source",
-    "plot_stamps",
-]
+    "PALETTE", "plot_coverage", "plot_field", "plot_group", "plot_image", "plot_pulls", "plot_ranks",
+    "plot_reliability", "plot_source", "plot_stamps",
+]  # fmt: skip

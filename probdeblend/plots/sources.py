@@ -21,6 +21,7 @@ __all__ = ["plot_field", "plot_group", "plot_source"]
 CREDIBLE = (0.95, 0.68)
 MASK_COLORS = "viridis"
 NEIGHBORS = 5  # nearest sources, which have other colors
+MOST_FLUXES = 5  # of a group
 MOST_LABELS = 150  # in a field; more of them hide it
 MOST_PIXELS = 1500  # on a side of a field; of larger ones every second, third ... pixel is shown
 DEPTH = 1.5  # of the colors, relative to the gray of the image
@@ -40,12 +41,7 @@ class Sources(Protocol):
 
 
 def plot_source(
-    posterior: Sources,
-    label: int,
-    image: ArrayLike | None = None,
-    *,
-    band: int = 0,
-    truth: float | None = None,
+    posterior: Sources, label: int, image: ArrayLike | None = None, *, band: int = 0, truth: float | None = None
 ) -> NDArray[np.object_]:
     """Show a source: the image, its mask probability, its deblended image, and the posterior of its flux.
 
@@ -83,8 +79,7 @@ def plot_source(
     else:
         panels[2].text(0.5, 0.5, "no image", ha="center", transform=panels[2].transAxes)
     _outline(panels[0], mask, PALETTE[1])
-    titles = (f"source {label}", "mask probability", "deblended")
-    for panel, title in zip(panels, titles, strict=False):
+    for panel, title in zip(panels, (f"source {label}", "mask probability", "deblended"), strict=False):
         panel.set_title(title, fontsize="medium")
         panel.set_box_aspect(mask.data.shape[0] / mask.data.shape[1])
     _flux_panel(panels[3], posterior, number, band, truth)
@@ -92,13 +87,7 @@ def plot_source(
 
 
 def plot_group(
-    posterior: Sources,
-    label: int,
-    image: ArrayLike | None = None,
-    *,
-    band: int = 0,
-    truth: ArrayLike | None = None,
-    most: int = 5,
+    posterior: Sources, label: int, image: ArrayLike | None = None, *, band: int = 0, truth: ArrayLike | None = None
 ) -> tuple[Axes, NDArray[np.object_]]:
     """Show a group: the masks of its sources in colors over the image, and the joint posterior of their fluxes.
 
@@ -114,24 +103,22 @@ def plot_group(
         Index of the band.
     truth
         True fluxes of all sources of the posterior ``(source,)``, marked by crosses.
-    most
-        Largest number of sources whose fluxes are shown: this one and those correlated most with it.
 
     Returns
     -------
     tuple
-        The `Axes` of the image, and those of the fluxes ``(source, source)``, one row and one column per source.
+        The `Axes` of the image, and those of the fluxes ``(source, source)``, one row and one column per source: this
+        one and at most four that are correlated most with it.
     """
     from matplotlib.figure import Figure
 
-    group = posterior.dataset["group"].values
     number = posterior.index(label)
-    members = np.flatnonzero(group == group[number])
+    members = np.flatnonzero(posterior.dataset["group"] == posterior.dataset["group"][number])
     draws, kind = _draws(posterior, band)
     error = draws[members] - draws[members].mean(1, keepdims=True)
-    tied = np.abs((error * error[members == number]).sum(1)) / np.sqrt((error**2).sum(1))
+    tied = np.abs((error * error[members == number]).sum(1)) / (error.std(1) + np.finfo(float).tiny)
     tied[members == number] = np.inf
-    shown = np.sort(members[np.argsort(-np.nan_to_num(tied))[:most]])
+    shown = np.sort(members[np.argsort(-np.nan_to_num(tied))[:MOST_FLUXES]])
     figure = Figure(figsize=(4.5 + 2.2 * max(len(shown), 1.5), 2.2 * max(len(shown), 2)), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[4.5, 2.2 * max(len(shown), 1.5)])
     axes = left.subplots()

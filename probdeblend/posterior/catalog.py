@@ -25,13 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["tabulate"]
 
 FLUX = "flux"  # the unit of the fluxes
-ENDS = {  # columns of a flux: format, description
-    "": (".5g", "median"),
-    "_err": (".3g", "standard deviation"),
-    "_16": (".5g", "16 % quantile"),
-    "_50": (".5g", "median"),
-    "_84": (".5g", "84 % quantile"),
-}
+ENDS = {"": "median", "_err": "standard deviation", "_16": "16 % quantile", "_50": "median", "_84": "84 % quantile"}
 KINDS = {"flux": ("mag", "total"), "flux_auto": ("mag_auto", "Kron")}
 COLUMNS = {  # in the order of the table: format, unit, description
     "label": ("", None, "number of the source"),
@@ -47,7 +41,7 @@ COLUMNS = {  # in the order of the table: format, unit, description
     "kind": ("", None, "most probable type"),
 }
 for flux, (mag, of) in KINDS.items():
-    COLUMNS |= {flux + end: (form, FLUX, f"{text} of the {of} flux") for end, (form, text) in ENDS.items()}
+    COLUMNS |= {flux + end: (".5g", FLUX, f"{text} of the {of} flux") for end, text in ENDS.items()}
     COLUMNS[mag] = (".3f", u.mag, f"AB magnitude of the median {of} flux")
     COLUMNS[f"{mag}_err"] = (".3f", u.mag, f"half of the central 68 % interval of the {of} magnitude")
 COLUMNS |= {

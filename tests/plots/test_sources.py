@@ -103,9 +103,15 @@ def test_group_shows_the_joint_distribution(posterior, image):
     assert (high - low) / 2 == pytest.approx(1.51 * 2, rel=0.2)
 
 
-def test_group_shows_the_most_correlated_sources(posterior, image):
-    _, corner = plot_group(posterior, 12, image, most=2)
-    assert [panel.get_xlabel() for panel in corner[-1]] == ["flux of 11", "flux of 12"]
+def test_large_groups_show_the_most_correlated_sources(rng):
+    flux = rng.normal(50, 1, (1, 400, 8, 1))
+    flux[:, :, 5] += flux[:, :, 0] - 50
+    cutouts = Cutouts(np.zeros((8, 2)), (9, 9), mask=[np.eye(9)] * 8, image=[np.eye(9)[None]] * 8)
+    places = {"scene": np.zeros(8), "group": np.zeros(8), "x": np.arange(8), "y": np.arange(8)}
+    axes, corner = plot_group(Posterior.from_draws(flux, cutouts=cutouts, **places), 6)
+    assert corner.shape == (5, 5)
+    assert {"flux of 1", "flux of 6"} < {panel.get_xlabel() for panel in corner[-1]}
+    assert len(texts(axes)) == 8
 
 
 def test_group_of_one(posterior, image):
