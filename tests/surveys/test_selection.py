@@ -32,8 +32,8 @@ def test_galaxies_of_a_mosaic_have_their_fluxes(library, field):
 
 @pytest.mark.slow
 def test_galaxies_stand_in_the_middle_and_alone(library, hst):
-    assert np.abs(library.x - 63.5).max() <= 2.5
-    assert np.abs(library.y - 63.5).max() <= 2.5
+    assert np.abs(library.x - 63.5).max() <= 3
+    assert np.abs(library.y - 63.5).max() <= 3
     assert library.segmentation[:, 58:69, 58:69].any((1, 2)).all()
     for row in np.flatnonzero(library.keep)[:10]:
         sky = library.pixels[row][~library.footprint[row]]
@@ -163,7 +163,7 @@ def test_fluxes_in_another_unit(survey, tmp_path):
     options = {"catalog": survey / "catalog.csv", "columns": {"magnitude": "H"}}
     first = collected(survey).library
     second = isolate_galaxies([tmp_path / "mosaic.fits"], instrument=HST, **options).library
-    np.testing.assert_allclose(second.flux, factor * first.flux, rtol=1e-3)
+    np.testing.assert_allclose(second.flux, factor * first.flux, rtol=5e-3)
     np.testing.assert_allclose(second.flux_error, factor * first.flux_error, rtol=1e-2)
     np.testing.assert_allclose(second.magnitude, first.magnitude, atol=2e-3)
 
