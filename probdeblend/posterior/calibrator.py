@@ -119,7 +119,7 @@ class Calibrator:
         low, high = (tuple(end(seen, axis=0).tolist()) for end in (np.min, np.max))
         mask = existence = None
         if posterior.cutouts is not None and posterior.cutouts.mask is not None and scene.light is not None:
-            mask = fit_logistic(*_mask_pixels(posterior, scene, matched))
+            mask = fit_logistic(*mask_pixels(posterior, scene, matched))
         if "existence" in posterior.dataset:
             existence = fit_logistic(posterior.dataset["existence"].values, matched >= 0)
         return cls(flux, total, low, high, posterior.dataset.attrs["method"], mask, existence, fitted_on)
@@ -329,7 +329,7 @@ def _mapped_sources(draws: NDArray, maps: NDArray, cell: NDArray) -> NDArray[np.
     return moved
 
 
-def _mask_pixels(posterior: Posterior, scene: Scene, matched: NDArray) -> tuple[NDArray, NDArray]:
+def mask_pixels(posterior: Posterior, scene: Scene, matched: NDArray) -> tuple[NDArray, NDArray]:
     """Return probabilities and true masks of pixels where the bands' image exceeds their sky noise."""
     ratio = (scene.image / scene.sky_rms[..., None, None]).nan_to_num().sum(1) / scene.image.shape[1] ** 0.5
     bright, masks, given, true = (ratio > 1).numpy(), scene.mask.numpy(), [np.zeros(0)], [np.zeros(0)]

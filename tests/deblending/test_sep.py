@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from probdeblend.deblending.sep import SepDeblender, published_match
+from probdeblend.deblending import SepDeblender
+from probdeblend.deblending.sep import published_match
 from probdeblend.photometry import detection as photometry
 from probdeblend.posterior.flags import Flag
 from probdeblend.scene import Scene
