@@ -1,4 +1,4 @@
-"""Whether uncertainties are right: coverage, ranks, pulls, and the reliability of masks."""
+"""Whether uncertainties are right: coverage, ranks, and the reliability of probabilities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
 from ..metrics.masks import Reliability
 from ..metrics.ranks import ecdf_band
@@ -17,9 +16,7 @@ from .images import EXACT_COLOR, PALETTE, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_coverage", "plot_pulls", "plot_ranks", "plot_reliability"]
-
-LARGEST_PULL = 5.0
+__all__ = ["plot_coverage", "plot_ranks", "plot_reliability"]
 
 
 def plot_coverage(table: Table, *, group: str = "state") -> NDArray[np.object_]:
@@ -86,36 +83,6 @@ def plot_ranks(ranks: Mapping[str, ArrayLike], *, level: float = 0.99, axes: Axe
         axes.plot(points, below - points, color=color, lw=1.4, label=name)
     axes.axhline(0, color="k", lw=0.6)
     axes.set(xlabel="rank of the truth", ylabel="ECDF - rank")
-    axes.legend(frameon=False, fontsize=8)
-    return axes
-
-
-def plot_pulls(pulls: Mapping[str, ArrayLike], *, axes: Axes | None = None) -> Axes:
-    """Show histograms of differences over their errors, with the unit normal that correct errors give.
-
-    Parameters
-    ----------
-    pulls
-        Differences over their errors by the label of the curve. NaN is left out; values beyond 5 count in the
-        outermost bins.
-    axes
-        Where to draw; None makes a figure.
-
-    Returns
-    -------
-    Axes
-        The histograms, each with unit area.
-    """
-    axes = axes or new_axes(5.4, 4)
-    grid = np.linspace(-LARGEST_PULL, LARGEST_PULL, 401)
-    axes.fill_between(grid, norm.pdf(grid), color=EXACT_COLOR, alpha=0.35, lw=0, label="unit normal")
-    for (name, values), color in zip(pulls.items(), PALETTE, strict=False):
-        pull = np.asarray(values, dtype=float)
-        pull = np.clip(pull[np.isfinite(pull)], -LARGEST_PULL, LARGEST_PULL)
-        if len(pull):
-            look = {"histtype": "step", "color": color, "lw": 1.6, "label": f"{name} ({len(pull)} sources)"}
-            axes.hist(pull, np.linspace(-LARGEST_PULL, LARGEST_PULL, 41), density=True, **look)
-    axes.set(xlabel="difference over its error", ylabel="density", xlim=(-LARGEST_PULL, LARGEST_PULL))
     axes.legend(frameon=False, fontsize=8)
     return axes
 

@@ -1,9 +1,8 @@
 import numpy as np
-import pytest
 from astropy.table import Table
 
 from probdeblend.metrics import Reliability
-from probdeblend.plots import plot_coverage, plot_pulls, plot_ranks, plot_reliability
+from probdeblend.plots import plot_coverage, plot_ranks, plot_reliability
 
 
 def lines(axes):
@@ -28,17 +27,6 @@ def test_uniform_ranks_stay_in_the_band_and_others_leave_it(rng):
     curves = lines(axes)
     assert abs(curves["exact"][:, 1]).max() < band.y1
     assert abs(curves["too wide"][:, 1]).max() > 1.5 * band.y1
-
-
-def test_histograms_of_pulls_have_unit_area(rng):
-    nan = np.nan
-    axes = plot_pulls({"network": rng.normal(size=500), "sep": [nan, 3.0, 99.0], "none": [nan]})
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["unit normal", "network (500 sources)", "sep (2 sources)"]
-    for patch, inside in zip(axes.patches, (500, 2), strict=True):
-        x, y = patch.get_xy().T
-        assert abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2 == pytest.approx(1), inside
-    assert plot_pulls({"network": [0.1]}, axes=axes) is axes
 
 
 def test_reliability_shows_the_fraction_of_pixels(rng):
