@@ -149,8 +149,9 @@ class Simulator:
             light, slope = source_components(drawn, pixel_scale=pixel_scale, smooth=smooth)
             kept = int((scene < count).sum())
             drawn = {name: value[:kept] for name, value in drawn.items()}
-            made = self._painted(drawn, light, slope, scene[:kept], count)
-        return self._observed(drawn, *made, scene[:kept], torch.Generator().manual_seed(seeds[2]))
+            image, *truth = self._painted(drawn, light.select(slice(kept)), slope[:kept], scene[:kept], size)
+        truth = dict(zip(("light", "flux", "auto_flux"), truth, strict=True)) | {"scene": scene[:kept]}
+        return self._observed(drawn, image, truth, count, torch.Generator().manual_seed(seeds[2]))
 
     def _painted(
         self, drawn: Mapping[str, Tensor], light: Components, slope: Tensor, scene: Tensor, count: int
@@ -162,10 +163,11 @@ class Simulator:
         total, auto = torch.zeros(2, sources, bands)
         middle = torch.stack([drawn["x"], drawn["y"]], -1).round().long()
         size = max(CUTOUT, self.camera.psf.shape[-1] + 1)
-        todo = torch.arange(sources)
-        while len(todo):
+        # Scene by scene, as sums are rounded differently in other company.
+        todo = [some for own in _of_scenes(scene, count) for some in own.split(AT_ONCE)]
+        while todo:
             larger = []
-            for some in todo.split(AT_ONCE):
+            for some in todo:
                 corner = middle[some] - size // 2
                 part = light.select(some)
                 moved = {"x": part.x - corner[:, :1], "y": part.y - corner[:, 1:]}
@@ -180,7 +182,7 @@ class Simulator:
                     _paste(image[scene[number]], own, corner[i])
                     if alone is not None:
                         _paste(alone[number], own, corner[i])
-            todo, size = torch.cat(larger), 2 * size
+            todo, size = [some for some in larger if len(some)], 2 * size
         return image, alone, total, auto
 
     def _fluxes(self, drawn: Mapping[str, Tensor], cutout: Tensor, color: Tensor) -> Tensor:
@@ -206,31 +208,27 @@ class Simulator:
         self,
         drawn: Mapping[str, Tensor],
         image: Tensor,
-        light: Tensor | None,
-        flux: Tensor,
-        auto: Tensor,
-        scene: Tensor,
+        truth: Mapping[str, Tensor | None],
+        count: int,
         generator: torch.Generator,
     ) -> Scene:
-        camera, count = self.camera, len(image)
+        """Add noise to a whole batch, on which the noise depends, and keep its first scenes."""
+        camera = self.camera
         names = ("sky_rms", "exposure", "noise_kernel", "wavelength", "psf")
-        values = {n: v.expand(count, *v.shape) for n in names if (v := getattr(camera, n)) is not None}
+        values = {n: v.expand(len(image), *v.shape) for n in names if (v := getattr(camera, n)) is not None}
         noise = {name: values.get(name) for name in ("sky_rms", "exposure", "noise_kernel")}
         galaxy = drawn["source_type"] != SOURCE_TYPES.index("star")
         radius = drawn["half_light_radius"] * drawn["axis_ratio"].sqrt()
         return Scene(
-            image=add_noise(image, **noise, generator=generator),
+            image=add_noise(image, **noise, generator=generator)[:count],
             pixel_scale=camera.pixel_scale,
             zero_point=camera.zero_point,
-            scene=scene,
-            flux=flux,
-            auto_flux=auto,
-            light=light,
             half_light_radius=torch.where(galaxy, radius, torch.nan),
             axis_ratio=torch.where(galaxy, drawn["axis_ratio"], 1.0),
             angle=torch.where(galaxy, drawn["angle"], 0.0),
             **{name: drawn[name] for name in ("x", "y", "source_type")},
-            **values,
+            **{name: value[:count] for name, value in values.items()},
+            **truth,
         )
 
 
@@ -290,6 +288,11 @@ def simulate(
     shape = (size, size) if isinstance(size, int) else tuple(size)
     simulator = Simulator(population or Population.published(), camera, shape, number, engine)
     return Scene.join(simulator.batches(count, seed=seed, workers=workers))
+
+
+def _of_scenes(scene: Tensor, count: int) -> list[Tensor]:
+    """Return the numbers of the sources of each scene."""
+    return list(torch.arange(len(scene)).split(torch.bincount(scene, minlength=count).tolist()))
 
 
 def _paste(image: Tensor, cutout: Tensor, corner: Tensor) -> None:

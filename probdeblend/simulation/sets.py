@@ -84,8 +84,8 @@ def write_scenes(
         remains.unlink()
     shards = _shard_files(unfinished)
     first, count = BATCHES_PER_SHARD * len(shards), _index(unfinished)[1][-1] if shards else 0
-    remaining = _alike(batches(first) if callable(batches) else islice(batches, first, None))
     try:
+        remaining = _alike(batches(first) if callable(batches) else islice(batches, first, None))
         while (batch := next(remaining, None)) is not None:
             shard = unfinished / f"scenes-{count:08d}.h5"
             with whole_file(shard) as temporary, h5py.File(temporary, "w") as file:

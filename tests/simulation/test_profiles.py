@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from probdeblend.scene import Components, Instrument
-from probdeblend.simulation import render
+from probdeblend.scene import Instrument
+from probdeblend.simulation import Components, render
 from probdeblend.simulation.profiles import reshape_psf, sersic_surface_brightness, widen_psf
 
 INSTRUMENT = Instrument.candels_f160w()
@@ -19,13 +19,13 @@ CENTER = 63.5
 
 
 def components(*rows, dtype=torch.float64):
-    """One galaxy per blend, one component each: flux, half_light_radius, index, axis ratio, angle, x, y."""
-    values = torch.as_tensor(np.array(rows), dtype=dtype).reshape(len(rows), 1, 1, 7)
-    return Components(*values.unbind(-1), torch.ones(values.shape[:3], dtype=torch.bool))
+    """Sources of one component each: flux, half_light_radius, index, axis ratio, angle, x, y."""
+    values = torch.as_tensor(np.array(rows), dtype=dtype).reshape(len(rows), 1, 7)
+    return Components(*values.unbind(-1), torch.ones(values.shape[:2], dtype=torch.bool))
 
 
 def draw(*rows, dtype=torch.float64, psf=PSF, **options):
-    return render(components(*rows, dtype=dtype), psf, pixel_scale=SCALE, **options)[:, 0]
+    return render(components(*rows, dtype=dtype), psf, pixel_scale=SCALE, **options)
 
 
 def galsim_stamp(flux, radius, index, ratio, angle, x, y):
@@ -134,12 +134,12 @@ def test_shift_by_whole_pixels():
     torch.testing.assert_close(second[:-3, 7:], first[3:, :-7], atol=2e-6, rtol=0)
 
 
-def random_components(blends=3, galaxies=2, count=4, dtype=torch.float64):
+def random_components(scenes=3, sources=2, count=4, dtype=torch.float64):
     generator = torch.Generator().manual_seed(4)
     low = torch.tensor([0.5, 0.05, 0.5, 0.2, 0.0, 20.0, 20.0], dtype=dtype)
     high = torch.tensor([2.0, 1.0, 6.0, 1.0, 3.0, 107.0, 107.0], dtype=dtype)
-    values = low + (high - low) * torch.rand(blends, galaxies, count, 7, generator=generator, dtype=dtype)
-    present = torch.rand(blends, galaxies, count, generator=generator) < 0.6
+    values = low + (high - low) * torch.rand(scenes, sources, count, 7, generator=generator, dtype=dtype)
+    present = torch.rand(scenes, sources, count, generator=generator) < 0.6
     return Components(*values.unbind(-1), present)
 
 
@@ -147,10 +147,10 @@ def test_components_add_and_absent_ones_contribute_nothing():
     parts = random_components()
     whole = render(parts, PSF, pixel_scale=SCALE)
     expected = torch.zeros_like(whole)
-    for blend, galaxy, component in parts.present.nonzero().tolist():
+    for scene, source, component in parts.present.nonzero().tolist():
         fields = ("flux", "half_light_radius", "sersic_index", "axis_ratio", "angle", "x", "y")
-        row = [float(getattr(parts, name)[blend, galaxy, component]) for name in fields]
-        expected[blend, galaxy] += draw(row)[0]
+        row = [float(getattr(parts, name)[scene, source, component]) for name in fields]
+        expected[scene, source] += draw(row)[0]
     torch.testing.assert_close(whole, expected, atol=3e-6, rtol=0)
     assert (whole[~parts.present.any(-1)] == 0).all()
 
@@ -166,15 +166,29 @@ def test_absent_components_may_hold_anything():
     )
 
 
-@pytest.mark.parametrize("blends", [0, 1, 7, 40])
-def test_shape_and_dtype_and_independence_of_the_batch(blends):
-    parts = random_components(blends, dtype=torch.float32)
+@pytest.mark.parametrize("scenes", [0, 1, 7, 20])
+def test_shape_and_dtype_and_independence_of_the_batch(scenes):
+    parts = random_components(scenes, dtype=torch.float32)
     images = render(parts, INSTRUMENT.psf, pixel_scale=SCALE)
-    assert images.shape == (blends, 2, 128, 128)
+    assert images.shape == (scenes, 2, 128, 128)
     assert images.dtype == torch.float32
-    if blends:
+    if scenes:
         last = render(parts.select(slice(-1, None)), INSTRUMENT.psf, pixel_scale=SCALE)
         torch.testing.assert_close(last[0], images[-1], atol=2e-6, rtol=0)
+
+
+def test_each_scene_can_have_its_own_psf():
+    parts = random_components(3)
+    psfs = reshape_psf(PSF, torch.tensor([0.95, 1.0, 1.05]).double(), torch.zeros(3, 2).double())
+    images = render(parts, psfs, pixel_scale=SCALE)
+    for scene, psf in enumerate(psfs):
+        alone = render(parts.select(slice(scene, scene + 1)), psf, pixel_scale=SCALE)[0]
+        torch.testing.assert_close(images[scene], alone, atol=1e-12, rtol=0)
+
+
+def test_fields_agree_in_shape():
+    with pytest.raises(ValueError, match=r"angle must have the shape \(..., component\) of flux, got \(1,\)"):
+        Components(**{**vars(components((1.0, 0.3, 1.0, 0.5, 0.0, 60.0, 60.0))), "angle": torch.ones(1)})
 
 
 def test_no_component_at_all():
@@ -194,7 +208,8 @@ def test_single_precision():
 def test_agrees_on_a_device():
     parts = random_components(9, dtype=torch.float32)
     expected = render(parts, INSTRUMENT.psf, pixel_scale=SCALE)
-    images = render(parts.to("cuda"), INSTRUMENT.psf.to("cuda"), pixel_scale=SCALE)
+    moved = Components(**{name: value.to("cuda") for name, value in vars(parts).items()})
+    images = render(moved, INSTRUMENT.psf.to("cuda"), pixel_scale=SCALE)
     torch.testing.assert_close(images.cpu(), expected, atol=1e-5, rtol=0)
 
 
@@ -203,14 +218,14 @@ def test_works_after_a_first_call_in_inference_mode():
     """Tables are made at the first call, in a process of its own here."""
     program = """
 import torch
-from probdeblend.scene import Components, Instrument
-from probdeblend.simulation.profiles import render
+from probdeblend.scene import Instrument
+from probdeblend.simulation.profiles import Components, render
 
-psf, present = Instrument.candels_f160w().psf, torch.ones(1, 1, 1, dtype=torch.bool)
+psf, present = Instrument.candels_f160w().psf, torch.ones(1, 1, dtype=torch.bool)
 values = torch.tensor([[1.0, 0.3, 2.0, 0.5, 1.0, 60.0, 60.0]], requires_grad=True)
 with torch.inference_mode():
-    render(Components(*values.detach()[:, None, None].unbind(-1), present), psf, pixel_scale=0.06)
-render(Components(*values[:, None, None].unbind(-1), present), psf, pixel_scale=0.06).square().sum().backward()
+    render(Components(*values.detach()[:, None].unbind(-1), present), psf, pixel_scale=0.06)
+render(Components(*values[:, None].unbind(-1), present), psf, pixel_scale=0.06).square().sum().backward()
 assert values.grad.isfinite().all()
 """
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -218,7 +233,7 @@ assert values.grad.isfinite().all()
 
 def test_gradients():
     psf = torch.from_numpy(galsim.Gaussian(fwhm=0.15).drawImage(nx=3, ny=3, scale=SCALE).array).double()
-    present = torch.tensor([[[True, True, False]]])
+    present = torch.tensor([True, True, False])
     rows = [
         [1.0, 0.1, 1.1, 0.5, 0.3, 4.2, 5.1],
         [0.7, 0.3, 3.7, 0.3, 1.3, 3.1, 6.3],
@@ -227,7 +242,7 @@ def test_gradients():
     values = torch.tensor(rows, dtype=torch.float64, requires_grad=True)
 
     def image(values, psf):
-        parts = Components(*values[None, None].unbind(-1), present)
+        parts = Components(*values.unbind(-1), present)
         return render(parts, psf, pixel_scale=SCALE, size=8)
 
     assert torch.autograd.gradcheck(image, (values, (psf / psf.sum()).requires_grad_()), atol=1e-6)
@@ -263,7 +278,7 @@ def test_refuses_impossible_parameters(name, value, message):
         ((4, 4), r"psf must be square with an odd number of pixels on a side, got shape \(4, 4\)"),
         ((3, 5), r"psf must be square with an odd number of pixels on a side, got shape \(3, 5\)"),
         ((1, 1, 3, 3), r"psf must be square with an odd number of pixels on a side, got shape \(1, 1, 3, 3\)"),
-        ((7, 3, 3), r"psf must be one for all or one per blend \(1\), got 7"),
+        ((7, 3, 3), r"psf must be one for all or one for each of \(1,\), got 7"),
         ((17, 17), r"psf must be no larger than the stamp of 16 pixels, got shape \(17, 17\)"),
     ],
 )
