@@ -118,12 +118,20 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> Fi
         If the file is damaged or not FITS; if it holds no image, or several and none is chosen; or if the image is not
         two-dimensional or has no finite, nonzero pixel.
     """
-    image = _read(path, hdu)
-    if len(image.shape) != 2:
-        raise ValueError(f"{path}: the image must have two dimensions (y, x), got shape {image.shape}")
-    if not image.data[np.isfinite(image.data)].any():
-        raise ValueError(f"{path}: the image has no finite pixel other than zero")
-    return image
+    with _readable(path), Path(path).open("rb") as file, fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
+        chosen = _choose(path, hdus, hdu)
+        try:
+            data = np.asarray(chosen.data)
+        except Exception as error:  # what astropy raises here depends on the damage and on the compression
+            raise ValueError(f"{path}: its pixels cannot be read ({error})") from error
+        while data.ndim > 2 and len(data) == 1:
+            data = data[0]
+        if data.ndim != 2:
+            raise ValueError(f"{path}: the image must have two dimensions (y, x), got shape {data.shape}")
+        if not data[np.isfinite(data)].any():
+            raise ValueError(f"{path}: the image has no finite pixel other than zero")
+        data = data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32))
+        return _described(Path(path).name, hdus, chosen, data)
 
 
 def read_psf(
@@ -198,7 +206,7 @@ def read_map(path: str | PathLike[str], shape: tuple[int, ...], *, hdu: int | st
     ValueError
         If the file cannot be read, the map and the image differ in shape, or no pixel is positive and finite.
     """
-    rms = _read(path, hdu).data
+    rms = read_image(path, hdu=hdu).data
     if rms.shape != tuple(shape):
         raise ValueError(f"{path}: the rms map must have the image's shape {tuple(shape)}, got {rms.shape}")
     good = np.isfinite(rms) & (rms > 0)
@@ -294,19 +302,6 @@ def _described(name: str, hdus: fits.HDUList, chosen: fits.ImageHDU, data: NDArr
     scale = None if wcs is None else 3600 * float(np.sqrt(proj_plane_pixel_area(wcs)))
     zero_point = _zero_point(chosen.header, unit) or _zero_point(hdus[0].header, unit)
     return FieldImage(name, data, wcs, scale, zero_point, unit, chosen.header)
-
-
-def _read(path: str | PathLike[str], hdu: int | str | None) -> FieldImage:
-    with _readable(path), Path(path).open("rb") as file, fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
-        chosen = _choose(path, hdus, hdu)
-        try:
-            data = np.asarray(chosen.data)
-        except Exception as error:  # what astropy raises here depends on the damage and on the compression
-            raise ValueError(f"{path}: its pixels cannot be read ({error})") from error
-        while data.ndim > 2 and len(data) == 1:
-            data = data[0]
-        data = data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32))
-        return _described(Path(path).name, hdus, chosen, data)
 
 
 def _celestial(header: fits.Header, hdus: fits.HDUList) -> WCS | None:

@@ -17,14 +17,9 @@ from .detection import HOT, detect, native_image, union_mask
 from .noise import autocorrelation, correlated_noise
 
 __all__ = [
-    "dilate",
-    "draw_noise",
-    "drizzle_kernel",
-    "estimate_noise_kernel",
-    "replace_with_sky",
-    "sky_scatter",
-    "subtract_sky",
-]
+    "dilate", "draw_noise", "drizzle_kernel", "estimate_noise_kernel",
+    "replace_with_sky", "sky_scatter", "subtract_sky",
+]  # fmt: skip
 
 MESH = 64  # pixels per side of a cell of the background mesh
 SOURCE_MARGIN = 8  # pixels around a source that are left out of the background

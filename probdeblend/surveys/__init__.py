@@ -1,6 +1,6 @@
 """Isolated real galaxies: cut out, judged, kept, and put into scenes."""
 
-from .injection import Injector, simulate_in_sky
+from .injection import Injector
 from .library import Library, Quality, keep_table, read_library, write_library
 from .reobserve import reobserve_galaxies
 from .selection import isolate_galaxies
@@ -14,7 +14,6 @@ __all__ = [
     "keep_table",
     "read_library",
     "reobserve_galaxies",
-    "simulate_in_sky",
     "sky_patches",
     "write_library",
 ]

@@ -1,4 +1,4 @@
-"""Scenes of galaxies put into sky: real ones of a library, or simulated ones.
+"""Scenes of isolated real galaxies, put into sky.
 
 A library galaxy is turned by quarters and flipped, made fainter within limits, and moved by whole pixels. It brings the
 pixels of its footprint, which hold its own sky noise; there, the noise of the sky that it is put into is reduced by as
@@ -9,7 +9,7 @@ of a survey's own sky. How many galaxies a scene holds, and where, is drawn as i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,18 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from ..photometry.images import cut_stamps
-from ..photometry.noise import noise_rms
 from ..photometry.sky import draw_noise
 from ..scene import Instrument, Scene
-from ..simulation.cameras import Camera
 from ..simulation.population import NEAR, Population
 from ..simulation.positions import Frame
-from ..simulation.scenes import Simulator
 from ..simulation.workers import in_batches
 from .library import STAMP_SIZE, Library, identity_number
 from .sky_patches import Sky
 
-__all__ = ["Injector", "simulate_in_sky"]
+__all__ = ["Injector"]
 
 TRIES = 1000  # to find galaxies of magnitudes that differ little enough
 
@@ -206,56 +203,3 @@ def _turned_center(x: float, y: float, quarters: int, flip: bool) -> NDArray[np.
     for _ in range(quarters):
         x, y = STAMP_SIZE - 1 - y, x
     return np.array([x, y])
-
-
-def simulate_in_sky(
-    sky: Sky,
-    count: int,
-    *,
-    population: Population,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> Iterator[Scene]:
-    """Put simulated sources into turned and flipped patches of sky, batch by batch.
-
-    Parameters
-    ----------
-    sky
-        Patches of sky.
-    count
-        Number of scenes.
-    population
-        What sources there are, and where.
-    seed
-        Same seed, same scenes.
-    batch_size
-        Scenes per batch; the last one holds the remainder.
-
-    Yields
-    ------
-    Scene
-        Scenes with all their truth; every source has its own identity.
-
-    Raises
-    ------
-    ValueError
-        If a number is negative.
-    """
-    instrument = sky.instrument.replace(sky_rms=float(np.median(sky.sky_rms)))
-    simulator, kernel = Simulator(population, Camera.of(instrument), sky.pixels.shape[1:]), instrument.noise_kernel
-    first = sources = 0
-    for scene in simulator.batches(count, seed=seed, batch_size=batch_size):
-        light = torch.zeros_like(scene.image).index_add_(0, scene.scene, scene.light)
-        rngs = [np.random.default_rng((seed, number)) for number in range(first, first + len(scene))]
-        patches, sky_rms = zip(*map(sky.draw, rngs), strict=True)
-        noise = torch.from_numpy(
-            np.stack([draw_noise(patch.shape, kernel, rng) for patch, rng in zip(patches, rngs, strict=True)])
-        )
-        photons = noise_rms(light, torch.tensor(0.0), torch.tensor(instrument.exposure), kernel=kernel)
-        yield replace(
-            scene,
-            image=(light + torch.from_numpy(np.stack(patches))[:, None] + photons * noise[:, None]).float(),
-            sky_rms=torch.tensor(sky_rms)[:, None],
-            identity=sources + torch.arange(len(scene.scene)),
-        )
-        first, sources = first + len(scene), sources + len(scene.scene)

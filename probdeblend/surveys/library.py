@@ -25,21 +25,9 @@ from .._files import check_header, header, output_folder
 from ..photometry.sky import dilate
 from ..scene import GALAXY_TYPES
 
-__all__ = [
-    "STAMP_CENTER",
-    "STAMP_SIZE",
-    "Library",
-    "Quality",
-    "identity_number",
-    "join",
-    "keep_table",
-    "read_library",
-    "write_library",
-]
+__all__ = ["STAMP_SIZE", "Library", "Quality", "identity_number", "join", "keep_table", "read_library", "write_library"]
 
 STAMP_SIZE = 128  # pixels on a side of the stamp of a galaxy
-STAMP_CENTER = (STAMP_SIZE - 1) / 2
-
 FLUX_KINDS = ("corrected", "true")
 LIBRARY_FILE, KEEP_FILE = "library.h5", "keep.csv"
 PER_SHEET = 48

@@ -26,7 +26,7 @@ from ..photometry.sky import dilate
 from ..scene import Instrument, seed_of
 from .aperture import fit_aperture_correction, library_of
 from .isolated import IsolatedGalaxy, NotIsolatedError, measure_galaxy
-from .library import STAMP_CENTER, STAMP_SIZE, join
+from .library import STAMP_SIZE, join
 from .selection import Collection, check_some
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ __all__ = ["NOISY", "draw_stamp", "inner_square", "measure_with_noise", "observe
 
 FAINTEST = 24.2  # magnitude in the catalog's band
 SMALLEST_SAMPLE = 50
+MIDDLE = (STAMP_SIZE - 1) / 2
 NOISY = "its own noise exceeds the instrument's"
 
 
@@ -136,7 +137,7 @@ def draw_stamp(source: galsim.GSObject, instrument: Instrument) -> NDArray[np.fl
 
 def inner_square(side: float, instrument: Instrument) -> NDArray[np.bool_]:
     """Return which pixels ``(y, x)`` of a stamp lie within a centered square, whose side is in arcsec."""
-    inside = np.abs(np.arange(STAMP_SIZE) - STAMP_CENTER) <= side / instrument.pixel_scale / 2
+    inside = np.abs(np.arange(STAMP_SIZE) - MIDDLE) <= side / instrument.pixel_scale / 2
     return inside[:, None] & inside
 
 
@@ -148,4 +149,4 @@ def measure_with_noise(
     noise = correlated_noise(variance.shape, kernel, generator=torch.Generator().manual_seed(seed))
     stamp = image + np.sqrt(np.maximum(variance, 0.0)) * noise.double().numpy()
     settings = {"exposure": instrument.exposure, "noise_factor": correlation_sum(kernel) ** 0.5}
-    return measure_galaxy(stamp, instrument.sky_rms, (STAMP_CENTER, STAMP_CENTER), **settings)
+    return measure_galaxy(stamp, instrument.sky_rms, (MIDDLE, MIDDLE), **settings)

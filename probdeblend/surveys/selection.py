@@ -19,16 +19,7 @@ from .aperture import fit_aperture_correction, library_of
 from .isolated import WINDOW, IsolatedGalaxy, NotIsolatedError, cut_galaxy, find_galaxies
 from .library import Library, join
 
-__all__ = [
-    "Collection",
-    "check_some",
-    "covered",
-    "cut_galaxies",
-    "find_sources",
-    "in_units_of",
-    "isolate_galaxies",
-    "read_columns",
-]
+__all__ = ["Collection", "check_some", "covered", "cut_galaxies", "in_units_of", "isolate_galaxies", "read_catalog"]
 
 NEAR_EDGE = 16
 TILE, OVERLAP = 1024, 128
@@ -107,7 +98,7 @@ def isolate_galaxies(
         raise ValueError(f"catalog requires a single image, got {len(images)}")
     if columns and catalog is None:
         raise ValueError("columns require a catalog, got None")
-    table = None if catalog is None else _sources(catalog, columns or {})
+    table = None if catalog is None else read_catalog(catalog, columns or {})
     skipped: Counter[str] = Counter()
     cut_out = []
     for path in images:
@@ -124,17 +115,8 @@ def isolate_galaxies(
     return Collection(join(parts), skipped, correction.scatter)
 
 
-def _sources(path: Path, columns: Mapping[str, str]) -> Table:
-    table = read_columns(path, columns, required=("magnitude",))
-    if {"ra", "dec"} <= set(columns) and not {"x", "y"} & set(columns):
-        table.remove_columns([name for name in ("x", "y") if name in table.colnames])
-    if not len(table):
-        raise ValueError(f"{path}: the catalog must have rows, got none")
-    return table
-
-
-def read_columns(path: str | PathLike[str], columns: Mapping[str, str], *, required: tuple[str, ...] = ()) -> Table:
-    """Read the columns of a catalog (FITS, ECSV, CSV) under this package's names; `columns` maps ours to theirs."""
+def read_catalog(path: str | PathLike[str], columns: Mapping[str, str]) -> Table:
+    """Read a catalog (FITS, ECSV, CSV) with our names of the columns; `columns` maps ours to theirs."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -142,12 +124,14 @@ def read_columns(path: str | PathLike[str], columns: Mapping[str, str], *, requi
         table = Table.read(path)
     except Exception as error:  # each reader raises errors of its own kinds
         raise ValueError(f"{path}: not a catalog in FITS, ECSV or CSV ({' '.join(str(error).split())[:80]})") from error
-    names = {name: columns.get(name, name) for name in {*columns, *required, *table.colnames}}
-    missing = sorted(name for name in {*columns, *required} if names[name] not in table.colnames)
-    if missing:
-        there = ", ".join(table.colnames)
-        wanted = ", ".join(f"{names[name]!r} (for {name})" if names[name] != name else repr(name) for name in missing)
-        raise ValueError(f"{path}: the columns {wanted} are missing, there are {there}")
+    names = {name: columns.get(name, name) for name in {*columns, "magnitude", *table.colnames}}
+    if missing := sorted(names[name] for name in {*columns, "magnitude"} if names[name] not in table.colnames):
+        wanted = ", ".join(map(repr, missing))
+        raise ValueError(f"{path}: the columns {wanted} are missing, there are {', '.join(table.colnames)}")
+    if not len(table):
+        raise ValueError(f"{path}: the catalog must have rows, got none")
+    if {"ra", "dec"} <= set(columns) and not {"x", "y"} & set(columns):
+        names = {name: column for name, column in names.items() if name not in ("x", "y")}
     return Table({name: table[column] for name, column in names.items() if column in table.colnames})
 
 

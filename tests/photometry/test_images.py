@@ -226,7 +226,7 @@ def test_rms_map(tmp_path):
     assert np.isnan(found[0, :3]).all()
     assert np.isnan(found).sum() == 3
     with pytest.raises(ValueError, match=r"none.fits: the rms map must have positive, finite pixels, got none"):
-        read_map(write(tmp_path / "none.fits", np.zeros((20, 30))), (20, 30))
+        read_map(write(tmp_path / "none.fits", np.full((20, 30), -1.0)), (20, 30))
 
 
 def test_squares_reach_over_the_edges(tmp_path, pixels):

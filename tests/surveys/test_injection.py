@@ -1,4 +1,4 @@
-"""Scenes of library galaxies, and of simulated ones in a survey's sky: light, noise, truth and seeds."""
+"""Scenes of library galaxies: light, noise, truth and seeds."""
 
 from dataclasses import fields
 
@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from probdeblend.scene import Scene
 from probdeblend.simulation import Population
-from probdeblend.surveys import Injector, simulate_in_sky
+from probdeblend.surveys import Injector
 from probdeblend.surveys.library import identity_number
 from probdeblend.surveys.sky_patches import Sky
 
@@ -194,20 +194,6 @@ def test_galaxies_in_a_survey(hst, sky):
         assert float(scene.image[own, 0][empty[own]].std()) == pytest.approx(rms, rel=0.05)
     with pytest.raises(ValueError, match="size must be that of the patches of sky, 96, got 128"):
         Injector(made(), hst, of(2), sky=sky)
-
-
-def test_simulated_sources_in_a_survey(sky):
-    population = of(3)
-    batches = list(simulate_in_sky(sky, 12, population=population, seed=2, batch_size=8))
-    assert [len(batch) for batch in batches] == [8, 4]
-    scene = Scene.join(batches)
-    assert scene.identity.tolist() == list(range(36))
-    assert torch.isfinite(scene.flux).all()
-    residual = (scene.image - total_light(scene)).double() / scene.sky_rms[..., None, None]
-    faint = total_light(scene) < 0.1 * scene.sky_rms[..., None, None]
-    assert float(residual[faint].std()) == pytest.approx(1, rel=0.05)
-    again = next(iter(simulate_in_sky(sky, 2, population=population, seed=2, batch_size=8)))
-    assert torch.equal(again.image, scene.image[:2])
 
 
 def test_settings_that_are_none(hst):

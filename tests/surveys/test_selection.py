@@ -10,7 +10,7 @@ from astropy.table import Table
 from probdeblend.photometry import FieldImage
 from probdeblend.scene import GALAXY_TYPES, Instrument
 from probdeblend.surveys import isolate_galaxies, read_library, selection, write_library
-from probdeblend.surveys.selection import cut_galaxies, positions, read_columns
+from probdeblend.surveys.selection import cut_galaxies, positions, read_catalog
 
 HST = Instrument.candels_f160w()
 
@@ -225,7 +225,7 @@ def test_columns_get_our_names(tmp_path, suffix):
     path = tmp_path / f"catalog.{suffix}"
     Table({"ALPHA": [1.0, 2.0], "DELTA": [3.0, 4.0], "H": [20.0, 21.0], "id": [7, 8]}).write(path)
     names = {"ra": "ALPHA", "dec": "DELTA", "magnitude": "H"}
-    table = read_columns(path, names, required=("magnitude",))
+    table = read_catalog(path, names)
     assert {"ra", "dec", "magnitude", "id"} <= set(table.colnames)
     assert table["magnitude"].tolist() == [20.0, 21.0]
 
@@ -233,13 +233,13 @@ def test_columns_get_our_names(tmp_path, suffix):
 def test_missing_columns_are_named(tmp_path):
     path = tmp_path / "catalog.csv"
     Table({"X": [1.0], "Y": [2.0]}).write(path)
-    message = r"the columns 'H_MAG' \(for magnitude\) are missing, there are X, Y"
+    message = r"the columns 'H_MAG' are missing, there are X, Y"
     with pytest.raises(ValueError, match=message):
-        read_columns(path, {"magnitude": "H_MAG"}, required=("magnitude",))
+        read_catalog(path, {"magnitude": "H_MAG"})
     with pytest.raises(ValueError, match=r"the columns 'magnitude' are missing"):
-        read_columns(path, {}, required=("magnitude",))
+        read_catalog(path, {})
     (tmp_path / "text.fits").write_text("no")
     with pytest.raises(ValueError, match=r"text.fits: not a catalog in FITS, ECSV or CSV"):
-        read_columns(tmp_path / "text.fits", {})
+        read_catalog(tmp_path / "text.fits", {})
     with pytest.raises(FileNotFoundError, match="no such file"):
-        read_columns(tmp_path / "none.csv", {})
+        read_catalog(tmp_path / "none.csv", {})
