@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from probdeblend.deblending import SepDeblender
 from probdeblend.posterior import Cutouts, Posterior
 from probdeblend.scene import Scene
 from probdeblend.simulation import write_scenes
@@ -124,6 +125,12 @@ def test_pairs_have_the_published_rule():
     nearest, published = (rows(table, method=m, sources="all")[0] for m in ("sep", "sep, published rule"))
     assert published["count"] == nearest["count"] == 30
     assert np.isfinite(published["mape"])
+
+
+def test_sep_alone():
+    found = evaluate([scenes_of(15, number=2), scenes_of(5, number=1)], SepDeblender(draws=100))
+    assert set(found.accuracy["method"]) == {"sep"}
+    assert len(found.summary) == 1
 
 
 def test_other_scenes_have_not(right):
