@@ -37,8 +37,9 @@ AVERAGED = 64  # draws, for the mean of the fluxes
 class SceneFlux(dist.TorchDistribution):
     """ln fluxes of all sources of scenes ``(source, band, kind)``: groups are independent, sources of one are not.
 
-    `groups` holds distributions of groups of equal size with their scenes ``(group,)`` and sources ``(group, source)``;
-    `padding (scene, source, band)` is the value of sources in no group. The batch has a last axis of length one, for a plate of sources.
+    `groups` holds distributions of groups of equal size, with their scenes ``(group,)`` and sources
+    ``(group, source)``; `padding (scene, source, band)` is the value of sources in no group. The batch has a last axis
+    of length one, for a plate of sources.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -51,7 +52,7 @@ class SceneFlux(dist.TorchDistribution):
             torch.Size([len(padding), 1]), torch.Size([*padding.shape[1:], len(FLUX_KINDS)]), validate_args=False
         )
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draw ln fluxes ``(*sample, scene, 1, source, band, kind)``."""
         value = self.padding[..., None].expand(*sample_shape, *self.padding.shape, len(FLUX_KINDS)).clone()
         for group, scene, member in self.groups:

@@ -6,9 +6,9 @@ band; the center in pixels from the listed position; ln of the circularized half
 index. Each has a range, outside of which there is no density, and `Within` maps any real number into it: so the guide
 never leaves the support of the prior.
 
-Brightness has a broad prior, the same for every camera. Sizes and shapes follow the population of
-`~probdeblend.simulation.population.Population`, marginalized over the types of galaxies; a share of 0.02 has any shape, since a
-type of galaxy leaves out indices and axis ratios that real galaxies have.
+Brightness has a broad prior, the same for every camera. Sizes and shapes follow the galaxies of
+`~probdeblend.simulation.population.Population`, marginalized over magnitudes and types; a share of 0.02 has any shape,
+since a type of galaxy leaves out indices and axis ratios that real galaxies have.
 """
 
 from __future__ import annotations
@@ -94,15 +94,15 @@ class FluxPrior(dist.TorchDistribution):
     arg_constraints: dict = {}  # noqa: RUF012
     support = constraints.independent(constraints.real, 2)
 
-    def __init__(self, bands: int, batch_shape: torch.Size = torch.Size()) -> None:
+    def __init__(self, bands: int, batch_shape: tuple[int, ...] = ()) -> None:
         covariance = BRIGHTNESS_SPREAD**2 * torch.ones(bands, bands) + COLOR_SPREAD**2 * torch.eye(bands)
         self.total = dist.MultivariateNormal(torch.full((bands,), BRIGHTNESS), covariance)
         self.aperture = dist.StudentT(APERTURE_FREEDOM, APERTURE, APERTURE_SPREAD)
-        super().__init__(batch_shape, torch.Size([bands, 2]), validate_args=False)
+        super().__init__(torch.Size(batch_shape), torch.Size([bands, 2]), validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> FluxPrior:
         """Return the distribution with a larger batch."""
-        return FluxPrior(self.event_shape[0], torch.Size(batch_shape))
+        return FluxPrior(self.event_shape[0], batch_shape)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draw ln fluxes ``(*sample, *batch, band, kind)``."""
@@ -123,7 +123,7 @@ class ShapePrior(dist.TorchDistribution):
     arg_constraints: dict = {}  # noqa: RUF012
     support = constraints.real_vector
 
-    def __init__(self, population: Population, pixel_scale: float, batch_shape: torch.Size = torch.Size()) -> None:
+    def __init__(self, population: Population, pixel_scale: float, batch_shape: tuple[int, ...] = ()) -> None:
         self.population, self.pixel_scale = population, pixel_scale
         weight, mean, covariance = (
             torch.tensor(v) for v in (population.weights, population.means, population.covariances)
@@ -136,11 +136,11 @@ class ShapePrior(dist.TorchDistribution):
         self.least, *flat = (torch.where(spheroid, *ends) for ends in zip(*FLATTENING, strict=True))
         self.flat = dist.Beta(*flat, validate_args=False)
         self.quantile = dist.Beta(torch.tensor(2.0), torch.tensor(2.0), validate_args=False)
-        super().__init__(batch_shape, torch.Size([4]), validate_args=False)
+        super().__init__(torch.Size(batch_shape), torch.Size([4]), validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> ShapePrior:
         """Return the distribution with a larger batch."""
-        return ShapePrior(self.population, self.pixel_scale, torch.Size(batch_shape))
+        return ShapePrior(self.population, self.pixel_scale, batch_shape)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draw shapes ``(*sample, *batch, 4)`` of galaxies by the population's program."""

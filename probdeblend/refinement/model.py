@@ -150,7 +150,7 @@ class SceneModel:
                 with pyro.poutine.mask(mask=star == 0):
                     shape = pyro.sample("shape", ShapePrior(self.population, listed.pixel_scale))
             # One site for all fluxes of a scene: those of overlapping sources are not independent in the guide.
-            fluxes = FluxPrior(bands, torch.Size([scenes, 1, sources])).mask(listed.there[:, None]).to_event(1)
+            fluxes = FluxPrior(bands, (scenes, 1, sources)).mask(listed.there[:, None]).to_event(1)
             log_flux = pyro.sample("log_flux", fluxes)[:, 0]
             zero = torch.zeros(scenes, 1, bands)
             sky_level = pyro.sample("sky_level", dist.Normal(zero, self.sky_level).to_event(1))[:, 0]

@@ -1,4 +1,4 @@
-"""Refinement for users: scenes in, posteriors out, each group refined where that can be trusted, the network's elsewhere.
+"""Refinement for users: scenes in, posteriors out, each group refined where that can be trusted.
 
 Each group of overlapping sources is refined on a cutout around it, from which the network's images of all other
 sources are subtracted. If the model is right, refinement extracts all that can be known; if it is wrong, its intervals
