@@ -1,15 +1,14 @@
-"""Posteriors over the fluxes and masks of overlapping galaxies.
+"""Posteriors over the fluxes and masks of overlapping sources.
 
-A *blend* of two galaxies goes in; a *posterior* over their fluxes, and over which pixels belong to which galaxy, comes
-out of a network whose forward pass returns a distribution. The names below are the ones that most users need; each is
-imported at its first use.
+An *image* of any size goes in; a *posterior* over the flux of every source in it, galaxy or star, isolated or blended,
+and over which pixels belong to which source, comes out of a network whose forward pass returns a distribution. The
+names below are the ones that most users need; each is imported at its first use.
 
 Examples
 --------
 >>> import probdeblend
->>> deblender = probdeblend.load()  # doctest: +SKIP
->>> posterior = deblender(image, sky_rms=0.003)  # doctest: +SKIP
->>> posterior.summary()  # doctest: +SKIP
+>>> posterior = probdeblend.deblend("field.fits", psf="psf.fits")  # doctest: +SKIP
+>>> posterior.catalog()  # doctest: +SKIP
 """
 
 from importlib import import_module, metadata
@@ -19,10 +18,11 @@ if TYPE_CHECKING:
     from .deblending import Deblender, deblend, load
     from .posterior import Calibrator, Flag, Posterior
     from .scene import Instrument, Scene
-    from .simulation import Population, simulate
+    from .simulation import Camera, Population, simulate
 
 __all__ = [
     "Calibrator",
+    "Camera",
     "Deblender",
     "Flag",
     "Instrument",
@@ -37,6 +37,7 @@ __all__ = [
 
 _ROOM_OF = {
     "Calibrator": "posterior",
+    "Camera": "simulation",
     "Deblender": "deblending",
     "Flag": "posterior",
     "Instrument": "scene",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from .deblend import count, deblend
-from .evaluate import calibrate, evaluate, repeat
+from .deblend import deblend
+from .evaluate import calibrate, evaluate
 from .options import Group
 from .surveys import inject, isolate, reobserve
 from .training import fit_psf, simulate, train
@@ -21,10 +21,8 @@ __all__ = ["main"]
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="probdeblend")
 def main() -> None:
-    """Posteriors over the fluxes and masks of overlapping galaxies."""
+    """Posteriors over the fluxes and masks of overlapping sources."""
 
 
-_USE = (deblend, count, evaluate, calibrate, repeat)
-_MAKE = (simulate, isolate, reobserve, inject, fit_psf, train)
-for _command in (*_USE, *_MAKE):
+for _command in (deblend, evaluate, calibrate, simulate, isolate, reobserve, inject, fit_psf, train):
     main.add_command(_command)

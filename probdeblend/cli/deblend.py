@@ -1,8 +1,9 @@
-"""Deblend an image, and count the galaxies in stamps."""
+"""Deblend an image."""
 
 from __future__ import annotations
 
-from math import inf, nan
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,201 +13,154 @@ from . import options
 from .options import FILE
 
 if TYPE_CHECKING:
-    from astropy.units import Quantity
+    from astropy.nddata import NDData
+    from astropy.table import Table
+    from numpy.typing import NDArray
 
-    from ..deblending.counts import CountingDeblender
-    from ..deblending.deblender import Deblender
-    from ..deblending.products import DeblendedImage
-    from ..photometry.images import FieldImage
-    from ..refinement.refiner import Refiner
+    from ..posterior.draws import Posterior
 
 __all__: list[str] = []  # used from the command line alone
 
+EXAMPLE = {"psf": ("candels_f160w",), "rms": ("0.003",), "gain": 3200.0, "wavelength": (1.54,)}
+LARGEST_FIGURE = 2**22  # pixels
 
-@click.command(short_help="Find the blends in an image and deblend them.")
-@click.argument("image", type=FILE, required=False)
-@click.option("--stamps", is_flag=True, help="IMAGE is a sky-subtracted 128 x 128 stamp, or a cube of stamps.")
+
+@click.command(short_help="Find the sources in an image and deblend them.")
+@click.argument("images", type=FILE, nargs=-1)
 @options.hdu
-@options.noise
-@click.option("--no-background", is_flag=True, help="The sky is subtracted already.")
-@options.psf
-@options.pixel_scale
 @click.option(
-    "--zero-point", type=float, callback=options.finite, help="AB magnitude of unit flux.  [default: from the header]"
+    "--psf", metavar="FILE|CAMERA", multiple=True, help="Effective PSF, or candels_f160w.  [default: measured]"
 )
-@click.option("--exposure", type=float, help="Counts per unit of flux, for SEP's errors and --refine.")
+@click.option("--rms", metavar="VALUE|FILE", multiple=True, help="Sky noise per pixel.  [default: measured]")
+@click.option("--positions", type=FILE, help="Table of sources to measure: x, y (from 0) or ra, dec.  [default: found]")
+@click.option("--mask", type=FILE, help="Image that is not zero where pixels are bad.")
+@click.option("--zero-point", type=float, multiple=True, help="AB magnitude of unit flux.  [default: from the header]")
+@click.option("--gain", type=float, callback=options.finite, help="Counts per unit of flux, for photon noise.")
+@click.option("--wavelength", type=float, multiple=True, help="Wavelength in micron.")
 @options.sampling
+@click.option("--tile", type=click.IntRange(64), default=512, show_default=True, help="Side of a tile in pixels.")
 @options.output("probdeblend-output")
 @options.overwrite
-@click.option("--save-draws", is_flag=True, help="Also write the posterior draws, as draws.nc.")
+@click.option("--save-draws", is_flag=True, help="Also write the whole posterior, as draws.nc.")
 @options.weights
 @options.calibrator
-@click.option("--count", is_flag=True, help="Flag stamps that are unlikely to hold two galaxies.")
-@click.option("--counts", type=FILE, help="Count network file for --count.  [default: shipped]")
-@click.option(
-    "--refine", is_flag=True, help="Refine stamps where the generative model can be trusted; seconds per blend."
-)
-def deblend(image: Path | None, **given: object) -> None:
-    """Find the blends in IMAGE and deblend them; without IMAGE, deblend the example that ships.
+def deblend(images: tuple[Path, ...], **given: object) -> None:
+    """Find the sources in IMAGES and deblend them; without IMAGES, deblend the example that ships.
+
+    IMAGES are the bands of one image, on one grid of pixels. --psf, --rms, --zero-point and --wavelength may be
+    repeated, once per band.
 
     \b
     Example:
-      probdeblend deblend field.fits --hdu 1 --rms rms.fits --output field
+      probdeblend deblend field.fits --psf psf.fits --rms rms.fits --output field
     """  # noqa: D301
     from .._files import output_folder
     from ..deblending import weights
     from ..deblending.products import FILES, write_products
-    from ..deblending.stamps import EXAMPLE_PATH
 
+    options.exclusive(given, "calibrator", "no_calibrator")
     with output_folder(given["output"], overwrite=given["overwrite"], files=FILES) as folder:
-        if image is None:
-            image, given["stamps"] = EXAMPLE_PATH, True
-        found = _read(image, given)
-        options.exclusive(given, "calibrator", "no_calibrator")
-        result = _deblend(found, weights.load(given["weights"], calibrator=given["calibrator"]), given)
-        names = write_products(folder, result, wcs=found.wcs, save_draws=given["save_draws"])
-    _print(result, given["rms"])
+        if not images:
+            images = (_example(),)
+            given |= {name: value for name, value in EXAMPLE.items() if not given[name]}
+        bands = [_band(path, given["hdu"]) for path in images]
+        deblender = weights.load(given["weights"], calibrator=given["calibrator"])
+        with _tiles() as progress:
+            posterior = deblender(bands, **_arguments(given), progress=progress)
+        names = write_products(folder, posterior, _pictured(images[0], given["hdu"]), save_draws=given["save_draws"])
+    _print(posterior)
     click.echo(f"written to {given['output']}: {', '.join(names)}")
 
 
-def _print(result: DeblendedImage, rms: str | None) -> None:
-    """Print the main columns of the catalog, and one line for each thing that was measured."""
+def _arguments(given: dict) -> dict[str, object]:
+    """Turn options into arguments of a `Deblender`."""
+    found = options.picked(given, "gain", "draws", "passes", "seed", "tile") | {"calibrate": not given["no_calibrator"]}
+    found["psf"] = given["psf"][0] if len(given["psf"]) == 1 else list(given["psf"]) or None
+    found["sky_rms"] = _noise(given["rms"])
+    for name in ("zero_point", "wavelength"):
+        found[name] = list(given[name]) or None
+    found["positions"] = None if given["positions"] is None else _catalog(given["positions"])
+    found["mask"] = None if given["mask"] is None else _mask(given["mask"])
+    return found
+
+
+def _example() -> Path:
+    from importlib.resources import files
+
+    return Path(str(files("probdeblend") / "data" / "example.fits"))
+
+
+def _band(path: Path, hdu: str | None) -> Path | NDData:
+    """Return what a `Deblender` takes: a path, which it maps, or the image of a chosen HDU."""
+    if hdu is None:
+        return path
+    from astropy.nddata import NDData
+
+    from ..photometry.images import read_image
+
+    image = read_image(path, hdu=hdu)
+    return NDData(image.data, wcs=image.wcs, unit=image.unit or None)
+
+
+def _noise(given: tuple[str, ...]) -> object:
+    """Return the sky noise that the user gives as numbers or a file; None where it is to be measured."""
+    if not given:
+        return None
+    try:
+        return [float(value) for value in given]
+    except ValueError:
+        if len(given) > 1:
+            raise ValueError(f"rms must be a file or numbers, one per band, got {', '.join(given)}") from None
+        return given[0]
+
+
+def _catalog(path: Path) -> Table:
+    from astropy.io.registry import IORegistryError
+    from astropy.table import Table
+
+    try:
+        return Table.read(path)
+    except IORegistryError:
+        raise ValueError(f"{path}: must be a table that astropy can read, such as FITS, ECSV or CSV") from None
+
+
+def _mask(path: Path) -> NDArray:
+    from astropy.io import fits
+
+    return fits.getdata(path)
+
+
+@contextmanager
+def _tiles() -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar over tiles."""
+    from tqdm import tqdm
+
+    with tqdm(unit="tile", leave=False) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def _pictured(path: Path, hdu: str | None) -> NDArray | None:
+    """Return the pixels to show, unless they are too many."""
+    from ..photometry.images import open_mosaic
+
+    with open_mosaic(path, hdu=hdu) as image:
+        rows, columns = image.data.shape
+        return image.data[:, :] if rows * columns <= LARGEST_FIGURE else None
+
+
+def _print(posterior: Posterior) -> None:
+    """Print the main columns of the catalog, and what was measured or assumed."""
     from ..deblending.products import short_table
 
-    table = short_table(result.catalog)
+    catalog = posterior.catalog()
+    table = short_table(catalog)
     options.show(table)
-    if len(result.catalog) > len(table):
-        click.echo(f"... and {len(result.catalog) - len(table)} more")
-    click.echo(f"\nsky rms of a pixel: {result.sky_rms:.4g}")
-    if result.rms_factor != 1:
-        click.echo(f"the rms map {rms} was multiplied by {result.rms_factor:.3f} to match the scatter in the image")
-    if result.noise_factor is not None:
-        click.echo(f"noise is correlated: SEP's errors of isolated sources are multiplied by {result.noise_factor:.2f}")
-    if result.posterior is None:
-        click.echo("no sources overlap: there are no masks and no figure of blends")
-
-
-def _read(image: Path, given: dict) -> FieldImage:
-    from ..photometry.images import read_image, read_stamps
-
-    return (read_stamps if given["stamps"] else read_image)(image, hdu=given["hdu"])
-
-
-def _deblend(found: FieldImage, deblender: Deblender, given: dict) -> DeblendedImage:
-    from ..deblending.field import deblend_field
-    from ..deblending.stamps import deblend_stamps
-
-    image = _checked_image(found, deblender, given)
-    zero_point = found.zero_point if given["zero_point"] is None else given["zero_point"]
-    noise = {"rms": _given_rms(found, given["rms"], stamps=given["stamps"]), "rms_as_is": given["rms_as_is"]}
-    sampling = options.picked(given, "draws", "passes", "seed") | {"calibrate": not given["no_calibrator"]}
-    asked = _counting(deblender, given["counts"]) if given["count"] else deblender
-    asked = _refiner(asked, zero_point, given) if given["refine"] else asked
-    if given["stamps"]:
-        return deblend_stamps(image, asked, **noise, zero_point=zero_point, wcs=found.wcs, **sampling)
-    instrument = deblender.instrument.replace(
-        zero_point=nan if zero_point is None else zero_point,
-        exposure=inf if given["exposure"] is None else given["exposure"],
-    )
-    settings = {"background": not given["no_background"], "instrument": instrument, "wcs": found.wcs}
-    return deblend_field(image, asked, **noise, **settings, **sampling)
-
-
-def _counting(deblender: Deblender, path: Path | None) -> CountingDeblender:
-    from ..deblending.counts import CountingDeblender, default_counts, load_counts
-
-    return CountingDeblender(deblender, default_counts(deblender) if path is None else load_counts(path, deblender))
-
-
-def _refiner(deblender: Deblender | CountingDeblender, zero_point: float | None, given: dict) -> Refiner:
-    import torch
-
-    from ..photometry.images import read_psf
-    from ..refinement.guide import default_guide
-    from ..refinement.refiner import Refiner
-
-    instrument = deblender.instrument.replace(zero_point=nan if zero_point is None else zero_point)
-    if not given["stamps"]:
-        raise ValueError("refine must be given with --stamps, got a field: only stamps can be refined")
-    if given["exposure"] is not None:
-        instrument = instrument.replace(exposure=given["exposure"])
-    elif instrument.zero_point != deblender.instrument.zero_point:
-        raise ValueError(
-            "exposure must be given with --exposure for refinement where the zero point is not that of the weights "
-            f"({deblender.instrument.zero_point:g}), got None for {instrument.zero_point:g}"
-        )
-    if given["psf"] is not None:
-        psf = read_psf(given["psf"], pixel_scale=instrument.pixel_scale)
-        instrument = instrument.replace(psf=torch.from_numpy(psf.astype("float32")))
-    return Refiner(deblender, default_guide(deblender), instrument=instrument)
-
-
-def _checked_image(found: FieldImage, deblender: Deblender, given: dict) -> Quantity:
-    """Return pixels with their unit; refuse another pixel scale or PSF than that of the weights."""
-    from astropy.units import Quantity, Unit
-
-    from ..photometry.images import read_psf
-
-    scale = found.pixel_scale if given["pixel_scale"] is None else given["pixel_scale"]
-    if scale is None:
-        raise ValueError("pixel_scale must be given with --pixel-scale where the header has none, got None")
-    deblender.check_pixel_scale(scale)
-    if given["psf"] is not None:
-        deblender.check_psf(read_psf(given["psf"], pixel_scale=scale))
-    return Quantity(found.data, Unit(found.unit, parse_strict="silent"))
-
-
-def _given_rms(found: FieldImage, given: str | None, *, stamps: bool) -> object:
-    """Return the sky noise that the user gives as a number or a file; None where it is to be measured."""
-    from ..photometry.images import read_map
-
-    if given is None:
-        return found.header.get("SKYRMS") if stamps else None
-    try:
-        return float(given)
-    except ValueError:
-        return read_map(given, found.data.shape, bad_pixels=found.bad_pixels)
-
-
-@click.command(short_help="Estimate the number of galaxies in stamps.")
-@click.argument("stamps", type=FILE)
-@options.hdu
-@options.noise
-@options.psf
-@options.pixel_scale
-@click.option("--flux", is_flag=True, help="Also give the flux of the central galaxy, marginalized over the number.")
-@options.sampling
-@options.output("counts.ecsv", "Table")
-@options.overwrite
-@options.weights
-@click.option("--counts", type=FILE, help="Count network file.  [default: shipped]")
-def count(stamps: Path, **given: object) -> None:
-    """Estimate the number of galaxies in each of STAMPS: a sky-subtracted 128 x 128 stamp, or a cube of stamps.
-
-    The table gives the probability of one galaxy, of two, and of three or more. --draws, --passes and
-    --seed apply only with --flux.
-
-    \b
-    Example:
-      probdeblend count stamps.fits --rms 0.003 --flux
-    """  # noqa: D301
-    from .._files import whole_file
-    from ..deblending.counts import count_stamps, count_table, default_counts, load_counts
-    from ..deblending.stamps import stamp_noise
-    from ..deblending.weights import load
-    from ..photometry.images import read_stamps
-
-    options.refuse_existing(given["output"], overwrite=given["overwrite"])
-    found, deblender = read_stamps(stamps, hdu=given["hdu"]), load(given["weights"])
-    chosen = given["counts"]
-    network = default_counts(deblender) if chosen is None else load_counts(chosen, deblender)
-    image = _checked_image(found, deblender, given)
-    noise, _ = stamp_noise(found.data, _given_rms(found, given["rms"], stamps=True), rms_as_is=given["rms_as_is"])
-    probability = count_stamps(image, network, sky_rms=noise)
-    sampling = options.picked(given, "draws", "passes", "seed")
-    posterior = deblender(image, sky_rms=noise, **sampling) if given["flux"] else None
-    table = count_table(probability, posterior, seed=given["seed"])
-    with whole_file(given["output"], overwrite=given["overwrite"]) as temporary:
-        table.write(temporary, format="ascii.ecsv")
-    options.show(table)
-    click.echo(f"written to {given['output']}")
+    if len(catalog) > len(table):
+        click.echo(f"... and {len(catalog) - len(table)} more")
+    for note in filter(None, posterior.dataset.attrs.get("notes", "").split("; ")):
+        click.echo(note)

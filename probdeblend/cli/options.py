@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from astropy.table import Table
 
+    from ..scene import Scene
+    from ..simulation.population import Population
+
 __all__: list[str] = []  # used from the command line alone
 
 FILE = click.Path(path_type=Path)
+BATCH_PIXELS = 2**20  # of the images of a batch
 
 
 class Group(click.Group):
@@ -61,14 +65,6 @@ def finite(context: click.Context, option: click.Parameter, value: float | None)
     return value
 
 
-def probabilities(text: str) -> tuple[float, ...]:
-    """Read probabilities that are separated by commas."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"crowding must be numbers separated by commas, got {text!r}") from None
-
-
 def columns(text: str) -> dict[str, str]:
     """Read NAME=COLUMN pairs that are separated by commas."""
     pairs = [part.split("=") for part in text.split(",") if part]
@@ -99,31 +95,47 @@ def show(table: Table) -> None:
     click.echo("\n".join(table.pformat(max_width=-1, max_lines=-1)))
 
 
-def progress(batches: Iterator, count: int, size: int, first: int) -> Iterator:
-    """Show a progress bar over batches, from the first one on."""
+def population_of(given: Mapping[str, Any]) -> tuple[Population, int | None]:
+    """Return the population that `population` names, and the number of sources in every scene if that is fixed."""
+    from ..simulation.population import Population
+
+    chosen, text = getattr(Population, given["population"])(), given["sources"]
+    if text is None:
+        return chosen, None
+    try:
+        if "," not in text:
+            return chosen, int(text)
+        return chosen.replace(number=tuple(float(part) for part in text.split(","))), None
+    except ValueError as error:
+        if "number must be" in str(error):
+            raise
+        raise ValueError(f"sources must be a number, or probabilities separated by commas, got {text!r}") from None
+
+
+def write_set(output: Path, make: Callable[..., Iterator[Scene]], given: Mapping[str, Any], settings: dict) -> None:
+    """Write a set of the scenes that `make` yields in batches, with a progress bar, and say how many they are."""
     from tqdm import tqdm
 
-    yield from tqdm(batches, total=-(-count // size), initial=first, unit="batch")
+    from ..simulation.sets import write_scenes
+
+    count, names = given["count"], ("count", "population", "sources", "size", "seed")
+    size = max(1, min(64, count, BATCH_PIXELS // given["size"] ** 2))
+
+    def batches(first: int) -> Iterator[Scene]:
+        made = make(count, seed=given["seed"], batch_size=size, first=first, workers=given["workers"])
+        return iter(tqdm(made, total=-(-count // size), initial=first, unit="batch"))
+
+    settings = settings | picked(given, *names) | {"batch_size": size}
+    written = write_scenes(output, batches, settings=settings, **picked(given, "resume", "overwrite"))
+    click.echo(f"{written} scenes written to {output}")
 
 
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
-crowding = click.option(
-    "--crowding", default="0,1", show_default=True, help="Probabilities of one, two, ... galaxies in a stamp."
-)
 resume = click.option("--resume", is_flag=True, help="Resume an interrupted run.")
-workers = click.option(
-    "--workers", type=click.IntRange(0), default=0, show_default=True, help="Worker processes; 0 for none."
-)
 weights = click.option("--weights", type=FILE, help="Weights file.  [default: shipped]")
 hdu = click.option("--hdu", metavar="HDU", help="Number or name of the image HDU.")
-psf = click.option("--psf", type=FILE, help="Effective PSF of the image, checked against that of the weights.")
-pixel_scale = click.option("--pixel-scale", type=float, help="Arcsec per pixel.  [default: from the header]")
 seed = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed: same seed, same result."
-)
-noise = combine(
-    click.option("--rms", metavar="VALUE|FILE", help="Sky noise per pixel.  [default: measured in the image]"),
-    click.option("--rms-as-is", is_flag=True, help="Do not rescale an rms map to the scatter in the image."),
 )
 sampling = combine(
     click.option("--draws", type=click.IntRange(1), default=1000, show_default=True, help="Posterior draws."),
@@ -136,9 +148,6 @@ calibrator = combine(
     click.option("--calibrator", type=FILE, help="Calibrator file.  [default: the one inside the weights]"),
     click.option("--no-calibrator", is_flag=True, help="Return the network's posterior uncalibrated."),
 )
-catalog_zero_point = click.option(
-    "--zero-point", type=float, callback=finite, help="AB magnitude of unit flux, where headers have none."
-)
 
 
 def output(default: str | None, what: str = "Folder") -> Callable:
@@ -148,8 +157,22 @@ def output(default: str | None, what: str = "Folder") -> Callable:
     return click.option("--output", type=FILE, default=default, show_default=True, help=f"{what} to write.")
 
 
-def faintest(default: float) -> Callable:
-    """Make the option that names the faintest magnitude."""
+count = click.option("--count", type=click.IntRange(1), default=2000, show_default=True, help="Number of scenes.")
+population = combine(
+    click.option(
+        "--population",
+        type=click.Choice(["published", "pairs", "default"]),
+        default="published",
+        show_default=True,
+        help="published or fainter pairs; default: 0 to 14 clustered galaxies and stars.",
+    ),
+    click.option("--sources", metavar="N|P0,P1,...", help="Their number, or probabilities of 0, 1, 2, ... of them."),
+)
+size = click.option("--size", type=click.IntRange(16), default=128, show_default=True, help="Pixels on a side.")
+
+
+def workers(default: int) -> Callable:
+    """Make the option that names the number of worker processes."""
     return click.option(
-        "--magnitude", type=float, default=default, show_default=True, callback=finite, help="Faintest magnitude."
+        "--workers", type=click.IntRange(0), default=default, show_default=True, help="Worker processes; 0 for none."
     )

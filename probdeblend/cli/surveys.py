@@ -1,9 +1,8 @@
-"""Build libraries of isolated galaxies, and blend them."""
+"""Build libraries of isolated galaxies, and put them into scenes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from . import options
 from .options import FILE
 
 if TYPE_CHECKING:
-    from ..scene import Blend
     from ..surveys.selection import Collection
 
 __all__: list[str] = []  # used from the command line alone
@@ -42,13 +40,18 @@ def _write(collection: Collection, given: Mapping[str, object]) -> None:
     "--columns",
     metavar="NAME=COLUMN,...",
     default="",
-    help="The catalog's columns for x, y (from 0) or ra, dec; magnitude; id; p_sph, p_disk, p_irr.",
+    help="The catalog's columns for x, y (from 0) or ra, dec; magnitude; id; type.",
 )
 @options.hdu
-@click.option("--rms", type=FILE, help="Sky noise map of a single image.")
-@options.faintest(23.5)
-@click.option("--probability", type=float, default=0.8, show_default=True, help="Minimum probability of the type.")
-@options.catalog_zero_point
+@click.option(
+    "--magnitude", type=float, default=23.5, show_default=True, callback=options.finite, help="Faintest magnitude."
+)
+@click.option(
+    "--zero-point",
+    type=float,
+    callback=options.finite,
+    help="AB magnitude of unit flux, where headers have none.  [default: that of CANDELS F160W]",
+)
 @options.seed
 @options.overwrite
 def isolate(images: tuple[Path, ...], **given: object) -> None:
@@ -59,16 +62,16 @@ def isolate(images: tuple[Path, ...], **given: object) -> None:
       probdeblend isolate mosaic.fits --catalog sources.fits --columns ra=RA,dec=DEC,magnitude=H_MAG --output isolated
     """  # noqa: D301
     from ..scene import Instrument
-    from ..surveys import Selection, isolate_galaxies
+    from ..surveys import isolate_galaxies
 
     changes = {} if given["zero_point"] is None else options.picked(given, "zero_point")
     options.refuse_existing(given["output"], overwrite=given["overwrite"])
     collection = isolate_galaxies(
         images,
-        **options.picked(given, "catalog", "hdu", "rms", "seed"),
+        **options.picked(given, "catalog", "hdu", "seed"),
         columns=options.columns(given["columns"]),
         instrument=Instrument.candels_f160w().replace(**changes),
-        selection=Selection(given["magnitude"], given["probability"]),
+        faintest=given["magnitude"],
     )
     _write(collection, given)
 
@@ -96,48 +99,36 @@ def reobserve(catalog: Path, **given: object) -> None:
     _write(collection, given)
 
 
-@click.command(short_help="Blend isolated galaxies.")
+@click.command(short_help="Put isolated galaxies into scenes.")
 @click.argument("libraries", type=FILE, nargs=-1, required=True)
 @options.output(None, "Set")
-@click.option("--count", type=click.IntRange(1), default=2000, show_default=True, help="Number of blends.")
+@options.count
 @click.option("--part", type=click.Choice([*PARTS, "all"]), default="all", show_default=True, help="Galaxies to use.")
 @click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the 60/20/20 split.")
-@click.option("--separation", metavar="RULE", default="published", show_default=True, help="As for `simulate`.")
-@click.option(
-    "--sky", type=click.Choice(["one", "both"]), default="one", show_default=True, help="Keep one sky, or add."
-)
+@options.population
+@options.size
 @click.option("--dimming", type=float, default=1.0, show_default=True, help="Largest dimming in magnitudes.")
-@options.crowding
 @options.seed
-@options.workers
+@options.workers(0)
 @options.resume
 @options.overwrite
 def inject(libraries: tuple[Path, ...], **given: object) -> None:
-    """Blend the isolated galaxies of LIBRARIES and write a set of blends with their truth.
+    """Put the isolated galaxies of LIBRARIES into scenes, and write a set of these with their truth.
 
     \b
     Example:
       probdeblend inject isolated cosmos --part training --count 10000 --output real-training
     """  # noqa: D301
     from ..scene import Instrument
-    from ..simulation.sets import write_blends
-    from ..surveys import PairRules, pair_blends, read_library
+    from ..surveys import Injector, read_library
 
     library = read_library(*libraries)
     library = library.select(library.keep)
     if given["part"] != "all":
         library = library.split(seed=given["split_seed"])[PARTS.index(given["part"])]
-    rules = PairRules(crowding=options.probabilities(given["crowding"]))
-    rules = replace(rules, **options.picked(given, "separation", "sky", "dimming"))
-    names = ("count", "part", "split_seed", "separation", "sky", "dimming", "crowding", "seed")
-    settings = {"command": "inject"} | options.picked(given, *names) | {"library": library.digest()}
-    size = min(given["count"], 64)
-    instrument = Instrument.candels_f160w()
-    work = {"instrument": instrument, "rules": rules, "batch_size": size} | options.picked(given, "seed", "workers")
-
-    def batches(first: int) -> Iterable[Blend]:
-        return options.progress(pair_blends(library, given["count"], **work, first=first), given["count"], size, first)
-
-    writing = {"instrument": instrument, "settings": settings} | options.picked(given, "resume", "overwrite")
-    count = write_blends(given["output"], batches, **writing)
-    click.echo(f"{count} blends of {len(set(library.identity))} galaxies written to {given['output']}")
+    population, number = options.population_of(given)
+    if number is not None:
+        population = population.replace(number=(0.0,) * number + (1.0,))
+    injector = Injector(library, Instrument.candels_f160w(), population, **options.picked(given, "size", "dimming"))
+    settings = {"command": "inject"} | options.picked(given, "part", "split_seed", "dimming")
+    options.write_set(given["output"], injector.batches, given, settings | {"library": library.digest()})

@@ -51,7 +51,7 @@ def test_an_interrupt_leaves_nothing(tmp_path):
     # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
     heed = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     run = f"{heed}; runpy.run_module('probdeblend', run_name='__main__')"
-    command = [sys.executable, "-c", run, "simulate", "set", "--count", "100000", "--renderer", "torch"]
+    command = [sys.executable, "-c", run, "simulate", "set", "--count", "100000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     try:

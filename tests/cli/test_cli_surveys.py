@@ -1,4 +1,6 @@
-"""From a mosaic to blends of its isolated galaxies, on the command line."""
+"""From a mosaic to scenes of its isolated galaxies, on the command line."""
+
+import math
 
 import numpy as np
 import pytest
@@ -6,44 +8,38 @@ from astropy.io import fits
 from astropy.table import Table
 from commands import refused, succeeded
 
-from probdeblend.scene import Instrument
-from probdeblend.simulation.galsim import simulate_mosaic
-from probdeblend.simulation.prior import Prior
-from probdeblend.simulation.sets import read_blends
+from probdeblend.simulation import Population, read_scenes, simulate
+
+ZERO_POINT = 25.9463
 
 
 @pytest.fixture
 def mosaic(tmp_path):
-    image, catalog = simulate_mosaic(
-        12, (400, 400), prior=Prior.published(), instrument=Instrument.candels_f160w(), seed=3
-    )
-    header = fits.Header({"ABMAGZP": 25.9463})
-    fits.PrimaryHDU(image.astype(np.float32), header).writeto(tmp_path / "mosaic.fits")
-    catalog.rename_column("magnitude", "H")
-    catalog.write(tmp_path / "catalog.csv")
+    population = Population.published().replace(layout="anywhere", max_difference=math.inf)
+    scene = simulate(1, population=population, size=400, number=12, seed=3)
+    fits.PrimaryHDU(scene.image[0, 0].numpy(), fits.Header({"ABMAGZP": ZERO_POINT})).writeto(tmp_path / "mosaic.fits")
+    magnitude = ZERO_POINT - 2.5 * np.log10(scene.flux[:, 0].numpy())
+    Table({"x": scene.x.numpy(), "y": scene.y.numpy(), "H": magnitude}).write(tmp_path / "catalog.csv")
     return "mosaic.fits"
 
 
 @pytest.mark.slow
-def test_from_a_mosaic_to_blends(run, mosaic, tmp_path):
-    """Isolate, edit the list, blend."""
+def test_from_a_mosaic_to_scenes(run, mosaic, tmp_path):
+    """Isolate, edit the list, inject."""
     isolate = ("isolate", mosaic, "--output", "isolated", "--catalog", "catalog.csv", "--columns", "magnitude=H")
     text = succeeded(run(*isolate))
     assert "kept" in text
     assert "written to isolated: library.h5, keep.csv, contact-001.png" in text
     refused(run(*isolate), "isolated: exists already; --overwrite replaces it")
     table = Table.read(tmp_path / "isolated" / "keep.csv")
-    kept = (table["keep"] == "yes").sum()
     table["keep"][np.flatnonzero(table["keep"] == "yes")[0]] = "no"
     table.write(tmp_path / "isolated" / "keep.csv", overwrite=True)
-    inject = ("inject", "isolated", "--count", 5, "--crowding", "0.2,0.8")
-    assert f"5 blends of {kept - 1} galaxies written to real" in succeeded(run(*inject, "--output", "real"))
-    assert read_blends(tmp_path / "real").count.tolist().count(2) >= 1
+    inject = ("inject", "isolated", "--count", 5, "--sources", "0,0.5,0.5")
+    assert "5 scenes written to real" in succeeded(run(*inject, "--output", "real"))
+    assert set(read_scenes(tmp_path / "real").count.tolist()) <= {1, 2}
     refused(run(*inject, "--output", "real"), "real: exists already")
     refused(run(*inject, "--output", "other", "--resume"), "there is nothing to resume: other.partial does not exist")
-    refused(
-        run("inject", "isolated", "--output", "x", "--crowding", "a"), "crowding must be numbers separated by commas"
-    )
+    refused(run("inject", "isolated", "--output", "x", "--sources", 99), "library must hold 99 galaxies to keep")
 
 
 def test_mistakes_with_mosaics(run, mosaic, tmp_path):
