@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -51,21 +52,22 @@ REACH = 4.0  # pixels; a detection farther from a source is another one
 LEVELS = (50, 68, 95)
 FAINTEST = 0.01  # of the true flux, to which draws are raised before taking logarithms
 Arrays = dict[str, NDArray]
+Drawn = TypeVar("Drawn")
 
 
 def compare(
     kept: Path,
     name: str,
     count: int,
-    draw: Callable[[int, int], Scene],
-    methods: Mapping[str, Callable[[Scene], Arrays]],
+    draw: Callable[[int, int], Drawn],
+    methods: Mapping[str, Callable[[Drawn], Arrays]],
     *,
     seed: int,
     chunk: int = CHUNK,
 ) -> dict[str, Arrays]:
     """Ask several methods about `count` scenes, `chunk` by chunk; finished ones are kept.
 
-    `draw` makes a number of scenes from a seed, a method turns them into arrays, which are joined by method.
+    `draw` makes a number of scenes from a seed, a method turns what it returns into arrays, which are joined by method.
     """
     parts = []
     for first in tqdm(range(0, count, chunk), desc=name, unit="chunk", leave=False):

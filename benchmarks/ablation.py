@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from benchmarks._command import Run, benchmark, sized_option
 from benchmarks._scenes import formatted
-from probdeblend._files import kept_arrays
+from probdeblend._files import kept_arrays, whole_file
+from probdeblend.metrics.ranks import joint_pit
 from probdeblend.networks.scene_loss import SceneLoss
 from probdeblend.networks.scenes import SceneNetwork
 from probdeblend.scene import overlap_groups
@@ -39,6 +40,7 @@ NETWORKS: dict[str, dict[str, bool]] = {
 SETS = {"pairs": 1.0, "crowded": 0.0}  # fraction of the batches that are published pairs
 HELD_OUT = 10_000_019  # seed, apart from that of the training batches
 DRAWS = 400
+LEVEL = 0.68
 
 
 @benchmark("ablation")
@@ -54,50 +56,62 @@ def main(run: Run, steps: int, batch_size: int, test: int, names: tuple[str, ...
     """
     rows = []
     with run.unfinished(steps=steps, batch_size=batch_size, test=test) as kept:
+        stream = SceneStream(batch_size=batch_size, seed=run.seed)
+        held_out = _held_out(kept, batch_size, test, seed=HELD_OUT + run.seed)
         for name in names or NETWORKS:
-            network = train(kept, name, steps=steps, batch_size=batch_size, seed=run.seed)
-            for kind, pairs in SETS.items():
-                stream = SceneStream(batch_size=batch_size, seed=HELD_OUT + run.seed, pairs=pairs)
-                make = partial(judge, network, stream, test)
-                found = kept_arrays(kept / f"{name.replace(' ', '-')}-{kind}.npz", make)
+            network = train(kept, name, stream, held_out["validation"], steps=steps, seed=run.seed)
+            for kind in SETS:
+                found = kept_arrays(kept / f"{name}-{kind}.npz", partial(judge, network, held_out[kind]))
                 rows.append({"network": name, "scenes": kind} | {key: float(value) for key, value in found.items()})
         run.write(formatted(rows))
 
 
-def train(kept: Path, name: str, *, steps: int, batch_size: int, seed: int) -> SceneNetwork:
+def _held_out(kept: Path, batch_size: int, count: int, *, seed: int) -> dict[str, list[SceneBatch]]:
+    """Draw batches of scenes with sources, to validate on and to judge on, or read those that were kept."""
+    path = kept / "held_out.pt"
+    if not path.exists():
+        stream, found = SceneStream(batch_size=batch_size, seed=seed), {}
+        for kind, pairs in ({"validation": 0.5} | SETS).items():
+            stream.pairs = pairs
+            batches = (stream.batch(number) for number in range(10 * count))
+            found[kind] = [tuple(b) for b in islice((b for b in batches if b.light.shape[1]), count)]
+        with whole_file(path) as temporary:
+            torch.save(found, temporary)
+    stored = torch.load(path, weights_only=True)
+    return {kind: [SceneBatch(*batch) for batch in batches] for kind, batches in stored.items()}
+
+
+def train(
+    kept: Path, name: str, stream: SceneStream, validation: list[SceneBatch], *, steps: int, seed: int
+) -> SceneNetwork:
     """Train one network, with a checkpoint in the folder `kept`."""
 
-    def batches(first: int) -> DataLoader:
-        return DataLoader(SceneStream(batch_size=batch_size, seed=seed, first=first), batch_size=None, num_workers=1)
+    def batches(first: int) -> SceneStream:
+        stream.first = first
+        return stream
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = SceneNetwork(**NETWORKS[name])
-        held_out = [SceneStream(batch_size=batch_size, seed=HELD_OUT - 1).batch(number) for number in range(4)]
-        schedule = Schedule(steps, learning_rate=1.5e-3, validate_every=max(1, steps // 10))
-        fit(SceneLoss(network), batches, held_out, schedule=schedule, checkpoint=kept / f"{name.replace(' ', '-')}.pt")
+        schedule = Schedule(steps, validate_every=max(1, steps // 10), patience=10**6)
+        fit(SceneLoss(network), batches, validation, schedule=schedule, checkpoint=kept / f"{name}.pt")
     return network.eval()
 
 
-def judge(network: SceneNetwork, stream: SceneStream, count: int) -> dict[str, NDArray]:
-    """Return mean losses, scatter and coverage over batches of a stream; scenes of no source are left out."""
+def judge(network: SceneNetwork, batches: list[SceneBatch]) -> dict[str, NDArray]:
+    """Return mean losses, scatter and coverage over batches."""
     loss, losses, errors, inside, joint = SceneLoss(network), [], [], [], []
-    number = taken = 0
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        while taken < count:
-            batch = stream.batch(number)
-            number += 1
-            if not batch.light.shape[1]:
-                continue
-            taken += 1
+        for batch in batches:
             loss(*batch)
             losses.append([loss.parts[name] for name in ("flux", "mask", "share")])
             for drawn, true in _groups(network, batch):
                 low, middle, high = np.quantile(drawn, (0.16, 0.5, 0.84), axis=0)
                 errors.append((middle - true).ravel())
                 inside.append(((low <= true) & (true <= high)).ravel())
-                joint.append(_covered(drawn.reshape(len(drawn), len(true), -1), true.reshape(len(true), -1)))
+                flat = drawn.reshape(*drawn.shape[:2], -1), true.reshape(len(true), -1)
+                joint.append(joint_pit(*flat) <= LEVEL)
     error = np.concatenate(errors)
     flux, mask, share = np.mean(losses, 0)
     scatter = 1.4826 * np.median(np.abs(error - np.median(error)))
@@ -117,17 +131,6 @@ def _groups(network: SceneNetwork, batch: SceneBatch) -> Iterator[tuple[NDArray,
         drawn = network.answer(features, index).flux.sample((DRAWS,))[..., 0]
         true = torch.stack([batch.log_flux[scene, members, :, 0] for scene, members in index])
         yield drawn.double().numpy(), true.double().numpy()
-
-
-def _covered(drawn: NDArray, true: NDArray) -> NDArray[np.bool_]:
-    """Return whether the truth ``(group, part)`` is in the 68 % region, by Mahalanobis distance."""
-    found = []
-    for group in range(len(true)):
-        middle, spread = drawn[:, group].mean(0), np.atleast_2d(np.cov(drawn[:, group], rowvar=False))
-        factor = np.linalg.cholesky(spread + 1e-12 * np.eye(len(spread)))
-        far = [np.square(np.linalg.solve(factor, (e - middle).T)).sum(0) for e in (drawn[:, group], true[group, None])]
-        found.append((far[0] < far[1]).mean() <= 0.68)
-    return np.array(found)
 
 
 if __name__ == "__main__":

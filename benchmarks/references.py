@@ -1,134 +1,116 @@
-"""Compare refinement with stored posteriors that the No-U-Turn sampler found.
+"""Compare refinement with posteriors that the No-U-Turn sampler finds, for groups of one, two and three sources.
 
-The blends are the generative model's own: drawn on whole stamps, where a guess of the unknowns is found, and cut to
-their middle, which is quicker to sample. A few have white noise and a PSF that is as good as known: what other codes
-assume. `benchmarks.sample_references` makes such files; the datasets are the fields of `References`, and the attribute
-``settings`` states in JSON how it was made.
+Scenes are the generative model's own, cut to the middle around their sources. Both answers are of the same unknowns, so
+that means, standard deviations and correlations of the ln fluxes can be compared one by one. Groups that refinement
+cannot bring to reliable weights are counted and left out, and so are chains that have not converged.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import click
-import h5py
 import numpy as np
 import torch
-from astropy.table import Table
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
-from benchmarks._command import Run, benchmark, sized_option
-from probdeblend._files import check_header
-from probdeblend.refinement.importance import Refined, refine
-from probdeblend.refinement.latents import LATENTS
-from probdeblend.refinement.model import BlendModel, Observed
-from probdeblend.refinement.nuts import LARGEST_R_HAT, LEAST_EFFECTIVE
-from probdeblend.scene import Instrument
-from probdeblend.simulation.prior import Prior
+from benchmarks._command import Run, benchmark, sized_option, weights_option
+from benchmarks._scenes import formatted
+from benchmarks.refinement import model_scenes
+from probdeblend._files import kept_arrays
+from probdeblend.deblending.weights import load
+from probdeblend.refinement.guide import SceneGuide
+from probdeblend.refinement.importance import refine
+from probdeblend.refinement.model import SceneModel, listed_scenes
+from probdeblend.refinement.nuts import sample_reference
+from probdeblend.scene import Scene, seed_of
 
-__all__ = ["KIND", "SIZE", "STORED", "References", "compare", "main", "read_references", "reference_model"]
+__all__ = ["compare", "main", "sampled_group"]
 
-STORED = Path(__file__).parent / "data" / "reference_64px.h5"
-KIND = "references"
-SIZE = 64  # pixels
-KNOWN_PSF = 1e-3  # standard deviation of ln of the width of a PSF that is as good as known
-FLUXES = [0, len(LATENTS)]
+MARGIN = 16  # pixels around the sources
 LARGEST_DIFFERENCE = 0.3  # of means, in standard deviations
 LEAST_RATIO, LARGEST_RATIO = 0.75, 1.33  # of standard deviations
-LARGEST_CORRELATION = 0.15  # difference of the correlations of both ln fluxes
-COLUMNS = ("mean_flux", "mean_all", "ratio_least", "ratio_largest", "correlation", "k_hat", "effective")
+LARGEST_CORRELATION = 0.15  # difference of the correlations of two ln fluxes
+REFINING = 1000  # draws of each proposal
 
 
-@benchmark("references", resume=False)
-@click.argument("path", type=click.Path(path_type=Path), default=STORED)
-@sized_option("--count", 2, 12, help="Blends of each kind of noise, at most.")
-@click.option("--draws", type=click.IntRange(100), default=2000, show_default=True, help="Draws of each proposal.")
-def main(run: Run, path: Path, count: int, draws: int) -> None:
-    """Refine blends whose posteriors the No-U-Turn sampler has found, and compare with those in PATH.
+@benchmark("references")
+@sized_option("--count", 1, 4, help="Groups of each number of sources.")
+@sized_option("--most", 1, 3, help="Largest number of sources in a group.")
+@sized_option("--draws", 50, 600, least=50, help="Draws of each of two chains.")
+@weights_option
+def main(run: Run, count: int, most: int, draws: int, weights: Path | None) -> None:
+    """Compare refinement with the No-U-Turn sampler: five minutes to half an hour per group.
 
-    Columns: the largest differences of means over the reference's standard deviation, of both ln fluxes and of all
-    unknowns; ratios of the standard deviations of ln flux; the difference of their correlation; k-hat and effective
-    draws of refinement; and whether all are within 0.3, 0.75 to 1.33, and 0.15. Where refinement abstains they are NaN.
+    Columns: the largest differences of means of ln fluxes in units of the reference's standard deviation, the least and
+    largest ratio of standard deviations, the largest difference of correlations; k-hat of refinement and the worst
+    r-hat of the chains; and whether all are within 0.3, 0.75 to 1.33, and 0.15.
     """
-    stored = read_references(path)
-    if not stored.converged.any():
-        raise ValueError(f"references must have converged, got none of {len(stored.white)}")
-    rows = []
-    for white in np.unique(stored.white[stored.converged]).tolist():
-        chosen = np.flatnonzero(stored.converged & (stored.white == white))[:count]
-        *taken, start = (torch.from_numpy(getattr(stored, name)[chosen]) for name in (*Observed._fields, "start"))
-        settings = {"draws": draws, "seed": run.seed}
-        found = refine(reference_model(white=white), Observed(*taken), start, **settings)
-        rows += [
-            {"blend": blend, "white": white} | compare(found, place, stored.draws[blend])
-            for place, blend in enumerate(chosen.tolist())
-        ]
-    table = Table(rows)
-    for name in COLUMNS:
-        table[name].info.format = ".2f"
-    known = np.isfinite(table["mean_flux"])
-    table.meta = {"stored": len(stored.white), "converged": int(stored.converged.sum()), "compared": len(table)}
-    table.meta |= {"abstained": int((~known).sum()), "within": float(np.mean(table["within"]))}
-    run.write(table)
+    deblender, rows = load(weights), []
+    guide = SceneGuide(deblender.network, SceneModel()).eval()
+    with run.unfinished(deblender=deblender, count=count, draws=draws) as kept:
+        for number in range(1, most + 1):
+            for group in tqdm(range(count), desc=f"groups of {number}", leave=False):
+                make = partial(sampled_group, guide, number, draws=draws, seed=seed_of(run.seed, number, group))
+                found = kept_arrays(kept / f"group-{number}-{group:03d}.npz", make)
+                rows.append({"sources": number, "group": group} | compare(**found))
+        run.write(formatted(rows))
 
 
-@dataclass(frozen=True, eq=False)
-class References:
-    """Blends, their truth, and draws of their posteriors; numbers are in the order of ``BlendModel.split``."""
-
-    image: NDArray[np.float32]  # (blend, y, x), over the sky noise
-    sky_rms: NDArray[np.float32]  # (blend,), flux units per pixel
-    exposure: NDArray[np.float32]  # (blend,), counts per unit of flux
-    start: NDArray[np.float32]  # (blend, number): the guess that refinement starts from
-    unknown: NDArray[np.float32]  # (blend, number): the truth
-    draws: NDArray[np.float32]  # (blend, chain, draw, number), thinned
-    r_hat: NDArray[np.float32]  # (blend, number), of all draws
-    effective: NDArray[np.float32]  # (blend, number), of all draws
-    white: NDArray[np.bool_]  # (blend,): whether the noise is white and the PSF known
-    seconds: NDArray[np.float32]  # (blend,) that sampling took
-
-    @property
-    def converged(self) -> NDArray[np.bool_]:
-        """Whether r-hat is below 1.01 and the effective sample size above 400 for every unknown ``(blend,)``."""
-        return ((self.r_hat < LARGEST_R_HAT) & (self.effective > LEAST_EFFECTIVE)).all(-1)
-
-
-def reference_model(*, white: bool = False) -> BlendModel:
-    """Return the model that stored blends are drawn from; with white noise, the PSF is known as well."""
-    model = BlendModel(Prior.default(), Instrument.candels_f160w(), size=SIZE)
-    instrument = model.instrument.replace(noise_kernel=None)
-    return replace(model, instrument=instrument, psf_growth=KNOWN_PSF) if white else model
+def sampled_group(guide: SceneGuide, number: int, *, draws: int, seed: int) -> dict[str, NDArray]:
+    """Return draws of ln fluxes, refined ``(draw, source)`` and sampled ``(chain, draw, source)``, and their quality."""
+    scene, _ = model_scenes(number, 1, seed)
+    listed = listed_scenes(_cut(scene))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, 2))
+        unknowns, guesses = guide.guesses(listed)
+        refined = refine(unknowns, guesses, draws=REFINING, seed=seed % 2**31)
+    fluxes = unknowns.fluxes[:, 0].numpy()
+    quality = {"k_hat": np.array(refined.k_hat), "usable": np.array(refined.usable)}
+    own = refined.resampled(2 * REFINING, seed=0)[:, fluxes]
+    if not refined.usable:
+        return quality | {"refined": own, "sampled": np.full((2, draws, number), np.nan), "r_hat": np.array(np.nan)}
+    reference = sample_reference(unknowns, refined, draws=draws, seed=seed % 2**31, progress=False)
+    return quality | {
+        "refined": own,
+        "sampled": reference.vector[..., fluxes],
+        "r_hat": np.array(reference.r_hat.max()),
+    }
 
 
-def read_references(path: Path = STORED) -> References:
-    """Read stored blends."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    with h5py.File(path, "r") as file:
-        check_header(file.attrs, KIND, path)
-        return References(**{field.name: file[field.name][()] for field in fields(References)})
+def _cut(scene: Scene) -> Scene:
+    """Cut the middle out of one scene, with a margin around its sources."""
+    corner, end = [], []
+    for place, size in ((scene.y, scene.image.shape[-2]), (scene.x, scene.image.shape[-1])):
+        low = max(int(place.min()) - MARGIN, 0)
+        corner.append(low)
+        end.append(min(int(place.max()) + MARGIN + 2, size))
+    rows, columns = (slice(a, b) for a, b in zip(corner, end, strict=True))
+    pixels = {name: getattr(scene, name)[..., rows, columns] for name in ("image", "light")}
+    return replace(scene, x=scene.x - corner[1], y=scene.y - corner[0], **pixels)
 
 
-def compare(found: Refined, place: int, draws: NDArray) -> dict[str, object]:
-    """Compare one refined blend with draws of its reference ``(chain, draw, number)``."""
-    drawn = draws.reshape(-1, draws.shape[-1]).astype(np.float64)
-    known = 1.0 if found.usable[place] else np.nan
-    mean, covariance = (known * moment[place] for moment in found.moments())
-    expected = np.cov(drawn, rowvar=False)
-    difference = np.abs(mean - drawn.mean(0)) / np.sqrt(np.diag(expected))
-    ratio = np.sqrt(np.diag(covariance) / np.diag(expected))[FLUXES]
-    correlation = abs(_flux_correlation(covariance) - _flux_correlation(expected))
-    values = (difference[FLUXES].max(), difference.max(), ratio.min(), ratio.max(), correlation)
-    row = dict(zip(COLUMNS, (*values, found.k_hat[place], found.effective[place]), strict=True))
-    ratios = row["ratio_least"] >= LEAST_RATIO and row["ratio_largest"] <= LARGEST_RATIO
-    others = row["mean_flux"] <= LARGEST_DIFFERENCE and row["correlation"] <= LARGEST_CORRELATION
-    return row | {"within": bool(ratios and others)}
-
-
-def _flux_correlation(covariance: NDArray[np.float64]) -> float:
-    (first, both), (_, second) = covariance[np.ix_(FLUXES, FLUXES)]
-    return both / np.sqrt(first * second)
+def compare(
+    refined: NDArray, sampled: NDArray, k_hat: NDArray, usable: NDArray, r_hat: NDArray
+) -> dict[str, float | bool]:
+    """Compare draws of ln fluxes: refined ``(draw, source)`` and sampled ones ``(chain, draw, source)``."""
+    drawn = sampled.reshape(-1, sampled.shape[-1])
+    means, spreads = ([values.mean(0) for values in (refined, drawn)], [values.std(0) for values in (refined, drawn)])
+    correlations = [np.atleast_2d(np.corrcoef(values, rowvar=False)) for values in (refined, drawn)]
+    ratio = spreads[0] / spreads[1]
+    row = {
+        "mean": float((np.abs(means[0] - means[1]) / spreads[1]).max()),
+        "ratio_least": float(ratio.min()),
+        "ratio_largest": float(ratio.max()),
+        "correlation": float(np.abs(correlations[0] - correlations[1]).max()),
+        "k_hat": float(k_hat),
+        "r_hat": float(r_hat),
+    }
+    within = row["ratio_least"] >= LEAST_RATIO and row["ratio_largest"] <= LARGEST_RATIO
+    within &= row["mean"] <= LARGEST_DIFFERENCE and row["correlation"] <= LARGEST_CORRELATION
+    return row | {"within": bool(within and usable)}
 
 
 if __name__ == "__main__":

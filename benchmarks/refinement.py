@@ -1,120 +1,144 @@
-"""Compare refinement with the bound on what can be known of a blend, and with the network.
+"""Compare refinement with the bound on what can be known of a group of sources, and with the network.
 
-The blends are drawn from the generative model that refinement assumes. Where its importance weights are unreliable,
-refinement abstains, and the blend counts for neither method.
+No estimator scatters less, on average over the prior, than the inverse of the information of image and prior together
+(van Trees 1968, "Detection, Estimation, and Modulation Theory", I). The image's is the Fisher information at the true
+unknowns, with the noise and the nuisances of the generative model; the prior counts as a normal distribution of the
+same covariance, which is less informative than the prior, so that the bound is slightly high.
+
+Galaxies are single Sérsic profiles, as the generative model has them, or have bulges, arms and knots: there importance
+weights stay healthy while the intervals are far too narrow, and it counts how many of the errors are flagged.
 """
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-from time import perf_counter
 
-import click
 import numpy as np
+import pyro
 import torch
-from astropy.table import Table
 from numpy.typing import NDArray
-from scipy import stats
-from tqdm.auto import tqdm
 
-from benchmarks._command import Run, benchmark, guide_option, load_with_guide, sized_option, weights_option
-from benchmarks.bound import van_trees_bound
-from probdeblend._files import kept_arrays
-from probdeblend.deblending.deblender import Deblender
-from probdeblend.metrics.coverage import expected_coverage
-from probdeblend.metrics.ranks import joint_pit, pit
-from probdeblend.refinement.guide import JointGuide
-from probdeblend.refinement.importance import refine
-from probdeblend.refinement.latents import LATENTS
-from probdeblend.refinement.model import BlendModel
-from probdeblend.scene import seed_of
-from probdeblend.simulation.prior import Prior
+from benchmarks._command import Run, benchmark, sized_option, weights_option
+from benchmarks._populations import published_scenes
+from benchmarks._scenes import column, compare, formatted, measure, positions, summary
+from probdeblend.deblending.deblender import Deblends
+from probdeblend.deblending.weights import load
+from probdeblend.posterior.flags import Flag
+from probdeblend.refinement.mode import linearized
+from probdeblend.refinement.model import Listed, SceneModel, listed_scenes
+from probdeblend.refinement.refiner import Refiner
+from probdeblend.refinement.unknowns import Unknowns
+from probdeblend.scene import SOURCE_TYPES, Scene, seed_of
 
-__all__ = ["main", "summarize"]
+__all__ = ["main", "model_scenes", "van_trees_bound"]
 
-LEVELS = (0.68, 0.95)
-LARGEST_K_HAT = 0.7
-CHUNK = 16
-FLUXES = [0, len(LATENTS)]
-DRAWN = {"refined", "network", "seconds"}  # arrays whose second axis is that of the blends
+NUMBERS = (1, 2, 3)  # sources per scene
+PLACED = ("position", "shape")
+FAR = 3.0  # half-widths of the 68 % interval
+STAR = SOURCE_TYPES.index("star")
 
 
 @benchmark("refinement")
-@sized_option("--count", 16, 2000, help="Blends to draw and refine.")
-@click.option("--draws", type=click.IntRange(1), default=400, show_default=True, help="Draws of each proposal.")
+@sized_option("--count", 2, 200, help="Scenes of each kind of galaxies and number of sources.")
 @weights_option
-@guide_option
-def main(run: Run, count: int, draws: int, weights: Path | None, guide: Path | None) -> None:
-    """Refine blends drawn from the generative model, and compare with the bound and with the network.
+def main(run: Run, count: int, weights: Path | None) -> None:
+    """Refine scenes of CANDELS F160W, and compare with the bound and with the network.
 
-    Columns: scatter of the errors of ln flux over the bound, coverage of the 68 % and 95 % intervals of each flux and
-    of both jointly, and seconds per blend.
+    Columns: accuracy and coverage as in the other benchmarks; `over_bound`, the scatter of ln flux over the bound, of
+    Sérsic profiles alone; the fraction of sources that are `refined`; and the fraction `far` of sources more than three
+    half-widths of their interval off.
     """
-    deblender, start = load_with_guide(weights, guide)
-    model = BlendModel(Prior.default(), deblender.instrument)
-    parts, answer = [], partial(_answers, model, deblender, start, draws=draws, seed=run.seed)
-    with run.unfinished(deblender=deblender, guide=str(guide), count=count, draws=draws) as kept:
-        for first in tqdm(range(0, count, CHUNK), desc="blends", unit="batch", leave=False):
-            blends = range(first, min(first + CHUNK, count))
-            parts.append(kept_arrays(kept / f"blends-{first:05d}.npz", partial(answer, blends)))
-        run.write(
-            _table({name: np.concatenate([part[name] for part in parts], int(name in DRAWN)) for name in parts[0]})
-        )
+    deblender, rows = load(weights), []
+    methods = {name: partial(_answered, of) for name, of in (("network", deblender), ("refined", Refiner(deblender)))}
+    with run.unfinished(deblender=deblender, count=count) as kept:
+        for (galaxies, make), number in product(GALAXIES.items(), NUMBERS):
+            name, draw = f"{list(GALAXIES).index(galaxies)}-{number}", partial(make, number)
+            found = compare(kept, name, count, draw, methods, seed=run.seed)
+            rows += [
+                {"galaxies": galaxies, "number": number, "method": method} | _row(arrays)
+                for method, arrays in found.items()
+            ]
+        run.write(formatted(rows))
 
 
-def _answers(
-    model: BlendModel, deblender: Deblender, guide: JointGuide, blends: range, *, draws: int, seed: int
-) -> dict[str, NDArray]:
-    """Return draws of ln flux by both methods, the truth and the bound, and how good the weights are."""
-    observed, unknown = model.simulate(len(blends), seed=seed_of(seed, blends.start))
-    settings = {"draws": draws, "seed": seed + blends.start}
-    began = perf_counter()
-    with torch.no_grad():
-        start = guide(observed.image[:, None]).mean
-    found = refine(model, observed, start, **settings)
-    middle = perf_counter()
-    posterior = deblender(observed.image, sky_rms=np.ones(len(blends)), **settings)
-    seconds = np.array([middle - began, perf_counter() - middle])[:, None] / np.ones(len(blends)) / len(blends)
-    refined = found.resampled(len(found.unknown), seed=seed)[..., FLUXES].copy()
-    network = np.log(posterior.draws("blend", "galaxy", "band")[:, :, 0]).transpose(2, 0, 1)
-    refined[:, ~found.usable] = network[:, ~found.usable] = np.nan  # both are judged on the same blends
-    bound = np.sqrt(np.diagonal(van_trees_bound(model, observed, unknown), axis1=1, axis2=2)[:, FLUXES])
-    quality = {name: getattr(found, name) for name in ("k_hat", "usable", "chi_square")}
-    answers = {"refined": refined, "network": network, "truth": unknown[:, FLUXES].double().numpy(), "bound": bound}
-    return answers | {"effective": found.effective / len(found.unknown), "seconds": seconds} | quality
-
-
-def _table(found: dict[str, NDArray]) -> Table:
-    rows = [
-        {"method": name} | summarize(found[name], found["truth"], found["bound"]) for name in ("refined", "network")
-    ]
-    table = Table(rows)
-    table["seconds"] = found["seconds"].mean(1)
-    for name in table.colnames[1:]:
-        table[name].info.format = {"nmad_over_bound": ".2f", "seconds": ".3g"}.get(name, ".3f")
-    table.meta = {
-        "blends": len(found["truth"]),
-        "effective": float(np.median(found["effective"])),
-        f"k_hat_below_{LARGEST_K_HAT}": float((found["k_hat"] < LARGEST_K_HAT).mean()),
-        "usable": float(found["usable"].mean()),
-        "chi_square": float(np.nanmedian(found["chi_square"])),
+def _answered(deblender: Deblends, drawn: tuple[Scene, NDArray]) -> dict[str, NDArray]:
+    scene, bound = drawn
+    began = time.process_time()
+    posterior = deblender.scenes(scene, positions=positions(scene))
+    seconds = (time.process_time() - began) / len(scene)
+    found = measure(scene, posterior, row=np.arange(len(scene.scene)))
+    refined = (column(posterior, "flags").astype(int) & int(Flag.NOT_REFINED)) == 0
+    return found | {
+        "refined": refined & (posterior.dataset.attrs["method"] == "refined"),
+        "bound": bound,
+        "scene_seconds": np.full(len(scene), seconds),
     }
-    return table
 
 
-def summarize(draws: NDArray[np.float64], truth: NDArray[np.float64], bound: NDArray[np.float64]) -> dict[str, float]:
-    """Return scatter over the bound and coverage of ``(draw, blend, galaxy)``; blends that are NaN are left out."""
-    error = (np.median(draws, 0) - truth) / bound
-    scatter = stats.median_abs_deviation(error, axis=None, scale="normal", nan_policy="omit")
-    depth = joint_pit(draws, truth)
-    coverage = expected_coverage(pit(draws, truth), levels=list(LEVELS))[:, 1].tolist()
-    joint = [float((depth[np.isfinite(depth)] <= level).mean()) for level in LEVELS]
-    named = {"coverage": coverage, "joint": joint}
-    columns = {
-        f"{kind}_{100 * level:.0f}": named[kind][number] for kind in named for number, level in enumerate(LEVELS)
+def _row(found: dict[str, NDArray]) -> dict[str, float]:
+    error = np.log(found["estimate"] / found["flux"])
+    over = error / found["bound"]
+    known = np.isfinite(over)
+    return summary(found) | {
+        "over_bound": 1.4826 * float(np.median(np.abs(over[known]))) if known.any() else np.nan,
+        "refined": float(found["refined"].mean()),
+        "far": float((np.abs(error) > FAR * found["width"]).mean()),
+        "seconds": float(found["scene_seconds"].mean()),
     }
-    return {"nmad_over_bound": float(scatter)} | columns
+
+
+def _knotty_scenes(number: int, count: int, seed: int) -> tuple[Scene, NDArray[np.float64]]:
+    """Draw scenes of the simulator, without a bound."""
+    return published_scenes(number, count, seed=seed), np.full(number * count, np.nan)
+
+
+def model_scenes(number: int, count: int, seed: int) -> tuple[Scene, NDArray[np.float64]]:
+    """Draw scenes from the generative model, where the simulator puts sources; returned too is the bound ``(source,)``.
+
+    The bound is the least scatter of ln total flux that `van_trees_bound` finds.
+    """
+    placed, model = published_scenes(number, count, seed=seed), SceneModel()
+    listed = listed_scenes(placed)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed_of(seed, 1))
+        trace = pyro.poutine.trace(model).get_trace(listed, observed=False)
+        values = {name: trace.nodes[name]["value"] for name in ("star", "position", "shape", "log_flux", "image")}
+        values["log_flux"], image = values["log_flux"][:, 0], values.pop("image")[:, 0]
+        light, bound = [], []
+        for scene in range(count):
+            one = Listed(*(v[scene : scene + 1] for v in listed[:-1]), listed.pixel_scale)
+            unknowns = Unknowns(model, one, values["star"][scene])
+            true = (values["log_flux"][scene : scene + 1, ..., 1], *(values[n][scene : scene + 1] for n in PLACED))
+            vector = unknowns.vector(*true)
+            light.append(unknowns.light(vector.float())[0])
+            bound.append(van_trees_bound(unknowns, vector[0]))
+    scale = placed.sky_rms[placed.scene]
+    auto, total = (values["log_flux"][..., kind].flatten(0, 1).exp() * scale for kind in (0, 1))
+    scene = replace(
+        placed,
+        image=image * placed.sky_rms[..., None, None],
+        x=placed.x + values["position"][..., 0].flatten(),
+        y=placed.y + values["position"][..., 1].flatten(),
+        flux=total,
+        auto_flux=auto,
+        light=torch.cat(light) * scale[..., None, None],
+        source_type=torch.where(values["star"].flatten() > 0, STAR, 1),
+    )
+    return scene, np.concatenate(bound)
+
+
+def van_trees_bound(unknowns: Unknowns, vector: torch.Tensor) -> NDArray[np.float64]:
+    """Return the least scatter ``(source,)`` of ln total flux in the first band, at the true unknowns ``(number,)``."""
+    _, rows = linearized(unknowns, vector.double())
+    covariance = torch.linalg.inv((rows @ rows.T).double() + unknowns.prior[1])
+    return covariance.diagonal().sqrt()[unknowns.fluxes[:, 0]].numpy()
+
+
+GALAXIES = {"one Sérsic profile": model_scenes, "bulges and knots": _knotty_scenes}
 
 
 if __name__ == "__main__":
