@@ -216,10 +216,9 @@ def _append(file: h5py.File, batch: Scene) -> None:
             values = _packed(name, values, _unit(batch, name))
         if name not in file:
             shape, chunk = values.shape[1:], 16 if values.ndim > 3 else 1024
-            # Light without noise and PSFs compress well, noise does not.
-            compression = None if name == "image" or values.ndim < 4 else "lzf"
             storage = {"shape": (0, *shape), "maxshape": (None, *shape), "chunks": (chunk, *shape)}
-            storage |= {"compression": compression, "shuffle": compression is not None}
+            if values.ndim > 3 and name != "image":  # light without noise and PSFs compress well, noise does not
+                storage |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
             file.create_dataset(name, dtype=values.dtype, **storage)
         dataset = file[name]
         dataset.resize(len(dataset) + len(values), axis=0)

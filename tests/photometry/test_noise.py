@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chi2
 
 from probdeblend.photometry import add_noise, autocorrelation
-from probdeblend.photometry.noise import correlated_noise, correlation_sum, noise_rms
+from probdeblend.photometry.noise import correlated_noise, correlation_sum, noise_numbers, noise_rms
 from probdeblend.scene import Instrument
 
 MEASURED = {(1, 0): 0.52, (1, 1): 0.30, (2, 0): 0.08, (2, 1): 0.05, (2, 2): 0.02}
@@ -103,28 +103,47 @@ def gaussian_light(flux, size=64, sigma=8.0):
 def test_flux_of_a_galaxy_has_poisson_scatter(hst, drizzled, false_alarm):
     """Whatever the correlation of the pixels, a galaxy's counts scatter as their square root."""
     flux, exposure, count = 20.0, 100.0, 3000
-    instrument = hst if drizzled else hst.replace(noise_kernel=None)
+    kernel = hst.noise_kernel.expand(count, 1, 3, 3) if drizzled else None
     light = gaussian_light(flux).expand(count, 1, -1, -1)
-    levels = {"sky_rms": torch.full((count,), 1e-6), "exposure": torch.full((count,), exposure)}
-    total = add_noise(light, instrument, **levels, generator=seeded(3)).sum((1, 2, 3))
+    levels = {"sky_rms": torch.full((count, 1), 1e-6), "exposure": torch.full((count, 1), exposure)}
+    total = add_noise(light, **levels, noise_kernel=kernel, generator=seeded(3)).sum((1, 2, 3))
     low, high = variance_limits(count, false_alarm)
     # The light's slope over the kernel's width lowers the variance by a percent.
     assert 0.98 * low < float(total.var()) / (flux / exposure) < high
     assert float(total.mean()) == pytest.approx(flux, abs=5 * math.sqrt(flux / exposure / count))
 
 
-def test_each_blend_has_its_own_levels(hst):
-    levels = {"sky_rms": torch.tensor([1.0, 10.0]), "exposure": torch.tensor([math.inf, math.inf])}
-    noisy = add_noise(torch.zeros(2, 1, 256, 256), hst, **levels, generator=seeded(4))
-    assert float(noisy[0].std()) == pytest.approx(1, rel=0.03)
-    assert float(noisy[1].std()) == pytest.approx(10, rel=0.03)
+def test_each_band_has_its_own_levels_and_correlation(hst):
+    kernel = torch.zeros(2, 2, 3, 3)
+    kernel[..., 1, 1] = 1
+    kernel[1, 0] = hst.noise_kernel
+    levels = {"sky_rms": torch.tensor([[1.0, 10.0], [3.0, 1.0]]), "exposure": torch.full((2, 2), math.inf)}
+    noisy = add_noise(torch.zeros(2, 2, 256, 256), **levels, noise_kernel=kernel, generator=seeded(4))
+    for index in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        pixels = noisy[index]
+        assert float(pixels.std()) == pytest.approx(float(levels["sky_rms"][index]), rel=0.03)
+        neighbors = float((pixels[1:] * pixels[:-1]).mean() / pixels.square().mean())
+        assert neighbors == pytest.approx(0.52 if index == (1, 0) else 0.0, abs=0.03)
 
 
 def test_same_generator_same_bits_and_the_global_one_untouched(hst):
-    levels = {"sky_rms": torch.ones(2), "exposure": torch.ones(2)}
+    levels = {"sky_rms": torch.ones(2, 1), "exposure": torch.ones(2, 1), "noise_kernel": torch.rand(2, 1, 3, 3)}
     light, before = torch.rand(2, 1, 16, 16), torch.random.get_rng_state()
-    first, second, other = (add_noise(light, hst, **levels, generator=seeded(s)) for s in (5, 5, 6))
+    first, second, other = (add_noise(light, **levels, generator=seeded(s)) for s in (5, 5, 6))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first.dtype == light.dtype
+
+
+def test_numbers_of_the_noise_for_a_network(hst):
+    """Correlation of next pixels, ln of the excess scatter of sums, photon noise, color, and whether it is known."""
+    photon, wavelength = torch.tensor([[0.0, 0.1]]), torch.tensor([[0.8, math.nan]])
+    white = noise_numbers(None, photon, wavelength)
+    assert white.shape == (1, 2, 5)
+    torch.testing.assert_close(white[0, :, :2], torch.zeros(2, 2))
+    torch.testing.assert_close(white[0, :, 3:], torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    assert white[0, :, 2].tolist() == pytest.approx([math.log(1e-3) / 3 + 1, math.log(0.101) / 3 + 1])
+    drizzled = noise_numbers(hst.noise_kernel.expand(1, 2, 3, 3), photon, wavelength)
+    assert drizzled[0, 0, :2].tolist() == pytest.approx([0.52, math.log(2.25)], abs=0.02)
+    torch.testing.assert_close(drizzled[..., 2:], white[..., 2:])
