@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -22,8 +24,9 @@ def run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Weights whose answer is known."""
+    """Weights whose answer is known; and no figure is drawn."""
     deblender = FakeDeblender()
+    monkeypatch.setattr(import_module("probdeblend.cli.deblend"), "LARGEST_FIGURE", 0)
     monkeypatch.setattr(weights, "load", lambda path=None, calibrator=None: deblender)
     return deblender
 

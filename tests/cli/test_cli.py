@@ -45,6 +45,7 @@ def test_the_documented_options_exist():
     assert documented <= options
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 def test_an_interrupt_leaves_nothing(tmp_path):
     """Ctrl-C during a long command: no traceback, no partial file."""
