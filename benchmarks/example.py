@@ -7,6 +7,7 @@ The position in the sky is made up.
 from __future__ import annotations
 
 import math
+from importlib.resources import files
 from pathlib import Path
 
 import click
@@ -15,12 +16,15 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from probdeblend._files import whole_file
-from probdeblend.deblending import EXAMPLE_PATH
 from probdeblend.photometry.noise import add_noise
-from probdeblend.scene import STAMP_CENTER, STAMP_SIZE, Components, Instrument
+from probdeblend.scene import STAMP_CENTER, STAMP_SIZE, Instrument
+from probdeblend.simulation.cameras import Camera
 from probdeblend.simulation.galsim import render_galsim
+from probdeblend.simulation.profiles import Components
 
-__all__ = ["main", "write_example"]
+__all__ = ["EXAMPLE_PATH", "main", "write_example"]
+
+EXAMPLE_PATH = Path(str(files("probdeblend") / "data" / "example.fits"))
 
 SEED = 4
 POSITION = (53.1227, -27.8051)
@@ -34,13 +38,14 @@ GALAXIES = (
 def write_example(path: Path, *, overwrite: bool = False) -> None:
     """Simulate the example and write it as FITS, with its noise and the true total fluxes in the header."""
     instrument = Instrument.candels_f160w()
+    camera = Camera.of(instrument)
     light = _components(instrument)
-    isolated = render_galsim(light, instrument)
-    noise = {name: torch.tensor([getattr(instrument, name)]) for name in ("sky_rms", "exposure")}
+    isolated = render_galsim(light, instrument.psf, pixel_scale=instrument.pixel_scale)
+    noise = {name: getattr(camera, name)[None] for name in ("sky_rms", "exposure", "noise_kernel")}
     generator = torch.Generator().manual_seed(SEED)
-    image = add_noise(isolated.sum(1, keepdim=True), instrument, **noise, generator=generator)
+    image = add_noise(isolated.sum(0)[None, None], **noise, generator=generator)
     header = _header(instrument)
-    for galaxy, flux in enumerate(light.total_flux[0].tolist()):
+    for galaxy, flux in enumerate((light.flux * light.present).sum(-1).tolist()):
         header[f"FLUX{galaxy}"] = (round(flux, 4), f"true total flux of galaxy {galaxy}")
     with whole_file(path, overwrite=overwrite) as temporary:
         fits.PrimaryHDU(image[0, 0].float().numpy(), header).writeto(temporary)
@@ -56,7 +61,7 @@ def _components(instrument: Instrument) -> Components:
             x, y = (STAMP_CENTER + shift for shift in offset)
             rows[galaxy, part] = torch.tensor([flux, radius, index, ratio, angle, x, y])
             present[galaxy, part] = True
-    return Components(*rows[None].unbind(-1), present=present[None])
+    return Components(*rows.unbind(-1), present=present)
 
 
 def _header(instrument: Instrument) -> fits.Header:

@@ -60,7 +60,7 @@ def main(run: Run, count: int, most: int, draws: int, weights: Path | None) -> N
 
 
 def sampled_group(guide: SceneGuide, number: int, *, draws: int, seed: int) -> dict[str, NDArray]:
-    """Return draws of ln fluxes, refined ``(draw, source)`` and sampled ``(chain, draw, source)``, and their quality."""
+    """Return draws of ln fluxes, refined ``(draw, source)`` and sampled ``(chain, draw, source)``, and quality."""
     scene, _ = model_scenes(number, 1, seed)
     listed = listed_scenes(_cut(scene))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -4,8 +4,7 @@ import numpy as np
 from astropy.io import fits
 from click.testing import CliRunner
 
-from benchmarks.example import main
-from probdeblend.deblending import EXAMPLE_PATH
+from benchmarks.example import EXAMPLE_PATH, main
 
 
 def test_the_example_that_ships_is_reproduced(tmp_path):

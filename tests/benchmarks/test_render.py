@@ -32,15 +32,15 @@ def test_a_wrong_renderer_exceeds_the_limits(monkeypatch, rng):
 @pytest.mark.slow
 def test_the_command(tmp_path):
     output = tmp_path / "render"
-    answer = CliRunner().invoke(render.main, ["--blends", "2", "--output", str(output)], catch_exceptions=False)
+    answer = CliRunner().invoke(render.main, ["--pairs", "2", "--output", str(output)], catch_exceptions=False)
     assert answer.exit_code == 0, answer.output
     table = Table.read(output / "render.ecsv")
     assert table["passed"].all()
     assert len(table) == 6
     assert np.isfinite([table[name] for name in ("peak_error", "flux_error", "galsim_time")]).all()
-    assert table.meta["blends"] == 2
-    assert table.meta["blends_peak_error"] < 1e-3
-    assert table.meta["blends_torch_rate"] > table.meta["blends_galsim_rate"]
+    assert table.meta["pairs"] == 2
+    assert table.meta["pairs_peak_error"] < 1e-3
+    assert table.meta["pairs_torch_rate"] > table.meta["pairs_galsim_rate"]
     again = CliRunner().invoke(render.main, ["--output", str(output)])
     assert again.exit_code == 1
     assert "exists already; --overwrite replaces it" in again.output
