@@ -1,7 +1,8 @@
 """The effective PSF of an image, from its stars.
 
 Stars are the smallest sources, and all of one size, whatever their brightness: they stand out as a narrow peak at the
-small end of the distribution of sizes. Saturated stars and galaxies are larger, cosmic rays smaller. The size of a
+small end of the distribution of sizes. Saturated stars and galaxies are larger, cosmic rays smaller. Galaxies almost as
+small as stars are faint, so that bright sources are looked at first. The size of a
 source is the standard deviation of a Gaussian with the same second moment under a Gaussian weight. Stars are moved to
 the middle of a pixel in Fourier space, scaled to one another, and averaged; in the faint wings, rings are averaged too.
 """
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from astropy.stats import mad_std
 from numpy.typing import ArrayLike, NDArray
-from scipy import fft, ndimage
+from scipy import fft, ndimage, stats
 
 from .detection import COLD, detect, native_image, union_mask
 from .images import cut_stamps
@@ -21,19 +22,21 @@ from .sky import dilate
 
 __all__ = ["measure_psf"]
 
-MOST_SOURCES = 1000
-LEAST_SNR = 50.0  # fainter, sizes scatter by more than the width of the stars' peak
+MOST_SOURCES = 1000  # brightest first
+LEAST_SNR = (200.0, 100.0, 50.0)  # fainter, sizes scatter by more than the width of the stars' peak
 CORE = 6.0  # pixels around a star that must be good and free of other sources
 WEIGHT = 1.5, 5.0  # least and largest standard deviation in pixels of the weight for sizes
 LEAST_SIZE = 0.5  # pixels; a smaller source has not passed the telescope
-PEAK = 0.08  # width in ln size of the stars' peak
+PEAK = 0.05  # width in ln size of the stars' peak
+BESIDE, LEAST_EXPECTED = 4.0, 0.5  # range above the peak, in its widths, that tells how many sources it has by chance
+CHANCE = 3e-3  # that so many sources are of one size without being stars
 TAIL, LEAST_TAIL = 2.5, 0.015  # what of it counts, in robust scatters, and in ln size
 LEAST_STARS, MOST_STARS = 5, 100
-ROUNDS = 4
+ROUNDS = 4  # of scaling and averaging
 OUTLIER = 4.0  # scatters from the median beyond which a pixel does not count
 UNEVEN = 0.03  # relative scatter of the light in a pixel among stars that is no outlier
 WELL_SAMPLED = 1.4  # pixels; smaller stars change with their place in the pixel
-RIDGE = 0.05
+RIDGE = 0.05  # damps that change where stars are few
 VISIBLE = 3.0  # where the mean star is fainter in units of its noise, rings are averaged
 
 
@@ -56,6 +59,8 @@ def measure_psf(
 ) -> NDArray[np.float64]:
     """Measure the effective PSF of a field on its stars.
 
+    Among galaxies, five stars may be too few to be recognized; ten hardly ever are.
+
     Parameters
     ----------
     image
@@ -75,17 +80,21 @@ def measure_psf(
     Raises
     ------
     ValueError
-        If the size is not odd and at least 11, or if there are fewer than 5 isolated stars of sufficient brightness.
+        If the size is not odd and at least 11, or if fewer than 5 isolated stars of sufficient brightness are recognized.
     """
     if size % 2 == 0 or size < 11:
         raise ValueError(f"size must be odd and at least 11, got {size}")
     pixels = native_image(image)
     found = _isolated(np.where(union_mask(mask, pixels), np.nan, pixels / sky_rms), size)
-    stars = _smallest_of_one_size(found.size)
-    if len(stars) < LEAST_STARS:
+    for snr in LEAST_SNR:
+        stars = np.flatnonzero(found.snr > snr)
+        stars = stars[_smallest_of_one_size(found.size[stars])]
+        if len(stars) >= LEAST_STARS:
+            break
+    else:
         raise ValueError(
             f"image must have at least {LEAST_STARS} isolated, unsaturated stars with a signal-to-noise ratio above "
-            f"{LEAST_SNR:.0f} to measure its PSF, got {len(stars)}"
+            f"{LEAST_SNR[-1]:.0f} to measure its PSF, got {len(stars)}"
         )
     return _mean_star(found.select(stars[np.argsort(-found.snr[stars], kind="stable")[:MOST_STARS]]), size)
 
@@ -99,7 +108,7 @@ def _isolated(pixels: NDArray[np.float64], reach: int) -> _Sources:
     stamps, owners = (cut_stamps(values, corner, 2 * reach + 1) for values in (pixels, owner))
     stamps[(owners > 0) & (owners != bright[:, None, None] + 1)] = np.nan
     sources = _measured(stamps[np.isfinite(stamps[:, _radius(reach) <= CORE]).all(1)])
-    return sources.select(sources.snr > LEAST_SNR)
+    return sources.select(sources.snr > LEAST_SNR[-1])
 
 
 def _radius(reach: int) -> NDArray[np.float64]:
@@ -142,11 +151,12 @@ def _smallest_of_one_size(size: NDArray[np.float64]) -> NDArray[np.int64]:
     log_size = np.log(size[order])
     below = np.arange(len(order))
     inside = np.searchsorted(log_size, log_size + PEAK, side="right") - below
-    beyond = np.searchsorted(log_size, log_size + 2 * PEAK, side="right") - below - inside
-    peak = (inside - beyond > 2 * np.sqrt(inside + beyond)) & (below <= np.maximum(2, 0.3 * inside))
+    beyond = np.searchsorted(log_size, log_size + (1 + BESIDE) * PEAK, side="right") - below - inside
+    chance = stats.poisson.sf(inside - 1, np.maximum(beyond / BESIDE, LEAST_EXPECTED))
+    peak = (chance < CHANCE) & (inside >= LEAST_STARS) & (below <= np.maximum(2, 0.3 * inside))
     if not peak.any():
         return order[:0]
-    first = int(np.argmax(np.where(peak, inside - beyond, -1)))
+    first = int(np.argmax(np.where(peak, inside - beyond / BESIDE, -np.inf)))
     members, own = order[first : first + inside[first]], log_size[first : first + inside[first]]
     return members[np.abs(own - np.median(own)) < max(TAIL * mad_std(own), LEAST_TAIL)]
 

