@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from astropy.io import fits
 from astropy.table import Table
+from scipy.spatial import KDTree
 
 from benchmarks._command import Run, benchmark, weights_option
 from benchmarks._populations import published_scenes
@@ -119,17 +120,13 @@ def _peak_memory() -> float:
 
 def compare_catalogs(first: Table, second: Table) -> dict[str, float]:
     """Return the fraction of sources in both catalogs, and the largest difference of their fluxes over the error."""
-    from scipy.spatial import KDTree
-
-    places = [
-        np.column_stack([np.asarray(table[name], dtype=float) for name in ("x", "y")]) for table in (first, second)
-    ]
+    places = [np.column_stack([np.asarray(table[name], dtype=float) for name in "xy"]) for table in (first, second)]
     away, index = KDTree(places[1]).query(places[0], distance_upper_bound=APART)
     both = np.isfinite(away)
     flux, other = (np.asarray(table["flux"], dtype=float) for table in (first, second))
     error = np.asarray(first["flux_err"], dtype=float)[both]
     worst = np.abs(flux[both] - other[index[both]]) / error
-    return {"same": both.sum() / max(len(first), len(second)), "worst": float(worst.max(initial=0.0))}
+    return {"same": both.sum() / max(len(first), len(second), 1), "worst": float(worst.max(initial=0.0))}
 
 
 if __name__ == "__main__":
