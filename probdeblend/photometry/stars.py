@@ -80,7 +80,7 @@ def measure_psf(
     Raises
     ------
     ValueError
-        If the size is not odd and at least 11, or if fewer than 5 isolated stars of sufficient brightness are recognized.
+        If the size is not odd and at least 11, or if fewer than 5 isolated bright stars are recognized.
     """
     if size % 2 == 0 or size < 11:
         raise ValueError(f"size must be odd and at least 11, got {size}")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..photometry.sky import drizzle_kernel
 from ..scene import Instrument
 from .profiles import reshape_psf
 
@@ -23,7 +24,6 @@ __all__ = ["Camera", "Cameras"]
 
 FINE = 2.6  # pixels; narrower PSFs are not sampled well enough to be drawn at one sample per pixel
 PSF_SIZE = 41  # pixels on a side
-EDGE, CORNER = 0.2910, 0.1252  # of the kernel of drizzled noise in CANDELS
 UNKNOWN = (0.5, 1.5)  # micron, from the bluest to the reddest band where wavelengths are not known
 CANDELS_WAVELENGTH = 1.54  # micron
 
@@ -121,12 +121,6 @@ class Camera:
         """Wavelengths in micron ``(band,)``, or some that fit the order of the bands where unknown."""
         known = bool(self.wavelength.isfinite().all())
         return self.wavelength if known else torch.linspace(*UNKNOWN, len(self))
-
-
-def drizzle_kernel(strength: float) -> Tensor:
-    """Return the kernel of noise that is `strength` times as correlated as in CANDELS."""
-    edge, corner = strength * EDGE, strength * CORNER
-    return torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])
 
 
 @dataclass(frozen=True)
