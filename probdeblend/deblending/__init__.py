@@ -1,24 +1,18 @@
-"""From an image to a posterior: trained weights, whole images, stamps, and SEP in the same form."""
+"""From an image to a posterior: trained scene networks and their weights, tiles of large images, and SEP's baseline."""
 
-from .counts import CountingDeblender, count_stamps, default_counts
-from .deblender import Deblender, Deblends
-from .field import deblend_field
-from .products import DeblendedImage
-from .sep import sep_posterior
-from .stamps import EXAMPLE_PATH, deblend_stamps
-from .weights import deblend, load
+from .deblender import Deblender, Deblends, Description
+from .products import short_table, write_products
+from .sep import SepDeblender
+from .weights import deblend, load, save
 
 __all__ = [
-    "EXAMPLE_PATH",
-    "CountingDeblender",
-    "DeblendedImage",
     "Deblender",
     "Deblends",
-    "count_stamps",
+    "Description",
+    "SepDeblender",
     "deblend",
-    "deblend_field",
-    "deblend_stamps",
-    "default_counts",
     "load",
-    "sep_posterior",
+    "save",
+    "short_table",
+    "write_products",
 ]

@@ -1,62 +1,67 @@
-"""A trained network with its instrument: images in, posteriors out."""
+"""A trained scene network: images in, posteriors out."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import torch
+from astropy.coordinates import SkyCoord
+from astropy.table import Table
+from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ..networks.composite import Blend2Flux, Blend2Mask2Flux
-from ..networks.dropout import NetworkDraws, draw
-from ..networks.heads import NormalHead, StudentTHead, TotalRatioHead
-from ..photometry.detection import bad_center, light_centers
+from ..networks.dropout import GroupDraws, draw_groups
+from ..networks.scenes import SHAPES, SceneNetwork
+from ..networks.sources import SourceFeatures
+from ..photometry.noise import noise_numbers
 from ..posterior.calibrator import Calibrator
-from ..posterior.draws import Posterior, variance_parts
+from ..posterior.cutouts import Cutouts
+from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
-from ..posterior.reweight import FluxPrior
-from ..scene import LN_FLUX_UNIT, PIXEL_SCALE_TOLERANCE, Instrument
-from ..simulation.conditions import Conditions
-from ..simulation.prior import Prior, nested_tuples
-from .inputs import scaled_stamps
+from ..scene import SOURCE_TYPES, Scene
+from .inputs import Image, Observation, PsfLike, observe
+from .tiles import Reading, Window, find_groups, read_image, source_features
 
-__all__ = ["FAMILIAR", "Deblender", "Deblends", "Description"]
+__all__ = ["Deblender", "Deblends", "Description", "Positions", "locate"]
 
-ARCHITECTURES = {"Blend2Flux": Blend2Flux, "Blend2Mask2Flux": Blend2Mask2Flux}
-HEADS = {head.__name__: head for head in (NormalHead, StudentTHead, TotalRatioHead)}
-FAMILIAR = ("feature_mean", "feature_whitening", "feature_limit")  # mean, whitening matrix and largest usual distance
-READOUT = ("cnn.dense.", "head.")  # the layers behind the encoder
-PSF_TOLERANCE = 0.05  # of the relative difference in width
-OFF_CENTER = 6.0  # pixels from the middle of the stamp beyond which a central galaxy is flagged
+FAMILIAR = ("token_mean", "token_whitening", "token_limit")  # mean, whitening matrix and largest usual distance
+STUDENT_T = math.sqrt(5 / 3)  # standard deviation of the shapes' Student-t over its scale
+LARGEST_GROUP = 16
+EDGE = 3.0  # pixels from the edge of the image within which a center is flagged
+BAD_RADIUS = 4.0  # pixels around a center where a bad pixel raises a flag
+ENTRIES = 2**24  # draws of fluxes that are in memory at a time before they are written to their places
+
+Positions = tuple[Tensor, Tensor, Tensor]
+"""The scene, x and y of flat sources, ordered by scene."""
 
 
 class Deblends(Protocol):
-    """A callable that maps stamps to a `Posterior`: a network, a refiner, SEP, or a wrapper of one."""
+    """Whatever deblends scenes: a network, SEP, refinement, or a wrapper of one."""
 
-    def __call__(self, image: ArrayLike, /, *, sky_rms: ArrayLike, **sampling: int) -> Posterior:
-        """Deblend stamps ``(blend, y, x)``.
+    def scenes(self, scene: Scene, *, positions: Positions | None = None, seed: int = 0) -> Posterior:
+        """Deblend the images of scenes, without a look at the truth.
 
         Parameters
         ----------
-        image
-            Sky-subtracted stamps.
-        sky_rms
-            Standard deviation of the sky's pixels in image units: a number, one per blend, or a map.
-        **sampling
-            ``draws``, ``passes`` and ``seed``.
+        scene
+            Images and how they were taken.
+        positions
+            Scene, x and y of the sources ``(source,)``, ordered by scene; None detects them.
+        seed
+            Same seed, same draws.
 
         Returns
         -------
         Posterior
-            Fluxes, masks and positions of the galaxies of each stamp.
+            Fluxes and everything else, one row per source.
         """
 
 
@@ -64,30 +69,22 @@ class Deblends(Protocol):
 class Description:
     """What a network was built as and trained on, as its weights file states it.
 
-    The prior (as from `Prior.describe`) and the conditions are those of simulated blends; for a stored set both are
-    None. ``flux_range`` is that of flux over sky noise, ``max_difference`` that of a pair's magnitudes. ``training``
-    has numbers and words by name; as ``encoder`` how the network was trained whose encoder it took over.
+    Parameters
+    ----------
+    settings
+        Of the `SceneNetwork`.
+    fwhm
+        Narrowest and widest PSF of the training, as the width of a Gaussian of its noise-equivalent area, in pixels.
+    brightest
+        Largest ln flux over sky rms of the training.
+    training
+        Numbers and words by name: how it was trained.
     """
 
-    architecture: str
-    head: str
-    settings: dict[str, int | float | bool]
-    flux_range: tuple[float, float]
-    max_difference: float
-    prior: str | None
-    conditions: Conditions | None
-    training: dict[str, object]
-
-    @property
-    def close_fraction(self) -> float:
-        """Fraction of the batches of the training that were close pairs."""
-        return float(self.training.get("close_fraction", 0.0))
-
-    @property
-    def encoder_close_fraction(self) -> float:
-        """The same fraction in the training of the encoder, which makes the masks."""
-        encoder = self.training.get("encoder")
-        return self.close_fraction if encoder is None else replace(self, training=encoder).encoder_close_fraction
+    settings: dict[str, int | float | bool] = field(default_factory=dict)
+    fwhm: tuple[float, float] = (1.7, 6.0)
+    brightest: float = 13.0
+    training: dict[str, object] = field(default_factory=dict)
 
     def describe(self) -> str:
         """Return the description as JSON, to be stored beside the weights."""
@@ -97,141 +94,285 @@ class Description:
     def parse(cls, text: str) -> Description:
         """Make a description from what `describe` returns."""
         numbers = json.loads(text)
-        if numbers["conditions"] is not None:
-            ranges = {name: nested_tuples(value) for name, value in numbers["conditions"].items()}
-            numbers["conditions"] = Conditions(**ranges)
-        return cls(**numbers | {"flux_range": tuple(numbers["flux_range"])})
-
-    def build(self) -> nn.Module:
-        """Return the network, not yet trained."""
-        for name, known in (("architecture", ARCHITECTURES), ("head", HEADS)):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value}")
-        return ARCHITECTURES[self.architecture](**self.settings, head=HEADS[self.head])
+        return cls(**numbers | {"fwhm": tuple(numbers["fwhm"])})
 
 
 class Deblender(nn.Module):
-    """A trained network with its instrument: images in, posteriors out.
+    """A trained scene network: images in, posteriors out.
+
+    Call it with an image; `scenes` is the same for batches of small images. It holds no state of a call, so it may be
+    used by several threads, and may be pickled.
 
     Parameters
     ----------
     network
-        The trained composite network.
-    instrument
-        The instrument that it was trained for.
+        The trained network.
     description
         What it was built as and trained on.
-    features
-        Hidden layer ``(blend, feature)`` for blends of the training family: stamps whose hidden layer is farther from
-        its mean than that of all but one in a thousand of these are flagged. None if that is loaded from a file.
+    tokens
+        Features of sources ``(source, feature)`` of the training: sources whose features are farther from their mean
+        than those of all but one in a thousand are flagged. None if that is loaded from a file.
     """
 
-    def __init__(
-        self, network: nn.Module, instrument: Instrument, description: Description, *, features: Tensor | None = None
-    ) -> None:
+    def __init__(self, network: SceneNetwork, description: Description, *, tokens: Tensor | None = None) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.instrument, self.description = instrument, description
+        self.description = description
         self.calibrator: Calibrator | None = None
-        for name, value in zip(FAMILIAR, (None,) * 3 if features is None else _familiar(features), strict=True):
+        for name, value in zip(FAMILIAR, (None,) * 3 if tokens is None else _familiar(tokens), strict=True):
             self.register_buffer(name, value)
 
     def forward(
         self,
-        image: ArrayLike,
+        image: Image | Sequence[Image],
         *,
-        sky_rms: ArrayLike,
+        psf: PsfLike | None = None,
+        sky_rms: ArrayLike | None = None,
+        positions: object = None,
+        wcs: WCS | None = None,
+        zero_point: float | Sequence[float] | None = None,
+        gain: float | Sequence[float] | None = None,
+        mask: ArrayLike | None = None,
+        wavelength: float | Sequence[float] | None = None,
         draws: int = 1000,
         passes: int = 32,
         seed: int = 0,
         calibrate: bool = True,
+        tile: int = 512,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Posterior:
-        """Deblend stamps.
+        """Deblend an image of any size.
 
         Parameters
         ----------
         image
-            Sky-subtracted stamps ``(y, x)``, ``(blend, y, x)`` or ``(blend, band, y, x)`` of 128 x 128 pixels, the
-            central galaxy within a pixel of the middle: an array or tensor of any type and byte order, a masked
-            array, a Quantity or an NDData. Masked and non-finite pixels are bad; they are interpolated.
+            Pixels ``(y, x)`` or ``(band, y, x)``: an array or tensor of any type and byte order, a masked array, a
+            Quantity, an NDData or CCDData, or the path of a FITS file; several bands also as a list of these. All
+            bands are on one grid of pixels and in one unit. Pixels that are masked or not finite, and patches of
+            exact zeros, are bad.
+        psf
+            Effective PSF, which includes the pixel: an array ``(y, x)`` or one per band, a FITS path, a GalSim object
+            or a PSF model of photutils or astropy, or the name of a camera ("candels_f160w"). None measures it from
+            stars.
         sky_rms
-            Standard deviation of the sky's pixels in the image's units: a number, one per blend, or a map ``(y, x)``
-            or ``(blend, y, x)``.
+            Standard deviation of the sky's pixels in the image's unit: a number, one per band, a map, or a path. None
+            takes the uncertainty of an NDData, or measures it.
+        positions
+            Sources to measure: ``(n, 2)`` of x and y in pixels, a table with x and y, x_centroid and y_centroid, or ra
+            and dec, a SkyCoord, or a photutils SegmentationImage. They keep their order and labels. None detects them.
+        wcs
+            World coordinates; None takes those of the image.
+        zero_point
+            AB magnitude of unit flux, for all bands or each; None takes that of a file's header.
+        gain
+            Counts per unit of flux, for photon noise.
+        mask
+            Bad pixels ``(y, x)``.
+        wavelength
+            Wavelength of the bands in micron.
         draws
             Number of draws, rounded up to a multiple of `passes`.
         passes
             Number of dropout passes; 0 for none.
         seed
-            Same seed, same draws, whatever else is in the batch.
+            Same seed, same draws.
         calibrate
             Whether the calibrator of the weights, if they have one, corrects the posterior.
+        tile
+            Pixels on a side of the tiles that a large image is read in, which does not change the result.
+        progress
+            Called with the number of tiles that are done, and of all.
 
         Returns
         -------
         Posterior
-            Total fluxes in the image's units, mask probabilities, light-weighted positions and flags.
+            Fluxes in the image's unit, masks, deblended images, positions, shapes and flags, one row per source.
 
         Raises
         ------
         ValueError
-            If a stamp has another size or no good pixel, or if the noise has another shape or is not positive.
+            If bands, noise or mask do not fit the image, a PSF is needed, or it is outside the trained range; if a
+            position is outside the image, not finite or given twice.
         TypeError
             If the image is not an array of numbers.
+        FileNotFoundError
+            If a path does not exist.
         """
-        ratio, noise, bad, unit = scaled_stamps(image, sky_rms)
-        scale = np.nanmedian(np.broadcast_to(noise, ratio.shape), axis=(1, 2, 3))
-        pixels = torch.from_numpy(ratio).to(self.feature_mean.device)
-        answer = draw(self.network, pixels, draws=draws, passes=passes, seed=seed)
-        posterior = self._posterior(answer, ratio, bad, scale=scale, unit=unit)
+        with observe(
+            image, psf=psf, sky_rms=sky_rms, wcs=wcs, zero_point=zero_point, gain=gain, mask=mask, wavelength=wavelength
+        ) as seen:
+            self._check_psf(seen.psf)
+            given, labels = locate(positions, seen.shape, seen.wcs) if positions is not None else (None, None)
+            device = self.token_mean.device
+            bands = (seen.psf.to(device), seen.noise.to(device))
+
+            def window(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+                ratio, good = seen.window(rows, columns)
+                return ratio.to(device), good.to(device)
+
+            reading = read_image(self.network, window, seen.shape, bands, positions=given, tile=tile, progress=progress)
+            answers = self._answers(reading, draws=draws, passes=passes, seed=seed, keys=None)
+            posterior = self._posterior([reading], [answers], [seen.window], _described(seen, reading), labels=labels)
+        posterior.dataset.attrs["notes"] = "; ".join(seen.notes)
         return self.calibrator(posterior) if calibrate and self.calibrator is not None else posterior
 
-    def _posterior(self, answer: NetworkDraws, ratio: NDArray, bad: NDArray, *, scale: NDArray, unit: str) -> Posterior:
-        log_flux = answer.log_flux.double().numpy()
-        flux = np.exp(log_flux) * scale[:, None]
-        x, y, off_center = light_centers(ratio, None if answer.mask is None else answer.mask.numpy())
-        distance = _distance(answer.features, self.feature_mean.cpu(), self.feature_whitening.cpu())
-        limit = float(self.feature_limit)
-        anomaly = np.maximum(distance / max(limit, 1e-9), off_center / OFF_CENTER)
-        flags = self._outside(log_flux)
-        flags |= (Flag.UNFAMILIAR * (distance > limit) | Flag.OFF_CENTER * (off_center > OFF_CENTER))[:, None]
-        flags |= Flag.BAD_CENTER * bad_center(bad.any(1), x, y)
-        flags |= Flag.BAD_PIXELS * (bad.mean((1, 2, 3)) > 0.1)[:, None]
-        masks = {name: getattr(answer, name) for name in ("mask", "mask_std", "mask_information")}
-        masks = {name: value.numpy() for name, value in masks.items() if value is not None}
-        within, between = variance_parts(flux)
-        variances = {"variance_within": within[..., None], "variance_between": between[..., None]}
-        prior = None if self.flux_prior is None else self.flux_prior.describe()
-        labels = {"pixel_scale": self.instrument.pixel_scale, "network": self.digest, "flux_prior": prior}
-        found = {"x": x, "y": y, "flags": flags, "sky_rms": scale, "anomaly": anomaly} | masks | variances
-        flux = flux[..., None].astype(np.float32)
-        return Posterior.from_draws(flux, flux_kind="total", method="network", flux_unit=unit, **found, **labels)
+    def scenes(
+        self,
+        scene: Scene,
+        *,
+        positions: Positions | None = None,
+        seed: int = 0,
+        draws: int = 1000,
+        passes: int = 32,
+        calibrate: bool = True,
+    ) -> Posterior:
+        """Deblend the images of scenes, without a look at the truth.
 
-    @cached_property
-    def flux_prior(self) -> FluxPrior | None:
-        """Density of ln(flux / sky_rms) of pairs in the training; None if that was not on simulated blends alone."""
-        trained = self.description
-        if trained.training.get("source") != "simulated stream":
-            return None
-        return Prior.parse(trained.prior).flux_prior(trained.conditions.sky_rms, self.instrument.zero_point)
+        Parameters
+        ----------
+        scene
+            Images and how they were taken.
+        positions
+            Scene, x and y of the sources ``(source,)``, ordered by scene; None detects them.
+        seed
+            Same seed, same draws, whatever else is in the batch.
+        draws, passes, calibrate
+            As for a call.
 
-    @cached_property
-    def digest(self) -> str:
-        """Digest of the network's weights, in hexadecimal digits."""
-        return _digest(self.network.state_dict())
+        Returns
+        -------
+        Posterior
+            Fluxes and everything else, one row per source.
+        """
+        self._check_psf(scene.psf.flatten(0, 1))
+        noise = _scene_noise(scene)
+        readings, answers, windows = [], [], []
+        for number in range(len(scene)):
+            ratio = scene.image[number] / scene.sky_rms[number][:, None, None]
+            window = _whole(ratio.to(self.token_mean.device).float())
+            given = None
+            if positions is not None:
+                own = positions[0] == number
+                given = tuple(value[own].double().cpu().numpy() for value in positions[1:])
+            bands = tuple(v[number].to(self.token_mean.device).float() for v in (scene.psf, noise))
+            reading = read_image(self.network, window, tuple(scene.image.shape[-2:]), bands, positions=given)
+            readings.append(reading)
+            answers.append(self._answers(reading, draws=draws, passes=passes, seed=seed, keys=number << 20))
+            windows.append(window)
+        described = _Described(
+            bands=tuple(str(i) for i in range(scene.image.shape[1])) if scene.image.shape[1] > 1 else ("",),
+            sky_rms=np.concatenate(
+                [np.repeat(scene.sky_rms[i][None].double().numpy(), len(r), 0) for i, r in enumerate(readings)]
+            ),
+            pixel_scale=scene.pixel_scale,
+            zero_point=scene.zero_point,
+            shape=tuple(scene.image.shape[-2:]),
+        )
+        posterior = self._posterior(readings, answers, windows, described)
+        return self.calibrator(posterior) if calibrate and self.calibrator is not None else posterior
 
-    @cached_property
-    def encoder_digest(self) -> str:
-        """Digest of the weights of the encoder alone."""
-        state = self.network.state_dict()
-        return _digest({name: state[name] for name in state if not name.startswith(READOUT)})
+    def _answers(self, reading: Reading, *, draws: int, passes: int, seed: int, keys: int | None) -> _Answers:
+        """Answer for all groups of an image; `keys` is added to the number of a group's first source."""
+        groups = find_groups(reading)
+        bands = reading.anchor.shape[-1] if len(reading) else 1
+        count = max(passes, 1)
+        each = math.ceil(draws / count)
+        found = _Answers.empty(len(reading), bands, chains=count, draws=each)
+        by_size: dict[int, list[list[int]]] = {}
+        for number, members in enumerate(groups):
+            by_size.setdefault(len(members), []).append(members)
+            found.group[members] = number
+        for size, members in by_size.items():
+            chunk = max(1, ENTRIES // (count * each * size * bands * 2))
+            for start in range(0, len(members), chunk):
+                part = members[start : start + chunk]
+                features = SourceFeatures(
+                    *(value.to(self.token_mean.device) for value in source_features(reading, part))
+                )
+                index = [(i, list(range(size))) for i in range(len(part))]
+                own_keys = [(keys or 0) + sources[0] for sources in part]
+                drawn = draw_groups(self.network, features, index, keys=own_keys, draws=draws, passes=passes, seed=seed)
+                found.put(np.array(part), drawn)
+        return found
 
-    def _outside(self, log_flux: NDArray) -> NDArray[np.int64]:
-        """Flag fluxes beyond those of the training set ``(blend, galaxy)``."""
-        median = np.median(log_flux, axis=(0, 1))
-        low, high = np.log(self.description.flux_range)
-        difference = LN_FLUX_UNIT * np.abs(median[:, 0] - median[:, 1])
-        outside = (median < low) | (median > high) | (difference > self.description.max_difference)[:, None]
-        return Flag.OUTSIDE_PRIOR * outside
+    def _posterior(
+        self,
+        readings: list[Reading],
+        answers: list[_Answers],
+        windows: list[Window],
+        described: _Described,
+        *,
+        labels: NDArray | None = None,
+    ) -> Posterior:
+        start = np.cumsum([0, *(int(a.group.max()) + 1 if len(a.group) else 0 for a in answers)])
+        group = np.concatenate([a.group + n for a, n in zip(answers, start, strict=False)])
+        log_flux = np.concatenate([a.log_flux for a in answers], 2)
+        scale = described.sky_rms
+        with np.errstate(over="ignore"):
+            auto, total = (np.exp(log_flux[..., k].astype(np.float64)) * scale for k in (0, 1))
+        x, y = (np.concatenate([getattr(r, name) for r in readings]) for name in ("x", "y"))
+        columns = _columns(readings, answers, described.pixel_scale)
+        columns["sky_rms"] = scale
+        columns["anomaly"] = self._anomaly(readings)
+        columns["flags"] = self._flags(readings, answers, windows, described, columns["anomaly"])
+        columns["flags"] |= _large(group)
+        cutouts = _cutouts(readings, windows, described)
+        return Posterior.from_draws(
+            total,
+            auto,
+            scene=np.repeat(np.arange(len(readings)), [len(r) for r in readings]),
+            group=group,
+            x=x + columns.pop("dx"),
+            y=y + columns.pop("dy"),
+            label=labels,
+            bands=described.bands,
+            unit=described.unit,
+            zero_point=described.zero_point,
+            pixel_scale=described.pixel_scale,
+            method="network",
+            columns=columns,
+            cutouts=cutouts,
+            wcs=described.wcs,
+        )
+
+    def _anomaly(self, readings: list[Reading]) -> NDArray[np.float64]:
+        token = torch.cat([reading.token for reading in readings if len(reading)] or [self.token_mean[None][:0]])
+        distance = _distance(token.cpu().float(), self.token_mean.cpu(), self.token_whitening.cpu())
+        return distance / max(float(self.token_limit), 1e-9)
+
+    def _flags(
+        self,
+        readings: list[Reading],
+        answers: list[_Answers],
+        windows: list[Window],
+        described: _Described,
+        anomaly: NDArray,
+    ) -> NDArray[np.int64]:
+        rows, columns = described.shape
+        x, y = (np.concatenate([getattr(r, name) for r in readings]) for name in ("x", "y"))
+        edge = (x < EDGE) | (y < EDGE) | (x > columns - 1 - EDGE) | (y > rows - 1 - EDGE)
+        bad = [
+            _near_bad(window, described.shape, px, py)
+            for window, reading in zip(windows, readings, strict=True)
+            for px, py in zip(reading.x, reading.y, strict=True)
+        ]
+        bright = np.concatenate([r.anchor.amax(-1).numpy() if len(r) else np.zeros(0) for r in readings])
+        flags = edge * int(Flag.EDGE) | np.array(bad, dtype=bool) * int(Flag.BAD_PIXELS)
+        flags |= np.concatenate([r.unlisted for r in readings]) * int(Flag.UNLISTED)
+        flags |= (np.concatenate([a.existence for a in answers]) < 0.5) * int(Flag.DOUBTFUL)
+        flags |= (bright > self.description.brightest) * int(Flag.BRIGHT)
+        return flags | (~(anomaly <= 1)) * int(Flag.ANOMALY)
+
+    def _check_psf(self, psf: Tensor) -> None:
+        """Refuse PSFs outside the range of the training."""
+        low, high = self.description.fwhm
+        width = _width(psf)
+        if not bool(((width >= low) & (width <= high)).all()):
+            wrong = float(width[~((width >= low) & (width <= high))][0])
+            raise ValueError(
+                f"psf must be {low:.2g} to {high:.2g} pixels wide (FWHM of a Gaussian of its area), the range of the "
+                f"training, got {wrong:.2f}: resample the image"
+            )
 
     def use(self, calibrator: Calibrator) -> None:
         """Correct posteriors with a calibrator from now on.
@@ -240,58 +381,204 @@ class Deblender(nn.Module):
         ----------
         calibrator
             Fitted on posteriors of these weights.
-
-        Raises
-        ------
-        ValueError
-            If it was fitted on other weights.
         """
-        subject = {"flux_kind": "total", "method": "network", "pixel_scale": self.instrument.pixel_scale}
-        calibrator.check(subject | {"network": self.digest})
         self.calibrator = calibrator
 
-    def check_pixel_scale(self, pixel_scale: float) -> None:
-        """Refuse images whose pixel scale differs from that of the training by more than 2 %.
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the network's weights, in hexadecimal digits."""
+        return _digest(self.network.state_dict())
 
-        Parameters
-        ----------
-        pixel_scale
-            Size of a pixel in arcsec.
 
-        Raises
-        ------
-        ValueError
-            If it differs by more.
-        """
-        trained = self.instrument.pixel_scale
-        if not abs(pixel_scale / trained - 1) <= PIXEL_SCALE_TOLERANCE:
-            raise ValueError(
-                f'pixel_scale must be {trained:g}" within {PIXEL_SCALE_TOLERANCE:.0%}, which the weights were trained '
-                f'for, got {pixel_scale:g}": resample the image or train weights for it'
-            )
+@dataclass(frozen=True)
+class _Described:
+    """What the catalog states of the image."""
 
-    def check_psf(self, psf: ArrayLike) -> None:
-        """Refuse an effective PSF whose width differs from that of the training by more than 5 %.
+    bands: tuple[str, ...]
+    sky_rms: NDArray[np.float64]
+    pixel_scale: float
+    shape: tuple[int, int]
+    zero_point: tuple[float, ...] = ()
+    unit: str = ""
+    wcs: WCS | None = None
 
-        The width is the square root of the equivalent area, ``1 / sum(psf**2)``.
 
-        Parameters
-        ----------
-        psf
-            Effective PSF ``(y, x)`` at the instrument's pixel scale.
+def _described(seen: Observation, reading: Reading) -> _Described:
+    noise = seen.sky_rms(reading.x, reading.y)
+    return _Described(seen.bands, noise, seen.pixel_scale, seen.shape, seen.zero_point, seen.unit, seen.wcs)
 
-        Raises
-        ------
-        ValueError
-            If it differs by more.
-        """
-        given, trained = np.asarray(psf, dtype=np.float64), self.instrument.psf.double().cpu().numpy()
-        ratio = math.sqrt((trained**2).sum() / ((given / given.sum()) ** 2).sum())
-        if not abs(ratio - 1) <= PSF_TOLERANCE:
-            raise ValueError(
-                f"psf must have the width that the weights were trained for within {PSF_TOLERANCE:.0%}, "
-                f"got one {ratio:.2f} times as wide: train weights for it"
-            )
+
+@dataclass(eq=False)
+class _Answers:
+    """The network's answers for the sources of an image."""
+
+    group: NDArray[np.int64]
+    log_flux: NDArray[np.float32]
+    shape: NDArray[np.float64]
+    shape_width: NDArray[np.float64]
+    kind: NDArray[np.float64]
+    existence: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, sources: int, bands: int, *, chains: int, draws: int) -> _Answers:
+        return cls(
+            group=np.zeros(sources, dtype=np.int64),
+            log_flux=np.zeros((chains, draws, sources, bands, 2), dtype=np.float32),
+            shape=np.zeros((sources, len(SHAPES))),
+            shape_width=np.zeros((sources, len(SHAPES))),
+            kind=np.zeros((sources, len(SOURCE_TYPES))),
+            existence=np.zeros(sources),
+        )
+
+    def put(self, member: NDArray[np.int64], drawn: GroupDraws) -> None:
+        """Put draws of groups ``(group, source)`` in the places of their sources."""
+        self.log_flux[:, :, member] = drawn.log_flux.numpy()
+        for name in ("shape", "shape_width", "kind", "existence"):
+            getattr(self, name)[member] = getattr(drawn, name).double().numpy()
+
+
+def _columns(readings: list[Reading], answers: list[_Answers], pixel_scale: float) -> dict[str, NDArray]:
+    """Columns of the catalog that the heads answer."""
+    shape = dict(zip(SHAPES, np.concatenate([a.shape for a in answers]).T, strict=True))
+    width = dict(zip(SHAPES, STUDENT_T * np.concatenate([a.shape_width for a in answers]).T, strict=True))
+    radius, index = (np.exp(shape[name]) for name in ("ln_radius", "ln_index"))
+    ellipticity = np.hypot(shape["e1"], shape["e2"]).clip(1e-3, 0.95)
+    spread = np.hypot(width["e1"], width["e2"]) / math.sqrt(2)
+    kind = np.concatenate([a.kind for a in answers])
+    return {
+        "dx": shape["dx"],
+        "dy": shape["dy"],
+        "x_err": width["dx"],
+        "y_err": width["dy"],
+        "half_light_radius": radius * pixel_scale,
+        "half_light_radius_err": radius * width["ln_radius"] * pixel_scale,
+        "axis_ratio": (1 - ellipticity) / (1 + ellipticity),
+        "axis_ratio_err": 2 * spread / (1 + ellipticity) ** 2,
+        "angle": 0.5 * np.arctan2(shape["e2"], shape["e1"]) % math.pi,
+        "angle_err": np.minimum(0.5 * spread / ellipticity, math.pi / math.sqrt(12)),
+        "sersic_index": index,
+        "sersic_index_err": index * width["ln_index"],
+        "existence": np.concatenate([a.existence for a in answers]),
+        "kind_probability": kind,
+        "star": kind[:, SOURCE_TYPES.index("star")],
+        "contested": np.concatenate([r.contested for r in readings]),
+    }
+
+
+def _cutouts(readings: list[Reading], windows: list[Window], described: _Described) -> Cutouts:
+    """Masks and deblended images: the share of each source times the pixels."""
+    corner, masks, images = [], [], []
+    scale = iter(described.sky_rms)
+    for reading, window in zip(readings, windows, strict=True):
+        for cut in reading.cuts:
+            rows, columns = (slice(c, c + n) for c, n in zip(cut.corner, cut.mask.shape, strict=True))
+            pixels = window(rows, columns)[0].cpu().numpy()
+            corner.append(cut.corner)
+            masks.append(cut.mask)
+            images.append((cut.share * pixels * next(scale)[:, None, None]).astype(np.float32))
+    return Cutouts(
+        corner=np.array(corner, dtype=np.int64).reshape(-1, 2), mask=masks, image=images, shape=described.shape
+    )
+
+
+def _near_bad(window: Window, shape: tuple[int, int], x: float, y: float) -> bool:
+    """Whether a bad pixel lies near a center."""
+    half = int(BAD_RADIUS)
+    rows = slice(max(round(y) - half, 0), min(round(y) + half + 1, shape[0]))
+    columns = slice(max(round(x) - half, 0), min(round(x) + half + 1, shape[1]))
+    return not bool(window(rows, columns)[1].all())
+
+
+def _large(group: NDArray[np.int64]) -> NDArray[np.int64]:
+    return (np.bincount(group, minlength=1)[group] >= LARGEST_GROUP) * int(Flag.LARGE_GROUP)
+
+
+def _whole(ratio: Tensor) -> Window:
+    """Return a function that cuts windows out of pixels over sky noise ``(band, y, x)``."""
+    good = ratio.isfinite()
+    ratio = ratio.where(good, 0.0)
+
+    def window(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        height, width = ratio.shape[-2:]
+        beyond = (0, max(columns.stop - width, 0), 0, max(rows.stop - height, 0))
+        cut = (..., slice(rows.start, min(rows.stop, height)), slice(columns.start, min(columns.stop, width)))
+        return tuple(nn.functional.pad(values[cut], beyond) for values in (ratio, good.float()))
+
+    return window
+
+
+def _scene_noise(scene: Scene) -> Tensor:
+    """Return the numbers ``(scene, band, 5)`` that describe noise and color to the network."""
+    photon = torch.zeros_like(scene.sky_rms)
+    if scene.exposure is not None:
+        kernel = torch.ones(1, 1) if scene.noise_kernel is None else scene.noise_kernel
+        sums = kernel.sum((-2, -1)).square() / kernel.square().sum((-2, -1))
+        photon = 1 / (scene.exposure * scene.sky_rms * sums)
+    wave = torch.full_like(scene.sky_rms, math.nan) if scene.wavelength is None else scene.wavelength
+    return noise_numbers(scene.noise_kernel, photon, wave)
+
+
+def _width(psf: Tensor) -> Tensor:
+    """FWHM in pixels of the Gaussian that has the noise-equivalent area of a PSF ``(..., y, x)``."""
+    return psf.square().sum((-2, -1)).rsqrt() * (2 * math.log(2) / math.pi) ** 0.5
+
+
+def locate(
+    positions: object, shape: tuple[int, int], wcs: WCS | None
+) -> tuple[tuple[NDArray, NDArray], NDArray | None]:
+    """Return x and y of given positions in pixels, and their labels if they have some; see `Deblender.forward`."""
+    labels = None
+    if hasattr(positions, "labels") and hasattr(positions, "data") and not isinstance(positions, Table):
+        labels = np.asarray(positions.labels)
+        data = np.asarray(positions.data)
+        rows, columns = np.indices(data.shape)
+        weight = np.bincount(data.ravel())[labels]
+        x, y = (np.bincount(data.ravel(), v.ravel().astype(float))[labels] / weight for v in (columns, rows))
+    elif isinstance(positions, SkyCoord):
+        x, y = _to_pixels(positions, wcs)
+    elif isinstance(positions, Table):
+        x, y = _from_table(positions, wcs)
+        labels = np.asarray(positions["label"]) if "label" in positions.colnames else None
+    else:
+        values = np.asarray(positions, dtype=np.float64)
+        if values.ndim != 2 or values.shape[1] != 2:
+            raise ValueError(f"positions must have the shape (n, 2) of x and y, got {values.shape}")
+        x, y = values.T
+    _check_positions(x, y, shape)
+    return (np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)), labels
+
+
+def _from_table(table: Table, wcs: WCS | None) -> tuple[NDArray, NDArray]:
+    for names in (("x", "y"), ("x_centroid", "y_centroid"), ("xcentroid", "ycentroid")):
+        if set(names) <= set(table.colnames):
+            return tuple(np.asarray(getattr(table[name], "value", table[name]), dtype=np.float64) for name in names)
+    if {"ra", "dec"} <= set(table.colnames):
+        unit = {} if table["ra"].unit is not None else {"unit": "deg"}
+        return _to_pixels(SkyCoord(table["ra"], table["dec"], **unit), wcs)
+    raise ValueError(f"positions must have columns x and y, or ra and dec, got {', '.join(table.colnames)}")
+
+
+def _to_pixels(sky: SkyCoord, wcs: WCS | None) -> tuple[NDArray, NDArray]:
+    if wcs is None or not wcs.has_celestial:
+        raise ValueError("positions on the sky need world coordinates of the image: wcs must be given")
+    return tuple(np.atleast_1d(value) for value in wcs.celestial.world_to_pixel(sky))
+
+
+def _check_positions(x: NDArray, y: NDArray, shape: tuple[int, int]) -> None:
+    if not len(x):
+        raise ValueError("positions must hold at least one source, got none")
+    if not (np.isfinite(x) & np.isfinite(y)).all():
+        raise ValueError("positions must be finite, got NaN")
+    outside = (x < -0.5) | (y < -0.5) | (x >= shape[1] - 0.5) | (y >= shape[0] - 0.5)
+    if outside.any():
+        i = int(outside.argmax())
+        raise ValueError(
+            f"positions must be inside the image of {shape[1]} x {shape[0]} pixels, got x, y = {x[i]:.6g}, {y[i]:.6g}"
+        )
+    unique, counts = np.unique(np.stack([x, y], -1), axis=0, return_counts=True)
+    if (counts > 1).any():
+        twice = unique[counts > 1][0]
+        raise ValueError(f"positions must differ, got x, y = {twice[0]:.6g}, {twice[1]:.6g} twice")
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
@@ -302,15 +589,15 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     return names.hexdigest()[:16]
 
 
-def _familiar(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _familiar(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and whitening matrix of features, and the distance that one in a thousand of them exceeds."""
-    features = features.double()
-    mean = features.mean(0)
-    covariance = torch.cov(features.T) + (1e-3 * features.var(0).mean() + 1e-6) * torch.eye(features.shape[1])
+    tokens = tokens.double()
+    mean = tokens.mean(0)
+    covariance = torch.cov(tokens.T) + (1e-3 * tokens.var(0).mean() + 1e-6) * torch.eye(tokens.shape[1])
     whitening = torch.linalg.inv(torch.linalg.cholesky(covariance)).float()
-    distance = _distance(features.float(), mean.float(), whitening)
+    distance = _distance(tokens.float(), mean.float(), whitening)
     return mean.float(), whitening, torch.tensor(float(np.quantile(distance, 0.999)))
 
 
-def _distance(features: Tensor, mean: Tensor, whitening: Tensor) -> NDArray:
-    return ((features - mean) @ whitening.T).norm(dim=-1).numpy()
+def _distance(tokens: Tensor, mean: Tensor, whitening: Tensor) -> NDArray:
+    return ((tokens - mean) @ whitening.T).norm(dim=-1).double().numpy()
