@@ -40,11 +40,6 @@ class TruncatedMixture(dist.TorchDistribution):
         """Between the limits."""
         return constraints.interval(self.low, self.high)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> TruncatedMixture:
-        """Return the distribution for a larger batch."""
-        wide = [v.expand(*batch_shape, v.shape[-1]) for v in (self.log_weight.exp(), self.mean_, self.sd)]
-        return TruncatedMixture(*wide, self.low.expand(batch_shape), self.high.expand(batch_shape))
-
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draw values."""
         part = dist.Categorical(logits=self.log_mass).sample(sample_shape)[..., None]

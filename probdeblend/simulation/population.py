@@ -2,18 +2,16 @@
 
 A galaxy is a spheroid, a disk, a bulge with a disk, or an irregular, in the proportions of the 1,050 distinct galaxies
 in the published test set of Boucaud et al. (2020, doi:10.1093/mnras/stz3056). Given its type, magnitude and logarithm
-of the major-axis half-light radius are jointly a mixture of Gaussians fitted to those galaxies by
-``python -m benchmarks.published``; the mixture is continued to fainter magnitudes along the fitted relation of size
-with magnitude, down to a signal-to-noise ratio of about 5 in CANDELS. The published table has no profile shapes: Sérsic
-indices, axis ratios, bulge fractions and knots follow broad distributions around the ranges seen in CANDELS by van der
-Wel et al. (2012, doi:10.1088/0067-0049/203/2/24) and, for knots, Guo et al. (2015, doi:10.1088/0004-637X/800/1/39).
-Colors follow from the slope of ln flux with ln wavelength; with van der Wel et al. (2014,
-doi:10.1088/0004-637X/788/1/28) F814W - F160W is 0.23, 0.72 and 1.59 mag at the 5th, 50th and 95th percentile.
+of the major-axis half-light radius are jointly a mixture of Gaussians fitted to those galaxies by ``python -m
+benchmarks.published``; it is continued to fainter magnitudes along the fitted relation of size with magnitude. Axis
+ratios, bulge fractions and Sérsic indices, which the table lacks, follow broad distributions around the ranges seen in
+CANDELS by van der Wel et al. (2012, doi:10.1088/0067-0049/203/2/24). Colors follow from the slope of ln flux with ln
+wavelength.
 
-The program has the plates ``scenes`` (dimension -2) and ``sources`` (-1), and the sites ``number`` and ``position`` per
-scene and, per source, ``source_type``, ``magnitude``, ``ln_radius``, ``sersic_quantile``, ``flattening``, ``angle``,
-``bulge_fraction``, ``slope`` and, where fluxes follow from signal-to-noise ratios, ``ln_snr``. What a scene lacks is
-masked. Where magnitudes may not differ by more than a limit, that is a factor ``difference``.
+The program has the plates ``scenes`` (-2) and ``sources`` (-1), the sites ``number`` and ``position`` per scene and,
+per source, ``source_type``, ``magnitude``, ``ln_radius``, ``flattening``, ``angle``, ``sersic_quantile``,
+``bulge_fraction``, ``slope`` and, if fluxes follow from it, ``ln_snr``. What a scene lacks is masked. A limit on the
+difference of magnitudes is a factor ``difference``.
 """
 
 from __future__ import annotations
@@ -40,7 +38,9 @@ LAYOUTS = ("centered", "paired", "clustered", "anywhere")
 RADIUS_RANGE = (0.03, 3.0)  # arcsec
 # Least axis ratio, and the parameters of the beta distribution of flattening beyond it: spheroids, and all others.
 FLATTENING = ((0.4, 1.2, 2.0), (0.2, 1.4, 1.6))
-SLOPE = ((1.5, 0.6), (0.9, 0.45), (1.2, 0.5), (0.6, 0.35), (0.3, 1.2))  # mean and standard deviation, by source type
+# Mean and deviation of the slope, by source type: with van der Wel et al. (2014, doi:10.1088/0004-637X/788/1/28)
+# F814W - F160W is 0.23, 0.72 and 1.59 mag at the 5th, 50th and 95th percentile.
+SLOPE = ((1.5, 0.6), (0.9, 0.45), (1.2, 0.5), (0.6, 0.35), (0.3, 1.2))
 NEAR = (0.5, 0.95)  # probability that a source of a cluster lies near an earlier one, uniform over scenes
 WIDE_FRACTION = 0.35  # of the sources, whose signal-to-noise ratio reaches ten times as far
 STAR_RADIUS = math.exp(-1.0)  # pixels, in the laws of positions
@@ -109,8 +109,7 @@ class Population:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         for name in ("magnitude_range", "snr"):
-            limits = getattr(self, name)
-            if limits is not None and not limits[0] < limits[1]:
+            if (limits := getattr(self, name)) and not limits[0] < limits[1]:
                 raise ValueError(f"{name} must increase, got {limits}")
         for name in ("max_difference", "largest"):
             if not getattr(self, name) > 0:
@@ -190,18 +189,15 @@ class Population:
         TruncatedMixture
             With the batch shape of the type.
         """
-        weight, mean, sd, *_ = self._mixture(source_type)
-        return TruncatedMixture(weight, mean, sd, *map(torch.tensor, self.magnitude_range))
+        return TruncatedMixture(*self._mixture(source_type)[:3], *map(torch.tensor, self.magnitude_range))
 
     def ln_radius(self, source_type: Tensor, magnitude: Tensor, pixel_scale: float | Tensor) -> TruncatedMixture:
         """Return the distribution of ln of the major-axis half-light radius in arcsec, given type and magnitude.
 
         Parameters
         ----------
-        source_type, magnitude
-            Of the same shape.
-        pixel_scale
-            Arcsec per pixel, for the largest radius.
+        source_type, magnitude, pixel_scale
+            Type, magnitude, and arcsec per pixel for the largest radius.
 
         Returns
         -------
@@ -225,7 +221,7 @@ class Population:
 
         Returns
         -------
-        pyro.distributions.MixtureSameFamily
+        MixtureSameFamily
             Log-uniform up to either limit.
         """
         low, high = (math.log(limit) for limit in self.snr)
@@ -257,8 +253,7 @@ class Population:
         Returns
         -------
         dict
-            Values of its sites, and what follows from them: ``half_light_radius`` (major axis, arcsec) and
-            ``axis_ratio``.
+            Values of its sites, and the ``half_light_radius`` (major axis, arcsec) and ``axis_ratio`` that follow.
         """
         kind = pyro.sample("source_type", dist.Categorical(self._types()))
         values = {"source_type": kind, "magnitude": pyro.sample("magnitude", self.magnitude(kind))}
@@ -295,8 +290,7 @@ class Population:
         Returns
         -------
         dict
-            Values ``(scene, source)`` of `source`, the centers ``x``, ``y`` in pixels, and which sources there are as
-            ``exists``.
+            Values ``(scene, source)`` of `source`, the centers ``x``, ``y`` in pixels, and which sources ``exists``.
         """
         most = max(len(self.number) - 1 if number is None else number, 1)
         with pyro.plate("scenes", count, dim=-2):
@@ -307,13 +301,10 @@ class Population:
                 values = self.source(frame.pixel_scale)
             if math.isfinite(self.max_difference):
                 apart = (values["magnitude"] - values["magnitude"][:, :1]).abs() > self.max_difference
-                far = (apart & exists).any(-1, keepdim=True)
-                pyro.factor("difference", torch.where(far, -math.inf, 0.0))
-            near = (
-                pyro.sample("near", dist.Uniform(*map(torch.tensor, NEAR)))
-                if self.layout == "clustered"
-                else torch.zeros(count, 1)
-            )
+                pyro.factor("difference", torch.where((apart & exists).any(-1, keepdim=True), -math.inf, 0.0))
+            near = torch.zeros(count, 1)
+            if self.layout == "clustered":
+                near = pyro.sample("near", dist.Uniform(*map(torch.tensor, NEAR)))
             law = self.positions(values, exists, frame, near=near)
             x, y = pyro.sample("position", law)[:, 0].unbind(-1)
         return values | {"x": x, "y": y, "exists": exists}
@@ -323,10 +314,8 @@ class Population:
 
         Parameters
         ----------
-        values
-            Values ``(scene, source)`` of `source`.
-        exists
-            Which sources there are ``(scene, source)``.
+        values, exists
+            Values ``(scene, source)`` of `source`, and which sources there are.
         frame
             The image that they lie in.
         near
@@ -368,14 +357,15 @@ class Population:
         ValueError
             If a number is negative.
         """
-        for name, value in {"count": count, "seed": seed, "number": number or 0}.items():
+        for name, value in (("count", count), ("seed", seed), ("number", number or 0)):
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
         drawn: list[dict[str, Tensor]] = []
+        size = 2 * count + 8 if math.isfinite(self.max_difference) else max(count, 1)
         with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.poutine.block():
             torch.manual_seed(seed)
             while not drawn or sum(len(values["exists"]) for values in drawn) < count:
-                tried = pyro.poutine.trace(self.scenes).get_trace(max(2 * count, 8), frame, number=number)
+                tried = pyro.poutine.trace(self.scenes).get_trace(size, frame, number=number)
                 values = tried.nodes["_RETURN"]["value"]
                 if "difference" in tried.nodes:
                     good = tried.nodes["difference"]["fn"].log_factor[:, 0].isfinite()

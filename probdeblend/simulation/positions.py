@@ -174,13 +174,8 @@ class Clustered(Positions):
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draw centers, one source after the other."""
-        shape, sources = sample_shape + self.batch_shape, self.radius.shape[-1]
-        radius, blur, near = (
-            value.expand(shape + value.shape[len(self.batch_shape) :]).flatten(0, len(shape) - 1)
-            if shape
-            else value[None]
-            for value in (self.radius, self.blur, self.near)
-        )
+        sources = self.radius.shape[-1]
+        radius, blur, near = self.radius.reshape(-1, sources), self.blur.reshape(-1), self.near.reshape(-1)
         scene = torch.arange(len(radius))
         places = radius.new_zeros(len(radius), sources, 2)
         largest = torch.tensor(self.frame.shape[::-1]) - 4.0
@@ -196,7 +191,7 @@ class Clustered(Positions):
             good = ((tried > 3) & (tried < largest)).all(-1) & apart.all(-1)
             first = torch.where(good.any(0), good.int().argmax(0), TRIES - 1)
             places[:, number] = torch.minimum(tried[first, scene].clamp(min=3), largest)
-        return places.reshape(*shape, sources, 2)
+        return places.reshape(*self.batch_shape, sources, 2)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density of centers as they are proposed."""

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OpticsFit", "PsfModel", "fit_psf", "write_psf"]
 
-RADII = (0.2, 0.5, 1.0)  # arcsec, of the encircled energy
 DRAWN_SCALE, DRAWN_SIZE = 0.06, 65  # arcsec and pixels, of the array that is written
 # Free parameters of the fit: these, seven aberrations, and the position. Steps of the numerical derivatives are wide
 # enough for the sampled pupil to change.
@@ -160,21 +159,17 @@ class OpticsFit:
         The fitted model.
     x, y
         Position of the measured PSF relative to the middle of its image, in pixels.
-    max_residual, rms_residual
-        Largest and rms difference of model and measurement over the measurement's peak.
+    max_residual
+        Largest difference of model and measurement over the measurement's peak.
     fwhm
         FWHM in arcsec of a Gaussian through the core (above half the peak): measurement and model.
-    encircled_energy
-        By radius in arcsec, the share of the light in the image that lies within it: measurement and model.
     """
 
     model: PsfModel
     x: float
     y: float
     max_residual: float
-    rms_residual: float
     fwhm: tuple[float, float]
-    encircled_energy: dict[float, tuple[float, float]]
 
 
 def _unpack(values: np.ndarray, start: PsfModel) -> tuple[PsfModel, tuple[float, float]]:
@@ -264,21 +259,8 @@ def fit_psf(image: np.ndarray, pixel_scale: float, *, start: PsfModel | None = N
     found = least_squares(residuals, first / STEPS, jac=jacobian, **settings)
     model, (x, y) = _unpack(found.x, start)
     fitted = scaled_model(found.x)
-    rows, columns = np.indices(image.shape) - middle
-    radius = np.hypot(columns - x, rows - y) * pixel_scale
-    residual = (fitted - image) / peak
-    return OpticsFit(
-        model=model,
-        x=x,
-        y=y,
-        max_residual=float(np.abs(residual).max()),
-        rms_residual=float(np.sqrt(np.mean(residual**2))),
-        fwhm=(_core_fwhm(image, pixel_scale), _core_fwhm(fitted, pixel_scale)),
-        encircled_energy={
-            limit: tuple(float(light[radius < limit].sum() / light.sum()) for light in (image, fitted))
-            for limit in RADII
-        },
-    )
+    fwhm = (_core_fwhm(image, pixel_scale), _core_fwhm(fitted, pixel_scale))
+    return OpticsFit(model, x, y, float(np.abs(fitted - image).max() / peak), fwhm)
 
 
 def write_psf(fit: OpticsFit, directory: str | Path, *, name: str = "f160w") -> tuple[Path, Path]:

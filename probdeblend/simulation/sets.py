@@ -188,14 +188,9 @@ def _alike(batches: Iterable[Scene]) -> Iterator[Scene]:
     first = None
     for batch in batches:
         given = {name for name, value in vars(batch).items() if value is not None}
-        camera = {
-            "shape": tuple(batch.image.shape[1:]),
-            "pixel_scale": batch.pixel_scale,
-            "zero_point": batch.zero_point,
-        }
+        camera = (batch.image.shape[1:], batch.pixel_scale, batch.zero_point)
         first = first or (given, camera)
-        if given != first[0]:
-            differing = ", ".join(sorted(given ^ first[0]))
+        if differing := ", ".join(sorted(given ^ first[0])):
             raise ValueError(f"batches must have the same fields, only some have {differing}")
         if camera != first[1]:
             raise ValueError(f"batches must have the same shape, pixel scale and zero points, got {camera}")
@@ -213,7 +208,11 @@ def _append(file: h5py.File, batch: Scene) -> None:
             continue
         values = tensor.detach().cpu().numpy() + (start if name == "scene" else 0)
         if name in PIXELS:
-            values = _packed(name, values, _unit(batch, name))
+            values = values / _unit(batch, name)
+            if (most := float(np.nanmax(np.abs(values), initial=0.0))) > LARGEST:
+                most *= PIXEL_UNIT
+                raise ValueError(f"{name} must be below a million times the sky noise to be stored, got {most:.3g}")
+            values = values.astype(np.float16)
         if name not in file:
             shape, chunk = values.shape[1:], 16 if values.ndim > 3 else 1024
             storage = {"shape": (0, *shape), "maxshape": (None, *shape), "chunks": (chunk, *shape)}
@@ -229,14 +228,6 @@ def _unit(scenes: Scene, name: str) -> np.ndarray:
     """Return the unit of stored pixels, for each scene or source, and band."""
     rms = scenes.sky_rms if name == "image" else scenes.sky_rms[scenes.scene]
     return PIXEL_UNIT * rms.detach().cpu().float().numpy()[..., None, None]
-
-
-def _packed(name: str, values: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    values = values / unit
-    if (most := float(np.nanmax(np.abs(values), initial=0.0))) > LARGEST:
-        brightest = PIXEL_UNIT * most
-        raise ValueError(f"{name} must be below a million times the sky noise to be stored, got {brightest:.3g}")
-    return values.astype(np.float16)
 
 
 def _load(file: h5py.File, start: int, stop: int) -> Scene:
@@ -256,9 +247,7 @@ def _shard(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ValueError(
-            f"{path}: must be a {KIND} written by probdeblend, got another file or a damaged one"
-        ) from error
+        raise ValueError(f"{path}: must be a {KIND} written by probdeblend, got another or a damaged file") from error
     with file:
         check_header(file.attrs, KIND, path)
         if not {"image", "sky_rms", "psf"} <= file.keys():

@@ -116,13 +116,11 @@ class SceneStream(IterableDataset[SceneBatch]):
         rng = np.random.default_rng((self.seed, 2, number))
         latest = number // BATCHES_PER_CAMERA + BANK
         bank = [self._make(k) for k in range(latest - BANK, latest)]
-        pair = rng.random() < self.pairs
-        bands = {len(template.camera) for template in bank}
-        if pair:
-            pool = [t for t in bank if t.camera.native] or bank
-        else:
-            chosen = 1 if rng.random() < ONE_BAND or bands == {1} else int(rng.choice(sorted(bands - {1})))
-            pool = [t for t in bank if len(t.camera) == chosen]
+        pool = [template for template in bank if template.camera.native]
+        if not (pair := rng.random() < self.pairs and bool(pool)):
+            bands = sorted({len(template.camera) for template in bank})
+            chosen = bands[0] if rng.random() < ONE_BAND else int(rng.choice(bands[1:] or bands))
+            pool = [template for template in bank if len(template.camera) == chosen]
         seen = [pool[i] for i in rng.integers(len(pool), size=self.batch_size)]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(int(rng.integers(2**62)))
@@ -164,7 +162,7 @@ class SceneStream(IterableDataset[SceneBatch]):
         _add_spurious(x, y, real, size)
         noisy, noise = _observed(image, seen)
         good = _good(rng, scenes, bands, size)
-        psf = torch.stack([_fitting(t.camera.psf) for t in seen])
+        psf = torch.stack([_middle(t.camera.psf) for t in seen])
         rest, (x, y) = (image - light.sum(1)).clamp(min=0), (v.clamp(0, size - 1) for v in (x, y))
         return SceneBatch(noisy * good, good, psf, noise, x, y, light, rest, flux, shape, kind, heat)
 
@@ -297,9 +295,7 @@ def _good(rng: np.random.Generator, scenes: int, bands: int, size: int) -> Tenso
     return good
 
 
-def _fitting(psf: Tensor) -> Tensor:
+def _middle(psf: Tensor) -> Tensor:
     """Return the middle of PSFs ``(band, y, x)``, all of one size."""
-    edge = max(psf.shape[-1] - PSF_SIZE, 0) // 2
-    pad = max(PSF_SIZE - psf.shape[-1], 0) // 2
-    cut = torch.nn.functional.pad(psf[..., edge : edge + PSF_SIZE, edge : edge + PSF_SIZE], (pad,) * 4)
-    return cut / cut.sum((-2, -1), keepdim=True)
+    inner = slice((psf.shape[-1] - PSF_SIZE) // 2, (psf.shape[-1] + PSF_SIZE) // 2)
+    return psf[..., inner, inner] / psf[..., inner, inner].sum((-2, -1), keepdim=True)

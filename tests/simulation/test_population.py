@@ -50,9 +50,6 @@ def test_truncated_mixture_has_its_density(false_alarm):
     for column in range(2):
         known = kstest(drawn[:, column].numpy(), lambda v, c=column: np.interp(v, grid[1:], cumulative[:, c]))
         assert known.pvalue > false_alarm
-    wide = law.expand(torch.Size([3, 2]))
-    assert wide.sample().shape == (3, 2)
-    torch.testing.assert_close(wide.log_prob(torch.ones(3, 2))[1], law.log_prob(torch.ones(2)))
 
 
 @pytest.mark.parametrize("name", SETTINGS)

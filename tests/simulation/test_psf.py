@@ -51,10 +51,7 @@ def test_fit_recovers_the_model_that_drew_the_image(recovered):
 @pytest.mark.slow
 def test_fit_quality_of_a_perfect_model(recovered):
     assert recovered.max_residual < 2e-3
-    assert recovered.rms_residual < recovered.max_residual
     assert recovered.fwhm[0] == pytest.approx(recovered.fwhm[1], rel=2e-3)
-    for measured, fitted in recovered.encircled_energy.values():
-        assert measured == pytest.approx(fitted, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -200,7 +200,7 @@ def test_files_that_are_not_sets(tmp_path, rng):
     with pytest.raises(FileNotFoundError, match=r"set: no such set of scenes"):
         read_scenes(path)
     (tmp_path / "text.h5").write_text("no set")
-    with pytest.raises(ValueError, match=r"text.h5: must be a set of scenes written by probdeblend, got another file"):
+    with pytest.raises(ValueError, match=r"text.h5: must be a set of scenes written by probdeblend, got another or"):
         count_scenes(tmp_path / "text.h5")
     h5py.File(tmp_path / "other.h5", "w").close()
     with pytest.raises(ValueError, match=r"other.h5: must be a set of scenes written by probdeblend, got another file"):
