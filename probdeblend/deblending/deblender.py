@@ -12,31 +12,27 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from astropy.coordinates import SkyCoord
-from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ..networks.dropout import GroupDraws, draw_groups
-from ..networks.scenes import SHAPES, SceneNetwork
+from ..networks.dropout import draw_groups
+from ..networks.scenes import SceneNetwork
 from ..networks.sources import SourceFeatures
 from ..photometry.noise import noise_numbers
 from ..posterior.calibrator import Calibrator
-from ..posterior.cutouts import Cutouts
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
-from ..scene import SOURCE_TYPES, Scene
-from .inputs import Image, Observation, PsfLike, observe
+from ..scene import Scene
+from .answers import Answers, ImageDescription, columns_of, cutouts_of, flags_of
+from .inputs import Image, Observation, observe
+from .positions import locate
+from .psfs import PsfLike
 from .tiles import Reading, Window, find_groups, read_image, source_features
 
-__all__ = ["Deblender", "Deblends", "Description", "Positions", "locate"]
+__all__ = ["Deblender", "Deblends", "Description", "Positions"]
 
 FAMILIAR = ("token_mean", "token_whitening", "token_limit")  # mean, whitening matrix and largest usual distance
-STUDENT_T = math.sqrt(5 / 3)  # standard deviation of the shapes' Student-t over its scale
-LARGEST_GROUP = 16
-EDGE = 3.0  # pixels from the edge of the image within which a center is flagged
-BAD_RADIUS = 4.0  # pixels around a center where a bad pixel raises a flag
 ENTRIES = 2**24  # draws of fluxes that are in memory at a time before they are written to their places
 
 Positions = tuple[Tensor, Tensor, Tensor]
@@ -122,7 +118,7 @@ class Deblender(nn.Module):
         for name, value in zip(FAMILIAR, (None,) * 3 if tokens is None else _familiar(tokens), strict=True):
             self.register_buffer(name, value)
 
-    def forward(
+    def forward(  # noqa: PLR0913
         self,
         image: Image | Sequence[Image],
         *,
@@ -259,7 +255,7 @@ class Deblender(nn.Module):
             readings.append(reading)
             answers.append(self._answers(reading, draws=draws, passes=passes, seed=seed, keys=number << 20))
             windows.append(window)
-        described = _Described(
+        described = ImageDescription(
             bands=tuple(str(i) for i in range(scene.image.shape[1])) if scene.image.shape[1] > 1 else ("",),
             sky_rms=np.concatenate(
                 [np.repeat(scene.sky_rms[i][None].double().numpy(), len(r), 0) for i, r in enumerate(readings)]
@@ -271,13 +267,13 @@ class Deblender(nn.Module):
         posterior = self._posterior(readings, answers, windows, described)
         return self.calibrator(posterior) if calibrate and self.calibrator is not None else posterior
 
-    def _answers(self, reading: Reading, *, draws: int, passes: int, seed: int, keys: int | None) -> _Answers:
+    def _answers(self, reading: Reading, *, draws: int, passes: int, seed: int, keys: int | None) -> Answers:
         """Answer for all groups of an image; `keys` is added to the number of a group's first source."""
         groups = find_groups(reading)
         bands = reading.anchor.shape[-1] if len(reading) else 1
         count = max(passes, 1)
         each = math.ceil(draws / count)
-        found = _Answers.empty(len(reading), bands, chains=count, draws=each)
+        found = Answers.empty(len(reading), bands, chains=count, draws=each)
         by_size: dict[int, list[list[int]]] = {}
         for number, members in enumerate(groups):
             by_size.setdefault(len(members), []).append(members)
@@ -298,9 +294,9 @@ class Deblender(nn.Module):
     def _posterior(
         self,
         readings: list[Reading],
-        answers: list[_Answers],
+        answers: list[Answers],
         windows: list[Window],
-        described: _Described,
+        described: ImageDescription,
         *,
         labels: NDArray | None = None,
     ) -> Posterior:
@@ -311,12 +307,12 @@ class Deblender(nn.Module):
         with np.errstate(over="ignore"):
             auto, total = (np.exp(log_flux[..., k].astype(np.float64)) * scale for k in (0, 1))
         x, y = (np.concatenate([getattr(r, name) for r in readings]) for name in ("x", "y"))
-        columns = _columns(readings, answers, described.pixel_scale)
+        columns = columns_of(readings, answers, described.pixel_scale)
         columns["sky_rms"] = scale
         columns["anomaly"] = self._anomaly(readings)
-        columns["flags"] = self._flags(readings, answers, windows, described, columns["anomaly"])
-        columns["flags"] |= _large(group)
-        cutouts = _cutouts(readings, windows, described)
+        flags = flags_of(readings, answers, windows, described.shape, brightest=self.description.brightest)
+        columns["flags"] = flags | (~(columns["anomaly"] <= 1)) * int(Flag.ANOMALY)
+        cutouts = cutouts_of(readings, windows, described)
         return Posterior.from_draws(
             total,
             auto,
@@ -333,35 +329,13 @@ class Deblender(nn.Module):
             columns=columns,
             cutouts=cutouts,
             wcs=described.wcs,
+            scenes=len(readings),
         )
 
     def _anomaly(self, readings: list[Reading]) -> NDArray[np.float64]:
         token = torch.cat([reading.token for reading in readings if len(reading)] or [self.token_mean[None][:0]])
         distance = _distance(token.cpu().float(), self.token_mean.cpu(), self.token_whitening.cpu())
         return distance / max(float(self.token_limit), 1e-9)
-
-    def _flags(
-        self,
-        readings: list[Reading],
-        answers: list[_Answers],
-        windows: list[Window],
-        described: _Described,
-        anomaly: NDArray,
-    ) -> NDArray[np.int64]:
-        rows, columns = described.shape
-        x, y = (np.concatenate([getattr(r, name) for r in readings]) for name in ("x", "y"))
-        edge = (x < EDGE) | (y < EDGE) | (x > columns - 1 - EDGE) | (y > rows - 1 - EDGE)
-        bad = [
-            _near_bad(window, described.shape, px, py)
-            for window, reading in zip(windows, readings, strict=True)
-            for px, py in zip(reading.x, reading.y, strict=True)
-        ]
-        bright = np.concatenate([r.anchor.amax(-1).numpy() if len(r) else np.zeros(0) for r in readings])
-        flags = edge * int(Flag.EDGE) | np.array(bad, dtype=bool) * int(Flag.BAD_PIXELS)
-        flags |= np.concatenate([r.unlisted for r in readings]) * int(Flag.UNLISTED)
-        flags |= (np.concatenate([a.existence for a in answers]) < 0.5) * int(Flag.DOUBTFUL)
-        flags |= (bright > self.description.brightest) * int(Flag.BRIGHT)
-        return flags | (~(anomaly <= 1)) * int(Flag.ANOMALY)
 
     def _check_psf(self, psf: Tensor) -> None:
         """Refuse PSFs outside the range of the training."""
@@ -390,107 +364,9 @@ class Deblender(nn.Module):
         return _digest(self.network.state_dict())
 
 
-@dataclass(frozen=True)
-class _Described:
-    """What the catalog states of the image."""
-
-    bands: tuple[str, ...]
-    sky_rms: NDArray[np.float64]
-    pixel_scale: float
-    shape: tuple[int, int]
-    zero_point: tuple[float, ...] = ()
-    unit: str = ""
-    wcs: WCS | None = None
-
-
-def _described(seen: Observation, reading: Reading) -> _Described:
+def _described(seen: Observation, reading: Reading) -> ImageDescription:
     noise = seen.sky_rms(reading.x, reading.y)
-    return _Described(seen.bands, noise, seen.pixel_scale, seen.shape, seen.zero_point, seen.unit, seen.wcs)
-
-
-@dataclass(eq=False)
-class _Answers:
-    """The network's answers for the sources of an image."""
-
-    group: NDArray[np.int64]
-    log_flux: NDArray[np.float32]
-    shape: NDArray[np.float64]
-    shape_width: NDArray[np.float64]
-    kind: NDArray[np.float64]
-    existence: NDArray[np.float64]
-
-    @classmethod
-    def empty(cls, sources: int, bands: int, *, chains: int, draws: int) -> _Answers:
-        return cls(
-            group=np.zeros(sources, dtype=np.int64),
-            log_flux=np.zeros((chains, draws, sources, bands, 2), dtype=np.float32),
-            shape=np.zeros((sources, len(SHAPES))),
-            shape_width=np.zeros((sources, len(SHAPES))),
-            kind=np.zeros((sources, len(SOURCE_TYPES))),
-            existence=np.zeros(sources),
-        )
-
-    def put(self, member: NDArray[np.int64], drawn: GroupDraws) -> None:
-        """Put draws of groups ``(group, source)`` in the places of their sources."""
-        self.log_flux[:, :, member] = drawn.log_flux.numpy()
-        for name in ("shape", "shape_width", "kind", "existence"):
-            getattr(self, name)[member] = getattr(drawn, name).double().numpy()
-
-
-def _columns(readings: list[Reading], answers: list[_Answers], pixel_scale: float) -> dict[str, NDArray]:
-    """Columns of the catalog that the heads answer."""
-    shape = dict(zip(SHAPES, np.concatenate([a.shape for a in answers]).T, strict=True))
-    width = dict(zip(SHAPES, STUDENT_T * np.concatenate([a.shape_width for a in answers]).T, strict=True))
-    radius, index = (np.exp(shape[name]) for name in ("ln_radius", "ln_index"))
-    ellipticity = np.hypot(shape["e1"], shape["e2"]).clip(1e-3, 0.95)
-    spread = np.hypot(width["e1"], width["e2"]) / math.sqrt(2)
-    kind = np.concatenate([a.kind for a in answers])
-    return {
-        "dx": shape["dx"],
-        "dy": shape["dy"],
-        "x_err": width["dx"],
-        "y_err": width["dy"],
-        "half_light_radius": radius * pixel_scale,
-        "half_light_radius_err": radius * width["ln_radius"] * pixel_scale,
-        "axis_ratio": (1 - ellipticity) / (1 + ellipticity),
-        "axis_ratio_err": 2 * spread / (1 + ellipticity) ** 2,
-        "angle": 0.5 * np.arctan2(shape["e2"], shape["e1"]) % math.pi,
-        "angle_err": np.minimum(0.5 * spread / ellipticity, math.pi / math.sqrt(12)),
-        "sersic_index": index,
-        "sersic_index_err": index * width["ln_index"],
-        "existence": np.concatenate([a.existence for a in answers]),
-        "kind_probability": kind,
-        "star": kind[:, SOURCE_TYPES.index("star")],
-        "contested": np.concatenate([r.contested for r in readings]),
-    }
-
-
-def _cutouts(readings: list[Reading], windows: list[Window], described: _Described) -> Cutouts:
-    """Masks and deblended images: the share of each source times the pixels."""
-    corner, masks, images = [], [], []
-    scale = iter(described.sky_rms)
-    for reading, window in zip(readings, windows, strict=True):
-        for cut in reading.cuts:
-            rows, columns = (slice(c, c + n) for c, n in zip(cut.corner, cut.mask.shape, strict=True))
-            pixels = window(rows, columns)[0].cpu().numpy()
-            corner.append(cut.corner)
-            masks.append(cut.mask)
-            images.append((cut.share * pixels * next(scale)[:, None, None]).astype(np.float32))
-    return Cutouts(
-        corner=np.array(corner, dtype=np.int64).reshape(-1, 2), mask=masks, image=images, shape=described.shape
-    )
-
-
-def _near_bad(window: Window, shape: tuple[int, int], x: float, y: float) -> bool:
-    """Whether a bad pixel lies near a center."""
-    half = int(BAD_RADIUS)
-    rows = slice(max(round(y) - half, 0), min(round(y) + half + 1, shape[0]))
-    columns = slice(max(round(x) - half, 0), min(round(x) + half + 1, shape[1]))
-    return not bool(window(rows, columns)[1].all())
-
-
-def _large(group: NDArray[np.int64]) -> NDArray[np.int64]:
-    return (np.bincount(group, minlength=1)[group] >= LARGEST_GROUP) * int(Flag.LARGE_GROUP)
+    return ImageDescription(seen.bands, noise, seen.pixel_scale, seen.shape, seen.zero_point, seen.unit, seen.wcs)
 
 
 def _whole(ratio: Tensor) -> Window:
@@ -521,64 +397,6 @@ def _scene_noise(scene: Scene) -> Tensor:
 def _width(psf: Tensor) -> Tensor:
     """FWHM in pixels of the Gaussian that has the noise-equivalent area of a PSF ``(..., y, x)``."""
     return psf.square().sum((-2, -1)).rsqrt() * (2 * math.log(2) / math.pi) ** 0.5
-
-
-def locate(
-    positions: object, shape: tuple[int, int], wcs: WCS | None
-) -> tuple[tuple[NDArray, NDArray], NDArray | None]:
-    """Return x and y of given positions in pixels, and their labels if they have some; see `Deblender.forward`."""
-    labels = None
-    if hasattr(positions, "labels") and hasattr(positions, "data") and not isinstance(positions, Table):
-        labels = np.asarray(positions.labels)
-        data = np.asarray(positions.data)
-        rows, columns = np.indices(data.shape)
-        weight = np.bincount(data.ravel())[labels]
-        x, y = (np.bincount(data.ravel(), v.ravel().astype(float))[labels] / weight for v in (columns, rows))
-    elif isinstance(positions, SkyCoord):
-        x, y = _to_pixels(positions, wcs)
-    elif isinstance(positions, Table):
-        x, y = _from_table(positions, wcs)
-        labels = np.asarray(positions["label"]) if "label" in positions.colnames else None
-    else:
-        values = np.asarray(positions, dtype=np.float64)
-        if values.ndim != 2 or values.shape[1] != 2:
-            raise ValueError(f"positions must have the shape (n, 2) of x and y, got {values.shape}")
-        x, y = values.T
-    _check_positions(x, y, shape)
-    return (np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)), labels
-
-
-def _from_table(table: Table, wcs: WCS | None) -> tuple[NDArray, NDArray]:
-    for names in (("x", "y"), ("x_centroid", "y_centroid"), ("xcentroid", "ycentroid")):
-        if set(names) <= set(table.colnames):
-            return tuple(np.asarray(getattr(table[name], "value", table[name]), dtype=np.float64) for name in names)
-    if {"ra", "dec"} <= set(table.colnames):
-        unit = {} if table["ra"].unit is not None else {"unit": "deg"}
-        return _to_pixels(SkyCoord(table["ra"], table["dec"], **unit), wcs)
-    raise ValueError(f"positions must have columns x and y, or ra and dec, got {', '.join(table.colnames)}")
-
-
-def _to_pixels(sky: SkyCoord, wcs: WCS | None) -> tuple[NDArray, NDArray]:
-    if wcs is None or not wcs.has_celestial:
-        raise ValueError("positions on the sky need world coordinates of the image: wcs must be given")
-    return tuple(np.atleast_1d(value) for value in wcs.celestial.world_to_pixel(sky))
-
-
-def _check_positions(x: NDArray, y: NDArray, shape: tuple[int, int]) -> None:
-    if not len(x):
-        raise ValueError("positions must hold at least one source, got none")
-    if not (np.isfinite(x) & np.isfinite(y)).all():
-        raise ValueError("positions must be finite, got NaN")
-    outside = (x < -0.5) | (y < -0.5) | (x >= shape[1] - 0.5) | (y >= shape[0] - 0.5)
-    if outside.any():
-        i = int(outside.argmax())
-        raise ValueError(
-            f"positions must be inside the image of {shape[1]} x {shape[0]} pixels, got x, y = {x[i]:.6g}, {y[i]:.6g}"
-        )
-    unique, counts = np.unique(np.stack([x, y], -1), axis=0, return_counts=True)
-    if (counts > 1).any():
-        twice = unique[counts > 1][0]
-        raise ValueError(f"positions must differ, got x, y = {twice[0]:.6g}, {twice[1]:.6g} twice")
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:

@@ -7,7 +7,7 @@ the tile, and by some kilobytes per source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -104,9 +104,10 @@ def read_image(
     tile: int = 512,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reading:
-    """Find the sources of an image, or take them at `positions` x, y, and read each; `bands` are PSFs and noise numbers.
+    """Find the sources of an image, or take them at `positions` x, y, and read each.
 
-    Sources that are found are ordered by row, then by column; given ones keep their order.
+    `bands` are their PSFs and noise numbers. Sources that are found are ordered by row, then by column; given ones keep
+    their order.
     """
     tiles = [(y, x) for y in range(0, shape[0], tile) for x in range(0, shape[1], tile)]
     parts: list[_Part] = []
@@ -141,6 +142,28 @@ def _aligned(side: slice, margin: int, size: int) -> slice:
     return slice(start, min(-(-(side.stop + margin) // STRIDE) * STRIDE, end))
 
 
+class _Sources(NamedTuple):
+    """Sources of a tile, at positions from its first pixel; `column` and `row` are whole pixels of the image."""
+
+    key: NDArray[np.int64]
+    x: Tensor
+    y: Tensor
+    column: NDArray[np.int64]
+    row: NDArray[np.int64]
+    peak: Tensor
+    unlisted: NDArray[np.bool_]
+
+    def chosen(self, index: NDArray) -> _Sources:
+        """Return some of the sources."""
+        return _Sources(*(value[index] for value in self))
+
+    def within(self, part: Sequence[slice], margin: int) -> NDArray[np.bool_]:
+        """Whether sources lie in a part of the image, or in its margin."""
+        low, high = part[1].start - margin, part[1].stop + margin
+        inside = (self.column >= low) & (self.column < high)
+        return inside & (self.row >= part[0].start - margin) & (self.row < part[0].stop + margin)
+
+
 def _read_tile(
     network: SceneNetwork,
     window: Window,
@@ -151,87 +174,80 @@ def _read_tile(
 ) -> Iterator[_Part]:
     rows, columns = (_aligned(side, MARGIN, size) for side, size in zip(core, shape, strict=True))
     image, good = window(rows, columns)
-    if not bool((good.sum((-2, -1)) > 0).any()):
+    if not bool(good.any()):
         return
     maps = network.encode(image[None], good[None], *(value[None] for value in bands))
-    origin_y, origin_x = rows.start, columns.start
-    found_x, found_y, peak = find_peaks(maps.heat[0])
-    if positions is None:
-        x, y = found_x, found_y
-        inside = (x >= -0.5) & (x < shape[1] - origin_x) & (y >= -0.5) & (y < shape[0] - origin_y)
-        x, y, peak = x[inside], y[inside], peak[inside]
-        row, column = ((value / FOLD + 0.25).floor().long() for value in (y, x))
-        key = ((row + origin_y // FOLD) * (shape[1] // FOLD + 2) + column + origin_x // FOLD).cpu().numpy()
-    else:
-        given_x, given_y = (torch.as_tensor(value, dtype=torch.float32) for value in positions)
-        near = [(v >= side.start - 0.5) & (v < side.stop - 0.5) for v, side in ((given_x, columns), (given_y, rows))]
-        key = (near[0] & near[1]).nonzero()[:, 0].numpy()
-        x, y = (given_x[key] - origin_x).to(image.device), (given_y[key] - origin_y).to(image.device)
-        peak = _nearest_peak(x, y, found_x, found_y, peak)
-    if not len(key):
+    origin = (rows.start, columns.start)
+    sources = _sources(maps.heat[0], shape, origin, positions)
+    if not len(sources.key):
         return
-    queries = network.reader.queries(maps, x[None], y[None])
-    extra = _unlisted(x, y, found_x, found_y)
-    place_x, place_y = (x + origin_x).cpu().numpy(), (y + origin_y).cpu().numpy()
+    queries = network.reader.queries(maps, sources.x[None], sources.y[None])
     for top in range(core[0].start, core[0].stop, PATCH):
         for left in range(core[1].start, core[1].stop, PATCH):
             patch = (slice(top, min(top + PATCH, core[0].stop)), slice(left, min(left + PATCH, core[1].stop)))
-            own = _within(place_x, place_y, patch, 0)
+            own = sources.within(patch, 0)
             if not own.any():
                 continue
             domain = [_aligned(side, NEAR, size) for side, size in zip(patch, shape, strict=True)]
-            others = _within(place_x, place_y, tuple(domain), NEAR) & ~own
-            order = np.concatenate([np.flatnonzero(own), np.flatnonzero(others)])
-            local = tuple(
-                slice(side.start - start, side.stop - start)
-                for side, start in zip(domain, (origin_y, origin_x), strict=True)
-            )
-            yield _read_patch(
-                network, maps.crop(*local), queries[:, order], x[order] - local[1].start, y[order] - local[0].start,
-                int(own.sum()), key[order], (domain[0].start, domain[1].start), peak[order], extra[order], shape,
-            )  # fmt: skip
+            order = np.concatenate([np.flatnonzero(own), np.flatnonzero(sources.within(domain, NEAR) & ~own)])
+            local = [slice(side.start - first, side.stop - first) for side, first in zip(domain, origin, strict=True)]
+            here = sources.chosen(order)
+            here = here._replace(x=here.x - local[1].start, y=here.y - local[0].start)
+            corner = (domain[0].start, domain[1].start)
+            yield _read_patch(network, maps.crop(*local), here, queries[:, order], int(own.sum()), corner, shape)
 
 
-def _within(x: NDArray, y: NDArray, part: tuple[slice, slice], margin: int) -> NDArray[np.bool_]:
-    """Whether positions round to pixels of a part of the image, or of its margin."""
-    column, row = np.floor(x + 0.5), np.floor(y + 0.5)
-    return (
-        (column >= part[1].start - margin)
-        & (column < part[1].stop + margin)
-        & (row >= part[0].start - margin)
-        & (row < part[0].stop + margin)
+def _sources(
+    heat: Tensor, shape: tuple[int, int], origin: tuple[int, int], positions: tuple[NDArray, NDArray] | None
+) -> _Sources:
+    """Return the peaks of a tile's heat map, or the given sources in the tile."""
+    found_x, found_y, peak = find_peaks(heat)
+    if positions is None:
+        inside = (found_x >= -0.5) & (found_x < shape[1] - 0.5 - origin[1])
+        inside &= (found_y >= -0.5) & (found_y < shape[0] - 0.5 - origin[0])
+        x, y = found_x[inside], found_y[inside]
+        cell_y, cell_x = ((value / FOLD + 0.25).floor().long().cpu().numpy() for value in (y, x))
+        column, row = FOLD * cell_x + origin[1], FOLD * cell_y + origin[0]
+        return _Sources(row * (shape[1] + FOLD) + column, x, y, column, row, peak[inside], np.zeros(len(x), dtype=bool))
+    height, width = (FOLD * size for size in heat.shape[-2:])
+    column, row = (np.floor(value + 0.5).astype(np.int64) for value in positions)
+    inside = (column >= origin[1]) & (column < origin[1] + width) & (row >= origin[0]) & (row < origin[0] + height)
+    key = np.flatnonzero(inside)
+    x, y = (
+        torch.from_numpy(value[key] - first).float().to(heat.device)
+        for value, first in zip(positions, (origin[1], origin[0]), strict=True)
     )
+    unlisted = _unlisted(x, y, found_x, found_y)
+    return _Sources(key, x, y, column[key], row[key], _nearest_peak(x, y, found_x, found_y, peak), unlisted)
 
 
 def _read_patch(
     network: SceneNetwork,
     maps: TrunkMaps,
+    sources: _Sources,
     queries: Tensor,
-    x: Tensor,
-    y: Tensor,
     own: int,
-    key: NDArray,
     corner: tuple[int, int],
-    peak: Tensor,
-    extra: NDArray,
     shape: tuple[int, int],
 ) -> _Part:
-    shares, features = network.read(maps, x[None], y[None], queries=queries, wanted=own)
+    """Read the first sources of a patch, whose maps begin at `corner`, the others being their neighbors."""
+    shares, features = network.read(maps, sources.x[None], sources.y[None], queries=queries, wanted=own)
     share, light = shares.share[0, :own], maps.image[0].clamp(min=0)
     weight = (share * light).sum((1, 2, 3)).clamp(min=1e-6)
     contested = 1 - (share.square() * light).sum((1, 2, 3)) / weight
     probability = shares.mask[0, :own].sigmoid()
-    cuts = [_cut(probability[i], share[i], (float(x[i]), float(y[i])), corner, shape) for i in range(own)]
+    x, y, peak = (value[:own].double().cpu().numpy() for value in (sources.x, sources.y, sources.peak))
+    places = zip(x.tolist(), y.tolist(), strict=True)
     return _Part(
-        key=key[:own],
-        x=x[:own].double().cpu().numpy() + corner[1],
-        y=y[:own].double().cpu().numpy() + corner[0],
-        peak=peak[:own].double().cpu().numpy(),
+        key=sources.key[:own],
+        x=x + corner[1],
+        y=y + corner[0],
+        peak=peak,
         features=SourceFeatures(*(value[0].cpu() for value in features)),
-        near=key,
+        near=sources.key,
         contested=contested.double().cpu().numpy(),
-        unlisted=extra[:own],
-        cuts=cuts,
+        unlisted=sources.unlisted[:own],
+        cuts=[_cut(probability[i], share[i], place, corner, shape) for i, place in enumerate(places)],
     )
 
 
