@@ -33,7 +33,7 @@ LEAST_POSSIBLE = 0.1  # of the draws, so that their weights have a tail
 NOTHING = -700.0  # ln of a weight that counts as zero
 ROUNDS = 2  # proposals in each attempt
 LEAST_EVIDENCE = 1.0  # in ln, by which another attempt may fall behind
-ENOUGH = 100.0  # effective draws
+ENOUGH = 0.125  # of the draws are effective
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +111,8 @@ def refine(unknowns: Unknowns, starts: Tensor, *, draws: int = 400, attempts: in
     draws
         Number of draws of each of the two proposals of an attempt.
     attempts
-        Most attempts: if weights are unreliable, or there are fewer than 100 effective draws, another one goes on from
-        what was learned.
+        Most attempts: if weights are unreliable, or less than an eighth of the draws are effective, another one goes on
+        from what was learned.
     seed
         Same seed, same draws.
 
@@ -150,7 +150,7 @@ def refine(unknowns: Unknowns, starts: Tensor, *, draws: int = 400, attempts: in
             found = _weighted(rounds)
             proposal = _moved(proposal, found)
             best = found if best is None or _better(found, best) else best
-            if best.usable and best.effective >= ENOUGH:
+            if best.usable and best.effective >= ENOUGH * ROUNDS * draws:
                 break
     return best
 

@@ -14,6 +14,7 @@ since a type of galaxy leaves out indices and axis ratios that real galaxies hav
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import pyro
 import pyro.distributions as dist
@@ -102,7 +103,7 @@ class FluxPrior(dist.TorchDistribution):
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> FluxPrior:
         """Return the distribution with a larger batch."""
-        return FluxPrior(self.event_shape[0], batch_shape)
+        return _expanded(self, batch_shape)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draw ln fluxes ``(*sample, *batch, band, kind)``."""
@@ -140,7 +141,7 @@ class ShapePrior(dist.TorchDistribution):
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> ShapePrior:
         """Return the distribution with a larger batch."""
-        return ShapePrior(self.population, self.pixel_scale, batch_shape)
+        return _expanded(self, batch_shape)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draw shapes ``(*sample, *batch, 4)`` of galaxies by the population's program."""
@@ -175,6 +176,13 @@ class ShapePrior(dist.TorchDistribution):
         own = torch.logaddexp(own + math.log1p(-ANY_SHAPE), anything + math.log(ANY_SHAPE))
         total = (major + own + torch.tensor(self.population.type_probabilities).log()).logsumexp(-1)
         return total.masked_fill(_beyond(value, torch.tensor(low), torch.tensor(high)), -math.inf)
+
+
+def _expanded(prior: dist.TorchDistribution, batch_shape: tuple[int, ...]) -> dist.TorchDistribution:
+    """Return a prior, which is the same for all sources, with another batch shape."""
+    wider = copy(prior)
+    wider._batch_shape = torch.Size(batch_shape)
+    return wider
 
 
 def _beyond(value: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

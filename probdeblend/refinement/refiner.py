@@ -56,10 +56,12 @@ class Refiner:
         Trained weights.
     model
         The generative model; the default one if None.
+    draws
+        Number of draws of each proposal; more for groups of many sources.
     """
 
-    def __init__(self, deblender: Deblender, *, model: SceneModel | None = None) -> None:
-        self.deblender = deblender
+    def __init__(self, deblender: Deblender, *, model: SceneModel | None = None, draws: int = 400) -> None:
+        self.deblender, self.draws = deblender, draws
         self.guide = SceneGuide(deblender.network, model or SceneModel()).eval()
 
     def scenes(self, scene: Scene, *, positions: Positions | None = None, seed: int = 0) -> Posterior:
@@ -111,7 +113,7 @@ class Refiner:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(own_seed)
             unknowns, guesses = self.guide.guesses(listed_scenes(part, positions=places))
-            refined = refine(unknowns, guesses, seed=own_seed)
+            refined = refine(unknowns, guesses, draws=self.draws, seed=own_seed)
         drawn = refined.resampled(len(log_flux), seed=own_seed)
         found = unknowns.parts(drawn)
         if not refined.usable:

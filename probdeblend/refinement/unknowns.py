@@ -7,13 +7,14 @@ the size and shape (4), the last of galaxies alone; then for each band the sky l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..simulation.population import Population
 from .latents import APERTURE, AXES, FLUX_RANGE, POSITION_RANGE, POSITION_SPREAD, SHAPE_RANGE, FluxPrior, ShapePrior
 from .model import SITES, Listed, SceneModel
 
@@ -165,12 +166,10 @@ class Unknowns:
 
     @cached_property
     def _prior(self) -> tuple[Tensor, Tensor]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            shape = ShapePrior(self.model.population, self.listed.pixel_scale).sample((PRIOR_DRAWS,)).double()
+        shape, covariance = _shape_moments(self.model.population, self.listed.pixel_scale)
         flux = FluxPrior(self.bands).total
-        mean = torch.cat([flux.mean.double(), torch.zeros(2), shape.mean(0)])
-        parts = [flux.covariance_matrix.double(), POSITION_SPREAD**2 * torch.eye(2), torch.cov(shape.T)]
+        mean = torch.cat([flux.mean.double(), torch.zeros(2), shape])
+        parts = [flux.covariance_matrix.double(), POSITION_SPREAD**2 * torch.eye(2), covariance]
         spread = torch.tensor([self.model.sky_level, self.model.psf_growth]).double().repeat_interleave(self.bands)
         each = torch.linalg.inv(torch.block_diag(*(part.double() for part in parts)))
         whole = torch.cat([mean.repeat(self.sources), torch.zeros(2 * self.bands)])
@@ -195,3 +194,12 @@ class Unknowns:
             "angle": galaxy * np.arctan2(second, first) / 2,
             "sersic_index": galaxy * np.exp(ln_index),
         }
+
+
+@lru_cache(maxsize=8)
+def _shape_moments(population: Population, pixel_scale: float) -> tuple[Tensor, Tensor]:
+    """Return mean ``(4,)`` and covariance of shapes under the prior."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = ShapePrior(population, pixel_scale).sample((PRIOR_DRAWS,)).double()
+    return shape.mean(0), torch.cov(shape.T)

@@ -15,8 +15,9 @@ def start_of(vector, scale=0.1):
 def test_posterior_holds_the_truth(group, count, bands):
     """For any number of sources and bands; the squared distance has a chance of 1 in 1,000 to be larger."""
     unknowns, vector = group(count, bands=bands, log_flux=(6.5, 6.0, 5.5), seed=count)
-    found = refine(unknowns, start_of(vector), draws=150, attempts=2, seed=1)
-    assert found.usable and found.effective > 40
+    found = refine(unknowns, start_of(vector), draws=200, attempts=4, seed=1)
+    assert found.usable
+    assert found.effective > 30
     mean, covariance = found.moments()
     offset = vector.double().numpy() - mean
     distance = offset @ np.linalg.solve(covariance, offset)
@@ -29,7 +30,8 @@ def test_same_seed_same_draws_and_nothing_else_changes(group):
     state = torch.random.get_rng_state()
     one, other = (refine(unknowns, start, draws=100, attempts=1, seed=3) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert np.array_equal(one.vector, other.vector) and np.array_equal(one.log_weight, other.log_weight)
+    assert np.array_equal(one.vector, other.vector)
+    assert np.array_equal(one.log_weight, other.log_weight)
     assert not np.array_equal(one.vector, refine(unknowns, start, draws=100, attempts=1, seed=4).vector)
     drawn = one.resampled(5000, seed=1)
     mean, covariance = one.moments()

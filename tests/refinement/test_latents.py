@@ -52,7 +52,8 @@ def test_round_galaxies_have_a_finite_density_and_gradient():
     value = torch.tensor([0.5, 0.0, 0.0, 0.5], requires_grad=True)
     density = ShapePrior(Population.default(), 0.1).log_prob(value)
     density.backward()
-    assert torch.isfinite(density) and torch.isfinite(value.grad).all()
+    assert torch.isfinite(density)
+    assert torch.isfinite(value.grad).all()
 
 
 def test_fluxes_of_a_source_are_bright_or_faint_in_all_bands():

@@ -39,7 +39,8 @@ def test_other_divisions_of_the_light_of_close_sources_are_found(group):
         image = unknowns.light(place[None]).sum(1)
         unknowns = type(unknowns)(unknowns.model, closer._replace(image=image), unknowns.star)
         places, _, share = find_modes(unknowns, place[None])
-    assert len(places) == 2 and float(share.sum()) == 1.0
+    assert len(places) == 2
+    assert float(share.sum()) == 1.0
     brighter = places[:, unknowns.fluxes[0, 0]] > places[:, unknowns.fluxes[1, 0]]
     assert brighter.tolist() == [True, False]
 
@@ -48,4 +49,5 @@ def test_sources_far_from_each_other_have_one_mode(group):
     unknowns, vector = group(2, log_flux=(6.5, 6.5))
     with torch.no_grad():
         places, _, share = find_modes(unknowns, torch.stack([vector, vector + 0.1]))
-    assert len(places) == 1 and share.tolist() == [1.0]
+    assert len(places) == 1
+    assert share.tolist() == [1.0]

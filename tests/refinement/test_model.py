@@ -93,7 +93,8 @@ def test_bad_pixels_and_noise_are_described(model):
     scene, positions = blank([1, 2], kernel=torch.ones(3, 3))
     scene.image[1, 0, 5, 6] = torch.nan
     listed = listed_scenes(scene, positions=positions)
-    assert listed.good.sum() == listed.good.numel() - 1 and torch.isfinite(listed.image).all()
+    assert listed.good.sum() == listed.good.numel() - 1
+    assert torch.isfinite(listed.image).all()
     assert listed.there.tolist() == [[True, False], [True, True]]
     # 25 counts per unit, sky noise of 2 and a correlation sum of 9.
     assert torch.allclose(listed.photon, torch.tensor(1 / (25 * 2.0 * 9)))

@@ -9,7 +9,8 @@ def test_sensitivity_is_the_derivative_of_the_light(group, count, bands):
     unknowns, vector = group(count, bands=bands, log_flux=(6.0, 5.0), seed=1)
     with torch.no_grad():
         light, derivatives = unknowns.sensitivity(vector)
-        assert light.shape == (count, bands, 32, 32) and derivatives.shape == (len(vector), bands, 32, 32)
+        assert light.shape == (count, bands, 32, 32)
+        assert derivatives.shape == (len(vector), bands, 32, 32)
         steps = 2e-3 * torch.eye(len(vector))
         ahead, behind = (unknowns.light(vector + sign * steps).sum(1) for sign in (1, -1))
         slope = (ahead - behind) / 4e-3
@@ -40,7 +41,8 @@ def test_parts_are_physical(group):
     parts = unknowns.parts(vector[None].double().numpy())
     assert parts["log_flux"].shape == (1, 3, 1)
     assert (abs(parts["x"] - unknowns.listed.x.numpy()) < 4).all()
-    assert (parts["half_light_radius"] > 0).all() and ((parts["axis_ratio"] > 0) & (parts["axis_ratio"] <= 1)).all()
+    assert (parts["half_light_radius"] > 0).all()
+    assert ((parts["axis_ratio"] > 0) & (parts["axis_ratio"] <= 1)).all()
     assert ((parts["sersic_index"] >= 0.5) & (parts["sersic_index"] <= 6)).all()
 
 

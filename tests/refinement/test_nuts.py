@@ -1,0 +1,36 @@
+"""The reference sampler."""
+
+import numpy as np
+import pytest
+import torch
+
+from probdeblend.refinement import refine, sample_reference
+
+
+@pytest.mark.slow
+def test_refinement_agrees_with_the_reference_on_a_group_of_three(group):
+    """Means of fluxes within 5 standard errors, from the effective numbers of draws of both; widths within 25 %."""
+    unknowns, vector = group(3, log_flux=(6.5, 6.0, 5.5), seed=2)
+    refined = refine(unknowns, vector[None], draws=600, attempts=6, seed=1)
+    assert refined.usable
+    state = torch.random.get_rng_state()
+    reference = sample_reference(unknowns, refined, draws=50, seed=1, progress=False)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert (reference.r_hat < 1.2).all()
+    pick = unknowns.fluxes.flatten().numpy()
+    mean, covariance = refined.moments()
+    width = np.sqrt(np.diag(covariance))[pick]
+    other = reference.vector.reshape(-1, len(vector))[:, pick]
+    error = width * np.sqrt(1 / refined.effective + 1 / reference.effective[pick])
+    assert (np.abs(other.mean(0) - mean[pick]) < 5 * error).all()
+    assert np.allclose(other.std(0), width, rtol=0.25)
+
+
+def test_bad_requests_are_refused(group):
+    unknowns, vector = group(1, log_flux=(6.0,))
+    refined = refine(unknowns, vector[None], draws=100, attempts=1)
+    with pytest.raises(ValueError, match="draws must be at least 50 per chain, got 10"):
+        sample_reference(unknowns, refined, draws=10)
+    poor = type(refined)(refined.vector, refined.log_weight, 0.9, 1.0, 0.0)
+    with pytest.raises(ValueError, match=r"reliable weights to start from, got a k-hat of 0\.90"):
+        sample_reference(unknowns, poor)
