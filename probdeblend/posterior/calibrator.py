@@ -7,9 +7,9 @@ marginal and holds for exchangeable sources ("conformal"; Vovk et al. 2005, doi:
 group, an interval between two levels contains the truth as often as it claims to, within 2/N. Nothing is guaranteed for
 another population.
 
-**Totals.** The total of a group is mapped in the same way, by the number of its sources. Their common error is widened
-or narrowed, the errors of how the light is divided change the other way, so that the mean width of ln flux remains.
-What is given up is the width of each: a source that dominates its group follows the total.
+**Totals.** The total of a group is mapped in the same way, by the number of its sources. The error that they have in
+common becomes that of the total, and the errors of how the light is divided change the other way, so that the mean
+width of ln flux remains. What is given up is the width of each: a source that dominates its group follows the total.
 
 **Masks and existence.** Slope and shift of the logit are fitted to the true masks where the image exceeds the sky
 noise, and to which sources are real (Platt 1999).
@@ -111,8 +111,8 @@ class Calibrator:
                 truth = np.where(matched[:, None] >= 0, true.double().numpy()[matched], np.nan)
                 draws = _log_draws(posterior, kind)
                 flux[kind] = _fit_cells(draws, np.log(truth), _cell(features), least)
-                moved = _mapped_sources(draws, flux[kind], _cell(features))
-                total[kind] = fit_totals(moved, np.log(truth), posterior.dataset["group"].values, least)
+                scaled = _mapped_sources(draws, flux[kind], _cell(features))[1]
+                total[kind] = fit_totals(scaled, np.log(truth), posterior.dataset["group"].values, least)
         if not flux:
             raise ValueError("scene must have true fluxes of a kind that the posterior holds, got none")
         seen = np.nan_to_num(features[matched >= 0].reshape(-1, len(EDGES)))
@@ -150,9 +150,10 @@ class Calibrator:
         for kind, maps in self.flux.items():
             if FLUX_OF[kind] in posterior.dataset:
                 given = posterior.dataset[FLUX_OF[kind]]
-                draws = _mapped_sources(_log_draws(posterior, kind), maps, _cell(features))
-                draws = mapped_totals(draws, self.total[kind], posterior.dataset["group"].values)
-                moved = np.exp(draws).reshape(given.shape)
+                draws = _log_draws(posterior, kind)
+                moved, scaled = _mapped_sources(draws, maps, _cell(features))
+                moved = mapped_totals(moved, scaled, self.total[kind], posterior.dataset["group"].values)
+                moved = np.exp(moved).reshape(given.shape)
                 moved = np.where(np.isfinite(moved), moved, given.values)
                 changed[FLUX_OF[kind]] = given.copy(data=moved.astype(given.dtype))
         dataset = posterior.dataset.assign(changed).assign_attrs(calibrated=1)
@@ -321,12 +322,13 @@ def _fit_cells(draws: NDArray, truth: NDArray, cell: NDArray, least: int) -> NDA
     return np.stack([maps[number] for number in range(int(coarser[-1]))])
 
 
-def _mapped_sources(draws: NDArray, maps: NDArray, cell: NDArray) -> NDArray[np.float64]:
+def _mapped_sources(draws: NDArray, maps: NDArray, cell: NDArray) -> tuple[NDArray, NDArray]:
+    """Return mapped draws, and the same with the medians of the given ones."""
     moved, known = draws.copy(), np.isfinite(draws).all(0)
     for number in np.unique(cell[known]):
         chosen = known & (cell == number)
         moved[:, chosen] = mapped(draws[:, chosen], maps[number])
-    return moved
+    return moved, moved - np.median(moved, axis=0) + np.median(draws, axis=0)
 
 
 def mask_pixels(posterior: Posterior, scene: Scene, matched: NDArray) -> tuple[NDArray, NDArray]:

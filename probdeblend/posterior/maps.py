@@ -3,9 +3,10 @@ r"""Monotone maps of draws and of probabilities, learned from known truths: what
 A map of draws takes quantiles of scaled errors :math:`(\ln f - m) / s`, with the median m and the standard deviation s
 of the draws, to those of scaled truths. For the total of a group, with the share :math:`w_i` of each source in its
 median flux, the common part of a draw is :math:`c = \sum_i w_i (\ln f_i - m_i)`, to first order the error of the ln
-total; the rest is how the light is divided. The map widens or narrows the common part. The rest is scaled by one number
-per group, such that the variance of ln flux, summed over the sources, remains. At last all fluxes of a draw are scaled
-alike, so that its total is exactly the mapped one.
+total; the rest is how the light is divided. A total is often known much better than the fluxes, and maps that move
+their medians would spoil it: it is mapped from draws that keep the medians. The common part is replaced by the error of
+the mapped total. The rest is scaled by one number per group, such that the variance of ln flux, summed over the
+sources, remains. At last all fluxes of a draw are scaled alike, so that its total is exactly the mapped one.
 """
 
 from __future__ import annotations
@@ -77,19 +78,18 @@ def fit_totals(draws: NDArray, truth: NDArray, group: NDArray, least: int) -> ND
     return np.stack([fit_map(totals[:, own], sums[own]) for own in chosen])
 
 
-def mapped_totals(draws: NDArray, maps: NDArray, group: NDArray) -> NDArray[np.float64]:
-    """Map the totals of the groups of draws of ln flux ``(draw, source, band)``, and their sources with them."""
+def mapped_totals(draws: NDArray, given: NDArray, maps: NDArray, group: NDArray) -> NDArray[np.float64]:
+    """Give the groups of draws of ln flux ``(draw, source, band)`` the mapped totals of other, given draws."""
     moved = draws.copy()
     for number, members in _groups(draws, group) if len(maps) else ():
         for part in np.array_split(members, max(1, members.size // 500)):  # bounds the memory
-            moved[:, part] = _with_total(draws[:, part], maps[number])
+            moved[:, part] = _with_total(draws[:, part], mapped(np.log(np.exp(given[:, part]).sum(2)), maps[number]))
     return moved
 
 
-def _with_total(draws: NDArray, pair: NDArray) -> NDArray[np.float64]:
-    """Map the totals of draws of ln flux ``(draw, group, source, band)``."""
-    wanted = mapped(np.log(np.exp(draws).sum(2)), pair)[:, :, None]
-    middle = np.median(draws, axis=0)
+def _with_total(draws: NDArray, wanted: NDArray) -> NDArray[np.float64]:
+    """Give draws of ln flux ``(draw, group, source, band)`` the ln totals ``(draw, group, band)`` that are wanted."""
+    wanted, middle = wanted[:, :, None], np.median(draws, axis=0)
     share = np.exp(middle) / np.exp(middle).sum(1, keepdims=True)
     error = draws - middle
     common = (share * error).sum(2, keepdims=True)
