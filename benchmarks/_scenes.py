@@ -35,6 +35,7 @@ __all__ = [
     "answered",
     "column",
     "compare",
+    "flat_draws",
     "formatted",
     "joined",
     "match",
@@ -113,6 +114,12 @@ def column(posterior: Posterior, name: str) -> NDArray:
     return np.full(len(posterior), np.nan) if values is None else values.values
 
 
+def flat_draws(posterior: Posterior, kind: str) -> NDArray[np.float64]:
+    """Return draws ``(draw, source, band)`` of one kind of flux, over all chains."""
+    chains, draws, *sources = posterior.draws(kind).shape
+    return posterior.draws(kind).values.reshape(chains * draws, *sources).astype(np.float64)
+
+
 def match(scene: Scene, posterior: Posterior, *, reach: float = REACH) -> NDArray[np.int64]:
     """Return the source of the posterior that belongs to each true source, by position, -1 for none."""
     found = (column(posterior, "scene"), column(posterior, "x"), column(posterior, "y"))
@@ -150,8 +157,7 @@ def measure(scene: Scene, posterior: Posterior, *, kind: str = "total", row: NDA
     in ln flux; per group its number of sources, and the ranks of the Mahalanobis distance, over all bands, and of the
     total flux in the first.
     """
-    draws = posterior.draws(kind).values
-    draws = draws.reshape(-1, *draws.shape[2:]).astype(np.float64)
+    draws = flat_draws(posterior, kind)
     true = (scene.flux if kind == "total" else scene.auto_flux).double().numpy()
     row = match(scene, posterior) if row is None else row
     flux = np.where(row[:, None] >= 0, draws[:, row], np.nan) if draws.shape[1] else np.full((2, *true.shape), np.nan)

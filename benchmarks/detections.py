@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks._command import Run, benchmark, sized_option, weights_option
 from benchmarks._populations import mixed_scenes
-from benchmarks._scenes import LEAST_SNR, ONE_CAMERA, column, compare, formatted, match, truth
+from benchmarks._scenes import LEAST_SNR, ONE_CAMERA, column, compare, flat_draws, formatted, match, truth
 from probdeblend.deblending.deblender import Deblends
 from probdeblend.deblending.sep import SepDeblender
 from probdeblend.deblending.weights import load
@@ -56,7 +56,8 @@ def main(run: Run, count: int, weights: Path | None) -> None:
         )
         counts = network["found_real"] >= 0
         sums = Reliability.measure(network["found_existence"][counts], network["found_real"][counts] == 1)
-        table.meta = {"scenes": count, "existence_ece": sums.calibration_error, "threshold": threshold}
+        error = sums.calibration_error if counts.any() else np.nan
+        table.meta = {"scenes": count, "existence_ece": error, "threshold": threshold}
         run.write(table)
 
 
@@ -72,7 +73,7 @@ def detected(deblender: Deblends, scene: Scene) -> dict[str, NDArray]:
     existence = np.nan_to_num(column(posterior, "existence"), nan=1.0)
     found, real = row >= 0, np.zeros(len(posterior), dtype=int)
     real[row[found]] = np.where(known["snr"][found] >= LEAST_SNR, 1, -1)
-    flux = np.median(posterior.draws("auto").values, (0, 1)) / scene.sky_rms.numpy()[column(posterior, "scene")]
+    flux = np.median(flat_draws(posterior, "auto"), 0) / scene.sky_rms.numpy()[column(posterior, "scene")]
     own = np.maximum(row, 0)
     return known | {
         "existence": np.where(found, existence[own], np.nan) if len(posterior) else np.full(len(row), np.nan),

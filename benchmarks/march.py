@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from benchmarks._command import Run, benchmark, sized_option, weights_option
 from benchmarks._populations import pair_at
-from benchmarks._scenes import formatted, match, positions
+from benchmarks._scenes import flat_draws, formatted, match, positions
 from probdeblend._files import kept_arrays
 from probdeblend.deblending.deblender import Deblends
 from probdeblend.deblending.sep import SepDeblender
@@ -88,9 +88,9 @@ def scores(scene: Scene, deblender: Deblends) -> NDArray[np.float64]:
     """
     sep = isinstance(deblender, SepDeblender)
     posterior = deblender.scenes(scene, positions=None if sep else positions(scene))
-    draws = posterior.draws("auto" if sep else "total").values[..., 0]
+    draws = flat_draws(posterior, "auto" if sep else "total")[..., 0]
     row = match(scene, posterior) if sep else np.arange(len(scene.scene))
-    flux = np.where(row >= 0, draws.reshape(-1, draws.shape[-1])[:, row], np.nan).reshape(-1, len(scene), 2)
+    flux = np.column_stack([draws, np.full(len(draws), np.nan)])[:, row].reshape(-1, len(scene), 2)
     true = (scene.auto_flux if sep else scene.flux)[:, 0].double().numpy().reshape(len(scene), 2)
     flux, true = (np.concatenate([v, v.sum(-1, keepdims=True)], -1) for v in (flux, true))
     if not sep:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks._command import Run, benchmark, sized_option, weights_option
 from benchmarks._populations import published_pairs
-from benchmarks._scenes import answered, column, compare, formatted, measure, summary
+from benchmarks._scenes import answered, column, compare, flat_draws, formatted, measure, summary
 from probdeblend.deblending.sep import SepDeblender, published_match
 from probdeblend.deblending.weights import load
 from probdeblend.posterior.draws import Posterior
@@ -60,7 +60,7 @@ def by_the_paper(scene: Scene) -> dict[str, NDArray]:
 
 def paper_rows(scene: Scene, posterior: Posterior) -> NDArray[np.int64]:
     """Return the detection of each galaxy of pairs, -1 for none; the first of a scene is the central one."""
-    flux = np.median(posterior.draws("auto").values[..., 0], (0, 1))
+    flux = np.median(flat_draws(posterior, "auto")[..., 0], 0)
     radius = (scene.half_light_radius / scene.axis_ratio.sqrt() / scene.pixel_scale)[::2]
     rows, owner = [], column(posterior, "scene")
     for number, (x, y) in enumerate(zip(scene.x.reshape(-1, 2), scene.y.reshape(-1, 2), strict=True)):

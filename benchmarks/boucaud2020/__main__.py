@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from benchmarks._command import Run, benchmark, sized_option, weights_option
-from benchmarks._scenes import column, formatted, match
+from benchmarks._scenes import column, flat_draws, formatted, match
 from benchmarks.boucaud2020 import figures
 from benchmarks.boucaud2020.pairs import CHUNK, Pairs, draw, make_pairs
 from benchmarks.boucaud2020.statistics import CASES, published_results, summarize
@@ -90,7 +90,7 @@ def _answers(deblender: Deblends, count: int, seed: int) -> dict[str, NDArray]:
     sky = (scene.sky_rms[:, 0] / 2**0.5).double().numpy()[:, None]
     posterior = deblender.scenes(scene)
     row = match(scene, posterior)
-    median = np.append(np.median(posterior.draws("auto").values[..., 0], (0, 1)), np.nan)
+    median = np.append(np.median(flat_draws(posterior, "auto")[..., 0], 0), np.nan)
     flux = median[row].reshape(count, 2) / sky
     probability = np.zeros(mask.shape, dtype=np.float32)
     for number, source in enumerate(row):
@@ -99,7 +99,7 @@ def _answers(deblender: Deblends, count: int, seed: int) -> dict[str, NDArray]:
             probability[number // 2, number % 2, top : top + part.shape[0], left : left + part.shape[1]] = part
     sep = SepDeblender(pairs=True).scenes(scene)
     rows = paper_rows(scene, sep).reshape(count, 2)
-    measured = np.median(sep.draws("auto").values[..., 0], (0, 1))
+    measured = np.median(flat_draws(sep, "auto")[..., 0], 0)
     found = np.bincount(column(sep, "scene"), minlength=count)
     alone = np.where(rows[:, 0] >= 0, CASES.index("central alone"), CASES.index("companion alone"))
     case = np.where(found == 2, CASES.index("both"), np.where(found > 2, CASES.index("more"), alone))

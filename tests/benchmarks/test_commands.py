@@ -23,7 +23,7 @@ from benchmarks.boucaud2020 import __main__ as boucaud2020
 from probdeblend.refinement import Reference
 from probdeblend.simulation import stream
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:All-NaN slice")]
+pytestmark = pytest.mark.slow
 COVERAGE = ("coverage_50", "coverage_68", "coverage_95")
 
 
