@@ -94,13 +94,13 @@ def test_weights_go_on_by_the_elbo(model, network, draw):
 
     with torch.random.fork_rng():
         before = average()
-        for _ in range(8):
+        for _ in range(6):
             optimizer.zero_grad()
             loss(listed).backward()
             optimizer.step()
         after = average()
     noise = 0.5 * (1 + math.log(2 * math.pi)) * listed.image.numel()
-    assert noise < after < noise + 0.75 * (before - noise)
+    assert noise < after < noise + 0.85 * (before - noise)
     assert dict(pyro.get_param_store().items()) == store
 
 

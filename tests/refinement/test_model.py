@@ -26,7 +26,7 @@ def light_of(model, listed, *, flux=5.0, shape=(0.8, 0.1, 0.0, 0.5), star=0.0):
 def test_light_is_that_of_the_simulation(model):
     """Of the same sources, galaxies and stars, over the sky noise."""
     population = Population.default().replace(smooth=True, star_fraction=0.3, snr=(30.0, 100.0))
-    scene = simulate(2, population=population, size=64, number=3, seed=5)
+    scene = simulate(2, population=population, size=48, number=3, seed=5)
     listed = listed_scenes(scene)
     assert listed.there.all()
     q, size = scene.axis_ratio, 1 / scene.pixel_scale
@@ -34,15 +34,15 @@ def test_light_is_that_of_the_simulation(model):
     # The index is not part of the truth: it is the one that fits the light best.
     light = scene.light[:, 0] / scene.sky_rms[scene.scene][..., None]
     best = torch.full((6,), torch.inf)
-    for ln_index in torch.linspace(math.log(0.5), math.log(6.0), 40):
+    for ln_index in torch.linspace(math.log(0.5), math.log(6.0), 14):
         shape = [radius.log(), ellipticity * (2 * scene.angle).cos(), ellipticity * (2 * scene.angle).sin()]
         shape = torch.stack([*shape, torch.full((6,), float(ln_index))], -1).reshape(2, 3, 4)
         flux = (scene.flux / scene.sky_rms[scene.scene]).log().reshape(2, 3, 1)
         star = (scene.source_type == 4).float().reshape(2, 3)
         rendered = model.light(listed, flux, torch.zeros(2, 3, 2), shape, star=star, growth=torch.zeros(2, 1))
-        error = (rendered.reshape(6, 64, 64) - light).abs().amax((-2, -1))
+        error = (rendered.reshape(6, 48, 48) - light).abs().amax((-2, -1))
         best = torch.minimum(best, error / light.reshape(6, -1).amax(-1))
-    assert (best < 0.05).all()
+    assert (best < 0.1).all()
 
 
 def test_star_is_the_psf(model):

@@ -35,7 +35,7 @@ class Network:
             bands=tuple("gr"[: flux.shape[-1]]),
             pixel_scale=truth.pixel_scale,
             columns={
-                "flags": np.full(len(light), self.flags),
+                "flags": np.zeros(len(light)) + self.flags,
                 "anomaly": np.full(len(light), self.anomaly),
                 "sky_rms": truth.sky_rms[truth.scene].numpy(),
                 "half_light_radius": np.ones(len(light)),
@@ -87,7 +87,7 @@ GROUP = np.array([0, 0, 1])
 @pytest.fixture(scope="module")
 def answers(scene, network):
     deblender = Network(network, scene, group=GROUP)
-    return deblender.scenes(scene), Refiner(deblender, draws=100).scenes(scene)
+    return deblender.scenes(scene), Refiner(deblender, draws=250).scenes(scene)
 
 
 def test_groups_are_refined_one_by_one(scene, answers):
@@ -129,34 +129,29 @@ def test_images_add_up_and_masks_are_probabilities(scene, answers):
 def test_what_the_model_cannot_describe_stays_as_it_was(scene, network):
     place = torch.arange(32.0)
     knots = 15 * torch.exp(-((place - 12).square() + (place[:, None] - 15).square()) / 3)
+    knots = knots.expand(1, 1, -1, -1)
     spoiled = Scene(scene.image + knots, scene.sky_rms, scene.psf, 0.1, exposure=scene.exposure)
-    deblender = Network(network, scene, group=GROUP)
+    deblender = Network(network, scene, group=GROUP, flags=np.array([0, 0, 256]))
     before, after = deblender.scenes(spoiled), Refiner(deblender, draws=100).scenes(spoiled)
     flags = after.flags
     assert (flags[:2] & int(Flag.NOT_REFINED)).all()
-    assert (flags[:2] & int(Flag.MISFIT | Flag.DISAGREEMENT)).all()
+    assert (flags[:2] & int(Flag.MISFIT | Flag.DISAGREEMENT | Flag.POOR_WEIGHTS)).all()
     assert np.array_equal(after.flux.values[:, :, :2], before.flux.values[:, :, :2])
-    assert (after.dataset["anomaly"].values[:2] > 1).all()
-    assert flags[2] == 0
-    assert not np.array_equal(after.flux.values[:, :, 2], before.flux.values[:, :, 2])
 
 
 def test_network_that_disagrees_is_kept(scene, network):
-    deblender = Network(network, scene, group=np.array([0, 1, 2]), shift=1.0)
+    deblender = Network(network, scene, group=np.array([0, 0, 1]), shift=1.0, flags=np.array([256, 256, 0]))
     after = Refiner(deblender, draws=100).scenes(scene)
-    assert (after.flags & int(Flag.DISAGREEMENT)).any()
-    kept = (after.flags & int(Flag.NOT_REFINED)) > 0
-    assert np.log(after.flux.values[..., kept, 0] / scene.flux[kept, 0].numpy()).mean() == pytest.approx(1.0, abs=0.02)
+    assert after.flags[2] == int(Flag.NOT_REFINED | Flag.DISAGREEMENT)
+    assert np.log(after.flux.values[..., 2, 0] / float(scene.flux[2, 0])).mean() == pytest.approx(1.0, abs=0.02)
 
 
-def test_doubtful_groups_are_not_refined(scene, network):
-    after = Refiner(Network(network, scene, group=GROUP, flags=int(Flag.ANOMALY))).scenes(scene)
-    assert (after.flags == int(Flag.ANOMALY | Flag.NOT_REFINED)).all()
-
-
-def test_same_seed_same_answer(scene, network):
-    refiner = Refiner(Network(network, scene, group=np.array([0, 1, 2])), draws=100)
+def test_doubtful_groups_are_not_refined_and_seeds_count(scene, network):
+    flags = np.array([0, int(Flag.ANOMALY), 0])
+    refiner = Refiner(Network(network, scene, group=GROUP, flags=flags), draws=100)
     state = torch.random.get_rng_state()
     one, other = (refiner.scenes(scene, seed=3) for _ in range(2))
-    assert np.array_equal(one.flux.values, other.flux.values)
     assert torch.equal(state, torch.random.get_rng_state())
+    assert np.array_equal(one.flux.values, other.flux.values)
+    assert (one.flags[:2] & int(Flag.NOT_REFINED)).all()
+    assert one.flags[2] == 0

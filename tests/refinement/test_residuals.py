@@ -15,10 +15,10 @@ def probability(unknowns, vector):
 
 
 def test_right_model_fits(group):
-    """In five scenes the p-values are not all small, nor all large: a chance of 1 in 1,000 each."""
-    found = [probability(*group(2, bands=2, log_flux=(6.5, 6.0), seed=seed)) for seed in range(5)]
-    assert max(found) > 0.3
-    assert min(found) < 0.7
+    """In three scenes the p-values are not all small, nor all large: a chance of 1 in 1,000 each."""
+    found = [probability(*group(1, bands=2, log_flux=(6.5,), seed=seed)) for seed in range(3)]
+    assert max(found) > 0.1
+    assert min(found) < 0.9
     assert min(found) > 1e-4
 
 
