@@ -13,8 +13,8 @@ from probdeblend.simulation import Camera, Cameras
 
 @pytest.fixture(scope="module")
 def drawn():
-    rng = np.random.default_rng(3)
-    return [Cameras(native_fraction=0.3).sample(rng) for _ in range(40)]
+    rng = np.random.default_rng(4)
+    return [Cameras(native_fraction=0.3).sample(rng) for _ in range(16)]
 
 
 def test_candels_is_the_instrument():

@@ -135,7 +135,7 @@ def interrupted(path, batches, settings):
         write_scenes(path, fill_disk(), settings=settings)
 
 
-@pytest.mark.parametrize("callable_batches", [True, False])
+@pytest.mark.parametrize("callable_batches", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_interrupted_set_is_resumed(tmp_path, rng, callable_batches):
     """Complete shards stay; the resumed set is the one that was never interrupted."""
     batches = [make_scenes(rng, 1) for _ in range(40)]

@@ -61,7 +61,7 @@ def separation(x, y):
 
 def test_pairs_have_the_distribution_of_the_program(small, false_alarm):
     """Fluxes, their ratio, sizes and separations, by Kolmogorov-Smirnov tests."""
-    made = batches(Points(camera=replace(WIDE, native=True)), range(0, 96, 8), pairs=1.0)
+    made = batches(Points(camera=replace(WIDE, native=True)), range(0, 64, 8), pairs=1.0)
     population = Population.pairs()
     true = population.sample(3000, Frame((96, 96), 0.06, WIDE.blur), seed=9)
     flux, shape = joined(made, "log_flux")[:, :, 0, 1], joined(made, "shape")
@@ -80,8 +80,8 @@ def test_pairs_have_the_distribution_of_the_program(small, false_alarm):
 def test_crowds_have_the_distribution_of_the_program(small, false_alarm):
     """Five sources in each scene: signal-to-noise ratios, types, and distances to the nearest other."""
     population = Population.default().replace(number=(0.0, 0.0, 0.0, 0.0, 0.0, 1.0))
-    made = batches(Points(crowds=population), range(0, 80, 8), pairs=0.0)
-    true = population.sample(1500, Frame((96, 96), 0.06, WIDE.blur), seed=9)
+    made = batches(Points(crowds=population), range(0, 40, 8), pairs=0.0)
+    true = population.sample(600, Frame((96, 96), 0.06, WIDE.blur), seed=9)
     snr = joined(made, "log_flux")[:, :, 0, 1]
     assert kstest(snr.flatten().numpy(), true["ln_snr"].flatten().numpy()).pvalue > false_alarm
     kind = joined(made, "kind").flatten()
@@ -94,7 +94,7 @@ def test_crowds_have_the_distribution_of_the_program(small, false_alarm):
 def test_the_bank_draws_sources_from_the_program(false_alarm):
     """Cameras of CANDELS see the galaxies of pairs; an own camera for each draw, as templates of one are alike."""
     templates = Templates(cameras=Cameras(native_fraction=1.0))
-    drawn = [templates.draw(number) for number in range(60)]
+    drawn = [templates.draw(number) for number in range(30)]
     assert all(camera.native for camera, _ in drawn)
     free = Population.pairs().replace(max_difference=np.inf, largest=14.0)
     true = free.sample(4000, Frame((128, 128), 0.06, 3.0), seed=3, number=1)
