@@ -6,7 +6,7 @@ import torch
 
 from probdeblend.posterior import Cutouts, Posterior
 from probdeblend.scene import Scene
-from probdeblend.training.calibrate import fit_calibrator
+from probdeblend.training import fit_calibrator
 
 SIZE, SKY_RMS, COUNT = 8, 0.01, 400
 FOUR = 4.0  # standard errors: a false alarm in 16,000

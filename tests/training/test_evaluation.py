@@ -10,7 +10,8 @@ from probdeblend.deblending import SepDeblender
 from probdeblend.posterior import Cutouts, Posterior
 from probdeblend.scene import Scene
 from probdeblend.simulation import write_scenes
-from probdeblend.training.evaluation import evaluate, signal_to_noise, stored_scenes
+from probdeblend.training import evaluate, stored_scenes
+from probdeblend.training.evaluation import signal_to_noise
 
 SIZE, SKY_RMS = 48, 0.01
 FOUR = 4.0  # standard errors: a false alarm in 16,000
