@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -99,16 +98,17 @@ def train(
             pin_memory=device == "cuda",
         )
 
-    def some(scenes: int, seed: int) -> Iterator[SceneBatch]:
-        return islice(_stream(batch_size, seed), min(steps, math.ceil(scenes / batch_size)))
-
+    held_out = _stream(batch_size, seed + HELD_OUT)
+    validating, familiar = (
+        min(steps, math.ceil(scenes / batch_size)) for scenes in (VALIDATION_SCENES, FAMILIAR_SCENES)
+    )
     with unfinished_run(output, settings, seed=seed, resume=resume, overwrite=overwrite) as (kept, temporary):
         network = SceneNetwork() if begun is None else begun.network.requires_grad_(True)
         with _threads(max(1, (os.cpu_count() or 1) - workers)):
             history = fit(
                 SceneLoss(network.to(device)),
                 batches,
-                list(some(VALIDATION_SCENES, seed + HELD_OUT)),
+                [held_out.batch(number) for number in range(validating)],
                 schedule=Schedule(
                     steps,
                     learning_rate=RATE if begun is None else FINE_TUNING,
@@ -117,7 +117,7 @@ def train(
                 ),
                 checkpoint=kept / "checkpoint.pt",
             )
-            ranges, tokens = _familiar(network.cpu(), some(FAMILIAR_SCENES, seed))
+            ranges, tokens = _familiar(network.cpu(), map(held_out.batch, range(validating, validating + familiar)))
         built = {} if begun is None else begun.description.settings
         description = Description(settings=built, **ranges, training=training_record(history, settings))
         save(Deblender(network, description, tokens=tokens), temporary)
