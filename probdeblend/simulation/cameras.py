@@ -86,20 +86,20 @@ class Camera:
         return cls(instrument.pixel_scale, instrument.psf[None], *numbers, kernel, wave, zero_point)
 
     @classmethod
-    def candels_f160w(cls, **changes: float) -> Camera:
+    def candels_f160w(cls, *, sky_rms: float = 3e-3, exposure: float = 3200.0) -> Camera:
         """Return HST WFC3/F160W as in the CANDELS mosaics.
 
         Parameters
         ----------
-        **changes
-            ``sky_rms`` and ``exposure``, as for `Instrument.candels_f160w`.
+        sky_rms, exposure
+            As for `Instrument.candels_f160w`.
 
         Returns
         -------
         Camera
             The camera.
         """
-        return cls.of(Instrument.candels_f160w(**changes), wavelength=CANDELS_WAVELENGTH)
+        return cls.of(Instrument.candels_f160w(sky_rms=sky_rms, exposure=exposure), wavelength=CANDELS_WAVELENGTH)
 
     def __len__(self) -> int:
         return len(self.psf)

@@ -174,6 +174,8 @@ class Clustered(Positions):
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draw centers, one source after the other."""
+        if sample_shape:
+            return torch.stack([self.sample() for _ in range(sample_shape.numel())]).unflatten(0, sample_shape)
         sources = self.radius.shape[-1]
         radius, blur, near = self.radius.reshape(-1, sources), self.blur.reshape(-1), self.near.reshape(-1)
         scene = torch.arange(len(radius))

@@ -164,7 +164,8 @@ class Simulator:
         middle = torch.stack([drawn["x"], drawn["y"]], -1).round().long()
         size = max(CUTOUT, self.camera.psf.shape[-1] + 1)
         # Scene by scene, as sums are rounded differently in other company.
-        todo = [some for own in _of_scenes(scene, count) for some in own.split(AT_ONCE)]
+        own = torch.arange(sources).split(torch.bincount(scene, minlength=count).tolist())
+        todo = [some for numbers in own for some in numbers.split(AT_ONCE)]
         while todo:
             larger = []
             for some in todo:
@@ -288,11 +289,6 @@ def simulate(
     shape = (size, size) if isinstance(size, int) else tuple(size)
     simulator = Simulator(population or Population.published(), camera, shape, number, engine)
     return Scene.join(simulator.batches(count, seed=seed, workers=workers))
-
-
-def _of_scenes(scene: Tensor, count: int) -> list[Tensor]:
-    """Return the numbers of the sources of each scene."""
-    return list(torch.arange(len(scene)).split(torch.bincount(scene, minlength=count).tolist()))
 
 
 def _paste(image: Tensor, cutout: Tensor, corner: Tensor) -> None:

@@ -110,6 +110,7 @@ def test_any_number_of_sources(name, sources):
     assert places.shape == (7, 1, sources, 2)
     assert law.log_prob(places).shape == (7, 1)
     assert law.log_prob(places).isfinite().all()
+    assert drawn(law, 3).shape == (3, 7, 1, sources, 2)
 
 
 def test_what_does_not_exist_does_not_count():
