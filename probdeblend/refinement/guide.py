@@ -10,8 +10,6 @@ is the most probable class; the sky level and the width of the PSF follow their 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pyro
 import pyro.distributions as dist
 import torch
@@ -68,15 +66,6 @@ class SceneFlux(dist.TorchDistribution):
         return total[..., None]
 
 
-class Answer(NamedTuple):
-    """What the network says of listed sources: fluxes, and per source `SHAPES` with their widths, and class logits."""
-
-    flux: SceneFlux
-    shape: Tensor
-    width: Tensor
-    kind: Tensor
-
-
 class SceneGuide(nn.Module):
     """A guide for `~probdeblend.refinement.model.SceneModel`; it is called as a Pyro program.
 
@@ -92,7 +81,7 @@ class SceneGuide(nn.Module):
         super().__init__()
         self.network, self.model = network, model
 
-    def answer(self, listed: Listed) -> Answer:
+    def answer(self, listed: Listed) -> tuple[SceneFlux, Tensor, Tensor, Tensor]:
         """Run the network on images and the sources listed in them.
 
         Parameters
@@ -102,8 +91,9 @@ class SceneGuide(nn.Module):
 
         Returns
         -------
-        Answer
-            Distributions of all sources.
+        tuple
+            Joint distribution of the fluxes; `SHAPES` and their widths ``(scene, source, shape)``; logits of the
+            classes ``(scene, source, class)``.
         """
         height, width = listed.image.shape[-2:]
         padding = (0, -width % STRIDE, 0, -height % STRIDE)
@@ -127,7 +117,7 @@ class SceneGuide(nn.Module):
         # Padding is galaxies of unit width and radius.
         numbers = torch.where(listed.there[..., None], numbers, numbers.new_tensor(1.0))
         shape, spread, kind = numbers.split([len(SHAPES), len(SHAPES), len(SOURCE_TYPES)], -1)
-        return Answer(SceneFlux(groups, torch.zeros(*listed.x.shape, bands)), shape, spread, kind)
+        return SceneFlux(groups, torch.zeros(*listed.x.shape, bands)), shape, spread, kind
 
     def guesses(self, listed: Listed, *, count: int = 3) -> tuple[Unknowns, Tensor]:
         """Return the unknowns of one scene, and guesses of them, with which refinement starts.
@@ -144,43 +134,35 @@ class SceneGuide(nn.Module):
         unknowns, guesses
             The guesses are ``(1 + count, number)``, the mean first.
         """
-        answer = self.answer(listed)
-        flux = answer.flux.rsample((AVERAGED,))[:, 0, 0, ..., TOTAL]
-        noise = dist.StudentT(SHAPE_FREEDOM).sample((1 + count, *answer.shape.shape[1:]))
+        joint, center, width, kind = self.answer(listed)
+        flux = joint.rsample((AVERAGED,))[:, 0, 0, ..., TOTAL]
+        noise = dist.StudentT(SHAPE_FREEDOM).sample((1 + count, *center.shape[1:]))
         noise[0] = 0.0
-        shape = answer.shape + answer.width * noise
-        star = answer.kind[0].argmax(-1) == STAR
-        unknowns = Unknowns(self.model, listed, star)
+        shape = center + width * noise
+        unknowns = Unknowns(self.model, listed, kind[0].argmax(-1) == STAR)
         total = torch.cat([flux.mean(0, keepdim=True), flux[:count]])
         return unknowns, unknowns.vector(total, shape[..., :2], shape[..., 2:])
 
-    def forward(self, listed: Listed) -> Answer:
+    def forward(self, listed: Listed) -> None:
         """Run the guide's program.
 
         Parameters
         ----------
         listed
             Images and the sources listed in them.
-
-        Returns
-        -------
-        Answer
-            What the network says.
         """
-        answer, (scenes, bands) = self.answer(listed), listed.photon.shape
+        (flux, center, width, kind), (scenes, bands) = self.answer(listed), listed.photon.shape
         with pyro.plate("scene", scenes, dim=-2):
             with pyro.plate("source", listed.x.shape[1], dim=-1), pyro.poutine.mask(mask=listed.there):
-                star = pyro.sample("star", dist.Delta((answer.kind.argmax(-1) == STAR).float()))
-                for name, part, within in (
-                    ("position", slice(2), POSITION_RANGE),
-                    ("shape", slice(2, None), SHAPE_RANGE),
-                ):
-                    center, width = answer.shape[..., part], answer.width[..., part]
-                    student = dist.StudentT(SHAPE_FREEDOM, center, width).to_event(1)
-                    with pyro.poutine.mask(mask=(star == 0) | (name == "position")):
-                        pyro.sample(name, dist.TransformedDistribution(student, [Within(*map(torch.tensor, within))]))
-            pyro.sample("log_flux", dist.TransformedDistribution(answer.flux, [Within(*FLUX_RANGE)]))
+                star = pyro.sample("star", dist.Delta((kind.argmax(-1) == STAR).float()))
+                position, shape = (
+                    dist.StudentT(SHAPE_FREEDOM, center[..., part], width[..., part]).to_event(1)
+                    for part in (slice(2), slice(2, None))
+                )
+                pyro.sample("position", dist.TransformedDistribution(position, [Within(*POSITION_RANGE)]))
+                with pyro.poutine.mask(mask=star == 0):
+                    pyro.sample("shape", dist.TransformedDistribution(shape, [Within(*map(torch.tensor, SHAPE_RANGE))]))
+            pyro.sample("log_flux", dist.TransformedDistribution(flux, [Within(*FLUX_RANGE)]))
             zero = torch.zeros(scenes, 1, bands)
             for name, scale in (("sky_level", self.model.sky_level), ("log_psf_growth", self.model.psf_growth)):
                 pyro.sample(name, dist.Normal(zero, scale).to_event(1))
-        return answer

@@ -32,7 +32,6 @@ LARGEST_K_HAT = 0.7
 LEAST_POSSIBLE = 0.1  # of the draws, so that their weights have a tail
 NOTHING = -700.0  # ln of a weight that counts as zero
 ROUNDS = 2  # proposals in each attempt
-LEAST_EVIDENCE = 1.0  # in ln, by which another attempt may fall behind
 ENOUGH = 0.125  # of the draws are effective
 
 
@@ -50,20 +49,22 @@ class Refined:
         Shape of the Pareto tail of the weights; `usable` compares it with its limit.
     effective
         Effective number of draws.
-    log_evidence
-        Natural logarithm of the mean weight, up to a constant.
     """
 
     vector: NDArray[np.float64]
     log_weight: NDArray[np.float64]
     k_hat: float
     effective: float
-    log_evidence: float
 
     @property
     def usable(self) -> bool:
         """Whether the weights are reliable: k-hat below ``min(1 - 1 / log10(draws), 0.7)``."""
         return self.k_hat < min(1 - 1 / math.log10(len(self.vector)), LARGEST_K_HAT)
+
+    @property
+    def quality(self) -> tuple[bool, float]:
+        """What orders attempts: whether the weights are reliable, and the effective number of draws."""
+        return self.usable, self.effective
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean ``(number,)`` and covariance of the draws.
@@ -149,7 +150,7 @@ def refine(unknowns: Unknowns, starts: Tensor, *, draws: int = 400, attempts: in
                     proposal = _moved(proposal, _weighted(rounds))
             found = _weighted(rounds)
             proposal = _moved(proposal, found)
-            best = found if best is None or _better(found, best) else best
+            best = found if best is None or found.quality > best.quality else best
             if best.usable and best.effective >= ENOUGH * ROUNDS * draws:
                 break
     return best
@@ -161,12 +162,6 @@ def _moved(proposal: Mixture, found: Refined) -> Mixture:
     return proposal.moved(torch.from_numpy(found.vector), torch.from_numpy(np.exp(found.log_weight)))
 
 
-def _better(found: Refined, best: Refined) -> bool:
-    """Whether another attempt is better; with less evidence it has missed something."""
-    enough = found.log_evidence > best.log_evidence - LEAST_EVIDENCE
-    return enough and found.effective > best.effective and found.k_hat < max(best.k_hat, LARGEST_K_HAT)
-
-
 def _weighted(rounds: list[tuple[Mixture, Tensor, Tensor]]) -> Refined:
     """Weight all draws as draws of the mixture of all proposals."""
     vector, log_joint = (torch.cat([part[number] for part in rounds]) for number in (1, 2))
@@ -174,7 +169,7 @@ def _weighted(rounds: list[tuple[Mixture, Tensor, Tensor]]) -> Refined:
     raw = (log_joint - mixture).nan_to_num(*[-math.inf] * 3).numpy()
     smoothed, k_hat = _smoothed(raw)
     effective = float(1 / np.exp(2 * smoothed).sum()) if math.isfinite(k_hat) else 1.0
-    return Refined(vector.numpy(), smoothed, k_hat, effective, float(logsumexp(raw) - math.log(len(raw))))
+    return Refined(vector.numpy(), smoothed, k_hat, effective)
 
 
 def _smoothed(log_weight: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:

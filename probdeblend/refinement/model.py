@@ -85,18 +85,11 @@ def listed_scenes(scene: Scene, *, positions: tuple[Tensor, Tensor, Tensor] | No
     exposure = torch.full((scenes, bands), torch.inf) if scene.exposure is None else scene.exposure
     photon = 1 / (exposure * scene.sky_rms * correlated)
     wavelength = torch.full((scenes, bands), torch.nan) if scene.wavelength is None else scene.wavelength
-    return Listed(
-        image=torch.where(good, ratio, 0.0).float(),
-        good=good.float(),
-        psf=scene.psf.float(),
-        power=expected_periodogram(kernel, tuple(ratio.shape[-2:])).float(),
-        photon=photon.float(),
-        noise=noise_numbers(scene.noise_kernel, photon.float(), wavelength.float()),
-        x=across,
-        y=along,
-        there=there,
-        pixel_scale=scene.pixel_scale,
-    )
+    power = expected_periodogram(kernel, tuple(ratio.shape[-2:])).float()
+    noise = noise_numbers(scene.noise_kernel, photon.float(), wavelength.float())
+    image = torch.where(good, ratio, 0.0).float()
+    taken = (scene.psf.float(), power, photon.float(), noise)
+    return Listed(image, good.float(), *taken, across, along, there, scene.pixel_scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,19 +184,15 @@ class SceneModel:
         ln_radius, first, second, ln_index = shape[..., None, :].unbind(-1)
         star = (star > 0)[..., None]
         ellipticity = torch.sqrt(first.square() + second.square() + 1e-12).clamp(max=FLATTEST)
+        radius = torch.where(star, STAR_RADIUS, ln_radius.exp()) * listed.pixel_scale
+        index = torch.where(star, 1.0, ln_index.exp().clamp(0.5, 6.0))
+        axis_ratio = torch.where(star, 1.0, (1 - ellipticity) / (1 + ellipticity))
+        angle = torch.atan2(second, first + 1e-6) / 2
+        center = torch.stack([listed.x, listed.y], -1) + position
         reach = NEAR * size / 4
-        x, y = ((place + offset).clamp(-reach, size - 1 + reach) for place, offset in
-                zip((listed.x, listed.y), position.unbind(-1), strict=True))  # fmt: skip
-        source = Components(
-            flux=torch.ones_like(ln_radius),
-            half_light_radius=torch.where(star, STAR_RADIUS, ln_radius.exp()) * listed.pixel_scale,
-            sersic_index=torch.where(star, 1.0, ln_index.exp().clamp(0.5, 6.0)),
-            axis_ratio=torch.where(star, 1.0, (1 - ellipticity) / (1 + ellipticity)),
-            angle=torch.atan2(second, first + 1e-12) / 2,
-            x=x[..., None],
-            y=y[..., None],
-            present=torch.ones_like(ln_radius, dtype=torch.bool),
-        )
+        x, y = center.clamp(-reach, size - 1 + reach)[..., None, :].unbind(-1)
+        one = torch.ones_like(radius)
+        source = Components(one, radius, index, axis_ratio, angle, x, y, one > 0)
         images = []
         for band in range(listed.psf.shape[1]):
             psf = _fitting(listed.psf[:, band], size)

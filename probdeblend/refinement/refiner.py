@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -90,13 +91,13 @@ class Refiner:
         network = self.deblender.scenes(scene, positions=positions, seed=seed)
         if network.cutouts is None or network.cutouts.image is None:
             raise ValueError("deblender must answer with images of the sources, got a posterior without")
-        answer = _Answer(network)
-        groups = network.dataset["group"].values
+        dataset, groups = network.dataset.copy(deep=True), network.dataset["group"].values
+        known = {name: list(arrays) for name, arrays in network.cutouts.known.items()}
+        cutouts = Cutouts(network.cutouts.corner.copy(), network.cutouts.shape, **known)
         for group in np.unique(groups):
             members = np.flatnonzero(groups == group)
-            found = self._group(scene, network, members, seed=seed)
-            answer.put(members, found)
-        return answer.posterior()
+            _put(dataset, cutouts, members, self._group(scene, network, members, seed=seed))
+        return Posterior(dataset.assign_attrs(method="refined"), cutouts)
 
     def _group(self, scene: Scene, network: Posterior, members: NDArray[np.int64], *, seed: int) -> _Found:
         """Refine one group."""
@@ -127,7 +128,7 @@ class Refiner:
         scale = scene.sky_rms[int(network.dataset["scene"].values[members[0]])].double().numpy()
         found |= {"x": found["x"] + corner[1], "y": found["y"] + corner[0]}
         found["flux"] = np.exp(found.pop("log_flux")) * scale
-        return _Found(flags, odd, found, corner, *_pixels(unknowns, drawn, found["flux"].mean(0) / scale, scale))
+        return _Found(flags, odd, found, corner, _pixels(unknowns, drawn, found["flux"].mean(0) / scale, scale))
 
 
 class _Found(NamedTuple):
@@ -137,50 +138,33 @@ class _Found(NamedTuple):
     anomaly: float
     drawn: dict[str, NDArray[np.float64]] | None = None
     corner: tuple[int, int] = (0, 0)
-    image: NDArray[np.float32] | None = None
-    image_std: NDArray[np.float32] | None = None
-    mask: NDArray[np.float32] | None = None
+    pixels: dict[str, NDArray[np.float32]] | None = None
 
 
-class _Answer:
-    """The network's posterior, in which groups are replaced one by one."""
-
-    def __init__(self, network: Posterior) -> None:
-        self.network, self.dataset = network, network.dataset.copy(deep=True)
-        cutouts = network.cutouts
-        self.corner = cutouts.corner.copy()
-        self.known = {name: list(arrays) for name, arrays in cutouts.known.items()}
-
-    def put(self, members: NDArray[np.int64], found: _Found) -> None:
-        """Put the result for a group in its place."""
-        data = self.dataset
-        data["flags"].values[members] |= int(found.flags)
-        if "anomaly" in data:
-            data["anomaly"].values[members] = np.fmax(data["anomaly"].values[members], found.anomaly)
-        if found.drawn is None:
-            return
-        drawn, sizes = dict(found.drawn), (data.sizes["chain"], data.sizes["draw"])
-        flux = drawn.pop("flux").reshape(*sizes, len(members), -1)
-        if "flux_auto" in data:
-            data["flux_auto"].values[:, :, members] *= flux / data["flux"].values[:, :, members]
-        data["flux"].values[:, :, members] = flux
-        doubled = np.exp(2j * drawn["angle"])
-        angle = np.angle(doubled.mean(0)) / 2
-        drawn["angle"] = angle + np.angle(doubled * np.exp(-2j * angle)) / 2
-        for name, values in drawn.items():
-            for column, numbers in ((name, values.mean(0)), (f"{name}_err", values.std(0))):
-                if column in data.variables:
-                    data[column].values[members] = numbers
-        for number, source in enumerate(members):
-            self.corner[source] = found.corner
-            for name, arrays in self.known.items():
-                pixels = getattr(found, name, None)
-                arrays[source] = np.zeros_like(found.mask[number]) if pixels is None else pixels[number]
-
-    def posterior(self) -> Posterior:
-        """Return the posterior of all sources."""
-        cutouts = Cutouts(self.corner, self.network.cutouts.shape, **self.known)
-        return Posterior(self.dataset.assign_attrs(method="refined"), cutouts)
+def _put(dataset: xr.Dataset, cutouts: Cutouts, members: NDArray[np.int64], found: _Found) -> None:
+    """Put the result for a group in its place."""
+    dataset["flags"].values[members] |= int(found.flags)
+    if "anomaly" in dataset:
+        dataset["anomaly"].values[members] = np.fmax(dataset["anomaly"].values[members], found.anomaly)
+    if found.drawn is None:
+        return
+    drawn = dict(found.drawn)
+    flux = drawn.pop("flux").reshape(dataset.sizes["chain"], dataset.sizes["draw"], len(members), -1)
+    if "flux_auto" in dataset:
+        dataset["flux_auto"].values[:, :, members] *= flux / dataset["flux"].values[:, :, members]
+    dataset["flux"].values[:, :, members] = flux
+    doubled = np.exp(2j * drawn["angle"])  # angles are the same half a turn away
+    middle = np.angle(doubled.mean(0))
+    drawn["angle"] = (middle + np.angle(doubled * np.exp(-1j * middle))) / 2
+    for name, values in drawn.items():
+        for column, numbers in ((name, values.mean(0)), (f"{name}_err", values.std(0))):
+            if column in dataset.variables:
+                dataset[column].values[members] = numbers
+    cutouts.corner[members] = found.corner
+    for number, source in enumerate(members):
+        for name, arrays in cutouts.known.items():
+            pixels = found.pixels.get(name, np.zeros_like(found.pixels["mask"]))
+            arrays[source] = pixels[number]
 
 
 def _log_flux(network: Posterior, members: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -221,7 +205,7 @@ def _disagreement(own: NDArray[np.float64], refined: NDArray[np.float64]) -> flo
 
 def _pixels(
     unknowns: Unknowns, drawn: NDArray[np.float64], flux: NDArray[np.float64], scale: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], ...]:
+) -> dict[str, NDArray[np.float32]]:
     """Render draws: mean and spread of the light of each source ``(source, band, y, x)``, and its mask.
 
     The mask is the fraction of draws in which the light exceeds three times the sky noise. Images are scaled to the
@@ -233,4 +217,4 @@ def _pixels(
         mask = (light.square().sum(2) > MASK_THRESHOLD**2).float().mean(0)
         rendered = unknowns.sites(some)["log_flux"][:, 0, ..., 1].exp().mean(0).numpy()
     unit = (scale * flux / rendered)[..., None, None].astype(np.float32)
-    return light.mean(0).numpy() * unit, light.std(0).numpy() * unit, mask.numpy()
+    return {"image": light.mean(0).numpy() * unit, "image_std": light.std(0).numpy() * unit, "mask": mask.numpy()}

@@ -22,8 +22,7 @@ __all__ = ["Unknowns"]
 
 STEPS = (0.02, 0.02, 0.01, 0.01, 0.01, 0.02)  # of central differences, along position and shape
 GROWTH_STEP = 0.005
-# The largest change in one step of a climb: of a flux, along position and shape, of the sky level and of the PSF.
-FLUX_REACH, REACH, NUISANCE_REACH = 0.7, (2.0, 2.0, 0.5, 0.15, 0.15, 0.4), (0.2, 0.05)
+REACH = 0.08  # of the range of a number, the largest change in one step of a climb
 PRIOR_DRAWS = 4096
 CHUNK = 64  # draws at a time
 
@@ -82,13 +81,8 @@ class Unknowns:
         total = each[..., : self.bands]
         auto = (total + APERTURE).clamp(*FLUX_RANGE[:2])  # whose density is then the same for all
         sky_level, growth = whole[:, None, -2 * self.bands :].split(self.bands, -1)
-        values = (
-            torch.stack([auto, total], -1)[:, None],
-            each[..., self.bands : self.bands + 2],
-            each[..., self.bands + 2 :],
-            sky_level,
-            growth,
-        )
+        position, shape = each[..., self.bands :].split([2, 4], -1)
+        values = (torch.stack([auto, total], -1)[:, None], position, shape, sky_level, growth)
         return dict(zip(SITES, values, strict=True))
 
     def vector(self, total: Tensor, position: Tensor, shape: Tensor) -> Tensor:
@@ -107,14 +101,9 @@ class Unknowns:
     def light(self, vector: Tensor) -> Tensor:
         """Return the expected light of each source over the sky noise ``(draw, source, band, y, x)``."""
         values = self.sites(vector)
-        return self.model.light(
-            self.listed.repeated(len(vector)),
-            values["log_flux"][:, 0, ..., 1],
-            values["position"],
-            values["shape"],
-            star=self.star.expand(len(vector), -1),
-            growth=values["log_psf_growth"][:, 0],
-        )
+        listed, star = self.listed.repeated(len(vector)), self.star.expand(len(vector), -1)
+        total, growth = values["log_flux"][:, 0, ..., 1], values["log_psf_growth"][:, 0]
+        return self.model.light(listed, total, values["position"], values["shape"], star=star, growth=growth)
 
     def sensitivity(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Return the light of each source ``(source, band, y, x)``, and derivatives of the image by the vector.
@@ -151,12 +140,10 @@ class Unknowns:
             ends.append(torch.tensor(nearly * self.sources + [-sign * 1.0] * 2 * self.bands)[self.free].double())
         return ends[0], ends[1]
 
-    @cached_property
+    @property
     def reach(self) -> Tensor:
         """The largest change of each number in one step of a climb."""
-        nuisances = [value for value in NUISANCE_REACH for _ in range(self.bands)]
-        each = [FLUX_REACH] * self.bands + list(REACH)
-        return torch.tensor(each * self.sources + nuisances)[self.free].double()
+        return REACH * (self._ends[1] - self._ends[0])
 
     @cached_property
     def prior(self) -> tuple[Tensor, Tensor]:

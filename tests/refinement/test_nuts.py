@@ -31,6 +31,6 @@ def test_bad_requests_are_refused(group):
     refined = refine(unknowns, vector[None], draws=100, attempts=1)
     with pytest.raises(ValueError, match="draws must be at least 50 per chain, got 10"):
         sample_reference(unknowns, refined, draws=10)
-    poor = type(refined)(refined.vector, refined.log_weight, 0.9, 1.0, 0.0)
+    poor = type(refined)(refined.vector, refined.log_weight, 0.9, 1.0)
     with pytest.raises(ValueError, match=r"reliable weights to start from, got a k-hat of 0\.90"):
         sample_reference(unknowns, poor)
