@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -102,6 +103,7 @@ def train(
     validating, familiar = (
         min(steps, math.ceil(scenes / batch_size)) for scenes in (VALIDATION_SCENES, FAMILIAR_SCENES)
     )
+    later = (batch for batch in map(held_out.batch, count(validating)) if batch.light.shape[1])
     with unfinished_run(output, settings, seed=seed, resume=resume, overwrite=overwrite) as (kept, temporary):
         network = SceneNetwork() if begun is None else begun.network.requires_grad_(True)
         with _threads(max(1, (os.cpu_count() or 1) - workers)):
@@ -117,7 +119,7 @@ def train(
                 ),
                 checkpoint=kept / "checkpoint.pt",
             )
-            ranges, tokens = _familiar(network.cpu(), map(held_out.batch, range(validating, validating + familiar)))
+            ranges, tokens = _familiar(network.cpu(), islice(later, familiar))
         built = {} if begun is None else begun.description.settings
         description = Description(settings=built, **ranges, training=training_record(history, settings))
         save(Deblender(network, description, tokens=tokens), temporary)
@@ -134,10 +136,10 @@ def _familiar(network: SceneNetwork, batches: Iterator[SceneBatch]) -> tuple[dic
     widths, brightest, tokens = [], [], []
     for batch in batches:
         widths.append(batch.psf.square().sum((-2, -1)).rsqrt().flatten())
-        if real := batch.light.shape[1]:
-            maps = network.encode(batch.image, batch.good, batch.psf, batch.noise)
-            tokens.append(network.read(maps, batch.x, batch.y)[1].token[:, :real].flatten(0, 1))
-            brightest.append(batch.log_flux.nan_to_num(-math.inf).flatten())
+        maps = network.encode(batch.image, batch.good, batch.psf, batch.noise)
+        token = network.read(maps, batch.x, batch.y)[1].token
+        tokens.append(token[:, : batch.light.shape[1]].flatten(0, 1))
+        brightest.append(batch.log_flux.nan_to_num(-math.inf).flatten())
     width = torch.cat(widths) * (2 * math.log(2) / math.pi) ** 0.5  # that of a Gaussian of the PSF's area
     fwhm = (float(width.min()) * (1 - SLACK), float(width.max()) * (1 + SLACK))
     return {"fwhm": fwhm, "brightest": float(torch.cat(brightest).max())}, torch.cat(tokens)

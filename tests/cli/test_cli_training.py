@@ -74,7 +74,8 @@ def test_train_refuses(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_train_writes_what_can_be_loaded(run, tmp_path):
+def test_train_writes_what_can_be_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("probdeblend.simulation.stream.BANK", 12)
     succeeded(run("train", "new", "--steps", 1, "--batch-size", 2))
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     succeeded(run("deblend", "--weights", "new", "--draws", 40, "--passes", 2, "--output", "out"))
@@ -84,7 +85,7 @@ def test_fit_psf_writes_the_model(run, monkeypatch, tmp_path):
     from probdeblend.simulation import psf as optics
 
     model = optics.PsfModel()
-    fit = optics.OpticsFit(model, 0.0, 0.0, 0.01, 0.001, (0.18, 0.181), {0.2: (0.5, 0.5)})
+    fit = optics.OpticsFit(model, 0.0, 0.0, 0.01, (0.18, 0.181))
     monkeypatch.setattr(optics, "fit_psf", lambda image, pixel_scale: fit)
     place = np.arange(31) - 15
     fits.PrimaryHDU(np.exp(-np.hypot(place, place[:, None]))).writeto(tmp_path / "psf.fits")

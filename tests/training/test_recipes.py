@@ -143,6 +143,7 @@ def test_refuses(weights, tmp_path):
 def test_the_stream_of_scenes_is_what_it_trains_on(tmp_path, monkeypatch):
     """A worker process makes the scenes of the bank; one step of them."""
     monkeypatch.setattr(recipes, "SceneStream", SceneStream)
+    monkeypatch.setattr("probdeblend.simulation.stream.BANK", 12)
     table = train(tmp_path / "w", steps=1, batch_size=2, workers=1)
     assert len(table) == 1
     assert load(tmp_path / "w").description.training["stream"]["pairs"] == 0.5
