@@ -13,8 +13,7 @@ copyright = f"2026, {author}"
 release = version = installed_version(project)
 
 extensions = ["myst_nb", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build", "published", "**/.ipynb_checkpoints"]
-html_extra_path = ["published"]  # pages that are ready: copied as they are
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 templates_path = ["_templates"]
 default_role = "py:obj"
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
@@ -41,8 +40,7 @@ numpydoc_validation_checks = {
 }
 numpydoc_validation_exclude = {
     r"\.(Flag|Quality|Deblends)$",  # constructors of enumerations and protocols have no parameters of their own
-    r"\.(Observed|BlendAnswer)\.",  # fields of named tuples
-    r"\.(with_anomaly|digest)$",  # methods that only other rooms call
+    r"\.(Frame|Listed|PairEstimate)\.",  # fields of named tuples
 }
 
 # Names of other libraries cannot be linked without a network; public ones of this library must resolve.
