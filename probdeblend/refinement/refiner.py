@@ -35,10 +35,7 @@ from .unknowns import Unknowns
 
 __all__ = ["Refiner"]
 
-UNSURE = (
-    Flag.EDGE | Flag.BAD_PIXELS | Flag.DOUBTFUL | Flag.UNLISTED | Flag.LARGE_GROUP | Flag.BRIGHT | Flag.OUT_OF_RANGE
-    | Flag.ANOMALY
-)  # fmt: skip
+DOUBTS = ~int(Flag.OUTSIDE_CALIBRATION)  # any other flag of the network is a reason not to refine
 LEAST_MISFIT_P = 0.01
 LEAST_AGREEMENT_P = 0.001
 LEAST_P = 1e-300
@@ -102,7 +99,7 @@ class Refiner:
     def _group(self, scene: Scene, network: Posterior, members: NDArray[np.int64], *, seed: int) -> _Found:
         """Refine one group."""
         log_flux = _log_flux(network, members)
-        doubts = int(np.bitwise_or.reduce(network.flags[members])) & int(UNSURE)
+        doubts = int(np.bitwise_or.reduce(network.flags[members])) & DOUBTS
         part, corner = _cutout(scene, network, members)
         x, y = (network.dataset[name].values[members] - start for name, start in zip("xy", corner[::-1], strict=True))
         kernel = 0 if scene.noise_kernel is None else 2 * (scene.noise_kernel.shape[-1] - 1)
