@@ -27,6 +27,7 @@ from probdeblend.metrics.detections import match_sources
 from probdeblend.metrics.ranks import group_pit
 from probdeblend.posterior.draws import Posterior
 from probdeblend.scene import LN_FLUX_UNIT, Scene, seed_of
+from probdeblend.training.evaluation import REACH, signal_to_noise
 
 __all__ = [
     "CHUNK",
@@ -39,7 +40,6 @@ __all__ = [
     "formatted",
     "joined",
     "match",
-    "matched_snr",
     "measure",
     "positions",
     "summary",
@@ -49,7 +49,6 @@ __all__ = [
 CHUNK = 32  # scenes that are simulated, answered and kept together
 ONE_CAMERA = 4  # the same, where each chunk is taken by a camera of its own
 LEAST_SNR = 5.0  # fainter sources do not count as detectable
-REACH = 4.0  # pixels; a detection farther from a source is another one
 LEVELS = (50, 68, 95)
 FAINTEST = 0.01  # of the true flux, to which draws are raised before taking logarithms
 Arrays = dict[str, NDArray]
@@ -126,12 +125,6 @@ def match(scene: Scene, posterior: Posterior, *, reach: float = REACH) -> NDArra
     return match_sources(found, tuple(value.numpy() for value in positions(scene)), radius=reach)
 
 
-def matched_snr(scene: Scene) -> NDArray[np.float64]:
-    """Return the signal-to-noise ratio ``(source,)`` of each source alone, all bands together, for white noise."""
-    over = scene.light / scene.sky_rms[scene.scene][..., None, None]
-    return over.double().square().sum((1, 2, 3)).sqrt().numpy()
-
-
 def truth(scene: Scene) -> Arrays:
     """Return what is true of each source: signal-to-noise ratio, type, contested light, and Kron flux over sky noise.
 
@@ -142,7 +135,7 @@ def truth(scene: Scene) -> Arrays:
     shared = (total[scene.scene] * light).sum((1, 2, 3))
     return {
         "scene": scene.scene.numpy(),
-        "snr": matched_snr(scene),
+        "snr": signal_to_noise(scene),
         "type": scene.source_type.numpy(),
         "contested": (1 - light.square().sum((1, 2, 3)) / shared.clamp(min=1e-12)).numpy(),
         "brightness": (scene.auto_flux / scene.sky_rms[scene.scene]).amax(1).double().numpy(),

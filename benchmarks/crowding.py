@@ -1,7 +1,8 @@
 """Deblend fresh scenes of one to many sources: coverage at every number, and the scatter beside SEP's.
 
 Sources are clustered, of all types and brightnesses, and taken by any camera that networks are trained for; positions
-are given to the network. SEP finds its own sources, and both are compared on those that SEP finds.
+are given to the network. SEP finds its own sources, each of which belongs to the nearest true one within 10 pixels, and
+both are compared on those that it finds.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main(run: Run, count: int, numbers: tuple[int, ...], weights: Path | None) -
     """
     deblender = load(weights)
     methods = {"network": answered(deblender), "auto": answered(deblender, kind="auto")}
-    methods |= {"sep": answered(SepDeblender(), kind="auto", given=False)}
+    methods |= {"sep": answered(SepDeblender(), kind="auto")}
     rows = []
     with run.unfinished(deblender=deblender, count=count) as kept:
         for number in numbers or NUMBERS:

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import _scenes
-from benchmarks._scenes import compare, joined, match, matched_snr, measure, summary
+from benchmarks._scenes import compare, joined, match, measure, summary
 
 SCENES = 400
 
@@ -64,7 +64,7 @@ def test_missed_sources_are_counted_and_their_groups_left_out(truth, posterior):
 
 def test_faint_sources_do_not_count(truth, posterior):
     scene = truth(50, snr=3.0)
-    assert matched_snr(scene)[0] == pytest.approx(3)
+    assert _scenes.truth(scene)["snr"][0] == pytest.approx(3)
     assert summary(measure(scene, posterior(scene)))["sources"] == 0
 
 
