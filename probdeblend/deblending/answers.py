@@ -1,40 +1,30 @@
-"""What the network answers for the sources of an image, as columns, flags and cutouts of a posterior."""
+"""What the network answers for the sources of images, as a posterior with its columns, flags and cutouts."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from ..networks.dropout import GroupDraws
 from ..networks.scenes import SHAPES
 from ..posterior.cutouts import Cutouts
+from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 from ..scene import SOURCE_TYPES
-from .tiles import Reading, Window
+from .inputs import Observation
+from .tiles import Cut, Reading
 
-__all__ = ["Answers", "ImageDescription", "columns_of", "cutouts_of", "flags_of"]
+__all__ = ["Answers", "posterior_of"]
 
 STUDENT_T = math.sqrt(5 / 3)  # standard deviation of the shapes' Student-t over its scale
 LARGEST_GROUP = 16
 EDGE = 3.0  # pixels from the edge of the image within which a center is flagged
 BAD_RADIUS = 4.0  # pixels around a center where a bad pixel raises a flag
-
-
-@dataclass(frozen=True)
-class ImageDescription:
-    """What the catalog states of the image."""
-
-    bands: tuple[str, ...]
-    sky_rms: NDArray[np.float64]
-    pixel_scale: float
-    shape: tuple[int, int]
-    zero_point: tuple[float, ...] = ()
-    unit: str = ""
-    wcs: WCS | None = None
+BAD_FRACTION = 0.1  # of a mask
 
 
 @dataclass(eq=False)
@@ -67,14 +57,61 @@ class Answers:
             getattr(self, name)[member] = getattr(drawn, name).double().numpy()
 
 
-def columns_of(readings: list[Reading], answers: list[Answers], pixel_scale: float) -> dict[str, NDArray]:
-    """Columns of the catalog that the heads answer."""
+def posterior_of(
+    seen: Sequence[Observation],
+    readings: Sequence[Reading],
+    answers: Sequence[Answers],
+    *,
+    anomaly: NDArray[np.float64],
+    brightest: float,
+    label: NDArray[np.int64] | None = None,
+) -> Posterior:
+    """Put the answers for several images of one kind together; `brightest` is the largest usual ln flux over noise."""
+    first, sources = seen[0], [len(reading) for reading in readings]
+    start = np.cumsum([0, *(int(answer.group.max(initial=-1)) + 1 for answer in answers)])
+    rms = np.concatenate([image.sky_rms(reading.x, reading.y) for image, reading in zip(seen, readings, strict=True)])
+    log_flux = np.concatenate([answer.log_flux for answer in answers], 2)
+    with np.errstate(over="ignore"):
+        auto, total = (np.exp(log_flux[..., kind].astype(np.float64)) * rms for kind in (0, 1))
+    place = np.concatenate([np.stack([reading.x, reading.y]) for reading in readings], 1)
+    columns = _shapes(answers, first.pixel_scale)
+    kind = np.concatenate([answer.kind for answer in answers])
+    columns |= {
+        "existence": np.concatenate([answer.existence for answer in answers]),
+        "kind_probability": kind,
+        "star": kind[:, SOURCE_TYPES.index("star")],
+        "contested": np.concatenate([reading.contested for reading in readings]),
+        "sky_rms": rms,
+        "anomaly": anomaly,
+    }
+    flags = np.concatenate([_flags(*each, brightest) for each in zip(seen, readings, answers, strict=True)])
+    columns["flags"] = flags | (anomaly > 1) * int(Flag.ANOMALY)
+    return Posterior.from_draws(
+        total,
+        auto,
+        scene=np.repeat(np.arange(len(readings)), sources),
+        group=np.concatenate([answer.group + n for answer, n in zip(answers, start, strict=False)]),
+        x=place[0] + columns.pop("dx"),
+        y=place[1] + columns.pop("dy"),
+        label=label,
+        bands=first.bands,
+        unit=first.unit,
+        zero_point=first.zero_point,
+        pixel_scale=first.pixel_scale,
+        columns=columns,
+        cutouts=_cutouts(seen, readings, rms),
+        wcs=first.wcs,
+        scenes=len(readings),
+    )
+
+
+def _shapes(answers: Sequence[Answers], pixel_scale: float) -> dict[str, NDArray[np.float64]]:
+    """Offsets from the positions, sizes and shapes, with their errors."""
     shape = dict(zip(SHAPES, np.concatenate([a.shape for a in answers]).T, strict=True))
     width = dict(zip(SHAPES, STUDENT_T * np.concatenate([a.shape_width for a in answers]).T, strict=True))
     radius, index = (np.exp(shape[name]) for name in ("ln_radius", "ln_index"))
     ellipticity = np.hypot(shape["e1"], shape["e2"]).clip(1e-3, 0.95)
     spread = np.hypot(width["e1"], width["e2"]) / math.sqrt(2)
-    kind = np.concatenate([a.kind for a in answers])
     return {
         "dx": shape["dx"],
         "dy": shape["dy"],
@@ -88,55 +125,41 @@ def columns_of(readings: list[Reading], answers: list[Answers], pixel_scale: flo
         "angle_err": np.minimum(0.5 * spread / ellipticity, math.pi / math.sqrt(12)),
         "sersic_index": index,
         "sersic_index_err": index * width["ln_index"],
-        "existence": np.concatenate([a.existence for a in answers]),
-        "kind_probability": kind,
-        "star": kind[:, SOURCE_TYPES.index("star")],
-        "contested": np.concatenate([r.contested for r in readings]),
     }
 
 
-def cutouts_of(readings: list[Reading], windows: list[Window], described: ImageDescription) -> Cutouts:
+def _sides(cut: Cut) -> tuple[slice, slice]:
+    return tuple(slice(first, first + size) for first, size in zip(cut.corner, cut.mask.shape, strict=True))
+
+
+def _cutouts(seen: Sequence[Observation], readings: Sequence[Reading], rms: NDArray) -> Cutouts:
     """Masks and deblended images: the share of each source times the pixels."""
-    corner, masks, images = [], [], []
-    scale = iter(described.sky_rms)
-    for reading, window in zip(readings, windows, strict=True):
-        for cut in reading.cuts:
-            rows, columns = (slice(c, c + n) for c, n in zip(cut.corner, cut.mask.shape, strict=True))
-            pixels = window(rows, columns)[0].cpu().numpy()
-            corner.append(cut.corner)
-            masks.append(cut.mask)
-            images.append((cut.share * pixels * next(scale)[:, None, None]).astype(np.float32))
-    return Cutouts(
-        corner=np.array(corner, dtype=np.int64).reshape(-1, 2), mask=masks, image=images, shape=described.shape
-    )
+    places = [(image, cut) for image, reading in zip(seen, readings, strict=True) for cut in reading.cuts]
+    light = [
+        (cut.share * image.window(*_sides(cut))[0].cpu().numpy() * own[:, None, None]).astype(np.float32)
+        for (image, cut), own in zip(places, rms, strict=True)
+    ]
+    corner = np.array([cut.corner for _, cut in places], dtype=np.int64)
+    return Cutouts(corner, seen[0].shape, mask=[cut.mask for _, cut in places], image=light)
 
 
-def _near_bad(window: Window, shape: tuple[int, int], x: float, y: float) -> bool:
-    """Whether a bad pixel lies near a center."""
-    half = int(BAD_RADIUS)
-    rows = slice(max(round(y) - half, 0), min(round(y) + half + 1, shape[0]))
-    columns = slice(max(round(x) - half, 0), min(round(x) + half + 1, shape[1]))
-    return not bool(window(rows, columns)[1].all())
+def _is_bad(image: Observation, cut: Cut, x: float, y: float) -> bool:
+    """Whether there is a bad pixel near a center, or many are in the mask."""
+    rows, columns = _sides(cut)
+    bad = ~image.window(rows, columns)[1].bool().all(0).cpu().numpy()
+    distance = np.hypot(np.arange(rows.start, rows.stop)[:, None] - y, np.arange(columns.start, columns.stop) - x)
+    return bool(bad[distance < BAD_RADIUS].any() or cut.mask[bad].sum() > BAD_FRACTION * cut.mask.sum())
 
 
-def flags_of(
-    readings: list[Reading], answers: list[Answers], windows: list[Window], shape: tuple[int, int], *, brightest: float
-) -> NDArray[np.int64]:
-    """Return the flags of the sources of several images of one shape; `brightest` is the largest usual ln flux."""
-    flags = []
-    for reading, answer, window in zip(readings, answers, windows, strict=True):
-        x, y = reading.x, reading.y
-        edge = np.minimum(np.minimum(x, shape[1] - 1 - x), np.minimum(y, shape[0] - 1 - y)) < EDGE
-        bad = np.array([_near_bad(window, shape, *place) for place in zip(x, y, strict=True)], dtype=bool)
-        bright = reading.anchor.amax(-1).cpu().numpy() > brightest if len(reading) else np.zeros(0, dtype=bool)
-        large = np.bincount(answer.group, minlength=1)[answer.group] >= LARGEST_GROUP
-        raised = {
-            Flag.EDGE: edge,
-            Flag.BAD_PIXELS: bad,
-            Flag.UNLISTED: reading.unlisted,
-            Flag.DOUBTFUL: answer.existence < 0.5,
-            Flag.BRIGHT: bright,
-            Flag.LARGE_GROUP: large,
-        }
-        flags.append(sum(int(flag) * where.astype(np.int64) for flag, where in raised.items()))
-    return np.concatenate(flags)
+def _flags(seen: Observation, reading: Reading, answer: Answers, brightest: float) -> NDArray[np.int64]:
+    x, y = reading.x, reading.y
+    bad = [_is_bad(seen, cut, *place) for cut, *place in zip(reading.cuts, x, y, strict=True)]
+    raised = {
+        Flag.EDGE: np.minimum(np.minimum(x, seen.shape[1] - 1 - x), np.minimum(y, seen.shape[0] - 1 - y)) < EDGE,
+        Flag.BAD_PIXELS: np.array(bad, dtype=bool),
+        Flag.UNLISTED: reading.unlisted,
+        Flag.DOUBTFUL: answer.existence < 0.5,
+        Flag.BRIGHT: reading.anchor.cpu().numpy().max(1, initial=-np.inf) > brightest,
+        Flag.LARGE_GROUP: np.bincount(answer.group, minlength=1)[answer.group] >= LARGEST_GROUP,
+    }
+    return sum(int(flag) * where.astype(np.int64) for flag, where in raised.items())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..networks.dropout import draw_groups
 from ..networks.scenes import SceneNetwork
@@ -22,13 +23,12 @@ from ..networks.sources import SourceFeatures
 from ..photometry.noise import noise_numbers
 from ..posterior.calibrator import Calibrator
 from ..posterior.draws import Posterior
-from ..posterior.flags import Flag
 from ..scene import Scene
-from .answers import Answers, ImageDescription, columns_of, cutouts_of, flags_of
+from .answers import Answers, posterior_of
 from .inputs import Image, Observation, observe
 from .positions import locate
 from .psfs import PsfLike
-from .tiles import Reading, Window, find_groups, read_image, source_features
+from .tiles import Reading, find_groups, read_image, source_features
 
 __all__ = ["Deblender", "Deblends", "Description", "Positions"]
 
@@ -198,19 +198,16 @@ class Deblender(nn.Module):
             image, psf=psf, sky_rms=sky_rms, wcs=wcs, zero_point=zero_point, gain=gain, mask=mask, wavelength=wavelength
         ) as seen:
             self._check_psf(seen.psf)
-            given, labels = locate(positions, seen.shape, seen.wcs) if positions is not None else (None, None)
-            device = self.token_mean.device
-            bands = (seen.psf.to(device), seen.noise.to(device))
-
-            def window(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-                ratio, good = seen.window(rows, columns)
-                return ratio.to(device), good.to(device)
-
-            reading = read_image(self.network, window, seen.shape, bands, positions=given, tile=tile, progress=progress)
-            answers = self._answers(reading, draws=draws, passes=passes, seed=seed, keys=None)
-            posterior = self._posterior([reading], [answers], [seen.window], _described(seen, reading), labels=labels)
+            given = label = order = None
+            if positions is not None:
+                x, y, label = locate(positions, seen.shape, seen.wcs)
+                order = np.lexsort((x, y))  # so that the draws do not depend on the order of the list
+                given, label = (x[order], y[order]), label[order]
+            reading = read_image(self.network, seen, positions=given, tile=tile, progress=progress)
+            answers = self._answers(reading, draws=draws, passes=passes, seed=seed)
+            posterior = self._posterior([seen], [reading], [answers], calibrate=calibrate, label=label, order=order)
         posterior.dataset.attrs["notes"] = "; ".join(seen.notes)
-        return self.calibrator(posterior) if calibrate and self.calibrator is not None else posterior
+        return posterior
 
     def scenes(
         self,
@@ -241,100 +238,71 @@ class Deblender(nn.Module):
             Fluxes and everything else, one row per source.
         """
         self._check_psf(scene.psf.flatten(0, 1))
-        noise = _scene_noise(scene)
-        readings, answers, windows = [], [], []
-        for number in range(len(scene)):
-            ratio = scene.image[number] / scene.sky_rms[number][:, None, None]
-            window = _whole(ratio.to(self.token_mean.device).float())
+        seen = _observations(scene)
+        readings, orders = [], []
+        for number, image in enumerate(seen):
             given = None
             if positions is not None:
-                own = positions[0] == number
-                given = tuple(value[own].double().cpu().numpy() for value in positions[1:])
-            bands = tuple(v[number].to(self.token_mean.device).float() for v in (scene.psf, noise))
-            reading = read_image(self.network, window, tuple(scene.image.shape[-2:]), bands, positions=given)
-            readings.append(reading)
-            answers.append(self._answers(reading, draws=draws, passes=passes, seed=seed, keys=number << 20))
-            windows.append(window)
-        described = ImageDescription(
-            bands=tuple(str(i) for i in range(scene.image.shape[1])) if scene.image.shape[1] > 1 else ("",),
-            sky_rms=np.concatenate(
-                [np.repeat(scene.sky_rms[i][None].double().numpy(), len(r), 0) for i, r in enumerate(readings)]
-            ),
-            pixel_scale=scene.pixel_scale,
-            zero_point=scene.zero_point,
-            shape=tuple(scene.image.shape[-2:]),
-        )
-        posterior = self._posterior(readings, answers, windows, described)
-        return self.calibrator(posterior) if calibrate and self.calibrator is not None else posterior
+                own = np.flatnonzero(positions[0].cpu().numpy() == number)
+                x, y = (value.double().cpu().numpy()[own] for value in positions[1:])
+                order = np.lexsort((x, y))
+                given = (x[order], y[order])
+                orders.append(own[order])
+            readings.append(read_image(self.network, image, positions=given))
+        answers = [self._answers(reading, draws=draws, passes=passes, seed=seed) for reading in readings]
+        label = order = None
+        if positions is not None:
+            order = np.concatenate(orders)
+            label = order + 1
+        return self._posterior(seen, readings, answers, calibrate=calibrate, label=label, order=order)
 
-    def _answers(self, reading: Reading, *, draws: int, passes: int, seed: int, keys: int | None) -> Answers:
-        """Answer for all groups of an image; `keys` is added to the number of a group's first source."""
-        groups = find_groups(reading)
-        bands = reading.anchor.shape[-1] if len(reading) else 1
-        count = max(passes, 1)
-        each = math.ceil(draws / count)
-        found = Answers.empty(len(reading), bands, chains=count, draws=each)
+    def _answers(self, reading: Reading, *, draws: int, passes: int, seed: int) -> Answers:
+        """Answer for all groups of an image; the random numbers of each go with the number of its first source."""
+        groups, bands = find_groups(reading), reading.anchor.shape[-1]
+        chains = max(passes, 1)
+        found = Answers.empty(len(reading), bands, chains=chains, draws=math.ceil(draws / chains))
         by_size: dict[int, list[list[int]]] = {}
         for number, members in enumerate(groups):
             by_size.setdefault(len(members), []).append(members)
             found.group[members] = number
         for size, members in by_size.items():
-            chunk = max(1, ENTRIES // (count * each * size * bands * 2))
+            chunk = max(1, ENTRIES // (max(draws, chains) * size * bands * 2))
             for start in range(0, len(members), chunk):
                 part = members[start : start + chunk]
-                features = SourceFeatures(
-                    *(value.to(self.token_mean.device) for value in source_features(reading, part))
-                )
+                features = SourceFeatures(*(value.to(self._device) for value in source_features(reading, part)))
                 index = [(i, list(range(size))) for i in range(len(part))]
-                own_keys = [(keys or 0) + sources[0] for sources in part]
-                drawn = draw_groups(self.network, features, index, keys=own_keys, draws=draws, passes=passes, seed=seed)
+                keys = [sources[0] for sources in part]
+                drawn = draw_groups(self.network, features, index, keys=keys, draws=draws, passes=passes, seed=seed)
                 found.put(np.array(part), drawn)
         return found
 
     def _posterior(
         self,
-        readings: list[Reading],
-        answers: list[Answers],
-        windows: list[Window],
-        described: ImageDescription,
+        seen: Sequence[Observation],
+        readings: Sequence[Reading],
+        answers: Sequence[Answers],
         *,
-        labels: NDArray | None = None,
+        calibrate: bool,
+        label: NDArray[np.int64] | None,
+        order: NDArray[np.int64] | None,
     ) -> Posterior:
-        start = np.cumsum([0, *(int(a.group.max()) + 1 if len(a.group) else 0 for a in answers)])
-        group = np.concatenate([a.group + n for a, n in zip(answers, start, strict=False)])
-        log_flux = np.concatenate([a.log_flux for a in answers], 2)
-        scale = described.sky_rms
-        with np.errstate(over="ignore"):
-            auto, total = (np.exp(log_flux[..., k].astype(np.float64)) * scale for k in (0, 1))
-        x, y = (np.concatenate([getattr(r, name) for r in readings]) for name in ("x", "y"))
-        columns = columns_of(readings, answers, described.pixel_scale)
-        columns["sky_rms"] = scale
-        columns["anomaly"] = self._anomaly(readings)
-        flags = flags_of(readings, answers, windows, described.shape, brightest=self.description.brightest)
-        columns["flags"] = flags | (~(columns["anomaly"] <= 1)) * int(Flag.ANOMALY)
-        cutouts = cutouts_of(readings, windows, described)
-        return Posterior.from_draws(
-            total,
-            auto,
-            scene=np.repeat(np.arange(len(readings)), [len(r) for r in readings]),
-            group=group,
-            x=x + columns.pop("dx"),
-            y=y + columns.pop("dy"),
-            label=labels,
-            bands=described.bands,
-            unit=described.unit,
-            zero_point=described.zero_point,
-            pixel_scale=described.pixel_scale,
-            method="network",
-            columns=columns,
-            cutouts=cutouts,
-            wcs=described.wcs,
-            scenes=len(readings),
-        )
+        """Put the answers together, in the order of the list where `order` says what they are read in."""
+        anomaly = self._anomaly(torch.cat([reading.token for reading in readings]))
+        brightest = self.description.brightest
+        posterior = posterior_of(seen, readings, answers, anomaly=anomaly, brightest=brightest, label=label)
+        if calibrate and self.calibrator is not None:
+            posterior = self.calibrator(posterior)
+        return posterior if order is None else posterior.select(np.argsort(order))
 
-    def _anomaly(self, readings: list[Reading]) -> NDArray[np.float64]:
-        token = torch.cat([reading.token for reading in readings if len(reading)] or [self.token_mean[None][:0]])
-        distance = _distance(token.cpu().float(), self.token_mean.cpu(), self.token_whitening.cpu())
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _anomaly(self, token: Tensor) -> NDArray[np.float64]:
+        """Distance from the features of the training, over the largest usual one; NaN where that is not known."""
+        if self.token_mean is None:
+            return np.full(len(token), math.nan)
+        distance = _distance(token, self.token_mean.cpu(), self.token_whitening.cpu())
         return distance / max(float(self.token_limit), 1e-9)
 
     def _check_psf(self, psf: Tensor) -> None:
@@ -361,50 +329,52 @@ class Deblender(nn.Module):
     @cached_property
     def digest(self) -> str:
         """Digest of the network's weights, in hexadecimal digits."""
-        return _digest(self.network.state_dict())
+        names = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            names.update(name.encode())
+            names.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return names.hexdigest()[:16]
 
 
-def _described(seen: Observation, reading: Reading) -> ImageDescription:
-    noise = seen.sky_rms(reading.x, reading.y)
-    return ImageDescription(seen.bands, noise, seen.pixel_scale, seen.shape, seen.zero_point, seen.unit, seen.wcs)
-
-
-def _whole(ratio: Tensor) -> Window:
-    """Return a function that cuts windows out of pixels over sky noise ``(band, y, x)``."""
-    good = ratio.isfinite()
-    ratio = ratio.where(good, 0.0)
-
-    def window(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        height, width = ratio.shape[-2:]
-        beyond = (0, max(columns.stop - width, 0), 0, max(rows.stop - height, 0))
-        cut = (..., slice(rows.start, min(rows.stop, height)), slice(columns.start, min(columns.stop, width)))
-        return tuple(nn.functional.pad(values[cut], beyond) for values in (ratio, good.float()))
-
-    return window
-
-
-def _scene_noise(scene: Scene) -> Tensor:
-    """Return the numbers ``(scene, band, 5)`` that describe noise and color to the network."""
+def _observations(scene: Scene) -> list[Observation]:
+    """Return the images of scenes, each as an image of its own."""
     photon = torch.zeros_like(scene.sky_rms)
     if scene.exposure is not None:
         kernel = torch.ones(1, 1) if scene.noise_kernel is None else scene.noise_kernel
-        sums = kernel.sum((-2, -1)).square() / kernel.square().sum((-2, -1))
-        photon = 1 / (scene.exposure * scene.sky_rms * sums)
-    wave = torch.full_like(scene.sky_rms, math.nan) if scene.wavelength is None else scene.wavelength
-    return noise_numbers(scene.noise_kernel, photon, wave)
+        photon = kernel.square().sum((-2, -1)) / (kernel.sum((-2, -1)).square() * scene.exposure * scene.sky_rms)
+    wavelength = torch.full_like(scene.sky_rms, math.nan) if scene.wavelength is None else scene.wavelength
+    noise = noise_numbers(scene.noise_kernel, photon, wavelength).float()
+    bands = range(scene.image.shape[1])
+    return [
+        Observation(
+            shape=tuple(image.shape[-2:]),
+            psf=psf.float(),
+            noise=numbers,
+            window=partial(_cut, (image / rms[:, None, None]).float()),
+            sky_rms=partial(_repeated, rms.double().cpu().numpy()),
+            bands=tuple(map(str, bands)) if len(bands) > 1 else ("",),
+            pixel_scale=scene.pixel_scale,
+            zero_point=scene.zero_point,
+        )
+        for image, rms, psf, numbers in zip(scene.image, scene.sky_rms, scene.psf, noise, strict=True)
+    ]
+
+
+def _cut(ratio: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+    """Cut a window out of pixels over sky noise ``(band, y, x)``."""
+    height, width = ratio.shape[-2:]
+    beyond = (0, max(columns.stop - width, 0), 0, max(rows.stop - height, 0))
+    ratio = functional.pad(ratio[:, rows, columns], beyond, value=math.nan)
+    return ratio.nan_to_num(0.0, 0.0, 0.0), ratio.isfinite().float()
+
+
+def _repeated(noise: NDArray, x: NDArray, _: NDArray) -> NDArray[np.float64]:
+    return np.repeat(noise[None], len(x), 0)
 
 
 def _width(psf: Tensor) -> Tensor:
     """FWHM in pixels of the Gaussian that has the noise-equivalent area of a PSF ``(..., y, x)``."""
     return psf.square().sum((-2, -1)).rsqrt() * (2 * math.log(2) / math.pi) ** 0.5
-
-
-def _digest(state: Mapping[str, Tensor]) -> str:
-    names = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        names.update(name.encode())
-        names.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return names.hexdigest()[:16]
 
 
 def _familiar(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 
@@ -23,19 +24,21 @@ from astropy.wcs.utils import proj_plane_pixel_area
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..photometry.images import FieldImage, open_mosaic, read_map
+from ..photometry.images import open_mosaic, read_map
 from ..photometry.noise import correlation_sum, noise_numbers
 from ..photometry.sky import estimate_noise_kernel
-from ..scene import Instrument
+from ..scene import PIXEL_SCALE_TOLERANCE, Instrument
 from .pixels import BandPixels
-from .psfs import CAMERAS, PsfLike, band_psfs
+from .psfs import PsfLike, band_psfs, camera_of
 
-__all__ = ["Image", "Observation", "observe"]
+__all__ = ["Image", "Observation", "Window", "observe"]
 
 SMALLEST_SKY = 192  # pixels on a side of the smallest image whose sky is measured
-LARGEST_RATIO = 1e30  # times the sky noise; beyond it a pixel is bad
+LARGEST_RATIO = 1e7  # times the sky noise; beyond it a pixel is bad, and would drown its tile in rounding errors
 
 Image = ArrayLike | NDData | Quantity | str | PathLike
+Window = Callable[[slice, slice], tuple[Tensor, Tensor]]
+"""A function that returns pixels over sky noise and good pixels ``(band, y, x)`` of rows and columns of an image."""
 
 
 @dataclass(eq=False)
@@ -44,16 +47,20 @@ class Observation:
 
     Parameters
     ----------
-    bands
-        Names of the bands.
     shape
         Rows and columns.
     psf
         Effective PSFs ``(band, y, x)``.
     noise
         Numbers that describe noise and color ``(band, 5)``.
+    window
+        Returns pixels.
+    sky_rms
+        Returns the sky noise at positions x and y ``(source, band)`` in image units.
+    bands
+        Their names.
     pixel_scale
-        In arcsec; NaN where it is not known.
+        In arcsec; 1 where it is not known.
     unit, zero_point
         Of the pixels; an empty unit and NaN where they are not known.
     wcs
@@ -62,27 +69,17 @@ class Observation:
         What was measured or assumed, one sentence each.
     """
 
-    bands: tuple[str, ...]
     shape: tuple[int, int]
     psf: Tensor
     noise: Tensor
-    pixel_scale: float
-    unit: str
-    zero_point: tuple[float, ...]
-    wcs: WCS | None
-    sources: list[BandPixels]
+    window: Window
+    sky_rms: Callable[[NDArray, NDArray], NDArray[np.float64]]
+    bands: tuple[str, ...] = ("",)
+    pixel_scale: float = 1.0
+    unit: str = ""
+    zero_point: tuple[float, ...] = ()
+    wcs: WCS | None = None
     notes: list[str] = field(default_factory=list)
-
-    def window(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """Return pixels over sky noise, and which are good ``(band, y, x)``; none are beyond the edge."""
-        ratios = [band.window(rows, columns)[0] for band in self.sources]
-        ratio = torch.from_numpy(np.stack(ratios)).float()
-        good = torch.isfinite(ratio) & (ratio.abs() < LARGEST_RATIO)
-        return ratio.where(good, 0.0), good.float()
-
-    def sky_rms(self, x: NDArray, y: NDArray) -> NDArray[np.float64]:
-        """Return the sky noise at positions ``(source, band)`` in image units."""
-        return np.stack([band.noise_at(x, y) for band in self.sources], -1).reshape(len(x), len(self.sources))
 
 
 @contextlib.contextmanager
@@ -100,53 +97,45 @@ def observe(
     """Open an image for deblending; the arguments are those of `probdeblend.deblend`."""
     with contextlib.ExitStack() as stack:
         opened = [_opened(item, stack) for item in _bands_of(image)]
-        shapes = {tuple(band.data.shape) for band in opened}
-        if len(shapes) > 1:
-            raise ValueError(f"bands must have one shape, got {', '.join(map(str, sorted(shapes)))}")
-        shape = shapes.pop()
-        units = {band.unit for band in opened}
-        if len(units) > 1:
-            raise ValueError(f"bands must have one unit, got {', '.join(sorted(map(repr, units)))}")
-        notes: list[str] = []
-        wcs = wcs if wcs is not None else next((band.wcs for band in opened if band.wcs is not None), None)
-        unit = units.pop()
-        count = len(opened)
+        shape, unit = (_common(name, [getattr(band, name) for band in opened]) for name in ("shape", "unit"))
+        if len(shape) != 2 or not min(shape):
+            raise ValueError(f"image must have the axes (y, x) or (band, y, x), got shape {shape}")
         zero_points = _per_band("zero_point", zero_point, [band.zero_point for band in opened])
-        noise = _noise_of(sky_rms, opened, count, shape, unit)
-        bad = _mask_of(mask, shape)
-        background = min(shape) >= SMALLEST_SKY
-        if not background:
+        wcs = wcs if wcs is not None else next((band.wcs for band in opened if band.wcs is not None), None)
+        notes: list[str] = []
+        large = min(shape) >= SMALLEST_SKY
+        if not large:
             notes.append(f"an image of less than {SMALLEST_SKY} pixels on a side is taken as sky-subtracted")
+        noise = _noise_of(sky_rms, opened, shape, unit)
         bands = [
-            BandPixels(band.data, _joined(bad, band.mask), rms, background)
+            BandPixels(band.pixels, _bad(mask, band.mask, shape), rms, large)
             for band, rms in zip(opened, noise, strict=True)
         ]
-        scale = _pixel_scale(wcs, psf, notes)
-        camera = CAMERAS[psf]() if isinstance(psf, str) and psf in CAMERAS else None
-        kernels = _kernels(bands, camera, notes)
-        psfs = band_psfs(psf, bands, scale, notes)
-        exposures = _per_band("gain", gain, [camera.exposure if camera else None] * count)
-        waves = _per_band("wavelength", wavelength, [None] * count)
-        numbers = _describe(bands, kernels, exposures, waves)
+        camera = camera_of(psf)
+        scale = _pixel_scale(wcs, camera, notes)
+        kernels = [_kernel(band, camera, notes) for band in bands]
+        gains = _per_band("gain", gain, [None] * len(bands))
+        waves = _per_band("wavelength", wavelength, [None] * len(bands))
         yield Observation(
-            bands=tuple(band.name for band in opened) if count > 1 else ("",),
             shape=shape,
-            psf=psfs,
-            noise=numbers,
+            psf=band_psfs(psf, bands, scale, notes),
+            noise=torch.stack([_described(*band, camera) for band in zip(bands, kernels, gains, waves, strict=True)]),
+            window=lambda rows, columns: _window(bands, rows, columns),
+            sky_rms=lambda x, y: np.stack([band.noise_at(x, y) for band in bands], -1).reshape(len(x), len(bands)),
+            bands=_names([band.name for band in opened]),
             pixel_scale=scale,
             unit=unit,
             zero_point=tuple(math.nan if value is None else float(value) for value in zero_points),
             wcs=wcs,
-            sources=bands,
-            notes=notes,
+            notes=list(dict.fromkeys(notes)),
         )
 
 
 @dataclass(eq=False)
-class _Opened:
+class _Band:
     """Pixels of one band and what is known of them from the image itself."""
 
-    data: NDArray | fits.Section
+    pixels: NDArray | fits.Section
     name: str = ""
     unit: str = ""
     wcs: WCS | None = None
@@ -154,41 +143,52 @@ class _Opened:
     mask: NDArray[np.bool_] | None = None
     rms: NDArray | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.pixels.shape)
+
 
 def _bands_of(image: Image | Sequence[Image]) -> list[Image]:
     """Split an image into its bands."""
-    if isinstance(image, (list, tuple)) and image and not np.isscalar(image[0]):
-        items = list(image)
-        if all(isinstance(item, (str, PathLike, NDData)) or np.ndim(item) == 2 for item in items):
-            return items
     if isinstance(image, (str, PathLike)):
         return [image]
+    if isinstance(image, (list, tuple)) and all(_is_band(item) for item in image):
+        return list(image) or [np.zeros(0)]
     if isinstance(image, NDData) and image.data.ndim == 3:
-        return [image[i] for i in range(len(image.data))]
-    shape = image.data.shape if isinstance(image, NDData) else np.shape(image)
-    if len(shape) == 2:
-        return [image]
-    if len(shape) == 3 and shape[0]:
-        return [image[i] for i in range(shape[0])]
-    raise ValueError(f"image must have the axes (y, x) or (band, y, x), got shape {shape}")
+        return [_plane(image, number) for number in range(len(image.data))]
+    return [image] if isinstance(image, NDData) or np.ndim(image) != 3 else list(image)
 
 
-def _opened(item: Image, stack: contextlib.ExitStack) -> _Opened:
+def _is_band(item: object) -> bool:
+    return isinstance(item, (str, PathLike, NDData)) or np.ndim(item) >= 2
+
+
+def _plane(cube: NDData, number: int) -> NDData:
+    """Return one band of several; plain NDData cannot be sliced."""
+    mask = None if cube.mask is None else np.broadcast_to(cube.mask, cube.data.shape)[number]
+    error = cube.uncertainty
+    if error is not None:
+        error = type(error)(np.broadcast_to(error.array, cube.data.shape)[number], unit=error.unit)
+    return NDData(cube.data[number], uncertainty=error, mask=mask, wcs=cube.wcs, unit=cube.unit)
+
+
+def _opened(item: Image, stack: contextlib.ExitStack) -> _Band:
     if isinstance(item, (str, PathLike)):
-        field_image: FieldImage = stack.enter_context(open_mosaic(item))
-        return _Opened(field_image.data, field_image.name, field_image.unit, field_image.wcs, field_image.zero_point)
+        file = stack.enter_context(open_mosaic(item))
+        return _Band(file.data, re.sub(r"\.fits?(\.\w+)?$", "", file.name), file.unit, file.wcs, file.zero_point)
     unit = str(getattr(item, "unit", None) or "")
     if isinstance(item, NDData):
-        rms = None
-        if isinstance(item.uncertainty, StdDevUncertainty):
-            rms = np.asarray(item.uncertainty.array, dtype=np.float64)
-        mask = None if item.mask is None else np.broadcast_to(np.asarray(item.mask, dtype=bool), item.data.shape)
-        return _Opened(_numbers(item.data), "", unit, item.wcs if isinstance(item.wcs, WCS) else None, None, mask, rms)
-    if isinstance(item, Quantity):
-        item = item.value
-    elif isinstance(item, Tensor):
-        item = item.detach().cpu().numpy()
-    return _Opened(_numbers(item), "", unit)
+        known = _Band(_numbers(item.data), unit=unit, wcs=item.wcs if isinstance(item.wcs, WCS) else None)
+        if item.mask is not None:
+            known.mask = np.broadcast_to(np.asarray(item.mask, dtype=bool), known.shape)
+        if item.uncertainty is not None and item.uncertainty.uncertainty_type in ("std", "var", "ivar"):
+            error = item.uncertainty.represent_as(StdDevUncertainty)
+            known.rms = error.array if error.unit is None else error.quantity.to_value(item.unit)
+        return known
+    if isinstance(item, Tensor):
+        item = item.detach().cpu()
+        item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
+    return _Band(_numbers(item.value if isinstance(item, Quantity) else item), unit=unit)
 
 
 def _numbers(values: ArrayLike) -> NDArray:
@@ -198,86 +198,108 @@ def _numbers(values: ArrayLike) -> NDArray:
     return pixels
 
 
+def _common(name: str, values: list) -> object:
+    if len(set(values)) > 1:
+        raise ValueError(f"bands must have one {name}, got {', '.join(sorted(map(repr, set(values))))}")
+    return values[0]
+
+
+def _names(given: list[str]) -> tuple[str, ...]:
+    """Names of the bands, numbers where files do not tell them apart."""
+    if len(given) == 1:
+        return ("",)
+    return tuple(given) if all(given) and len(set(given)) == len(given) else tuple(map(str, range(len(given))))
+
+
 def _per_band(name: str, given: object, otherwise: list) -> list:
     """One value per band: what is given, or what is known otherwise."""
     if given is None:
         return otherwise
-    values = np.atleast_1d(np.asarray(given, dtype=np.float64))
-    if len(values) not in (1, len(otherwise)):
-        raise ValueError(f"{name} must be one number or one for each of {len(otherwise)} bands, got {len(values)}")
-    if name == "gain" and not (values > 0).all():
-        raise ValueError(f"gain must be positive, got {values.min():g}")
+    values = np.asarray(given, dtype=np.float64)
+    if values.shape not in {(), (1,), (len(otherwise),)}:
+        raise ValueError(f"{name} must be one number or one for each of {len(otherwise)} bands, got {given}")
+    if name != "zero_point" and not (values > 0).all():
+        raise ValueError(f"{name} must be positive, got {given}")
     return np.broadcast_to(values, len(otherwise)).tolist()
 
 
-def _noise_of(
-    sky_rms: ArrayLike | None, opened: list[_Opened], bands: int, shape: tuple[int, int], unit: str
-) -> list[float | NDArray | None]:
-    if sky_rms is None:
-        return [band.rms for band in opened]
+def _noise_of(sky_rms: object, opened: list[_Band], shape: tuple[int, int], unit: str) -> list:
+    """Sky noise of each band: a number, a map, or None where it is to be measured."""
     if isinstance(sky_rms, (str, PathLike)):
         sky_rms = read_map(sky_rms, shape)
     if isinstance(sky_rms, Quantity):
         sky_rms = sky_rms.to_value(unit) if unit else sky_rms.value
-    noise = np.ma.filled(
-        np.ma.asarray(sky_rms.cpu() if isinstance(sky_rms, Tensor) else sky_rms).astype(np.float64), np.nan
-    )
-    if noise.shape not in {(), (bands,), shape, (bands, *shape)}:
-        raise ValueError(
-            f"sky_rms must be a number, one per band, or a map of the image's shape {shape}, got shape {noise.shape}"
-        )
-    if not (np.isfinite(noise) & (noise > 0)).any() or (noise.ndim < 2 and not (noise > 0).all()):
-        raise ValueError(f"sky_rms must be positive and finite, got {noise.flat[0]:g}")
-    if noise.ndim < 2:
-        return np.broadcast_to(noise, bands).tolist()
-    return list(np.broadcast_to(noise, (bands, *shape)))
+    given = [band.rms for band in opened] if sky_rms is None else [sky_rms]
+    forms = {shape} if sky_rms is None else {(), (len(opened),), shape, (len(opened), *shape)}
+    checked = []
+    for one in given:
+        if one is None:
+            checked.append(None)
+            continue
+        noise = np.ma.filled(np.ma.asarray(one.cpu() if isinstance(one, Tensor) else one).astype(np.float64), np.nan)
+        if noise.shape not in forms:
+            form = f"a number, one for each of {len(opened)} bands, or a map of the image's shape {shape}"
+            raise ValueError(f"sky_rms must be {form}, got shape {noise.shape}")
+        good = np.isfinite(noise) & (noise > 0)
+        if not (good.all() if noise.ndim < 2 else good.any()):
+            raise ValueError(f"sky_rms must be positive and finite, got {noise[~good][0]:g}")
+        checked.append(noise)
+    if sky_rms is None:
+        return checked
+    (noise,) = checked
+    spread = np.broadcast_to(noise, (len(opened), *(shape if noise.ndim > 1 else ())))
+    return spread.tolist() if noise.ndim < 2 else list(spread)
 
 
-def _mask_of(mask: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
-    if mask is None:
-        return None
-    bad = np.asarray(mask)
+def _bad(given: ArrayLike | None, own: NDArray | None, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Join the given mask and that of the image itself."""
+    if given is None:
+        return own
+    bad = np.asarray(given) != 0
     if bad.shape != shape:
         raise ValueError(f"mask must have the image's shape {shape}, got {bad.shape}")
-    return bad != 0
+    return bad if own is None else bad | own
 
 
-def _joined(first: NDArray | None, second: NDArray | None) -> NDArray | None:
-    return first if second is None else second if first is None else first | second
-
-
-def _pixel_scale(wcs: WCS | None, psf: object, notes: list[str]) -> float:
-    if isinstance(psf, str) and psf in CAMERAS:
-        return CAMERAS[psf]().pixel_scale
-    if wcs is not None and wcs.has_celestial:
-        return 3600 * float(np.sqrt(proj_plane_pixel_area(wcs.celestial)))
-    notes.append("without world coordinates, sizes are in pixels")
-    return 1.0
-
-
-def _kernels(bands: list[BandPixels], camera: Instrument | None, notes: list[str]) -> list[Tensor | None]:
+def _pixel_scale(wcs: WCS | None, camera: Instrument | None, notes: list[str]) -> float:
+    known = wcs is not None and wcs.has_celestial
+    scale = 3600 * float(np.sqrt(proj_plane_pixel_area(wcs.celestial))) if known else 1.0
     if camera is not None:
-        return [camera.noise_kernel] * len(bands)
-    kernels = []
-    for band in bands:
-        try:
-            kernels.append(torch.as_tensor(estimate_noise_kernel(band.middle())).float())
-        except ValueError:
-            notes.append("the noise is taken as white, as there is too little blank sky to measure its correlation")
-            kernels.append(None)
-    return kernels
+        if known and abs(scale / camera.pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
+            raise ValueError(
+                f"psf must be that of the image, got a camera with pixels of {camera.pixel_scale:.4g} arcsec for an "
+                f"image of {scale:.4g}"
+            )
+        return camera.pixel_scale
+    if not known:
+        notes.append("without world coordinates, sizes are in pixels")
+    return scale
 
 
-def _describe(
-    bands: list[BandPixels], kernels: list[Tensor | None], exposures: list[float | None], waves: list[float | None]
+def _kernel(band: BandPixels, camera: Instrument | None, notes: list[str]) -> Tensor | None:
+    if camera is not None:
+        return camera.noise_kernel
+    try:
+        return estimate_noise_kernel(band.middle()).float()
+    except ValueError:
+        notes.append("the noise is taken as white, as there is too little blank sky to measure its correlation")
+        return None
+
+
+def _described(
+    band: BandPixels, kernel: Tensor | None, gain: float | None, wave: float | None, camera: Instrument | None
 ) -> Tensor:
-    rows = []
-    for band, kernel, exposure, wave in zip(bands, kernels, exposures, waves, strict=True):
-        photon = 0.0
-        if exposure is not None and math.isfinite(exposure):
-            rms = float(np.nanmedian(band.noise_at(np.array([band.shape[1] / 2]), np.array([band.shape[0] / 2]))))
-            photon = 1 / (exposure * rms * correlation_sum(kernel))
-        shaped = None if kernel is None else kernel[None, None]
-        known = math.nan if wave is None else float(wave)
-        rows.append(noise_numbers(shaped, torch.tensor([[photon]]), torch.tensor([[known]]))[0, 0])
-    return torch.stack(rows)
+    """Numbers ``(5,)`` that describe noise and color of a band to the network."""
+    rms = float(band.noise_at(np.array([band.shape[1] / 2]), np.array([band.shape[0] / 2]))[0])
+    counts = math.inf if gain is None or math.isnan(rms) else gain * rms
+    if gain is None and camera is not None:  # as usual for the camera, whatever the unit of the image
+        counts = camera.exposure * camera.sky_rms
+    shaped = None if kernel is None else kernel[None, None]
+    photon = torch.tensor([[1 / (counts * correlation_sum(kernel))]])
+    return noise_numbers(shaped, photon, torch.tensor([[math.nan if wave is None else wave]]))[0, 0]
+
+
+def _window(bands: list[BandPixels], rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+    ratio = torch.from_numpy(np.stack([band.window(rows, columns)[0] for band in bands])).float()
+    good = ratio.abs() < LARGEST_RATIO
+    return ratio.where(good, 0.0), good.float()

@@ -33,45 +33,51 @@ class BandPixels:
         self.shape = tuple(self.pixels.shape)
         self.block = lru_cache(maxsize=4)(self._block)
 
-    def raw(self, rows: slice, columns: slice) -> NDArray[np.float64]:
+    def raw(self, part: tuple[slice, slice]) -> NDArray[np.float64]:
         """Pixels of a part of the image, NaN where bad."""
-        values = np.ma.filled(np.ma.asarray(self.pixels[rows, columns]).astype(np.float64), np.nan)
+        values = np.ma.filled(np.ma.asarray(self.pixels[part]).astype(np.float64), np.nan)
         bad = uncovered(values) | ~np.isfinite(values)
         if self.mask is not None:
-            bad |= np.asarray(self.mask[rows, columns], dtype=bool)
+            bad |= np.asarray(self.mask[part], dtype=bool)
         return np.where(bad, np.nan, values)
 
-    def _block(self, i: int, j: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Pixels over sky noise, and the noise, of a block."""
-        inner, outer = [], []
-        for number, size in ((i, self.shape[0]), (j, self.shape[1])):
-            start, stop = number * BLOCK, min((number + 1) * BLOCK, size)
-            low, high = max(start - BLOCK_MARGIN, 0), min(stop + BLOCK_MARGIN, size)
-            outer.append(slice(low, high))
-            inner.append(slice(start - low, stop - low))
-        pixels = self.raw(*outer)
-        noise = self._given_noise(outer)
-        if not np.isfinite(pixels).any():
-            blank = np.full_like(pixels, np.nan)[tuple(inner)].astype(np.float32)
-            return blank, np.ones_like(blank)
-        if self.background or noise is None:
-            subtracted, scatter = _sky(pixels)
-            pixels = subtracted if self.background else pixels
-            noise = _measured_noise(pixels, scatter) if noise is None else noise
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = pixels / noise
-        inner = tuple(inner)
-        return ratio[inner].astype(np.float32), np.broadcast_to(noise, pixels.shape)[inner].astype(np.float64)
+    def _block(self, i: int, j: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Pixels over sky noise, and the noise, of a block; NaN where they are not known."""
+        sides = [(n * BLOCK, min((n + 1) * BLOCK, size)) for n, size in zip((i, j), self.shape, strict=True)]
+        outer = tuple(
+            slice(max(low - BLOCK_MARGIN, 0), min(high + BLOCK_MARGIN, size))
+            for (low, high), size in zip(sides, self.shape, strict=True)
+        )
+        inner = tuple(slice(low - o.start, high - o.start) for (low, high), o in zip(sides, outer, strict=True))
+        pixels = self.raw(outer)
+        noise = np.nan if self.rms is None else self._given_noise(outer)
+        if np.isfinite(pixels).any():
+            # Whatever the unit, the sky is measured in numbers of order one, since SEP computes in single precision.
+            unit = np.nanmedian(np.abs(pixels)) or np.nanmax(np.abs(pixels)) or 1.0
+            pixels, noise = self._subtracted(pixels / unit, noise / unit)
+            pixels, noise = pixels * unit, noise * unit
+        ratio, noise = pixels / noise, np.broadcast_to(noise, pixels.shape)
+        with np.errstate(over="ignore"):
+            return ratio[inner].astype(np.float32), noise[inner].astype(np.float64)
 
-    def _given_noise(self, part: list[slice]) -> NDArray | None:
-        if self.rms is None:
-            return None
-        if np.ndim(self.rms) == 0:
-            return np.asarray(self.rms, dtype=np.float64)
-        noise = np.asarray(self.rms[part[0], part[1]], dtype=np.float64)
+    def _given_noise(self, part: tuple[slice, slice]) -> NDArray[np.float64]:
+        noise = np.asarray(self.rms if np.ndim(self.rms) == 0 else self.rms[part], dtype=np.float64)
         return np.where(np.isfinite(noise) & (noise > 0), noise, np.nan)
 
-    def window(self, rows: slice, columns: slice) -> tuple[NDArray[np.float32], NDArray]:
+    def _subtracted(self, pixels: NDArray, noise: NDArray | float) -> tuple[NDArray, NDArray | float]:
+        """Subtract the sky, and measure the noise, where that is to be done."""
+        if not self.background and self.rms is not None:
+            return pixels, noise
+        try:
+            subtracted, scatter = subtract_sky(pixels)
+        except ValueError as error:
+            if self.rms is not None:
+                return pixels - np.nanmedian(pixels), noise
+            raise ValueError(f"sky_rms must be given where the sky cannot be measured: {error}") from None
+        pixels = subtracted if self.background else pixels
+        return pixels, _measured_noise(pixels, scatter) if self.rms is None else noise
+
+    def window(self, rows: slice, columns: slice) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Pixels over sky noise and the noise of a part of the image, NaN beyond its edge."""
         ratio = np.full((rows.stop - rows.start, columns.stop - columns.start), np.nan, dtype=np.float32)
         noise = np.full(ratio.shape, np.nan)
@@ -94,7 +100,7 @@ class BandPixels:
         return self.window(*sides)[0].astype(np.float64)
 
     def noise_at(self, x: NDArray, y: NDArray) -> NDArray[np.float64]:
-        """Sky noise at positions; where it is not known, that of the nearest good pixels' median."""
+        """Sky noise at positions; where it is not known, the median of the block, or NaN."""
         if self.rms is not None and np.ndim(self.rms) == 0:
             return np.full(len(x), float(self.rms))
         column = np.clip(np.floor(x + 0.5).astype(int), 0, self.shape[1] - 1)
@@ -105,15 +111,10 @@ class BandPixels:
             here = (blocks == (i, j)).all(1)
             noise = self.block(int(i), int(j))[1]
             found = noise[row[here] - i * BLOCK, column[here] - j * BLOCK]
-            values[here] = np.where(np.isfinite(found), found, np.nanmedian(noise))
+            if np.isnan(found).any() and np.isfinite(noise).any():
+                found = np.where(np.isnan(found), np.nanmedian(noise), found)
+            values[here] = found
         return values
-
-
-def _sky(pixels: NDArray) -> tuple[NDArray, NDArray]:
-    try:
-        return subtract_sky(pixels)
-    except ValueError as error:
-        raise ValueError(f"sky_rms must be given where the sky cannot be measured: {error}") from None
 
 
 def _measured_noise(pixels: NDArray, scatter: NDArray) -> NDArray:

@@ -2,54 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from astropy.wcs import WCS
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["locate"]
+
+PIXEL_COLUMNS = (("x", "y"), ("x_centroid", "y_centroid"), ("xcentroid", "ycentroid"))
 
 
 def locate(
     positions: object, shape: tuple[int, int], wcs: WCS | None
-) -> tuple[tuple[NDArray, NDArray], NDArray | None]:
-    """Return x and y of given positions in pixels, and their labels if they have some; see `Deblender.forward`."""
-    labels = None
-    if hasattr(positions, "labels") and hasattr(positions, "data") and not isinstance(positions, Table):
-        labels = np.asarray(positions.labels)
-        data = np.asarray(positions.data)
-        rows, columns = np.indices(data.shape)
-        weight = np.bincount(data.ravel())[labels]
-        x, y = (np.bincount(data.ravel(), v.ravel().astype(float))[labels] / weight for v in (columns, rows))
-    elif isinstance(positions, SkyCoord):
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return x and y of given positions in pixels, and their labels; see `Deblender.forward`."""
+    if isinstance(positions, np.ndarray) and positions.dtype.names:
+        positions = Table(positions)
+    labels: Sequence[int] | None = None
+    if isinstance(positions, SkyCoord):
         x, y = _to_pixels(positions, wcs)
     elif isinstance(positions, Table):
         x, y = _from_table(positions, wcs)
-        labels = np.asarray(positions["label"]) if "label" in positions.colnames else None
+        labels = positions["label"] if "label" in positions.colnames else None
+    elif hasattr(positions, "labels") and hasattr(positions, "data"):
+        labels = positions.labels
+        x, y = _centroids(np.asarray(positions.data), np.asarray(labels), shape)
     else:
-        values = np.asarray(positions, dtype=np.float64)
+        values = _numbers(positions)
         if values.ndim != 2 or values.shape[1] != 2:
             raise ValueError(f"positions must have the shape (n, 2) of x and y, got {values.shape}")
         x, y = values.T
     _check_positions(x, y, shape)
-    return (np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)), labels
+    given = np.arange(1, len(x) + 1) if labels is None else np.asarray(labels)
+    if given.dtype.kind not in "iu" or len(np.unique(given)) < len(given) or given.min() < 1:
+        raise ValueError("positions must have labels that are whole numbers from 1 on, no two alike")
+    return x, y, given
+
+
+def _numbers(values: ArrayLike) -> NDArray[np.float64]:
+    return np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
+
+
+def _centroids(data: NDArray, labels: NDArray, shape: tuple[int, int]) -> tuple[NDArray, NDArray]:
+    if data.shape != shape:
+        raise ValueError(f"positions must be a segmentation map of the image's shape {shape}, got {data.shape}")
+    area = np.bincount(data.ravel())[labels]
+    rows, columns = np.indices(shape, dtype=np.float64)
+    return tuple(np.bincount(data.ravel(), place.ravel())[labels] / area for place in (columns, rows))
 
 
 def _from_table(table: Table, wcs: WCS | None) -> tuple[NDArray, NDArray]:
-    for names in (("x", "y"), ("x_centroid", "y_centroid"), ("xcentroid", "ycentroid")):
+    for names in PIXEL_COLUMNS:
         if set(names) <= set(table.colnames):
-            return tuple(np.asarray(getattr(table[name], "value", table[name]), dtype=np.float64) for name in names)
+            return tuple(_numbers(getattr(table[name], "value", table[name])) for name in names)
     if {"ra", "dec"} <= set(table.colnames):
-        unit = {} if table["ra"].unit is not None else {"unit": "deg"}
-        return _to_pixels(SkyCoord(table["ra"], table["dec"], **unit), wcs)
+        return _to_pixels(
+            SkyCoord(table["ra"], table["dec"], unit=[table[n].unit or "deg" for n in ("ra", "dec")]), wcs
+        )
     raise ValueError(f"positions must have columns x and y, or ra and dec, got {', '.join(table.colnames)}")
 
 
 def _to_pixels(sky: SkyCoord, wcs: WCS | None) -> tuple[NDArray, NDArray]:
     if wcs is None or not wcs.has_celestial:
         raise ValueError("positions on the sky need world coordinates of the image: wcs must be given")
-    return tuple(np.atleast_1d(value) for value in wcs.celestial.world_to_pixel(sky))
+    return tuple(_numbers(np.atleast_1d(value)) for value in wcs.celestial.world_to_pixel(sky))
 
 
 def _check_positions(x: NDArray, y: NDArray, shape: tuple[int, int]) -> None:

@@ -14,44 +14,48 @@ from ..photometry.stars import measure_psf
 from ..scene import Instrument
 from .pixels import BandPixels
 
-__all__ = ["CAMERAS", "PsfLike", "band_psfs"]
+__all__ = ["PsfLike", "band_psfs", "camera_of"]
 
 PSF_SIZE = 41  # pixels on a side of the PSFs that networks are trained with
 CAMERAS = {"candels_f160w": Instrument.candels_f160w}
+CENTERS = (("x_0", "y_0"), ("x_mean", "y_mean"))  # parameters of models that are their centers
 
 PsfLike = ArrayLike | str | PathLike | object
+
+
+def camera_of(psf: PsfLike | None) -> Instrument | None:
+    """Return the camera that a PSF names, or None."""
+    return CAMERAS[psf]() if isinstance(psf, str) and psf in CAMERAS else None
 
 
 def band_psfs(psf: PsfLike | None, bands: list[BandPixels], pixel_scale: float, notes: list[str]) -> Tensor:
     """Return the effective PSF of each band ``(band, y, x)``, measured from stars where none is given."""
     if psf is None:
-        measured = []
-        for band in bands:
-            try:
-                measured.append(measure_psf(band.middle(), 1.0))
-            except ValueError as error:
-                raise ValueError(
-                    f"psf must be given, as an array, a FITS file or the name of a camera ({', '.join(CAMERAS)}), "
-                    f"where it cannot be measured from stars: {error}"
-                ) from None
+        try:
+            arrays = [measure_psf(band.middle(), 1.0) for band in bands]
+        except ValueError as error:
+            raise ValueError(
+                f"psf must be given, as an array, a FITS file or the name of a camera ({', '.join(CAMERAS)}), where it "
+                f"cannot be measured from stars: {error}"
+            ) from None
         notes.append("the PSF was measured from stars of the image")
-        return torch.stack([_stamp(p) for p in measured])
-    if isinstance(psf, (list, tuple)) and not np.isscalar(psf[0]) and np.ndim(psf[0]) != 1:
-        if len(psf) != len(bands):
-            raise ValueError(f"psf must be one or one for each of {len(bands)} bands, got {len(psf)}")
-        return torch.stack([_stamp(_psf_array(p, pixel_scale)) for p in psf])
-    arrays = _psf_array(psf, pixel_scale)
-    arrays = arrays[None] if arrays.ndim == 2 else arrays
+    elif isinstance(psf, (list, tuple)) and psf and (isinstance(psf[0], (str, PathLike)) or np.ndim(psf[0]) != 1):
+        arrays = [_psf_array(one, pixel_scale) for one in psf]
+    else:
+        array = _psf_array(psf, pixel_scale)
+        arrays = list(array) if array.ndim == 3 else [array]
     if len(arrays) not in (1, len(bands)):
         raise ValueError(f"psf must be one or one for each of {len(bands)} bands, got {len(arrays)}")
-    return torch.stack([_stamp(p) for p in np.broadcast_to(arrays, (len(bands), *arrays.shape[1:]))])
+    stamps = [_stamp(array) for array in arrays]
+    return torch.stack(stamps if len(stamps) == len(bands) else stamps * len(bands))
 
 
 def _psf_array(psf: PsfLike, pixel_scale: float) -> NDArray[np.float64]:
     """Effective PSF ``(y, x)``, or one per band, from whatever users have."""
     if isinstance(psf, (str, PathLike)):
-        if psf in CAMERAS:
-            return CAMERAS[psf]().psf.double().numpy()
+        camera = camera_of(psf)
+        if camera is not None:
+            return camera.psf.double().numpy()
         return read_psf(psf, pixel_scale=pixel_scale if pixel_scale != 1.0 else None)
     if hasattr(psf, "drawImage"):
         import galsim
@@ -61,20 +65,22 @@ def _psf_array(psf: PsfLike, pixel_scale: float) -> NDArray[np.float64]:
     if callable(psf):
         half = PSF_SIZE // 2
         y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(float)
-        center = [float(getattr(psf, name).value) if hasattr(psf, name) else 0.0 for name in ("x_0", "y_0")]
+        names = next((pair for pair in CENTERS if all(hasattr(psf, name) for name in pair)), ())
+        center = [float(getattr(psf, name).value) for name in names] or [0.0, 0.0]
         return np.asarray(psf(x + center[0], y + center[1]), dtype=np.float64)
     return np.asarray(psf.detach().cpu() if isinstance(psf, Tensor) else psf, dtype=np.float64)
 
 
 def _stamp(psf: NDArray) -> Tensor:
     """Bring an effective PSF to the size that networks know, with unit sum."""
-    if psf.ndim != 2 or psf.shape[0] != psf.shape[1] or psf.shape[0] % 2 == 0:
+    side = psf.shape[0] if psf.ndim else 0
+    if psf.shape != (side, side) or side % 2 == 0:
         raise ValueError(f"psf must be square with an odd number of pixels on a side, got shape {psf.shape}")
     if not np.isfinite(psf).all() or not psf.sum() > 0:
-        raise ValueError("psf must be finite with a positive sum")
-    side = psf.shape[0]
-    if np.abs(np.array(np.unravel_index(psf.argmax(), psf.shape)) - side // 2).max() > 1:
-        raise ValueError("psf must be centered, its brightest pixel within one of the middle")
+        raise ValueError(f"psf must be finite with a positive sum, got {psf.sum():g}")
+    peak = np.array(np.unravel_index(psf.argmax(), psf.shape)) - side // 2
+    if np.abs(peak).max() > 1:
+        raise ValueError(f"psf must have its brightest pixel within one of the middle, got {np.abs(peak).max()} off")
     size = min(side, PSF_SIZE)
     cut = slice((side - size) // 2, (side + size) // 2)
     stamp = np.pad(psf[cut, cut], (PSF_SIZE - size) // 2)

@@ -1,0 +1,295 @@
+"""What must hold of an image's posterior whatever the weights, and what trained weights must have learned."""
+
+import pickle
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+from tiny_weights import PSF, QUICK, light_of, listed, moments, noise_of, scene_of, untrained
+
+from probdeblend.deblending import Deblender, Description
+from probdeblend.networks import SceneNetwork
+from probdeblend.posterior import Flag
+
+GIVEN = {"psf": PSF, "sky_rms": 1.0, **QUICK}
+ROUNDING = 1e-4  # of ln flux and of pixels
+
+
+def assert_same(first, second, *, factor=1.0, tolerance=ROUNDING):
+    """The draws of two posteriors agree to rounding, the second one's fluxes being `factor` times as large."""
+    for kind in ("flux", "flux_auto"):
+        np.testing.assert_allclose(
+            np.log(second.dataset[kind] / factor), np.log(first.dataset[kind]), rtol=0, atol=tolerance
+        )
+    for name in ("label", "group", "flags"):
+        np.testing.assert_array_equal(first.dataset[name], second.dataset[name])
+
+
+def sigmas(first, second, index=slice(None)):
+    """Differences of mean ln flux, over the quoted error."""
+    (mean, error), (other, other_error) = moments(first), moments(second.select(index))
+    return np.abs(other - mean) / np.hypot(error, other_error)
+
+
+@pytest.fixture(scope="module")
+def answer(shipped, image):
+    return shipped(image, **GIVEN)
+
+
+def test_every_source_is_found_and_measured(answer, places):
+    x, y = answer.dataset["x"].values, answer.dataset["y"].values
+    distance = np.hypot(x[:, None] - places[:, 0], y[:, None] - places[:, 1])
+    assert sorted(distance.argmin(1)) == list(range(len(places)))
+    assert distance.min(1).max() < 1.5
+    catalog = answer.catalog()
+    assert catalog["label"].tolist() == list(range(1, len(places) + 1))
+    assert np.isfinite(catalog["flux"]).all()
+    assert np.unique(answer.dataset["group"]).tolist() == list(range(len(np.unique(answer.dataset["group"]))))
+    assert answer.flux.dims == ("chain", "draw", "source", "band")
+    assert answer.flux.shape == (4, 16, 6, 1)
+
+
+def test_deblended_images_and_masks_lie_on_their_sources(answer, image):
+    model = answer.model_image()
+    assert model.shape[-2:] == image.shape
+    for label in answer.dataset["label"].values:
+        cutout = answer.image(int(label))
+        source = answer.select([answer.index(label)]).dataset
+        rows, columns = cutout.slices
+        assert rows.start <= source["y"].item() < rows.stop
+        assert columns.start <= source["x"].item() < columns.stop
+        assert (np.abs(cutout.data) <= np.abs(image[rows, columns]) + 1e-3).all()
+    owners = answer.label_image()
+    at = tuple(np.round(answer.dataset[name].values).astype(int) for name in ("y", "x"))
+    np.testing.assert_array_equal(owners[at], answer.dataset["label"])
+
+
+@pytest.mark.parametrize("factor", [1e-20, 3.7, 1e20])
+def test_the_unit_of_the_image_is_that_of_the_fluxes(shipped, image, answer, factor):
+    assert_same(answer, shipped(image * factor, **GIVEN | {"sky_rms": factor}), factor=factor)
+
+
+def test_the_unit_does_not_matter_where_the_sky_is_measured(shipped, image):
+    wide = np.pad(image, 30, mode="reflect") + 20
+    options = {"psf": PSF, **QUICK}
+    first = shipped(wide, **options)
+    assert len(first) >= 6
+    for factor in (1e-20, 1e20):
+        second = shipped(wide * factor, **options)
+        assert_same(first, second, factor=factor, tolerance=1e-2)
+        np.testing.assert_allclose(second.dataset["sky_rms"] / factor, first.dataset["sky_rms"], rtol=1e-4)
+        assert first.dataset["sky_rms"].values == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_shift_by_whole_strides_changes_nothing_but_positions(blank):
+    places = np.array([[150.2, 149.7], [158.4, 152.1], [140.3, 161.8]])
+    light = light_of((304, 304), *places.T, [800, 500, 900]) + noise_of((304, 304))
+    scene = scene_of([light[:288, :288], light[16:, 16:]])
+    both = blank.scenes(scene, positions=listed(places, places - 16), **QUICK)
+    first, second = both.scene(0), both.scene(1)
+    np.testing.assert_allclose(first.dataset["x"] - 16, second.dataset["x"], atol=1e-3)
+    for kind in ("flux", "flux_auto"):
+        np.testing.assert_allclose(np.log(first.dataset[kind]), np.log(second.dataset[kind]), rtol=0, atol=ROUNDING)
+
+
+def test_trained_weights_hardly_see_shifts_flips_turns_and_padding(shipped, image, places):
+    height, width = image.shape
+    x, y = places.T
+    moved = {
+        "whole": (image, places),
+        "shifted": (np.pad(image, ((5, 0), (11, 0)))[:height, :width], places + np.array([11, 5])),
+        "flipped": (image[:, ::-1], np.stack([width - 1 - x, y], 1)),
+        "upside down": (image[::-1], np.stack([x, height - 1 - y], 1)),
+        "transposed": (image.T, np.stack([y, x], 1)),
+        "turned": (np.rot90(image), np.stack([y, width - 1 - x], 1)),
+    }
+    images, positions = zip(*moved.values(), strict=True)
+    options = {"draws": 1000, "passes": 10}
+    posterior = shipped.scenes(scene_of(images), positions=listed(*positions), **options)
+    whole = posterior.scene(0)
+    for number, name in enumerate(moved):
+        assert sigmas(whole, posterior.scene(number)).max() < 1.0, name
+    padded = np.pad(image, ((10, 30), (20, 6)), constant_values=np.nan)
+    other = shipped(padded, psf=PSF, sky_rms=1.0, positions=places + np.array([20, 10]), **options)
+    assert sigmas(whole, other).max() < 1.0
+
+
+def test_the_order_of_the_positions_does_not_matter(blank, image, places):
+    order = np.array([3, 0, 5, 1, 4, 2])
+    first, second = (blank(image, positions=given, **GIVEN) for given in (places, places[order]))
+    np.testing.assert_array_equal(first.flux.values[:, :, order], second.flux)
+    np.testing.assert_array_equal(first.dataset["x"].values[order], second.dataset["x"])
+    assert second.dataset["label"].values.tolist() == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(second.mask(2).data, first.mask(1).data)
+    batch = blank.scenes(scene_of([image, image]), positions=listed(places, places[order]), **QUICK)
+    np.testing.assert_array_equal(batch.scene(0).flux.values[:, :, order], batch.scene(1).flux)
+    assert batch.dataset["label"].values.tolist() == list(range(1, 13))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_tiles_of_any_size_give_the_same_catalog(shipped, given):
+    """The strip is so long that a tile with its margins sees only a part of it."""
+    rng = np.random.default_rng(2)
+    places = rng.uniform(4, [636, 44], (40, 2))
+    strip = light_of((48, 640), *places.T, np.exp(rng.uniform(5.5, 8, 40))) + noise_of((48, 640))
+    whole, *others = (
+        shipped(strip, tile=tile, positions=places if given else None, **GIVEN) for tile in (1024, 256, 128)
+    )
+    assert len(whole) == 40 if given else 20 < len(whole) < 45
+    for other in others:
+        assert_same(whole, other, tolerance=2e-2)
+        np.testing.assert_allclose(whole.dataset["x"], other.dataset["x"], atol=1e-2)
+    x, y = whole.dataset["x"].values, whole.dataset["y"].values
+    assert given or (np.hypot(x[:, None] - x, y[:, None] - y) + 9 * np.eye(len(whole))).min() > 1.5
+
+
+def test_a_scene_alone_gives_what_it_gives_in_a_batch(shipped, image):
+    images = np.stack([image, noise_of(image.shape), image[::-1]])
+    batch = shipped.scenes(scene_of(images), **QUICK)
+    assert [len(batch.scene(number)) for number in range(3)] == [6, 0, 6]
+    for number in (0, 2):
+        alone = shipped.scenes(scene_of(images[[number]]), **QUICK)
+        np.testing.assert_array_equal(batch.scene(number).flux, alone.flux)
+    assert len(np.unique(batch.dataset["group"])) == 2 * len(np.unique(alone.dataset["group"]))
+    called = shipped(image, **GIVEN)
+    np.testing.assert_allclose(np.log(called.flux), np.log(batch.scene(0).flux), atol=0.05)
+
+
+def test_the_seed_alone_decides_and_global_states_stay(blank, image, places):
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    threads = torch.get_num_threads()
+    first, again, other = (blank(image, positions=places, seed=seed, **GIVEN) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.flux, again.flux)
+    assert not np.isclose(first.flux, other.flux).any()
+    assert torch.equal(torch.get_rng_state(), states[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert (random.getstate(), torch.get_num_threads()) == (states[2], threads)
+
+
+def test_threads_and_pickles_give_the_same(blank, image, places):
+    images = [image[:, ::step] if step > 0 else image for step in (1, -1, 0, 1)]
+    serial = [blank(pixels, positions=places, **GIVEN).flux for pixels in images]
+    answers = [None] * len(images)
+
+    def work(number):
+        answers[number] = blank(images[number], positions=places, **GIVEN).flux
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(len(images))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for one, other in zip(serial, answers, strict=True):
+        np.testing.assert_array_equal(one, other)
+    copy = pickle.loads(pickle.dumps(blank))
+    np.testing.assert_array_equal(copy(image, positions=places, **GIVEN).flux, serial[0])
+
+
+def test_one_network_serves_one_band_and_three(shipped, image, places):
+    cube = np.stack([0.3 * image, image, 1.7 * image + noise_of(image.shape, 5)])
+    posterior = shipped(cube, psf=PSF, sky_rms=[0.3, 1.0, 2.0], positions=places, zero_point=[25, 26, 27], **QUICK)
+    assert posterior.flux.shape[2:] == (6, 3)
+    assert posterior.covariance(1).shape[1] == 3
+    names = posterior.catalog().colnames
+    assert {"flux_0", "flux_1", "flux_2"} <= set(names)
+    assert np.isfinite(posterior.color("0", "1")).all()
+    assert posterior.image(1).data.shape[0] == 3
+    missing = cube.copy()
+    missing[2] = np.nan
+    two = shipped(missing, psf=PSF, sky_rms=[0.3, 1.0, 2.0], positions=places, **QUICK)
+    assert np.isfinite(two.flux).all()
+    assert (two.flags & Flag.BAD_PIXELS > 0).all()
+
+
+def test_flags(shipped, image, places):
+    held = np.array(image)
+    held[38:43, 88:93] = np.nan
+    posterior = shipped(held, positions=[*places[1:], [1.0, 70.0]], **GIVEN)
+    flags = posterior.flags
+    assert flags[0] & Flag.UNLISTED
+    assert not flags[2] & Flag.UNLISTED
+    assert ((flags & Flag.BAD_PIXELS) > 0).tolist() == [False, True, False, False, False, False]
+    assert ((flags & Flag.EDGE) > 0).tolist() == [False] * 5 + [True]
+    assert flags[5] & Flag.DOUBTFUL
+    assert not (flags[[2, 3, 4]] & Flag.DOUBTFUL).any()
+
+
+def test_sources_unlike_the_training_are_flagged(blank, image, places):
+    bright = image * 1e5
+    flags = blank(bright, positions=places, **GIVEN).flags
+    assert (flags & Flag.BRIGHT > 0).all()
+    network = blank.network
+    far, near = (Deblender(network, Description(), tokens=1e4 * offset + torch.randn(300, 96)) for offset in (1, 0))
+    assert (far(image, positions=places, **GIVEN).flags & Flag.ANOMALY > 0).all()
+    assert not (near(image, positions=places, **GIVEN).dataset["anomaly"] > 1e3).any()
+    unknown = Deblender(SceneNetwork(), Description())(image, positions=places, **GIVEN)
+    assert np.isnan(unknown.dataset["anomaly"]).all()
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_an_image_without_a_source_has_an_empty_catalog(blank, bands):
+    cube = noise_of((bands, 100, 90))
+    for posterior in (blank(cube, **GIVEN), blank.scenes(scene_of([cube, cube]), **QUICK)):
+        assert len(posterior) == 0
+        assert len(posterior.catalog()) == 0
+        assert posterior.flux.shape[2:] == (0, bands)
+        assert not posterior.model_image().any()
+
+
+@pytest.mark.parametrize("shape", [(1, 60), (60, 1), (1, 1), (7, 5), (17, 40)])
+def test_images_smaller_than_a_tile_are_answered(shipped, shape):
+    image = 50 * noise_of(shape)
+    assert len(shipped(image, **GIVEN).catalog()) >= 0
+    posterior = shipped(image, positions=[[0, 0]], **GIVEN)
+    assert len(posterior.catalog()) == 1
+    assert posterior.flags[0] & Flag.EDGE
+
+
+def test_bad_images_have_no_sources_and_listed_ones_are_flagged(shipped):
+    for image in (np.full((60, 50), np.nan), np.zeros((60, 50)), np.ma.masked_all((60, 50))):
+        for sky_rms in (None, 1.0):
+            options = GIVEN | {"sky_rms": sky_rms}
+            assert len(shipped(image, **options).catalog()) == 0
+            posterior = shipped(image, positions=[[20, 30], [40, 20]], **options)
+            assert len(posterior.catalog()) == 2
+            assert (posterior.flags & Flag.BAD_PIXELS > 0).all()
+            assert np.isfinite(posterior.flux).all() == (sky_rms is not None)
+
+
+@pytest.mark.parametrize(
+    ("width", "message"), [(0.3, r"psf must be 1\.7 to 6 pixels wide .* got 0\.\d+"), (4.0, r"got 9\.\d+: resample")]
+)
+def test_a_psf_outside_the_trained_range_is_refused(blank, image, width, message):
+    psf = np.exp(-0.5 * (np.hypot(*np.mgrid[-20:21, -20:21]) / width) ** 2)
+    with pytest.raises(ValueError, match=message):
+        blank(image, psf=psf, sky_rms=1.0)
+    with pytest.raises(ValueError, match=message):
+        blank.scenes(scene_of([image], psf=psf / psf.sum()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"draws": 0}, "draws must be at least 1, got 0"), ({"passes": -1}, "passes must not be negative, got -1"),
+     ({"seed": -2}, "seed must not be negative, got -2"), ({"tile": 0}, "tile must be at least 16 pixels, got 0")],
+)  # fmt: skip
+def test_numbers_out_of_range(blank, image, places, options, message):
+    with pytest.raises(ValueError, match=message):
+        blank(image, positions=places, **GIVEN | options)
+
+
+def test_passes_are_chains_and_progress_is_told(blank, image, places):
+    told = []
+    posterior = blank(
+        image, positions=places, tile=100, progress=lambda *seen: told.append(seen), **GIVEN | {"passes": 0}
+    )
+    assert posterior.flux.shape[:2] == (1, 64)
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert blank(image, positions=places, **GIVEN | {"draws": 10}).flux.shape[:2] == (4, 3)
+
+
+def test_assumptions_are_noted(blank, image):
+    notes = blank(image, **GIVEN).dataset.attrs["notes"]
+    assert "sky-subtracted" in notes
+    assert "sizes are in pixels" in notes
