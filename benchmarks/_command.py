@@ -15,10 +15,11 @@ import click
 if TYPE_CHECKING:
     from astropy.table import Table
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
     from probdeblend.deblending.deblender import Deblender
 
-__all__ = ["FILE", "Run", "benchmark", "sized_option", "weights_option"]
+__all__ = ["FILE", "Run", "benchmark", "kept_arrays", "sized_option", "weights_option"]
 
 RESULTS = Path("results")
 FILE = click.Path(path_type=Path)
@@ -105,6 +106,22 @@ def sized_option(flag: str, small: int, full: int, *, least: int = 1, help: str)
 
 
 weights_option = click.option("--weights", type=FILE, help="Weights file.  [default: the one that ships]")
+
+
+def kept_arrays(path: Path | None, make: Callable[[], dict[str, NDArray]]) -> dict[str, NDArray]:
+    """Make arrays and keep them in an ``.npz`` file, or read what an interrupted run has kept; None keeps nothing."""
+    import numpy as np
+
+    from probdeblend._files import whole_file
+
+    if path is None:
+        return make()
+    if not path.exists():
+        arrays = make()
+        with whole_file(path) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
+    with np.load(path) as stored:
+        return dict(stored)
 
 
 class _Command(click.Command):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from probdeblend._files import kept_arrays
+from benchmarks._command import kept_arrays
 from probdeblend.deblending.deblender import Deblends
 from probdeblend.metrics.arrays import group_total
 from probdeblend.metrics.detections import match_sources

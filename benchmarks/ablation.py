@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks._command import Run, benchmark, sized_option
+from benchmarks._command import Run, benchmark, kept_arrays, sized_option
 from benchmarks._scenes import formatted
-from probdeblend._files import kept_arrays, whole_file
+from probdeblend._files import whole_file
 from probdeblend.metrics.ranks import joint_pit
 from probdeblend.networks.scene_loss import SceneLoss
 from probdeblend.networks.scenes import SceneNetwork

@@ -23,10 +23,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from benchmarks._command import Run, benchmark, sized_option, weights_option
+from benchmarks._command import Run, benchmark, kept_arrays, sized_option, weights_option
 from benchmarks._populations import pair_at
 from benchmarks._scenes import flat_draws, formatted, match, positions
-from probdeblend._files import kept_arrays
 from probdeblend.deblending.deblender import Deblends
 from probdeblend.deblending.sep import SepDeblender
 from probdeblend.deblending.weights import load

@@ -16,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from benchmarks._command import Run, benchmark, sized_option, weights_option
+from benchmarks._command import Run, benchmark, kept_arrays, sized_option, weights_option
 from benchmarks._scenes import formatted
 from benchmarks.refinement import model_scenes
-from probdeblend._files import kept_arrays
 from probdeblend.deblending.weights import load
 from probdeblend.refinement.guide import SceneGuide
 from probdeblend.refinement.importance import refine

@@ -1,7 +1,7 @@
 """Atomic file output, resumable runs, and the header of every file of the package.
 
-A long run keeps its finished parts in a folder beside its output (`unfinished_folder`), arrays with `kept_arrays`:
-the one way to resume. Every file of the package states its kind and version (`header`, `check_header`).
+A long run keeps its finished parts in a folder beside its output (`unfinished_folder`): the one way to resume. Every
+file of the package states its kind and version (`header`, `check_header`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import contextlib
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
@@ -102,18 +100,6 @@ def unfinished_folder(
     kept.mkdir(parents=True)
     record.write_text(json.dumps(settings), encoding="utf-8")
     return kept
-
-
-def kept_arrays(path: Path | None, make: Callable[[], dict[str, NDArray]]) -> dict[str, NDArray]:
-    """Make arrays and keep them in an ``.npz`` file, or read what an interrupted run has kept; None keeps nothing."""
-    if path is None:
-        return make()
-    if not path.exists():
-        arrays = make()
-        with whole_file(path) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)
-    with np.load(path) as stored:
-        return dict(stored)
 
 
 def put_in_place(folder: Path, target: Path) -> None:

@@ -100,8 +100,8 @@ class Instrument:
         Returns
         -------
         Instrument
-            Pixels of 0.06 arcsec, zero point 25.9463, the PSF fitted by ``probdeblend fit-psf`` and the correlation
-            of drizzled noise with a drop of 0.8 pixels.
+            Pixels of 0.06 arcsec, zero point 25.9463, the PSF fitted by ``python -m benchmarks.f160w_psf`` and the
+            correlation of drizzled noise with a drop of 0.8 pixels.
         """
         edge, corner = 0.2910, 0.1252
         kernel = torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])

@@ -1,13 +1,11 @@
 """Files and folders that appear whole or not at all, runs that resume, and headers."""
 
-import numpy as np
 import pytest
 import torch
 
 from probdeblend._files import (
     check_header,
     header,
-    kept_arrays,
     output_folder,
     read_tensors,
     unfinished_folder,
@@ -110,19 +108,12 @@ def test_output_folder_never_replaces_other_files(tmp_path):
 
 
 def test_an_interrupted_run_goes_on_from_its_parts(tmp_path):
-    output, settings, made = tmp_path / "out", {"seed": 1, "range": (0, 1)}, []
-
-    def make():
-        made.append(1)
-        return {"x": np.arange(3)}
-
+    output, settings = tmp_path / "out", {"seed": 1, "range": (0, 1)}
     kept = unfinished_folder(output, settings)
-    kept_arrays(kept / "0.npz", make)
+    (kept / "0.npz").write_text("done")
     again = unfinished_folder(output, settings, resume=True)
     assert again == kept
-    np.testing.assert_array_equal(kept_arrays(again / "0.npz", make)["x"], [0, 1, 2])
-    assert len(made) == 1
-    assert "x" in kept_arrays(None, make)
+    assert (again / "0.npz").read_text() == "done"
     with pytest.raises(ValueError, match="must be resumed with the settings it was begun with"):
         unfinished_folder(output, settings | {"seed": 2}, resume=True)
     with pytest.raises(FileExistsError, match="resume continues it, overwrite starts over"):

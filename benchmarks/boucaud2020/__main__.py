@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from benchmarks._command import Run, benchmark, sized_option, weights_option
+from benchmarks._command import Run, benchmark, kept_arrays, sized_option, weights_option
 from benchmarks._scenes import column, flat_draws, formatted, match
 from benchmarks.boucaud2020 import figures
 from benchmarks.boucaud2020.pairs import CHUNK, Pairs, draw, make_pairs
 from benchmarks.boucaud2020.statistics import CASES, published_results, summarize
 from benchmarks.boucaud2020.train import estimate, networks, parameters, train
 from benchmarks.pairs import paper_rows
-from probdeblend._files import kept_arrays, output_folder
+from probdeblend._files import output_folder
 from probdeblend.deblending.deblender import Deblends
 from probdeblend.deblending.sep import SepDeblender
 from probdeblend.deblending.weights import load

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from benchmarks._command import kept_arrays
 from benchmarks._populations import published_pairs
 from benchmarks._scenes import CHUNK
-from probdeblend._files import kept_arrays
 from probdeblend.photometry.noise import correlated_noise
 from probdeblend.scene import Scene, seed_of
 from probdeblend.simulation.population import Population

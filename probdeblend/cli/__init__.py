@@ -13,7 +13,7 @@ from .deblend import deblend
 from .evaluate import calibrate, evaluate
 from .options import Group
 from .surveys import inject, isolate, reobserve
-from .training import fit_psf, simulate, train
+from .training import simulate, train
 
 __all__ = ["main"]
 
@@ -24,5 +24,5 @@ def main() -> None:
     """Posteriors over the fluxes and masks of overlapping sources."""
 
 
-for _command in (deblend, evaluate, calibrate, simulate, isolate, reobserve, inject, fit_psf, train):
+for _command in (deblend, evaluate, calibrate, simulate, isolate, reobserve, inject, train):
     main.add_command(_command)

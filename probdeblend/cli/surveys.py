@@ -27,8 +27,6 @@ def _write(collection: Collection, given: Mapping[str, object]) -> None:
     table = collection.summary()
     options.show(table)
     click.echo(f"{table.meta['distinct']} distinct galaxies to keep")
-    correction = "total over AUTO flux {aperture_correction:.3f}, scatter {scatter:.3f}".format(**table.meta)
-    click.echo(f"aperture correction: {correction}")
     click.echo(f"written to {given['output']}: {', '.join(names)}")
 
 

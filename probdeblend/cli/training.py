@@ -1,4 +1,4 @@
-"""Simulate sets of scenes, train networks, and fit a PSF."""
+"""Simulate sets of scenes, and train networks."""
 
 from __future__ import annotations
 
@@ -100,30 +100,3 @@ def train(output: Path, **given: object) -> None:
     table = train_network(output, **given)
     click.echo(", ".join(f"{name} {value:.4g}" for name, value in table.meta.items()))
     click.echo(f"written to {output}")
-
-
-@click.command("fit-psf", short_help="Fit the optical model to a PSF.")
-@click.argument("image", type=FILE)
-@click.option("--pixel-scale", type=float, required=True, help="Arcsec per pixel of IMAGE.")
-@options.output("probdeblend-psf")
-@click.option("--name", default="f160w", show_default=True, help="Filter name, used in file names.")
-@options.overwrite
-def fit_psf(image: Path, pixel_scale: float, output: Path, name: str, overwrite: bool) -> None:
-    """Fit the optical model to IMAGE, an effective PSF; write the model and its PSF at 0.06" per pixel.
-
-    \b
-    Example:
-      probdeblend fit-psf f160w.fits --pixel-scale 0.04 --output psf
-    """  # noqa: D301
-    from .._files import output_folder
-    from ..photometry.images import read_psf
-    from ..simulation import psf as optics
-
-    files = [f"psf_{name}.npy", f"psf_{name}.json"]
-    with output_folder(output, overwrite=overwrite, files=files) as folder:
-        fit = optics.fit_psf(read_psf(image, pixel_scale=pixel_scale), pixel_scale)
-        optics.write_psf(fit, folder, name=name)
-    measured, fitted = fit.fwhm
-    click.echo(f'FWHM {fitted:.3f}" (measured {measured:.3f}")')
-    click.echo(f"largest residual {fit.max_residual:.1%} of the peak")
-    click.echo(f"written to {output}: {', '.join(files)}")

@@ -5,7 +5,6 @@ from .galsim import render_galsim
 from .population import Population
 from .positions import Frame
 from .profiles import Components, render
-from .psf import OpticsFit, PsfModel, fit_psf, write_psf
 from .scenes import Simulator, simulate
 from .sets import count_scenes, read_scenes, write_scenes
 
@@ -14,16 +13,12 @@ __all__ = [
     "Cameras",
     "Components",
     "Frame",
-    "OpticsFit",
     "Population",
-    "PsfModel",
     "Simulator",
     "count_scenes",
-    "fit_psf",
     "read_scenes",
     "render",
     "render_galsim",
     "simulate",
-    "write_psf",
     "write_scenes",
 ]

@@ -68,9 +68,7 @@ class Injector:
         if self.size < 1 or (self.sky is not None and self.sky.pixels.shape[-1] != self.size):
             sizes = "positive" if self.sky is None else f"that of the patches of sky, {self.sky.pixels.shape[-1]}"
             raise ValueError(f"size must be {sizes}, got {self.size}")
-        most = len(self.population.number) - 1
-        if len(self._stamps_of) < most:
-            found = len(self._stamps_of)
+        if (found := len(self._stamps_of)) < (most := len(self.population.number) - 1):
             raise ValueError(f"library must hold {most} galaxies to keep, with magnitudes, got {found}")
 
     @cached_property
@@ -108,8 +106,8 @@ class Injector:
         Returns
         -------
         iterator of Scene
-            Scenes with their truth: AUTO fluxes, total ones where the library knows them (else NaN), each galaxy's
-            light with its own noise, positions, types (-1 if unknown) and identities.
+            Scenes with their truth: AUTO fluxes (total ones are NaN), each galaxy's light with its own noise,
+            positions, types (-1 if unknown) and identities.
 
         Raises
         ------
@@ -148,9 +146,8 @@ class Injector:
             noise, sky_rms = self.sky.draw(rng)
         image = light.sum(0) + noise * np.sqrt(np.clip(1 - variance / sky_rms**2, 0, None))
         exposure = np.median(own.exposure / unit) if len(own) else instrument.exposure
-        flux = np.where(own.flux_kind == "true", factor * own.flux, np.nan)
-        truth = {"x": center[:, 0], "y": center[:, 1], "flux": flux[:, None]}
-        truth |= {"auto_flux": (factor * own.auto_flux)[:, None], "light": light[:, None]}
+        truth = {"x": center[:, 0], "y": center[:, 1], "light": light[:, None]}
+        truth |= {"auto_flux": (factor * own.auto_flux)[:, None], "flux": np.full((len(own), 1), np.nan)}
         return Scene(
             image=torch.from_numpy(image)[None, None].float(),
             sky_rms=torch.tensor([[sky_rms]]),
@@ -168,14 +165,14 @@ class Injector:
     def _choose(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Draw distinct galaxies, all identities equally likely, and their dimming."""
         number = int(rng.choice(len(self.population.number), p=self.population.number))
+        most = self.population.max_difference
         for _ in range(TRIES):
             picked = rng.choice(len(self._stamps_of), size=number, replace=False)
             chosen = np.array([rng.choice(self._stamps_of[identity]) for identity in picked], dtype=int)
             dimmed = rng.uniform(0.0, self.dimming, number)
             magnitude = self._kept.magnitude[chosen] + dimmed
-            if (np.abs(magnitude - magnitude[:1]) < self.population.max_difference).all():
+            if (np.abs(magnitude - magnitude[:1]) < most).all():
                 return chosen, dimmed
-        most = self.population.max_difference
         raise ValueError(f"library must contain {number} galaxies within {most} mag of each other, found none")
 
     def _places(self, own: Library, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -183,8 +180,7 @@ class Injector:
         if not len(own):
             return np.zeros((0, 2))
         radius = torch.from_numpy(own.half_light_radius)[None].float()
-        values = {"half_light_radius": radius, "axis_ratio": torch.ones_like(radius)}
-        values["source_type"] = torch.zeros_like(radius, dtype=torch.long)
+        values = {"half_light_radius": radius, "axis_ratio": torch.ones_like(radius), "source_type": 0 * radius.long()}
         blur = float(self.instrument.psf.square().sum().rsqrt())
         frame = Frame((self.size, self.size), self.instrument.pixel_scale, blur)
         near = torch.full((1, 1), rng.uniform(*NEAR))

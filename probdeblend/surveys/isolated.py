@@ -12,8 +12,10 @@ from itertools import product
 
 import numpy as np
 import sep
+from astropy.stats import mad_std
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
 from ..photometry.detection import COLD, HOT, SEGMENTATION, Detection, detect, kron_flux, kron_radius, native_image
 from ..photometry.images import cut_stamps
@@ -34,7 +36,6 @@ EDGE_MARGIN = 4
 MISSING_SHARE = 0.1
 DOUBLE_CONTRAST = 0.1
 NOISE_RATIO = 1.5
-LIGHT_FRACTIONS = [0.2, 0.5, 0.8]
 RING = 10  # width in pixels of the ring around a galaxy whose noise is compared with that farther out
 SMALLEST_SAMPLE = 100
 
@@ -49,8 +50,7 @@ class IsolatedGalaxy:
 
     The sky-subtracted `pixels` and the `segmentation` at 3 times the sky noise are ``(y, x)``; `sky_rms` and the Kron
     flux and its error, which allows for the noise's correlation, are in image units, the half-light radius within the
-    Kron aperture in pixels. The concentration is the radius with 80 % of the Kron flux over that with 20 %. The stamp's
-    first pixel is at x0, y0 in the mosaic, the galaxy at ra, dec in degrees.
+    Kron aperture in pixels. The stamp's first pixel is at x0, y0 in the mosaic, the galaxy at ra, dec in degrees.
     """
 
     pixels: NDArray[np.float32]
@@ -61,14 +61,16 @@ class IsolatedGalaxy:
     auto_flux: float
     flux_error: float
     half_light_radius: float
-    concentration: float
     quality: int
     x0: int = 0
     y0: int = 0
     ra: float = np.nan
     dec: float = np.nan
     identity: str = ""
+    origin: str = ""
     galaxy_type: int = -1
+    zero_point: float = np.nan
+    exposure: float
 
 
 def find_galaxies(window: NDArray[np.float64]) -> tuple[Detection, NDArray[np.float64]]:
@@ -85,18 +87,13 @@ def _subtracted(window: NDArray[np.float64]) -> tuple[NDArray[np.float64], float
 
 def _source_at(found: Detection, center: tuple[float, float], otherwise: str) -> int:
     distance = np.hypot(found.x - center[0], found.y - center[1])
-    if not len(found) or distance.min() > CENTERING:
+    if distance.min(initial=np.inf) > CENTERING:
         raise NotIsolatedError(otherwise)
     return int(np.argmin(distance))
 
 
 def cut_galaxy(
-    window: NDArray[np.float64],
-    x: float,
-    y: float,
-    *,
-    instrument: Instrument,
-    rng: np.random.Generator,
+    window: NDArray[np.float64], x: float, y: float, *, instrument: Instrument, rng: np.random.Generator
 ) -> IsolatedGalaxy:
     """Cut out the galaxy at x, y, in the middle of a window, replace all others by sky, and measure it.
 
@@ -120,8 +117,7 @@ def cut_galaxy(
         kernel = instrument.noise_kernel
     x0, y0 = (int(np.floor(center)) - STAMP_SIZE // 2 + 1 for center in (x, y))
     stamp = cut_stamps(filled, (x0, y0), STAMP_SIZE)[0]
-    noise = {"exposure": instrument.exposure, "noise_factor": correlation_sum(kernel) ** 0.5}
-    galaxy = measure_galaxy(stamp, sky_rms, (x - x0, y - y0), **noise)
+    galaxy = measure_galaxy(stamp, sky_rms, (x - x0, y - y0), exposure=instrument.exposure, kernel=kernel)
     quality = galaxy.quality | _coverage(window, footprint)
     quality |= Quality.NEIGHBOR * ((footprint & foreign).sum() > TAKEN * footprint.sum())
     quality |= Quality.DOUBLE_NUCLEUS * ((np.hypot(found.x - x, found.y - y) < CENTERING).sum() > 1)
@@ -140,12 +136,11 @@ def _coverage(window: NDArray[np.float64], footprint: NDArray[np.bool_]) -> int:
 
 def _noise_ratio(pixels: NDArray[np.float64], segmentation: NDArray[np.int32]) -> float:
     """Largest ratio of the noise in two quarters of a window."""
-    halves = slice(len(pixels) // 2), slice(len(pixels) // 2, None)
     scatters = []
-    for quarter in product(halves, halves):
+    for quarter in product((slice(len(pixels) // 2), slice(len(pixels) // 2, None)), repeat=2):
         blank = np.isfinite(pixels[quarter]) & (dilate(segmentation[quarter]) == 0)
         if blank.mean() > 1 / 20:
-            scatters.append(sky_scatter(pixels[quarter], segmentation[quarter]))
+            scatters.append(mad_std(pixels[quarter][blank]))
     return max(scatters) / min(scatters) if len(scatters) > 1 else 1.0
 
 
@@ -154,25 +149,24 @@ def measure_galaxy(
     sky_rms: float,
     center: tuple[float, float],
     *,
-    exposure: float = np.inf,
-    noise_factor: float = 1.0,
+    exposure: float,
+    kernel: Tensor | None,
 ) -> IsolatedGalaxy:
     """Measure and judge the isolated galaxy that is expected at the `center` (x before y) of a sky-subtracted stamp.
 
-    The correlation of the noise multiplies errors of fluxes by `noise_factor`; `exposure` is in counts per unit of
-    flux.
+    The correlation of the noise is that of a `kernel`; `exposure` is in counts per unit of flux.
     """
     found = detect(stamp, sky_rms, **SEGMENTATION)
     own = _source_at(found, center, "too faint to be found at 3 times the sky noise")
     # The noise's correlation multiplies the error of the sky alone: photons of a galaxy's sum are Poisson.
-    flux, error = kron_flux(stamp, found, sky_rms, exposure=exposure * noise_factor**2)
+    correlation = correlation_sum(kernel)
+    flux, error = kron_flux(stamp, found, sky_rms, exposure=exposure * correlation)
     if not flux[own] > 0:
         raise NotIsolatedError("its flux is not positive")
     segmentation, place = found.segmentation == own + 1, (found.x[own], found.y[own])
     reach = kron_radius(stamp, found)[own] * found.semi_major[own]
-    circles = {"rmax": [reach], "frac": LIGHT_FRACTIONS, "normflux": [flux[own]], "subpix": 5}
-    radii, _ = sep.flux_radius(native_image(stamp), [place[0]], [place[1]], **circles)
-    inner, half, outer = np.maximum(radii[0], 0.1)
+    circles = {"rmax": [reach], "frac": 0.5, "normflux": [flux[own]], "subpix": 5}
+    half = max(float(sep.flux_radius(native_image(stamp), [place[0]], [place[1]], **circles)[0][0]), 0.1)
     quality = _leftover(stamp, sky_rms, segmentation)
     quality |= Quality.TWO_NOISE_LEVELS * (_ring_noise_ratio(stamp, segmentation) > NOISE_RATIO)
     quality |= Quality.ASYMMETRIC * (_asymmetry(stamp, segmentation, sky_rms, place, half) > ASYMMETRY)
@@ -183,10 +177,10 @@ def measure_galaxy(
         x=place[0],
         y=place[1],
         auto_flux=flux[own],
-        flux_error=error[own] * noise_factor,
+        flux_error=error[own] * correlation**0.5,
         half_light_radius=half,
-        concentration=outer / max(inner, 0.5),
         quality=int(quality),
+        exposure=exposure,
     )
 
 

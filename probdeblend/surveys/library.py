@@ -28,7 +28,6 @@ from ..scene import GALAXY_TYPES
 __all__ = ["STAMP_SIZE", "Library", "Quality", "identity_number", "join", "keep_table", "read_library", "write_library"]
 
 STAMP_SIZE = 128  # pixels on a side of the stamp of a galaxy
-FLUX_KINDS = ("corrected", "true")
 LIBRARY_FILE, KEEP_FILE = "library.h5", "keep.csv"
 PER_SHEET = 48
 KEPT, REJECTED = "#009E73", "#D55E00"
@@ -83,10 +82,8 @@ class Library:
         Sky noise of a pixel in image units.
     x, y, ra, dec
         Center in pixels of the stamp, and on the sky in degrees (NaN if unknown).
-    auto_flux, flux, flux_error
-        Kron (AUTO) flux, total flux, and the standard error of the total flux, in image units.
-    flux_kind
-        "corrected": AUTO flux times an aperture correction measured on simulations; "true": known.
+    auto_flux, flux_error
+        Kron (AUTO) flux and its standard error in image units; the total flux of a real galaxy is not known.
     half_light_radius
         Half-light radius within the Kron aperture in arcsec, not corrected for the PSF.
     galaxy_type
@@ -99,7 +96,7 @@ class Library:
     Raises
     ------
     ValueError
-        If the fields disagree in length, or a flux kind or galaxy type is unknown.
+        If the fields disagree in length, or a galaxy type is unknown.
     """
 
     identity: NDArray[np.str_]
@@ -112,9 +109,7 @@ class Library:
     ra: NDArray[np.float64]
     dec: NDArray[np.float64]
     auto_flux: NDArray[np.float64]
-    flux: NDArray[np.float64]
     flux_error: NDArray[np.float64]
-    flux_kind: NDArray[np.str_]
     half_light_radius: NDArray[np.float64]
     galaxy_type: NDArray[np.int64]
     quality: NDArray[np.int64]
@@ -128,8 +123,6 @@ class Library:
             expected = (count, STAMP_SIZE, STAMP_SIZE) if name in ("pixels", "segmentation") else (count,)
             if np.shape(values) != expected:
                 raise ValueError(f"{name} must have shape {expected}, got {np.shape(values)}")
-        if wrong := sorted(set(self.flux_kind.tolist()) - set(FLUX_KINDS)):
-            raise ValueError(f"flux_kind must be one of {', '.join(FLUX_KINDS)}, got {wrong[0]!r}")
         if ((self.galaxy_type < -1) | (self.galaxy_type >= len(GALAXY_TYPES))).any():
             raise ValueError(f"galaxy_type must be from -1 to {len(GALAXY_TYPES) - 1}")
 
@@ -138,8 +131,8 @@ class Library:
 
     @property
     def magnitude(self) -> NDArray[np.float64]:
-        """AB magnitude of the total flux ``(galaxy,)``; NaN without a zero point or a positive flux."""
-        return self.zero_point - 2.5 * np.log10(np.where(self.flux > 0, self.flux, np.nan))
+        """AB magnitude of the Kron flux ``(galaxy,)``; NaN without a zero point or a positive flux."""
+        return self.zero_point - 2.5 * np.log10(np.where(self.auto_flux > 0, self.auto_flux, np.nan))
 
     @property
     def footprint(self) -> NDArray[np.bool_]:
@@ -196,21 +189,18 @@ class Library:
         if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
             raise ValueError(f"fractions must be positive and sum to 1, got {tuple(fractions)}")
         limits = 1 - np.cumsum(fractions[::-1])[::-1]
-        part = np.searchsorted(limits, self._places(seed), side="right") - 1
+        place = np.array([identity_number(f"{seed}:{name}") for name in self.identity]) / 2.0**63
+        part = np.searchsorted(limits, place, side="right") - 1
         parts = tuple(self.select(part == number) for number in range(len(fractions)))
         if not all(len(galaxies) for galaxies in parts):
             distinct = len(np.unique(self.identity))
             raise ValueError(f"fractions must leave a galaxy in each part, got {fractions} for {distinct}")
         return parts
 
-    def _places(self, seed: int) -> NDArray[np.float64]:
-        """Numbers from 0 to 1 that identities have by their hash ``(galaxy,)``."""
-        return np.array([identity_number(f"{seed}:{name}") for name in self.identity]) / 2.0**63
-
     def digest(self) -> str:
         """Return a fingerprint, 32 hexadecimal digits, of the kept galaxies: identities, pixels and fluxes."""
         kept = self.select(self.keep)
-        parts = ("\n".join(kept.identity).encode(), kept.pixels.tobytes(), kept.flux.tobytes())
+        parts = ("\n".join(kept.identity).encode(), kept.pixels.tobytes(), kept.auto_flux.tobytes())
         return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
@@ -224,8 +214,7 @@ def join(libraries: Sequence[Library]) -> Library:
     identity = whole.identity.copy()
     for first, second in zip(*sky.search_around_sky(sky, SAME_GALAXY * u.arcsec)[:2], strict=True):
         if first < second:
-            old, new = identity[placed[second]], identity[placed[first]]
-            identity[identity == old] = new
+            identity[identity == identity[placed[second]]] = identity[placed[first]]
     return replace(whole, identity=identity)
 
 
@@ -302,10 +291,9 @@ def _contact_sheets(folder: Path, library: Library) -> list[str]:
     titles = [f"{number}: mag {magnitude:.2f}\n{reasons or 'keep'}" for number, (magnitude, reasons) in titled]
     names: list[str] = []
     for start in range(0, len(library), PER_SHEET):
-        rows = slice(start, start + PER_SHEET)
-        part = library.select(rows)
+        part, own = library.select(slice(start, start + PER_SHEET)), titles[start : start + PER_SHEET]
         colors = np.where(part.keep, KEPT, REJECTED).tolist()
-        panels = plot_stamps(part.pixels, titles[rows], outlines=part.segmentation[:, None], colors=colors)
+        panels = plot_stamps(part.pixels, own, outlines=part.segmentation[:, None], colors=colors)
         names.append(f"contact-{len(names) + 1:03d}.png")
         panels[0].figure.savefig(folder / names[-1], dpi=100)
     return names

@@ -17,27 +17,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from astropy.stats import mad_std
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..photometry.detection import HOT, detect
 from ..photometry.noise import correlated_noise, correlation_sum
 from ..photometry.sky import dilate
 from ..scene import Instrument, seed_of
-from .aperture import fit_aperture_correction, library_of
 from .isolated import IsolatedGalaxy, NotIsolatedError, measure_galaxy
-from .library import STAMP_SIZE, join
-from .selection import Collection, check_some
+from .library import STAMP_SIZE
+from .selection import Collection, collect
 
 if TYPE_CHECKING:
     import galsim
 
-__all__ = ["NOISY", "draw_stamp", "inner_square", "measure_with_noise", "observe_real_galaxies", "reobserve_galaxies"]
+__all__ = ["observe_real_galaxies", "reobserve_galaxies"]
 
 FAINTEST = 24.2  # magnitude in the catalog's band
 SMALLEST_SAMPLE = 50
 MIDDLE = (STAMP_SIZE - 1) / 2
-NOISY = "its own noise exceeds the instrument's"
 
 
 def reobserve_galaxies(path: Path, *, instrument: Instrument, seed: int = 0) -> Collection:
@@ -75,11 +72,8 @@ def reobserve_galaxies(path: Path, *, instrument: Instrument, seed: int = 0) -> 
         raise ValueError(f"{path}: not a catalog in GalSim's RealGalaxy format ({reason})") from error
     skipped: Counter[str] = Counter()
     seen = observe_real_galaxies(catalog, instrument=instrument, skipped=skipped, seed=seed)
-    galaxies = list(tqdm(seen, desc=path.name, unit="galaxy", leave=False))
-    check_some(galaxies, skipped)
-    correction = fit_aperture_correction(instrument)
-    library = library_of(galaxies, origin=path.name, instrument=instrument, correction=correction)
-    return Collection(join([library]), skipped, correction.scatter)
+    galaxies = [replace(cut, origin=path.name) for cut in tqdm(seen, desc=path.name, unit="galaxy", leave=False)]
+    return collect(galaxies, skipped, instrument.pixel_scale)
 
 
 def observe_real_galaxies(
@@ -101,7 +95,7 @@ def observe_real_galaxies(
             continue
         # With their positions, the same galaxies in another library are recognized.
         place = {name.lower(): float(catalog.cat[name][number]) for name in {"RA", "DEC"} & set(catalog.cat.names)}
-        yield replace(cut, identity=f"cosmos:{catalog.ident[number]}", **place)
+        yield replace(cut, identity=f"cosmos:{catalog.ident[number]}", zero_point=instrument.zero_point, **place)
 
 
 def _observe(
@@ -114,39 +108,23 @@ def _observe(
     galaxy = galsim.RealGalaxy(catalog, index=number)
     wanted = 10 ** (-0.4 * (catalog.mag[number] - instrument.zero_point))
     seen = galsim.Convolve(galaxy * (wanted / galaxy.flux), psf)
-    image = draw_stamp(seen, instrument)
+    grid = {"nx": STAMP_SIZE, "ny": STAMP_SIZE, "scale": instrument.pixel_scale}
+    image = seen.drawImage(**grid, method="no_pixel", dtype=float).array
     # The old noise fills the galaxy's own, smaller stamp alone, and may exceed GalSim's model, which is for fluxes per
     # pixel of the catalog's size.
     native = float(catalog.pixel_scale[number])
-    own = inner_square(min(catalog.getGalImage(number).array.shape) * native, instrument)
+    side = min(catalog.getGalImage(number).array.shape) * native / instrument.pixel_scale
+    inside = np.abs(np.arange(STAMP_SIZE) - MIDDLE) <= side / 2
+    own = inside[:, None] & inside
     blank = own & (dilate(detect(image, instrument.sky_rms, **HOT).segmentation) == 0)
     model = seen.noise.getVariance() * (instrument.pixel_scale / native) ** 4
     old = max(model, mad_std(image[blank]) ** 2 if blank.sum() > SMALLEST_SAMPLE else 0.0)
     if old > instrument.sky_rms**2:
-        raise NotIsolatedError(NOISY)
+        raise NotIsolatedError("its own noise exceeds the instrument's")
     photons = np.maximum(image, 0.0) / (instrument.exposure * correlation_sum(instrument.noise_kernel))
     variance = instrument.sky_rms**2 - np.where(own, old, 0.0) + photons
-    return measure_with_noise(image, variance, instrument, seed=seed_of(seed, number))
-
-
-def draw_stamp(source: galsim.GSObject, instrument: Instrument) -> NDArray[np.float64]:
-    """Draw a stamp ``(y, x)`` of a source that is convolved with an effective PSF already."""
-    grid = {"nx": STAMP_SIZE, "ny": STAMP_SIZE, "scale": instrument.pixel_scale}
-    return source.drawImage(**grid, method="no_pixel", dtype=float).array
-
-
-def inner_square(side: float, instrument: Instrument) -> NDArray[np.bool_]:
-    """Return which pixels ``(y, x)`` of a stamp lie within a centered square, whose side is in arcsec."""
-    inside = np.abs(np.arange(STAMP_SIZE) - MIDDLE) <= side / instrument.pixel_scale / 2
-    return inside[:, None] & inside
-
-
-def measure_with_noise(
-    image: NDArray[np.float64], variance: NDArray[np.float64], instrument: Instrument, *, seed: int
-) -> IsolatedGalaxy:
-    """Add noise of the variance of each pixel, with the instrument's correlation, and measure the galaxy."""
-    kernel = instrument.to("cpu").noise_kernel
-    noise = correlated_noise(variance.shape, kernel, generator=torch.Generator().manual_seed(seed))
-    stamp = image + np.sqrt(np.maximum(variance, 0.0)) * noise.double().numpy()
-    settings = {"exposure": instrument.exposure, "noise_factor": correlation_sum(kernel) ** 0.5}
+    kernel, generator = instrument.to("cpu").noise_kernel, torch.Generator().manual_seed(seed_of(seed, number))
+    noise = correlated_noise(variance.shape, kernel, generator=generator).double().numpy()
+    stamp = image + np.sqrt(np.maximum(variance, 0.0)) * noise
+    settings = {"exposure": instrument.exposure, "kernel": kernel}
     return measure_galaxy(stamp, instrument.sky_rms, (MIDDLE, MIDDLE), **settings)

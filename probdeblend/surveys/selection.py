@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 
@@ -15,11 +15,10 @@ from tqdm.auto import tqdm
 
 from ..photometry.images import FieldImage, open_mosaic
 from ..scene import GALAXY_TYPES, PIXEL_SCALE_TOLERANCE, Instrument
-from .aperture import fit_aperture_correction, library_of
 from .isolated import WINDOW, IsolatedGalaxy, NotIsolatedError, cut_galaxy, find_galaxies
 from .library import Library, join
 
-__all__ = ["Collection", "check_some", "covered", "cut_galaxies", "in_units_of", "isolate_galaxies", "read_catalog"]
+__all__ = ["Collection", "collect", "covered", "cut_galaxies", "in_units_of", "isolate_galaxies", "read_catalog"]
 
 NEAR_EDGE = 16
 TILE, OVERLAP = 1024, 128
@@ -28,11 +27,10 @@ SAME_SOURCE = 5.0  # pixels
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """Galaxies that were cut out, the number left out by reason, and the scatter of the aperture correction."""
+    """Galaxies that were cut out, and the number left out by reason."""
 
     library: Library
     skipped: Counter[str]
-    scatter: float
 
     def summary(self) -> Table:
         """Count the galaxies that were kept, rejected and left out.
@@ -41,15 +39,14 @@ class Collection:
         -------
         Table
             The ``galaxies`` of each ``state`` and ``reason``. Its ``meta`` holds the number of ``distinct`` galaxies
-            that were kept, and the median ``aperture_correction`` from AUTO to total flux with its ``scatter``.
+            that were kept.
         """
         library = self.library
-        rejected = Counter(library.reasons[library.quality > 0].tolist())
         rows = [("kept", "", int(library.keep.sum()))]
+        rejected = Counter(library.reasons[library.quality > 0].tolist())
         rows += [("rejected", reason, number) for reason, number in rejected.most_common()]
         rows += [("left out", reason, number) for reason, number in self.skipped.most_common()]
         meta = {"distinct": len(set(library.identity[library.keep]))}
-        meta |= {"aperture_correction": float(np.median(library.flux / library.auto_flux)), "scatter": self.scatter}
         return Table(rows=rows, names=("state", "reason", "galaxies"), meta=meta)
 
 
@@ -100,19 +97,24 @@ def isolate_galaxies(
         raise ValueError("columns require a catalog, got None")
     table = None if catalog is None else read_catalog(catalog, columns or {})
     skipped: Counter[str] = Counter()
-    cut_out = []
+    galaxies: list[IsolatedGalaxy] = []
     for path in images:
         with open_mosaic(path, hdu=hdu) as mosaic:
-            own = in_units_of(mosaic, instrument)
-            seen = cut_galaxies(mosaic, table, instrument=own, faintest=faintest, skipped=skipped, seed=seed)
-            cut_out.append((mosaic.name, own, list(tqdm(seen, desc=mosaic.name, unit="galaxy", leave=False))))
-    units = [10 ** (0.4 * (own.zero_point - instrument.zero_point)) for _, own, _ in cut_out]
-    # The correction depends on sizes and fluxes in units of the noise, so that one depth serves for all.
-    depths = [galaxy.sky_rms / unit for unit, (*_, galaxies) in zip(units, cut_out, strict=True) for galaxy in galaxies]
-    check_some(depths, skipped)
-    correction = fit_aperture_correction(instrument.replace(sky_rms=float(np.median(depths))))
-    parts = [library_of(cut, origin=name, instrument=own, correction=correction) for name, own, cut in cut_out if cut]
-    return Collection(join(parts), skipped, correction.scatter)
+            own = {"instrument": in_units_of(mosaic, instrument), "skipped": skipped}
+            seen = cut_galaxies(mosaic, table, faintest=faintest, seed=seed, **own)
+            galaxies += tqdm(seen, desc=mosaic.name, unit="galaxy", leave=False)
+    return collect(galaxies, skipped, instrument.pixel_scale)
+
+
+def collect(galaxies: Sequence[IsolatedGalaxy], skipped: Counter[str], pixel_scale: float) -> Collection:
+    """Make a library of galaxies, of which those without a quality flag are kept; refuse none, and give the reasons."""
+    if not galaxies:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+        raise ValueError(f"no galaxy is left to cut out: {reasons or 'none was found'}")
+    names = {field.name for field in fields(Library)} - {"keep"}
+    columns = {name: np.array([getattr(galaxy, name) for galaxy in galaxies]) for name in names}
+    columns["half_light_radius"] *= pixel_scale
+    return Collection(join([Library(**columns, keep=columns["quality"] == 0)]), skipped)
 
 
 def read_catalog(path: str | PathLike[str], columns: Mapping[str, str]) -> Table:
@@ -133,13 +135,6 @@ def read_catalog(path: str | PathLike[str], columns: Mapping[str, str]) -> Table
     if {"ra", "dec"} <= set(columns) and not {"x", "y"} & set(columns):
         names = {name: column for name, column in names.items() if name not in ("x", "y")}
     return Table({name: table[column] for name, column in names.items() if column in table.colnames})
-
-
-def check_some(found: Sequence[object], skipped: Counter[str]) -> None:
-    """Refuse an empty selection, and give the reasons."""
-    if not len(found):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
-        raise ValueError(f"no galaxy is left to cut out: {reasons or 'none was found'}")
 
 
 def in_units_of(mosaic: FieldImage, instrument: Instrument) -> Instrument:
@@ -182,33 +177,32 @@ def cut_galaxies(
     catalog = find_sources(mosaic, instrument) if catalog is None else catalog
     x, y = positions(catalog, mosaic)
     names = catalog["id"] if "id" in catalog.colnames else np.arange(len(catalog))
-    kinds = [str(kind) for kind in catalog["type"]] if "type" in catalog.colnames else [""] * len(catalog)
+    kinds = list(map(str, catalog["type"])) if "type" in catalog.colnames else [""] * len(catalog)
     inside = np.min([x, y, mosaic.shape[1] - 1 - x, mosaic.shape[0] - 1 - y], axis=0)
     magnitude = np.ma.filled(np.ma.asarray(catalog["magnitude"], dtype=float), np.inf)
     why = ["too faint", "off the mosaic", "too near the edge"]
     refused = np.select([~(magnitude < faintest), ~(inside >= -0.5), inside < NEAR_EDGE], why, default="")
     centers: list[tuple[float, float]] = []
     for number, reason in enumerate(refused.tolist()):
-        if reason:
-            skipped[reason] += 1
-            continue
-        corner = round(x[number]) - WINDOW // 2, round(y[number]) - WINDOW // 2
-        place, rng = (x[number] - corner[0], y[number] - corner[1]), np.random.default_rng((seed, number))
         try:
-            cut = cut_galaxy(mosaic.window(*corner, WINDOW), *place, instrument=instrument, rng=rng)
+            if reason:
+                raise NotIsolatedError(reason)
+            left, top = round(x[number]) - WINDOW // 2, round(y[number]) - WINDOW // 2
+            place, rng = (x[number] - left, y[number] - top), np.random.default_rng((seed, number))
+            cut = cut_galaxy(mosaic.window(left, top, WINDOW), *place, instrument=instrument, rng=rng)
+            x0, y0 = cut.x0 + left, cut.y0 + top
+            center = x0 + cut.x, y0 + cut.y
+            if any(np.hypot(center[0] - x, center[1] - y) < SAME_SOURCE for x, y in centers):
+                raise NotIsolatedError("the same source as that of another row")
         except NotIsolatedError as error:
             skipped[str(error)] += 1
-            continue
-        x0, y0 = cut.x0 + corner[0], cut.y0 + corner[1]
-        center = x0 + cut.x, y0 + cut.y
-        if any(np.hypot(center[0] - x, center[1] - y) < SAME_SOURCE for x, y in centers):
-            skipped["the same source as that of another row"] += 1
             continue
         centers.append(center)
         ra, dec = (np.nan, np.nan) if mosaic.wcs is None else mosaic.wcs.pixel_to_world_values(*center)
         kind = GALAXY_TYPES.index(kinds[number]) if kinds[number] in GALAXY_TYPES else -1
-        sky = {"x0": x0, "y0": y0, "ra": float(ra), "dec": float(dec)}
-        yield replace(cut, identity=f"{mosaic.name}:{names[number]}", galaxy_type=kind, **sky)
+        told = {"identity": f"{mosaic.name}:{names[number]}", "origin": mosaic.name, "galaxy_type": kind}
+        told |= {"x0": x0, "y0": y0, "ra": float(ra), "dec": float(dec), "zero_point": instrument.zero_point}
+        yield replace(cut, **told)
 
 
 def covered(window: NDArray[np.float64]) -> tuple[slice, slice]:

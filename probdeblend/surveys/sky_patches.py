@@ -30,7 +30,6 @@ class Sky:
 
     pixels: NDArray[np.float64]
     sky_rms: NDArray[np.float64]
-    instrument: Instrument
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
         """Draw a patch, turned by quarters and flipped, and its scatter."""
@@ -73,12 +72,11 @@ def sky_patches(
         If no place is covered and without sources for the most part.
     """
     rng = np.random.default_rng(seed)
-    area = np.array([mosaic.shape[0] * mosaic.shape[1] for mosaic in mosaics], dtype=float)
+    area = np.array([np.prod(mosaic.shape) for mosaic in mosaics], dtype=float)
     found = []
     for _ in tqdm(range(10 * count), desc="sky", unit="place", leave=False):
         mosaic = mosaics[rng.choice(len(mosaics), p=area / area.sum())]
-        patch = _patch(mosaic, instrument, size, rng)
-        if patch is not None:
+        if (patch := _patch(mosaic, instrument, size, rng)) is not None:
             unit = 10 ** (0.4 * (instrument.zero_point - in_units_of(mosaic, instrument).zero_point))
             found.append((unit * patch, unit * mad_std(patch)))
         if len(found) == count:
@@ -86,17 +84,16 @@ def sky_patches(
     if not found:
         room = f"{size} x {size} covered pixels, {1 - MOST_SOURCES:.0%} of them without sources"
         raise ValueError(f"images must have a place of {room}, none was found")
-    return Sky(np.stack([pixels for pixels, _ in found]), np.array([rms for _, rms in found]), instrument)
+    return Sky(np.stack([pixels for pixels, _ in found]), np.array([rms for _, rms in found]))
 
 
 def _patch(
     mosaic: FieldImage, instrument: Instrument, size: int, rng: np.random.Generator
 ) -> NDArray[np.float64] | None:
     """Cut one patch, without its sources; None if there are too many, or bad pixels."""
-    height, width = mosaic.shape
-    if min(height, width) < size:
+    if min(mosaic.shape) < size:
         return None
-    x0, y0 = rng.integers(0, (width - size + 1, height - size + 1)) - BORDER
+    x0, y0 = rng.integers(0, np.array(mosaic.shape[::-1]) - size + 1) - BORDER
     window = mosaic.window(int(x0), int(y0), size + 2 * BORDER)
     inner = (slice(BORDER, -BORDER),) * 2
     if not np.isfinite(window[inner]).all():
@@ -110,8 +107,6 @@ def _patch(
     sources = dilate(detect(pixels, noise, **HOT).segmentation) > 0
     if sources[inner].mean() > MOST_SOURCES:
         return None
-    inside = np.zeros_like(sources)
-    inside[inner] = sources[inner]
     blank = ~sources & np.isfinite(pixels)
     sky = {"blank": blank, "kernel": instrument.noise_kernel, "sky_rms": mad_std(pixels[blank])}
-    return replace_with_sky(pixels, inside, rng, **sky)[inner]
+    return replace_with_sky(pixels, np.pad(sources[inner], BORDER), rng, **sky)[inner]

@@ -1,10 +1,6 @@
-"""Simulate, train, and fit a PSF from the command line."""
+"""Simulate and train from the command line."""
 
-import json
-
-import numpy as np
 import pytest
-from astropy.io import fits
 from astropy.table import Table
 from commands import refused, succeeded
 
@@ -79,19 +75,3 @@ def test_train_writes_what_can_be_loaded(run, tmp_path, monkeypatch):
     succeeded(run("train", "new", "--steps", 1, "--batch-size", 2))
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     succeeded(run("deblend", "--weights", "new", "--draws", 40, "--passes", 2, "--output", "out"))
-
-
-def test_fit_psf_writes_the_model(run, monkeypatch, tmp_path):
-    from probdeblend.simulation import psf as optics
-
-    model = optics.PsfModel()
-    fit = optics.OpticsFit(model, 0.0, 0.0, 0.01, (0.18, 0.181))
-    monkeypatch.setattr(optics, "fit_psf", lambda image, pixel_scale: fit)
-    place = np.arange(31) - 15
-    fits.PrimaryHDU(np.exp(-np.hypot(place, place[:, None]))).writeto(tmp_path / "psf.fits")
-    text = succeeded(run("fit-psf", "psf.fits", "--pixel-scale", 0.06, "--output", "out"))
-    assert 'FWHM 0.181" (measured 0.180")' in text
-    stored = json.loads((tmp_path / "out" / "psf_f160w.json").read_text(encoding="utf-8"))
-    assert optics.PsfModel(**stored["fit"]["model"]) == model
-    refused(run("fit-psf", "psf.fits", "--pixel-scale", 0.06, "--output", "out"), "out: exists already")
-    refused(run("fit-psf", "missing.fits", "--pixel-scale", 0.06), "missing.fits: no such file")

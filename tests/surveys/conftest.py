@@ -7,15 +7,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from probdeblend.photometry import FieldImage
 from probdeblend.scene import GALAXY_TYPES, Instrument
 from probdeblend.simulation import Population, simulate
-from probdeblend.surveys.aperture import ApertureCorrection, fit_aperture_correction, library_of
-from probdeblend.surveys.selection import cut_galaxies
+from probdeblend.surveys.selection import collect, cut_galaxies
 
 
 def mosaic_of(image):
@@ -27,8 +23,8 @@ def simulated(number, size, *, instrument, seed):
     population = Population.published().replace(layout="anywhere", max_difference=math.inf)
     scene = simulate(1, population=population, camera=instrument, size=size, number=number, seed=seed)
     values = {name: getattr(scene, name).double().numpy() for name in ("x", "y")}
-    values["flux"] = scene.flux[:, 0].double().numpy()
-    values["magnitude"] = instrument.zero_point - 2.5 * np.log10(values["flux"])
+    values["flux"] = scene.auto_flux[:, 0].double().numpy()
+    values["magnitude"] = instrument.zero_point - 2.5 * np.log10(scene.flux[:, 0].double().numpy())
     kinds = [GALAXY_TYPES[kind] for kind in scene.source_type.tolist()]
     catalog = Table({"id": np.arange(1, number + 1)} | values | {"type": kinds})
     return scene.image[0, 0].double().numpy(), catalog
@@ -40,28 +36,15 @@ def hst():
 
 
 @pytest.fixture(scope="session")
-def correction():
-    """8 % more than the Kron flux, whatever the galaxy."""
-    features = np.random.default_rng(0).normal(size=(20, 3))
-    regression = make_pipeline(StandardScaler(), RidgeCV()).fit(features, np.full(20, np.log(1.08)))
-    return ApertureCorrection(regression, 0.03, features.min(0), features.max(0))
-
-
-@pytest.fixture(scope="session")
 def field(hst):
     image, catalog = simulated(60, 900, instrument=hst, seed=4)
     return mosaic_of(image), catalog
 
 
 @pytest.fixture(scope="session")
-def measured_correction(hst):
-    return fit_aperture_correction(hst, count=80)
-
-
-@pytest.fixture(scope="session")
-def library(field, hst, measured_correction):
+def library(field, hst):
     cut = list(cut_galaxies(*field, instrument=hst, faintest=23.5, skipped=Counter()))
-    return library_of(cut, origin="simulated", instrument=hst, correction=measured_correction)
+    return collect(cut, Counter(), hst.pixel_scale).library
 
 
 @pytest.fixture(scope="session")

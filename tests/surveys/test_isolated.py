@@ -85,10 +85,10 @@ def test_nothing_there(hst):
     with pytest.raises(NotIsolatedError, match="no sky around it"):
         cut(np.full((WINDOW, WINDOW), np.nan), hst)
     with pytest.raises(NotIsolatedError, match="too faint to be found at 3 times the sky noise"):
-        measure_galaxy(np.zeros((128, 128)), 3e-3, (63.5, 63.5))
+        measure_galaxy(np.zeros((128, 128)), 3e-3, (63.5, 63.5), exposure=np.inf, kernel=None)
 
 
 def test_errors_hold_poisson_photons(hst):
     window = window_with(hst.replace(sky_rms=1e-6), (MIDDLE, MIDDLE, 1000.0, 4))[48:-48, 48:-48]
-    galaxy = measure_galaxy(window, 1e-6, (63.5, 63.5), exposure=10.0, noise_factor=2.25)
+    galaxy = measure_galaxy(window, 1e-6, (63.5, 63.5), exposure=10.0, kernel=hst.noise_kernel)
     assert galaxy.flux_error == pytest.approx(np.sqrt(galaxy.auto_flux / 10.0), rel=1e-3)

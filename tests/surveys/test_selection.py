@@ -9,7 +9,7 @@ from astropy.table import Table
 
 from probdeblend.photometry import FieldImage
 from probdeblend.scene import GALAXY_TYPES, Instrument
-from probdeblend.surveys import isolate_galaxies, read_library, selection, write_library
+from probdeblend.surveys import isolate_galaxies, read_library, write_library
 from probdeblend.surveys.selection import cut_galaxies, positions, read_catalog
 
 HST = Instrument.candels_f160w()
@@ -17,16 +17,16 @@ HST = Instrument.candels_f160w()
 
 @pytest.mark.slow
 def test_galaxies_of_a_mosaic_have_their_fluxes(library, field):
-    """Those without a flag, by their number in the catalog: total flux to some percent, position to a pixel."""
+    """Those without a flag, by their number in the catalog: Kron flux to some percent, as its error says."""
     _, catalog = field
     rows = np.array([int(name.split(":")[1]) - 1 for name in library.identity])
     assert len(library) > 30
     good = library.keep
     assert 0.4 < good.mean() < 0.95
-    ratio = np.log(library.flux / catalog["flux"][rows])[good]
+    ratio = np.log(library.auto_flux / catalog["flux"][rows])[good]
     assert abs(np.median(ratio)) < 0.02
     assert 1.4826 * np.median(np.abs(ratio - np.median(ratio))) < 0.06
-    pull = ratio * (library.flux / library.flux_error)[good]
+    pull = ratio * (library.auto_flux / library.flux_error)[good]
     assert 1.4826 * np.median(np.abs(pull)) < 2.0
 
 
@@ -105,11 +105,6 @@ def test_types_of_the_catalog_are_kept(small_field, hst):
         assert galaxy.galaxy_type == (GALAXY_TYPES.index(kind) if kind in GALAXY_TYPES else -1)
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch, correction):
-    monkeypatch.setattr(selection, "fit_aperture_correction", lambda instrument: correction)
-
-
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory, small):
     folder = tmp_path_factory.mktemp("survey")
@@ -140,7 +135,6 @@ def test_a_library_of_a_mosaic(survey, tmp_path):
     assert dict(zip(table["reason"], table["galaxies"], strict=True)).items() >= found.skipped.items()
     assert table["galaxies"].sum() == 12
     assert table["galaxies"][table["state"] == "kept"].tolist() == [found.library.keep.sum()]
-    assert 1 < table.meta["aperture_correction"] < 1.3
     assert sum(found.skipped.values()) + len(found.library) == 12
     with pytest.raises(FileExistsError, match="isolated: exists already"):
         write_library(tmp_path / "isolated", found.library)
@@ -156,7 +150,7 @@ def test_without_a_catalog(survey):
 
 @pytest.mark.slow
 def test_fluxes_in_another_unit(survey, tmp_path):
-    """The same image in nJy: fluxes times the ratio of the units, corrections and relative errors as before."""
+    """The same image in nJy: fluxes times the ratio of the units, relative errors as before."""
     with fits.open(survey / "mosaic.fits") as hdus:
         factor = 10 ** (0.4 * (31.4 - 25.9463))
         hdus[0].header["ABMAGZP"] = 31.4
@@ -164,7 +158,7 @@ def test_fluxes_in_another_unit(survey, tmp_path):
     options = {"catalog": survey / "catalog.csv", "columns": {"magnitude": "H"}}
     first = collected(survey).library
     second = isolate_galaxies([tmp_path / "mosaic.fits"], instrument=HST, **options).library
-    np.testing.assert_allclose(second.flux, factor * first.flux, rtol=5e-3)
+    np.testing.assert_allclose(second.auto_flux, factor * first.auto_flux, rtol=5e-3)
     np.testing.assert_allclose(second.flux_error, factor * first.flux_error, rtol=1e-2)
     np.testing.assert_allclose(second.magnitude, first.magnitude, atol=2e-3)
 
