@@ -27,7 +27,7 @@ CHAINS = 2
 DEEPEST = 6  # doublings of the trajectory: the whitened posterior needs no more
 # Fixed, in standard deviations: adaptation would shrink the step needlessly at the edge of the prior, beyond which
 # steps of any length are rejected.
-STEP = 0.35
+STEP = 0.5
 FIXED = {"adapt_step_size": False, "adapt_mass_matrix": False}
 
 

@@ -9,21 +9,21 @@ from probdeblend.refinement import refine, sample_reference
 
 @pytest.mark.slow
 def test_refinement_agrees_with_the_reference_on_a_group_of_three(group):
-    """Means of fluxes within 5 standard errors, from the effective numbers of draws of both; widths within 25 %."""
+    """Means and widths of the fluxes within 5 standard errors, from the effective numbers of draws of both."""
     unknowns, vector = group(3, log_flux=(6.5, 6.0, 5.5), seed=2)
-    refined = refine(unknowns, vector[None], draws=600, attempts=6, seed=1)
+    refined = refine(unknowns, vector[None], draws=400, attempts=4, seed=1)
     assert refined.usable
     state = torch.random.get_rng_state()
     reference = sample_reference(unknowns, refined, draws=50, seed=1, progress=False)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert (reference.r_hat < 1.2).all()
     pick = unknowns.fluxes.flatten().numpy()
+    assert (reference.effective[pick] > 10).all()
     mean, covariance = refined.moments()
     width = np.sqrt(np.diag(covariance))[pick]
     other = reference.vector.reshape(-1, len(vector))[:, pick]
-    error = width * np.sqrt(1 / refined.effective + 1 / reference.effective[pick])
-    assert (np.abs(other.mean(0) - mean[pick]) < 5 * error).all()
-    assert np.allclose(other.std(0), width, rtol=0.25)
+    error = np.sqrt(1 / refined.effective + 1 / reference.effective[pick])
+    assert (np.abs(other.mean(0) - mean[pick]) < 5 * error * width).all()
+    assert (np.abs(np.log(other.std(0) / width)) < 5 * error / np.sqrt(2)).all()
 
 
 def test_bad_requests_are_refused(group):
