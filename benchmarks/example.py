@@ -1,7 +1,7 @@
-"""Make the example stamp that ships with the package, from a GalSim simulation.
+"""Make the example that ships with the package, and the picture of it in the README.
 
-A bulge with a disk overlaps a fainter disk, in the conditions of CANDELS F160W: correlated sky noise and photon noise.
-The position in the sky is made up.
+The example is a crowded field of galaxies and stars, drawn from the package's population and rendered by GalSim in the
+conditions of CANDELS F160W: correlated sky noise and photon noise. The position in the sky is made up.
 """
 
 from __future__ import annotations
@@ -11,64 +11,65 @@ from importlib.resources import files
 from pathlib import Path
 
 import click
-import torch
 from astropy.io import fits
+from astropy.table import Table
 from astropy.wcs import WCS
 
+import probdeblend
 from probdeblend._files import whole_file
-from probdeblend.photometry.noise import add_noise
-from probdeblend.scene import STAMP_CENTER, STAMP_SIZE, Instrument
+from probdeblend.plots import plot_field
+from probdeblend.scene import SOURCE_TYPES, Instrument, Scene
 from probdeblend.simulation.cameras import Camera
 from probdeblend.simulation.galsim import render_galsim
-from probdeblend.simulation.profiles import Components
+from probdeblend.simulation.population import Population
+from probdeblend.simulation.scenes import simulate
 
-__all__ = ["EXAMPLE_PATH", "main", "write_example"]
+__all__ = ["EXAMPLE_PATH", "PICTURE_PATH", "main", "write_example", "write_picture"]
 
 EXAMPLE_PATH = Path(str(files("probdeblend") / "data" / "example.fits"))
+PICTURE_PATH = Path(__file__).parent.parent / "docs" / "images" / "field.png"
 
-SEED = 4
+SEED = 3
+SIZE, SOURCES = 192, 28
 POSITION = (53.1227, -27.8051)
-GALAXIES = (
-    # magnitude, half-light radius in arcsec, Sérsic index, axis ratio, angle, offset (x, y) from the center
-    ((22.3, 0.14, 3.0, 0.85, 0.6, (0.3, -0.2)), (21.15, 0.52, 1.0, 0.55, 0.6, (0.3, -0.2))),
-    ((21.4, 0.36, 1.0, 0.6, 2.2, (11.4, 8.6)),),
-)
 
 
 def write_example(path: Path, *, overwrite: bool = False) -> None:
-    """Simulate the example and write it as FITS, with its noise and the true total fluxes in the header."""
+    """Simulate the example and write it as FITS, with its noise in the header and the truth as a table."""
     instrument = Instrument.candels_f160w()
+    population = Population.default().replace(size_scatter=0.0, star_fraction=0.1, snr=(15.0, 600.0))
     camera = Camera.of(instrument)
-    light = _components(instrument)
-    isolated = render_galsim(light, instrument.psf, pixel_scale=instrument.pixel_scale)
-    noise = {name: getattr(camera, name)[None] for name in ("sky_rms", "exposure", "noise_kernel")}
-    generator = torch.Generator().manual_seed(SEED)
-    image = add_noise(isolated.sum(0)[None, None], **noise, generator=generator)
-    header = _header(instrument)
-    for galaxy, flux in enumerate((light.flux * light.present).sum(-1).tolist()):
-        header[f"FLUX{galaxy}"] = (round(flux, 4), f"true total flux of galaxy {galaxy}")
+    scene = simulate(
+        1, population=population, camera=camera, size=SIZE, number=SOURCES, seed=SEED, engine=render_galsim
+    )
+    image = fits.PrimaryHDU(scene.image[0, 0].float().numpy(), _header(instrument))
     with whole_file(path, overwrite=overwrite) as temporary:
-        fits.PrimaryHDU(image[0, 0].float().numpy(), header).writeto(temporary)
+        fits.HDUList([image, fits.table_to_hdu(_truth(scene))]).writeto(temporary)
 
 
-def _components(instrument: Instrument) -> Components:
-    most = max(map(len, GALAXIES))
-    rows = torch.ones(len(GALAXIES), most, 7)
-    present = torch.zeros(len(GALAXIES), most, dtype=torch.bool)
-    for galaxy, parts in enumerate(GALAXIES):
-        for part, (magnitude, radius, index, ratio, angle, offset) in enumerate(parts):
-            flux = 10 ** (-0.4 * (magnitude - instrument.zero_point))
-            x, y = (STAMP_CENTER + shift for shift in offset)
-            rows[galaxy, part] = torch.tensor([flux, radius, index, ratio, angle, x, y])
-            present[galaxy, part] = True
-    return Components(*rows.unbind(-1), present=present)
+def write_picture(path: Path) -> None:
+    """Deblend the example with the weights that ship and draw the field beside its sources."""
+    with fits.open(EXAMPLE_PATH) as hdus:
+        pixels, header = hdus[0].data.astype(float), hdus[0].header
+    posterior = probdeblend.deblend(
+        EXAMPLE_PATH, psf="candels_f160w", sky_rms=header["SKYRMS"], gain=header["EXPOSURE"], wavelength=1.54
+    )
+    plot_field(posterior, pixels)[0].figure.savefig(path, dpi=120)
+
+
+def _truth(scene: Scene) -> Table:
+    names = {"x": scene.x, "y": scene.y, "flux": scene.flux[:, 0], "flux_auto": scene.auto_flux[:, 0]}
+    table = Table({name: value.float().numpy() for name, value in names.items()})
+    table["type"] = [SOURCE_TYPES[kind] for kind in scene.source_type.tolist()]
+    table.meta["EXTNAME"] = "TRUTH"
+    return table
 
 
 def _header(instrument: Instrument) -> fits.Header:
     degrees = instrument.pixel_scale / 3600
     wcs = WCS(naxis=2)
     wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    wcs.wcs.crpix = [STAMP_SIZE / 2 + 0.5] * 2
+    wcs.wcs.crpix = [SIZE / 2 + 0.5] * 2
     wcs.wcs.crval = POSITION
     wcs.wcs.cd = [[-degrees, 0.0], [0.0, degrees]]
     header = wcs.to_header()
@@ -84,8 +85,13 @@ def _header(instrument: Instrument) -> fits.Header:
 @click.command("python -m benchmarks.example")
 @click.option("--output", type=click.Path(path_type=Path), default=EXAMPLE_PATH, help="FITS file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
-def main(output: Path, overwrite: bool) -> None:
-    """Simulate the example stamp that ships with the package."""
+@click.option("--picture", is_flag=True, help="Draw the picture of the README instead.")
+def main(output: Path, overwrite: bool, picture: bool) -> None:
+    """Simulate the example that ships with the package, or draw the picture of it."""
+    if picture:
+        write_picture(PICTURE_PATH)
+        click.echo(f"written to {PICTURE_PATH}")
+        return
     try:
         write_example(output, overwrite=overwrite)
     except FileExistsError as error:
