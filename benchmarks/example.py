@@ -30,14 +30,14 @@ EXAMPLE_PATH = Path(str(files("probdeblend") / "data" / "example.fits"))
 PICTURE_PATH = Path(__file__).parent.parent / "docs" / "images" / "field.png"
 
 SEED = 3
-SIZE, SOURCES = 192, 28
+SIZE, SOURCES = 192, 40
 POSITION = (53.1227, -27.8051)
 
 
 def write_example(path: Path, *, overwrite: bool = False) -> None:
     """Simulate the example and write it as FITS, with its noise in the header and the truth as a table."""
     instrument = Instrument.candels_f160w()
-    population = Population.default().replace(size_scatter=0.0, star_fraction=0.1, snr=(15.0, 600.0))
+    population = Population.default().replace(layout="anywhere", size_scatter=0.0, star_fraction=0.1, snr=(20.0, 500.0))
     camera = Camera.of(instrument)
     scene = simulate(
         1, population=population, camera=camera, size=SIZE, number=SOURCES, seed=SEED, engine=render_galsim
