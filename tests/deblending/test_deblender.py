@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from tiny_weights import PSF, QUICK, light_of, listed, moments, noise_of, scene_of, untrained
+from tiny_weights import PSF, QUICK, light_of, listed, moments, noise_of, scene_of
 
 from probdeblend.deblending import Deblender, Description
 from probdeblend.networks import SceneNetwork

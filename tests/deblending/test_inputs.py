@@ -1,36 +1,274 @@
+"""Every form of an image becomes the same pixels over sky noise, and what is wrong with one is said in a sentence."""
+
 import numpy as np
 import pytest
+import torch
+from astropy import units as u
+from astropy.io import fits
+from astropy.nddata import CCDData, InverseVariance, NDData, StdDevUncertainty, VarianceUncertainty
+from astropy.wcs import WCS
+from tiny_weights import PSF, light_of, noise_of
 
-from probdeblend.deblending.inputs import filled, noise_pixels, stamp_pixels
+from probdeblend.deblending import pixels
+from probdeblend.deblending.inputs import observe
 
-
-def test_holes_are_interpolated_or_sky():
-    smooth = np.add.outer(np.arange(40.0), np.arange(40.0))
-    holed = smooth.copy()
-    holed[10:12, 20] = np.inf
-    holed[:, 28:] = np.nan
-    whole = filled(holed[None])[0]
-    assert whole[10:12, 20] == pytest.approx(smooth[10:12, 20], abs=0.5)
-    assert (whole[10:30, 39] == 0).all()
-    good = np.isfinite(holed)
-    assert np.array_equal(whole[good], smooth[good])
-    assert np.isinf(holed[10, 20])
-
-
-def test_masked_pixels_are_bad():
-    image = np.ma.array(np.ones((128, 128), np.int16), mask=False)
-    image[3, 4] = np.ma.masked
-    pixels, unit = stamp_pixels(image)
-    assert pixels.shape == (1, 1, 128, 128)
-    assert np.argwhere(np.isnan(pixels[0, 0])).tolist() == [[3, 4]]
-    assert unit == ""
+SHAPE = (50, 64)
+RMS = 0.5
+PIXELS = np.round(16 * (light_of(SHAPE, [20, 40], [30, 12], [200, 100]) + RMS * noise_of(SHAPE)))
+BAD = np.zeros(SHAPE, dtype=bool)
+BAD[7, 8:20] = True
+ALL = tuple(slice(0, side) for side in SHAPE)
 
 
-def test_noise_maps_may_have_holes_but_nothing_negative():
-    pixels = np.zeros((2, 1, 128, 128))
-    rms = np.ones((128, 128))
-    rms[0, 0] = np.nan
-    assert noise_pixels(rms, pixels).shape == (1, 1, 128, 128)
-    rms[0, 1] = -3
-    with pytest.raises(ValueError, match="sky_rms must be positive and finite, got -3"):
-        noise_pixels(rms, pixels)
+def seen_of(image, **options):
+    """Pixels over sky noise and good pixels of the whole image, and the observation."""
+    with observe(image, **{"psf": PSF, "sky_rms": RMS} | options) as seen:
+        return *(part.numpy() for part in seen.window(*ALL)), seen
+
+
+def world(scale=0.06):
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = "RA---TAN", "DEC--TAN"
+    wcs.wcs.crval = 53.1, -27.8
+    wcs.wcs.crpix = 20, 20
+    wcs.wcs.cdelt = -scale / 3600, scale / 3600
+    wcs.wcs.set()
+    return wcs
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "field.fits"
+    header = world().to_header()
+    header.update(BUNIT="electron/s", ABMAGZP=25.9)
+    fits.PrimaryHDU(PIXELS.astype(">f4"), header).writeto(path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f4", ">f8", "<f2", ">i2", "<i4", ">i8"])
+def test_type_and_byte_order_do_not_matter(dtype):
+    ratio, good, seen = seen_of(PIXELS.astype(dtype))
+    np.testing.assert_array_equal(ratio[0], (PIXELS / RMS).astype(np.float32))
+    assert good.all()
+    assert (seen.unit, seen.bands, seen.shape) == ("", ("",), SHAPE)
+
+
+def frozen():
+    pixels = PIXELS.copy()
+    pixels.flags.writeable = False
+    return pixels
+
+
+CONTAINERS = {
+    "read-only": frozen,
+    "strided": lambda: np.repeat(PIXELS, 2, 1)[:, ::2],
+    "nested lists": PIXELS.tolist,
+    "one band": lambda: PIXELS[None],
+    "list of one": lambda: [PIXELS],
+    "tensor": lambda: torch.from_numpy(PIXELS).requires_grad_(),
+    "half tensor": lambda: torch.from_numpy(PIXELS).bfloat16(),
+    "quantity": lambda: PIXELS * u.ct,
+    "data": lambda: NDData(PIXELS, unit="ct"),
+    "ccd": lambda: CCDData(PIXELS.astype(">f4"), unit="ct"),
+}
+
+
+@pytest.mark.parametrize("form", CONTAINERS.values(), ids=CONTAINERS)
+def test_containers_do_not_matter(form):
+    image = form()
+    ratio, good, seen = seen_of(image)
+    tolerance = 1e-2 if getattr(image, "dtype", None) == torch.bfloat16 else 0
+    np.testing.assert_allclose(ratio[0], (PIXELS / RMS).astype(np.float32), rtol=tolerance)
+    assert good.all()
+    assert seen.unit == ("ct" if hasattr(image, "unit") else "")
+
+
+def test_files_are_read_with_what_they_say(stored):
+    for path in (stored, str(stored)):
+        ratio, _, seen = seen_of(path)
+        np.testing.assert_array_equal(ratio[0], (PIXELS / RMS).astype(np.float32))
+        assert (seen.unit, seen.zero_point) == ("electron / s", (25.9,))
+        assert seen.pixel_scale == pytest.approx(0.06)
+        assert seen.wcs.wcs.crval[0] == pytest.approx(53.1)
+    assert seen_of(stored, zero_point=30, wcs=world(0.2))[2].zero_point == (30.0,)
+    assert seen_of(stored, wcs=world(0.2))[2].pixel_scale == pytest.approx(0.2)
+
+
+def test_a_mapped_file_is_read_in_blocks_that_join(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixels, "BLOCK", 32)
+    monkeypatch.setattr(pixels, "BLOCK_MARGIN", 8)
+    values, parts, raw = noise_of((96, 64)).astype(">f4"), [], pixels.BandPixels.raw
+    monkeypatch.setattr(pixels.BandPixels, "raw", lambda self, part: parts.append(part) or raw(self, part))
+    fits.PrimaryHDU(values).writeto(tmp_path / "mapped.fits")
+    with observe(tmp_path / "mapped.fits", psf="candels_f160w", sky_rms=1.0) as seen:
+        ratio, good = seen.window(slice(20, 100), slice(40, 80))
+    np.testing.assert_array_equal(ratio[0, :76, :24], values[20:, 40:])
+    assert good[0, :76, :24].all()
+    assert good.sum() == 76 * 24
+    assert len(parts) == 3
+    assert max(side.stop - side.start for part in parts for side in part) == 48
+
+
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (np.ma.array(PIXELS, mask=BAD), {}),
+        (np.ma.array(PIXELS.astype(">i4"), mask=BAD), {}),
+        (np.where(BAD, np.nan, PIXELS), {}),
+        (np.where(BAD, np.inf, PIXELS), {}),
+        (np.where(BAD, 1e30, PIXELS), {}),
+        (NDData(PIXELS, mask=BAD), {}),
+        (CCDData(PIXELS, mask=BAD, unit="adu"), {}),
+        (PIXELS, {"mask": BAD}),
+        (PIXELS, {"mask": 4 * BAD.astype(np.uint8)}),
+        (PIXELS, {"mask": torch.from_numpy(BAD)}),
+        (PIXELS, {"sky_rms": np.where(BAD, np.nan, RMS)}),
+        (PIXELS, {"sky_rms": np.where(BAD, 0.0, RMS)}),
+        (NDData(PIXELS, mask=BAD & (np.arange(64) < 12)), {"mask": BAD & (np.arange(64) >= 12)}),
+    ],
+)
+def test_bad_pixels_are_zero_and_known(image, options):
+    ratio, good, _ = seen_of(image, **options)
+    np.testing.assert_array_equal(good[0] == 0, BAD)
+    np.testing.assert_array_equal(ratio[0], np.where(BAD, 0, PIXELS / RMS).astype(np.float32))
+
+
+def test_a_patch_of_zeros_is_bad_and_a_single_zero_is_not():
+    image = PIXELS + 0.1
+    image[10:20, 30:40], image[2, 3] = 0, 0
+    good = seen_of(image)[1][0] > 0
+    assert not good[10:20, 30:40].any()
+    assert (~good).sum() == 100
+
+
+MAP = RMS * (1 + np.arange(64) / 64) * np.ones(SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "expected"),
+    [
+        (PIXELS, {"sky_rms": RMS}, RMS),
+        (PIXELS, {"sky_rms": [RMS]}, RMS),
+        (PIXELS * u.ct, {"sky_rms": RMS / 1e3 * u.kct}, RMS),
+        (PIXELS, {"sky_rms": torch.tensor(RMS)}, RMS),
+        (PIXELS, {"sky_rms": MAP}, MAP),
+        (PIXELS, {"sky_rms": torch.from_numpy(MAP)}, MAP),
+        (PIXELS, {"sky_rms": MAP.astype(">f8")[None]}, MAP),
+        (NDData(PIXELS, uncertainty=StdDevUncertainty(MAP)), {"sky_rms": None}, MAP),
+        (NDData(PIXELS, uncertainty=VarianceUncertainty(MAP**2)), {"sky_rms": None}, MAP),
+        (NDData(PIXELS, uncertainty=InverseVariance(MAP**-2)), {"sky_rms": None}, MAP),
+        (CCDData(PIXELS, unit="ct", uncertainty=StdDevUncertainty(MAP / 1e3, unit="kct")), {"sky_rms": None}, MAP),
+        (NDData(PIXELS, uncertainty=StdDevUncertainty(2 * MAP)), {"sky_rms": RMS}, RMS),
+    ],
+)
+def test_noise_has_many_forms(image, options, expected):
+    ratio, _, seen = seen_of(image, **options)
+    np.testing.assert_allclose(ratio[0], PIXELS / expected, rtol=1e-6)
+    rms = seen.sky_rms(np.array([3.2, 40.0]), np.array([9.0, 2.0]))
+    np.testing.assert_allclose(rms[:, 0], np.broadcast_to(expected, SHAPE)[[9, 2], [3, 40]])
+
+
+def test_noise_maps_may_be_files(tmp_path):
+    fits.PrimaryHDU(MAP.astype(">f4")).writeto(tmp_path / "rms.fits")
+    np.testing.assert_allclose(seen_of(PIXELS, sky_rms=tmp_path / "rms.fits")[0][0], PIXELS / MAP, rtol=1e-6)
+
+
+def test_sky_and_noise_are_measured_in_large_images():
+    image = light_of((200, 220), [60, 150], [70, 120], 3000) + 2 * noise_of((200, 220)) + 30
+    ratio, _, seen = seen_of(image, sky_rms=None)
+    assert np.median(ratio) == pytest.approx(0, abs=0.1)
+    assert seen.sky_rms(np.array([10.0]), np.array([10.0]))[0, 0] == pytest.approx(2, rel=0.05)
+    assert not any("sky-subtracted" in note for note in seen.notes)
+    constant = seen_of(np.full((200, 220), 30.0), sky_rms=2.0)[0]
+    assert not constant.any()
+
+
+def test_what_describes_the_noise_does_not_depend_on_the_unit():
+    def numbers(factor, **options):
+        return seen_of(PIXELS * factor, sky_rms=RMS * factor, **options)[2].noise.numpy()
+
+    for options in ({}, {"psf": "candels_f160w"}, {"wavelength": 1.6}):
+        np.testing.assert_allclose(numbers(1e-9, **options), numbers(1.0, **options), rtol=1e-5)
+    np.testing.assert_allclose(numbers(10, gain=0.3), numbers(1.0, gain=3.0), rtol=1e-5)
+    assert numbers(1, gain=0.3)[0, 2] > numbers(1, gain=3.0)[0, 2] > numbers(1.0)[0, 2]
+    assert numbers(1, wavelength=1.6)[0, 4] == 1
+
+
+def test_bands_come_in_many_forms(stored, tmp_path):
+    cube = np.stack([PIXELS, 2 * PIXELS, PIXELS - 3])
+    other = tmp_path / "i.fits.gz"
+    fits.PrimaryHDU(cube[1].astype(">f4"), fits.Header({"BUNIT": "electron/s"})).writeto(other)
+    noise = StdDevUncertainty(np.full(cube.shape, RMS))
+    masked = np.broadcast_to(BAD, cube.shape)
+    forms = [cube, list(cube), torch.from_numpy(cube), cube * u.ct, [band * u.ct for band in cube], NDData(cube),
+             NDData(cube, mask=masked, uncertainty=noise, unit="ct"), [NDData(cube[0]), cube[1], cube[2].tolist()],
+             np.ma.array(cube, mask=masked)]  # fmt: skip
+    for form in forms:
+        ratio, good, seen = seen_of(form, sky_rms=[RMS, 2 * RMS, RMS])
+        np.testing.assert_allclose(ratio * good, good * cube / np.reshape([RMS, 2 * RMS, RMS], (3, 1, 1)), rtol=1e-6)
+        assert seen.bands == ("0", "1", "2")
+        assert len(seen.psf) == len(seen.noise) == len(seen.zero_point) == 3
+        assert good.all() == (not (hasattr(form, "mask") and form.mask is not None))
+    ratio, _, seen = seen_of([stored, other], zero_point=[25.0, 26.0], gain=[1, 2])
+    assert (seen.bands, seen.zero_point) == (("field", "i"), (25.0, 26.0))
+    np.testing.assert_allclose(ratio, cube[:2] / RMS, rtol=1e-6)
+    assert seen_of([stored, stored])[2].bands == ("0", "1")
+
+
+HALF = CCDData(PIXELS, unit="ct", uncertainty=StdDevUncertainty(MAP[:, :20]))
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (PIXELS[0], {}, r"image must have the axes \(y, x\) or \(band, y, x\), got shape \(64,\)"),
+        (PIXELS[None, None], {}, r"image must have the axes .* got shape \(1, 1, 50, 64\)"),
+        (3.0, {}, r"got shape \(\)"),
+        ([], {}, r"got shape \(0,\)"),
+        (np.zeros((0, 4)), {}, r"got shape \(0, 4\)"),
+        (np.zeros((2, 0, 4)), {}, r"got shape \(0, 4\)"),
+        (NDData(PIXELS[0]), {}, r"got shape \(64,\)"),
+        ([PIXELS[None], PIXELS[None]], {}, r"got shape \(1, 50, 64\)"),
+        ([PIXELS, PIXELS.T], {}, r"bands must have one shape, got \(50, 64\), \(64, 50\)"),
+        ([PIXELS, PIXELS[None]], {}, r"bands must have one shape"),
+        ([PIXELS * u.ct, PIXELS * u.Jy], {}, "bands must have one unit, got 'Jy', 'ct'"),
+        ([PIXELS * u.ct, PIXELS], {}, "bands must have one unit, got '', 'ct'"),
+        (PIXELS, {"sky_rms": 0}, "sky_rms must be positive and finite, got 0"),
+        (PIXELS, {"sky_rms": -2}, "sky_rms must be positive and finite, got -2"),
+        (PIXELS, {"sky_rms": np.nan}, "sky_rms must be positive and finite, got nan"),
+        ([PIXELS] * 2, {"sky_rms": [1, np.inf]}, "sky_rms must be positive and finite, got inf"),
+        (PIXELS, {"sky_rms": np.zeros(SHAPE)}, "sky_rms must be positive and finite, got 0"),
+        (PIXELS, {"sky_rms": [1, 2]}, r"sky_rms must be a number, one for each of 1 bands, or a map .* shape \(2,\)"),
+        (PIXELS, {"sky_rms": MAP.T}, r"map of the image's shape \(50, 64\), got shape \(64, 50\)"),
+        (HALF, {"sky_rms": None}, r"map of the image's shape \(50, 64\), got shape \(50, 20\)"),
+        (PIXELS * u.ct, {"sky_rms": 1 * u.m}, "'m' .* and 'ct' .*not convertible"),
+        (np.ones(SHAPE), {"sky_rms": None}, "sky_rms must be given where the sky cannot be measured"),
+        (PIXELS, {"mask": BAD.T}, r"mask must have the image's shape \(50, 64\), got \(64, 50\)"),
+        (PIXELS, {"gain": 0}, "gain must be positive, got 0"),
+        (PIXELS, {"gain": [1, 2]}, r"gain must be one number or one for each of 1 bands, got \[1, 2\]"),
+        (PIXELS, {"wavelength": -1}, "wavelength must be positive, got -1"),
+        (PIXELS, {"zero_point": [25, 26]}, "zero_point must be one number or one for each of 1 bands"),
+        (
+            PIXELS,
+            {"psf": "candels_f160w", "wcs": world(0.2)},
+            "a camera with pixels of 0.06 arcsec for an image of 0.2",
+        ),
+    ],
+)
+def test_bad_input(image, options, message):
+    with pytest.raises(ValueError, match=message):
+        seen_of(image, **options)
+
+
+@pytest.mark.parametrize("image", [np.array([["a"]]), PIXELS.astype(complex), np.array([[None]])])
+def test_only_numbers_are_pixels(image):
+    with pytest.raises(TypeError, match="image must be an array of numbers, got"):
+        seen_of(image)
+
+
+def test_files_that_are_not_there_or_are_cubes(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.fits: no such file"):
+        seen_of(tmp_path / "nothing.fits")
+    fits.PrimaryHDU(np.zeros((2, 9, 9))).writeto(tmp_path / "cube.fits")
+    with pytest.raises(ValueError, match="two dimensions"):
+        seen_of(tmp_path / "cube.fits")

@@ -6,60 +6,81 @@ from astropy.io import fits
 from astropy.table import QTable
 from astropy.wcs import WCS
 
-from probdeblend.deblending import DeblendedImage
 from probdeblend.deblending.products import FILES, short_table, write_products
-from probdeblend.posterior.draws import Posterior
-from probdeblend.posterior.flags import Flag
+from probdeblend.posterior import Cutouts, Flag, Posterior
+
+SHAPE = (30, 40)
+CORNER = np.array([[4, 6], [10, 20]])
 
 
-@pytest.fixture
-def result(rng):
-    mask, mask_std = rng.uniform(size=(2, 2, 2, 24, 24)).astype(np.float32)
-    posterior = Posterior.from_draws(
-        rng.normal([80, 40], 1, size=(1, 50, 2, 2))[..., None],
-        flux_kind="total",
-        method="network",
-        mask=mask,
-        mask_std=mask_std,
-        flags=np.array([[0, 0], [int(Flag.OFF_CENTER), 0]]),
-        flux_unit="electron / s",
-    )
-    corners = QTable({"blend": [0, 1], "x0": [4, -3], "y0": [1, 2]})
-    return DeblendedImage(posterior.summary(), posterior, rng.normal(size=(2, 24, 24)), corners, 0.003)
+def posterior_of(bands=("",), *, pixels=True, wcs=None):
+    rng = np.random.default_rng(8)
+    mask = [np.full((6, 8), 0.9), np.full((5, 5), 0.2)]
+    image = [rng.normal(size=(len(bands), *part.shape)) for part in mask]
+    draws = rng.normal(np.array([80, 40])[:, None], 1, size=(1, 200, 2, len(bands)))
+    return Posterior.from_draws(
+        draws, 0.9 * draws, scene=[0, 0], group=[0, 0], x=[9.25, 22.0], y=[6.5, 12.0], label=[3, 8], bands=bands,
+        unit="electron / s", cutouts=Cutouts(CORNER, SHAPE, mask=mask, image=image) if pixels else None, wcs=wcs,
+        columns={"existence": [0.97, 0.4], "star": [0.1, 0.2], "flags": [0, int(Flag.DOUBTFUL | Flag.EDGE)]},
+    )  # fmt: skip
 
 
-def test_masks_are_placed_in_the_image(result, tmp_path):
+def test_the_pixels_are_those_of_the_posterior(tmp_path):
     wcs = WCS(naxis=2)
-    wcs.wcs.crval = [53.1, -27.8]
-    names = write_products(tmp_path, result, wcs=wcs, save_draws=True)
-    assert names == ["blends.png", "catalog.ecsv", "draws.nc", "masks.fits"]
+    wcs.wcs.ctype = "RA---TAN", "DEC--TAN"
+    wcs.wcs.crval = 53.1, -27.8
+    wcs.wcs.cdelt = -1e-5, 1e-5
+    posterior = posterior_of(wcs=wcs)
+    names = write_products(tmp_path, posterior, save_draws=True)
+    assert names == ["catalog.ecsv", "draws.nc", "model.fits", "segmentation.fits"]
     assert set(names) < set(FILES)
-    with fits.open(tmp_path / "masks.fits") as hdus:
-        assert [hdu.name for hdu in hdus] == ["PRIMARY", "MASK", "MASK_STD", "STAMPS"]
+    with fits.open(tmp_path / "segmentation.fits") as hdus:
         assert hdus[0].header["CRVAL1"] == 53.1
-        assert hdus["MASK"].data.dtype == np.dtype(">f4")
-        np.testing.assert_array_equal(hdus["MASK"].data, result.posterior.mask)
-        np.testing.assert_array_equal(hdus["MASK_STD"].data, result.posterior.dataset["mask_std"])
-        assert hdus["STAMPS"].data["x0"].tolist() == [4, -3]
-    assert len(QTable.read(tmp_path / "catalog.ecsv")) == 4
-    np.testing.assert_array_equal(Posterior.open(tmp_path / "draws.nc").flux, result.posterior.flux)
+        np.testing.assert_array_equal(hdus[0].data, posterior.label_image())
+        assert set(np.unique(hdus[0].data)) == {0, 3}
+    with fits.open(tmp_path / "model.fits") as hdus:
+        model = np.squeeze(hdus[0].data)
+        assert model.shape == SHAPE
+        np.testing.assert_allclose(model[10:15, 20:25], posterior.image(8).data[0], rtol=1e-6)
+    catalog = QTable.read(tmp_path / "catalog.ecsv")
+    assert catalog["label"].tolist() == [3, 8]
+    assert {"ra", "dec", "flux", "flux_err", "existence", "flags"} <= set(catalog.colnames)
+    np.testing.assert_array_equal(Posterior.open(tmp_path / "draws.nc").flux, posterior.flux)
 
 
-def test_an_image_without_overlaps_has_a_catalog_and_its_figure(result, rng, tmp_path):
-    catalog = result.catalog
-    catalog["flags"] = int(Flag.ISOLATED)
-    catalog["x"], catalog["y"] = rng.uniform(5, 30, (2, len(catalog)))
-    lonely = DeblendedImage(catalog, None, None, result.corners[:0], 0.003, image=rng.normal(size=(40, 40)))
-    assert write_products(tmp_path, lonely) == ["catalog.ecsv", "field.png"]
+def test_without_pixels_there_is_a_catalog(tmp_path):
+    assert write_products(tmp_path, posterior_of(pixels=False)) == ["catalog.ecsv"]
 
 
-def test_the_short_table_is_for_reading(result):
-    table = short_table(result.catalog, most=3)
-    assert table.colnames == ["id", "x", "y", "flux (electron / s)", "mag", "correlation", "flags"]
-    assert len(table) == 3
-    assert table["flags"].tolist() == ["-", "-", "off center"]
-    assert table["mag"].tolist() == ["-"] * 3
-    value, error = (float(number) for number in table["flux (electron / s)"][0].split(" ± "))
-    assert value == pytest.approx(result.catalog["flux"][0].value, rel=1e-3)
-    assert error == pytest.approx(result.catalog["flux_err"][0].value, rel=0.05)
-    assert table.pformat()[2].endswith("-" + " " * 9)
+def test_an_image_is_shown_with_its_sources(tmp_path):
+    names = write_products(tmp_path, posterior_of(), np.random.default_rng(1).normal(size=SHAPE))
+    assert "field.png" in names
+    assert (tmp_path / "field.png").stat().st_size > 5000
+
+
+def test_an_image_without_a_source_has_its_files(tmp_path):
+    names = write_products(tmp_path, posterior_of().select([]), save_draws=True)
+    assert names == ["catalog.ecsv", "draws.nc", "model.fits", "segmentation.fits"]
+    assert len(QTable.read(tmp_path / "catalog.ecsv")) == 0
+    assert len(short_table(posterior_of().select([]).catalog())) == 0
+    assert not fits.getdata(tmp_path / "segmentation.fits").any()
+
+
+@pytest.mark.parametrize("bands", [("",), ("g", "r")])
+def test_the_short_table_is_for_reading(bands):
+    catalog = posterior_of(bands).catalog()
+    table = short_table(catalog)
+    columns = [f"flux{band and '_' + band} (electron / s)" for band in bands]
+    assert [name for name in table.colnames if name.startswith("flux")] == columns
+    assert table.colnames[:3] == ["label", "x", "y"]
+    assert table["label"].tolist() == ["3", "8"]
+    assert table["x"].tolist() == ["9.2", "22.0"]
+    assert table["existence"].tolist() == ["0.97", "0.40"]
+    assert table["flags"].tolist() == ["-", "edge, doubtful"]
+    value, error = (float(number) for number in table[columns[0]][0].split(" ± "))
+    assert value == pytest.approx(80, abs=1)
+    assert error == pytest.approx(1, rel=0.3)
+
+
+def test_the_short_table_has_the_first_rows():
+    assert short_table(posterior_of().catalog(), most=1)["label"].tolist() == ["3"]
