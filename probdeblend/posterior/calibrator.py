@@ -276,7 +276,7 @@ class Calibrator:
 def _log_draws(posterior: Posterior, kind: str) -> NDArray[np.float64]:
     """Return ln of draws ``(draw, source, band)`` of all chains; NaN where one draw of a source is not positive."""
     draws = posterior.dataset[FLUX_OF[kind]].values.astype(np.float64)
-    draws = draws.reshape(-1, *draws.shape[2:])
+    draws = draws.reshape(draws.shape[0] * draws.shape[1], *draws.shape[2:])
     with np.errstate(invalid="ignore"):
         return np.log(np.where((draws > 0).all(0), draws, np.nan))
 
