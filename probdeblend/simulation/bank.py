@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..photometry.detection import auto_flux
 from ..scene import SOURCE_TYPES
 from .cameras import Camera, Cameras
 from .morphology import source_components
 from .population import Population
 from .positions import Frame
 from .profiles import render
-from .scenes import render_bands
+from .scenes import auto_over_total, render_bands
 
 __all__ = ["HALF", "STORED_UNIT", "Template", "Templates"]
 
@@ -95,9 +94,9 @@ class Templates:
         """
         rng = np.random.default_rng((self.seed, 1, number))
         camera = self.cameras.sample(rng)
-        population = (self.pairs if camera.native else self.crowds).replace(max_difference=math.inf, layout="anywhere")
-        if not math.isfinite(population.largest):
-            population = population.replace(largest=LARGEST)
+        population = self.pairs if camera.native else self.crowds
+        largest = min(population.largest, LARGEST)
+        population = population.replace(max_difference=math.inf, layout="anywhere", largest=largest)
         frame = Frame((TEMPLATE, TEMPLATE), camera.pixel_scale, camera.blur)
         drawn = population.sample(TEMPLATES[camera.native], frame, seed=int(rng.integers(2**62)), number=1)
         return camera, {name: value[:, 0] for name, value in drawn.items()}
@@ -119,7 +118,7 @@ class Templates:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(int(np.random.default_rng((self.seed, 3, number)).integers(2**62)))
             offset = torch.rand(2, len(source["angle"])) - 0.5
-            centered = {**source, "x": HALF + offset[0], "y": HALF + offset[1]}
+            centered = source | {"x": HALF + offset[0], "y": HALF + offset[1]}
             light, slope = source_components(centered, pixel_scale=camera.pixel_scale)
             image, color = render_bands(light, slope, camera, engine=render, size=TEMPLATE)
         edge = torch.cat([image[..., :2, :].flatten(2), image[..., :2].flatten(2)], -1).amax((1, 2))
@@ -148,19 +147,10 @@ def describe_shapes(source: Mapping[str, Tensor], offset: Tensor, ln_index: Tens
 
 
 def _auto(image: Tensor) -> Tensor:
-    """Measure ln of auto over total flux ``(template, band, level)`` without noise, at several levels of the sky.
-
-    Where SEP does not find a source, it is that of the next brighter level.
-    """
-    ratio = np.full((*image.shape[:2], len(AUTO_LEVELS)), UNKNOWN_AUTO)
-    for index in np.ndindex(*image.shape[:2]):
-        light = image[index].numpy().astype(np.float64)
-        latest = UNKNOWN_AUTO
-        for level, flux in reversed(list(enumerate(AUTO_LEVELS))):
-            found = auto_flux(light * flux, 1.0) if light.max() * flux > 2 else math.nan
-            latest = math.log(max(found, 1e-9) / flux) if math.isfinite(found) else latest
-            ratio[(*index, level)] = latest
-    return torch.from_numpy(np.clip(ratio, -1.5, 0.3)).float()
+    """Measure ln of auto over total flux ``(template, band, level)`` without noise, at several levels of the sky."""
+    pixels = image.double().numpy()
+    ratio = [[[auto_over_total(own, level) for level in AUTO_LEVELS] for own in bands] for bands in pixels]
+    return torch.tensor(ratio).log().nan_to_num(UNKNOWN_AUTO).clamp(-1.5, 0.3)
 
 
 def log_flux(template: Template, which: int, fluxes: Tensor) -> Tensor:

@@ -172,18 +172,19 @@ class Cameras:
         wavelength = np.sort(first * np.exp(np.r_[0.0, rng.uniform(0.1, 0.9, bands - 1)]))
         kernel = drizzle_kernel(0.0 if rng.random() < self.white_fraction else rng.uniform(0, 1.2))
         kind = "space" if rng.random() < 0.5 else "ground"
-        drawn = [random_psf(rng, width, kind=kind, fine=fine) for width in widths]
+        drawn = zip(*[random_psf(rng, width, kind=kind, fine=fine) for width in widths], strict=True)
+        psf, *fine_psf = map(torch.stack, drawn)
         photon = np.exp(rng.uniform(math.log(1e-3), math.log(0.2), bands))
         depth = rng.normal(0, 0.7, bands)
         sky_rms = torch.from_numpy(np.exp(depth.mean() - depth)).float()
         return Camera(
             pixel_scale=min(max(seeing / fwhm, 0.03), 0.3),
-            psf=torch.stack([psf for psf, _ in drawn]),
+            psf=psf,
             sky_rms=sky_rms,
             exposure=1 / (torch.from_numpy(photon).float() * sky_rms * kernel.sum() ** 2 / kernel.square().sum()),
             noise_kernel=kernel.expand(bands, 3, 3),
             wavelength=torch.from_numpy(wavelength).float() if rng.random() < 0.7 else torch.full((bands,), math.nan),
-            fine_psf=torch.stack([psf for _, psf in drawn]) if fine else None,
+            fine_psf=fine_psf[0] if fine else None,
         )
 
     @staticmethod
@@ -208,7 +209,7 @@ class Cameras:
         return replace(camera, psf=psf, native=True)
 
 
-def random_psf(rng: np.random.Generator, fwhm: float, *, kind: str, fine: bool) -> tuple[Tensor, Tensor | None]:
+def random_psf(rng: np.random.Generator, fwhm: float, *, kind: str, fine: bool) -> list[Tensor]:
     """Draw an effective PSF of a width in pixels, and the same at twice the sampling if `fine`."""
     import galsim
 
@@ -217,16 +218,10 @@ def random_psf(rng: np.random.Generator, fwhm: float, *, kind: str, fine: bool) 
         light = galsim.Moffat(beta=rng.uniform(2.2, 5.0), fwhm=fwhm).shear(**shear)
     else:
         blur = rng.uniform(0.3, 0.8)
-        aberrations = [0.0, 0, 0, 0, *rng.normal(0, 0.04, 8)]
-        struts = {
-            "nstruts": int(rng.choice([0, 3, 4])),
-            "strut_thick": 0.02,
-            "strut_angle": rng.uniform(0, 90) * galsim.degrees,
-        }
-        core = galsim.OpticalPSF(
-            lam_over_diam=fwhm * math.sqrt(1 - blur**2), aberrations=aberrations, obscuration=rng.uniform(0.1, 0.35),
-            pad_factor=1.0, oversampling=1.0, suppress_warning=True, **struts,
-        )  # fmt: skip
+        optics = {"aberrations": [0.0, 0, 0, 0, *rng.normal(0, 0.04, 8)], "nstruts": int(rng.choice([0, 3, 4]))}
+        optics |= {"strut_angle": rng.uniform(0, 90) * galsim.degrees, "obscuration": rng.uniform(0.1, 0.35)}
+        quick = {"strut_thick": 0.02, "pad_factor": 1.0, "oversampling": 1.0, "suppress_warning": True}
+        core = galsim.OpticalPSF(lam_over_diam=fwhm * math.sqrt(1 - blur**2), **optics, **quick)
         light = galsim.Convolve(core, galsim.Gaussian(fwhm=fwhm * blur).shear(**shear))
     pixel = galsim.Pixel(1.0)
     # The pixel widens the PSF, so the light without it is narrower than what is asked for.
@@ -235,7 +230,7 @@ def random_psf(rng: np.random.Generator, fwhm: float, *, kind: str, fine: bool) 
         light = light.dilate(min(max(fwhm / measured, 0.6), 1.4))
     effective = galsim.Convolve(light, pixel)
     stamps = []
-    for size, scale in ((PSF_SIZE, 1.0), *([(2 * PSF_SIZE - 1, 0.5)] if fine else [])):
+    for size, scale in [(PSF_SIZE, 1.0), (2 * PSF_SIZE - 1, 0.5)][: 1 + fine]:
         drawn = effective.drawImage(nx=size, ny=size, scale=scale, method="no_pixel", dtype=np.float32).array
         stamps.append(torch.from_numpy(drawn / drawn.sum()))
-    return stamps[0], stamps[1] if fine else None
+    return stamps

@@ -26,7 +26,7 @@ from .positions import Frame
 from .profiles import Components, render
 from .workers import in_batches
 
-__all__ = ["Renderer", "Simulator", "auto_over_total", "render_bands", "simulate"]
+__all__ = ["Renderer", "Simulator", "auto_over_total", "paste", "render_bands", "simulate"]
 
 Renderer = Callable[..., Tensor]
 """`render` or `render_galsim`: a function of components and a PSF that returns each source's image."""
@@ -145,8 +145,8 @@ class Simulator:
         drawn = {name: value[exists] for name, value in drawn.items()}
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seeds[1])
-            smooth, pixel_scale = self.population.smooth, self.camera.pixel_scale
-            light, slope = source_components(drawn, pixel_scale=pixel_scale, smooth=smooth)
+            how = {"pixel_scale": self.camera.pixel_scale, "smooth": self.population.smooth}
+            light, slope = source_components(drawn, **how)
             kept = int((scene < count).sum())
             drawn = {name: value[:kept] for name, value in drawn.items()}
             image, *truth = self._painted(drawn, light.select(slice(kept)), slope[:kept], scene[:kept], size)
@@ -180,9 +180,8 @@ class Simulator:
                 for i in enough.nonzero()[:, 0].tolist():
                     number, own = int(some[i]), cutout[i] * flux[i, :, None, None]
                     total[number], auto[number] = flux[i], flux[i] * self._auto(cutout[i], flux[i])
-                    _paste(image[scene[number]], own, corner[i])
-                    if alone is not None:
-                        _paste(alone[number], own, corner[i])
+                    for pixels in (image[scene[number]], *([] if alone is None else [alone[number]])):
+                        paste(pixels, own, corner[i])
             todo, size = [some for some in larger if len(some)], 2 * size
         return image, alone, total, auto
 
@@ -291,13 +290,9 @@ def simulate(
     return Scene.join(simulator.batches(count, seed=seed, workers=workers))
 
 
-def _paste(image: Tensor, cutout: Tensor, corner: Tensor) -> None:
+def paste(image: Tensor, cutout: Tensor, corner: Tensor) -> None:
     """Add a cutout ``(band, y, x)`` to an image, with its first pixel at the corner x, y."""
     left, top = corner.tolist()
-    rows, columns = (
-        slice(max(top, 0), max(top + cutout.shape[-2], 0)),
-        slice(max(left, 0), max(left + cutout.shape[-1], 0)),
-    )
-    inside = image[:, rows, columns]
     y, x = max(-top, 0), max(-left, 0)
+    inside = image[:, max(top, 0) : max(top + cutout.shape[-2], 0), max(left, 0) : max(left + cutout.shape[-1], 0)]
     inside += cutout[:, y : y + inside.shape[-2], x : x + inside.shape[-1]]

@@ -27,6 +27,7 @@ from ..photometry.noise import correlated_noise, noise_numbers
 from .bank import HALF, STORED_UNIT, Template, Templates, log_flux
 from .population import NEAR, Population
 from .positions import Frame
+from .scenes import paste
 
 __all__ = ["SceneBatch", "SceneStream"]
 
@@ -42,6 +43,7 @@ JITTER = 0.7  # pixels, largest standard deviation of listed positions
 BAD = 0.1  # fraction of the batches in which a third of the scenes has bad pixels
 MARGIN = 6.0  # pixels
 PSF_SIZE = 41  # pixels on a side
+ALIKE, LEAST_SCENES = 6, 8  # crowded batches of several bands hold fewer scenes, and take as long as those of pairs
 CROWDED, CELL = 6, 2  # sources that need the largest image; pixels on a side of a cell of the heat map
 
 Source = tuple[int, Tensor, Tensor]
@@ -74,7 +76,7 @@ class SceneStream(IterableDataset[SceneBatch]):
     templates
         Where templates come from; its populations say what scenes are like.
     batch_size
-        Scenes per batch.
+        Scenes of a batch of pairs; crowded scenes and several bands make batches smaller.
     seed
         Seed of the scenes.
     first
@@ -90,7 +92,7 @@ class SceneStream(IterableDataset[SceneBatch]):
     seed: int = 0
     first: int = 0
     pairs: float = 0.5
-    size: tuple[int, ...] = (64, 64, 80, 96)
+    size: tuple[int, ...] = (64, 64, 80)
 
     def __post_init__(self) -> None:
         self._make = lru_cache(maxsize=BANK + 4)(self.templates.make)
@@ -121,15 +123,18 @@ class SceneStream(IterableDataset[SceneBatch]):
             bands = sorted({len(template.camera) for template in bank})
             chosen = bands[0] if rng.random() < ONE_BAND else int(rng.choice(bands[1:] or bands))
             pool = [template for template in bank if len(template.camera) == chosen]
-        seen = [pool[i] for i in rng.integers(len(pool), size=self.batch_size)]
+        population = self.templates.pairs if pair else self.templates.crowds
+        listed = int(rng.choice(len(population.number), p=population.number))
+        most = ALIKE * self.batch_size / (listed + 2) / len(pool[0].camera) ** 0.5
+        scenes = int(np.clip(most, LEAST_SCENES, self.batch_size))
+        seen = [pool[i] for i in rng.integers(len(pool), size=scenes)]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(int(rng.integers(2**62)))
-            return self._scenes(rng, seen, self.templates.pairs if pair else self.templates.crowds, pair=pair)
+            return self._scenes(rng, seen, population, listed, pair=pair)
 
     def _scenes(
-        self, rng: np.random.Generator, seen: list[Template], population: Population, *, pair: bool
+        self, rng: np.random.Generator, seen: list[Template], population: Population, listed: int, *, pair: bool
     ) -> SceneBatch:
-        listed = int(rng.choice(len(population.number), p=population.number))
         size = max(self.size) if listed > CROWDED else int(rng.choice(self.size))
         drawn = _draw(rng, seen, population, listed, size)
         real = listed - (1 if listed > 1 and rng.random() < DROPPED else 0)
@@ -142,8 +147,8 @@ class SceneStream(IterableDataset[SceneBatch]):
         kind = torch.zeros(scenes, real, dtype=torch.long)
         x, y = torch.zeros(2, scenes, real + spurious)
         for scene, (template, sources) in enumerate(zip(seen, drawn, strict=True)):
-            extra = _unlisted(rng, template, size, pair=pair)
-            for number, (which, middle, fluxes) in enumerate([*sources, *extra]):
+            unlisted = _unlisted(rng, template, size, pair=pair)
+            for number, (which, middle, fluxes) in enumerate(sources + unlisted):
                 own = _placed(template, which, middle, fluxes, size)
                 image[scene] += own
                 place = template.shape[which, :2] + middle
@@ -181,14 +186,8 @@ def _draw(
     near = NEAR[0] + (NEAR[1] - NEAR[0]) * torch.rand(len(seen), 1)
     exists = torch.ones(len(seen), listed, dtype=torch.bool)
     middle = population.positions(values, exists, frame, near=near).sample()[:, 0].clamp(1, size - 2).round()
-    if population.snr is None:
-        fluxes = [[_published_flux(t, i) for i in w] for t, w in zip(seen, which, strict=True)]
-    else:
-        snr = population.ln_snr((len(seen), listed)).sample().exp()
-        fluxes = [
-            [_flux_of_snr(t, i, float(s)) for i, s in zip(w, ratios, strict=True)]
-            for t, w, ratios in zip(seen, which, snr, strict=True)
-        ]
+    snr = [None] * len(seen) if population.snr is None else population.ln_snr((len(seen), listed)).sample().exp()
+    fluxes = [_fluxes(*source) for source in zip(seen, which, snr, strict=True)]
     return [list(zip(w, m, f, strict=True)) for w, m, f in zip(which, middle, fluxes, strict=True)]
 
 
@@ -202,45 +201,35 @@ def _choose(rng: np.random.Generator, template: Template, listed: int, most: flo
     return which
 
 
-def _published_flux(template: Template, which: int) -> Tensor:
-    """Flux over sky rms ``(band,)`` of a template's magnitude."""
-    camera = template.camera
-    flux = 10 ** (-0.4 * (template.source["magnitude"][which] - torch.tensor(camera.zero_point)))
-    return (flux * template.color[which].exp() / camera.sky_rms).clamp(max=float(template.brightest[which]))
-
-
-def _flux_of_snr(template: Template, which: int, snr: float) -> Tensor:
-    """Flux over sky rms ``(band,)``, for a signal-to-noise ratio in the best band."""
+def _fluxes(template: Template, which: list[int], snr: Tensor | None) -> Tensor:
+    """Fluxes over sky rms ``(source, band)``: by magnitudes or, if given, signal-to-noise ratios in the best band."""
     flux = template.color[which].exp() / template.camera.sky_rms
-    best = (flux * template.norm[which]).amax()
-    return (flux * (snr / best)).clamp(max=float(template.brightest[which]))
+    if snr is None:
+        magnitude = template.source["magnitude"][which, None] - torch.tensor(template.camera.zero_point)
+        flux = flux * 10 ** (-0.4 * magnitude)
+    else:
+        flux = flux * (snr / (flux * template.norm[which]).amax(-1))[:, None]
+    return torch.minimum(flux, template.brightest[which, None])
 
 
 def _unlisted(rng: np.random.Generator, template: Template, size: int, *, pair: bool) -> list[Source]:
     """Choose faint sources, and in crowds a neighbor that the edge cuts."""
-    chosen = []
-    for _ in range(rng.poisson(FAINT[pair])):
-        chosen.append((math.exp(rng.uniform(0, math.log(LEAST_SNR))), rng.integers(-4, size + 4, 2)))
+    place = rng.integers(-4, size + 4, (rng.poisson(FAINT[pair]), 2))
+    snr = np.exp(rng.uniform(0, math.log(LEAST_SNR), len(place)))
     if not pair and rng.random() < CUT:
-        along, beyond = rng.integers(size), rng.choice([-1, 1]) * rng.integers(1, 10)
-        place = np.array([along, beyond if beyond < 0 else size + beyond])
-        snr = math.exp(rng.uniform(math.log(LEAST_SNR), math.log(CUT_SNR)))
-        chosen.append((snr, place if rng.random() < 0.5 else place[::-1].copy()))
-    which = rng.integers(len(template.norm), size=len(chosen)).tolist()
-    return [
-        (i, torch.from_numpy(place).float(), _flux_of_snr(template, i, snr))
-        for i, (snr, place) in zip(which, chosen, strict=True)
-    ]
+        beyond = rng.integers(1, 10)
+        cut = rng.permutation([rng.integers(size), -beyond if rng.random() < 0.5 else size + beyond])
+        place, snr = np.vstack([place, cut]), np.append(snr, np.exp(rng.uniform(*np.log([LEAST_SNR, CUT_SNR]))))
+    which = rng.integers(len(template.norm), size=len(place)).tolist()
+    fluxes = _fluxes(template, which, torch.from_numpy(snr).float())
+    return list(zip(which, torch.from_numpy(place).float(), fluxes, strict=True))
 
 
 def _placed(template: Template, which: int, middle: Tensor, fluxes: Tensor, size: int) -> Tensor:
     """Light of a template ``(band, y, x)`` with its middle on a pixel x, y of a scene."""
-    left, top = (HALF - int(value) for value in middle)
-    rows, columns = slice(max(top, 0), top + size), slice(max(left, 0), left + size)
-    cut = template.light[which, :, rows, columns].float() * (fluxes / STORED_UNIT)[:, None, None]
     image = torch.zeros(len(fluxes), size, size)
-    image[:, max(-top, 0) : max(-top, 0) + cut.shape[1], max(-left, 0) : max(-left, 0) + cut.shape[2]] = cut
-    return image
+    paste(image, template.light[which], middle.long() - HALF)
+    return image * (fluxes / STORED_UNIT)[:, None, None]
 
 
 def _mark(heat: Tensor, place: Tensor, *, counts: bool) -> None:
@@ -250,8 +239,7 @@ def _mark(heat: Tensor, place: Tensor, *, counts: bool) -> None:
     if not (0 <= row < heat.shape[1] and 0 <= column < heat.shape[2]):
         return
     if counts:
-        heat[0, row, column] = 1
-        heat[1:, row, column] = place - (CELL * cell + 0.5)
+        heat[:, row, column] = torch.cat([torch.ones(1), place - (CELL * cell + 0.5)])
     elif heat[0, row, column] == 0:
         patch = heat[0, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
         patch[patch == 0] = -1
@@ -260,23 +248,20 @@ def _mark(heat: Tensor, place: Tensor, *, counts: bool) -> None:
 def _add_spurious(x: Tensor, y: Tensor, real: int, size: int) -> None:
     """List places where there is nothing: anywhere, or in the light of a source."""
     scenes, listed = x.shape
-    scene = torch.arange(scenes)
     for number in range(real, listed):
-        far = MARGIN + (size - 2 * MARGIN) * torch.rand(2, scenes)
+        x[:, number], y[:, number] = MARGIN + (size - 2 * MARGIN) * torch.rand(2, scenes)
         if real:
-            beside, other = torch.rand(scenes) < 0.6, torch.randint(real, (scenes,))
-            distance, angle = 3 + 9 * torch.rand(scenes), 2 * math.pi * torch.rand(scenes)
-            x[:, number] = torch.where(beside, x[scene, other] + distance * angle.cos(), far[0])
-            y[:, number] = torch.where(beside, y[scene, other] + distance * angle.sin(), far[1])
-        else:
-            x[:, number], y[:, number] = far
+            beside = (torch.rand(scenes) < 0.6).nonzero()[:, 0]
+            other, angle = torch.randint(real, beside.shape), 2 * math.pi * torch.rand(beside.shape)
+            distance = 3 + 9 * torch.rand(beside.shape)
+            x[beside, number] = x[beside, other] + distance * angle.cos()
+            y[beside, number] = y[beside, other] + distance * angle.sin()
 
 
 def _observed(image: Tensor, seen: list[Template]) -> tuple[Tensor, Tensor]:
     """Add sky and photon noise, in units of the sky's rms, and return the images and the numbers of the noise."""
-    kernel = torch.stack([template.camera.noise_kernel for template in seen])
-    photon = torch.stack([template.camera.photon for template in seen])
-    wavelength = torch.stack([template.camera.wavelength for template in seen])
+    names = ("noise_kernel", "photon", "wavelength")
+    kernel, photon, wavelength = (torch.stack([getattr(t.camera, name) for t in seen]) for name in names)
     rms = (1 + photon[..., None, None] * image).clamp(min=1e-6).sqrt()
     noisy = image + rms * correlated_noise(tuple(image.shape), kernel)
     return noisy, noise_numbers(kernel, photon, wavelength)
@@ -288,10 +273,8 @@ def _good(rng: np.random.Generator, scenes: int, bands: int, size: int) -> Tenso
     if rng.random() < BAD:
         for scene in range(0, scenes, 3):
             column, row = rng.integers(size, size=2)
-            if rng.random() < 0.5:
-                good[scene, :, :, column] = 0
-            else:
-                good[scene, :, row : row + 4, column : column + 4] = 0
+            rows, width = (slice(None), 1) if rng.random() < 0.5 else (slice(row, row + 4), 4)
+            good[scene, :, rows, column : column + width] = 0
     return good
 
 
