@@ -107,7 +107,7 @@ class Calibrator:
             raise ValueError("posterior must not be calibrated already: deblend with calibrate=False")
         flux, total, features = {}, {}, _features(posterior)
         for kind, true in (("total", scene.flux), ("auto", scene.auto_flux)):
-            if FLUX_OF[kind] in posterior.dataset and true is not None:
+            if FLUX_OF[kind] in posterior.dataset and true is not None and bool(true.isfinite().any()):
                 truth = np.where(matched[:, None] >= 0, true.double().numpy()[matched], np.nan)
                 draws = _log_draws(posterior, kind)
                 flux[kind] = _fit_cells(draws, np.log(truth), _cell(features), least)

@@ -142,8 +142,9 @@ def _coverage(answer: Posterior, scene: Scene, rows: NDArray[np.int64]) -> Itera
     group = np.unique(answer.dataset["group"].values, return_inverse=True)[1]
     several = np.bincount(group)[group] > 1
     for kind, name in TRUTHS.items():
-        if kind in answer.dataset:
-            true, draws = getattr(scene, name).double().numpy()[rows], answer.dataset[kind].values
+        true = getattr(scene, name).double().numpy()[rows]
+        if kind in answer.dataset and np.isfinite(true).any():  # total fluxes of real galaxies are unknown
+            draws = answer.dataset[kind].values
             draws = np.maximum(draws.reshape(-1, *draws.shape[2:]).astype(np.float64), FLOOR * true)
             cluster = np.broadcast_to(group[:, None], true.shape)
             yield {"quantity": kind} | _diagnosed(draws, true, cluster)

@@ -1,6 +1,7 @@
 """Posteriors that are wrong in known ways, repaired, and checked on sources that the repair has not seen."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -153,6 +154,12 @@ def test_one_kind_alone():
     assert list(fitted(**alone).flux) == ["auto"]
     posterior, _ = made(seed=2, **total)
     np.testing.assert_array_equal(fitted(**alone)(posterior).flux, posterior.flux)
+
+
+def test_total_fluxes_that_are_unknown_are_left_out():
+    posterior, scene = made(seed=1, kinds=("flux", "flux_auto"))
+    real = replace(scene, flux=torch.full_like(scene.flux, torch.nan))
+    assert set(Calibrator.fit(posterior, real, np.arange(len(posterior))).flux) == {"auto"}
 
 
 def test_false_detections_tell_nothing_of_fluxes():

@@ -1,5 +1,7 @@
 """Calibrators are fitted to answers that are too narrow or too wide, and tested on scenes that they have not seen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -39,11 +41,12 @@ class Wrong:
     def scenes(self, scene, *, positions=None, seed=0):
         rng = np.random.default_rng(seed)
         given = positions is not None
-        chosen = np.flatnonzero(scene.flux.numpy()[:, 0] > 0.1)
+        total = scene.auto_flux.numpy() / 0.9
+        chosen = np.flatnonzero(total[:, 0] > 0.1)
         false = 0 if given else len(scene) // 2
         owner = np.append(scene.scene.numpy()[chosen], rng.integers(len(scene), size=false))
         x = np.append(scene.x.numpy()[chosen], np.full(false, 100.0))
-        flux = np.append(scene.flux.numpy()[chosen], np.ones((false, 1)), 0)
+        flux = np.append(total[chosen], np.ones((false, 1)), 0)
         noise = rng.normal(size=(101, *flux.shape))
         draws = flux * np.exp(0.2 * (noise[:1] + self.narrow * noise[1:]))
         masks = [np.where(m, 0.999, 0.2).astype(np.float32) for m in scene.mask.numpy()[chosen]]
@@ -115,6 +118,15 @@ def test_what_is_not_known_is_left_out():
     assert len(found.probabilities) == 0
     assert found.calibrator.mask is None
     assert found.calibrator.existence is None
+
+
+def test_total_fluxes_that_are_unknown_are_left_out():
+    """As of real galaxies."""
+    scenes = scenes_of()
+    real = replace(scenes, flux=torch.full_like(scenes.flux, torch.nan))
+    fit = fit_calibrator([real], Wrong())
+    assert set(fit.calibrator.flux) == {"auto"}
+    assert {name.partition(",")[0].partition(" ")[0] for name in fit.tested["quantity"]} == {"flux_auto"}
 
 
 def test_too_few_scenes():
