@@ -44,6 +44,7 @@ numpydoc_validation_exclude = {
     r"\.(Flag|Quality|Deblends)$",  # constructors of enumerations and protocols have no parameters of their own
     r"\.(Frame|Listed|PairEstimate)(\.|$)",  # named tuples list their fields
     r"\.Unknowns\.",  # methods of a vector that refinement alone calls
+    r"\.(digest|describe|parse|to_dataset|from_dataset)$",  # methods that other rooms call
     r"\.Posterior\.open$",  # a function that becomes a class method
 }
 

@@ -20,9 +20,23 @@ FILES = ("catalog.ecsv", "segmentation.fits", "model.fits", "field.png", "draws.
 def write_products(
     folder: Path, posterior: Posterior, image: np.ndarray | None = None, *, save_draws: bool = False
 ) -> list[str]:
-    """Write catalog, segmentation map, sum of the deblended images and figure to an empty folder; return their names.
+    """Write the catalog, the segmentation map, the sum of the deblended images and a figure.
 
-    The figure is made where the sky-subtracted `image` ``(y, x)`` is given.
+    Parameters
+    ----------
+    folder
+        An empty folder.
+    posterior
+        Posterior of one image.
+    image
+        Sky-subtracted pixels ``(y, x)`` for the figure; None for no figure.
+    save_draws
+        Also write the whole posterior.
+
+    Returns
+    -------
+    list of str
+        Names of the files.
     """
     posterior.catalog().write(folder / "catalog.ecsv", format="ascii.ecsv")
     cutouts = posterior.cutouts
@@ -41,7 +55,20 @@ def write_products(
 
 
 def short_table(catalog: Table, *, most: int = 20) -> Table:
-    """Return the main columns of the first rows of a catalog as text, to be printed."""
+    """Return the main columns of the first rows of a catalog as text, to be printed.
+
+    Parameters
+    ----------
+    catalog
+        What `Posterior.catalog` returns.
+    most
+        Number of rows.
+
+    Returns
+    -------
+    Table
+        One row per source.
+    """
     rows = catalog[:most]
     table = Table({"label": [str(number) for number in rows["label"]]})
     for name in ("x", "y"):

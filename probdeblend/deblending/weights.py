@@ -92,7 +92,15 @@ def _shipped() -> Deblender:
 
 
 def save(deblender: Deblender, path: Path | str) -> None:
-    """Write a weights file; an existing one is replaced."""
+    """Write a weights file; an existing one is replaced.
+
+    Parameters
+    ----------
+    deblender
+        The network, with its description and calibrator.
+    path
+        The file.
+    """
     metadata = {"description": deblender.description.describe()}
     if deblender.calibrator is not None:
         metadata["calibrator"] = deblender.calibrator.describe()

@@ -68,9 +68,19 @@ class Listed(NamedTuple):
 
 
 def listed_scenes(scene: Scene, *, positions: tuple[Tensor, Tensor, Tensor] | None = None) -> Listed:
-    """List sources in scenes: at positions ``(scene, x, y)``, flat and ordered by scene, or where the scenes know them.
+    """List sources in scenes, at given positions or at the true ones.
 
-    Sources beyond the last of a scene are padding.
+    Parameters
+    ----------
+    scene
+        Images and how they were taken.
+    positions
+        Scene, x and y of the sources ``(source,)``, ordered by scene; None takes those that the scenes know.
+
+    Returns
+    -------
+    Listed
+        Images and listed sources; those beyond the last of a scene are padding.
     """
     number, x, y = (scene.scene, scene.x, scene.y) if positions is None else positions
     scenes, bands = scene.sky_rms.shape

@@ -342,10 +342,8 @@ class Population:
 
         Parameters
         ----------
-        count, frame, number
-            As for `scenes`.
-        seed
-            Same seed, same scenes.
+        count, frame, seed, number
+            As for `scenes`; same seed, same scenes.
 
         Returns
         -------
