@@ -6,7 +6,6 @@ first pixel, angles are in radians from +x toward +y, sizes in arcsec.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -26,6 +25,7 @@ __all__ = [
     "STAMP_SIZE",
     "Instrument",
     "Scene",
+    "drizzle_kernel",
     "overlap_groups",
     "seed_of",
 ]
@@ -103,23 +103,9 @@ class Instrument:
             Pixels of 0.06 arcsec, zero point 25.9463, the PSF fitted by ``python -m benchmarks.f160w_psf`` and the
             correlation of drizzled noise with a drop of 0.8 pixels.
         """
-        edge, corner = 0.2910, 0.1252
-        kernel = torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])
         with (files("probdeblend") / "data" / "psf_f160w.npy").open("rb") as file:
             psf = torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32))
-        return cls(0.06, psf / psf.sum(), 25.9463, sky_rms, exposure, kernel)
-
-    @property
-    def fwhm(self) -> float:
-        """Full width at half maximum of the effective PSF in pixels, from its profile in half-pixel rings."""
-        psf = self.psf.double().cpu().numpy()
-        rows, columns = np.indices(psf.shape)
-        peak = np.unravel_index(psf.argmax(), psf.shape)
-        radius = np.hypot(rows - peak[0], columns - peak[1]).ravel()
-        rings = np.round(radius * 2) / 2
-        steps = np.unique(rings)
-        profile = np.array([psf.ravel()[rings == step].mean() for step in steps])
-        return float(2 * np.interp(-0.5, -profile / psf.max(), steps))
+        return cls(0.06, psf / psf.sum(), 25.9463, sky_rms, exposure, drizzle_kernel(1.0))
 
     def replace(self, **changes: object) -> Instrument:
         """Return a copy with some fields changed.
@@ -136,32 +122,11 @@ class Instrument:
         """
         return replace(self, **changes)
 
-    def to(self, device: torch.device | str) -> Instrument:
-        """Return a copy with tensors on a device.
 
-        Parameters
-        ----------
-        device
-            The device.
-
-        Returns
-        -------
-        Instrument
-            The copy.
-        """
-        kernel = None if self.noise_kernel is None else self.noise_kernel.to(device)
-        return replace(self, psf=self.psf.to(device), noise_kernel=kernel)
-
-    def describe(self) -> str:
-        """Return the instrument's numbers (not its arrays) as JSON, to be stored with data and weights.
-
-        Returns
-        -------
-        str
-            One JSON object; an infinite exposure is null.
-        """
-        numbers = {name: getattr(self, name) for name in ("pixel_scale", "zero_point", "sky_rms")}
-        return json.dumps(numbers | {"exposure": self.exposure if math.isfinite(self.exposure) else None})
+def drizzle_kernel(strength: float) -> Tensor:
+    """Return the kernel ``(3, 3)`` of noise `strength` times as correlated as in CANDELS; 0 is white noise."""
+    edge, corner = strength * 0.2910, strength * 0.1252
+    return torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])
 
 
 @dataclass(frozen=True, eq=False)

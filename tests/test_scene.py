@@ -1,4 +1,3 @@
-import json
 import math
 from dataclasses import FrozenInstanceError, fields
 
@@ -65,20 +64,11 @@ def test_instrument_copies():
     first = instrument(noise_kernel=torch.ones(3, 3))
     second = first.replace(sky_rms=2e-3)
     assert (first.sky_rms, second.sky_rms) == (1e-3, 2e-3)
-    moved = first.to("cpu")
-    assert torch.equal(moved.psf, first.psf)
-    assert torch.equal(moved.noise_kernel, first.noise_kernel)
-    assert instrument().to("cpu").noise_kernel is None
+    assert torch.equal(second.psf, first.psf)
     with pytest.raises(FrozenInstanceError):
         first.sky_rms = 1.0
     with pytest.raises(ValueError, match="sky_rms must be positive"):
         first.replace(sky_rms=-1.0)
-
-
-def test_instrument_describes_itself():
-    numbers = {"pixel_scale": 0.06, "zero_point": 26.0, "sky_rms": 1e-3}
-    assert json.loads(instrument().describe()) == numbers | {"exposure": None}
-    assert json.loads(instrument(exposure=3200.0).describe())["exposure"] == 3200.0
 
 
 @pytest.mark.parametrize(("scenes", "counts"), [(0, ()), (1, (0,)), (3, (2, 0, 5))])

@@ -286,14 +286,13 @@ def _choose(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None
     images = {n: item for n, item in enumerate(hdus) if item.is_image and item.header.get("NAXIS", 0) >= 2}
     if not images:
         raise ValueError(f"{path}: no HDU holds an image")
-    described = ", ".join(
-        f"{n} {item.name} ({' x '.join(map(str, item.shape[::-1]))})".replace("  ", " ") for n, item in images.items()
-    )
-    if hdu is None and len(images) > 1:
+    chosen = [n for n, item in images.items() if hdu is None or str(hdu).upper() in (str(n), item.name.upper())]
+    if len(chosen) == 1 or (chosen and hdu is not None):
+        return images[chosen[0]]
+    sizes = [(n, item.name, " x ".join(map(str, item.shape[::-1]))) for n, item in images.items()]
+    described = ", ".join(f"{n} {name} ({size})".replace("  ", " ") for n, name, size in sizes)
+    if hdu is None:
         raise ValueError(f"{path}: hdu must be given where several HDUs hold images, choose one of {described}")
-    for number, item in images.items():
-        if hdu is None or str(hdu).upper() in (str(number), item.name.upper()):
-            return item
     raise ValueError(f"{path}: HDU {hdu} holds no image, these do: {described}")
 
 

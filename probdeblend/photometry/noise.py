@@ -131,7 +131,7 @@ def noise_numbers(noise_kernel: Tensor | None, photon: Tensor, wavelength: Tenso
     """
     neighbor = spread = torch.zeros_like(photon)
     if noise_kernel is not None:
-        unit = noise_kernel / noise_kernel.square().sum((-2, -1), keepdim=True).sqrt()
+        unit = _unit_kernel(noise_kernel)
         neighbor = (unit[..., 1:] * unit[..., :-1]).sum((-2, -1))
         spread = unit.sum((-2, -1)).abs().log()
     photons = (photon + LEAST_PHOTONS).log() / 3 + 1

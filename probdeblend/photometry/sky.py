@@ -13,18 +13,15 @@ from astropy.stats import mad_std
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, signal
 
+from ..scene import drizzle_kernel
 from .detection import HOT, detect, native_image, union_mask
 from .noise import autocorrelation, correlated_noise
 
-__all__ = [
-    "dilate", "draw_noise", "drizzle_kernel", "estimate_noise_kernel",
-    "replace_with_sky", "sky_scatter", "subtract_sky",
-]  # fmt: skip
+__all__ = ["dilate", "draw_noise", "estimate_noise_kernel", "replace_with_sky", "sky_scatter", "subtract_sky"]
 
 MESH = 64  # pixels per side of a cell of the background mesh
 SOURCE_MARGIN = 8  # pixels around a source that are left out of the background
 SMALLEST_PATCH = 4
-EDGE, CORNER = 0.2910, 0.1252  # kernel of drizzled noise, next to its center of 1, in CANDELS
 STRENGTHS = np.linspace(0.0, 1.3, 131)  # of the noise's correlation, over that in CANDELS
 LEAST_PAIRS = 500
 ENOUGH = 1024  # pixels on a side of the largest area in which correlations are measured
@@ -112,8 +109,8 @@ def replace_with_sky(
     pending = [(np.array([side.start for side in box]), regions[box] == label) for label, box in boxes]
     while pending:
         corner, footprint = pending.pop()
-        here, place = _box(corner, footprint), _blank_place(good, footprint, corner, rng)
-        if place is not None:
+        here = _box(corner, footprint)
+        if (place := _blank_place(good, footprint, corner, rng)) is not None:
             filled[here][footprint] = pixels[_box(place, footprint)][footprint]
         elif max(footprint.shape) >= 2 * SMALLEST_PATCH:
             axis = int(np.argmax(footprint.shape))
@@ -148,12 +145,6 @@ def draw_noise(shape: tuple[int, ...], kernel: torch.Tensor | None, rng: np.rand
     return correlated_noise(shape, kernel, generator=generator).double().numpy()
 
 
-def drizzle_kernel(strength: float) -> torch.Tensor:
-    """Return the kernel ``(3, 3)`` of noise `strength` times as correlated as in CANDELS; 0 is white noise."""
-    edge, corner = strength * EDGE, strength * CORNER
-    return torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])
-
-
 def estimate_noise_kernel(image: ArrayLike, mask: ArrayLike | None = None) -> torch.Tensor:
     """Estimate the kernel of the sky's noise from the correlation of neighboring pixels.
 
@@ -185,17 +176,13 @@ def estimate_noise_kernel(image: ArrayLike, mask: ArrayLike | None = None) -> to
     if mask is None and not bad.all() and (scatter := mad_std(pixels[~bad])) > 0:
         bad |= dilate(detect(pixels, scatter, **HOT).segmentation) > 0
     sky, measured = np.where(bad, np.nan, pixels), []
-    for first, second in (
-        (sky[:, :-1], sky[:, 1:]),
-        (sky[:-1], sky[1:]),
-        (sky[:-1, :-1], sky[1:, 1:]),
-        (sky[:-1, 1:], sky[1:, :-1]),
-    ):
+    low, high, every = slice(None, -1), slice(1, None), slice(None)
+    beside = ((every, low), (every, high)), ((low, every), (high, every))
+    for here, there in (*beside, ((low, low), (high, high)), ((low, high), (high, low))):
+        first, second = sky[here], sky[there]
         pair = np.isfinite(first) & np.isfinite(second)
-        if pair.sum() < LEAST_PAIRS:
-            raise ValueError(
-                f"mask must leave {LEAST_PAIRS} pairs of neighboring pixels of blank sky, got {pair.sum()}"
-            )
+        if (count := pair.sum()) < LEAST_PAIRS:
+            raise ValueError(f"mask must leave {LEAST_PAIRS} pairs of neighboring pixels of blank sky, got {count}")
         sums, differences = (mad_std(values) ** 2 for values in ((first + second)[pair], (first - second)[pair]))
         measured.append((sums - differences) / max(sums + differences, 1e-300))
     expected = [autocorrelation(drizzle_kernel(strength)).numpy() for strength in STRENGTHS]

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..photometry.sky import drizzle_kernel
-from ..scene import Instrument
+from ..scene import Instrument, drizzle_kernel
 from .profiles import reshape_psf
 
 __all__ = ["Camera", "Cameras"]

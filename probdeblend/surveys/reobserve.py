@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from astropy.stats import mad_std
 from tqdm.auto import tqdm
 
 from ..photometry.detection import HOT, detect
-from ..photometry.noise import correlated_noise, correlation_sum
-from ..photometry.sky import dilate
-from ..scene import Instrument, seed_of
+from ..photometry.noise import correlation_sum
+from ..photometry.sky import dilate, draw_noise
+from ..scene import Instrument
 from .isolated import IsolatedGalaxy, NotIsolatedError, measure_galaxy
 from .library import STAMP_SIZE
 from .selection import Collection, collect
@@ -123,8 +122,7 @@ def _observe(
         raise NotIsolatedError("its own noise exceeds the instrument's")
     photons = np.maximum(image, 0.0) / (instrument.exposure * correlation_sum(instrument.noise_kernel))
     variance = instrument.sky_rms**2 - np.where(own, old, 0.0) + photons
-    kernel, generator = instrument.to("cpu").noise_kernel, torch.Generator().manual_seed(seed_of(seed, number))
-    noise = correlated_noise(variance.shape, kernel, generator=generator).double().numpy()
+    noise = draw_noise(variance.shape, instrument.noise_kernel, np.random.default_rng((seed, number)))
     stamp = image + np.sqrt(np.maximum(variance, 0.0)) * noise
-    settings = {"exposure": instrument.exposure, "kernel": kernel}
+    settings = {"exposure": instrument.exposure, "kernel": instrument.noise_kernel}
     return measure_galaxy(stamp, instrument.sky_rms, (MIDDLE, MIDDLE), **settings)

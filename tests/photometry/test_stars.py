@@ -2,13 +2,12 @@
 
 from functools import lru_cache
 
+import galsim
 import numpy as np
 import pytest
-import torch
 from astropy.io import fits
 
 from probdeblend.photometry import measure_psf, subtract_sky
-from probdeblend.scene import Instrument
 
 SIZE = 500
 BETA = 3.0
@@ -50,7 +49,7 @@ def true_psf(fwhm, size=41):
 
 
 def fwhm_of(psf):
-    return Instrument(0.1, torch.from_numpy(psf), 25.0, 1.0).fwhm
+    return galsim.Image(psf, scale=1.0).calculateFWHM()
 
 
 def encircled(psf, radius):
