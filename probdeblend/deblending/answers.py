@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from ..scene import SOURCE_TYPES
 from .inputs import Observation
 from .tiles import Cut, Reading
 
-__all__ = ["Answers", "posterior_of"]
+__all__ = ["posterior_of"]
 
 STUDENT_T = math.sqrt(5 / 3)  # standard deviation of the shapes' Student-t over its scale
 LARGEST_GROUP = 16
@@ -27,48 +26,21 @@ BAD_RADIUS = 4.0  # pixels around a center where a bad pixel raises a flag
 BAD_FRACTION = 0.1  # of a mask
 
 
-@dataclass(eq=False)
-class Answers:
-    """The network's answers for the sources of an image."""
-
-    group: NDArray[np.int64]
-    log_flux: NDArray[np.float32]
-    shape: NDArray[np.float64]
-    shape_width: NDArray[np.float64]
-    kind: NDArray[np.float64]
-    existence: NDArray[np.float64]
-
-    @classmethod
-    def empty(cls, sources: int, bands: int, *, chains: int, draws: int) -> Answers:
-        """Return answers to be filled in."""
-        return cls(
-            group=np.zeros(sources, dtype=np.int64),
-            log_flux=np.zeros((chains, draws, sources, bands, 2), dtype=np.float32),
-            shape=np.zeros((sources, len(SHAPES))),
-            shape_width=np.zeros((sources, len(SHAPES))),
-            kind=np.zeros((sources, len(SOURCE_TYPES))),
-            existence=np.zeros(sources),
-        )
-
-    def put(self, member: NDArray[np.int64], drawn: GroupDraws) -> None:
-        """Put draws of groups ``(group, source)`` in the places of their sources."""
-        self.log_flux[:, :, member] = drawn.log_flux.numpy()
-        for name in ("shape", "shape_width", "kind", "existence"):
-            getattr(self, name)[member] = getattr(drawn, name).double().numpy()
-
-
 def posterior_of(
     seen: Sequence[Observation],
     readings: Sequence[Reading],
-    answers: Sequence[Answers],
+    answers: Sequence[GroupDraws],
     *,
     anomaly: NDArray[np.float64],
     brightest: float,
     label: NDArray[np.int64] | None = None,
 ) -> Posterior:
-    """Put the answers for several images of one kind together; `brightest` is the largest usual ln flux over noise."""
+    """Put the answers for several images of one kind together.
+
+    Answers are arrays with one row per source; `brightest` is the largest usual ln flux over noise.
+    """
     first, sources = seen[0], [len(reading) for reading in readings]
-    start = np.cumsum([0, *(int(answer.group.max(initial=-1)) + 1 for answer in answers)])
+    start = np.cumsum([0, *(len(reading.groups) for reading in readings)])
     rms = np.concatenate([image.sky_rms(reading.x, reading.y) for image, reading in zip(seen, readings, strict=True)])
     log_flux = np.concatenate([answer.log_flux for answer in answers], 2)
     with np.errstate(over="ignore"):
@@ -90,7 +62,7 @@ def posterior_of(
         total,
         auto,
         scene=np.repeat(np.arange(len(readings)), sources),
-        group=np.concatenate([answer.group + n for answer, n in zip(answers, start, strict=False)]),
+        group=np.concatenate([reading.group + n for reading, n in zip(readings, start, strict=False)]),
         x=place[0] + columns.pop("dx"),
         y=place[1] + columns.pop("dy"),
         label=label,
@@ -105,7 +77,7 @@ def posterior_of(
     )
 
 
-def _shapes(answers: Sequence[Answers], pixel_scale: float) -> dict[str, NDArray[np.float64]]:
+def _shapes(answers: Sequence[GroupDraws], pixel_scale: float) -> dict[str, NDArray[np.float64]]:
     """Offsets from the positions, sizes and shapes, with their errors."""
     shape = dict(zip(SHAPES, np.concatenate([a.shape for a in answers]).T, strict=True))
     width = dict(zip(SHAPES, STUDENT_T * np.concatenate([a.shape_width for a in answers]).T, strict=True))
@@ -151,7 +123,7 @@ def _is_bad(image: Observation, cut: Cut, x: float, y: float) -> bool:
     return bool(bad[distance < BAD_RADIUS].any() or cut.mask[bad].sum() > BAD_FRACTION * cut.mask.sum())
 
 
-def _flags(seen: Observation, reading: Reading, answer: Answers, brightest: float) -> NDArray[np.int64]:
+def _flags(seen: Observation, reading: Reading, answer: GroupDraws, brightest: float) -> NDArray[np.int64]:
     x, y = reading.x, reading.y
     bad = [_is_bad(seen, cut, *place) for cut, *place in zip(reading.cuts, x, y, strict=True)]
     raised = {
@@ -160,6 +132,6 @@ def _flags(seen: Observation, reading: Reading, answer: Answers, brightest: floa
         Flag.UNLISTED: reading.unlisted,
         Flag.DOUBTFUL: answer.existence < 0.5,
         Flag.BRIGHT: reading.anchor.cpu().numpy().max(1, initial=-np.inf) > brightest,
-        Flag.LARGE_GROUP: np.bincount(answer.group, minlength=1)[answer.group] >= LARGEST_GROUP,
+        Flag.LARGE_GROUP: np.bincount(reading.group, minlength=1)[reading.group] >= LARGEST_GROUP,
     }
     return sum(int(flag) * where.astype(np.int64) for flag, where in raised.items())

@@ -17,18 +17,18 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..networks.dropout import draw_groups
-from ..networks.scenes import SceneNetwork
+from ..networks.dropout import GroupDraws, draw_groups
+from ..networks.scenes import SHAPES, SceneNetwork
 from ..networks.sources import SourceFeatures
 from ..photometry.noise import noise_numbers
 from ..posterior.calibrator import Calibrator
 from ..posterior.draws import Posterior
-from ..scene import Scene
-from .answers import Answers, posterior_of
+from ..scene import SOURCE_TYPES, Scene
+from .answers import posterior_of
 from .inputs import Image, Observation, observe
 from .positions import locate
 from .psfs import PsfLike
-from .tiles import Reading, find_groups, read_image, source_features
+from .tiles import Reading, read_image, source_features
 
 __all__ = ["Deblender", "Deblends", "Description", "Positions"]
 
@@ -239,48 +239,41 @@ class Deblender(nn.Module):
         """
         self._check_psf(scene.psf.flatten(0, 1))
         seen = _observations(scene)
-        readings, orders = [], []
-        for number, image in enumerate(seen):
-            given = None
-            if positions is not None:
-                own = np.flatnonzero(positions[0].cpu().numpy() == number)
-                x, y = (value.double().cpu().numpy()[own] for value in positions[1:])
-                order = np.lexsort((x, y))
-                given = (x[order], y[order])
-                orders.append(own[order])
-            readings.append(read_image(self.network, image, positions=given))
-        answers = [self._answers(reading, draws=draws, passes=passes, seed=seed) for reading in readings]
-        label = order = None
+        order, given = None, [None] * len(scene)
         if positions is not None:
-            order = np.concatenate(orders)
-            label = order + 1
+            number, x, y = (value.double().cpu().numpy() for value in positions)
+            order = np.lexsort((x, y, number))
+            parts = np.split(order, np.searchsorted(number[order], np.arange(1, len(scene))))
+            given = [(x[part], y[part]) for part in parts]
+        readings = [read_image(self.network, *pair) for pair in zip(seen, given, strict=True)]
+        answers = [self._answers(reading, draws=draws, passes=passes, seed=seed) for reading in readings]
+        label = None if order is None else order + 1
         return self._posterior(seen, readings, answers, calibrate=calibrate, label=label, order=order)
 
-    def _answers(self, reading: Reading, *, draws: int, passes: int, seed: int) -> Answers:
-        """Answer for all groups of an image; the random numbers of each go with the number of its first source."""
-        groups, bands = find_groups(reading), reading.anchor.shape[-1]
+    def _answers(self, reading: Reading, *, draws: int, passes: int, seed: int) -> GroupDraws:
+        """Answer for all sources of an image, as arrays; random numbers go with the number of a group's first one."""
+        sources, bands = reading.anchor.shape
         chains = max(passes, 1)
-        found = Answers.empty(len(reading), bands, chains=chains, draws=math.ceil(draws / chains))
-        by_size: dict[int, list[list[int]]] = {}
-        for number, members in enumerate(groups):
-            by_size.setdefault(len(members), []).append(members)
-            found.group[members] = number
-        for size, members in by_size.items():
+        log_flux = np.zeros((chains, math.ceil(draws / chains), sources, bands, 2), dtype=np.float32)
+        others = [np.zeros((sources, *row)) for row in ((len(SHAPES),), (len(SHAPES),), (len(SOURCE_TYPES),), (), (0,))]
+        for size in {len(members) for members in reading.groups}:
+            alike = [members for members in reading.groups if len(members) == size]
             chunk = max(1, ENTRIES // (max(draws, chains) * size * bands * 2))
-            for start in range(0, len(members), chunk):
-                part = members[start : start + chunk]
+            for part in (alike[start : start + chunk] for start in range(0, len(alike), chunk)):
                 features = SourceFeatures(*(value.to(self._device) for value in source_features(reading, part)))
-                index = [(i, list(range(size))) for i in range(len(part))]
-                keys = [sources[0] for sources in part]
+                index = [(number, list(range(size))) for number in range(len(part))]
+                keys = [members[0] for members in part]
                 drawn = draw_groups(self.network, features, index, keys=keys, draws=draws, passes=passes, seed=seed)
-                found.put(np.array(part), drawn)
-        return found
+                log_flux[:, :, np.array(part)] = drawn.log_flux.numpy()
+                for values, own in zip(others[:-1], drawn[1:-1], strict=True):
+                    values[np.array(part)] = own.double().numpy()
+        return GroupDraws(log_flux, *others)
 
     def _posterior(
         self,
         seen: Sequence[Observation],
         readings: Sequence[Reading],
-        answers: Sequence[Answers],
+        answers: Sequence[GroupDraws],
         *,
         calibrate: bool,
         label: NDArray[np.int64] | None,

@@ -183,7 +183,8 @@ def _opened(item: Image, stack: contextlib.ExitStack) -> _Band:
             known.mask = np.broadcast_to(np.asarray(item.mask, dtype=bool), known.shape)
         if item.uncertainty is not None and item.uncertainty.uncertainty_type in ("std", "var", "ivar"):
             error = item.uncertainty.represent_as(StdDevUncertainty)
-            known.rms = error.array if error.unit is None else error.quantity.to_value(item.unit)
+            rms = error.array if error.unit is None else error.quantity.to_value(item.unit)
+            known.rms = np.broadcast_to(rms, known.shape)
         return known
     if isinstance(item, Tensor):
         item = item.detach().cpu()
@@ -225,28 +226,19 @@ def _per_band(name: str, given: object, otherwise: list) -> list:
 
 def _noise_of(sky_rms: object, opened: list[_Band], shape: tuple[int, int], unit: str) -> list:
     """Sky noise of each band: a number, a map, or None where it is to be measured."""
+    if sky_rms is None:
+        return [band.rms for band in opened]
     if isinstance(sky_rms, (str, PathLike)):
         sky_rms = read_map(sky_rms, shape)
     if isinstance(sky_rms, Quantity):
         sky_rms = sky_rms.to_value(unit) if unit else sky_rms.value
-    given = [band.rms for band in opened] if sky_rms is None else [sky_rms]
-    forms = {shape} if sky_rms is None else {(), (len(opened),), shape, (len(opened), *shape)}
-    checked = []
-    for one in given:
-        if one is None:
-            checked.append(None)
-            continue
-        noise = np.ma.filled(np.ma.asarray(one.cpu() if isinstance(one, Tensor) else one).astype(np.float64), np.nan)
-        if noise.shape not in forms:
-            form = f"a number, one for each of {len(opened)} bands, or a map of the image's shape {shape}"
-            raise ValueError(f"sky_rms must be {form}, got shape {noise.shape}")
-        good = np.isfinite(noise) & (noise > 0)
-        if not (good.all() if noise.ndim < 2 else good.any()):
-            raise ValueError(f"sky_rms must be positive and finite, got {noise[~good][0]:g}")
-        checked.append(noise)
-    if sky_rms is None:
-        return checked
-    (noise,) = checked
+    noise = np.ma.asarray(sky_rms.cpu() if isinstance(sky_rms, Tensor) else sky_rms).astype(np.float64).filled(np.nan)
+    if noise.shape not in {(), (len(opened),), shape, (len(opened), *shape)}:
+        form = f"a number, one for each of {len(opened)} bands, or a map of the image's shape {shape}"
+        raise ValueError(f"sky_rms must be {form}, got shape {noise.shape}")
+    good = np.isfinite(noise) & (noise > 0)
+    if not (good.all() if noise.ndim < 2 else good.any()):
+        raise ValueError(f"sky_rms must be positive and finite, got {noise[~good][0]:g}")
     spread = np.broadcast_to(noise, (len(opened), *(shape if noise.ndim > 1 else ())))
     return spread.tolist() if noise.ndim < 2 else list(spread)
 
@@ -300,6 +292,6 @@ def _described(
 
 
 def _window(bands: list[BandPixels], rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-    ratio = torch.from_numpy(np.stack([band.window(rows, columns)[0] for band in bands])).float()
+    ratio = torch.from_numpy(np.stack([band.window(rows, columns) for band in bands])).float()
     good = ratio.abs() < LARGEST_RATIO
     return ratio.where(good, 0.0), good.float()

@@ -77,27 +77,26 @@ class BandPixels:
         pixels = subtracted if self.background else pixels
         return pixels, _measured_noise(pixels, scatter) if self.rms is None else noise
 
-    def window(self, rows: slice, columns: slice) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Pixels over sky noise and the noise of a part of the image, NaN beyond its edge."""
+    def window(self, rows: slice, columns: slice) -> NDArray[np.float32]:
+        """Pixels over sky noise of a part of the image, NaN beyond its edge."""
         ratio = np.full((rows.stop - rows.start, columns.stop - columns.start), np.nan, dtype=np.float32)
-        noise = np.full(ratio.shape, np.nan)
         for i in range(rows.start // BLOCK, (min(rows.stop, self.shape[0]) - 1) // BLOCK + 1):
             for j in range(columns.start // BLOCK, (min(columns.stop, self.shape[1]) - 1) // BLOCK + 1):
-                block = self.block(i, j)
+                block = self.block(i, j)[0]
                 here, there = [], []
-                for number, side, size in ((i, rows, block[0].shape[0]), (j, columns, block[0].shape[1])):
+                for number, side, size in zip((i, j), (rows, columns), block.shape, strict=True):
                     start = number * BLOCK
                     low, high = max(side.start, start), min(side.stop, start + size)
                     here.append(slice(low - side.start, high - side.start))
                     there.append(slice(low - start, high - start))
-                ratio[tuple(here)], noise[tuple(here)] = block[0][tuple(there)], block[1][tuple(there)]
-        return ratio, noise
+                ratio[tuple(here)] = block[tuple(there)]
+        return ratio
 
     def middle(self) -> NDArray[np.float64]:
         """Pixels over sky noise of the middle of the image, at most one block."""
         starts = [max((size - BLOCK) // 2, 0) for size in self.shape]
         sides = (slice(low, min(low + BLOCK, size)) for low, size in zip(starts, self.shape, strict=True))
-        return self.window(*sides)[0].astype(np.float64)
+        return self.window(*sides).astype(np.float64)
 
     def noise_at(self, x: NDArray, y: NDArray) -> NDArray[np.float64]:
         """Sky noise at positions; where it is not known, the median of the block, or NaN."""

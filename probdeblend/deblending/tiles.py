@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +30,7 @@ from ..networks.trunk import REACH as TRUNK_REACH
 from ..scene import overlap_groups
 from .inputs import Observation
 
-__all__ = ["Reading", "find_groups", "find_peaks", "read_image", "source_features"]
+__all__ = ["Reading", "find_peaks", "read_image", "source_features"]
 
 PATCH = 128  # pixels on a side whose sources are read together
 NEAR = int(SHARE_REACH)  # pixels around a source where it may have light
@@ -76,6 +78,25 @@ class Reading:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @cached_property
+    def groups(self) -> list[list[int]]:
+        """Sources whose masks overlap, ordered by their first member."""
+        count, member = connected_components(self.overlap > LINK, directed=False)
+        order, groups = np.argsort(member, kind="stable"), []
+        for sources in np.split(order, np.cumsum(np.bincount(member, minlength=count))[:-1]):
+            dense = torch.from_numpy(self.overlap[sources][:, sources].toarray())
+            found = overlap_groups(torch.maximum(dense, dense.T), link=LINK)
+            groups += [sources[members].tolist() for members in found]
+        return sorted(groups)
+
+    @property
+    def group(self) -> NDArray[np.int64]:
+        """Number of the group of each source."""
+        number = np.zeros(len(self), dtype=np.int64)
+        for group, members in enumerate(self.groups):
+            number[members] = group
+        return number
 
 
 class _Sources(NamedTuple):
@@ -135,8 +156,8 @@ def find_peaks(heat: Tensor) -> tuple[NDArray[np.float64], ...]:
 def read_image(
     network: SceneNetwork,
     seen: Observation,
-    *,
     positions: tuple[NDArray, NDArray] | None = None,
+    *,
     tile: int = 512,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reading:
@@ -146,15 +167,20 @@ def read_image(
     """
     if tile < STRIDE:
         raise ValueError(f"tile must be at least {STRIDE} pixels, got {tile}")
-    tiles = [(y, x) for y in range(0, seen.shape[0], tile) for x in range(0, seen.shape[1], tile)]
+    tiles = _squares([slice(0, size) for size in seen.shape], tile)
     parts: list[_Part] = []
     with torch.inference_mode():
-        for number, corner in enumerate(tiles):
-            core = tuple(slice(at, min(at + tile, size)) for at, size in zip(corner, seen.shape, strict=True))
+        for number, core in enumerate(tiles):
             parts += _read_tile(network, seen, core, positions)
             if progress is not None:
                 progress(number + 1, len(tiles))
     return _joined(parts, bands=len(seen.psf))
+
+
+def _squares(area: Sequence[slice], side: int) -> list[tuple[slice, slice]]:
+    """Divide rows and columns of an image into squares of `side` pixels; the last ones may be smaller."""
+    parts = ([slice(n, min(n + side, part.stop)) for n in range(part.start, part.stop, side)] for part in area)
+    return list(product(*parts))
 
 
 def _aligned(side: slice, margin: int, size: int) -> slice:
@@ -165,10 +191,7 @@ def _aligned(side: slice, margin: int, size: int) -> slice:
 
 
 def _read_tile(
-    network: SceneNetwork,
-    seen: Observation,
-    core: tuple[slice, slice],
-    positions: tuple[NDArray, NDArray] | None,
+    network: SceneNetwork, seen: Observation, core: tuple[slice, slice], positions: tuple[NDArray, NDArray] | None
 ) -> Iterator[_Part]:
     device = network.trunk.gate.weight.device
     rows, columns = (_aligned(side, MARGIN, size) for side, size in zip(core, seen.shape, strict=True))
@@ -180,17 +203,15 @@ def _read_tile(
     if not sources.within(core).any():
         return
     queries = network.reader.queries(maps, *(place.to(device) for place in sources.places((rows.start, columns.start))))
-    for top in range(core[0].start, core[0].stop, PATCH):
-        for left in range(core[1].start, core[1].stop, PATCH):
-            patch = (slice(top, min(top + PATCH, core[0].stop)), slice(left, min(left + PATCH, core[1].stop)))
-            own = sources.within(patch)
-            if not own.any():
-                continue
-            domain = tuple(_aligned(side, NEAR, size) for side, size in zip(patch, seen.shape, strict=True))
-            order = np.concatenate([np.flatnonzero(own), np.flatnonzero(sources.within(domain, NEAR) & ~own)])
-            local = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(domain, (rows, columns), strict=True))
-            part = (maps.crop(*local), sources.chosen(order), queries[:, order])
-            yield _read_patch(network, *part, int(own.sum()), domain, seen.shape)
+    for patch in _squares(core, PATCH):
+        own = sources.within(patch)
+        if not own.any():
+            continue
+        domain = tuple(_aligned(side, NEAR, size) for side, size in zip(patch, seen.shape, strict=True))
+        order = np.concatenate([np.flatnonzero(own), np.flatnonzero(sources.within(domain, NEAR) & ~own)])
+        local = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(domain, (rows, columns), strict=True))
+        part = (maps.crop(*local), sources.chosen(order), queries[:, order])
+        yield _read_patch(network, *part, int(own.sum()), domain, seen.shape)
 
 
 def _sources(
@@ -292,17 +313,6 @@ def _joined(parts: list[_Part], bands: int) -> Reading:
         overlap=overlap,
         cuts=[cuts[i] for i in order],
     )
-
-
-def find_groups(reading: Reading) -> list[list[int]]:
-    """Return the groups of sources whose masks overlap, ordered by their first member."""
-    count, member = connected_components(reading.overlap > LINK, directed=False)
-    groups = []
-    for sources in np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member, minlength=count))[:-1]):
-        dense = torch.from_numpy(reading.overlap[sources][:, sources].toarray())
-        dense = torch.maximum(dense, dense.T)
-        groups += [[int(sources[i]) for i in members] for members in overlap_groups(dense, link=LINK)]
-    return sorted(groups)
 
 
 def source_features(reading: Reading, groups: list[list[int]]) -> SourceFeatures:

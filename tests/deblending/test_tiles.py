@@ -7,7 +7,7 @@ from scipy.sparse import csr_array
 from tiny_weights import PSF, light_of, noise_of
 
 from probdeblend.deblending.inputs import observe
-from probdeblend.deblending.tiles import Reading, find_groups, find_peaks, read_image, source_features
+from probdeblend.deblending.tiles import Reading, find_peaks, read_image, source_features
 
 SIZE = 96
 PLACES = np.array([[30.2, 40.1], [38.5, 43.7], [70.0, 60.5], [64.8, 66.1]])
@@ -99,11 +99,11 @@ def reading_of(overlap):
 
 def test_groups_are_friends_of_friends_whichever_sees_the_other():
     overlap = [[0, 0, 0, 0, 9], [0, 0, 0, 0.5, 0], [0, 0, 0, 2, 0], [0, 0, 0, 0, 0], [0, 0, 3, 0, 0]]
-    assert find_groups(reading_of(overlap)) == [[0, 2, 3, 4], [1]]
-    assert find_groups(reading_of(np.zeros((3, 3)))) == [[0], [1], [2]]
-    assert find_groups(reading_of(np.zeros((0, 0)))) == []
+    assert reading_of(overlap).groups == [[0, 2, 3, 4], [1]]
+    assert reading_of(np.zeros((3, 3))).groups == [[0], [1], [2]]
+    assert reading_of(np.zeros((0, 0))).groups == []
 
 
 def test_large_groups_are_cut_at_their_weakest_link():
     chain = np.diag(np.r_[np.full(13, 5.0), 2.0, np.full(13, 5.0)], 1)
-    assert find_groups(reading_of(chain)) == [list(range(14)), list(range(14, 28))]
+    assert reading_of(chain).groups == [list(range(14)), list(range(14, 28))]
