@@ -266,16 +266,12 @@ class Scene:
         """
         index = torch.arange(len(self))[scenes]
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in SCENE_FIELDS:
-            if values[name] is not None:
-                values[name] = values[name][index]
+        values |= {name: values[name][index] for name in SCENE_FIELDS if values[name] is not None}
         if self.scene is not None:
             number = torch.full((len(self),), -1)
             number[index] = torch.arange(len(index))
             kept = number[self.scene] >= 0
-            for name in SOURCE_FIELDS:
-                if values[name] is not None:
-                    values[name] = values[name][kept]
+            values |= {name: values[name][kept] for name in SOURCE_FIELDS if values[name] is not None}
             values["scene"] = number[values["scene"]]
         return Scene(**values)
 
@@ -295,9 +291,8 @@ class Scene:
         """
         batches = list(batches)
         values = {f.name: getattr(batches[0], f.name) for f in fields(cls)}
-        for name in SCENE_FIELDS + SOURCE_FIELDS:
-            if values[name] is not None:
-                values[name] = torch.cat([getattr(batch, name) for batch in batches])
+        known = [name for name in SCENE_FIELDS + SOURCE_FIELDS if values[name] is not None]
+        values |= {name: torch.cat([getattr(batch, name) for batch in batches]) for name in known}
         if batches[0].scene is not None:
             start = np.cumsum([0, *map(len, batches)])
             values["scene"] = torch.cat([batch.scene + int(n) for batch, n in zip(batches, start, strict=False)])

@@ -326,11 +326,9 @@ def _unit(text: object) -> str:
 
 
 def _zero_point(header: fits.Header, unit: str) -> float | None:
-    cards = {name: header.get(name) for name in (*ZERO_POINT_CARDS, "PHOTFLAM", "PHOTPLAM")}
-    numbers = {name: value for name, value in cards.items() if isinstance(value, int | float) and value > 0}
+    numbers = {name: value for name, value in header.items() if isinstance(value, int | float) and value > 0}
     if stated := [numbers[name] for name in ZERO_POINT_CARDS if name in numbers]:
         return float(stated[0])
-    photflam, photplam = numbers.get("PHOTFLAM"), numbers.get("PHOTPLAM")
-    if unit in ("electron / s", "ct / s") and photflam and photplam:
-        return float(-2.5 * np.log10(photflam) - 5 * np.log10(photplam) - 2.408)
+    if unit in ("electron / s", "ct / s") and {"PHOTFLAM", "PHOTPLAM"} <= numbers.keys():
+        return float(-2.5 * np.log10(numbers["PHOTFLAM"]) - 5 * np.log10(numbers["PHOTPLAM"]) - 2.408)
     return None

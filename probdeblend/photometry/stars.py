@@ -92,10 +92,8 @@ def measure_psf(
         if len(stars) >= LEAST_STARS:
             break
     else:
-        raise ValueError(
-            f"image must have at least {LEAST_STARS} isolated, unsaturated stars with a signal-to-noise ratio above "
-            f"{LEAST_SNR[-1]:.0f} to measure its PSF, got {len(stars)}"
-        )
+        wanted = f"{LEAST_STARS} isolated, unsaturated stars with a signal-to-noise ratio above {LEAST_SNR[-1]:.0f}"
+        raise ValueError(f"image must have at least {wanted} to measure its PSF, got {len(stars)}")
     return _mean_star(found.select(stars[np.argsort(-found.snr[stars], kind="stable")[:MOST_STARS]]), size)
 
 
@@ -125,8 +123,7 @@ def _measured(stamps: NDArray[np.float64]) -> _Sources:
     inner = min(reach, int(3 * WEIGHT[1]))
     light = np.nan_to_num(stamps[:, reach - inner : reach + inner + 1, reach - inner : reach + inner + 1])
     along = np.arange(-inner, inner + 1)
-    x, y, size, snr = np.zeros((4, len(stamps)))
-    size[:] = WEIGHT[0]
+    x, y, size, snr = np.array([[0.0], [0.0], [WEIGHT[0]], [0.0]]).repeat(len(stamps), 1)
     for _ in range(12):
         width = np.clip(1.5 * size, *WEIGHT)
         across = [np.exp(-0.5 * ((along - center[:, None]) / width[:, None]) ** 2) for center in (y, x)]
@@ -164,9 +161,8 @@ def _smallest_of_one_size(size: NDArray[np.float64]) -> NDArray[np.int64]:
 def _mean_star(stars: _Sources, size: int) -> NDArray[np.float64]:
     """Average stars, moved to the middle pixel and scaled to one another, without their outliers."""
     reach = stars.pixels.shape[-1] // 2
-    pixels, good = _centered(stars)
     middle = slice(reach - size // 2, reach + size // 2 + 1)
-    pixels, good = pixels[:, middle, middle], good[:, middle, middle]
+    pixels, good = (values[:, middle, middle] for values in _centered(stars))
     radius = _radius(size // 2)
     near = radius <= 4 * np.median(stars.size)
     seen = np.where(good | ~good.any(0), np.where(good, pixels, 0.0), np.nan)

@@ -21,7 +21,7 @@ from torch.distributions import Beta, Gamma
 from ..scene import GALAXY_TYPES, SOURCE_TYPES
 from .profiles import Components
 
-__all__ = ["MAX_COMPONENTS", "single_index", "source_components"]
+__all__ = ["MAX_COMPONENTS", "source_components"]
 
 MAX_KNOTS = 8
 MAX_KNOT_DISTANCE = 1.8  # arcsec
@@ -62,36 +62,25 @@ def source_components(
     light = {name: torch.zeros(size) for name in ("flux", "dx", "dy")}
     light |= {name: torch.ones(size) for name in ("half_light_radius", "sersic_index", "axis_ratio")}
     light["angle"] = sources["angle"][..., None].expand(size).clone()
-    present = torch.zeros(size, dtype=torch.bool)
-    present[..., 0] = True
+    present = (torch.arange(MAX_COMPONENTS) == 0).expand(size).clone()
     star = kind == SOURCE_TYPES.index("star")
     light["flux"][..., 0] = 1.0
-    radius = torch.where(star, STAR_RADIUS * pixel_scale, sources["half_light_radius"] * axis_ratio.sqrt())
-    light["half_light_radius"][..., 0] = radius
+    radius = sources["half_light_radius"] * axis_ratio.sqrt()
+    light["half_light_radius"][..., 0] = torch.where(star, STAR_RADIUS * pixel_scale, radius)
     light["axis_ratio"][..., 0] = torch.where(star, 1.0, axis_ratio)
-    light["sersic_index"][..., 0] = single_index(kind, sources["sersic_quantile"])
+    least, span = torch.tensor(SMOOTH_INDEX)[kind].unbind(-1)
+    light["sersic_index"][..., 0] = least + span * sources["sersic_quantile"]
     if not smooth:
         is_a = {name: kind == number for number, name in enumerate(GALAXY_TYPES)}
         _add_disk(light, present, is_a["sphd"], sources)
         _add_arms(light, present, is_a["disk"], disk=0)
         _add_arms(light, present, is_a["sphd"], disk=1)
         _add_knots(light, present, is_a["irr"])
-    dx, dy = light.pop("dx") / pixel_scale, light.pop("dy") / pixel_scale
-    x, y = sources["x"][..., None] + dx, sources["y"][..., None] + dy
-    return Components(**light, x=x, y=y, present=present), _slopes(sources["slope"], present)
-
-
-def single_index(source_type: Tensor, quantile: Tensor) -> Tensor:
-    """Return the Sérsic index ``(...)`` of galaxies of a single profile, from its quantile within the type."""
-    least, span = torch.tensor(SMOOTH_INDEX)[source_type].unbind(-1)
-    return least + span * quantile
-
-
-def _slopes(slope: Tensor, present: Tensor) -> Tensor:
-    slopes = slope[..., None].expand(present.shape).clone()
-    slopes[..., 0] += torch.where(present[..., 1], 0.5 + 0.3 * torch.randn(slope.shape), 0.0)
-    slopes[..., 2:] -= 0.4 + 0.3 * torch.randn(*slope.shape, 1)
-    return slopes
+    x, y = (sources[name][..., None] + light.pop(f"d{name}") / pixel_scale for name in "xy")
+    slope = sources["slope"][..., None].expand(size).clone()
+    slope[..., 0] += torch.where(present[..., 1], 0.5 + 0.3 * torch.randn(kind.shape), 0.0)
+    slope[..., 2:] -= 0.4 + 0.3 * torch.randn(*kind.shape, 1)
+    return Components(**light, x=x, y=y, present=present), slope
 
 
 def _uniform(low: Tensor | float, high: Tensor | float, like: Tensor) -> Tensor:

@@ -233,8 +233,7 @@ class Population:
     def _types(self) -> Tensor:
         """Probability of each of `SOURCE_TYPES`, with magnitudes in the range."""
         within = self.magnitude(torch.arange(STAR)).log_mass.logsumexp(-1).exp().float()
-        galaxies = torch.tensor(self.type_probabilities) * within
-        stars = torch.tensor([self.star_fraction])
+        galaxies, stars = torch.tensor(self.type_probabilities) * within, torch.tensor([self.star_fraction])
         return torch.cat([galaxies / galaxies.sum() * (1 - stars), stars])
 
     def _mixture(self, source_type: Tensor) -> tuple[Tensor, ...]:
@@ -327,10 +326,10 @@ class Population:
             The distribution.
         """
         radius = values["half_light_radius"] / frame.pixel_scale
-        if self.layout == "clustered":
+        if clustered := self.layout == "clustered":
             radius = radius * values["axis_ratio"].sqrt()
         radius = torch.where(values["source_type"] == STAR, STAR_RADIUS, radius)[:, None]
-        if self.layout == "clustered":
+        if clustered:
             return Clustered(radius, exists[:, None], frame, near=near)
         if self.layout == "anywhere":
             return Positions(radius, exists[:, None], frame)

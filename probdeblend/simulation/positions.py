@@ -114,7 +114,7 @@ class Paired(Positions):
 
     def _circles(self) -> tuple[Tensor, Tensor]:
         radius = self.radius[..., :2]
-        inner, outer = separation_limits(radius if radius.shape[-1] == 2 else radius.expand(*radius.shape[:-1], 2))
+        inner, outer = separation_limits(radius)
         if self.centered:
             return inner, outer
         outer = outer.clamp(max=LARGEST * min(self.frame.shape))
@@ -123,10 +123,11 @@ class Paired(Positions):
     def _corner(self, step: Tensor) -> tuple[Tensor, Tensor]:
         """Limits of the first center such that the second one, a step away, is in the image too."""
         if self.centered:
-            middle = (torch.tensor(self.frame.shape[::-1]) - 1) / 2
-            return middle - MIDDLE + 0 * step, middle + MIDDLE + 0 * step
+            middle = (torch.tensor(self.frame.shape[::-1]) - 1) / 2 + 0 * step
+            return middle - MIDDLE, middle + MIDDLE
         low, high = self.frame.limits
-        return low - step.clamp(max=0), torch.maximum(high - step.clamp(min=0), low - step.clamp(max=0) + 1e-3)
+        low = low - step.clamp(max=0)
+        return low, torch.maximum(high - step.clamp(min=0), low + 1e-3)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draw centers."""
@@ -140,9 +141,8 @@ class Paired(Positions):
         low, high = self._corner(step)
         first = low + (high - low) * torch.rand_like(low)
         others = self._anywhere(*inner.shape, max(self.radius.shape[-1] - 2, 0))
-        return torch.cat([first[..., None, :], (first + step)[..., None, :], others], -2)[
-            ..., : self.radius.shape[-1], :
-        ]
+        places = torch.cat([torch.stack([first, first + step], -2), others], -2)
+        return places[..., : self.radius.shape[-1], :]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density of centers."""

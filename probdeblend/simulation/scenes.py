@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -46,16 +46,12 @@ def render_bands(
 
     Light ``(source, band, y, x)`` sums to 1 over an infinite image; colors are ``(source, band)``.
     """
-    values = {f.name: getattr(light, f.name) for f in fields(light)}
-    psf, finer = camera.psf, 1
-    if camera.fine_psf is not None:
-        psf, finer = camera.fine_psf, 2
-        values |= {"x": 2 * light.x, "y": 2 * light.y}
+    psf, finer = (camera.psf, 1) if camera.fine_psf is None else (camera.fine_psf, 2)
     images, colors = [], []
     for band, wave in enumerate(camera.wavelengths / camera.wavelengths[0]):
         flux = light.flux * (slope * wave.log()).exp() * light.present
         total = flux.sum(-1, keepdim=True)
-        drawn = Components(**values | {"flux": flux / total})
+        drawn = replace(light, flux=flux / total, x=finer * light.x, y=finer * light.y)
         image = engine(drawn, psf[band], pixel_scale=camera.pixel_scale / finer, size=finer * size)
         images.append(finer**2 * image[..., ::finer, ::finer])
         colors.append(total[..., 0].log())
@@ -151,7 +147,7 @@ class Simulator:
             drawn = {name: value[:kept] for name, value in drawn.items()}
             image, *truth = self._painted(drawn, light.select(slice(kept)), slope[:kept], scene[:kept], size)
         truth = dict(zip(("light", "flux", "auto_flux"), truth, strict=True)) | {"scene": scene[:kept]}
-        return self._observed(drawn, image, truth, count, torch.Generator().manual_seed(seeds[2]))
+        return self._observed(drawn, image, truth, count, seeds[2])
 
     def _painted(
         self, drawn: Mapping[str, Tensor], light: Components, slope: Tensor, scene: Tensor, count: int
@@ -171,8 +167,7 @@ class Simulator:
             for some in todo:
                 corner = middle[some] - size // 2
                 part = light.select(some)
-                moved = {"x": part.x - corner[:, :1], "y": part.y - corner[:, 1:]}
-                part = Components(**{f.name: getattr(part, f.name) for f in fields(part)} | moved)
+                part = replace(part, x=part.x - corner[:, :1], y=part.y - corner[:, 1:])
                 cutout, color = render_bands(part, slope[some], self.camera, engine=self.engine, size=size)
                 flux = self._fluxes({name: value[some] for name, value in drawn.items()}, cutout, color)
                 enough = self._is_enough(cutout, flux, size)
@@ -205,12 +200,7 @@ class Simulator:
         return torch.tensor([auto_over_total(one, value) for one, value in zip(pixels, over, strict=True)])
 
     def _observed(
-        self,
-        drawn: Mapping[str, Tensor],
-        image: Tensor,
-        truth: Mapping[str, Tensor | None],
-        count: int,
-        generator: torch.Generator,
+        self, drawn: Mapping[str, Tensor], image: Tensor, truth: Mapping[str, Tensor | None], count: int, seed: int
     ) -> Scene:
         """Add noise to a whole batch, on which the noise depends, and keep its first scenes."""
         camera = self.camera
@@ -220,7 +210,7 @@ class Simulator:
         galaxy = drawn["source_type"] != SOURCE_TYPES.index("star")
         radius = drawn["half_light_radius"] * drawn["axis_ratio"].sqrt()
         return Scene(
-            image=add_noise(image, **noise, generator=generator)[:count],
+            image=add_noise(image, **noise, generator=torch.Generator().manual_seed(seed))[:count],
             pixel_scale=camera.pixel_scale,
             zero_point=camera.zero_point,
             half_light_radius=torch.where(galaxy, radius, torch.nan),

@@ -131,7 +131,7 @@ def read_scenes(path: str | PathLike[str], start: int = 0, stop: int | None = No
     stop = total if stop is None else stop
     if not 0 <= start <= stop <= total:
         raise ValueError(f"start and stop must be from 0 to {total} and in order, got {start} and {stop}")
-    parts = []
+    parts: list[Scene] = []
     for shard, low, high in zip(shards, starts[:-1], starts[1:], strict=True):
         if (low < stop and high > start) or (start == stop and not parts):
             with _shard(shard) as file:

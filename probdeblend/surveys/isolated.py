@@ -163,19 +163,19 @@ def measure_galaxy(
     flux, error = kron_flux(stamp, found, sky_rms, exposure=exposure * correlation)
     if not flux[own] > 0:
         raise NotIsolatedError("its flux is not positive")
-    segmentation, place = found.segmentation == own + 1, (found.x[own], found.y[own])
+    segmentation, x, y = found.segmentation == own + 1, found.x[own], found.y[own]
     reach = kron_radius(stamp, found)[own] * found.semi_major[own]
     circles = {"rmax": [reach], "frac": 0.5, "normflux": [flux[own]], "subpix": 5}
-    half = max(float(sep.flux_radius(native_image(stamp), [place[0]], [place[1]], **circles)[0][0]), 0.1)
+    half = max(float(sep.flux_radius(native_image(stamp), [x], [y], **circles)[0][0]), 0.1)
     quality = _leftover(stamp, sky_rms, segmentation)
     quality |= Quality.TWO_NOISE_LEVELS * (_ring_noise_ratio(stamp, segmentation) > NOISE_RATIO)
-    quality |= Quality.ASYMMETRIC * (_asymmetry(stamp, segmentation, sky_rms, place, half) > ASYMMETRY)
+    quality |= Quality.ASYMMETRIC * (_asymmetry(stamp, segmentation, sky_rms, (x, y), half) > ASYMMETRY)
     return IsolatedGalaxy(
         pixels=stamp.astype(np.float32),
         segmentation=segmentation,
         sky_rms=sky_rms,
-        x=place[0],
-        y=place[1],
+        x=x,
+        y=y,
         auto_flux=flux[own],
         flux_error=error[own] * correlation**0.5,
         half_light_radius=half,
@@ -188,7 +188,7 @@ def _leftover(stamp: NDArray[np.float64], sky_rms: float, segmentation: NDArray[
     found = detect(stamp, sky_rms, **DEEP)
     others = np.setdiff1d(found.label, found.segmentation[segmentation])
     split = detect(stamp, sky_rms, **(DEEP | {"contrast": DOUBLE_CONTRAST})).segmentation
-    nuclei = set(split[segmentation].tolist()) - {0}
+    nuclei = np.setdiff1d(split[segmentation], 0)
     return Quality.NEIGHBOR * (len(others) > 0) | Quality.DOUBLE_NUCLEUS * (len(nuclei) > 1)
 
 
@@ -216,8 +216,7 @@ def _asymmetry(
     opposite = [2 * center[1] - y, 2 * center[0] - x]
     difference = stamp[y, x] - ndimage.map_coordinates(stamp, opposite, order=0, mode="grid-constant", cval=np.nan)
     inside = np.isfinite(difference)
-    light = stamp[y, x][inside].sum()
-    if light <= 0:
+    if (light := stamp[y, x][inside].sum()) <= 0:
         return 0.0
     # The mean absolute difference of two pixels of pure noise is 2 / sqrt(pi) times their scatter.
     noise = inside.sum() * sky_rms * 2 / np.sqrt(np.pi)

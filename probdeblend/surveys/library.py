@@ -137,8 +137,7 @@ class Library:
     @property
     def footprint(self) -> NDArray[np.bool_]:
         """Segmentations grown into the galaxies' wings ``(galaxy, y, x)``: where their light is."""
-        grown = [dilate(own.astype(np.int32)) > 0 for own in self.segmentation]
-        return np.array(grown, dtype=bool).reshape(self.segmentation.shape)
+        return np.array([dilate(own.astype(np.int32)) > 0 for own in self.segmentation], dtype=bool)
 
     @property
     def reasons(self) -> NDArray[np.str_]:
@@ -193,14 +192,13 @@ class Library:
         part = np.searchsorted(limits, place, side="right") - 1
         parts = tuple(self.select(part == number) for number in range(len(fractions)))
         if not all(len(galaxies) for galaxies in parts):
-            distinct = len(np.unique(self.identity))
-            raise ValueError(f"fractions must leave a galaxy in each part, got {fractions} for {distinct}")
+            raise ValueError(f"fractions must leave a galaxy in each part, got {fractions} for {len(self)}")
         return parts
 
     def digest(self) -> str:
         """Return a fingerprint, 32 hexadecimal digits, of the kept galaxies: identities, pixels and fluxes."""
         kept = self.select(self.keep)
-        parts = ("\n".join(kept.identity).encode(), kept.pixels.tobytes(), kept.auto_flux.tobytes())
+        parts = "\n".join(kept.identity).encode(), kept.pixels.tobytes(), kept.auto_flux.tobytes()
         return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
