@@ -136,6 +136,13 @@ def test_a_batch_depends_on_its_number_alone(small):
     assert other.image.shape != first[0].image.shape or not torch.equal(other.image, first[0].image)
 
 
+def test_crowded_batches_hold_fewer_scenes(small):
+    for sources, scenes in ((1, 32), (4, 32), (6, 24), (14, 12), (40, 8)):
+        crowds = Population.default().replace(number=(0.0,) * sources + (1.0,))
+        (batch,) = batches(Points(count=20, crowds=crowds), [0], batch_size=32, pairs=0.0, size=(64,))
+        assert len(batch.image) == scenes
+
+
 def test_light_adds_up_to_the_image(small):
     """What is left over noise of unit variance: the image holds the listed light and the rest."""
     quiet = replace(WIDE, exposure=torch.tensor([np.inf]), noise_kernel=torch.ones(1, 1, 1))
