@@ -1,4 +1,4 @@
-"""The population of sources and scenes, as one Pyro program: simulations draw from it, refinement conditions it.
+"""The population of sources and scenes, as one Pyro program: simulations draw from it, refinement takes priors from it.
 
 A galaxy is a spheroid, a disk, a bulge with a disk, or an irregular, in the proportions of the 1,050 distinct galaxies
 in the published test set of Boucaud et al. (2020, doi:10.1093/mnras/stz3056). Given its type, magnitude and logarithm
