@@ -18,14 +18,12 @@ class Flag(IntFlag, boundary=STRICT):
     - ``UNLISTED`` (16): the network sees another source nearby, which the given positions lack.
     - ``LARGE_GROUP`` (32): its group was larger than the largest that is measured jointly, and was cut.
     - ``BRIGHT`` (64): brighter or larger than the sources of the training set.
-    - ``OUT_OF_RANGE`` (128): the PSF or the noise of the image is outside the trained range.
-    - ``ANOMALY`` (256): unlike the training set.
-    - ``OUTSIDE_CALIBRATION`` (512): outside the range that the calibrator was fitted on.
-    - ``NOT_REFINED`` (1024): refinement was requested but not used; another flag gives the reason.
-    - ``POOR_WEIGHTS`` (2048): importance weights of the refinement are unreliable (k-hat above 0.7).
-    - ``MISFIT`` (4096): the best-fit model leaves larger residuals than noise would.
-    - ``DISAGREEMENT`` (8192): refinement and network disagree.
-    - ``UNEVEN_NOISE`` (16384): the noise varies across the group, which refinement does not model.
+    - ``ANOMALY`` (128): unlike the training set.
+    - ``OUTSIDE_CALIBRATION`` (256): outside the range that the calibrator was fitted on.
+    - ``NOT_REFINED`` (512): refinement was requested but not used; another flag gives the reason.
+    - ``POOR_WEIGHTS`` (1024): importance weights of the refinement are unreliable (k-hat above 0.7).
+    - ``MISFIT`` (2048): the best-fit model leaves larger residuals than noise would.
+    - ``DISAGREEMENT`` (4096): refinement and network disagree.
     """
 
     EDGE = 1
@@ -35,14 +33,12 @@ class Flag(IntFlag, boundary=STRICT):
     UNLISTED = 16
     LARGE_GROUP = 32
     BRIGHT = 64
-    OUT_OF_RANGE = 128
-    ANOMALY = 256
-    OUTSIDE_CALIBRATION = 512
-    NOT_REFINED = 1024
-    POOR_WEIGHTS = 2048
-    MISFIT = 4096
-    DISAGREEMENT = 8192
-    UNEVEN_NOISE = 16384
+    ANOMALY = 128
+    OUTSIDE_CALIBRATION = 256
+    NOT_REFINED = 512
+    POOR_WEIGHTS = 1024
+    MISFIT = 2048
+    DISAGREEMENT = 4096
 
     @classmethod
     def _missing_(cls, value: object) -> Self:
