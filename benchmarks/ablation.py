@@ -93,7 +93,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = SceneNetwork(**NETWORKS[name])
-        schedule = Schedule(steps, validate_every=max(1, steps // 10), patience=10**6)
+        schedule = Schedule(steps, validate_every=max(1, steps // 10))
         fit(SceneLoss(network), batches, validation, schedule=schedule, checkpoint=kept / f"{name}.pt")
     return network.eval()
 

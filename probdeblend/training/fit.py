@@ -30,18 +30,16 @@ class Schedule:
     """How long and how fast to train.
 
     The learning rate rises linearly to `learning_rate` over the first 5 % of the steps, then falls as half a cosine
-    to zero. Training validates every `validate_every` steps, and ends after `patience` validations without a better
-    one; `weight_decay` is that of AdamW.
+    to zero. Training validates every `validate_every` steps; `weight_decay` is that of AdamW.
     """
 
     steps: int
     learning_rate: float = 1.5e-3
     weight_decay: float = 1e-4
     validate_every: int = 250
-    patience: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "validate_every", "patience"):
+        for name in ("steps", "learning_rate", "validate_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
@@ -66,17 +64,11 @@ class History:
     validation: list[tuple[int, float]] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
     skipped: int = 0
-    stopped_early: bool = False
-
-    @property
-    def scores(self) -> list[float]:
-        """Validation losses in order."""
-        return [score for _, score in self.validation]
 
     @property
     def best(self) -> float:
         """Lowest validation loss; infinite before the first."""
-        return min(self.scores, default=math.inf)
+        return min((score for _, score in self.validation), default=math.inf)
 
     def table(self) -> Table:
         """Return one row per validation: ``step``, ``training`` and ``validation`` loss and the latter's parts."""
@@ -122,7 +114,7 @@ def fit(
         torch.set_rng_state(state["random"])
         torch.cuda.set_rng_state_all(state["cuda"])
     bar = tqdm(total=schedule.steps, initial=history.step, disable=not progress, desc="train", unit="batch")
-    for batch in islice(source, 0 if history.stopped_early else schedule.steps - history.step):
+    for batch in islice(source, schedule.steps - history.step):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(history.step)
         value = _step(loss, batch, optimizer, mixed=mixed)
@@ -134,7 +126,7 @@ def fit(
             continue
         if _validated(loss, validation, history, running, mixed=mixed):
             best = {name: value.detach().clone() for name, value in loss.state_dict().items()}
-        running, history.stopped_early = [], _waited(history.scores) >= schedule.patience
+        running = []
         if progress:
             bar.write(_line(history))
         if checkpoint is not None:
@@ -143,8 +135,6 @@ def fit(
             stored["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
             with whole_file(checkpoint, overwrite=True) as temporary:
                 torch.save(stored, temporary)
-        if history.stopped_early:
-            break
     bar.close()
     loss.load_state_dict(best)
     loss.eval()
@@ -194,14 +184,10 @@ def _validated(
     return better
 
 
-def _waited(scores: Sequence[float]) -> int:
-    """Count the validations since the best one."""
-    return len(scores) - 1 - scores.index(min(scores))
-
 
 def _line(history: History) -> str:
     parts = "".join(f", {name} {value:.3f}" for name, value in history.parts[-1].items())
-    return f"step {history.step}: training {history.training[-1][1]:.4f}, validation {history.scores[-1]:.4f}{parts}"
+    return f"step {history.step}: training {history.training[-1][1]:.4f}, validation {history.validation[-1][1]:.4f}{parts}"
 
 
 @contextmanager

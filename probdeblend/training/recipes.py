@@ -115,7 +115,6 @@ def train(
                     steps,
                     learning_rate=RATE if begun is None else FINE_TUNING,
                     validate_every=min(VALIDATE_EVERY, steps),
-                    patience=steps,
                 ),
                 checkpoint=kept / "checkpoint.pt",
             )

@@ -102,14 +102,6 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path, source):
     assert train(LineLoss(), source, checkpoint=checkpoint) == reference
 
 
-def test_early_stop_on_a_plateau():
-    loss = LineLoss()
-    schedule = Schedule(1000, learning_rate=1e-12, validate_every=5)
-    history = train(loss, schedule=schedule)
-    assert history.stopped_early
-    assert history.step < 1000
-
-
 def test_best_weights_are_kept():
     loss = LineLoss()
     history = train(loss, schedule=Schedule(100, learning_rate=0.3, validate_every=5))
