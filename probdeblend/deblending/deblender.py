@@ -344,7 +344,7 @@ def _observations(scene: Scene) -> list[Observation]:
             psf=psf.float(),
             noise=numbers,
             window=partial(_cut, (image / rms[:, None, None]).float()),
-            sky_rms=partial(_repeated, rms.double().cpu().numpy()),
+            sky_rms=lambda x, _, rms=rms.double().cpu().numpy(): np.repeat(rms[None], len(x), 0),
             bands=tuple(map(str, bands)) if len(bands) > 1 else ("",),
             pixel_scale=scene.pixel_scale,
             zero_point=scene.zero_point,
@@ -359,10 +359,6 @@ def _cut(ratio: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
     beyond = (0, max(columns.stop - width, 0), 0, max(rows.stop - height, 0))
     ratio = functional.pad(ratio[:, rows, columns], beyond, value=math.nan)
     return ratio.nan_to_num(0.0, 0.0, 0.0), ratio.isfinite().float()
-
-
-def _repeated(noise: NDArray, x: NDArray, _: NDArray) -> NDArray[np.float64]:
-    return np.repeat(noise[None], len(x), 0)
 
 
 def _width(psf: Tensor) -> Tensor:

@@ -152,15 +152,12 @@ def _bands_of(image: Image | Sequence[Image]) -> list[Image]:
     """Split an image into its bands."""
     if isinstance(image, (str, PathLike)):
         return [image]
-    if isinstance(image, (list, tuple)) and all(_is_band(item) for item in image):
+    single = (str, PathLike, NDData)
+    if isinstance(image, (list, tuple)) and all(isinstance(item, single) or np.ndim(item) >= 2 for item in image):
         return list(image) or [np.zeros(0)]
     if isinstance(image, NDData) and image.data.ndim == 3:
         return [_plane(image, number) for number in range(len(image.data))]
     return [image] if isinstance(image, NDData) or np.ndim(image) != 3 else list(image)
-
-
-def _is_band(item: object) -> bool:
-    return isinstance(item, (str, PathLike, NDData)) or np.ndim(item) >= 2
 
 
 def _plane(cube: NDData, number: int) -> NDData:

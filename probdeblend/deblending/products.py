@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..posterior.flags import Flag
 
 __all__ = ["FILES", "short_table", "write_products"]
 
+MAIN = re.compile(r"label|x|y|(flux|flux_err|mag)(_(?!\d\d|err|auto|sep).*)?|existence|star|correlation|group|flags")
 FILES = ("catalog.ecsv", "segmentation.fits", "model.fits", "field.png", "draws.nc")
 """Names of the files that `write_products` may write."""
 
@@ -39,11 +41,9 @@ def write_products(
         Names of the files.
     """
     posterior.catalog().write(folder / "catalog.ecsv", format="ascii.ecsv")
-    cutouts = posterior.cutouts
-    if cutouts is not None:
+    if posterior.cutouts is not None:
         header = None if posterior.wcs is None else posterior.wcs.to_header(relax=True)
-        labels = posterior.label_image()
-        fits.PrimaryHDU(labels, header=header).writeto(folder / "segmentation.fits")
+        fits.PrimaryHDU(posterior.label_image(), header=header).writeto(folder / "segmentation.fits")
         fits.PrimaryHDU(posterior.model_image().astype(np.float32), header=header).writeto(folder / "model.fits")
     if image is not None:
         from ..plots.sources import plot_field
@@ -55,7 +55,7 @@ def write_products(
 
 
 def short_table(catalog: Table, *, most: int = 20) -> Table:
-    """Return the main columns of the first rows of a catalog as text, to be printed.
+    """Return the main columns of the first rows of a catalog, to be printed.
 
     Parameters
     ----------
@@ -69,27 +69,6 @@ def short_table(catalog: Table, *, most: int = 20) -> Table:
     Table
         One row per source.
     """
-    rows = catalog[:most]
-    table = Table({"label": [str(number) for number in rows["label"]]})
-    for name in ("x", "y"):
-        table[name] = _formatted(rows[name], ".1f")
-    for name in (n for n in rows.colnames if n == "flux" or n.startswith("flux_err")):
-        band = name.removeprefix("flux").removeprefix("_err")
-        error = rows[f"flux_err{band}"]
-        unit = getattr(rows[f"flux{band}"], "unit", None)
-        pairs = zip(_formatted(rows[f"flux{band}"], ".4g"), _formatted(error, ".2g"), strict=True)
-        table[f"flux{band}" if unit is None else f"flux{band} ({unit})"] = [f"{value} ± {sd}" for value, sd in pairs]
-    for name, form in (("mag", ".2f"), ("existence", ".2f"), ("star", ".2f"), ("correlation", ".2f")):
-        if name in rows.colnames:
-            table[name] = _formatted(rows[name], form)
-    table["group"] = [str(number) for number in rows["group"]]
-    table["flags"] = [str(Flag(int(bits))).replace("none", "-") for bits in rows["flags"]]
-    table["flags"].info.format = "<"  # aligned to the left
+    table = Table(catalog[[name for name in catalog.colnames if MAIN.fullmatch(name)]][:most])
+    table["flags"] = [str(Flag(int(bits))).replace("none", "-") for bits in table["flags"]]
     return table
-
-
-def _formatted(column: Table.Column, form: str) -> list[str]:
-    mask = np.broadcast_to(getattr(column, "mask", False), len(column))
-    values = getattr(column, "unmasked", column)
-    values = np.asarray(getattr(values, "value", values), dtype=float)
-    return ["-" if hidden or np.isnan(value) else f"{value:{form}}" for value, hidden in zip(values, mask, strict=True)]

@@ -5,7 +5,7 @@ from .coverage import binned_table, diagnose, expected_coverage, quantile_edges
 from .detections import average_precision, binned_fraction, match_sources
 from .masks import Reliability, blendedness, iou
 from .ranks import covariance_pit, ecdf_band, group_pit, joint_pit, normal_pit, pit, rank_p_value, tarp, whitened
-from .scores import crps, energy_score, interval_score, log_score
+from .scores import crps, interval_score
 
 __all__ = [
     "Reliability",
@@ -18,13 +18,11 @@ __all__ = [
     "crps",
     "diagnose",
     "ecdf_band",
-    "energy_score",
     "expected_coverage",
     "group_pit",
     "interval_score",
     "iou",
     "joint_pit",
-    "log_score",
     "magnitude_error",
     "match_sources",
     "normal_pit",

@@ -30,15 +30,12 @@ class Reliability:
         Number of pixels ``(bin,)``.
     predicted, observed
         Sums of the probabilities, and of the targets ``(bin,)``.
-    squared
-        Sums of the squared differences between them ``(bin,)``.
     """
 
     edges: NDArray[np.float64]
     count: NDArray[np.float64]
     predicted: NDArray[np.float64]
     observed: NDArray[np.float64]
-    squared: NDArray[np.float64]
 
     @classmethod
     def measure(cls, probability: ArrayLike, target: ArrayLike, *, edges: ArrayLike = BIN_EDGES) -> Reliability:
@@ -73,7 +70,7 @@ class Reliability:
         bins = np.clip(np.searchsorted(edges, probability, side="right") - 1, 0, len(edges) - 2)
         sums = [
             np.bincount(bins, weights, minlength=len(edges) - 1).astype(np.float64)
-            for weights in (None, probability, target, (probability - target) ** 2)
+            for weights in (None, probability, target)
         ]
         return cls(edges, *sums)
 
@@ -86,18 +83,9 @@ class Reliability:
     @property
     def calibration_error(self) -> float:
         """Expected calibration error: mean absolute difference of observed and predicted, weighted by pixels."""
-        return float(np.abs(self.observed - self.predicted).sum() / self._total)
-
-    @property
-    def brier_score(self) -> float:
-        """Mean squared difference of probability and target."""
-        return float(self.squared.sum() / self._total)
-
-    @property
-    def _total(self) -> float:
         if not self.count.sum():
             raise ValueError("count must include at least one pixel, got 0")
-        return float(self.count.sum())
+        return float(np.abs(self.observed - self.predicted).sum() / self.count.sum())
 
     def curve(self, *, level: float = 0.95) -> dict[str, NDArray[np.float64]]:
         """Return the reliability curve over the bins that hold pixels.

@@ -8,10 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arrays import draw_covariance, joint_arrays, paired_arrays
-from .ranks import whitened
+from .arrays import paired_arrays
 
-__all__ = ["crps", "energy_score", "interval_score", "log_score"]
+__all__ = ["crps", "interval_score"]
 
 
 def crps(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
@@ -42,39 +41,6 @@ def crps(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
     number = len(draws)
     weight = (2 * np.arange(1, number + 1) - number - 1) / (number * (number - 1))
     return np.abs(draws - truth).mean(0) - np.tensordot(weight, np.sort(draws, axis=0), axes=1)
-
-
-def energy_score(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
-    """Return the energy score of joint draws, unbiased in the number of draws.
-
-    Parameters
-    ----------
-    draws
-        Posterior draws ``(draw, group, part)``.
-    truth
-        True values ``(group, part)``.
-
-    Returns
-    -------
-    NDArray
-        ``E|X - truth| - E|X - X'| / 2`` of each group; non-detections are left out.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree or there are not more draws than parts.
-
-    References
-    ----------
-    Gneiting & Raftery (2007), doi:10.1198/016214506000001437.
-    """
-    draws, truth = joint_arrays(draws, truth)
-    error = np.linalg.norm(draws - truth, axis=-1).mean(0)
-    number = len(draws)
-    spread = np.zeros(truth.shape[0])
-    for shift in range(1, number):
-        spread += np.linalg.norm(draws[shift:] - draws[:-shift], axis=-1).sum(0)
-    return error - spread / (number * (number - 1))
 
 
 def interval_score(draws: ArrayLike, truth: ArrayLike, *, level: float = 0.68) -> NDArray[np.float64]:
@@ -109,34 +75,3 @@ def interval_score(draws: ArrayLike, truth: ArrayLike, *, level: float = 0.68) -
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     miss = np.maximum(low - truth, 0) + np.maximum(truth - high, 0)
     return high - low + 2 / (1 - level) * miss
-
-
-def log_score(draws: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
-    """Return minus the log density at the truth of the normal distribution with the moments of the draws.
-
-    Parameters
-    ----------
-    draws
-        Posterior draws ``(draw, group, part)``, of log-fluxes rather than fluxes, which are less normal.
-    truth
-        True values ``(group, part)``.
-
-    Returns
-    -------
-    NDArray
-        One value per group, in nats; non-detections are left out.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree or there are not more draws than parts.
-
-    References
-    ----------
-    Dawid & Sebastiani (1999), doi:10.1214/aos/1018031101.
-    """
-    draws, truth = joint_arrays(draws, truth)
-    covariance = draw_covariance(draws)
-    error = whitened(draws.mean(0), covariance, truth)
-    volume = np.linalg.slogdet(covariance)[1]
-    return 0.5 * (np.square(error).sum(-1) + volume + truth.shape[1] * np.log(2 * np.pi))

@@ -361,16 +361,6 @@ class Posterior:
             dataset = dataset.assign_coords(source_type=list(SOURCE_TYPES))
         return type(self)(dataset, self.cutouts)
 
-    def without_pixels(self) -> Self:
-        """Return the posterior without masks and images, which take most of the memory.
-
-        Returns
-        -------
-        Posterior
-            Draws and columns alone.
-        """
-        return type(self)(self.dataset)
-
     def plot(self, label: int, image: ArrayLike | None = None) -> NDArray[np.object_]:
         """Show a source: the image, its mask, its deblended image, and the posterior of its flux.
 

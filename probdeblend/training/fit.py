@@ -184,10 +184,10 @@ def _validated(
     return better
 
 
-
 def _line(history: History) -> str:
     parts = "".join(f", {name} {value:.3f}" for name, value in history.parts[-1].items())
-    return f"step {history.step}: training {history.training[-1][1]:.4f}, validation {history.validation[-1][1]:.4f}{parts}"
+    training, validation = history.training[-1][1], history.validation[-1][1]
+    return f"step {history.step}: training {training:.4f}, validation {validation:.4f}{parts}"
 
 
 @contextmanager

@@ -70,17 +70,10 @@ def test_an_image_without_a_source_has_its_files(tmp_path):
 def test_the_short_table_is_for_reading(bands):
     catalog = posterior_of(bands).catalog()
     table = short_table(catalog)
-    columns = [f"flux{band and '_' + band} (electron / s)" for band in bands]
-    assert [name for name in table.colnames if name.startswith("flux")] == columns
-    assert table.colnames[:3] == ["label", "x", "y"]
-    assert table["label"].tolist() == ["3", "8"]
-    assert table["x"].tolist() == ["9.2", "22.0"]
-    assert table["existence"].tolist() == ["0.97", "0.40"]
+    assert [name for name in table.colnames if "flux" in name] == [
+        f"{name}{band and '_' + band}" for name in ("flux", "flux_err") for band in bands
+    ]
+    assert set(table.colnames) >= {"label", "x", "y", "group", "flags"}
+    assert table["label"].tolist() == [3, 8]
     assert table["flags"].tolist() == ["-", "edge, doubtful"]
-    value, error = (float(number) for number in table[columns[0]][0].split(" ± "))
-    assert value == pytest.approx(80, abs=1)
-    assert error == pytest.approx(1, rel=0.3)
-
-
-def test_the_short_table_has_the_first_rows():
-    assert short_table(posterior_of().catalog(), most=1)["label"].tolist() == ["3"]
+    assert len(short_table(catalog, most=1)) == 1

@@ -116,7 +116,7 @@ def test_concatenation_renumbers(posterior):
     assert twice.dataset["scene"].values.tolist() == [0, 0, 0, 2, 2, 3, 3, 3, 5, 5]
     assert twice.dataset["group"].values.tolist() == [0, 0, 1, 2, 2, 3, 3, 4, 5, 5]
     assert twice.dataset.attrs["scenes"] == 6
-    assert Posterior.concatenate([posterior, posterior.without_pixels()]).cutouts is None
+    assert Posterior.concatenate([posterior, Posterior(posterior.dataset)]).cutouts is None
 
 
 def test_concatenation_refuses_what_differs(posterior, draws):

@@ -59,7 +59,7 @@ def test_cutouts_of_a_source(posterior, wcs):
 
 
 def test_without_pixels(posterior):
-    bare = posterior.without_pixels()
+    bare = Posterior(posterior.dataset)
     np.testing.assert_array_equal(bare.flux, posterior.flux)
     for call in (bare.mask, bare.image, bare.label_image, bare.model_image):
         with pytest.raises(AttributeError, match="this posterior of method 'network' has no masks or images"):

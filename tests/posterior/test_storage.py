@@ -17,7 +17,7 @@ def test_save_and_open(posterior, tmp_path):
     assert again.catalog()["flux_g"].unit == u.electron / u.s
     with pytest.raises(FileExistsError, match=r"draws.nc: exists already"):
         posterior.save(path)
-    posterior.select(0).without_pixels().save(path, overwrite=True)
+    Posterior(posterior.select(0).dataset).save(path, overwrite=True)
     assert len(Posterior.open(path)) == 1
     assert Posterior.open(path).cutouts is None
     assert [entry.name for entry in tmp_path.iterdir()] == ["draws.nc"]
