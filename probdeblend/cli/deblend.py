@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
     options.exclusive(given, "calibrator", "no_calibrator")
     with output_folder(given["output"], overwrite=given["overwrite"], files=FILES) as folder:
         if not images:
-            images = (_example(),)
+            images = (Path(str(files("probdeblend") / "data" / "example.fits")),)
             given |= {name: value for name, value in EXAMPLE.items() if not given[name]}
         bands = [_band(path, given["hdu"]) for path in images]
         deblender = weights.load(given["weights"], calibrator=given["calibrator"])
@@ -82,12 +83,6 @@ def _arguments(given: dict) -> dict[str, object]:
     found["positions"] = None if given["positions"] is None else _catalog(given["positions"])
     found["mask"] = None if given["mask"] is None else _mask(given["mask"])
     return found
-
-
-def _example() -> Path:
-    from importlib.resources import files
-
-    return Path(str(files("probdeblend") / "data" / "example.fits"))
 
 
 def _band(path: Path, hdu: str | None) -> Path | NDData:

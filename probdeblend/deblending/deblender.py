@@ -337,19 +337,19 @@ def _observations(scene: Scene) -> list[Observation]:
         photon = kernel.square().sum((-2, -1)) / (kernel.sum((-2, -1)).square() * scene.exposure * scene.sky_rms)
     wavelength = torch.full_like(scene.sky_rms, math.nan) if scene.wavelength is None else scene.wavelength
     noise = noise_numbers(scene.noise_kernel, photon, wavelength).float()
-    bands = range(scene.image.shape[1])
+    bands, levels = range(scene.image.shape[1]), scene.sky_rms.double().cpu().numpy()
     return [
         Observation(
             shape=tuple(image.shape[-2:]),
             psf=psf.float(),
             noise=numbers,
             window=partial(_cut, (image / rms[:, None, None]).float()),
-            sky_rms=lambda x, _, rms=rms.double().cpu().numpy(): np.repeat(rms[None], len(x), 0),
+            sky_rms=lambda x, _, level=level: np.repeat(level[None], len(x), 0),
             bands=tuple(map(str, bands)) if len(bands) > 1 else ("",),
             pixel_scale=scene.pixel_scale,
             zero_point=scene.zero_point,
         )
-        for image, rms, psf, numbers in zip(scene.image, scene.sky_rms, scene.psf, noise, strict=True)
+        for image, rms, level, psf, numbers in zip(scene.image, scene.sky_rms, levels, scene.psf, noise, strict=True)
     ]
 
 
