@@ -124,7 +124,18 @@ class Instrument:
 
 
 def drizzle_kernel(strength: float) -> Tensor:
-    """Return the kernel ``(3, 3)`` of noise `strength` times as correlated as in CANDELS; 0 is white noise."""
+    """Return a kernel of the noise of drizzled images.
+
+    Parameters
+    ----------
+    strength
+        How correlated neighboring pixels are, relative to the mosaics of CANDELS; 0 is white noise.
+
+    Returns
+    -------
+    Tensor
+        Kernel ``(3, 3)`` that turns white noise into such noise, with 1 in the middle.
+    """
     edge, corner = strength * 0.2910, strength * 0.1252
     return torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])
 
