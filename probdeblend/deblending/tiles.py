@@ -225,7 +225,9 @@ def _sources(
         found = _Sources(row * (shape[1] + FOLD) + column, x, y, column, row, np.zeros(len(x), dtype=bool))
         inside = (x >= -0.5) & (x < shape[1] - 0.5) & (y >= -0.5) & (y < shape[0] - 0.5)
         return found.chosen(inside & (column < shape[1]) & (row < shape[0]))
-    column, row = (np.floor(value + 0.5).astype(np.int64) for value in positions)
+    # A center beyond the edge belongs to the nearest pixel.
+    nearest = zip(positions, shape[::-1], strict=True)
+    column, row = (np.floor(value + 0.5).clip(0, size - 1).astype(np.int64) for value, size in nearest)
     number = np.arange(len(row))
     listed = _Sources(number, *positions, column, row, np.zeros(len(row), dtype=bool))
     height, width = (FOLD * size for size in heat.shape[-2:])

@@ -218,8 +218,9 @@ class TokenNetwork(nn.Module):
         """Cut windows: what the convolutions see, light ``(..., cell, 4)`` per source and of all sources."""
         scenes, sources, bands = share.shape[:3]
         half = CELLS // 2
-        row = (y / FOLD).floor().long() + torch.arange(CELLS, device=x.device)[:, None, None]
-        column = (x / FOLD).floor().long() + torch.arange(CELLS, device=x.device)[:, None, None]
+        height, width = maps.levels[0].shape[-2:]
+        row = (y / FOLD).floor().long().clamp(0, height - 1) + torch.arange(CELLS, device=x.device)[:, None, None]
+        column = (x / FOLD).floor().long().clamp(0, width - 1) + torch.arange(CELLS, device=x.device)[:, None, None]
         rows, columns = row.permute(1, 2, 0)[..., None], column.permute(1, 2, 0)[..., None, :]
         scene = torch.arange(scenes, device=x.device)[:, None, None, None]
         source = torch.arange(sources, device=x.device)[:, None, None]

@@ -82,7 +82,7 @@ def test_a_scene_is_read_as_the_network_reads_it(blank, seen):
 @pytest.mark.parametrize("tile", [40, 96])
 def test_every_listed_source_is_read_once_whatever_the_tiles(blank, seen, tile):
     rng = np.random.default_rng(4)
-    edges = [[-0.5, -0.5], [SIZE - 0.51, 3], [39.5, 40], [39.49, 16], [15.5, 15.49]]
+    edges = [[-0.5, -0.5], [SIZE - 0.51, 3], [39.5, 40], [39.49, 16], [15.5, 15.49], [-3.2, 50.0], [60.0, SIZE + 2.0]]
     places = np.concatenate([edges, rng.uniform(-0.5, SIZE - 0.5, (10, 2))])
     reading = read_image(blank.network, seen, positions=tuple(places.T), tile=tile)
     np.testing.assert_array_equal(np.stack([reading.x, reading.y], 1), places)
