@@ -232,7 +232,7 @@ class TokenNetwork(nn.Module):
             return moved[(*index, rows, columns)] if len(index) == 1 else moved[(*index, slice(None), rows, columns)]
 
         def folded(values: Tensor) -> Tensor:
-            return functional.pixel_unshuffle(values, FOLD)
+            return functional.pixel_unshuffle(values.contiguous(), FOLD)
 
         # All are (scene, source, y, x, band, channel).
         image = cut(folded(maps.image[:, :, None]), scene)

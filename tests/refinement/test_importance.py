@@ -57,7 +57,7 @@ def test_intervals_cover(group):
     square = []
     for seed in range(24):
         unknowns, vector = group(2, log_flux=(6.0, 5.5), seed=seed)
-        mean, covariance = refine(unknowns, start_of(vector), draws=150, attempts=3, seed=1).moments()
+        mean, covariance = refine(unknowns, start_of(vector), draws=400, seed=1).moments()
         pick = unknowns.fluxes.flatten().numpy()
         offset = vector.double().numpy()[pick] - mean[pick]
         square.append(offset @ np.linalg.solve(covariance[np.ix_(pick, pick)], offset))
