@@ -127,7 +127,7 @@ def test_a_network_deblends_an_image(run, image, random_weights, output):
         (["image.fits", "--gain", "-1", "--psf", "candels_f160w"], "gain must be positive, got -1"),
         (["image.fits", "--gain", "nan"], "gain must be finite, got nan"),
         (["image.fits", "--calibrator", "c", "--no-calibrator"], "calibrator and no_calibrator are mutually exclusive"),
-        (["image.fits", "other.fits"], "bands must have one shape, got (21, 25), (128, 128)"),
+        (["image.fits", "other.fits"], "bands must have one shape, got (128, 128), (21, 25)"),
     ],
 )
 def test_input_that_is_refused(run, image, random_weights, tmp_path, options, says):

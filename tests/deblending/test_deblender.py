@@ -149,7 +149,7 @@ def test_a_scene_alone_gives_what_it_gives_in_a_batch(shipped, image):
     assert [len(batch.scene(number)) for number in range(3)] == [6, 0, 6]
     for number in (0, 2):
         alone = shipped.scenes(scene_of(images[[number]]), **QUICK)
-        np.testing.assert_array_equal(batch.scene(number).flux, alone.flux)
+        np.testing.assert_allclose(batch.scene(number).flux, alone.flux, rtol=1e-12)  # sums of a calibrator
     assert len(np.unique(batch.dataset["group"])) == 2 * len(np.unique(alone.dataset["group"]))
     called = shipped(image, **GIVEN)
     np.testing.assert_allclose(np.log(called.flux), np.log(batch.scene(0).flux), atol=0.05)
