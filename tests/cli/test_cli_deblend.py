@@ -150,7 +150,7 @@ def test_the_example_goes_through_the_weights_that_ship(run, output):
     succeeded(run("deblend", *FEW))
     catalog = QTable.read(output / "catalog.ecsv")
     with fits.open(EXAMPLE) as hdus, fits.open("probdeblend-output/model.fits") as written:
-        assert written[0].data.shape == hdus[0].data.shape
+        assert written[0].data.shape == (1, *hdus[0].data.shape)
         truth = hdus["TRUTH"].data
     offset = np.hypot(*(catalog[name][:, None] - truth[name] for name in "xy"))
     assert (offset.min(1) < 2).mean() > 0.9
