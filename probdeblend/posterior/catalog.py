@@ -55,7 +55,6 @@ COLUMNS |= {
     "sky_rms": (".3g", FLUX, "sky noise of a pixel"),
     "anomaly": (".2f", None, "anomaly score; above 1 raises a flag"),
     "flags": ("", None, "sum of probdeblend.Flag bits"),
-    "flux_sep": (".5g", FLUX, "Kron flux as SEP measures it"),
 }
 MASKED = ("mag", "mag_err", "mag_auto", "mag_auto_err", "correlation", "neighbor")
 

@@ -34,7 +34,7 @@ COLUMNS = {
     **dict.fromkeys(("half_light_radius", "axis_ratio", "angle", "sersic_index"), ("source",)),
     **dict.fromkeys(("half_light_radius_err", "axis_ratio_err", "angle_err", "sersic_index_err"), ("source",)),
     **dict.fromkeys(("x_err", "y_err"), ("source",)),
-    **dict.fromkeys(("sky_rms", "flux_sep"), ("source", "band")),
+    "sky_rms": ("source", "band"),
     "kind_probability": ("source", "source_type"),
 }
 """What may be known of each source beside its fluxes, with its axes."""

@@ -69,7 +69,6 @@ def posterior(draws, wcs, make_cutouts):
             "half_light_radius": [0.3, 0.2, 0.1, 0.2, 0.3],
             "half_light_radius_err": [0.03, 0.02, 0.01, 0.02, 0.03],
             "flags": [0, 0, 1, 0, 8],
-            "flux_sep": draws[0, 0],
         },
         cutouts=make_cutouts(5),
         wcs=wcs,

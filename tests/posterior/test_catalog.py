@@ -34,7 +34,7 @@ def test_columns_of_several_bands_and_scenes(posterior):
     assert table.colnames == [
         *("label", "scene", "group", "group_size", "x", "y", "ra", "dec", "existence", "star", "kind"),
         *(*both[:10], *mags[:4], *both[10:], *mags[4:], "correlation_g", "correlation_r", "neighbor"),
-        *("half_light_radius", "half_light_radius_err", "flags", "flux_sep_g", "flux_sep_r"),
+        *("half_light_radius", "half_light_radius_err", "flags"),
     ]
     assert table["label"].tolist() == [11, 3, 5, 8, 2]
     assert table["group_size"].tolist() == [2, 2, 1, 2, 2]

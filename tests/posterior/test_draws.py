@@ -60,8 +60,8 @@ def test_columns(posterior):
     assert changed.cutouts is posterior.cutouts
     with pytest.raises(ValueError, match=r"columns must be among existence, .*, got weight"):
         posterior.with_columns({"weight": np.ones(5)})
-    with pytest.raises(ValueError, match=r"flux_sep must have shape \(5, 2\), got \(5,\)"):
-        posterior.with_columns({"flux_sep": np.ones(5)})
+    with pytest.raises(ValueError, match=r"sky_rms must have shape \(5, 2\), got \(5,\)"):
+        posterior.with_columns({"sky_rms": np.ones(5)})
 
 
 def test_world_coordinates(posterior, wcs):
