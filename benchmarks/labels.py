@@ -1,7 +1,8 @@
 """The first study of blends with a fully convolutional network: four labels of pixels, trained on 50,000 pairs.
 
-The labels, background, central galaxy, companion and overlap, are learned from pairs of single Sérsic profiles, the
-companion anywhere, and scored by the intersection over union of each label on the last tenth of the set.
+The labels are background, central galaxy alone (first), companion alone (second), and overlap of the two. They are
+learned from pairs of single Sérsic profiles, the central galaxy in the middle and the companion at the published
+separations, and scored by the intersection over union of each label on the last tenth of the set.
 """
 
 from __future__ import annotations
@@ -37,8 +38,13 @@ CHUNK = 64
 @sized_option("--steps", 10, 5000, help="Number of batches.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Pairs per batch.")
 def main(run: Run, pairs: int, steps: int, batch_size: int) -> None:
-    """Train a fully convolutional network to label the pixels of background, each galaxy of a pair, and overlap."""
-    population = Population.published().replace(smooth=True, layout="paired", anywhere_fraction=1.0)
+    """Train a fully convolutional network to label the pixels of background, each galaxy of a pair, and overlap.
+
+    One row per true label: the intersection over union `iou`, its fraction of all `pixels`, and the fractions of its
+    pixels that the network assigns to each label. First is the central galaxy, in the middle of the image, second the
+    companion.
+    """
+    population = Population.published().replace(smooth=True)
     with run.unfinished(pairs=pairs, steps=steps, batch_size=batch_size) as kept:
         data = make_pairs(kept, "pairs", pairs, seed=run.seed, population=population, skies=1)
         network = train_labels(data, steps=steps, batch_size=batch_size, seed=run.seed, kept=kept)
