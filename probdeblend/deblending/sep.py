@@ -111,7 +111,8 @@ class SepDeblender:
         axes = np.append(np.stack([detection.semi_minor / detection.semi_major, detection.angle]), [[np.nan]] * 2, 1)
         touching = _touching(detection)
         alone = touching.max(initial=-1) + 1 + np.arange(len(at))
-        cutouts = [_cutout(detection, index, *position) for index, position in zip(chosen, at, strict=True)]
+        boxes = ndimage.find_objects(detection.segmentation)
+        cutouts = [_cutout(detection, boxes, index, *position) for index, position in zip(chosen, at, strict=True)]
         return {
             "scene": np.full(len(at), number),
             "group": np.unique(np.where(chosen >= 0, np.append(touching, 0)[chosen], alone), return_inverse=True)[1],
@@ -180,14 +181,15 @@ def _touching(detection: Detection) -> NDArray[np.int64]:
     return connected_components(graph, directed=False)[1]
 
 
-def _cutout(detection: Detection, index: int, x: float, y: float) -> tuple[list[int], NDArray[np.float32]]:
+def _cutout(
+    detection: Detection, boxes: list[tuple[slice, slice]], index: int, x: float, y: float
+) -> tuple[list[int], NDArray[np.float32]]:
     """Return corner and pixels of a segment; of an undetected source, one empty pixel at its position."""
     if index < 0:
         height, width = detection.segmentation.shape
         return [int(np.clip(round(y), 0, height - 1)), int(np.clip(round(x), 0, width - 1))], np.zeros((1, 1), "f4")
-    own = detection.segmentation == index + 1
-    ((rows, columns),) = ndimage.find_objects(own.astype(np.int8))
-    return [rows.start, columns.start], own[rows, columns].astype(np.float32)
+    rows, columns = boxes[index]
+    return [rows.start, columns.start], (detection.segmentation[rows, columns] == index + 1).astype(np.float32)
 
 
 def published_match(
