@@ -41,10 +41,12 @@ def posterior_of(
     """
     first, sources = seen[0], [len(reading) for reading in readings]
     start = np.cumsum([0, *(len(reading.groups) for reading in readings)])
-    rms = np.concatenate([image.sky_rms(reading.x, reading.y) for image, reading in zip(seen, readings, strict=True)])
+    levels = [image.sky_rms(reading.x, reading.y) for image, reading in zip(seen, readings, strict=True)]
+    rms = np.concatenate(levels)
+    read_rms = np.concatenate([own * image.noise_ratio for own, image in zip(levels, seen, strict=True)])
     log_flux = np.concatenate([answer.log_flux for answer in answers], 2)
     with np.errstate(over="ignore"):
-        auto, total = (np.exp(log_flux[..., kind].astype(np.float64)) * rms for kind in (0, 1))
+        auto, total = (np.exp(log_flux[..., kind].astype(np.float64)) * read_rms for kind in (0, 1))
     place = np.concatenate([np.stack([reading.x, reading.y]) for reading in readings], 1)
     columns = _shapes(answers, first.pixel_scale)
     kind = np.concatenate([answer.kind for answer in answers])
@@ -112,7 +114,8 @@ def _cutouts(seen: Sequence[Observation], readings: Sequence[Reading], rms: NDAr
         for (image, cut), own in zip(places, rms, strict=True)
     ]
     corner = np.array([cut.corner for _, cut in places], dtype=np.int64)
-    return Cutouts(corner, seen[0].shape, mask=[cut.mask for _, cut in places], image=light)
+    masks, spread = ([getattr(cut, name) for _, cut in places] for name in ("mask", "mask_std"))
+    return Cutouts(corner, seen[0].shape, mask=masks, mask_std=spread, image=light)
 
 
 def _is_bad(image: Observation, cut: Cut, x: float, y: float) -> bool:

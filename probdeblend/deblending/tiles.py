@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
@@ -41,14 +41,19 @@ FLUX_WINDOW = 24.0  # pixels around a source that its flux is read from
 LINK = 1.0  # expected number of pixels that the masks of a group's neighbors share
 UNCONTESTED = 1e-4  # least contested fraction that the network knows
 NEGLIGIBLE = 2.5e-3  # contested fraction that is not kept
+MASK_PASSES = 8  # dropout passes that tell the spread of a mask to a quarter of itself
 FAINT = 0.02  # mask probability below which a cutout ends
 
 
 class Cut(NamedTuple):
-    """What is cut out around a source: corner (y, x), mask probability ``(y, x)`` and share ``(band, y, x)``."""
+    """What is cut out around a source: corner (y, x), mask probability ``(y, x)`` and share ``(band, y, x)``.
+
+    The mask is that without dropout; `mask_std` is its standard deviation over dropout passes.
+    """
 
     corner: tuple[int, int]
     mask: NDArray[np.float32]
+    mask_std: NDArray[np.float32]
     share: NDArray[np.float32]
 
 
@@ -158,12 +163,14 @@ def read_image(
     seen: Observation,
     positions: tuple[NDArray, NDArray] | None = None,
     *,
+    kept: Tensor,
     tile: int = 512,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reading:
     """Find the sources of an image, or take them at `positions` x, y, and read each.
 
-    Sources that are found are ordered by row, then by column; given ones keep their order.
+    `kept` are the factors of the dropout passes on the queries. Sources that are found are ordered by row, then by
+    column; given ones keep their order.
     """
     if tile < STRIDE:
         raise ValueError(f"tile must be at least {STRIDE} pixels, got {tile}")
@@ -171,7 +178,7 @@ def read_image(
     parts: list[_Part] = []
     with torch.inference_mode():
         for number, core in enumerate(tiles):
-            parts += _read_tile(network, seen, core, positions)
+            parts += _read_tile(network, seen, core, positions, kept)
             if progress is not None:
                 progress(number + 1, len(tiles))
     return _joined(parts, bands=len(seen.psf))
@@ -191,11 +198,15 @@ def _aligned(side: slice, margin: int, size: int) -> slice:
 
 
 def _read_tile(
-    network: SceneNetwork, seen: Observation, core: tuple[slice, slice], positions: tuple[NDArray, NDArray] | None
+    network: SceneNetwork,
+    seen: Observation,
+    core: tuple[slice, slice],
+    positions: tuple[NDArray, NDArray] | None,
+    kept: Tensor,
 ) -> Iterator[_Part]:
     device = network.trunk.gate.weight.device
     rows, columns = (_aligned(side, MARGIN, size) for side, size in zip(core, seen.shape, strict=True))
-    image, good = (value[None].to(device) for value in seen.window(rows, columns))
+    image, good = (value[None].to(device) for value in seen.network_window(rows, columns))
     if positions is None and not bool(good.any()):
         return
     maps = network.encode(image, good, seen.psf[None].to(device), seen.noise[None].to(device))
@@ -211,7 +222,7 @@ def _read_tile(
         order = np.concatenate([np.flatnonzero(own), np.flatnonzero(sources.within(domain, NEAR) & ~own)])
         local = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(domain, (rows, columns), strict=True))
         part = (maps.crop(*local), sources.chosen(order), queries[:, order])
-        yield _read_patch(network, *part, int(own.sum()), domain, seen.shape)
+        yield _read_patch(network, *part, int(own.sum()), domain, seen.shape, kept)
 
 
 def _sources(
@@ -245,6 +256,7 @@ def _read_patch(
     own: int,
     domain: tuple[slice, slice],
     shape: tuple[int, int],
+    kept: Tensor,
 ) -> _Part:
     """Read the first sources of a patch, whose maps are those of its domain, the others being their neighbors."""
     corner = (domain[0].start, domain[1].start)
@@ -254,30 +266,34 @@ def _read_patch(
     weight = (share * light).sum((1, 2, 3)).clamp(min=1e-6)
     contested = 1 - (share.square() * light).sum((1, 2, 3)) / weight
     probability = shares.mask[0, :own].sigmoid()
+    visible = probability > FAINT
+    limit = [min(n, size - start) for n, size, start in zip(visible.shape[1:], shape, corner, strict=True)]
     centers = np.stack([sources.row - corner[0], sources.column - corner[1]], 1)[:own].tolist()
+    cuts = []
+    for source, center in enumerate(centers):
+        part = _box(visible[source], center, limit)
+        place = (float(value[0, source]) for value in places)
+        spread = network.reader.mask_spread(maps, shares, source, *place, part, kept[:MASK_PASSES])
+        first = (corner[0] + part[0].start, corner[1] + part[1].start)
+        pixels = (probability[source, *part], spread, share[source, :, *part])
+        cuts.append(Cut(first, *(value.cpu().numpy() for value in pixels)))
     return _Part(
         own=sources.chosen(np.arange(own)),
         near=sources.key,
         features=SourceFeatures(*(value[0].cpu() for value in features)),
         contested=contested.double().cpu().numpy(),
-        cuts=[_cut(probability[i], share[i], center, corner, shape) for i, center in enumerate(centers)],
+        cuts=cuts,
     )
 
 
-def _cut(
-    probability: Tensor, share: Tensor, center: Sequence[int], corner: tuple[int, int], shape: tuple[int, int]
-) -> Cut:
-    """Cut out the smallest box around a source where it may have light."""
-    limit = [min(n, size - start) for n, size, start in zip(probability.shape, shape, corner, strict=True)]
-    visible = probability[: limit[0], : limit[1]] > FAINT
+def _box(visible: Tensor, center: Sequence[int], limit: Sequence[int]) -> tuple[slice, slice]:
+    """Return rows and columns of the smallest box around a source where it may have light."""
     sides = []
     for axis, middle, size in zip((1, 0), center, limit, strict=True):
-        there = visible.any(axis).nonzero()[:, 0].tolist()
+        there = visible[: limit[0], : limit[1]].any(axis).nonzero()[:, 0].tolist()
         low, high = min([middle - 4, *there[:1]]), max([middle + 4, *there[-1:]])
         sides.append(slice(max(low, middle - NEAR, 0), min(high + 1, middle + NEAR + 1, size)))
-    rows, columns = sides
-    first = (corner[0] + rows.start, corner[1] + columns.start)
-    return Cut(first, probability[rows, columns].cpu().numpy(), share[:, rows, columns].cpu().numpy())
+    return tuple(sides)
 
 
 def _joined(parts: list[_Part], bands: int) -> Reading:
@@ -297,8 +313,11 @@ def _joined(parts: list[_Part], bands: int) -> Reading:
         kept = (key[place] == other) & (part.own.key[i] != other)  # neighbors beyond the image's tiles are no sources
         pairs.append(np.stack([np.searchsorted(key, part.own.key[i]), place])[:, kept])
         values.append(np.stack([taken[i, j], overlap[i, j]])[:, kept])
-    index = tuple(np.concatenate(pairs, 1))
-    taken, overlap = (coo_array((v, index), shape=(len(key),) * 2).tocsr() for v in np.concatenate(values, 1))
+    index = np.concatenate(pairs, 1)
+    by_row = np.lexsort(index[::-1])
+    row, column = index[:, by_row]
+    start = np.searchsorted(row, np.arange(len(key) + 1))
+    taken, overlap = (csr_array((v[by_row], column, start), shape=(len(key),) * 2) for v in np.concatenate(values, 1))
     place = np.concatenate([np.zeros((2, 0)), *(np.stack([part.own.x, part.own.y]) for part in parts)], 1)[:, order]
     shapes = {"token": (0, TOKEN), "band_token": (0, bands, TOKEN), "anchor": (0, bands)}
     features = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -20,12 +21,23 @@ from torch import Tensor
 
 from ..scene import seed_of
 from .scenes import GroupTokens, SceneNetwork
-from .sources import SourceFeatures
+from .sources import QUERY, TOKEN, SourceFeatures
 
-__all__ = ["GroupDraws", "draw_groups"]
+__all__ = ["GroupDraws", "KeptUnits", "draw_groups", "kept_units"]
 
 ROWS = 8192  # pairs of sources, over all passes, that the heads see at a time
 PROPOSALS = 4  # of the rejection sampler; the chance that none is accepted is below 1e-5
+
+
+class KeptUnits(NamedTuple):
+    """Factors on features in each dropout pass: zero where a unit is dropped.
+
+    - `token (pass, 2, feature)`: on the features before the heads, fused and per band.
+    - `query (pass, feature)`: on the queries before the masks' networks.
+    """
+
+    token: Tensor
+    query: Tensor
 
 
 class GroupDraws(NamedTuple):
@@ -90,13 +102,12 @@ def draw_groups(
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
-    for name, value in (("passes", passes), ("seed", seed), *(("keys", key) for key in keys)):
-        if value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
+    if min(keys, default=0) < 0:
+        raise ValueError(f"keys must not be negative, got {min(keys)}")
     if len(keys) != len(index):
         raise ValueError(f"keys must be one for each of {len(index)} groups, got {len(keys)}")
     sources, bands = len(index[0][1]), features.anchor.shape[-1]
-    kept = _kept_units(network, passes, seed)
+    kept = kept_units(network.drop.p, passes, seed).token
     chunk = max(1, ROWS // (len(kept) * sources**2 * bands))
     tokens = network.tokens_of(features, index)
     parts = []
@@ -108,13 +119,18 @@ def draw_groups(
     return GroupDraws(*(torch.cat(values, 2 if i == 0 else 0) for i, values in enumerate(zip(*parts, strict=True))))
 
 
-def _kept_units(network: SceneNetwork, passes: int, seed: int) -> Tensor:
-    """Return the factors ``(pass, 2, feature)`` on the features of sources, fused and per band."""
-    keep, units = 1 - network.drop.p, network.group[0].out_features
+@lru_cache(maxsize=8)
+def kept_units(dropout: float, passes: int, seed: int) -> KeptUnits:
+    """Return what is kept in each of `passes` dropout passes; all in one pass if that is 0."""
+    for name, value in (("passes", passes), ("seed", seed)):
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
     if not passes:
-        return torch.ones(1, 2, units)
+        return KeptUnits(torch.ones(1, 2, TOKEN), torch.ones(1, QUERY))
     generators = (torch.Generator().manual_seed(seed_of(seed, 0, number)) for number in range(passes))
-    return torch.stack([(torch.rand(2, units, generator=one) < keep) / keep for one in generators])
+    kept = torch.stack([torch.rand(3, TOKEN, generator=one) for one in generators]) < 1 - dropout
+    kept = kept / (1 - dropout)
+    return KeptUnits(kept[:, :2], kept[:, 2, :QUERY])
 
 
 def _draw(

@@ -94,7 +94,7 @@ class SceneNetwork(nn.Module):
     Parameters
     ----------
     dropout
-        Probability that a unit is dropped before the heads.
+        Probability that a unit is dropped before the heads, and before the mask's own network.
     attention, exchange, dynamic, conditioned
         Whether the sources of a group attend to each other, whether neighbors' fluxes are correlated, whether each
         source has a small network of its own for its share and mask, and whether the trunk knows PSF and noise.
@@ -112,7 +112,7 @@ class SceneNetwork(nn.Module):
         super().__init__()
         self.exchange = exchange
         self.trunk = Trunk(conditioned=conditioned)
-        self.reader = SourceReader(dynamic=dynamic)
+        self.reader = SourceReader(dropout=dropout, dynamic=dynamic)
         self.tokens = TokenNetwork()
         self.attention = nn.ModuleList(Exchange() for _ in range(2 if attention else 0))
         self.drop = nn.Dropout(dropout)

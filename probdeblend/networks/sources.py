@@ -13,13 +13,14 @@ it, so that they stay probabilities.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .trunk import DYNAMIC, FOLD, MODULATION, WIDTHS, TrunkMaps
+from .trunk import DYNAMIC, FOLD, MODULATION, WIDTHS, TrunkMaps, stretched
 
 __all__ = ["QUERY", "TOKEN", "Shares", "SourceFeatures", "SourceReader", "TokenNetwork"]
 
@@ -77,11 +78,15 @@ def read_at(features: Tensor, x: Tensor, y: Tensor, stride: int) -> Tensor:
 
 
 class SourceReader(nn.Module):
-    """Reads queries at positions, and divides the light; `dynamic` off leaves out the sources' own networks."""
+    """Reads queries at positions, and divides the light; `dynamic` off leaves out the sources' own networks.
 
-    def __init__(self, *, dynamic: bool = True) -> None:
+    Dropout acts before the network of a source's own for its mask.
+    """
+
+    def __init__(self, *, dropout: float = 0.1, dynamic: bool = True) -> None:
         super().__init__()
         self.dynamic = dynamic
+        self.drop = nn.Dropout(dropout)
         inputs = sum(WIDTHS) + PATCH**2 + 2 + MODULATION
         self.read = nn.Sequential(nn.Linear(inputs, 128), nn.SiLU(), nn.Linear(128, QUERY), nn.SiLU())
         self.gate = nn.Linear(QUERY, 1)
@@ -121,7 +126,7 @@ class SourceReader(nn.Module):
         seen = (gate[:, None] * share).sum(2).clamp(min=1e-8).log()
         mask = self.mask_slope.abs() * (maps.union[:, None] + seen)
         if self.dynamic:
-            own = _own_network(self.mask_network(query)[:, :, None], maps.mask_features[:, None], *offset)
+            own = _own_network(self.mask_network(self.drop(query))[:, :, None], maps.mask_features[:, None], *offset)
             mask = mask + own[:, :, 0]
         return Shares(share, log_share, mask, query, each)
 
@@ -136,10 +141,34 @@ class SourceReader(nn.Module):
         step = torch.arange(PATCH, device=x.device) - PATCH // 2
         grid_y, grid_x = torch.meshgrid(step, step, indexing="ij")
         points = [(v[..., None] + g.flatten()).flatten(1) for v, g in zip((x, y), (grid_x, grid_y), strict=True)]
-        patch = read_at(maps.image.asinh(), *points, 1).reshape(scenes, x.shape[1], PATCH**2, bands).transpose(2, 3)
+        patch = read_at(stretched(maps.image), *points, 1).reshape(scenes, x.shape[1], PATCH**2, bands).transpose(2, 3)
         phase = torch.stack([x % FOLD, y % FOLD], -1)[:, :, None].expand(-1, -1, bands, -1) - FOLD / 2
         condition = maps.condition[:, None].expand(-1, x.shape[1], -1, -1)
         return self.read(torch.cat([*read, patch.to(read[0]), phase.to(read[0]), condition.to(read[0])], -1))
+
+    def mask_spread(
+        self, maps: TrunkMaps, shares: Shares, source: int, x: float, y: float, part: Sequence[slice], kept: Tensor
+    ) -> Tensor:
+        """Return the standard deviation over dropout passes of a source's mask, in some rows and columns.
+
+        The source is one of the first scene, at `x`, `y`; `kept` are factors on its query ``(pass, feature)``.
+        """
+        logit, query = shares.mask[0, source, *part], shares.query[0, source]
+        if not self.dynamic:
+            return torch.zeros_like(logit)
+        weights = self.mask_network(torch.cat([query[None], query * kept.to(query)]))
+        # One more cell on each side, as far as there are any: cells are interpolated.
+        sides = zip(part, maps.mask_features.shape[-2:], strict=True)
+        cells = [slice(max(s.start // FOLD - 1, 0), min(-(-s.stop // FOLD) + 1, size)) for s, size in sides]
+        offset = [
+            (FOLD * torch.arange(cell.start, cell.stop, device=query.device) + (FOLD - 1) / 2 - center).expand(1, 1, -1)
+            for cell, center in zip(cells, (y, x), strict=True)
+        ]
+        own = _own_network(weights[None, :, None], maps.mask_features[:1, None, :, *cells], *offset[::-1])[0, :, 0]
+        inside = (slice(s.start - FOLD * c.start, s.stop - FOLD * c.start) for s, c in zip(part, cells, strict=True))
+        own = own[:, *inside]
+        mask = (logit + own[1:] - own[0]).sigmoid()
+        return (mask - mask.mean(0)).square().mean(0).sqrt()
 
     @staticmethod
     def _profile(numbers: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
@@ -241,7 +270,7 @@ class TokenNetwork(nn.Module):
         own = folded(own)
         own = cut(own.flatten(2, 3), scene, source).unflatten(-1, (bands, 3 * FOLD**2))
         lights = own[..., : FOLD**2]
-        seen = torch.cat([lights.asinh(), own[..., FOLD**2 :], image.asinh(), trunk.to(own)], -1)
+        seen = torch.cat([stretched(lights), own[..., FOLD**2 :], stretched(image), trunk.to(own)], -1)
         return seen, lights, image
 
     @staticmethod
@@ -260,7 +289,7 @@ class TokenNetwork(nn.Module):
         of_all = torch.einsum("snkyxf,snyxbf->snbk", inside, image)
         first = growth[..., ANCHOR]
         anchor = (0.5 * (first + (first.square() + 4 * ANCHOR_FLOOR**2).sqrt())).log()
-        curve = torch.cat([growth.asinh() - anchor[..., None], of_all.asinh() - anchor[..., None]], -1)
+        curve = torch.cat([stretched(growth) - anchor[..., None], stretched(of_all) - anchor[..., None]], -1)
         return curve.clamp(-8, 8), anchor
 
     def _convolved(self, windows: Tensor) -> Tensor:

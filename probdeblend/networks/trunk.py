@@ -17,10 +17,21 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["CONDITIONS", "FOLD", "REACH", "STRIDE", "Trunk", "TrunkMaps", "describe_bands", "matched_filter"]
+__all__ = [
+    "CONDITIONS",
+    "FOLD",
+    "REACH",
+    "STRIDE",
+    "Trunk",
+    "TrunkMaps",
+    "describe_bands",
+    "matched_filter",
+    "stretched",
+]
 
 FOLD = 2  # pixels on a side that are folded into channels
 WIDTHS = (16, 32, 48, 64)
@@ -93,10 +104,16 @@ def matched_filter(image: Tensor, psf: Tensor) -> Tensor:
     """Return the signal-to-noise ratio of a point source at every pixel, for pixels over white noise."""
     height, width = image.shape[-2:]
     side = psf.shape[-1]
-    size = (height + side, width + side)
+    size = [next_fast_len(length + side, real=True) for length in (height, width)]
     unit = psf / psf.square().sum((-2, -1), keepdim=True).sqrt()
     product = torch.fft.rfft2(image, s=size) * torch.fft.rfft2(unit, s=size).conj()
     return torch.fft.irfft2(product, s=size).roll((side // 2, side // 2), (-2, -1))[..., :height, :width]
+
+
+def stretched(pixels: Tensor) -> Tensor:
+    """Return asinh of pixels over sky noise, several times as fast as torch's own."""
+    size = pixels.abs().clamp(max=1e18)
+    return (size + (size.square() + 1).sqrt()).log().copysign(pixels)
 
 
 def normalized(features: Tensor) -> Tensor:
@@ -152,7 +169,7 @@ class Trunk(nn.Module):
         seen = condition if self.conditioned else torch.zeros_like(condition)
         modulation = self.describe(seen).flatten(0, 1)
         image = image * good
-        pixels = torch.stack([image.asinh(), matched_filter(image, psf.to(image)).asinh() * good, good], 2)
+        pixels = torch.stack([stretched(image), stretched(matched_filter(image, psf.to(image))) * good, good], 2)
         features = functional.pixel_unshuffle(pixels.flatten(0, 1), FOLD)
         skips = []
         for i, block in enumerate(self.down):

@@ -17,7 +17,6 @@ __all__ = ["Cutout", "Cutouts"]
 PIXELS = {  # arrays of a source, with their axes before (y, x)
     "mask": (),
     "mask_std": (),
-    "mask_information": (),
     "image": ("band",),
     "image_std": ("band",),
 }
@@ -64,8 +63,6 @@ class Cutouts:
         For each source the probability ``(y, x)`` that its own light exceeds 3 sky rms, all bands in quadrature.
     mask_std
         Standard deviation of that probability over the dropout passes.
-    mask_information
-        Mutual information between pixel and dropout pass in bits (Houlsby et al. 2011, arXiv:1112.5745).
     image, image_std
         For each source its deblended image ``(band, y, x)`` in image units, and the standard deviation.
 
@@ -79,7 +76,6 @@ class Cutouts:
     shape: tuple[int, int]
     mask: Sequence[NDArray] | None = None
     mask_std: Sequence[NDArray] | None = None
-    mask_information: Sequence[NDArray] | None = None
     image: Sequence[NDArray] | None = None
     image_std: Sequence[NDArray] | None = None
 

@@ -8,8 +8,10 @@ from tiny_weights import PSF, light_of, noise_of
 
 from probdeblend.deblending.inputs import observe
 from probdeblend.deblending.tiles import Reading, find_peaks, read_image, source_features
+from probdeblend.networks.dropout import kept_units
 
 SIZE = 96
+KEPT = kept_units(0.1, 6, 0).query
 PLACES = np.array([[30.2, 40.1], [38.5, 43.7], [70.0, 60.5], [64.8, 66.1]])
 
 
@@ -59,9 +61,29 @@ def test_a_map_without_peaks_has_none(heat):
     assert len(find_peaks(heat_map(offset=heat))[0]) == 0
 
 
+class Kept(torch.nn.Module):
+    def __init__(self, factors):
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, values):
+        return values * self.factors
+
+
+@torch.no_grad()
+def mask_spread(network, maps):
+    """Standard deviation of the masks, the whole network being run once per dropout pass."""
+    dropout, masks = network.reader.drop, []
+    for factors in KEPT:
+        network.reader.drop = Kept(factors)
+        masks.append(network.reader(maps, *torch.from_numpy(PLACES.T).float()[:, None]).mask[0].sigmoid())
+    network.reader.drop = dropout
+    return torch.stack(masks).std(0, correction=0)
+
+
 def test_a_scene_is_read_as_the_network_reads_it(blank, seen):
     """Patches, sparse pairs and groups lose nothing."""
-    reading = read_image(blank.network, seen, positions=tuple(PLACES.T))
+    reading = read_image(blank.network, seen, positions=tuple(PLACES.T), kept=KEPT)
     np.testing.assert_array_equal([reading.x, reading.y], PLACES.T)
     image, good = seen.window(slice(0, SIZE), slice(0, SIZE))
     with torch.no_grad():
@@ -74,6 +96,11 @@ def test_a_scene_is_read_as_the_network_reads_it(blank, seen):
         rows, columns = (slice(c, c + n) for c, n in zip(cut.corner, cut.mask.shape, strict=True))
         np.testing.assert_allclose(cut.share, shares.share[0, number, :, rows, columns], atol=1e-5)
         np.testing.assert_allclose(cut.mask, shares.mask[0, number, rows, columns].sigmoid(), atol=1e-5)
+    spread = mask_spread(blank.network, maps)
+    assert spread.max() > 1e-3
+    for number, cut in enumerate(reading.cuts):
+        rows, columns = (slice(c, c + n) for c, n in zip(cut.corner, cut.mask.shape, strict=True))
+        np.testing.assert_allclose(cut.mask_std, spread[number, rows, columns], atol=1e-5)
     one, other = (source_features(reading, groups) for groups in ([[2, 0]], [[0, 2], [1, 3]]))
     torch.testing.assert_close(one.edge[0].transpose(0, 1)[..., 1], other.edge[0, ..., 1])
     torch.testing.assert_close(one.token[0].flip(0), other.token[0])
@@ -84,7 +111,7 @@ def test_every_listed_source_is_read_once_whatever_the_tiles(blank, seen, tile):
     rng = np.random.default_rng(4)
     edges = [[-0.5, -0.5], [SIZE - 0.51, 3], [39.5, 40], [39.49, 16], [15.5, 15.49], [-3.2, 50.0], [60.0, SIZE + 2.0]]
     places = np.concatenate([edges, rng.uniform(-0.5, SIZE - 0.5, (10, 2))])
-    reading = read_image(blank.network, seen, positions=tuple(places.T), tile=tile)
+    reading = read_image(blank.network, seen, positions=tuple(places.T), kept=KEPT, tile=tile)
     np.testing.assert_array_equal(np.stack([reading.x, reading.y], 1), places)
     assert len(reading.token) == len(reading.cuts) == len(places)
     assert reading.overlap.shape == (len(places),) * 2
