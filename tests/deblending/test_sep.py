@@ -1,7 +1,10 @@
 """SEP as a posterior of any number of sources: detection, given positions, draws, groups, masks and flags."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import sep
 import torch
 from scipy import stats
 
@@ -10,7 +13,9 @@ from probdeblend.deblending.sep import published_match
 from probdeblend.photometry import detection as photometry
 from probdeblend.posterior.flags import Flag
 from probdeblend.scene import Scene
+from probdeblend.simulation.sets import read_scenes
 
+SCENES = Path(__file__).parent / "scenes"
 SIZE, SKY_RMS = 96, 0.01
 ROWS, COLUMNS = np.mgrid[:SIZE, :SIZE].astype(float)
 CROWD = {"x": [30.0, 39.0, 75.0, 20.0, 80.0], "y": [30.0, 33.0, 70.0, 75.0, 20.0], "flux": [20.0, 10.0, 15.0, 8.0, 3.0]}
@@ -79,6 +84,43 @@ def test_masks_are_the_segments(scene, posterior):
     np.testing.assert_array_equal(rebuilt > 0, segments > 0)
 
 
+def by_hand(image, rms, exposure):
+    """SExtractor's AUTO photometry with the settings of Boucaud et al. (2020, table 3), by SEP itself."""
+    deblending = {"deblend_nthresh": 64, "filter_type": "conv", "segmentation_map": True}
+    found, segments = sep.extract(image / rms, 5.0, err=1.0, minarea=10, deblend_cont=0.01, **deblending)
+    hot, hot_segments = sep.extract(image / rms, 4.0, err=1.0, minarea=6, deblend_cont=1e-4, **deblending)
+    for label in range(1, len(hot) + 1):
+        own = hot_segments == label
+        if not segments[own].any():
+            found = np.append(found, hot[label - 1])
+            segments[own] = len(found)
+    ellipses = [found[name] for name in ("x", "y", "a", "b", "theta")]
+    owners = {"seg_id": np.arange(1, len(found) + 1, dtype=np.int32), "segmap": segments}
+    radius = np.maximum(2.5 * sep.kron_radius(image, *ellipses, 6.0, **owners)[0], 3.5)
+    flux, error, _ = sep.sum_ellipse(image, *ellipses, radius, err=rms, gain=exposure, **owners)
+    return found, np.bincount(segments.ravel(), minlength=len(found) + 1)[1:], flux, error
+
+
+def test_photometry_is_that_of_the_published_settings():
+    """Stored scenes of one to four sources, some of which only the hot settings find."""
+    stored = read_scenes(SCENES, 42, 58)
+    answer = SepDeblender(draws=2000).scenes(stored)
+    values = (stored.image.double().numpy(), stored.sky_rms.tolist(), stored.exposure.tolist())
+    found, area, flux, error = zip(
+        *(by_hand(image[0], *rms, *exposure) for image, rms, exposure in zip(*values, strict=True)), strict=True
+    )
+    found, flux, error = np.concatenate(found), np.concatenate(flux), np.concatenate(error)
+    np.testing.assert_array_equal([mask.sum() for mask in answer.cutouts.mask], np.concatenate(area))
+    columns = {"x": found["x"], "y": found["y"], "axis_ratio": found["b"] / found["a"], "angle": found["theta"]}
+    for name, expected in columns.items():
+        np.testing.assert_allclose(answer.dataset[name], expected, atol=1e-6)
+    np.testing.assert_allclose(answer.dataset["sky_rms"], stored.sky_rms.numpy()[answer.dataset["scene"]])
+    draws = answer.flux_auto.values[0, :, :, 0]
+    assert len(draws) == 2000
+    assert np.abs((draws.mean(0) - flux) / error).max() < 6 / 2000**0.5
+    np.testing.assert_allclose(draws.std(0), error, rtol=0.1)
+
+
 def positions_of(scene, x, y):
     return tuple(torch.tensor(values, dtype=torch.float64) for values in (scene, x, y))
 
@@ -93,6 +135,13 @@ def test_given_positions_keep_their_order(scene, posterior):
     assert np.isnan(flux[5])
     assert forced.mask(6).data.sum() == 0
     assert len(set(forced.dataset["group"].values)) == 5
+
+
+def test_a_detection_serves_positions_within_ten_pixels(scene):
+    for apart, far in ((9.5, False), (10.5, True)):
+        forced = SepDeblender(draws=2).scenes(scene, positions=positions_of([1], [40.0 + apart], [50.0]))
+        assert np.isnan(forced.flux_auto.values).all() == far
+        assert (int(forced.flags[0]) == int(Flag.NOT_DETECTED)) == far
 
 
 def test_a_detection_serves_one_position(scene):
@@ -167,12 +216,21 @@ def test_quoted_errors_are_too_small_for_a_close_pair():
     [
         ([], [-1, -1]),
         ([(62, 63, 10)], [0, -1]),
-        ([(68, 63, 10)], [-1, 0]),
+        ([(66.5, 63, 10)], [0, -1]),
+        ([(67.5, 63, 10)], [-1, 0]),
         ([(79, 64, 10), (63, 62, 5)], [1, 0]),
         ([(64, 63, 10), (68, 63, 5)], [0, 1]),
         ([(20, 20, 100), (81, 63, 5), (62, 63, 10)], [2, 0]),
     ],
-    ids=["none", "one, near the central", "one, farther than half the radius", "two", "two near one", "three"],
+    ids=[
+        "none",
+        "one, near the central",
+        "one, within half the radius",
+        "one, farther than half the radius",
+        "two",
+        "two near one",
+        "three",
+    ],
 )
 def test_published_rule(sources, matched):
     found = tuple(np.array(sources, dtype=float).reshape(-1, 3).T)

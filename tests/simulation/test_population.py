@@ -6,6 +6,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from scipy import stats
 from scipy.stats import binomtest, chisquare, kstest
 
 from probdeblend.scene import SOURCE_TYPES
@@ -14,6 +15,7 @@ from probdeblend.simulation.mixtures import TruncatedMixture
 
 FRAME = Frame((128, 128), 0.06, 3.0)
 SMALL = Frame((80, 96), 0.05, 3.0)
+FITTED = ("weights", "means", "covariances")
 SETTINGS = {
     "published": Population.published(),
     "pairs": Population.pairs(),
@@ -86,6 +88,137 @@ def test_published_pairs_are_those_of_the_table(published):
     assert set(published["source_type"].unique().tolist()) == {0, 1, 2, 3}
     share = torch.bincount(published["source_type"].flatten()) / published["source_type"].numel()
     np.testing.assert_allclose(share, Population.published().type_probabilities, atol=0.03)
+
+
+def test_galaxies_have_the_moments_of_the_published_table():
+    """Number, mean and covariance of magnitude and ln radius of the table's distinct galaxies, type by type.
+
+    The fit keeps them, but for 0.001 that it adds to variances.
+    """
+    population = Population.published()
+    counts, means = (
+        [202, 222, 396, 230],
+        [[21.3175, -1.8591], [21.9667, -0.6293], [20.8141, -0.9897], [21.948, -0.7182]],
+    )
+    variances = [
+        [0.8524, -0.3171, 0.2342],
+        [0.5579, -0.1146, 0.1212],
+        [1.0851, -0.2593, 0.2162],
+        [0.529, -0.0998, 0.1992],
+    ]
+    np.testing.assert_allclose(population.type_probabilities, np.array(counts) / 1050, atol=1e-4)
+    laws = zip(population.weights, population.means, population.covariances, strict=True)
+    for (weight, center, covariance), mean, variance in zip(laws, means, variances, strict=True):
+        away = np.array(center) - mean
+        spread = np.einsum("k,kij->ij", weight, covariance + away[:, :, None] * away[:, None, :])
+        np.testing.assert_allclose(np.dot(weight, center), mean, atol=2e-3)
+        np.testing.assert_allclose(
+            spread, np.reshape(np.take(variance, [0, 1, 1, 2]), (2, 2)) + 1e-3 * np.eye(2), atol=1e-3
+        )
+
+
+def known_sites(population, **values):
+    """Trace one source of each type, the last one a star, with known values of its sites."""
+    data = {"source_type": torch.arange(5), "magnitude": torch.full((5,), 21.5)}
+    data |= {name: torch.full((5,), value) for name, value in values.items()}
+    with pyro.plate("sources", 5):
+        trace = pyro.poutine.trace(pyro.poutine.condition(population.source, data)).get_trace(0.06)
+    trace.compute_log_prob()
+    return trace.nodes["_RETURN"]["value"], {name: node.get("log_prob") for name, node in trace.nodes.items()}
+
+
+def test_shapes_and_colors_have_their_laws():
+    """Densities in closed form; a star has no shape."""
+    values = {"ln_radius": -0.5, "flattening": 0.3, "angle": 1.0, "sersic_quantile": 0.3, "bulge_fraction": 0.4}
+    drawn, density = known_sites(Population.default(), slope=0.8, ln_snr=math.log(50), **values)
+    expected = {
+        "flattening": np.where(np.arange(4) == 0, stats.beta(1.2, 2.0).logpdf(0.3), stats.beta(1.4, 1.6).logpdf(0.3)),
+        "angle": np.full(4, -math.log(math.pi)),
+        "sersic_quantile": np.full(4, stats.beta(2.0, 2.0).logpdf(0.3)),
+        "bulge_fraction": np.full(4, stats.beta(2.0, 2.2).logpdf(0.4)),
+    }
+    for name, of_galaxies in expected.items():
+        np.testing.assert_allclose(density[name], [*of_galaxies, 0], atol=1e-5)
+    slope = stats.norm([1.5, 0.9, 1.2, 0.6, 0.3], [0.6, 0.45, 0.5, 0.35, 1.2])
+    np.testing.assert_allclose(density["slope"], slope.logpdf(0.8), atol=1e-5)
+    np.testing.assert_allclose(density["ln_snr"], math.log(0.65 / math.log(60) + 0.35 / math.log(600)), atol=1e-5)
+    np.testing.assert_allclose(drawn["axis_ratio"], [0.82, 0.76, 0.76, 0.76, 0.76], atol=1e-6)
+    brighter = known_sites(Population.default(), ln_snr=math.log(1000))[1]["ln_snr"]
+    np.testing.assert_allclose(brighter, math.log(0.35 / math.log(600)), atol=1e-5)
+
+
+def test_radii_stay_between_their_limits():
+    for ln_radius, radius in ((-9.0, 0.03), (-1.0, math.exp(-1)), (5.0, 3.0)):
+        drawn, _ = known_sites(Population.published(), ln_radius=ln_radius)
+        np.testing.assert_allclose(drawn["half_light_radius"], radius, rtol=1e-6)
+
+
+def test_magnitudes_and_radii_are_those_of_the_joint_mixture():
+    population = Population.published()
+    _, density = known_sites(population, ln_radius=-0.5)
+    for kind, law in enumerate(zip(population.weights, population.means, population.covariances, strict=True)):
+        joint = sum(w * stats.multivariate_normal(m, c).pdf([21.5, -0.5]) for w, m, c in zip(*law, strict=True))
+        inside = sum(
+            w * np.diff(stats.norm(m[0], c[0][0] ** 0.5).cdf([18, 23]))[0] for w, m, c in zip(*law, strict=True)
+        )
+        found = float(density["magnitude"][kind] + density["ln_radius"][kind])
+        assert found == pytest.approx(math.log(joint / inside), abs=1e-4)
+    star = stats.truncnorm(-2.5 / 20, 2.5 / 20, 20.5, 20)
+    assert float(density["magnitude"][4]) == pytest.approx(star.logpdf(21.5), abs=1e-5)
+
+
+def test_radii_of_any_camera_scatter_more_up_to_the_largest():
+    """Galaxies with bulge and disk, whose mixture has one component."""
+    narrow = Population.published()
+    (mean, ln_radius), ((variance, covariance), (_, spread)) = narrow.means[2][0], narrow.covariances[2][0]
+    center = ln_radius + covariance / variance * (21.5 - mean)
+    for added, largest in ((0.0, math.inf), (0.3, 14.0)):
+        sd = (spread - covariance**2 / variance + added**2) ** 0.5
+        law = stats.truncnorm(-math.inf, (math.log(largest * 0.06) - center) / sd, center, sd)
+        population = narrow.replace(size_scatter=added, largest=largest)
+        density = known_sites(population, ln_radius=-0.5)[1]["ln_radius"][2]
+        assert float(density) == pytest.approx(law.logpdf(-0.5), abs=1e-4)
+        assert math.isfinite(known_sites(population, ln_radius=0.2)[1]["ln_radius"][2]) == (largest == math.inf)
+
+
+def test_what_networks_are_trained_on():
+    published, pairs, crowds = Population.published(), Population.pairs(), Population.default()
+    assert (published.layout, published.max_difference, published.magnitude_range) == ("centered", 2.0, (18, 23))
+    assert (pairs.layout, pairs.max_difference, pairs.magnitude_range) == ("paired", 2.0, (18, 26))
+    assert (pairs.anywhere_fraction, pairs.close_fraction) == (0.2, 0.1)
+    assert (crowds.layout, crowds.max_difference, crowds.magnitude_range) == ("clustered", math.inf, (18, 26))
+    assert (crowds.snr, crowds.size_scatter, crowds.largest, crowds.star_fraction) == ((5, 300), 0.3, 14, 0.15)
+    for population in (pairs, crowds):
+        for weights, means, variances in zip(*(getattr(population, n) for n in FITTED), strict=True):
+            assert weights[-2:] == pytest.approx((0.15, 0.15))
+            assert [magnitude for magnitude, _ in means[-2:]] == [23.6, 24.9]
+            np.testing.assert_allclose([rows[0][0] for rows in variances[-2:]], 0.36)
+    expected = dict(enumerate((0.02, 0.17, 0.18, 0.17, 0.12, 0.1, 0.07))) | {8: 0.08, 11: 0.05, 14: 0.04}
+    np.testing.assert_allclose(crowds.number, [expected.get(number, 0) for number in range(15)])
+
+
+def test_most_sources_of_a_cluster_lie_near_earlier_ones():
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        near = pyro.poutine.trace(Population.default().scenes).get_trace(3000, SMALL, number=1).nodes["near"]["value"]
+    np.testing.assert_allclose([near.min(), near.max()], [0.5, 0.95], atol=0.005)
+
+
+def test_stars_of_a_cluster_are_as_close_as_their_light():
+    """Each counts as 1/e of a pixel in the largest separation, beside the PSF."""
+    law = Population.default().positions(
+        {name: torch.ones(1, 2) for name in ("half_light_radius", "axis_ratio")}
+        | {"source_type": torch.full((1, 2), SOURCE_TYPES.index("star"))},
+        torch.ones(1, 2, dtype=torch.bool),
+        SMALL,
+        near=torch.ones(1, 1),
+    )
+    largest = 2 * 2 / math.e + 0.8 * SMALL.blur
+    densities = [
+        float(law.log_prob(torch.tensor([[[[40.0, 40.0], [40 + apart, 40.0]]]])))
+        for apart in (largest - 0.01, largest + 0.01)
+    ]
+    assert [math.isfinite(value) for value in densities] == [True, False]
 
 
 def test_magnitudes_of_a_pair_are_drawn_together(false_alarm):
