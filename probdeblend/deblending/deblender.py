@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
@@ -17,15 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..networks.dropout import GroupDraws, draw_groups
+from ..networks.dropout import GroupDraws, draw_groups, kept_units
 from ..networks.scenes import SHAPES, SceneNetwork
-from ..networks.sources import SourceFeatures
-from ..photometry.noise import noise_numbers
+from ..networks.sources import TOKEN, SourceFeatures
 from ..posterior.calibrator import Calibrator
 from ..posterior.draws import Posterior
 from ..scene import SOURCE_TYPES, Scene
 from .answers import posterior_of
-from .inputs import Image, Observation, observe
+from .inputs import Image, Observation, observe, widened
 from .positions import locate
 from .psfs import PsfLike
 from .tiles import Reading, read_image, source_features
@@ -187,27 +188,27 @@ class Deblender(nn.Module):
         Raises
         ------
         ValueError
-            If bands, noise or mask do not fit the image, a PSF is needed, or it is outside the trained range; if a
-            position is outside the image, not finite or given twice.
+            If bands, noise or mask do not fit the image, a PSF is needed, or it is too narrow or too wide for the
+            training; if a position is outside the image, not finite or given twice.
         TypeError
             If the image is not an array of numbers.
         FileNotFoundError
             If a path does not exist.
         """
+        _check_draws(draws)
         with observe(
             image, psf=psf, sky_rms=sky_rms, wcs=wcs, zero_point=zero_point, gain=gain, mask=mask, wavelength=wavelength
-        ) as seen:
-            self._check_psf(seen.psf)
+        ) as opened:
+            seen = widened(opened, self.description.fwhm)
             given = label = order = None
             if positions is not None:
                 x, y, label = locate(positions, seen.shape, seen.wcs)
                 order = np.lexsort((x, y))  # so that the draws do not depend on the order of the list
                 given, label = (x[order], y[order]), label[order]
-            reading = read_image(self.network, seen, positions=given, tile=tile, progress=progress)
-            answers = self._answers(reading, draws=draws, passes=passes, seed=seed)
-            posterior = self._posterior([seen], [reading], [answers], calibrate=calibrate, label=label, order=order)
-        posterior.dataset.attrs["notes"] = "; ".join(seen.notes)
-        return posterior
+            kept = kept_units(self.network.drop.p, passes, seed).query
+            reading = read_image(self.network, seen, positions=given, kept=kept, tile=tile, progress=progress)
+            answers = self._answers([reading], draws=draws, passes=passes, seed=seed)
+            return self._posterior([seen], [reading], answers, calibrate=calibrate, label=label, order=order)
 
     def scenes(
         self,
@@ -237,37 +238,41 @@ class Deblender(nn.Module):
         Posterior
             Fluxes and everything else, one row per source.
         """
-        self._check_psf(scene.psf.flatten(0, 1))
-        seen = _observations(scene)
+        _check_draws(draws)
+        seen = [widened(image, self.description.fwhm) for image in _observations(scene)]
         order, given = None, [None] * len(scene)
         if positions is not None:
             number, x, y = (value.double().cpu().numpy() for value in positions)
             order = np.lexsort((x, y, number))
             parts = np.split(order, np.searchsorted(number[order], np.arange(1, len(scene))))
             given = [(x[part], y[part]) for part in parts]
-        readings = [read_image(self.network, *pair) for pair in zip(seen, given, strict=True)]
-        answers = [self._answers(reading, draws=draws, passes=passes, seed=seed) for reading in readings]
+        kept = kept_units(self.network.drop.p, passes, seed).query
+        readings = [read_image(self.network, *pair, kept=kept) for pair in zip(seen, given, strict=True)]
+        answers = self._answers(readings, draws=draws, passes=passes, seed=seed)
         label = None if order is None else order + 1
         return self._posterior(seen, readings, answers, calibrate=calibrate, label=label, order=order)
 
-    def _answers(self, reading: Reading, *, draws: int, passes: int, seed: int) -> GroupDraws:
-        """Answer for all sources of an image, as arrays; random numbers go with the number of a group's first one."""
-        sources, bands = reading.anchor.shape
-        chains = max(passes, 1)
-        log_flux = np.zeros((chains, math.ceil(draws / chains), sources, bands, 2), dtype=np.float32)
-        others = [np.zeros((sources, *row)) for row in ((len(SHAPES),), (len(SHAPES),), (len(SOURCE_TYPES),), (), (0,))]
-        for size in {len(members) for members in reading.groups}:
-            alike = [members for members in reading.groups if len(members) == size]
+    def _answers(self, readings: Sequence[Reading], *, draws: int, passes: int, seed: int) -> list[GroupDraws]:
+        """Answer for all sources of images, as arrays; random numbers go with the number of a group's first one."""
+        chains, bands = max(passes, 1), readings[0].anchor.shape[1]
+        answers = [_no_answers(len(reading), chains, math.ceil(draws / chains), bands) for reading in readings]
+        groups = [(number, members) for number, reading in enumerate(readings) for members in reading.groups]
+        for size in {len(members) for _, members in groups}:
+            alike = [(number, members) for number, members in groups if len(members) == size]
             chunk = max(1, ENTRIES // (max(draws, chains) * size * bands * 2))
             for part in (alike[start : start + chunk] for start in range(0, len(alike), chunk)):
-                features = SourceFeatures(*(value.to(self._device) for value in source_features(reading, part)))
-                index = [(number, list(range(size))) for number in range(len(part))]
-                keys = [members[0] for members in part]
+                own = {n: [members for _, members in found] for n, found in groupby(part, itemgetter(0))}
+                parts = [source_features(readings[number], members) for number, members in own.items()]
+                features = SourceFeatures(*(torch.cat(values).to(self._device) for values in zip(*parts, strict=True)))
+                index = [(row, list(range(size))) for row in range(len(part))]
+                keys = [members[0] for _, members in part]
                 drawn = draw_groups(self.network, features, index, keys=keys, draws=draws, passes=passes, seed=seed)
-                log_flux[:, :, np.array(part)] = drawn.log_flux.numpy()
-                for values, own in zip(others[:-1], drawn[1:-1], strict=True):
-                    values[np.array(part)] = own.double().numpy()
-        return GroupDraws(log_flux, *others)
+                end = np.cumsum([len(members) for members in own.values()])[:-1]
+                for name, values in drawn._asdict().items():
+                    axis = 2 if name == "log_flux" else 0
+                    for (number, members), found in zip(own.items(), np.split(values.numpy(), end, axis), strict=True):
+                        getattr(answers[number], name)[(slice(None),) * axis + (np.array(members),)] = found
+        return answers
 
     def _posterior(
         self,
@@ -283,6 +288,7 @@ class Deblender(nn.Module):
         anomaly = self._anomaly(torch.cat([reading.token for reading in readings]))
         brightest = self.description.brightest
         posterior = posterior_of(seen, readings, answers, anomaly=anomaly, brightest=brightest, label=label)
+        posterior.dataset.attrs["notes"] = "; ".join(dict.fromkeys(note for image in seen for note in image.notes))
         if calibrate and self.calibrator is not None:
             posterior = self.calibrator(posterior)
         return posterior if order is None else posterior.select(np.argsort(order))
@@ -297,17 +303,6 @@ class Deblender(nn.Module):
             return np.full(len(token), math.nan)
         distance = _distance(token, self.token_mean.cpu(), self.token_whitening.cpu())
         return distance / max(float(self.token_limit), 1e-9)
-
-    def _check_psf(self, psf: Tensor) -> None:
-        """Refuse PSFs outside the range of the training."""
-        low, high = self.description.fwhm
-        width = _width(psf)
-        if not bool(((width >= low) & (width <= high)).all()):
-            wrong = float(width[~((width >= low) & (width <= high))][0])
-            raise ValueError(
-                f"psf must be {low:.2g} to {high:.2g} pixels wide (FWHM of a Gaussian of its area), the range of the "
-                f"training, got {wrong:.2f}: resample the image"
-            )
 
     def use(self, calibrator: Calibrator) -> None:
         """Correct posteriors with a calibrator from now on.
@@ -329,27 +324,40 @@ class Deblender(nn.Module):
         return names.hexdigest()[:16]
 
 
+def _no_answers(sources: int, chains: int, draws: int, bands: int) -> GroupDraws:
+    """Return arrays to be filled with the answers for the sources of an image."""
+    log_flux = np.zeros((chains, draws, sources, bands, 2), dtype=np.float32)
+    others = ((len(SHAPES),), (len(SHAPES),), (len(SOURCE_TYPES),), (), (TOKEN,))
+    return GroupDraws(log_flux, *(np.zeros((sources, *row)) for row in others))
+
+
+def _check_draws(draws: int) -> None:
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}")
+
+
 def _observations(scene: Scene) -> list[Observation]:
     """Return the images of scenes, each as an image of its own."""
-    photon = torch.zeros_like(scene.sky_rms)
-    if scene.exposure is not None:
-        kernel = torch.ones(1, 1) if scene.noise_kernel is None else scene.noise_kernel
-        photon = kernel.square().sum((-2, -1)) / (kernel.sum((-2, -1)).square() * scene.exposure * scene.sky_rms)
-    wavelength = torch.full_like(scene.sky_rms, math.nan) if scene.wavelength is None else scene.wavelength
-    noise = noise_numbers(scene.noise_kernel, photon, wavelength).float()
-    bands, levels = range(scene.image.shape[1]), scene.sky_rms.double().cpu().numpy()
+    shape = scene.sky_rms.shape
+    kernel = torch.ones(*shape, 1, 1) if scene.noise_kernel is None else scene.noise_kernel.float()
+    counts = math.inf if scene.exposure is None else scene.exposure * scene.sky_rms
+    photon = kernel.square().sum((-2, -1)) / (kernel.sum((-2, -1)).square() * counts)
+    wavelength = torch.full(shape, math.nan) if scene.wavelength is None else scene.wavelength
+    bands, levels = range(shape[1]), scene.sky_rms.double().cpu().numpy()
     return [
         Observation(
             shape=tuple(image.shape[-2:]),
             psf=psf.float(),
-            noise=numbers,
+            **dict(zip(("noise_kernel", "photon", "wavelength"), noise, strict=True)),
             window=partial(_cut, (image / rms[:, None, None]).float()),
             sky_rms=lambda x, _, level=level: np.repeat(level[None], len(x), 0),
             bands=tuple(map(str, bands)) if len(bands) > 1 else ("",),
             pixel_scale=scene.pixel_scale,
             zero_point=scene.zero_point,
         )
-        for image, rms, level, psf, numbers in zip(scene.image, scene.sky_rms, levels, scene.psf, noise, strict=True)
+        for image, rms, level, psf, *noise in zip(
+            scene.image, scene.sky_rms, levels, scene.psf, kernel, photon, wavelength, strict=True
+        )
     ]
 
 
@@ -359,11 +367,6 @@ def _cut(ratio: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
     beyond = (0, max(columns.stop - width, 0), 0, max(rows.stop - height, 0))
     ratio = functional.pad(ratio[:, rows, columns], beyond, value=math.nan)
     return ratio.nan_to_num(0.0, 0.0, 0.0), ratio.isfinite().float()
-
-
-def _width(psf: Tensor) -> Tensor:
-    """FWHM in pixels of the Gaussian that has the noise-equivalent area of a PSF ``(..., y, x)``."""
-    return psf.square().sum((-2, -1)).rsqrt() * (2 * math.log(2) / math.pi) ** 0.5
 
 
 def _familiar(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

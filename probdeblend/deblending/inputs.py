@@ -11,7 +11,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 
 import numpy as np
@@ -23,17 +23,18 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_area
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from ..photometry.images import open_mosaic, read_map
 from ..photometry.noise import correlation_sum, noise_numbers
 from ..photometry.sky import estimate_noise_kernel
-from ..scene import PIXEL_SCALE_TOLERANCE, Instrument
-from .pixels import BandPixels
-from .psfs import PsfLike, band_psfs, camera_of
+from ..scene import PIXEL_SCALE_TOLERANCE, Instrument, drizzle_kernel
+from .pixels import SMALLEST_SKY, BandPixels, numbers
+from .psfs import REACH, PsfLike, band_psfs, camera_of, gaussian, smooth, widening
 
-__all__ = ["Image", "Observation", "Window", "observe"]
+__all__ = ["Image", "Observation", "Window", "observe", "widened"]
 
-SMALLEST_SKY = 192  # pixels on a side of the smallest image whose sky is measured
+USUALLY_BELOW = (0.1, 0.75)  # fraction of the pixels of a sky-subtracted image below zero, whatever its sources
 LARGEST_RATIO = 1e7  # times the sky noise; beyond it a pixel is bad, and would drown its tile in rounding errors
 
 Image = ArrayLike | NDData | Quantity | str | PathLike
@@ -51,10 +52,16 @@ class Observation:
         Rows and columns.
     psf
         Effective PSFs ``(band, y, x)``.
-    noise
-        Numbers that describe noise and color ``(band, 5)``.
+    noise_kernel
+        Kernels ``(band, y, x)`` that turn white noise into that of the sky.
+    photon
+        Variance that light of one sky rms in a pixel adds, over that of the sky ``(band,)``.
+    wavelength
+        In micron ``(band,)``; NaN where unknown.
     window
         Returns pixels.
+    network_window, noise_ratio
+        Returns pixels as the network sees them, and their sky noise over that of the image's pixels ``(band,)``.
     sky_rms
         Returns the sky noise at positions x and y ``(source, band)`` in image units.
     bands
@@ -71,7 +78,9 @@ class Observation:
 
     shape: tuple[int, int]
     psf: Tensor
-    noise: Tensor
+    noise_kernel: Tensor
+    photon: Tensor
+    wavelength: Tensor
     window: Window
     sky_rms: Callable[[NDArray, NDArray], NDArray[np.float64]]
     bands: tuple[str, ...] = ("",)
@@ -80,6 +89,16 @@ class Observation:
     zero_point: tuple[float, ...] = ()
     wcs: WCS | None = None
     notes: list[str] = field(default_factory=list)
+    network_window: Window | None = None
+    noise_ratio: NDArray[np.float32] | float = 1.0
+
+    def __post_init__(self) -> None:
+        self.network_window = self.network_window or self.window
+
+    @property
+    def noise(self) -> Tensor:
+        """Numbers that describe noise and color to a network ``(band, 5)``."""
+        return noise_numbers(self.noise_kernel, self.photon, self.wavelength).float()
 
 
 @contextlib.contextmanager
@@ -97,20 +116,20 @@ def observe(
     """Open an image for deblending; the arguments are those of `probdeblend.deblend`."""
     with contextlib.ExitStack() as stack:
         opened = [_opened(item, stack) for item in _bands_of(image)]
-        shape, unit = (_common(name, [getattr(band, name) for band in opened]) for name in ("shape", "unit"))
+        shape = _common("shape", [tuple(band.pixels.shape) for band in opened])
+        unit = _common("unit", [band.unit for band in opened])
         if len(shape) != 2 or not min(shape):
             raise ValueError(f"image must have the axes (y, x) or (band, y, x), got shape {shape}")
         zero_points = _per_band("zero_point", zero_point, [band.zero_point for band in opened])
         wcs = wcs if wcs is not None else next((band.wcs for band in opened if band.wcs is not None), None)
+        if not isinstance(wcs, WCS | None):
+            raise TypeError(f"wcs must be an astropy.wcs.WCS, got {type(wcs).__name__}")
         notes: list[str] = []
-        large = min(shape) >= SMALLEST_SKY
-        if not large:
-            notes.append(f"an image of less than {SMALLEST_SKY} pixels on a side is taken as sky-subtracted")
         noise = _noise_of(sky_rms, opened, shape, unit)
         bands = [
-            BandPixels(band.pixels, _bad(mask, band.mask, shape), rms, large)
-            for band, rms in zip(opened, noise, strict=True)
+            BandPixels(band.pixels, _bad(mask, band.mask, shape), rms) for band, rms in zip(opened, noise, strict=True)
         ]
+        notes += [_not_subtracted(band) for band in bands if not band.background]
         camera = camera_of(psf)
         scale = _pixel_scale(wcs, camera, notes)
         kernels = [_kernel(band, camera, notes) for band in bands]
@@ -119,7 +138,9 @@ def observe(
         yield Observation(
             shape=shape,
             psf=band_psfs(psf, bands, scale, notes),
-            noise=torch.stack([_described(*band, camera) for band in zip(bands, kernels, gains, waves, strict=True)]),
+            noise_kernel=torch.stack(kernels),
+            photon=torch.tensor([_photon(*band, camera) for band in zip(bands, kernels, gains, strict=True)]),
+            wavelength=torch.tensor([math.nan if wave is None else wave for wave in waves]),
             window=lambda rows, columns: _window(bands, rows, columns),
             sky_rms=lambda x, y: np.stack([band.noise_at(x, y) for band in bands], -1).reshape(len(x), len(bands)),
             bands=_names([band.name for band in opened]),
@@ -143,10 +164,6 @@ class _Band:
     mask: NDArray[np.bool_] | None = None
     rms: NDArray | None = None
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.pixels.shape)
-
 
 def _bands_of(image: Image | Sequence[Image]) -> list[Image]:
     """Split an image into its bands."""
@@ -157,7 +174,7 @@ def _bands_of(image: Image | Sequence[Image]) -> list[Image]:
         return list(image) or [np.zeros(0)]
     if isinstance(image, NDData) and image.data.ndim == 3:
         return [_plane(image, number) for number in range(len(image.data))]
-    return [image] if isinstance(image, NDData) or np.ndim(image) != 3 else list(image)
+    return [image] if isinstance(image, NDData) or np.ndim(image) != 3 or not len(image) else list(image)
 
 
 def _plane(cube: NDData, number: int) -> NDData:
@@ -175,25 +192,18 @@ def _opened(item: Image, stack: contextlib.ExitStack) -> _Band:
         return _Band(file.data, re.sub(r"\.fits?(\.\w+)?$", "", file.name), file.unit, file.wcs, file.zero_point)
     unit = str(getattr(item, "unit", None) or "")
     if isinstance(item, NDData):
-        known = _Band(_numbers(item.data), unit=unit, wcs=item.wcs if isinstance(item.wcs, WCS) else None)
+        known = _Band(numbers("image", item.data), unit=unit, wcs=item.wcs if isinstance(item.wcs, WCS) else None)
         if item.mask is not None:
-            known.mask = np.broadcast_to(np.asarray(item.mask, dtype=bool), known.shape)
+            known.mask = np.broadcast_to(np.asarray(item.mask, dtype=bool), known.pixels.shape)
         if item.uncertainty is not None and item.uncertainty.uncertainty_type in ("std", "var", "ivar"):
             error = item.uncertainty.represent_as(StdDevUncertainty)
             rms = error.array if error.unit is None else error.quantity.to_value(item.unit)
-            known.rms = np.broadcast_to(rms, known.shape)
+            known.rms = np.broadcast_to(rms, known.pixels.shape)
         return known
     if isinstance(item, Tensor):
         item = item.detach().cpu()
         item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
-    return _Band(_numbers(item.value if isinstance(item, Quantity) else item), unit=unit)
-
-
-def _numbers(values: ArrayLike) -> NDArray:
-    pixels = np.ma.asarray(values)
-    if pixels.dtype.kind not in "iufb":
-        raise TypeError(f"image must be an array of numbers, got {pixels.dtype}")
-    return pixels
+    return _Band(numbers("image", item.value if isinstance(item, Quantity) else item), unit=unit)
 
 
 def _common(name: str, values: list) -> object:
@@ -213,7 +223,7 @@ def _per_band(name: str, given: object, otherwise: list) -> list:
     """One value per band: what is given, or what is known otherwise."""
     if given is None:
         return otherwise
-    values = np.asarray(given, dtype=np.float64)
+    values = numbers(name, given).astype(np.float64)
     if values.shape not in {(), (1,), (len(otherwise),)}:
         raise ValueError(f"{name} must be one number or one for each of {len(otherwise)} bands, got {given}")
     if name != "zero_point" and not (values > 0).all():
@@ -229,7 +239,8 @@ def _noise_of(sky_rms: object, opened: list[_Band], shape: tuple[int, int], unit
         sky_rms = read_map(sky_rms, shape)
     if isinstance(sky_rms, Quantity):
         sky_rms = sky_rms.to_value(unit) if unit else sky_rms.value
-    noise = np.ma.asarray(sky_rms.cpu() if isinstance(sky_rms, Tensor) else sky_rms).astype(np.float64).filled(np.nan)
+    noise = numbers("sky_rms", sky_rms.cpu() if isinstance(sky_rms, Tensor) else sky_rms)
+    noise = noise.astype(np.float64).filled(np.nan)
     if noise.shape not in {(), (len(opened),), shape, (len(opened), *shape)}:
         form = f"a number, one for each of {len(opened)} bands, or a map of the image's shape {shape}"
         raise ValueError(f"sky_rms must be {form}, got shape {noise.shape}")
@@ -265,30 +276,62 @@ def _pixel_scale(wcs: WCS | None, camera: Instrument | None, notes: list[str]) -
     return scale
 
 
-def _kernel(band: BandPixels, camera: Instrument | None, notes: list[str]) -> Tensor | None:
+def _not_subtracted(band: BandPixels) -> str:
+    """Say that the sky of a band is not subtracted, with what speaks against doing without."""
+    ratio = band.middle()
+    below = (ratio < 0).sum() / max(np.isfinite(ratio).sum(), 1)
+    doubt = not USUALLY_BELOW[0] < below < USUALLY_BELOW[1] and np.isfinite(ratio).any()
+    note = f"an image with fewer than {SMALLEST_SKY} x {SMALLEST_SKY} good pixels is taken as sky-subtracted"
+    return note + (f", though {100 * below:.0f} % of its pixels are below zero" if doubt else "")
+
+
+def _kernel(band: BandPixels, camera: Instrument | None, notes: list[str]) -> Tensor:
     if camera is not None:
         return camera.noise_kernel
     try:
         return estimate_noise_kernel(band.middle()).float()
     except ValueError:
         notes.append("the noise is taken as white, as there is too little blank sky to measure its correlation")
-        return None
+        return drizzle_kernel(0.0)
 
 
-def _described(
-    band: BandPixels, kernel: Tensor | None, gain: float | None, wave: float | None, camera: Instrument | None
-) -> Tensor:
-    """Numbers ``(5,)`` that describe noise and color of a band to the network."""
+def _photon(band: BandPixels, kernel: Tensor, gain: float | None, camera: Instrument | None) -> float:
+    """Variance that light of one sky rms in a pixel adds, over that of the sky; 0 where the gain is not known."""
     rms = float(band.noise_at(np.array([band.shape[1] / 2]), np.array([band.shape[0] / 2]))[0])
     counts = math.inf if gain is None or math.isnan(rms) else gain * rms
     if gain is None and camera is not None:  # as usual for the camera, whatever the unit of the image
         counts = camera.exposure * camera.sky_rms
-    shaped = None if kernel is None else kernel[None, None]
-    photon = torch.tensor([[1 / (counts * correlation_sum(kernel))]])
-    return noise_numbers(shaped, photon, torch.tensor([[math.nan if wave is None else wave]]))[0, 0]
+    return 1 / (counts * correlation_sum(kernel))
 
 
 def _window(bands: list[BandPixels], rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
     ratio = torch.from_numpy(np.stack([band.window(rows, columns) for band in bands])).float()
     good = ratio.abs() < LARGEST_RATIO
     return ratio.where(good, 0.0), good.float()
+
+
+def widened(seen: Observation, fwhm: tuple[float, float]) -> Observation:
+    """Let a network see bands smoothed whose PSFs are narrower than its range of widths, and note it.
+
+    Pixels and sky noise stay those of the image. Raises a ValueError for a PSF that smoothing cannot bring into the
+    range.
+    """
+    sigma = [widening(psf, fwhm, band) for psf, band in zip(seen.psf, seen.bands, strict=True)]
+    if not any(sigma):
+        return seen
+    gaussians = torch.stack([gaussian(width) for width in sigma]).to(seen.psf)
+    kernel = smooth(functional.pad(seen.noise_kernel, (REACH,) * 4), gaussians)
+    ratio = (kernel.square().sum((1, 2)) / seen.noise_kernel.square().sum((1, 2))).sqrt()
+    widths = ", ".join(f"{2.3548 * width:.2f}" for width in sigma)
+    seen.notes.append(f"the PSF is narrow, so the network saw bands smoothed with Gaussians of {widths} pixels (FWHM)")
+
+    def window(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Return means of good pixels over their noise, and good pixels."""
+        up, left = (min(side.start, REACH) for side in (rows, columns))
+        pixels, good = seen.window(*(slice(s.start - n, s.stop + REACH) for s, n in ((rows, up), (columns, left))))
+        pixels = good * smooth(pixels, gaussians) / smooth(good, gaussians).clamp(min=1e-6) / ratio[:, None, None]
+        here = (..., slice(up, up + rows.stop - rows.start), slice(left, left + columns.stop - columns.start))
+        return pixels[here], good[here]
+
+    changed = {"psf": smooth(seen.psf, gaussians), "noise_kernel": kernel, "photon": seen.photon * ratio}
+    return replace(seen, network_window=window, noise_ratio=ratio.cpu().numpy(), **changed)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import accumulate
 
 import numpy as np
 from astropy.io import fits
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..photometry.detection import HOT, detect
 from ..photometry.images import uncovered
 from ..photometry.sky import sky_scatter, subtract_sky
 
-__all__ = ["BandPixels"]
+__all__ = ["SMALLEST_SKY", "BandPixels", "numbers"]
 
 BLOCK = 2048  # pixels on a side with one sky
 BLOCK_MARGIN = 128  # pixels around a block that its sky is measured in as well
+SMALLEST_SKY = 192  # pixels on a side of a square of as many good pixels as are needed to subtract the sky
+AT_ONCE = 2**20  # pixels
 
 
 @dataclass(eq=False)
@@ -27,11 +30,18 @@ class BandPixels:
     pixels: NDArray | fits.Section
     mask: NDArray[np.bool_] | None
     rms: float | NDArray | None
-    background: bool
 
     def __post_init__(self) -> None:
         self.shape = tuple(self.pixels.shape)
         self.block = lru_cache(maxsize=4)(self._block)
+
+    @cached_property
+    def background(self) -> bool:
+        """Whether the sky is subtracted: where few pixels are good, the light of sources would be taken for sky."""
+        step = max(AT_ONCE // self.shape[1], 1)
+        strips = ((slice(start, start + step), slice(None)) for start in range(0, self.shape[0], step))
+        good = accumulate(int(np.isfinite(self.raw(strip)).sum()) for strip in strips)
+        return any(number >= SMALLEST_SKY**2 for number in good)
 
     def raw(self, part: tuple[slice, slice]) -> NDArray[np.float64]:
         """Pixels of a part of the image, NaN where bad."""
@@ -114,6 +124,17 @@ class BandPixels:
                 found = np.where(np.isnan(found), np.nanmedian(noise), found)
             values[here] = found
         return values
+
+
+def numbers(name: str, values: ArrayLike) -> np.ma.MaskedArray:
+    """Return an argument as an array, and refuse what are no numbers."""
+    try:
+        array = np.ma.asarray(values)
+    except ValueError:  # lists of several lengths
+        array = np.ma.asarray(values, dtype=object)
+    if array.dtype.kind not in "iufb":
+        raise TypeError(f"{name} must be an array of numbers, got {array.dtype}")
+    return array
 
 
 def _measured_noise(pixels: NDArray, scatter: NDArray) -> NDArray:

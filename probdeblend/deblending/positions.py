@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
+
+from .pixels import numbers
 
 __all__ = ["locate"]
 
@@ -21,6 +23,8 @@ def locate(
     """Return x and y of given positions in pixels, and their labels; see `Deblender.forward`."""
     if isinstance(positions, np.ndarray) and positions.dtype.names:
         positions = Table(positions)
+    elif isinstance(positions, Mapping) or (hasattr(positions, "columns") and not isinstance(positions, Table)):
+        positions = Table({name: np.asarray(positions[name]) for name in positions})
     labels: Sequence[int] | None = None
     if isinstance(positions, SkyCoord):
         x, y = _to_pixels(positions, wcs)
@@ -43,7 +47,7 @@ def locate(
 
 
 def _numbers(values: ArrayLike) -> NDArray[np.float64]:
-    return np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
+    return np.ma.filled(numbers("positions", values).astype(np.float64), np.nan)
 
 
 def _centroids(data: NDArray, labels: NDArray, shape: tuple[int, int]) -> tuple[NDArray, NDArray]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from os import PathLike
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy import optimize
 from torch import Tensor
+from torch.nn import functional
 
 from ..photometry.images import read_psf
 from ..photometry.stars import measure_psf
 from ..scene import Instrument
-from .pixels import BandPixels
+from .pixels import BandPixels, numbers
 
-__all__ = ["PsfLike", "band_psfs", "camera_of"]
+__all__ = ["REACH", "PsfLike", "band_psfs", "camera_of", "gaussian", "smooth", "widening"]
 
 PSF_SIZE = 41  # pixels on a side of the PSFs that networks are trained with
 CAMERAS = {"candels_f160w": Instrument.candels_f160w}
+NARROWEST = 1.2  # pixels; of a narrower PSF, pixels hold too little to be smoothed
+REACH = 6  # pixels that the Gaussians reach with which images are smoothed
 CENTERS = (("x_0", "y_0"), ("x_mean", "y_mean"))  # parameters of models that are their centers
 
 PsfLike = ArrayLike | str | PathLike | object
@@ -56,7 +61,10 @@ def _psf_array(psf: PsfLike, pixel_scale: float) -> NDArray[np.float64]:
         camera = camera_of(psf)
         if camera is not None:
             return camera.psf.double().numpy()
-        return read_psf(psf, pixel_scale=pixel_scale if pixel_scale != 1.0 else None)
+        try:
+            return read_psf(psf, pixel_scale=pixel_scale if pixel_scale != 1.0 else None)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}, nor a camera that is known by name ({', '.join(CAMERAS)})") from None
     if hasattr(psf, "drawImage"):
         import galsim
 
@@ -68,7 +76,7 @@ def _psf_array(psf: PsfLike, pixel_scale: float) -> NDArray[np.float64]:
         names = next((pair for pair in CENTERS if all(hasattr(psf, name) for name in pair)), ())
         center = [float(getattr(psf, name).value) for name in names] or [0.0, 0.0]
         return np.asarray(psf(x + center[0], y + center[1]), dtype=np.float64)
-    return np.asarray(psf.detach().cpu() if isinstance(psf, Tensor) else psf, dtype=np.float64)
+    return np.asarray(numbers("psf", psf.detach().cpu() if isinstance(psf, Tensor) else psf), dtype=np.float64)
 
 
 def _stamp(psf: NDArray) -> Tensor:
@@ -85,3 +93,33 @@ def _stamp(psf: NDArray) -> Tensor:
     cut = slice((side - size) // 2, (side + size) // 2)
     stamp = np.pad(psf[cut, cut], (PSF_SIZE - size) // 2)
     return torch.from_numpy(stamp / stamp.sum()).float()
+
+
+def gaussian(sigma: float) -> Tensor:
+    """Return a Gaussian ``(y, x)`` of unit sum and a standard deviation in pixels."""
+    along = torch.arange(-REACH, REACH + 1) / max(sigma, 1e-3)
+    line = torch.softmax(-0.5 * along.square(), 0)
+    return line[:, None] * line
+
+
+def smooth(images: Tensor, gaussians: Tensor) -> Tensor:
+    """Convolve images ``(band, y, x)`` with Gaussians ``(band, y, x)``, as if there were nothing beyond the edges."""
+    return functional.conv2d(images[None], gaussians[:, None], padding=REACH, groups=len(images))[0]
+
+
+def widening(psf: Tensor, fwhm: tuple[float, float], band: str) -> float:
+    """Return the standard deviation of the narrowest Gaussian that brings a PSF into a range of widths; 0 for none."""
+
+    def width(sigma: float = 0.0) -> float:
+        """FWHM in pixels of the Gaussian that has the noise-equivalent area of the smoothed PSF."""
+        return math.sqrt(2 * math.log(2) / math.pi / float(smooth(psf[None], gaussian(sigma)[None]).square().sum()))
+
+    least, (low, high) = max(NARROWEST, fwhm[0] / 2), fwhm
+    if least <= width() <= high:
+        return 0.0 if width() >= low else optimize.brentq(lambda sigma: width(sigma) - low, 0, REACH)
+    binning = math.ceil(width() / math.sqrt(high**2 - 0.5))  # bins of k pixels add 0.5 k^2 to the square of the width
+    raise ValueError(
+        f"psf must be {least:.2g} to {high:.2g} pixels wide (FWHM of a Gaussian of its area), got {width():.2f}"
+        f"{band and ' in band '}{band}: "
+        + (f"bin the image by a factor of {binning}" if width() > high else "the pixels are too coarse for it")
+    )

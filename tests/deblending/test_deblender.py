@@ -12,6 +12,7 @@ from tiny_weights import PSF, QUICK, light_of, listed, moments, noise_of, scene_
 from probdeblend.deblending import Deblender, Description
 from probdeblend.networks import SceneNetwork
 from probdeblend.posterior import Flag
+from probdeblend.simulation import Cameras, Population, simulate
 
 GIVEN = {"psf": PSF, "sky_rms": 1.0, **QUICK}
 ROUNDING = 1e-4  # of ln flux and of pixels
@@ -149,7 +150,7 @@ def test_a_scene_alone_gives_what_it_gives_in_a_batch(shipped, image):
     assert [len(batch.scene(number)) for number in range(3)] == [6, 0, 6]
     for number in (0, 2):
         alone = shipped.scenes(scene_of(images[[number]]), **QUICK)
-        np.testing.assert_allclose(batch.scene(number).flux, alone.flux, rtol=1e-12)  # sums of a calibrator
+        np.testing.assert_allclose(batch.scene(number).flux, alone.flux, rtol=1e-5)  # sums in another order
     assert len(np.unique(batch.dataset["group"])) == 2 * len(np.unique(alone.dataset["group"]))
     called = shipped(image, **GIVEN)
     np.testing.assert_allclose(np.log(called.flux), np.log(batch.scene(0).flux), atol=0.05)
@@ -256,15 +257,61 @@ def test_bad_images_have_no_sources_and_listed_ones_are_flagged(shipped):
             assert np.isfinite(posterior.flux).all() == (sky_rms is not None)
 
 
+def gaussian(sigma):
+    psf = np.exp(-0.5 * (np.hypot(*np.mgrid[-20:21, -20:21]) / sigma) ** 2)
+    return psf / psf.sum()
+
+
 @pytest.mark.parametrize(
-    ("width", "message"), [(0.3, r"psf must be 1\.7 to 6 pixels wide .* got 0\.\d+"), (4.0, r"got 9\.\d+: resample")]
-)
-def test_a_psf_outside_the_trained_range_is_refused(blank, image, width, message):
-    psf = np.exp(-0.5 * (np.hypot(*np.mgrid[-20:21, -20:21]) / width) ** 2)
+    ("sigma", "message"),
+    [(0.3, r"psf must be 1\.2 to 6 pixels wide .* got 0\.\d+: the pixels are too coarse"),
+     (4.0, r"psf must be 1\.2 to 6 .* got 9\.\d+: bin the image by a factor of 2")],
+)  # fmt: skip
+def test_a_psf_far_outside_the_trained_range_is_refused(blank, image, sigma, message):
     with pytest.raises(ValueError, match=message):
-        blank(image, psf=psf, sky_rms=1.0)
+        blank(image, psf=gaussian(sigma), sky_rms=1.0)
     with pytest.raises(ValueError, match=message):
-        blank.scenes(scene_of([image], psf=psf / psf.sum()))
+        blank.scenes(scene_of([image], psf=gaussian(sigma)))
+    with pytest.raises(ValueError, match="in band 1: "):
+        blank([image, image], psf=[PSF, gaussian(sigma)], sky_rms=1.0)
+
+
+def test_an_image_with_a_narrow_psf_is_smoothed(shipped, places):
+    """The unit, the tiles and the way to call do not matter; pixels and their noise stay those of the image."""
+    narrow, flux = gaussian(0.65), np.array([600.0, 300, 400, 900, 250, 500])
+    image = light_of((144, 144), *places.T, flux, sigma=0.65) + noise_of((144, 144))
+    given = {"psf": narrow, "sky_rms": 1.0, "positions": places, **QUICK}
+    answer = shipped(image, **given)
+    assert np.abs(moments(answer)[0][:, 0] - np.log(flux)).max() < 0.3
+    assert "smoothed with Gaussians of 1." in answer.dataset.attrs["notes"]
+    assert (answer.dataset["sky_rms"] == 1).all()
+    cutout = answer.image(3)
+    np.testing.assert_allclose(cutout.data[0].max(), image[cutout.slices].max(), rtol=0.05)
+    assert_same(answer, shipped(image, tile=64, **given))
+    assert_same(answer, shipped(1e-3 * image, **given | {"sky_rms": 1e-3}), factor=1e-3)
+    batch = shipped.scenes(scene_of([image], psf=narrow), positions=listed(places), **QUICK)
+    assert_same(answer, batch, tolerance=0.05)
+    assert batch.dataset.attrs["notes"] == answer.dataset.attrs["notes"].split("; ")[-1]
+
+
+@pytest.mark.slow
+def test_fluxes_through_narrow_psfs_are_as_good_as_through_trained_ones(shipped):
+    """Fraction of the 68 % intervals that cover, and bias, of 240 sources: standard errors are 0.03 and 0.01."""
+    covers, bias = {}, {}
+    for width in (1.3, 2.2):
+        cameras = Cameras(fwhm=(width, width), native_fraction=0.0, bands=(1.0,))
+        found = []
+        for seed in range(30):
+            camera = cameras.sample(np.random.default_rng(seed))
+            population = Population.default().replace(snr=(20.0, 300.0))
+            scene = simulate(4, population=population, camera=camera, size=96, number=2, seed=seed)
+            answer = shipped.scenes(scene, positions=(scene.scene, scene.x, scene.y), draws=200, passes=10)
+            logs = np.log(answer.flux.values.reshape(-1, len(answer))) - np.log(scene.flux[:, 0].numpy())
+            found.append(np.stack([np.median(logs, 0), *np.quantile(logs, [0.16, 0.84], axis=0)]))
+        median, low, high = np.concatenate(found, 1)
+        covers[width], bias[width] = ((low < 0) & (high > 0)).mean(), np.median(median)
+    assert abs(covers[1.3] - covers[2.2]) < 0.17
+    assert abs(bias[1.3]) < 0.06
 
 
 @pytest.mark.parametrize(
@@ -275,6 +322,8 @@ def test_a_psf_outside_the_trained_range_is_refused(blank, image, width, message
 def test_numbers_out_of_range(blank, image, places, options, message):
     with pytest.raises(ValueError, match=message):
         blank(image, positions=places, **GIVEN | options)
+    with pytest.raises(ValueError, match=message):
+        blank(noise_of((60, 60)), **GIVEN | options)
 
 
 def test_passes_are_chains_and_progress_is_told(blank, image, places):

@@ -35,6 +35,7 @@ FORMS = {
     "list": lambda sky: [tuple(place) for place in zip(X, Y, strict=True)],
     "x and y": lambda sky: Table({"x": X, "y": Y}),
     "quantities": lambda sky: QTable({"x": X * u.pix, "y": Y * u.pix}),
+    "columns": lambda sky: {"id": [4, 5, 6], "y": Y, "x": X.tolist()},
     "centroids": lambda sky: Table({"flux": X, "x_centroid": X, "y_centroid": Y}),
     "old centroids": lambda sky: Table({"xcentroid": X, "ycentroid": Y}),
     "structured": lambda sky: Table({"x": X, "y": Y}).as_array(),
@@ -97,6 +98,12 @@ HIDDEN = MaskedColumn(X, mask=[False, True, False])
 )
 def test_bad_positions(positions, message):
     with pytest.raises(ValueError, match=message):
+        locate(positions, SHAPE, None)
+
+
+@pytest.mark.parametrize("positions", ["sources.csv", [["a", "b"]], [[1, 2], [3]], [[1 + 1j, 2]], [[{}, 1]]])
+def test_only_numbers_are_positions(positions):
+    with pytest.raises(TypeError, match="positions must be an array of numbers, got"):
         locate(positions, SHAPE, None)
 
 

@@ -111,6 +111,12 @@ def test_bad_psfs(psf, message):
         psf_of(psf)
 
 
+@pytest.mark.parametrize("psf", [object(), PSF.astype(complex), np.array([["a"]])])
+def test_only_numbers_are_psfs(psf):
+    with pytest.raises(TypeError, match="psf must be an array of numbers, got"):
+        psf_of(psf)
+
+
 def test_a_psf_file_that_is_not_there():
-    with pytest.raises(FileNotFoundError, match=r"hubble: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"hubble: no such file, nor a camera .* \(candels_f160w\)"):
         psf_of("hubble")
