@@ -9,7 +9,6 @@ import torch
 from scipy import stats
 
 from probdeblend.deblending import SepDeblender
-from probdeblend.deblending.sep import published_match
 from probdeblend.photometry import detection as photometry
 from probdeblend.posterior.flags import Flag
 from probdeblend.scene import Scene
@@ -121,6 +120,22 @@ def test_photometry_is_that_of_the_published_settings():
     np.testing.assert_allclose(draws.std(0), error, rtol=0.1)
 
 
+def test_the_published_settings_reach_sep(scene, monkeypatch):
+    """Table 3 of Boucaud et al. (2020): threshold, least area, levels and contrast, cold and hot."""
+    taken, extract = [], sep.extract
+
+    def record(image, threshold, *, minarea, deblend_nthresh, deblend_cont, **others):
+        taken.append((threshold, minarea, deblend_nthresh, deblend_cont))
+        given = {"minarea": minarea, "deblend_nthresh": deblend_nthresh, "deblend_cont": deblend_cont}
+        return extract(image, threshold, **given, **others)
+
+    monkeypatch.setattr(sep, "extract", record)
+    for pairs in (False, True):
+        taken.clear()
+        SepDeblender(draws=2, pairs=pairs).scenes(scene.select(slice(1, 2)))
+        assert taken == [(5.0, 10, 64, 0.01), (4.0, 6, 64, 1e-4)]
+
+
 def positions_of(scene, x, y):
     return tuple(torch.tensor(values, dtype=torch.float64) for values in (scene, x, y))
 
@@ -209,32 +224,6 @@ def test_quoted_errors_are_too_small_for_a_close_pair():
     flux = SepDeblender().scenes(scene, positions=positions).flux_auto.values[0, :, :, 0].reshape(1000, 30, 2)
     low, high = np.quantile(flux, [0.16, 0.84], axis=0)
     assert ((low < truth) & (truth < high)).mean() < 0.4
-
-
-@pytest.mark.parametrize(
-    ("sources", "matched"),
-    [
-        ([], [-1, -1]),
-        ([(62, 63, 10)], [0, -1]),
-        ([(66.5, 63, 10)], [0, -1]),
-        ([(67.5, 63, 10)], [-1, 0]),
-        ([(79, 64, 10), (63, 62, 5)], [1, 0]),
-        ([(64, 63, 10), (68, 63, 5)], [0, 1]),
-        ([(20, 20, 100), (81, 63, 5), (62, 63, 10)], [2, 0]),
-    ],
-    ids=[
-        "none",
-        "one, near the central",
-        "one, within half the radius",
-        "one, farther than half the radius",
-        "two",
-        "two near one",
-        "three",
-    ],
-)
-def test_published_rule(sources, matched):
-    found = tuple(np.array(sources, dtype=float).reshape(-1, 3).T)
-    np.testing.assert_array_equal(published_match(found, [63.0, 80.0], [63.0, 63.0], radius=8.0), matched)
 
 
 def test_too_few_draws():
