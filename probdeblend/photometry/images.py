@@ -217,7 +217,7 @@ def read_map(path: str | PathLike[str], shape: tuple[int, ...], *, hdu: int | st
 
 @contextlib.contextmanager
 def open_mosaic(path: str | PathLike[str], *, hdu: int | str | None = None) -> Iterator[FieldImage]:
-    """Open a two-dimensional image to read windows from it; an uncompressed file is mapped, not loaded.
+    """Open a two-dimensional image to read windows from it; of an uncompressed file nothing else is loaded.
 
     Parameters
     ----------
@@ -236,7 +236,8 @@ def open_mosaic(path: str | PathLike[str], *, hdu: int | str | None = None) -> I
     """
     with contextlib.ExitStack() as stack:
         with _readable(path):
-            hdus = stack.enter_context(fits.open(path, memmap=True, lazy_load_hdus=False))
+            # Not mapped, as astropy refuses to map integers that are to be scaled.
+            hdus = stack.enter_context(fits.open(path, memmap=False, lazy_load_hdus=False))
             chosen = _choose(path, hdus, hdu)
             if len(chosen.shape) != 2:
                 raise ValueError(f"{path}: the mosaic must have two dimensions (y, x), got shape {chosen.shape}")

@@ -94,7 +94,17 @@ def test_files_are_read_with_what_they_say(stored):
     assert seen_of(stored, wcs=world(0.2))[2].pixel_scale == pytest.approx(0.2)
 
 
-def test_a_mapped_file_is_read_in_blocks_that_join(tmp_path, monkeypatch):
+def test_integers_in_files_are_scaled_and_blank_ones_are_bad(tmp_path):
+    unsigned, blank = tmp_path / "unsigned.fits", tmp_path / "blank.fits"
+    fits.PrimaryHDU((PIXELS + 1000).astype(np.uint16)).writeto(unsigned)
+    np.testing.assert_allclose(seen_of(unsigned)[0][0], (PIXELS + 1000) / RMS)
+    counts = fits.PrimaryHDU(np.where(BAD, -999, PIXELS).astype(">i2"))
+    counts.header["BLANK"] = -999
+    counts.writeto(blank)
+    np.testing.assert_array_equal(seen_of(blank)[1][0] == 0, BAD)
+
+
+def test_a_file_is_read_in_blocks_that_join(tmp_path, monkeypatch):
     monkeypatch.setattr(pixels, "BLOCK", 32)
     monkeypatch.setattr(pixels, "BLOCK_MARGIN", 8)
     values, parts, raw = noise_of((96, 64)).astype(">f4"), [], pixels.BandPixels.raw
