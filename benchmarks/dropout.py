@@ -2,7 +2,7 @@
 
 The part between passes is what the network does not know of itself. It should grow where images are unlike those of the
 training, and shrink with training. Off the training set are pairs as bright and as dense, but changed in a way that no
-camera of the training does.
+camera of the training does. The calibrator widens or narrows both parts alike: chains are passes before and after it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from benchmarks._command import FILE, Run, benchmark, sized_option
 from benchmarks._populations import published_pairs
 from benchmarks._scenes import compare, formatted, positions, truth
-from probdeblend.deblending.deblender import Deblends
+from probdeblend.deblending.deblender import Deblender
 from probdeblend.deblending.weights import load
 from probdeblend.posterior.cutouts import Cutouts
+from probdeblend.posterior.moments import variance_parts
 from probdeblend.scene import Scene
 
 __all__ = ["CHANGES", "main", "parts"]
@@ -54,6 +55,8 @@ CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "hollow cores": _inverted,
 }
 """What is done to pixels over sky noise."""
+NOT_CALIBRATED = "none, not calibrated"
+DRAWS = 3200  # a hundred per pass, so that the noise of the draws hides nothing of the part between passes
 
 
 @benchmark("dropout")
@@ -62,31 +65,31 @@ CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def main(run: Run, count: int, files: tuple[Path, ...]) -> None:
     """Take the variance of posteriors apart, within and between dropout passes, on and off the training set.
 
-    Standard deviations of ln flux, of ln of the group's total, and the mean of the masks' spread over passes where
-    they are undecided; `share` is the part of the variance of ln flux that lies between passes, and `ratio` the
-    standard deviation between passes over that of unchanged pairs.
+    One row per change of the images, medians over pairs: standard deviations `within` and `between` passes of ln flux,
+    and of ln of the group's total; `share`, the part of the variance of ln flux that lies between passes; `mask`, the
+    mean spread of masks over passes where they are undecided; and `ratio`, the standard deviation between passes over
+    that of unchanged pairs. With several weights, compare their rows of unchanged pairs.
     """
     rows = []
     with run.unfinished(count=count, weights=[str(path) for path in files]) as kept:
         for number, path in enumerate(files or (None,)):
             deblender = load(path)
-            methods = {name: partial(parts, deblender, name) for name in CHANGES}
+            methods = {name: partial(parts, deblender, name, calibrate=True) for name in CHANGES}
+            methods[NOT_CALIBRATED] = partial(parts, deblender, "none", calibrate=False)
             found = compare(kept, f"weights-{number}", count, published_pairs, methods, seed=run.seed)
-            own = [_row(arrays) | {"images": name} for name, arrays in found.items()]
+            own, of = [_row(arrays) for arrays in found.values()], "shipped" if path is None else path.name
             rows += [
-                {"weights": "shipped" if path is None else path.name, "images": row.pop("images")}
-                | row
-                | {"ratio": row["between"] / own[0]["between"]}
-                for row in [dict(row) for row in own]
+                {"weights": of, "images": name} | row | {"ratio": row["between"] / own[0]["between"]}
+                for name, row in zip(found, own, strict=True)
             ]
         run.write(formatted(rows))
 
 
-def parts(deblender: Deblends, change: str, scene: Scene) -> dict[str, NDArray]:
+def parts(deblender: Deblender, change: str, scene: Scene, *, calibrate: bool) -> dict[str, NDArray]:
     """Return standard deviations within and between passes, per source, per group and of masks."""
     noise = scene.sky_rms[..., None, None]
     changed = replace(scene, image=CHANGES[change](scene.image / noise) * noise)
-    posterior = deblender.scenes(changed, positions=positions(changed))
+    posterior = deblender.scenes(changed, positions=positions(changed), draws=DRAWS, calibrate=calibrate)
     known = {name: truth(scene)[name] for name in ("scene", "snr")}
     within, between = _parts(np.log(posterior.flux.values[..., 0]))
     of_group = _parts(np.log(posterior.total_flux.values[..., 0]))
@@ -109,9 +112,8 @@ def _undecided(cutouts: Cutouts) -> NDArray[np.float64]:
 
 def _parts(draws: NDArray) -> tuple[NDArray, NDArray]:
     """Return standard deviations within chains ``(chain, draw, ...)`` and between them, free of the noise of draws."""
-    within = draws.var(1, ddof=1).mean(0)
-    between = draws.mean(1).var(0, ddof=1) - within / draws.shape[1]
-    return np.sqrt(within), np.sqrt(np.maximum(between, 0))
+    within, between = variance_parts(draws)
+    return np.sqrt(within), np.sqrt(between)
 
 
 def _mean(values: NDArray) -> float:

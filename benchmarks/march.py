@@ -20,6 +20,7 @@ import click
 import numpy as np
 from astropy.table import Table
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -56,7 +57,7 @@ def main(run: Run, noise_draws: int, refine: bool, weights: Path | None) -> None
     posterior is narrower than half the population, at least 0.85, with the mean of z within 0.3.
     """
     deblender, steps = load(weights), SEPARATIONS if run.full else SMALL_SEPARATIONS
-    methods: dict[str, Deblends] = {"network": deblender, "sep": SepDeblender()}
+    methods: dict[str, Deblends] = {"network": deblender, "SEP": SepDeblender()}
     if refine:
         from probdeblend.refinement.refiner import Refiner
 
@@ -142,6 +143,9 @@ def plot(table: Table) -> Figure:
                 vague = ~rows["informed"]
                 axes.plot(x[vague], rows[name][vague], "o", ms=4, mfc="w", mec=color, zorder=3)
             axes.set(xscale="log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
     for axes, galaxy in zip(panels[0], QUANTITIES, strict=True):
         axes.set(title=galaxy)
     for axes in panels[1]:

@@ -50,6 +50,15 @@ PROMISES = (
     Promise("detection: calibration error of existence", "detections", "meta:existence_ece", high=0.03),
     Promise("field: memory, GB", "field", "memory", high=4.0),
     Promise("field: fraction of the catalog that tiles do not change", "field", "same", low=1.0),
+    Promise("field: largest change of a flux with the tiles, quoted errors", "field", "worst", high=0.01),
+    Promise(
+        "isolated galaxies: errors of the Kron flux over those quoted",
+        "field",
+        "meta:network - truth, scatter",
+        0.9,
+        1.1,
+    ),
+    Promise("isolated galaxies: difference from SEP over errors", "field", "meta:network - SEP, scatter", high=1.1),
     Promise("renderer: every profile within its limits", "render", "passed", low=1.0),
     Promise("refinement: agrees with the sampler", "references", "within", low=1.0),
 )

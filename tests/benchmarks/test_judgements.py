@@ -105,6 +105,51 @@ def test_catalogs_are_compared():
     assert field.compare_catalogs(first[:0], second[:0])["worst"] == 0
 
 
+def catalog(rng, sources, flux, error):
+    return Table(
+        {name: sources[name] + 0.1 * rng.normal(size=len(sources)) for name in "xy"}
+        | {"flux_auto": flux, "error_auto": error}
+    )
+
+
+@pytest.mark.parametrize("claim", [0.5, 1.0, 2.0])
+def test_isolated_galaxies_agree_within_their_errors(rng, claim):
+    """Two measurements with independent errors of 10 %, a part of which is claimed, on a grid of 900 galaxies."""
+    x, y = (50.0 * axis.ravel() for axis in np.mgrid[:30, :30])
+    true = rng.lognormal(3, 1, 900)
+    sources = Table({"x": x, "y": y, "flux_auto": true, "isolated": np.arange(900) % 3 > 0})
+    first, second = (
+        catalog(
+            rng, sources, np.where(sources["isolated"], true * (1 + 0.1 * rng.normal(size=900)), 0), 0.1 * claim * true
+        )
+        for _ in range(2)
+    )
+    found = field.agreement(sources, first, second[:600])
+    assert found["isolated galaxies"] == 600
+    for pair in ("network - truth", "SEP - truth", "network - SEP"):
+        assert found[f"{pair}, median"] == pytest.approx(0, abs=0.3 / claim)
+        assert found[f"{pair}, scatter"] == pytest.approx(1 / claim, rel=0.15)
+    assert np.isnan(field.agreement(sources[:0], first, second)["SEP - truth, scatter"])
+
+
+def test_a_field_knows_which_of_its_galaxies_are_isolated(tmp_path, monkeypatch):
+    """The more of the light in its pixels belongs to others, the less isolated it is."""
+    monkeypatch.setattr(field, "DENSITY", 3 / 256**2)
+    field.write_field(tmp_path / "field.fits", 256, seed=1)
+    sources = Table.read(tmp_path / "field.fits", hdu="SOURCES")
+    assert 0 < len(sources) <= 3
+    assert (sources["flux_auto"] > 0).all()
+    light = torch.zeros(40, 40)
+    stamp = torch.ones(8, 8)
+    seen, own = field._overlap(light, stamp, [36, -4])
+    assert seen.shape == own.shape == (4, 4)
+    seen += own
+    assert field._contested(seen, own) == 0
+    seen += 3 * own
+    assert field._contested(seen, own) == pytest.approx(0.75)
+    assert field._contested(*field._overlap(light, stamp, [50, 50])) == 1
+
+
 @pytest.mark.parametrize(
     ("claim", "bias", "holds"), [(1.0, 0.0, True), (0.5, 0.0, False), (2.5, 0.0, False), (1.0, 0.06, False)]
 )
@@ -195,3 +240,29 @@ def test_promises_have_a_range(promise):
     assert promise.low < promise.high
     assert np.isfinite([promise.low, promise.high]).any()
     assert (validation.Path(validation.__file__).parent / f"{promise.benchmark}.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("sources", "matched"),
+    [
+        ([], [-1, -1]),
+        ([(62, 63, 10)], [0, -1]),
+        ([(66.5, 63, 10)], [0, -1]),
+        ([(67.5, 63, 10)], [-1, 0]),
+        ([(79, 64, 10), (63, 62, 5)], [1, 0]),
+        ([(64, 63, 10), (68, 63, 5)], [0, 1]),
+        ([(20, 20, 100), (81, 63, 5), (62, 63, 10)], [2, 0]),
+    ],
+    ids=[
+        "none",
+        "one, near the central",
+        "one, within half the radius",
+        "one, farther than half the radius",
+        "two",
+        "two near one",
+        "three",
+    ],
+)
+def test_published_rule(sources, matched):
+    found = tuple(np.array(sources, dtype=float).reshape(-1, 3).T)
+    np.testing.assert_array_equal(pairs.published_match(found, [63.0, 80.0], [63.0, 63.0], radius=8.0), matched)
