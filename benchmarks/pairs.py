@@ -14,17 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from benchmarks._command import Run, benchmark, sized_option, weights_option
 from benchmarks._populations import published_pairs
 from benchmarks._scenes import answered, column, compare, flat_draws, formatted, measure, summary
-from probdeblend.deblending.sep import SepDeblender, published_match
+from probdeblend.deblending.sep import SepDeblender
 from probdeblend.deblending.weights import load
+from probdeblend.metrics.detections import match_positions
 from probdeblend.posterior.draws import Posterior
 from probdeblend.scene import Scene
 
-__all__ = ["by_the_paper", "main", "paper_rows"]
+__all__ = ["by_the_paper", "main", "paper_rows", "published_match"]
 
 
 @benchmark("pairs")
@@ -69,6 +70,43 @@ def paper_rows(scene: Scene, posterior: Posterior) -> NDArray[np.int64]:
         chosen = published_match(found, x.numpy(), y.numpy(), radius=float(radius[number]))
         rows.append(np.where(chosen >= 0, np.append(there, -1)[chosen], -1))
     return np.concatenate(rows)
+
+
+def published_match(
+    found: tuple[ArrayLike, ArrayLike, ArrayLike], x: ArrayLike, y: ArrayLike, *, radius: float
+) -> NDArray[np.int64]:
+    """Match the detections in a stamp to its two galaxies by the published rule.
+
+    Two detections belong to one galaxy each, by position. A single one belongs to the central galaxy if it is within
+    half of its radius, else to the companion. Of three or more the two brightest count.
+
+    Parameters
+    ----------
+    found
+        x, y and flux of the detections ``(detection,)``.
+    x, y
+        Positions of the central galaxy and of the companion in pixels ``(2,)``.
+    radius
+        Major-axis half-light radius of the central galaxy in pixels.
+
+    Returns
+    -------
+    NDArray
+        Index of the detection of each galaxy ``(2,)``, -1 for a missed one.
+
+    References
+    ----------
+    Boucaud et al. (2020), doi:10.1093/mnras/stz3056, section 3.3.
+    """
+    place, flux = np.stack(found[:2], axis=-1).astype(np.float64), np.asarray(found[2])
+    galaxies = np.stack([x, y], axis=-1).astype(np.float64)
+    if len(place) == 0:
+        return np.array([-1, -1])
+    if len(place) == 1:
+        central = np.hypot(*(place[0] - galaxies[0])) <= radius / 2
+        return np.array([0, -1]) if central else np.array([-1, 0])
+    brightest = np.sort(np.argsort(-flux, kind="stable")[:2])
+    return brightest[match_positions(place[brightest], galaxies, radius=np.inf)]
 
 
 if __name__ == "__main__":

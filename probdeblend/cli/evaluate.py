@@ -11,6 +11,7 @@ from .options import FILE
 
 __all__: list[str] = []  # used from the command line alone
 
+SIMULATED = 2500  # scenes; they take ten minutes on one core
 TABLES = ("accuracy", "detection", "summary")
 ACCURACY = ["method", "flux", "sources", "count", "mape", "nmad_mag", "bias_mag", "outliers", "coverage_68", "joint_68"]
 ACCURACY += ["total_68", "iou"]
@@ -57,15 +58,17 @@ def evaluate(scenes: Path, **given: object) -> None:
 
 
 @click.command(short_help="Fit a calibrator to scenes of known truth.")
-@click.argument("scenes", type=FILE)
-@click.option("--least", type=click.IntRange(20), help="Least number of sources with one map.  [default: 400]")
+@click.argument("scenes", type=FILE, nargs=-1)
+@click.option("--count", type=click.IntRange(1), help="Number of scenes to simulate, without SCENES.  [default: 2500]")
+@click.option("--least", type=click.IntRange(20), default=400, show_default=True, help="Least sources with one map.")
 @options.weights
 @options.seed
 @options.output("calibration")
 @options.overwrite
-def calibrate(scenes: Path, **given: object) -> None:
-    """Fit a calibrator to SCENES, a set with truth like the images to deblend, and test it.
+def calibrate(scenes: tuple[Path, ...], **given: object) -> None:
+    """Fit a calibrator to SCENES, sets with truth like the images to deblend, and test it.
 
+    Sets may be of different cameras, sizes and bands. Without any, scenes like those of the training are simulated.
     OUTPUT holds calibrator.json (for `deblend --calibrator`), weights.safetensors (the weights with it inside, for
     `deblend --weights`) and tested.ecsv: fitted to four fifths of the scenes, tested on the others.
 
@@ -73,20 +76,29 @@ def calibrate(scenes: Path, **given: object) -> None:
     Example:
       probdeblend calibrate real-training --output survey
     """  # noqa: D301
+    from itertools import chain
+
     from .._files import output_folder
     from ..deblending import weights
-    from ..training.calibrate import fit_calibrator
+    from ..training.calibrate import fit_calibrator, training_scenes
     from ..training.evaluation import stored_scenes
 
-    names = ("calibrator.json", "weights.safetensors", "tested.ecsv")
+    options.exclusive({"scenes": scenes} | given, "scenes", "count")
+    names, count = ("calibrator.json", "weights.safetensors", "tested.ecsv"), given["count"] or SIMULATED
+    how = options.picked(given, "least", "seed") | {"fitted_on": ", ".join(map(str, scenes))}
     with output_folder(given["output"], files=names, overwrite=given["overwrite"]) as folder:
         deblender = weights.load(given["weights"])
         deblender.use(None)
-        least = {} if given["least"] is None else options.picked(given, "least")
-        fit = fit_calibrator(stored_scenes(scenes), deblender, fitted_on=str(scenes), seed=given["seed"], **least)
+        batches = chain.from_iterable(map(stored_scenes, scenes))
+        if not scenes:
+            batches = training_scenes(count, seed=given["seed"])
+            how["fitted_on"] = f"{count} simulated scenes: pairs in CANDELS F160W, and crowds of random cameras"
+        fit = fit_calibrator(batches, deblender, **how)
         fit.calibrator.save(folder / names[0])
         deblender.use(fit.calibrator)
         weights.save(deblender, folder / names[1])
         fit.tested.write(folder / names[2], format="ascii.ecsv")
-    options.show(fit.tested)
+    options.show(fit.tested[fit.tested["sources"] == "all"])
+    click.echo()
+    options.show(fit.probabilities)
     click.echo(f"written to {given['output']}: {', '.join(names)}")

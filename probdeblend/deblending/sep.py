@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -22,7 +22,7 @@ from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 from ..scene import Scene
 
-__all__ = ["SepDeblender", "published_match"]
+__all__ = ["SepDeblender"]
 
 KNOWN = ("scene", "group", "x", "y", "flags", "axis_ratio", "angle", "sky_rms", "corner")
 REACH = 10.0  # pixels; a detection farther from a given position is another source
@@ -190,40 +190,3 @@ def _cutout(
         return [int(np.clip(round(y), 0, height - 1)), int(np.clip(round(x), 0, width - 1))], np.zeros((1, 1), "f4")
     rows, columns = boxes[index]
     return [rows.start, columns.start], (detection.segmentation[rows, columns] == index + 1).astype(np.float32)
-
-
-def published_match(
-    found: tuple[ArrayLike, ArrayLike, ArrayLike], x: ArrayLike, y: ArrayLike, *, radius: float
-) -> NDArray[np.int64]:
-    """Match the detections in a stamp to its two galaxies by the published rule.
-
-    Two detections belong to one galaxy each, by position. A single one belongs to the central galaxy if it is within
-    half of its radius, else to the companion. Of three or more the two brightest count.
-
-    Parameters
-    ----------
-    found
-        x, y and flux of the detections ``(detection,)``.
-    x, y
-        Positions of the central galaxy and of the companion in pixels ``(2,)``.
-    radius
-        Major-axis half-light radius of the central galaxy in pixels.
-
-    Returns
-    -------
-    NDArray
-        Index of the detection of each galaxy ``(2,)``, -1 for a missed one.
-
-    References
-    ----------
-    Boucaud et al. (2020), doi:10.1093/mnras/stz3056, section 3.3.
-    """
-    place, flux = np.stack(found[:2], axis=-1).astype(np.float64), np.asarray(found[2])
-    galaxies = np.stack([x, y], axis=-1).astype(np.float64)
-    if len(place) == 0:
-        return np.array([-1, -1])
-    if len(place) == 1:
-        central = np.hypot(*(place[0] - galaxies[0])) <= radius / 2
-        return np.array([0, -1]) if central else np.array([-1, 0])
-    brightest = np.sort(np.argsort(-flux, kind="stable")[:2])
-    return brightest[match_positions(place[brightest], galaxies, radius=np.inf)]

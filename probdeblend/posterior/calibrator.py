@@ -1,15 +1,17 @@
 """Calibration of posteriors with sources of known flux: fluxes, totals of groups, masks and existence probabilities.
 
-**Fluxes.** Sources are grouped by estimated signal-to-noise ratio, contested light and size, and each group has a
-monotone map of scaled errors in ln flux. It is applied to every draw, so that chains remain dropout passes, and the
-ranks of a source's draws among each other remain, and with them its dependence on its neighbors. The guarantee is
-marginal and holds for exchangeable sources ("conformal"; Vovk et al. 2005, doi:10.1007/b106715): with N sources in a
-group, an interval between two levels contains the truth as often as it claims to, within 2/N. Nothing is guaranteed for
-another population.
+**Fluxes.** Sources are put into bins by what is seen of them: one band or several, alone or in a group, estimated
+signal-to-noise ratio, contested light and size. Each bin has a monotone map of scaled errors in ln flux. It is applied
+to every draw, so that chains remain dropout passes, and the ranks of a source's draws among each other remain, and with
+them its dependence on its neighbors. The guarantee is marginal and holds for exchangeable sources ("conformal"; Vovk et
+al. 2005, doi:10.1007/b106715): with N sources in a bin, an interval between two levels contains the truth as often as
+it claims to, within 2/N. Nothing is guaranteed for another population.
 
-**Totals.** The total of a group is mapped in the same way, by the number of its sources. The error that they have in
-common becomes that of the total, and the errors of how the light is divided change the other way, so that the mean
-width of ln flux remains. What is given up is the width of each: a source that dominates its group follows the total.
+**Totals.** The total of a group is mapped in the same way, by the number of its sources, of bands, and the
+signal-to-noise ratio of the group; that of a single source is its flux. The light of false detections is in the totals
+of their groups. The error that sources have in common becomes that of the total, and the errors of how the light is
+divided change the other way, so that the mean width of ln flux remains. What is given up is the width of each: a source
+that dominates its group follows the total.
 
 **Masks and existence.** Slope and shift of the logit are fitted to the true masks where the image exceeds the sky
 noise, and to which sources are real (Platt 1999).
@@ -18,27 +20,61 @@ noise, and to which sources are real (Platt 1999).
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from .._files import check_header, header, whole_file
+from ..metrics.arrays import group_total
 from ..scene import Scene
 from .cutouts import Cutouts
 from .draws import Posterior
 from .flags import Flag
-from .maps import NODES, fit_logistic, fit_map, fit_totals, logistic, mapped, mapped_totals
+from .maps import NODES, Edges, cell_of, fit_cells, fit_logistic, logistic, mapped, with_totals
 from .moments import FLUX_OF
 
-__all__ = ["Calibrator"]
+__all__ = ["Calibrator", "Known", "fit_known", "known_sources"]
 
 LEAST = 400  # sources with one map; quantiles at one sigma are then uncertain by 8 % of sigma
-EDGES = ((10.0, 30.0, 100.0), (0.05, 0.2), (3.0,))  # of the features, in their order
+# Edges of the bins of sources: number of bands, signal-to-noise ratio, number of sources in the group, contested light,
+# and size in pixels; and of the bins of groups: number of sources, number of bands, signal-to-noise ratio.
+EDGES = ((2.0,), (10.0, 30.0, 100.0), (2.0, 3.0), (0.05, 0.2), (3.0,))
+GROUP_EDGES = ((3.0, 4.0, 6.0), (2.0,), (100.0,))
+LIMITED = [1, 4]  # the features of sources whose range is that of the fit
 MARGIN = 2.0  # beyond the fitted range of signal-to-noise ratio and size, as a factor, without a flag
-PIXELS = 2_000_000  # are enough for two numbers
+DRAWS = 400  # of a source, about, are enough to fit
+PIXELS = 50_000  # of a batch are enough for two numbers
+
+
+class Known(NamedTuple):
+    """What a calibrator learns from a batch: its own arrays, whatever cameras and bands the others have.
+
+    - `method`: of the posterior.
+    - `draws`: of ln flux, for each kind ``(draw, source, band)``.
+    - `truth`: ln of the true flux, for each kind ``(source, band)``; minus infinity of false sources, NaN if unknown.
+    - `features (source, band, feature)`, and the `group (source,)`.
+    - `mask`: probabilities and true masks of pixels ``(2, pixel)``.
+    - `existence`: probabilities and whether they are real, of sources ``(2, source)``.
+    """
+
+    method: str
+    draws: dict[str, NDArray]
+    truth: dict[str, NDArray]
+    features: NDArray
+    group: NDArray
+    mask: NDArray
+    existence: NDArray
+
+
+Batch = tuple[Posterior, Scene, ArrayLike]
+"""A posterior, the scenes with their true sources, and the index of the true source of each of the posterior's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +84,11 @@ class Calibrator:
     Parameters
     ----------
     flux
-        For each kind of flux ("total", "auto"), given and wanted quantiles in every group ``(group, 2, node)``.
+        For each kind of flux ("total", "auto"), given and wanted quantiles in every bin ``(bin, 2, node)``.
     total
-        The same for totals of groups of 2, 3, 4 and 5, and 6 and more sources; without maps where groups were too few.
+        The same for totals of groups; without maps where groups were too few.
     low, high
-        Range of signal-to-noise ratio, contested light and size that it was fitted on.
+        Range of signal-to-noise ratio and size in pixels that it was fitted on.
     method
         Of the posteriors that it was fitted on; others are refused.
     mask, existence
@@ -71,58 +107,33 @@ class Calibrator:
     fitted_on: str = ""
 
     @classmethod
-    def fit(
-        cls, posterior: Posterior, scene: Scene, matched: ArrayLike, *, least: int = LEAST, fitted_on: str = ""
-    ) -> Calibrator:
+    def fit(cls, batches: Iterable[Batch], *, least: int = LEAST, fitted_on: str = "") -> Calibrator:
         """Fit a calibrator to posteriors with known truths.
 
         Parameters
         ----------
-        posterior
-            Posterior of scenes that the network was not trained on.
-        scene
-            The scenes with their true sources.
-        matched
-            Index of the true source of each of the posterior's sources ``(source,)``, -1 for a false detection.
+        batches
+            For each batch a tuple of a posterior of scenes that the network was not trained on, the `Scene` with their
+            true sources, and the index of the true source of each of the posterior's sources ``(source,)``, -1 for a
+            false detection. Cameras, shapes and bands may differ; little of a batch is kept.
         least
-            Minimum number of sources with one map; groups with fewer take the map of a coarser group.
+            Minimum number of sources with one map; bins with fewer take the map of a coarser bin. Totals have maps of
+            their own with half as many groups.
         fitted_on
             Description of the scenes.
 
         Returns
         -------
         Calibrator
-            The calibrator of what the posterior holds and the scenes know.
+            The calibrator of what the posteriors hold and the scenes know.
 
         Raises
         ------
         ValueError
-            If shapes disagree, the posterior is calibrated already, no true flux is known, or fewer than `least`
-            sources have one.
+            If there is no batch, shapes, methods or numbers of draws disagree, a posterior is calibrated already, no
+            true flux is known, or fewer than `least` sources have one.
         """
-        matched = np.asarray(matched)
-        if matched.shape != (len(posterior),):
-            raise ValueError(f"matched must have shape ({len(posterior)},), got {matched.shape}")
-        if "calibrated" in posterior.dataset.attrs:
-            raise ValueError("posterior must not be calibrated already: deblend with calibrate=False")
-        flux, total, features = {}, {}, _features(posterior)
-        for kind, true in (("total", scene.flux), ("auto", scene.auto_flux)):
-            if FLUX_OF[kind] in posterior.dataset and true is not None and bool(true.isfinite().any()):
-                truth = np.where(matched[:, None] >= 0, true.double().numpy()[matched], np.nan)
-                draws = _log_draws(posterior, kind)
-                flux[kind] = _fit_cells(draws, np.log(truth), _cell(features), least)
-                scaled = _mapped_sources(draws, flux[kind], _cell(features))[1]
-                total[kind] = fit_totals(scaled, np.log(truth), posterior.dataset["group"].values, least)
-        if not flux:
-            raise ValueError("scene must have true fluxes of a kind that the posterior holds, got none")
-        seen = np.nan_to_num(features[matched >= 0].reshape(-1, len(EDGES)))
-        low, high = (tuple(end(seen, axis=0).tolist()) for end in (np.min, np.max))
-        mask = existence = None
-        if posterior.cutouts is not None and posterior.cutouts.mask is not None and scene.light is not None:
-            mask = fit_logistic(*mask_pixels(posterior, scene, matched))
-        if "existence" in posterior.dataset:
-            existence = fit_logistic(posterior.dataset["existence"].values, matched >= 0)
-        return cls(flux, total, low, high, posterior.dataset.attrs["method"], mask, existence, fitted_on)
+        return fit_known((known_sources(*batch) for batch in batches), least=least, fitted_on=fitted_on)
 
     def __call__(self, posterior: Posterior) -> Posterior:
         """Calibrate a posterior; what it was not fitted to stays as it is.
@@ -146,13 +157,15 @@ class Calibrator:
             raise ValueError(f"posterior must have method {self.method!r} of the calibrator, got {method!r}")
         if "calibrated" in posterior.dataset.attrs:
             raise ValueError("posterior must not be calibrated already")
-        features, changed = _features(posterior), {}
+        features, group, changed = _features(posterior), posterior.dataset["group"].values, {}
         for kind, maps in self.flux.items():
             if FLUX_OF[kind] in posterior.dataset:
                 given = posterior.dataset[FLUX_OF[kind]]
                 draws = _log_draws(posterior, kind)
-                moved, scaled = _mapped_sources(draws, maps, _cell(features))
-                moved = mapped_totals(moved, scaled, self.total[kind], posterior.dataset["group"].values)
+                moved = mapped(draws, maps, cell_of(features, EDGES))
+                if len(self.total[kind]):
+                    total = _log_total(moved, draws, group)
+                    moved = with_totals(moved, mapped(total, self.total[kind], _group_cell(features, group)), group)
                 moved = np.exp(moved).reshape(given.shape)
                 moved = np.where(np.isfinite(moved), moved, given.values)
                 changed[FLUX_OF[kind]] = given.copy(data=moved.astype(given.dtype))
@@ -164,21 +177,20 @@ class Calibrator:
 
     def _outside(self, features: NDArray) -> NDArray[np.bool_]:
         low, high = np.array(self.low) / MARGIN, np.array(self.high) * MARGIN
-        values = np.nan_to_num(features)
-        return ((values < low) | (values > high))[..., [0, 2]].any((1, 2))
+        values = np.nan_to_num(features[..., LIMITED])
+        return ((values < low) | (values > high)).any((1, 2))
 
     def _masks(self, cutouts: Cutouts | None) -> Cutouts | None:
-        """Map masks; their standard deviation follows the slope, and the information the variance of a pixel."""
+        """Map masks; their standard deviation follows the slope of the map."""
         if cutouts is None or cutouts.mask is None or self.mask is None:
             return cutouts
         moved = [logistic(mask, self.mask).astype(mask.dtype) for mask in cutouts.mask]
         pairs = zip(moved, cutouts.mask, strict=True)
         ratio = [np.maximum(new * (1 - new), 1e-5) / np.maximum(old * (1 - old), 1e-5) for new, old in pairs]
-        changes = {"mask": moved}
-        for name, factor in (("mask_std", self.mask[0]), ("mask_information", 1.0)):
-            if (values := getattr(cutouts, name)) is not None:
-                changes[name] = [(factor * v * r).astype(v.dtype) for v, r in zip(values, ratio, strict=True)]
-        return replace(cutouts, **changes)
+        spread = cutouts.mask_std
+        if spread is not None:
+            spread = [(self.mask[0] * v * r).astype(v.dtype) for v, r in zip(spread, ratio, strict=True)]
+        return replace(cutouts, mask=moved, mask_std=spread)
 
     def describe(self) -> str:
         """Return the calibrator as JSON, as it is stored in a file or in weights.
@@ -221,8 +233,11 @@ class Calibrator:
         check_header(numbers, "calibrator", path)
         try:
             kept = {field.name: numbers[field.name] for field in fields(cls)}
-            for name in ("flux", "total"):
-                kept[name] = {kind: np.array(maps).reshape(-1, 2, len(NODES)) for kind, maps in kept[name].items()}
+            for name, edges in (("flux", EDGES), ("total", GROUP_EDGES)):
+                shape = (math.prod(len(own) + 1 for own in edges), 2, len(NODES))
+                kept[name] = {
+                    kind: np.reshape(maps, shape if maps else (0, *shape[1:])) for kind, maps in kept[name].items()
+                }
             for name in ("low", "high", "mask", "existence"):
                 kept[name] = None if kept[name] is None else tuple(kept[name])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -273,6 +288,92 @@ class Calibrator:
         return cls.parse(Path(path).read_text(encoding="utf-8"), path=path)
 
 
+def known_sources(posterior: Posterior, scene: Scene, matched: ArrayLike) -> Known:
+    """Return what a calibrator learns from a batch; see `Calibrator.fit`."""
+    matched = np.asarray(matched)
+    if matched.shape != (len(posterior),):
+        raise ValueError(f"matched must have shape ({len(posterior)},), got {matched.shape}")
+    if "calibrated" in posterior.dataset.attrs:
+        raise ValueError("posterior must not be calibrated already: deblend with calibrate=False")
+    draws, truth, data = {}, {}, posterior.dataset
+    for kind, true in (("total", scene.flux), ("auto", scene.auto_flux)):
+        if FLUX_OF[kind] in data and true is not None:
+            values = _log_draws(posterior, kind)
+            draws[kind] = values[:: max(1, len(values) // DRAWS)].astype(np.float32)
+            truth[kind] = _log_truth(true, matched)
+    mask = existence = np.zeros((2, 0))
+    if posterior.cutouts is not None and posterior.cutouts.mask is not None and scene.light is not None:
+        mask = _mask_pixels(posterior, scene, matched)
+    if "existence" in data:
+        existence = np.stack([data["existence"].values, matched >= 0])
+    return Known(data.attrs["method"], draws, truth, _features(posterior), data["group"].values, mask, existence)
+
+
+def _log_truth(flux: Tensor, matched: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return ln of the true flux ``(source, band)`` of each source, of those ``(true source, band)``."""
+    with np.errstate(divide="ignore"):
+        return np.log(np.append(flux.double().numpy(), np.zeros((1, flux.shape[1])), 0)[matched])
+
+
+def fit_known(known: Iterable[Known], *, least: int = LEAST, fitted_on: str = "") -> Calibrator:
+    """Fit a calibrator to what is known of all batches; see `Calibrator.fit`."""
+    known = list(known)
+    if not known:
+        raise ValueError("batches must hold at least one posterior, got none")
+    for what, found in {
+        "of one method": {batch.method for batch in known},
+        "of one number of draws": {len(draws) for batch in known for draws in batch.draws.values()},
+    }.items():
+        if len(found) > 1:
+            raise ValueError(f"posteriors must be {what}, got {' and '.join(map(str, sorted(found)))}")
+    flux, total, seen = {}, {}, []
+    for kind in FLUX_OF:
+        own = [batch for batch in known if kind in batch.draws]
+        if any(np.isfinite(batch.truth[kind]).any() for batch in own):
+            values = [(b.draws[kind], b.truth[kind], cell_of(b.features, EDGES)) for b in own]
+            flux[kind], count = _fit(values, EDGES, least)
+            if count < least:
+                raise ValueError(f"at least {least} sources with draws and truth are needed to fit, got {count}")
+            total[kind], _ = _fit([_totals(batch, kind, flux[kind]) for batch in own], GROUP_EDGES, least // 2)
+            seen += [batch.features[np.isfinite(batch.truth[kind])] for batch in own]
+    if not flux:
+        raise ValueError("scenes must have true fluxes of a kind that the posteriors hold, got none")
+    low, high = (
+        tuple(end(np.nan_to_num(np.concatenate(seen)[:, LIMITED]), axis=0).tolist()) for end in (np.min, np.max)
+    )
+    mask, existence = (
+        fit_logistic(*np.concatenate([getattr(batch, name) for batch in known], 1)) for name in ("mask", "existence")
+    )
+    return Calibrator(flux, total, low, high, known[0].method, mask, existence, fitted_on)
+
+
+def _fit(
+    values: Iterable[tuple[NDArray, NDArray, NDArray]], edges: Edges, least: int
+) -> tuple[NDArray[np.float64], int]:
+    """Fit maps to draws, truths and cells of batches, and count the sources or groups; no maps if they are too few."""
+    flat, count = [], 0
+    for draws, truth, cell in values:
+        chosen = np.isfinite(draws).all(0) & np.isfinite(truth)
+        owner = count + np.cumsum(chosen.any(1)) - 1
+        count += int(chosen.any(1).sum())
+        flat.append((draws[:, chosen], truth[chosen], cell[chosen], np.repeat(owner, chosen.sum(1))))
+    if count < least:
+        return np.zeros((0, 2, len(NODES))), count
+    joined = (np.concatenate(parts, axis=-1) for parts in zip(*flat, strict=True))
+    return fit_cells(*joined, edges=edges, least=least), count
+
+
+def _totals(batch: Known, kind: str, maps: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Return draws, truths and cells of the totals of groups of several sources."""
+    _, owner, size = np.unique(batch.group, return_inverse=True, return_counts=True)
+    several = size[owner] > 1
+    draws, features, group = batch.draws[kind][:, several], batch.features[several], batch.group[several]
+    moved = mapped(draws, maps, cell_of(features, EDGES))
+    with np.errstate(divide="ignore"):
+        truth = np.log(group_total(np.exp(batch.truth[kind][several]), group))
+    return _log_total(moved, draws, group), truth, _group_cell(features, group)
+
+
 def _log_draws(posterior: Posterior, kind: str) -> NDArray[np.float64]:
     """Return ln of draws ``(draw, source, band)`` of all chains; NaN where one draw of a source is not positive."""
     draws = posterior.dataset[FLUX_OF[kind]].values.astype(np.float64)
@@ -282,9 +383,9 @@ def _log_draws(posterior: Posterior, kind: str) -> NDArray[np.float64]:
 
 
 def _features(posterior: Posterior) -> NDArray[np.float64]:
-    """Return signal-to-noise ratio, contested light and size in pixels ``(source, band, 3)``; NaN where unknown.
+    """Return what puts each source and band into a bin of `EDGES` ``(source, band, feature)``; NaN where unknown.
 
-    The ratio is that of a Gaussian with the source's half-light radius, but at least that of a point source.
+    The signal-to-noise ratio is that of a Gaussian with the source's half-light radius, but at least of a point source.
     """
     data = posterior.dataset
     unknown = np.full(len(posterior), np.nan)
@@ -293,46 +394,26 @@ def _features(posterior: Posterior) -> NDArray[np.float64]:
     size = known["half_light_radius"] / data.attrs["pixel_scale"]
     flux = data[next(name for name in FLUX_OF.values() if name in data)].median(("chain", "draw")).values
     snr = flux / (rms * np.sqrt(4 * np.pi) * np.maximum(np.nan_to_num(size), 1.5)[:, None])
-    return np.stack(np.broadcast_arrays(snr, known["contested"][:, None], size[:, None]), axis=-1)
+    _, owner, number = np.unique(data["group"].values, return_inverse=True, return_counts=True)
+    number, contested, size = (values[:, None] for values in (number[owner], known["contested"], size))
+    return np.stack(np.broadcast_arrays(snr.shape[1], snr, number, contested, size), axis=-1)
 
 
-def _cell(features: NDArray) -> NDArray[np.int64]:
-    """Return the group of each source and band: one number for the bins of all features; unknown is the lowest bin."""
-    number = np.zeros(features.shape[:-1], dtype=np.int64)
-    for edges, values in zip(EDGES, np.moveaxis(np.nan_to_num(features), -1, 0), strict=True):
-        number = number * (len(edges) + 1) + np.searchsorted(edges, values)
-    return number
+def _group_cell(features: NDArray, group: NDArray) -> NDArray[np.int64]:
+    """Return the bin of `GROUP_EDGES` of each group and band ``(group, band)``."""
+    first = features[np.unique(group, return_index=True)[1]]
+    bands, number = first[..., 0], first[..., 2]
+    snr = np.sqrt(group_total(np.nan_to_num(features[..., 1]) ** 2, group))
+    return cell_of(np.stack([number, bands, snr], -1), GROUP_EDGES)
 
 
-def _fit_cells(draws: NDArray, truth: NDArray, cell: NDArray, least: int) -> NDArray[np.float64]:
-    """Return the map of each group ``(group, 2, node)``: from its sources, or those of a coarser group if too few."""
-    known = np.isfinite(draws).all(0) & np.isfinite(truth)
-    if (sources := int(known.any(1).sum())) < least:
-        raise ValueError(f"at least {least} sources with draws and truth are needed to fit, got {sources}")
-    coarser = np.cumprod([1, *(len(edges) + 1 for edges in EDGES[::-1])])  # without the last feature, the last two, ...
-    maps = {}
-    for number in range(int(coarser[-1])):
-        for size in coarser:
-            chosen = known & (cell // size == number // size)
-            if (size, number // size) not in maps and chosen.any(1).sum() >= least:
-                maps[size, number // size] = fit_map(draws[:, chosen], truth[chosen])
-            if (size, number // size) in maps:
-                break
-        maps[number] = maps[size, number // size]
-    return np.stack([maps[number] for number in range(int(coarser[-1]))])
+def _log_total(moved: NDArray, draws: NDArray, group: NDArray) -> NDArray[np.float64]:
+    """Return ln totals ``(draw, group, band)`` of mapped draws that keep the medians of the given ones."""
+    return np.log(group_total(np.exp(moved - np.median(moved, axis=0) + np.median(draws, axis=0)), group))
 
 
-def _mapped_sources(draws: NDArray, maps: NDArray, cell: NDArray) -> tuple[NDArray, NDArray]:
-    """Return mapped draws, and the same with the medians of the given ones."""
-    moved, known = draws.copy(), np.isfinite(draws).all(0)
-    for number in np.unique(cell[known]):
-        chosen = known & (cell == number)
-        moved[:, chosen] = mapped(draws[:, chosen], maps[number])
-    return moved, moved - np.median(moved, axis=0) + np.median(draws, axis=0)
-
-
-def mask_pixels(posterior: Posterior, scene: Scene, matched: NDArray) -> tuple[NDArray, NDArray]:
-    """Return probabilities and true masks of pixels where the bands' image exceeds their sky noise."""
+def _mask_pixels(posterior: Posterior, scene: Scene, matched: NDArray) -> NDArray[np.float32]:
+    """Return probabilities and true masks of pixels ``(2, pixel)`` where the bands' image exceeds their sky noise."""
     ratio = (scene.image / scene.sky_rms[..., None, None]).nan_to_num().sum(1) / scene.image.shape[1] ** 0.5
     bright, masks, given, true = (ratio > 1).numpy(), scene.mask.numpy(), [np.zeros(0)], [np.zeros(0)]
     number = posterior.dataset["scene"].values
@@ -341,5 +422,5 @@ def mask_pixels(posterior: Posterior, scene: Scene, matched: NDArray) -> tuple[N
         chosen = bright[number[source]][cutout.slices]
         given.append(cutout.data[chosen])
         true.append(masks[matched[source]][cutout.slices][chosen])
-    step = max(1, sum(map(len, given)) // PIXELS)
-    return np.concatenate(given)[::step], np.concatenate(true)[::step]
+    pixels = np.stack([np.concatenate(given), np.concatenate(true)]).astype(np.float32)
+    return pixels[:, :: max(1, pixels.shape[1] // PIXELS)]

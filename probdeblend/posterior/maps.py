@@ -13,77 +13,90 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-__all__ = ["NODES", "fit_logistic", "fit_map", "fit_totals", "logistic", "mapped", "mapped_totals"]
+__all__ = ["NODES", "Edges", "cell_of", "fit_cells", "fit_logistic", "logistic", "mapped", "with_totals"]
 
 NODES = np.array([0.02, 0.05, 0.1, 0.16, 0.25, 0.35, 0.5, 0.65, 0.75, 0.84, 0.9, 0.95, 0.98])
 MIDDLE = len(NODES) // 2
-SIZES = (2, 3, 4, 6)  # least numbers of sources in groups whose totals have one map
 STRETCH = (0.25, 4.0)  # limits of the factor for the division of a group's light
 LIMIT = 12.0  # largest logit
+LEAST_ODD = 5  # true and false targets of a logistic map
+
+Edges = tuple[tuple[float, ...], ...]
+"""Edges of the bins of each feature."""
+
+
+def cell_of(features: NDArray, edges: Edges) -> NDArray[np.int64]:
+    """Return one number for the bins of all features ``(..., feature)``; what is unknown is in the lowest bin."""
+    number = np.zeros(features.shape[:-1], dtype=np.int64)
+    for own, values in zip(edges, np.moveaxis(np.nan_to_num(features), -1, 0), strict=True):
+        number = number * (len(own) + 1) + np.searchsorted(own, values, side="right")
+    return number
 
 
 def _scale(draws: NDArray) -> tuple[NDArray, NDArray]:
     return np.median(draws, axis=0), np.maximum(draws.std(0), 1e-9)
 
 
-def fit_map(draws: NDArray, truth: NDArray) -> NDArray[np.float64]:
-    """Return given and wanted quantiles ``(2, node)`` from draws ``(draw, value)`` and truths ``(value,)``."""
+def fit_cells(
+    draws: NDArray, truth: NDArray, cell: NDArray, owner: NDArray, *, edges: Edges, least: int
+) -> NDArray[np.float64]:
+    """Return given and wanted quantiles in every cell ``(cell, 2, node)``.
+
+    Draws are ``(draw, value)``, truths, cells and owners ``(value,)``. A cell that has values of fewer than `least`
+    owners takes the map of a coarser one, without the last feature, the last two, and so on.
+    """
     middle, scale = _scale(draws)
-    given = np.quantile((draws - middle) / scale, NODES)
-    return np.stack([given, np.quantile((truth - middle) / scale, NODES, method="weibull")])
+    given, wanted = (draws - middle) / scale, (truth - middle) / scale
+    coarser = np.cumprod([1, *(len(own) + 1 for own in edges[::-1])]).tolist()
+    maps: dict[tuple[int, int], NDArray] = {}
+    for number in range(coarser[-1]):
+        for size in coarser:
+            key = (size, number // size)
+            chosen = cell // size == number // size
+            if key not in maps and (size == coarser[-1] or len(np.unique(owner[chosen])) >= least):
+                pair = (np.quantile(given[:, chosen], NODES), np.quantile(wanted[chosen], NODES, method="weibull"))
+                maps[key] = np.stack(pair)
+            if key in maps:
+                maps[1, number] = maps[key]
+                break
+    return np.stack([maps[1, number] for number in range(coarser[-1])])
 
 
-def mapped(draws: NDArray, pair: NDArray) -> NDArray[np.float64]:
-    """Apply a map to draws ``(draw, ...)``; beyond the outermost nodes it is as steep as on average on that side."""
-    middle, scale = _scale(draws)
-    values, (given, wanted) = (draws - middle) / scale, pair
-    moved = np.interp(values, given, wanted)
-    for end, beyond in ((0, values < given[0]), (-1, values > given[-1])):
-        slope = (wanted[end] - wanted[MIDDLE]) / (given[end] - given[MIDDLE])
-        moved = np.where(beyond, wanted[end] + slope * (values - given[end]), moved)
-    return middle + scale * moved
+def mapped(draws: NDArray, maps: NDArray, cell: NDArray) -> NDArray[np.float64]:
+    """Map draws ``(draw, ...)`` in their cells ``(...)``; those of a value that are not all finite stay.
 
-
-def _groups(draws: NDArray, group: NDArray) -> list[tuple[int, NDArray[np.int64]]]:
-    """Return, for every number of sources above one, its class and the sources ``(group, source)`` of such groups."""
-    _, owner, size = np.unique(group, return_inverse=True, return_counts=True)
-    order, start = np.argsort(owner, kind="stable"), np.cumsum(size) - size
-    found = []
-    for number in np.unique(size[size > 1]):
-        members = order[start[size == number][:, None] + np.arange(number)]
-        members = members[np.isfinite(draws[:, members]).all((0, 2, 3))]
-        found.append((int(np.searchsorted(SIZES, number, side="right")) - 1, members))
+    Beyond the outermost nodes a map is as steep as on average on that side.
+    """
+    found, known = draws.astype(np.float64), np.isfinite(draws).all(0)
+    for number in np.unique(cell[known]):
+        chosen, (given, wanted) = known & (cell == number), maps[number]
+        middle, scale = _scale(found[:, chosen])
+        values = (found[:, chosen] - middle) / scale
+        moved = np.interp(values, given, wanted)
+        for end, beyond in ((0, values < given[0]), (-1, values > given[-1])):
+            slope = (wanted[end] - wanted[MIDDLE]) / (given[end] - given[MIDDLE])
+            moved = np.where(beyond, wanted[end] + slope * (values - given[end]), moved)
+        found[:, chosen] = middle + scale * moved
     return found
 
 
-def fit_totals(draws: NDArray, truth: NDArray, group: NDArray, least: int) -> NDArray[np.float64]:
-    """Return the maps of ln totals of groups of 2, 3, 4 and 5, and 6 and more sources ``(class, 2, node)``.
+def with_totals(draws: NDArray, wanted: NDArray, group: NDArray) -> NDArray[np.float64]:
+    """Give draws of ln flux ``(draw, source, band)`` the ln totals ``(draw, group, band)`` that are wanted.
 
-    Draws of ln flux are ``(draw, source, band)``, truths ``(source, band)``. A class with fewer groups than `least` has
-    the map of all groups; there are no maps if all groups are too few.
+    Groups of one source stay, and those in which a draw is not finite.
     """
-    drawn, true, number = [np.zeros((len(draws), 0))], [np.zeros(0)], [np.zeros(0)]
-    for which, members in _groups(draws, group):
-        known = members[np.isfinite(truth[members]).all((1, 2))]
-        true.append(np.log(np.exp(truth[known]).sum(1)).ravel())
-        drawn.append(np.log(np.exp(draws[:, known]).sum(2)).reshape(len(draws), true[-1].size))
-        number.append(np.full(true[-1].size, which))
-    totals, sums, classes = np.concatenate(drawn, axis=1), np.concatenate(true), np.concatenate(number)
-    if len(sums) < least * truth.shape[1]:
-        return np.zeros((0, 2, len(NODES)))
-    chosen = [classes == which for which in range(len(SIZES))]
-    chosen = [own if own.sum() >= least * truth.shape[1] else classes >= 0 for own in chosen]
-    return np.stack([fit_map(totals[:, own], sums[own]) for own in chosen])
-
-
-def mapped_totals(draws: NDArray, given: NDArray, maps: NDArray, group: NDArray) -> NDArray[np.float64]:
-    """Give the groups of draws of ln flux ``(draw, source, band)`` the mapped totals of other, given draws."""
     moved = draws.copy()
-    for number, members in _groups(draws, group) if len(maps) else ():
-        for part in np.array_split(members, max(1, members.size // 500)):  # bounds the memory
-            moved[:, part] = _with_total(draws[:, part], mapped(np.log(np.exp(given[:, part]).sum(2)), maps[number]))
+    _, owner, size = np.unique(group, return_inverse=True, return_counts=True)
+    order, start = np.argsort(owner, kind="stable"), np.cumsum(size) - size
+    for number in np.unique(size[size > 1]):
+        own = np.flatnonzero(size == number)
+        members = order[start[own][:, None] + np.arange(number)]
+        finite = np.isfinite(draws[:, members]).all((0, 2, 3))
+        for part in np.array_split(np.flatnonzero(finite), max(1, members.size // 500)):  # bounds the memory
+            moved[:, members[part]] = _with_total(draws[:, members[part]], wanted[:, own[part]])
     return moved
 
 
@@ -104,16 +117,24 @@ def _with_total(draws: NDArray, wanted: NDArray) -> NDArray[np.float64]:
 
 
 def fit_logistic(probability: ArrayLike, target: ArrayLike) -> tuple[float, float] | None:
-    """Return slope and shift of the logit by maximum likelihood; None with fewer than 20 true or false targets."""
-    y = np.asarray(target, dtype=np.float64)
-    if min(y.sum(), len(y) - y.sum()) < 20:
+    """Return slope and shift of the logit by maximum likelihood; None with fewer than 5 true or false targets.
+
+    Targets are moved off 0 and 1 as by Platt (1999), so that few false ones do not claim certainty.
+    """
+    true = np.asarray(target, dtype=bool)
+    number = {side: int((true == side).sum()) for side in (False, True)}
+    if min(number.values()) < LEAST_ODD:
         return None
-    design, numbers = np.stack([_logit(probability), np.ones_like(y)]), np.array([1.0, 0.0])
-    for _ in range(30):
-        p = expit(numbers @ design)
-        curvature = (design * np.maximum(p * (1 - p), 1e-6)) @ design.T + 1e-6 * np.eye(2)
-        numbers = numbers + np.clip(np.linalg.solve(curvature, design @ (y - p)), -1, 1)
-    return float(np.clip(numbers[0], 0.05, 20)), float(numbers[1])
+    y, x = np.where(true, (number[True] + 1) / (number[True] + 2), 1 / (number[False] + 2)), _logit(probability)
+
+    def loss(numbers: NDArray) -> tuple[float, NDArray]:
+        """Return the mean cross-entropy and its gradient."""
+        value = numbers[0] * x + numbers[1]
+        error = expit(value) - y
+        return float((np.logaddexp(0, value) - y * value).mean()), np.array([(error * x).mean(), error.mean()])
+
+    slope, shift = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(0.05, 20), (None, None)]).x
+    return float(slope), float(shift)
 
 
 def logistic(probability: ArrayLike, numbers: tuple[float, float]) -> NDArray[np.float64]:

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from astropy.table import Table
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
 from ..deblending.deblender import Deblends
-from ..metrics.arrays import group_total
-from ..metrics.coverage import coverage_row, diagnose
-from ..metrics.detections import match_sources
 from ..metrics.masks import Reliability
-from ..metrics.ranks import group_pit
-from ..posterior.calibrator import LEAST, Calibrator, mask_pixels
+from ..posterior.calibrator import LEAST, Calibrator, Known, fit_known, known_sources
 from ..posterior.draws import Posterior
-from ..posterior.maps import fit_logistic, logistic
-from ..scene import SOURCE_FIELDS, Scene, seed_of
-from .evaluation import FLOOR, LEAST_SNR, REACH, TRUTHS, signal_to_noise
+from ..posterior.maps import logistic
+from ..scene import Scene, seed_of
+from ..simulation.cameras import Cameras
+from ..simulation.population import Population
+from ..simulation.scenes import simulate
+from .evaluation import (
+    LEAST_SNR,
+    TRUTHS,
+    Arrays,
+    accuracy_rows,
+    detected,
+    flat_draws,
+    formatted,
+    joined,
+    signal_to_noise,
+)
 
-__all__ = ["CalibratorFit", "fit_calibrator"]
+__all__ = ["CalibratorFit", "fit_calibrator", "training_scenes"]
 
-HELD_OUT = 5  # one scene in so many is held out for the test
+HELD_OUT = 5  # one batch in so many is held out for the test
+JITTER = 0.7  # pixels, largest standard deviation of listed positions
+ONE_CAMERA = 8  # scenes
+PAIRS = 0.4  # fraction of the batches
+NATIVE = 0.1  # fraction of the crowds that CANDELS F160W sees
+SIDE = 96  # pixels
+FAINTEST = 2.0  # signal-to-noise ratio of sources in crowds
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +52,8 @@ class CalibratorFit:
     calibrator
         The calibrator.
     tested
-        Rows with the ``state`` "before" and "after", for each ``quantity``, such as "flux", "flux of groups" and "flux,
-        jointly": coverage with bands, and the other columns of `~probdeblend.metrics.diagnose`, in ln flux.
+        Rows with the ``state`` "before" and "after", for each number of ``bands``, with the columns of the accuracy of
+        an `Evaluation`: kinds of flux by the number of sources in a group.
     probabilities
         The expected calibration error ``ece`` of the quantities "mask" (where the image exceeds the sky noise) and
         "existence", with the same states.
@@ -48,14 +64,40 @@ class CalibratorFit:
     probabilities: Table
 
 
-class _Answered(NamedTuple):
-    """Bright sources of scenes with the posterior at their positions, and the deblender's own detections."""
+def training_scenes(count: int, *, seed: int = 0, progress: bool = True) -> Iterator[Scene]:
+    """Simulate scenes like those that networks are trained on, but others.
 
-    scene: Scene
-    posterior: Posterior
-    owner: NDArray[np.int64]
-    existence: NDArray[np.float64]
-    real: NDArray[np.bool_]
+    Two fifths are pairs in CANDELS F160W, the others crowds of 0 to 14 sources, some too faint to count, of random
+    cameras with one to three bands and white or drizzled noise.
+
+    Parameters
+    ----------
+    count
+        Number of scenes.
+    seed
+        Same seed, same scenes.
+    progress
+        Show a progress bar.
+
+    Yields
+    ------
+    Scene
+        Up to 8 scenes of one camera.
+    """
+    crowds = Population.default()
+    crowds = crowds.replace(snr=(FAINTEST, crowds.snr[1]))
+    for batch, start in enumerate(tqdm(range(0, count, ONE_CAMERA), disable=not progress, desc="scenes", unit="batch")):
+        rng = np.random.default_rng((seed, batch))
+        pairs = rng.random() < PAIRS
+        cameras = Cameras(native_fraction=1.0 if pairs else NATIVE)
+        yield simulate(
+            min(ONE_CAMERA, count - start),
+            population=Population.pairs() if pairs else crowds,
+            number=2 if pairs else None,
+            camera=cameras.sample(rng),
+            size=SIDE,
+            seed=seed_of(seed, batch + 1),
+        )
 
 
 def fit_calibrator(
@@ -63,13 +105,15 @@ def fit_calibrator(
 ) -> CalibratorFit:
     """Fit a calibrator to a deblender's answers for scenes of known truth.
 
-    Fluxes and masks are those at the true positions of sources that are bright enough to be detected: the light of a
-    neighbor that a list lacks is not in the errors. Existence probabilities are those of the deblender's detections.
+    In every other batch, the sources that are bright enough to be detected are listed, at positions that err as those
+    of catalogs do, by 0 to 0.7 pixels. In the others they are detected, and some have the light of a neighbor that is
+    not. Existence probabilities are those of detections; detections of sources that are too faint do not count.
 
     Parameters
     ----------
     scenes
-        Batches of scenes of one shape with their truth, which the network was not trained on.
+        Five and more batches of scenes with their truth, which the network was not trained on. Cameras, shapes and
+        bands may differ from batch to batch.
     deblender
         The deblender, without a calibrator of its own.
     least
@@ -87,84 +131,67 @@ def fit_calibrator(
     Raises
     ------
     ValueError
-        If there are no scenes, too few sources, or the deblender calibrates already.
+        If there are fewer than five batches, too few sources, or the deblender calibrates already.
     """
-    parts = [_answered(scene, deblender, seed_of(seed, number)) for number, scene in enumerate(scenes)]
-    if not parts:
-        raise ValueError("scenes must hold at least one batch, got none")
-    start = np.cumsum([0, *(len(part.scene) for part in parts)])
-    owner = np.concatenate([part.owner + n for part, n in zip(parts, start, strict=False)])
-    existence, real = (np.concatenate([getattr(part, name) for part in parts]) for name in ("existence", "real"))
-    posterior, scene = Posterior.concatenate([part.posterior for part in parts]), Scene.join(p.scene for p in parts)
-
-    def fitted(chosen: NDArray[np.bool_], count: int) -> Calibrator:
-        """Fit to the sources of some of the scenes."""
-        rows = np.flatnonzero(chosen[posterior.dataset["scene"].values])
-        found = Calibrator.fit(posterior.select(rows), scene, rows, least=count, fitted_on=fitted_on)
-        known = chosen[owner] & np.isfinite(existence)
-        return replace(found, existence=fit_logistic(existence[known], real[known]))
-
-    test = np.arange(len(scene)) % HELD_OUT == HELD_OUT - 1
-    partial = fitted(~test, least * (HELD_OUT - 1) // HELD_OUT)
-    rows, held = np.flatnonzero(test[posterior.dataset["scene"].values]), test[owner] & np.isfinite(existence)
-    before = posterior.select(rows)
-    mapped = existence if partial.existence is None else logistic(existence, partial.existence)
+    fitted: list[Known] = []
+    held: list[tuple[Posterior, Known, Arrays]] = []
+    for batch, scene in enumerate(scenes):
+        posterior, matched, counts = _answered(scene, deblender, listed=batch % 2 == 0, seed=seed_of(seed, batch))
+        known = known_sources(posterior, scene, matched)
+        known = known._replace(existence=known.existence[:, counts[: known.existence.shape[1]]])
+        if batch % HELD_OUT == HELD_OUT - 1:
+            held.append((Posterior(posterior.dataset), known, _truth(scene, posterior, matched)))
+        else:
+            fitted.append(known)
+    if not held:
+        raise ValueError(f"scenes must hold at least {HELD_OUT} batches, got {len(fitted)}")
+    partial = fit_known(fitted, least=least * (HELD_OUT - 1) // HELD_OUT)
+    everything = fit_known(fitted + [known for _, known, _ in held], least=least, fitted_on=fitted_on)
     tested, errors = [], []
-    for state, answer, given in (("before", before, existence), ("after", partial(before), mapped)):
-        tested += [{"state": state} | row for row in _coverage(answer, scene, rows)]
-        pixels = (np.zeros(0),) * 2 if answer.cutouts is None else mask_pixels(answer, scene, rows)
-        for name, values in (("mask", pixels), ("existence", (given[held], real[held]))):
-            if len(values[0]):
-                error = Reliability.measure(*values).calibration_error
+    for state in ("before", "after"):
+        answers = [(answer if state == "before" else partial(answer), truth) for answer, _, truth in held]
+        tested += _tested(state, answers)
+        for name in ("mask", "existence"):
+            given, true = np.concatenate([getattr(known, name) for _, known, _ in held], 1)
+            numbers = getattr(partial, name)
+            if len(given):
+                given = logistic(given, numbers) if state == "after" and numbers is not None else given
+                error = Reliability.measure(given, true).calibration_error
                 errors.append({"state": state, "quantity": name, "ece": error})
-    everything = fitted(np.ones(len(scene), dtype=bool), least)
-    return CalibratorFit(everything, _formatted(tested), _formatted(errors))
+    return CalibratorFit(everything, formatted(tested), formatted(errors))
 
 
-def _answered(scene: Scene, deblender: Deblends, seed: int) -> _Answered:
-    """Ask for the bright sources at their true positions, and for detections."""
+def _answered(
+    scene: Scene, deblender: Deblends, *, listed: bool, seed: int
+) -> tuple[Posterior, NDArray[np.int64], NDArray[np.bool_]]:
+    """Ask for sources, and return the true source of each, -1 for none, and whether its existence counts."""
     bright = signal_to_noise(scene) >= LEAST_SNR
-    values = {name: getattr(scene, name) for name in SOURCE_FIELDS}
-    known = Scene(**vars(scene) | {name: None if v is None else v[bright] for name, v in values.items()})
-    given = deblender.scenes(scene, positions=(known.scene, known.x, known.y), seed=seed)
-    given = Posterior(given.dataset.assign_attrs(scenes=len(scene)), given.cutouts)
-    data = deblender.scenes(scene, seed=seed).dataset
-    places = tuple(data[name].values for name in ("scene", "x", "y"))
-    matched = match_sources(places, tuple(v.numpy() for v in (scene.scene, scene.x, scene.y)), radius=REACH)
-    numbers = np.arange(data.sizes["source"])
-    counts = ~np.isin(numbers, matched[~bright])  # whether a faint source should be detected is left open
-    existence = data["existence"].values if "existence" in data else np.full(len(numbers), np.nan)
-    return _Answered(known, given, places[0][counts], existence[counts], np.isin(numbers, matched[bright])[counts])
+    if not listed:
+        posterior = deblender.scenes(scene, seed=seed)
+        matched = detected(scene, posterior)
+        return posterior, matched, ~np.isin(matched, np.flatnonzero(~bright))
+    rng = np.random.default_rng(seed)
+    error = JITTER * torch.from_numpy(rng.random(len(scene))[scene.scene.numpy()] * rng.normal(size=(2, len(bright))))
+    places = (
+        (place + own)[bright].clamp(0, side - 1)
+        for place, own, side in zip((scene.x, scene.y), error, scene.image.shape[:-3:-1], strict=True)
+    )
+    posterior = deblender.scenes(scene, positions=(scene.scene[bright], *places), seed=seed)
+    return posterior, np.flatnonzero(bright), np.zeros(len(posterior), dtype=bool)
 
 
-def _coverage(answer: Posterior, scene: Scene, rows: NDArray[np.int64]) -> Iterator[dict[str, object]]:
-    """Measure each flux, totals of groups of two and more, and groups jointly; `rows` are the true sources."""
-    group = np.unique(answer.dataset["group"].values, return_inverse=True)[1]
-    several = np.bincount(group)[group] > 1
-    for kind, name in TRUTHS.items():
-        true = getattr(scene, name).double().numpy()[rows]
-        if kind in answer.dataset and np.isfinite(true).any():  # total fluxes of real galaxies are unknown
-            draws = answer.dataset[kind].values
-            draws = np.maximum(draws.reshape(-1, *draws.shape[2:]).astype(np.float64), FLOOR * true)
-            cluster = np.broadcast_to(group[:, None], true.shape)
-            yield {"quantity": kind} | _diagnosed(draws, true, cluster)
-            if several.any():
-                total, true_total = (group_total(values[..., several, :], group[several]) for values in (draws, true))
-                yield {"quantity": f"{kind} of groups"} | _diagnosed(total, true_total, None)
-            joint = group_pit(np.log(draws), np.log(true), group)
-            joint = joint[np.isfinite(joint)]
-            row = {"quantity": f"{kind}, jointly", "count": len(joint), "clusters": len(joint)}
-            yield row | (coverage_row(joint, None, central=False) if len(joint) else {})
+def _truth(scene: Scene, posterior: Posterior, matched: NDArray[np.int64]) -> Arrays:
+    """Return which sources are real, their groups and, with an axis before them, their true fluxes."""
+    fluxes = {kind: getattr(scene, name).double().numpy()[None, matched[matched >= 0]] for kind, name in TRUTHS.items()}
+    return fluxes | {"real": matched >= 0, "group": posterior.dataset["group"].values[matched >= 0]}
 
 
-def _diagnosed(draws: NDArray, true: NDArray, cluster: NDArray | None) -> dict[str, float]:
-    known = np.isfinite(true) & np.isfinite(draws).all(0)
-    return diagnose(np.log(draws[:, known]), np.log(true[known]), cluster=None if cluster is None else cluster[known])
-
-
-def _formatted(rows: list[dict[str, object]]) -> Table:
-    table = Table(rows)
-    for name in table.colnames:
-        if table[name].dtype.kind == "f":
-            table[name].info.format = ".3f"
-    return table
+def _tested(state: str, answers: list[tuple[Posterior, Arrays]]) -> Iterator[dict[str, object]]:
+    """Measure the real ones of the sources, by the number of bands."""
+    for bands in sorted({answer.dataset.sizes["band"] for answer, _ in answers}):
+        own = [(answer, truth) for answer, truth in answers if answer.dataset.sizes["band"] == bands]
+        kinds = [kind for kind in TRUTHS if kind in own[0][0].dataset]
+        found = [{kind: flat_draws(answer, kind)[:, truth["real"]] for kind in kinds} for answer, truth in own]
+        for row in accuracy_rows(joined(found), joined([truth for _, truth in own])):
+            del row["iou"]
+            yield {"state": state, "bands": bands} | row

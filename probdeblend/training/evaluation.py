@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..deblending.deblender import Deblends
-from ..deblending.sep import SepDeblender, published_match
+from ..deblending.sep import SepDeblender
 from ..metrics.accuracy import accuracy_table, over_finite
 from ..metrics.arrays import group_total
 from ..metrics.detections import average_precision, binned_fraction, match_sources
@@ -28,15 +28,15 @@ from ..posterior.draws import Posterior
 from ..scene import LN_FLUX_UNIT, Scene, seed_of
 from ..simulation.sets import count_scenes, read_scenes
 
-__all__ = ["REACH", "Evaluation", "evaluate", "signal_to_noise", "stored_scenes"]
+__all__ = ["REACH", "Evaluation", "accuracy_rows", "detected", "evaluate", "flat_draws", "formatted", "joined"]
+__all__ += ["signal_to_noise", "stored_scenes"]
 
-CHUNK = 32  # scenes in memory at a time
+CHUNK = 16  # scenes in memory at a time
 LEAST_SNR = 5.0  # fainter sources do not count as detectable
 REACH = 5.0  # pixels; a detection farther from a source is another one
 FLOOR = 0.01  # of the true flux: fainter draws are raised to it before taking logarithms
 SIZES = (1, 2, 3, 4, 6, 11, 10**6)  # edges of the numbers of sources in a group
 EDGES = {"flux": (0.0, 30.0, 100.0, 300.0, 1000.0, np.inf), "contested": (0.0, 0.05, 0.2, 0.5, 1.0)}
-PUBLISHED = "sep, published rule"
 TRUTHS = {"flux": "flux", "flux_auto": "auto_flux"}
 ACCURACY = ["count", "detected", "mape", "nmad_mag", "bias_mag", "outliers", "coverage_50", "coverage_68"]
 ACCURACY += ["coverage_95", "width", "crps_ln"]
@@ -81,7 +81,7 @@ def stored_scenes(path: str | PathLike[str], *, progress: bool = True) -> Iterat
     Yields
     ------
     Scene
-        Up to 32 scenes.
+        Up to 16 scenes.
     """
     count = count_scenes(path)
     for start in tqdm(range(0, count, CHUNK), disable=not progress, desc="scenes", unit="batch"):
@@ -98,8 +98,7 @@ def evaluate(scenes: Iterable[Scene], deblender: Deblends, *, seed: int = 0) -> 
     """Measure the accuracy, coverage and detections of a deblender, and of SEP, on scenes of known truth.
 
     Total fluxes are scored against total ones, Kron fluxes against those of the isolated sources. Where every scene
-    has two sources, SEP detects as published for pairs, and its fluxes are matched by the nearest detection ("sep") and
-    by the published rule ("sep, published rule"; Boucaud et al. 2020, doi:10.1093/mnras/stz3056, section 3.3).
+    has two sources, SEP detects as published for pairs (Boucaud et al. 2020, doi:10.1093/mnras/stz3056, section 3.3).
 
     Parameters
     ----------
@@ -127,32 +126,24 @@ def evaluate(scenes: Iterable[Scene], deblender: Deblends, *, seed: int = 0) -> 
     for number, scene in enumerate(scenes):
         _check(scene)
         bright = signal_to_noise(scene) >= LEAST_SNR
-        pairs = bool((scene.count == 2).all())
         truths.append(_truth(scene, bright))
-        answers = {}
-        for deblends in (deblender, SepDeblender(pairs=pairs)):
+        sep = [] if isinstance(deblender, SepDeblender) else [SepDeblender(pairs=bool((scene.count == 2).all()))]
+        for deblends in (deblender, *sep):
             answer = deblends.scenes(scene, seed=seed_of(seed, number))
             method = answer.dataset.attrs["method"]
-            if method in answers:  # SEP is what is measured
-                continue
-            answers[method] = answer
             places = tuple(values[bright] for values in (scene.scene, scene.x, scene.y))
             given = deblends.scenes(scene, positions=places, seed=seed_of(seed, number))
             forced.setdefault(method, []).append(_measured(scene, given, bright))
             detected.setdefault(method, []).append(_detections(scene, answer, bright))
             masks.setdefault(method, []).extend(_overlaps(scene, answer, bright))
-        if pairs:
-            forced.setdefault(PUBLISHED, []).append(_published(scene, answers["sep"], bright))
     if not truths:
         raise ValueError("scenes must hold at least one batch, got none")
-    if len(forced.get(PUBLISHED, truths)) < len(truths):
-        del forced[PUBLISHED]
-    truth = _joined(truths)
-    found = {method: _joined(parts) for method, parts in detected.items()}
+    truth, found = joined(truths), {method: joined(parts) for method, parts in detected.items()}
+    accuracy = ((method, row) for method, parts in forced.items() for row in accuracy_rows(joined(parts), truth))
     return Evaluation(
-        _formatted([row for method, parts in forced.items() for row in _accuracy(method, _joined(parts), truth)]),
+        formatted({"method": method} | row for method, row in accuracy),
         vstack([_by_feature(method, parts, truth) for method, parts in found.items()]),
-        _formatted([_summary(method, parts, masks[method]) for method, parts in found.items()]),
+        formatted([_summary(method, parts, masks[method]) for method, parts in found.items()]),
     )
 
 
@@ -162,7 +153,7 @@ def _check(scene: Scene) -> None:
         raise ValueError(f"scenes must have truth, got some without {', '.join(missing)}")
 
 
-def _joined(parts: list[Arrays]) -> Arrays:
+def joined(parts: list[Arrays]) -> Arrays:
     """Join arrays of batches, of which draws have sources on their second axis; groups are renumbered."""
     common = [name for name in parts[0] if all(name in part for part in parts)]
     found = {name: np.concatenate([part[name] for part in parts], axis=int(name in TRUTHS)) for name in common}
@@ -183,9 +174,10 @@ def _truth(scene: Scene, bright: NDArray) -> Arrays:
     return known | {"group": scene.group.numpy()[bright], "brightness": brightness, "contested": contested[bright]}
 
 
-def _flat(posterior: Posterior, kind: str) -> NDArray[np.float64]:
-    draws = posterior.dataset[kind].values
-    return draws.reshape(-1, *draws.shape[2:]).astype(np.float64)
+def flat_draws(posterior: Posterior, kind: str) -> NDArray[np.float64]:
+    """Return the draws ``(draw, source, band)`` of all chains of "flux" or "flux_auto"."""
+    chains, draws, *sources = posterior.dataset[kind].shape
+    return posterior.dataset[kind].values.reshape(chains * draws, *sources).astype(np.float64)
 
 
 def _full_masks(posterior: Posterior) -> NDArray[np.bool_]:
@@ -199,40 +191,32 @@ def _full_masks(posterior: Posterior) -> NDArray[np.bool_]:
 
 def _measured(scene: Scene, given: Posterior, bright: NDArray) -> Arrays:
     """Return draws and the overlap of masks at given positions."""
-    found = {kind: _flat(given, kind) for kind in TRUTHS if kind in given.dataset}
+    found = {kind: flat_draws(given, kind) for kind in TRUTHS if kind in given.dataset}
     if given.cutouts is not None:
         found["iou"] = iou(_full_masks(given), scene.mask.numpy()[bright])
     return found
 
 
-def _published(scene: Scene, answer: Posterior, bright: NDArray) -> Arrays:
-    """Return SEP's draws for the two galaxies of each scene by the published rule."""
-    draws = _flat(answer, "flux_auto")
-    chosen = np.full(len(scene.scene), -1)
-    radius = scene.half_light_radius / scene.pixel_scale
-    radius = radius if scene.axis_ratio is None else radius / scene.axis_ratio.sqrt()
-    for number in range(len(scene)):
-        own, theirs = (scene.scene == number).numpy(), np.flatnonzero(answer.dataset["scene"].values == number)
-        place = (answer.dataset[name].values[theirs] for name in "xy")
-        found = (*place, np.median(draws[:, theirs, 0], axis=0))
-        index = published_match(found, scene.x[own].numpy(), scene.y[own].numpy(), radius=float(radius[own][0]))
-        chosen[own] = np.append(theirs, -1)[index]
-    missed = np.full((len(draws), 1, draws.shape[2]), np.nan)
-    return {"flux_auto": np.append(draws, missed, axis=1)[:, chosen[bright]]}
+def detected(scene: Scene, answer: Posterior) -> NDArray[np.int64]:
+    """Return the true source of each detection ``(detection,)``, -1 for none."""
+    places = tuple(answer.dataset[name].values for name in ("scene", "x", "y"))
+    found = match_sources(places, tuple(v.numpy() for v in (scene.scene, scene.x, scene.y)), radius=REACH)
+    matched = np.full(len(answer), -1)
+    matched[found[found >= 0]] = np.flatnonzero(found >= 0)
+    return matched
 
 
 def _detections(scene: Scene, answer: Posterior, bright: NDArray) -> Arrays:
     """Return which bright sources are detected, and which detections are real; those of faint sources do not count."""
     data, unknown = answer.dataset, np.full(len(answer), np.nan)
-    places = tuple(data[name].values for name in ("scene", "x", "y"))
-    matched = match_sources(places, tuple(v.numpy() for v in (scene.scene, scene.x, scene.y)), radius=REACH)
-    numbers = np.arange(len(answer))
-    counts = ~np.isin(numbers, matched[~bright])
+    matched = detected(scene, answer)
+    counts = ~np.isin(matched, np.flatnonzero(~bright))
     kind = next(kind for kind in TRUTHS if kind in data)
-    ratio = np.median(_flat(answer, kind), axis=0) / scene.sky_rms.numpy()[places[0]]
+    ratio = np.median(flat_draws(answer, kind), axis=0) / scene.sky_rms.numpy()[data["scene"].values]
     known = {name: data[name].values if name in data else unknown for name in ("contested", "existence")}
-    known |= {"brightness": ratio.max(1), "real": np.isin(numbers, matched[bright])}
-    return {"hit": matched[bright] >= 0} | {name: values[counts] for name, values in known.items()}
+    known |= {"brightness": ratio.max(1), "real": matched >= 0}
+    hit = np.isin(np.flatnonzero(bright), matched)
+    return {"hit": hit} | {name: values[counts] for name, values in known.items()}
 
 
 def _overlaps(scene: Scene, answer: Posterior, bright: NDArray) -> list[tuple[NDArray, NDArray]]:
@@ -246,7 +230,12 @@ def _overlaps(scene: Scene, answer: Posterior, bright: NDArray) -> list[tuple[ND
     return [(iou_matrix(found[owner == n], true[chosen]), score[owner == n]) for n, chosen in enumerate(own)]
 
 
-def _accuracy(method: str, found: Arrays, truth: Arrays) -> Iterator[dict[str, object]]:
+def accuracy_rows(found: Arrays, truth: Arrays) -> Iterator[dict[str, object]]:
+    """Return one row per kind of flux and class of groups: the columns of `Evaluation.accuracy`, without the method.
+
+    ``flux`` and ``flux_auto`` are draws ``(draw, source, band)``, and true fluxes with an axis of length one before;
+    the truth has the ``group`` of each source as well, and what was found may have the ``iou`` of its mask.
+    """
     size = np.bincount(truth["group"])[truth["group"]]
     classes = [("all", size > 0)] + [
         (str(low) if high == low + 1 else f"{low}-{high - 1}", (size >= low) & (size < high))
@@ -256,7 +245,7 @@ def _accuracy(method: str, found: Arrays, truth: Arrays) -> Iterator[dict[str, o
         for name, chosen in classes:
             if chosen.any():
                 draws, true, group = found[kind][:, chosen], truth[kind][0, chosen], truth["group"][chosen]
-                row = {"method": method, "flux": kind, "sources": name} | _fluxes(draws, true, group)
+                row = {"flux": kind, "sources": name} | _fluxes(draws, true, group)
                 yield row | {"iou": float(found["iou"][chosen].mean()) if "iou" in found else np.nan}
 
 
@@ -288,7 +277,7 @@ def _by_feature(method: str, found: Arrays, truth: Arrays) -> Table:
             table.add_columns([[name] * len(table) for name in (method, quantity, feature)], indexes=[0, 0, 0],
                               names=["method", "quantity", "feature"])  # fmt: skip
             tables.append(table)
-    return _formatted(vstack([table for table in tables if len(table)] or [Table()]))
+    return formatted(vstack([table for table in tables if len(table)] or [Table()]))
 
 
 def _summary(method: str, found: Arrays, masks: list[tuple[NDArray, NDArray]]) -> dict[str, object]:
@@ -300,7 +289,8 @@ def _summary(method: str, found: Arrays, masks: list[tuple[NDArray, NDArray]]) -
     return row | (average_precision(*zip(*masks, strict=True)) if masks else {})
 
 
-def _formatted(rows: Iterable[Mapping[str, object]] | Table) -> Table:
+def formatted(rows: Iterable[Mapping[str, object]] | Table) -> Table:
+    """Return rows as a table whose numbers print short."""
     table = rows if isinstance(rows, Table) else Table(list(rows))
     for name in table.colnames:
         if table[name].dtype.kind == "f":

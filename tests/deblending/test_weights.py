@@ -38,7 +38,7 @@ def calibrator():
     places = {name: torch.from_numpy(place) for name in "xy"}
     scene = Scene(torch.zeros(count, 1, 9, 9), one, one[..., None, None], 1.0, scene=torch.from_numpy(number), **places,
                   flux=truth, auto_flux=truth)  # fmt: skip
-    return Calibrator.fit(posterior, scene, number, least=100, fitted_on="made-up truths")
+    return Calibrator.fit([(posterior, scene, number)], least=100, fitted_on="made-up truths")
 
 
 def test_one_call_deblends_with_the_weights_that_ship(shipped, image):

@@ -14,7 +14,7 @@ SIZE, SKY_RMS, COUNT = 8, 0.01, 400
 FOUR = 4.0  # standard errors: a false alarm in 16,000
 
 
-def scenes_of(count=COUNT, *, seed=0):
+def scenes_of(count=COUNT, *, seed=0, bands=1):
     """Scenes of one to three bright sources and a faint one, each a few pixels of light."""
     rng = np.random.default_rng(seed)
     size = rng.integers(2, 5, count)
@@ -22,14 +22,20 @@ def scenes_of(count=COUNT, *, seed=0):
     last = np.diff(owner, append=-1) != 0
     flux = np.where(last, 1e-3, np.exp(rng.uniform(0, 3, len(owner))))
     light = flux[:, None, None] * rng.random((len(owner), SIZE, SIZE)) / 8
-    image = np.zeros((count, 1, SIZE, SIZE))
-    np.add.at(image[:, 0], owner, light)
+    light = np.repeat(light[:, None], bands, 1)
+    image = np.zeros((count, bands, SIZE, SIZE))
+    np.add.at(image, owner, light)
+    flux = np.repeat(flux[:, None], bands, 1)
     number = np.concatenate([np.arange(n) for n in size])
-    truth = {"x": 2.0 * number, "y": 2.0 * number, "flux": flux[:, None], "auto_flux": 0.9 * flux[:, None]}
-    known = {name: torch.from_numpy(values) for name, values in (truth | {"light": light[:, None]}).items()}
-    one = torch.ones(count, 1)
+    truth = {"x": 2.0 * number, "y": 2.0 * number, "flux": flux, "auto_flux": 0.9 * flux}
+    known = {name: torch.from_numpy(values) for name, values in (truth | {"light": light}).items()}
+    one = torch.ones(count, bands)
     image = torch.from_numpy(image)
     return Scene(image, SKY_RMS * one, one[..., None, None], 0.06, scene=torch.from_numpy(owner), **known)
+
+
+def batches_of(scenes, size=20):
+    return [scenes.select(slice(start, start + size)) for start in range(0, len(scenes), size)]
 
 
 class Wrong:
@@ -46,7 +52,7 @@ class Wrong:
         false = 0 if given else len(scene) // 2
         owner = np.append(scene.scene.numpy()[chosen], rng.integers(len(scene), size=false))
         x = np.append(scene.x.numpy()[chosen], np.full(false, 100.0))
-        flux = np.append(total[chosen], np.ones((false, 1)), 0)
+        flux = np.append(total[chosen], np.ones((false, total.shape[1])), 0)
         noise = rng.normal(size=(101, *flux.shape))
         draws = flux * np.exp(0.2 * (noise[:1] + self.narrow * noise[1:]))
         masks = [np.where(m, 0.999, 0.2).astype(np.float32) for m in scene.mask.numpy()[chosen]]
@@ -55,7 +61,8 @@ class Wrong:
         columns = {"sky_rms": np.full(flux.shape, SKY_RMS)}
         columns |= {"existence": np.full(len(owner), 0.99)} if self.existence else {}
         return Posterior.from_draws(draws[None], 0.9 * draws[None], scene=owner.astype(int), group=owner.astype(int),
-                                    x=x, y=x, pixel_scale=0.06, columns=columns, cutouts=cutouts)  # fmt: skip
+                                    x=x, y=x, bands="gri"[: total.shape[1]], pixel_scale=0.06, columns=columns,
+                                    cutouts=cutouts)  # fmt: skip
 
 
 def rows(table, **wanted):
@@ -66,32 +73,63 @@ def rows(table, **wanted):
 
 @pytest.fixture(scope="module")
 def fit():
-    scenes = scenes_of()
-    return fit_calibrator([scenes.select(slice(150)), scenes.select(slice(150, None))], Wrong(), fitted_on="made up")
+    return fit_calibrator(batches_of(scenes_of()), Wrong(), fitted_on="made up")
+
+
+def spread(count, fitted):
+    """Tolerance of a coverage of 68 %: both the fit's quantiles and the test's fraction scatter."""
+    return FOUR * np.sqrt(0.68 * 0.32 * (1 / count + 1 / fitted))
 
 
 def test_the_test_is_on_unseen_scenes(fit):
     for kind in ("flux", "flux_auto"):
-        before, after = rows(fit.tested, quantity=kind)
-        assert (before["state"], after["state"]) == ("before", "after")
+        before, after = rows(fit.tested, flux=kind, sources="all")
+        assert (before["state"], after["state"], after["bands"]) == ("before", "after", 1)
         assert 130 < after["count"] < 190  # a fifth of about 800 bright sources
         assert before["coverage_68"] < 0.5
-        tolerance = FOUR * np.sqrt(0.68 * 0.32 * (1 / after["count"] + 1 / 600))
-        assert after["coverage_68"] == pytest.approx(0.68, abs=tolerance)
-        assert after["interval_score"] < before["interval_score"]
-    before, after = rows(fit.tested, quantity="flux of groups")
-    assert before["coverage_68"] < 0.55
-    assert after["coverage_68"] == pytest.approx(0.68, abs=FOUR * np.sqrt(0.68 * 0.32 * (1 / after["count"] + 1 / 200)))
-    before, after = rows(fit.tested, quantity="flux, jointly")
-    assert before["count"] == 80
-    assert abs(after["coverage_68"] - 0.68) < abs(before["coverage_68"] - 0.68)
+        assert after["coverage_68"] == pytest.approx(0.68, abs=spread(after["count"], 600))
+        assert after["crps_ln"] < before["crps_ln"]
+        assert before["total_68"] < 0.55
+        assert after["total_68"] == pytest.approx(0.68, abs=spread(80, 200))
+        assert abs(after["joint_68"] - 0.68) < abs(before["joint_68"] - 0.68)
 
 
 def test_posteriors_that_are_too_wide():
-    found = fit_calibrator([scenes_of()], Wrong(2.0, pixels=False)).tested
-    before, after = rows(found, quantity="flux")
+    found = fit_calibrator(batches_of(scenes_of()), Wrong(2.0, pixels=False)).tested
+    before, after = rows(found, flux="flux", sources="all")
     assert before["coverage_68"] > 0.85
-    assert after["coverage_68"] == pytest.approx(0.68, abs=FOUR * np.sqrt(0.68 * 0.32 * (1 / after["count"] + 1 / 600)))
+    assert after["coverage_68"] == pytest.approx(0.68, abs=spread(after["count"], 600))
+
+
+def test_each_number_of_bands_is_tested():
+    one, three = scenes_of(), scenes_of(200, seed=1, bands=3)
+    found = fit_calibrator(batches_of(one) + batches_of(three), Wrong(pixels=False), least=200).tested
+    for bands in (1, 3):
+        before, after = rows(found, flux="flux", sources="all", bands=bands)
+        assert before["coverage_68"] < 0.5
+        # Bands are drawn independently: three times as many values as sources.
+        assert after["coverage_68"] == pytest.approx(0.68, abs=spread(after["count"], 600))
+    assert not np.isfinite(rows(found, bands=1)["color_68"]).any()
+    assert rows(found, flux="flux", sources="all", bands=3)["color_68"][1] == pytest.approx(0.68, abs=spread(160, 600))
+
+
+def test_listed_and_detected_sources_take_turns():
+    asked = []
+
+    class Asked(Wrong):
+        def scenes(self, scene, *, positions=None, seed=0):
+            asked.append(positions)
+            return super().scenes(scene, positions=positions, seed=seed)
+
+    scenes = scenes_of()
+    fit_calibrator(batches_of(scenes), Asked())
+    assert [places is not None for places in asked] == [True, False] * 10
+    number, x, y = asked[0]
+    bright = (scenes.flux[:, 0] > 0.1) & (scenes.scene < 20)
+    np.testing.assert_array_equal(number, scenes.scene[bright])
+    error = np.stack([x - scenes.x[bright], y - scenes.y[bright]])
+    assert 0.1 < error.std() < 0.7  # those at the edge are moved into the image
+    assert (np.stack([x, y]) >= 0).all()
 
 
 def test_probabilities(fit):
@@ -114,7 +152,7 @@ def test_the_calibrator_is_fitted_to_all_scenes(fit):
 
 
 def test_what_is_not_known_is_left_out():
-    found = fit_calibrator([scenes_of()], Wrong(pixels=False, existence=False))
+    found = fit_calibrator(batches_of(scenes_of()), Wrong(pixels=False, existence=False))
     assert len(found.probabilities) == 0
     assert found.calibrator.mask is None
     assert found.calibrator.existence is None
@@ -124,13 +162,15 @@ def test_total_fluxes_that_are_unknown_are_left_out():
     """As of real galaxies."""
     scenes = scenes_of()
     real = replace(scenes, flux=torch.full_like(scenes.flux, torch.nan))
-    fit = fit_calibrator([real], Wrong())
+    fit = fit_calibrator(batches_of(real), Wrong())
     assert set(fit.calibrator.flux) == {"auto"}
-    assert {name.partition(",")[0].partition(" ")[0] for name in fit.tested["quantity"]} == {"flux_auto"}
+    assert (rows(fit.tested, flux="flux")["count"] == 0).all()
+    assert (rows(fit.tested, flux="flux_auto", sources="all")["count"] > 130).all()
 
 
 def test_too_few_scenes():
-    with pytest.raises(ValueError, match="scenes must hold at least one batch, got none"):
-        fit_calibrator([], Wrong())
+    for few in ([], batches_of(scenes_of(4), 1)):
+        with pytest.raises(ValueError, match=f"scenes must hold at least 5 batches, got {len(few)}"):
+            fit_calibrator(few, Wrong())
     with pytest.raises(ValueError, match="at least 320 sources with draws and truth are needed to fit, got"):
-        fit_calibrator([scenes_of(20)], Wrong())
+        fit_calibrator(batches_of(scenes_of(20), 4), Wrong())

@@ -121,21 +121,10 @@ def test_sep_stands_beside_it(right):
     assert list(right.summary["method"]) == ["network", "sep"]
 
 
-def test_pairs_have_the_published_rule():
-    table = evaluate([scenes_of(15, number=2)], Oracle()).accuracy
-    nearest, published = (rows(table, method=m, sources="all")[0] for m in ("sep", "sep, published rule"))
-    assert published["count"] == nearest["count"] == 30
-    assert np.isfinite(published["mape"])
-
-
 def test_sep_alone():
     found = evaluate([scenes_of(15, number=2), scenes_of(5, number=1)], SepDeblender(draws=100))
     assert set(found.accuracy["method"]) == {"sep"}
     assert len(found.summary) == 1
-
-
-def test_other_scenes_have_not(right):
-    assert set(right.accuracy["method"]) == {"network", "sep"}
 
 
 def test_colors():
@@ -184,7 +173,7 @@ def test_stored_sets(tmp_path):
     scenes = scenes_of()
     write_scenes(tmp_path / "set", [scenes])
     read = list(stored_scenes(tmp_path / "set", progress=False))
-    assert [len(part) for part in read] == [32, 8]
+    assert [len(part) for part in read] == [16, 16, 8]
     np.testing.assert_allclose(torch.cat([part.flux for part in read]), scenes.flux, rtol=1e-3)
 
 
