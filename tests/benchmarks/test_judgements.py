@@ -233,6 +233,11 @@ def test_promises_are_checked(tmp_path):
     assert rows["pairs", "coverage_68"]["kept"] == "yes"
     assert rows["pairs", "seconds"]["kept"] == "not measured"
     assert rows["crowding", "coverage_68"]["kept"] == "not measured"
+    (tmp_path / "detections").mkdir()
+    for meta, kept in (({}, "not measured"), ({"existence_ece": 0.02}, "yes"), ({"existence_ece": 0.2}, "no")):
+        Table({"feature": ["all"]}, meta=meta).write(tmp_path / "detections" / "detections.ecsv", overwrite=True)
+        (row,) = [row for row in check(tmp_path) if row["benchmark"] == "detections"]
+        assert row["kept"] == kept
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: f"{promise.benchmark}-{promise.column}")
