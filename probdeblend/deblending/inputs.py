@@ -316,7 +316,7 @@ def widened(seen: Observation, fwhm: tuple[float, float]) -> Observation:
     Pixels and sky noise stay those of the image. Raises a ValueError for a PSF that smoothing cannot bring into the
     range.
     """
-    sigma = [widening(psf, fwhm, band) for psf, band in zip(seen.psf, seen.bands, strict=True)]
+    sigma = [widening(psf, fwhm, band) for psf, band in zip(seen.psf.cpu(), seen.bands, strict=True)]
     if not any(sigma):
         return seen
     gaussians = torch.stack([gaussian(width) for width in sigma]).to(seen.psf)

@@ -53,12 +53,9 @@ class BandPixels:
 
     def _block(self, i: int, j: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Pixels over sky noise, and the noise, of a block; NaN where they are not known."""
-        sides = [(n * BLOCK, min((n + 1) * BLOCK, size)) for n, size in zip((i, j), self.shape, strict=True)]
-        outer = tuple(
-            slice(max(low - BLOCK_MARGIN, 0), min(high + BLOCK_MARGIN, size))
-            for (low, high), size in zip(sides, self.shape, strict=True)
-        )
-        inner = tuple(slice(low - o.start, high - o.start) for (low, high), o in zip(sides, outer, strict=True))
+        lows = (i * BLOCK, j * BLOCK)
+        outer = tuple(slice(max(low - BLOCK_MARGIN, 0), low + BLOCK + BLOCK_MARGIN) for low in lows)
+        inner = tuple(slice(low - o.start, low - o.start + BLOCK) for low, o in zip(lows, outer, strict=True))
         pixels = self.raw(outer)
         noise = np.nan if self.rms is None else self._given_noise(outer)
         if np.isfinite(pixels).any():

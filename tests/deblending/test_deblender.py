@@ -295,6 +295,18 @@ def test_an_image_with_a_narrow_psf_is_smoothed(shipped, places):
 
 
 @pytest.mark.slow
+def test_sky_around_an_image_does_not_change_the_answer(shipped, image, places):
+    """The sky is subtracted where there is enough of it, which adds less than its noise."""
+    padded = noise_of((560, 560), 4)
+    padded[208:352, 208:352] = image
+    options = {"psf": PSF, "draws": 400, "passes": 10}
+    alone = shipped(image, positions=places, sky_rms=1.0, **options)
+    for sky_rms in (1.0, None):
+        other = shipped(padded, positions=places + 208, sky_rms=sky_rms, **options)
+        assert sigmas(alone, other).max() < 0.4
+
+
+@pytest.mark.slow
 def test_fluxes_through_narrow_psfs_are_as_good_as_through_trained_ones(shipped):
     """Fraction of the 68 % intervals that cover, and bias, of 240 sources: standard errors are 0.03 and 0.01."""
     covers, bias = {}, {}
