@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, product
 
 import numpy as np
 from astropy.io import fits
@@ -86,17 +86,15 @@ class BandPixels:
 
     def window(self, rows: slice, columns: slice) -> NDArray[np.float32]:
         """Pixels over sky noise of a part of the image, NaN beyond its edge."""
-        ratio = np.full((rows.stop - rows.start, columns.stop - columns.start), np.nan, dtype=np.float32)
-        for i in range(rows.start // BLOCK, (min(rows.stop, self.shape[0]) - 1) // BLOCK + 1):
-            for j in range(columns.start // BLOCK, (min(columns.stop, self.shape[1]) - 1) // BLOCK + 1):
-                block = self.block(i, j)[0]
-                here, there = [], []
-                for number, side, size in zip((i, j), (rows, columns), block.shape, strict=True):
-                    start = number * BLOCK
-                    low, high = max(side.start, start), min(side.stop, start + size)
-                    here.append(slice(low - side.start, high - side.start))
-                    there.append(slice(low - start, high - start))
-                ratio[tuple(here)] = block[tuple(there)]
+        start, stop = np.transpose([[side.start, side.stop] for side in (rows, columns)])
+        ratio = np.full(stop - start, np.nan, dtype=np.float32)
+        last = np.minimum(stop, self.shape) - 1
+        for corner in product(
+            *(range(low // BLOCK * BLOCK, high + 1, BLOCK) for low, high in zip(start, last, strict=True))
+        ):
+            block = self.block(*(n // BLOCK for n in corner))[0]
+            low, high = np.maximum(start, corner), np.minimum(stop, np.add(corner, block.shape))
+            ratio[tuple(map(slice, low - start, high - start))] = block[tuple(map(slice, low - corner, high - corner))]
         return ratio
 
     def middle(self) -> NDArray[np.float64]:
@@ -109,14 +107,13 @@ class BandPixels:
         """Sky noise at positions; where it is not known, the median of the block, or NaN."""
         if self.rms is not None and np.ndim(self.rms) == 0:
             return np.full(len(x), float(self.rms))
-        column = np.clip(np.floor(x + 0.5).astype(int), 0, self.shape[1] - 1)
-        row = np.clip(np.floor(y + 0.5).astype(int), 0, self.shape[0] - 1)
+        place = np.floor(np.stack([y, x]) + 0.5).astype(int)
+        blocks, within = np.divmod(np.clip(place, 0, np.reshape(self.shape, (2, 1)) - 1), BLOCK)
         values = np.empty(len(x))
-        blocks = np.stack([row // BLOCK, column // BLOCK], -1)
-        for i, j in np.unique(blocks, axis=0) if len(x) else []:
-            here = (blocks == (i, j)).all(1)
-            noise = self.block(int(i), int(j))[1]
-            found = noise[row[here] - i * BLOCK, column[here] - j * BLOCK]
+        for i, j in sorted(set(zip(*blocks.tolist(), strict=True))):
+            here = (blocks[0] == i) & (blocks[1] == j)
+            noise = self.block(i, j)[1]
+            found = noise[tuple(within[:, here])]
             if np.isnan(found).any() and np.isfinite(noise).any():
                 found = np.where(np.isnan(found), np.nanmedian(noise), found)
             values[here] = found
