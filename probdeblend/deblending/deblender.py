@@ -150,7 +150,7 @@ class Deblender(nn.Module):
         psf
             Effective PSF, which includes the pixel: an array ``(y, x)`` or one per band, a FITS path, a GalSim object
             or a PSF model of photutils or astropy, or the name of a camera ("candels_f160w"). None measures it from
-            stars.
+            stars. Bands whose PSF is narrower than those of the training are smoothed for the network.
         sky_rms
             Standard deviation of the sky's pixels in the image's unit: a number, one per band, a map, or a path. None
             takes the uncertainty of an NDData, or measures it.
@@ -339,25 +339,25 @@ def _check_draws(draws: int) -> None:
 def _observations(scene: Scene) -> list[Observation]:
     """Return the images of scenes, each as an image of its own."""
     shape = scene.sky_rms.shape
-    kernel = torch.ones(*shape, 1, 1) if scene.noise_kernel is None else scene.noise_kernel.float()
+    kernel = scene.sky_rms.new_ones(*shape, 1, 1) if scene.noise_kernel is None else scene.noise_kernel
     counts = math.inf if scene.exposure is None else scene.exposure * scene.sky_rms
     photon = kernel.square().sum((-2, -1)) / (kernel.sum((-2, -1)).square() * counts)
-    wavelength = torch.full(shape, math.nan) if scene.wavelength is None else scene.wavelength
-    bands, levels = range(shape[1]), scene.sky_rms.double().cpu().numpy()
+    wavelength = torch.full_like(scene.sky_rms, math.nan) if scene.wavelength is None else scene.wavelength
+    ratio, levels = scene.image / scene.sky_rms[..., None, None], scene.sky_rms.double().cpu().numpy()
     return [
         Observation(
-            shape=tuple(image.shape[-2:]),
-            psf=psf.float(),
-            **dict(zip(("noise_kernel", "photon", "wavelength"), noise, strict=True)),
-            window=partial(_cut, (image / rms[:, None, None]).float()),
-            sky_rms=lambda x, _, level=level: np.repeat(level[None], len(x), 0),
-            bands=tuple(map(str, bands)) if len(bands) > 1 else ("",),
+            shape=tuple(ratio.shape[-2:]),
+            psf=scene.psf[number].float(),
+            noise_kernel=kernel[number].float(),
+            photon=photon[number].float(),
+            wavelength=wavelength[number],
+            window=partial(_cut, ratio[number].float()),
+            sky_rms=lambda x, _, level=levels[number]: np.repeat(level[None], len(x), 0),
+            bands=tuple(map(str, range(shape[1]))) if shape[1] > 1 else ("",),
             pixel_scale=scene.pixel_scale,
             zero_point=scene.zero_point,
         )
-        for image, rms, level, psf, *noise in zip(
-            scene.image, scene.sky_rms, levels, scene.psf, kernel, photon, wavelength, strict=True
-        )
+        for number in range(len(scene))
     ]
 
 
