@@ -2,7 +2,7 @@
 
 The part between passes is what the network does not know of itself. It should grow where images are unlike those of the
 training, and shrink with training. Off the training set are pairs as bright and as dense, but changed in a way that no
-camera of the training does. The calibrator widens or narrows both parts alike: chains are passes before and after it.
+camera of the training does. Chains are dropout passes before and after calibration.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 """What is done to pixels over sky noise."""
 NOT_CALIBRATED = "none, not calibrated"
+FLOATS = (1e-30, 1e30)  # to which draws are limited, some of which are 0 or infinite where the network is lost
 DRAWS = 3200  # a hundred per pass, so that the noise of the draws hides nothing of the part between passes
 
 
@@ -91,8 +92,8 @@ def parts(deblender: Deblender, change: str, scene: Scene, *, calibrate: bool) -
     changed = replace(scene, image=CHANGES[change](scene.image / noise) * noise)
     posterior = deblender.scenes(changed, positions=positions(changed), draws=DRAWS, calibrate=calibrate)
     known = {name: truth(scene)[name] for name in ("scene", "snr")}
-    within, between = _parts(np.log(posterior.flux.values[..., 0]))
-    of_group = _parts(np.log(posterior.total_flux.values[..., 0]))
+    within, between = _parts(np.log(posterior.flux.values[..., 0].clip(*FLOATS)))
+    of_group = _parts(np.log(posterior.total_flux.values[..., 0].clip(*FLOATS)))
     return known | {
         "within": within,
         "between": between,
