@@ -4,14 +4,15 @@
 signal-to-noise ratio, contested light and size. Each bin has a monotone map of scaled errors in ln flux. It is applied
 to every draw, so that chains remain dropout passes, and the ranks of a source's draws among each other remain, and with
 them its dependence on its neighbors. The guarantee is marginal and holds for exchangeable sources ("conformal"; Vovk et
-al. 2005, doi:10.1007/b106715): with N sources in a bin, an interval between two levels contains the truth as often as
-it claims to, within 2/N. Nothing is guaranteed for another population.
+al. 2005, doi:10.1007/b106715): with N sources in a bin, an interval contains the truth as often as it claims to, within
+2/N. Nothing is guaranteed for another population.
 
-**Totals.** The total of a group is mapped in the same way, by the number of its sources, of bands, and the
-signal-to-noise ratio of the group; that of a single source is its flux. The light of false detections is in the totals
-of their groups. The error that sources have in common becomes that of the total, and the errors of how the light is
-divided change the other way, so that the mean width of ln flux remains. What is given up is the width of each: a source
-that dominates its group follows the total.
+**Colors.** The errors of a source have a part that is common to its bands, and the rest, which is that of its colors.
+The latter is stretched by one number such that 68 % intervals of neighboring bands' colors cover the truth; the former
+changes the other way, so that the mean variance of ln flux remains.
+
+**Totals.** The total of a group is mapped like a flux, by the number of its sources and bands and its signal-to-noise
+ratio. What sources have in common becomes the error of the total, the division of the light changes the other way.
 
 **Masks and existence.** Slope and shift of the logit are fitted to the true masks where the image exceeds the sky
 noise, and to which sources are real (Platt 1999).
@@ -29,7 +30,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from .._files import check_header, header, whole_file
 from ..metrics.arrays import group_total
@@ -37,7 +37,7 @@ from ..scene import Scene
 from .cutouts import Cutouts
 from .draws import Posterior
 from .flags import Flag
-from .maps import NODES, Edges, cell_of, fit_cells, fit_logistic, logistic, mapped, with_totals
+from .maps import NODES, cell_of, color_stretch, fit_cells, fit_logistic, logistic, mapped, with_colors, with_totals
 from .moments import FLUX_OF
 
 __all__ = ["Calibrator", "Known", "fit_known", "known_sources"]
@@ -54,14 +54,12 @@ PIXELS = 50_000  # of a batch are enough for two numbers
 
 
 class Known(NamedTuple):
-    """What a calibrator learns from a batch: its own arrays, whatever cameras and bands the others have.
+    """What a calibrator learns from a batch.
 
-    - `method`: of the posterior.
-    - `draws`: of ln flux, for each kind ``(draw, source, band)``.
-    - `truth`: ln of the true flux, for each kind ``(source, band)``; minus infinity of false sources, NaN if unknown.
-    - `features (source, band, feature)`, and the `group (source,)`.
-    - `mask`: probabilities and true masks of pixels ``(2, pixel)``.
-    - `existence`: probabilities and whether they are real, of sources ``(2, source)``.
+    - `draws`, `truth`: of ln flux ``(draw, source, band)`` and ``(source, band)``, for each kind; true values are minus
+      infinity of false sources, NaN if unknown.
+    - `features (source, band, feature)`, which put a source into a bin.
+    - `mask`, `existence`: probabilities and whether they come true ``(2, pixel)`` and ``(2, source)``.
     """
 
     method: str
@@ -71,10 +69,6 @@ class Known(NamedTuple):
     group: NDArray
     mask: NDArray
     existence: NDArray
-
-
-Batch = tuple[Posterior, Scene, ArrayLike]
-"""A posterior, the scenes with their true sources, and the index of the true source of each of the posterior's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +81,8 @@ class Calibrator:
         For each kind of flux ("total", "auto"), given and wanted quantiles in every bin ``(bin, 2, node)``.
     total
         The same for totals of groups; without maps where groups were too few.
+    color
+        Factor on the errors of colors, for each kind of flux.
     low, high
         Range of signal-to-noise ratio and size in pixels that it was fitted on.
     method
@@ -99,6 +95,7 @@ class Calibrator:
 
     flux: dict[str, NDArray[np.float64]]
     total: dict[str, NDArray[np.float64]]
+    color: dict[str, float]
     low: tuple[float, ...]
     high: tuple[float, ...]
     method: str
@@ -107,18 +104,19 @@ class Calibrator:
     fitted_on: str = ""
 
     @classmethod
-    def fit(cls, batches: Iterable[Batch], *, least: int = LEAST, fitted_on: str = "") -> Calibrator:
+    def fit(
+        cls, batches: Iterable[tuple[Posterior, Scene, ArrayLike]], *, least: int = LEAST, fitted_on: str = ""
+    ) -> Calibrator:
         """Fit a calibrator to posteriors with known truths.
 
         Parameters
         ----------
         batches
-            For each batch a tuple of a posterior of scenes that the network was not trained on, the `Scene` with their
-            true sources, and the index of the true source of each of the posterior's sources ``(source,)``, -1 for a
-            false detection. Cameras, shapes and bands may differ; little of a batch is kept.
+            Each is a posterior of scenes that the network was not trained on, the `Scene` with their true sources, and
+            the index of the true source of each of the posterior's sources ``(source,)``, -1 for a false detection.
+            Cameras, shapes and bands may differ; little of a batch is kept.
         least
-            Minimum number of sources with one map; bins with fewer take the map of a coarser bin. Totals have maps of
-            their own with half as many groups.
+            Minimum number of sources with one map; bins with fewer take that of a coarser bin. For groups it is half.
         fitted_on
             Description of the scenes.
 
@@ -162,7 +160,7 @@ class Calibrator:
             if FLUX_OF[kind] in posterior.dataset:
                 given = posterior.dataset[FLUX_OF[kind]]
                 draws = _log_draws(posterior, kind)
-                moved = mapped(draws, maps, cell_of(features, EDGES))
+                moved = with_colors(mapped(draws, maps, cell_of(features, EDGES)), self.color[kind])
                 if len(self.total[kind]):
                     total = _log_total(moved, draws, group)
                     moved = with_totals(moved, mapped(total, self.total[kind], _group_cell(features, group)), group)
@@ -234,10 +232,9 @@ class Calibrator:
         try:
             kept = {field.name: numbers[field.name] for field in fields(cls)}
             for name, edges in (("flux", EDGES), ("total", GROUP_EDGES)):
-                shape = (math.prod(len(own) + 1 for own in edges), 2, len(NODES))
-                kept[name] = {
-                    kind: np.reshape(maps, shape if maps else (0, *shape[1:])) for kind, maps in kept[name].items()
-                }
+                bins = math.prod(len(own) + 1 for own in edges)
+                for kind, maps in kept[name].items():
+                    kept[name][kind] = np.reshape(maps, (bins * bool(maps), 2, len(NODES)))
             for name in ("low", "high", "mask", "existence"):
                 kept[name] = None if kept[name] is None else tuple(kept[name])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -300,7 +297,8 @@ def known_sources(posterior: Posterior, scene: Scene, matched: ArrayLike) -> Kno
         if FLUX_OF[kind] in data and true is not None:
             values = _log_draws(posterior, kind)
             draws[kind] = values[:: max(1, len(values) // DRAWS)].astype(np.float32)
-            truth[kind] = _log_truth(true, matched)
+            with np.errstate(divide="ignore"):
+                truth[kind] = np.log(np.append(true.double().numpy(), np.zeros((1, true.shape[1])), 0)[matched])
     mask = existence = np.zeros((2, 0))
     if posterior.cutouts is not None and posterior.cutouts.mask is not None and scene.light is not None:
         mask = _mask_pixels(posterior, scene, matched)
@@ -309,32 +307,26 @@ def known_sources(posterior: Posterior, scene: Scene, matched: ArrayLike) -> Kno
     return Known(data.attrs["method"], draws, truth, _features(posterior), data["group"].values, mask, existence)
 
 
-def _log_truth(flux: Tensor, matched: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return ln of the true flux ``(source, band)`` of each source, of those ``(true source, band)``."""
-    with np.errstate(divide="ignore"):
-        return np.log(np.append(flux.double().numpy(), np.zeros((1, flux.shape[1])), 0)[matched])
-
-
 def fit_known(known: Iterable[Known], *, least: int = LEAST, fitted_on: str = "") -> Calibrator:
     """Fit a calibrator to what is known of all batches; see `Calibrator.fit`."""
     known = list(known)
-    if not known:
-        raise ValueError("batches must hold at least one posterior, got none")
-    for what, found in {
-        "of one method": {batch.method for batch in known},
-        "of one number of draws": {len(draws) for batch in known for draws in batch.draws.values()},
-    }.items():
-        if len(found) > 1:
-            raise ValueError(f"posteriors must be {what}, got {' and '.join(map(str, sorted(found)))}")
-    flux, total, seen = {}, {}, []
+    methods = sorted({batch.method for batch in known})
+    draws = sorted({len(values) for batch in known for values in batch.draws.values()})
+    if len(methods) != 1 or len(draws) > 1:
+        raise ValueError(f"posteriors must be of one method and number of draws, got {methods} and {draws}")
+    flux, color, total, seen = {}, {}, {}, []
     for kind in FLUX_OF:
         own = [batch for batch in known if kind in batch.draws]
         if any(np.isfinite(batch.truth[kind]).any() for batch in own):
-            values = [(b.draws[kind], b.truth[kind], cell_of(b.features, EDGES)) for b in own]
-            flux[kind], count = _fit(values, EDGES, least)
+            values = [(batch.draws[kind], batch.truth[kind], cell_of(batch.features, EDGES)) for batch in own]
+            flux[kind], count = fit_cells(values, EDGES, least=least)
             if count < least:
                 raise ValueError(f"at least {least} sources with draws and truth are needed to fit, got {count}")
-            total[kind], _ = _fit([_totals(batch, kind, flux[kind]) for batch in own], GROUP_EDGES, least // 2)
+            moved = [mapped(draws, flux[kind], cell) for draws, _, cell in values]
+            color[kind] = color_stretch(zip(moved, (truth for _, truth, _ in values), strict=True))
+            moved = [with_colors(draws, color[kind]) for draws in moved]
+            values = [_totals(*given, kind) for given in zip(own, moved, strict=True)]
+            total[kind], _ = fit_cells(values, GROUP_EDGES, least=least // 2)
             seen += [batch.features[np.isfinite(batch.truth[kind])] for batch in own]
     if not flux:
         raise ValueError("scenes must have true fluxes of a kind that the posteriors hold, got none")
@@ -344,34 +336,16 @@ def fit_known(known: Iterable[Known], *, least: int = LEAST, fitted_on: str = ""
     mask, existence = (
         fit_logistic(*np.concatenate([getattr(batch, name) for batch in known], 1)) for name in ("mask", "existence")
     )
-    return Calibrator(flux, total, low, high, known[0].method, mask, existence, fitted_on)
+    return Calibrator(flux, total, color, low, high, methods[0], mask, existence, fitted_on)
 
 
-def _fit(
-    values: Iterable[tuple[NDArray, NDArray, NDArray]], edges: Edges, least: int
-) -> tuple[NDArray[np.float64], int]:
-    """Fit maps to draws, truths and cells of batches, and count the sources or groups; no maps if they are too few."""
-    flat, count = [], 0
-    for draws, truth, cell in values:
-        chosen = np.isfinite(draws).all(0) & np.isfinite(truth)
-        owner = count + np.cumsum(chosen.any(1)) - 1
-        count += int(chosen.any(1).sum())
-        flat.append((draws[:, chosen], truth[chosen], cell[chosen], np.repeat(owner, chosen.sum(1))))
-    if count < least:
-        return np.zeros((0, 2, len(NODES))), count
-    joined = (np.concatenate(parts, axis=-1) for parts in zip(*flat, strict=True))
-    return fit_cells(*joined, edges=edges, least=least), count
-
-
-def _totals(batch: Known, kind: str, maps: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Return draws, truths and cells of the totals of groups of several sources."""
-    _, owner, size = np.unique(batch.group, return_inverse=True, return_counts=True)
-    several = size[owner] > 1
-    draws, features, group = batch.draws[kind][:, several], batch.features[several], batch.group[several]
-    moved = mapped(draws, maps, cell_of(features, EDGES))
+def _totals(batch: Known, moved: NDArray, kind: str) -> tuple[NDArray, NDArray, NDArray]:
+    """Return draws, truths and cells of the totals of groups of several sources, from mapped draws of all."""
+    several = batch.features[:, 0, 2] > 1
+    group, truth = batch.group[several], np.exp(batch.truth[kind][several])
+    total = _log_total(moved[:, several], batch.draws[kind][:, several], group)
     with np.errstate(divide="ignore"):
-        truth = np.log(group_total(np.exp(batch.truth[kind][several]), group))
-    return _log_total(moved, draws, group), truth, _group_cell(features, group)
+        return total, np.log(group_total(truth, group)), _group_cell(batch.features[several], group)
 
 
 def _log_draws(posterior: Posterior, kind: str) -> NDArray[np.float64]:
@@ -385,7 +359,7 @@ def _log_draws(posterior: Posterior, kind: str) -> NDArray[np.float64]:
 def _features(posterior: Posterior) -> NDArray[np.float64]:
     """Return what puts each source and band into a bin of `EDGES` ``(source, band, feature)``; NaN where unknown.
 
-    The signal-to-noise ratio is that of a Gaussian with the source's half-light radius, but at least of a point source.
+    The signal-to-noise ratio is that of a Gaussian of the half-light radius, or of a point source if that is larger.
     """
     data = posterior.dataset
     unknown = np.full(len(posterior), np.nan)

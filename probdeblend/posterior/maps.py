@@ -11,16 +11,20 @@ sources, remains. At last all fluxes of a draw are scaled alike, so that its tot
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-__all__ = ["NODES", "Edges", "cell_of", "fit_cells", "fit_logistic", "logistic", "mapped", "with_totals"]
+__all__ = ["NODES", "cell_of", "color_stretch", "fit_cells", "fit_logistic", "logistic", "mapped", "with_colors"]
+__all__ += ["with_totals"]
 
 NODES = np.array([0.02, 0.05, 0.1, 0.16, 0.25, 0.35, 0.5, 0.65, 0.75, 0.84, 0.9, 0.95, 0.98])
 MIDDLE = len(NODES) // 2
-STRETCH = (0.25, 4.0)  # limits of the factor for the division of a group's light
+STRETCH = (0.25, 4.0)  # limits of the factors for colors, and for the division of a group's light
+WITHIN = 0.68  # of the colors
 LIMIT = 12.0  # largest logit
 LEAST_ODD = 5  # true and false targets of a logistic map
 
@@ -41,28 +45,34 @@ def _scale(draws: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def fit_cells(
-    draws: NDArray, truth: NDArray, cell: NDArray, owner: NDArray, *, edges: Edges, least: int
-) -> NDArray[np.float64]:
-    """Return given and wanted quantiles in every cell ``(cell, 2, node)``.
+    batches: Iterable[tuple[NDArray, NDArray, NDArray]], edges: Edges, *, least: int
+) -> tuple[NDArray[np.float64], int]:
+    """Return given and wanted quantiles in every cell ``(cell, 2, node)``, and the number of sources with values.
 
-    Draws are ``(draw, value)``, truths, cells and owners ``(value,)``. A cell that has values of fewer than `least`
-    owners takes the map of a coarser one, without the last feature, the last two, and so on.
+    Batches are draws ``(draw, source, band)``, truths and cells ``(source, band)``. A cell that has values of fewer
+    than `least` sources takes the map of a coarser one, without the last feature, the last two, and so on. There are no
+    maps if all together are fewer.
     """
-    middle, scale = _scale(draws)
-    given, wanted = (draws - middle) / scale, (truth - middle) / scale
+    flat, count = [], 0
+    for draws, truth, cell in batches:
+        known = np.isfinite(draws).all(0) & np.isfinite(truth)
+        owner = np.repeat(count + np.arange(known.any(1).sum()), known.sum(1)[known.any(1)])
+        count += int(known.any(1).sum())
+        middle, scale = _scale(draws[:, known])
+        flat.append(((draws[:, known] - middle) / scale, (truth[known] - middle) / scale, cell[known], owner))
+    given, wanted, cell, owner = (np.concatenate(parts, axis=-1) for parts in zip(*flat, strict=True))
     coarser = np.cumprod([1, *(len(own) + 1 for own in edges[::-1])]).tolist()
     maps: dict[tuple[int, int], NDArray] = {}
-    for number in range(coarser[-1]):
+    for number in range(coarser[-1] if count >= least else 0):
         for size in coarser:
-            key = (size, number // size)
             chosen = cell // size == number // size
-            if key not in maps and (size == coarser[-1] or len(np.unique(owner[chosen])) >= least):
-                pair = (np.quantile(given[:, chosen], NODES), np.quantile(wanted[chosen], NODES, method="weibull"))
-                maps[key] = np.stack(pair)
+            if (key := (size, number // size)) not in maps and len(np.unique(owner[chosen])) >= least:
+                wants = np.quantile(wanted[chosen], NODES, method="weibull")
+                maps[key] = np.stack([np.quantile(given[:, chosen], NODES), wants])
             if key in maps:
                 maps[1, number] = maps[key]
                 break
-    return np.stack([maps[1, number] for number in range(coarser[-1])])
+    return np.reshape([maps[1, number] for number in range(coarser[-1]) if maps], (-1, 2, len(NODES))), count
 
 
 def mapped(draws: NDArray, maps: NDArray, cell: NDArray) -> NDArray[np.float64]:
@@ -81,6 +91,34 @@ def mapped(draws: NDArray, maps: NDArray, cell: NDArray) -> NDArray[np.float64]:
             moved = np.where(beyond, wanted[end] + slope * (values - given[end]), moved)
         found[:, chosen] = middle + scale * moved
     return found
+
+
+def color_stretch(batches: Iterable[tuple[NDArray, NDArray]]) -> float:
+    """Return the factor on differences between bands that makes 68 % of the colors' intervals cover the truth.
+
+    Batches are draws of ln flux ``(draw, source, band)`` and truths ``(source, band)``; without colors it is 1.
+    """
+    given, wanted = [np.zeros(0)], [np.zeros(0)]
+    for draws, truth in batches:
+        with np.errstate(invalid="ignore"):
+            color, true = np.diff(draws, axis=-1), np.diff(truth, axis=-1)
+        known = np.isfinite(color).all(0) & np.isfinite(true)
+        middle, scale = _scale(color[:, known])
+        given.append(np.quantile(np.abs(color[:, known] - middle), WITHIN, axis=0) / scale)
+        wanted.append(np.abs(true[known] - middle) / scale)
+    ratio = [np.concatenate(values) for values in (wanted, given)]
+    return float(np.clip(np.quantile(ratio[0] / ratio[1], WITHIN), *STRETCH)) if ratio[0].size else 1.0
+
+
+def with_colors(draws: NDArray, factor: float) -> NDArray[np.float64]:
+    """Stretch the differences between bands of draws of ln flux ``(draw, source, band)``; their mean variance stays."""
+    if draws.shape[-1] == 1:
+        return draws
+    middle = np.median(draws, axis=0)
+    common = (draws - middle).mean(-1, keepdims=True)
+    apart = draws - middle - common
+    excess = apart.var(0).mean(-1, keepdims=True) / np.maximum(common.var(0), 1e-12)
+    return middle + np.sqrt(np.maximum(1 + (1 - factor**2) * excess, 0)) * common + factor * apart
 
 
 def with_totals(draws: NDArray, wanted: NDArray, group: NDArray) -> NDArray[np.float64]:
@@ -127,13 +165,12 @@ def fit_logistic(probability: ArrayLike, target: ArrayLike) -> tuple[float, floa
         return None
     y, x = np.where(true, (number[True] + 1) / (number[True] + 2), 1 / (number[False] + 2)), _logit(probability)
 
-    def loss(numbers: NDArray) -> tuple[float, NDArray]:
-        """Return the mean cross-entropy and its gradient."""
+    def loss(numbers: NDArray) -> float:
+        """Return the mean cross-entropy."""
         value = numbers[0] * x + numbers[1]
-        error = expit(value) - y
-        return float((np.logaddexp(0, value) - y * value).mean()), np.array([(error * x).mean(), error.mean()])
+        return float((np.logaddexp(0, value) - y * value).mean())
 
-    slope, shift = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(0.05, 20), (None, None)]).x
+    slope, shift = minimize(loss, [1.0, 0.0], method="L-BFGS-B", bounds=[(0.05, 20), (None, None)]).x
     return float(slope), float(shift)
 
 

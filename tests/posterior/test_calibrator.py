@@ -136,6 +136,31 @@ def test_totals_include_false_detections():
     assert abs(covered(total, truth[:, None]) - 0.68) < tolerance(count)
 
 
+def test_colors():
+    """Bands err alike, which the posterior does not know: its colors are too wide."""
+
+    def alike(seed, count=900):
+        rng = np.random.default_rng(seed)
+        truth = np.exp(rng.uniform(0, 5, (count, 1)) + rng.uniform(-1, 1, (count, 3)))
+        error = (rng.normal(size=(count, 1)) + 0.3 * rng.normal(size=(count, 3))) / np.hypot(1, 0.3)
+        draws = truth * np.exp(0.1 * (error + rng.normal(size=(1, 100, count, 3))))
+        number, one, place = np.arange(count), torch.ones(count, 3), np.zeros(count)
+        scene = Scene(one[..., None, None], one, one[..., None, None], 0.06, scene=torch.from_numpy(number),
+                      x=torch.zeros(count), y=torch.zeros(count), flux=torch.from_numpy(truth))  # fmt: skip
+        posterior = Posterior.from_draws(draws, scene=number, group=number, x=place, y=place, bands="gri",
+                                         pixel_scale=0.06)  # fmt: skip
+        return posterior, scene, number
+
+    calibrator = Calibrator.fit([alike(1)])
+    posterior, scene, _ = alike(2)
+    truth = np.log(scene.flux.numpy())
+    before, after = (np.log(flat(p)) for p in (posterior, calibrator(posterior)))
+    color, true = (np.diff(before, axis=-1), np.diff(after, axis=-1)), np.diff(truth, axis=-1)
+    assert covered(color[0], true) > 0.95
+    assert abs(covered(color[1], true) - 0.68) < tolerance(len(truth))
+    assert abs(covered(after, truth) - 0.68) < tolerance(len(truth))
+
+
 def test_a_right_posterior_stays():
     """The median of 400 sources scatters by 6 % of a sigma, that of 750 totals by 5 %, their width by 4 %."""
     posterior, _ = made(seed=2)
@@ -334,10 +359,11 @@ def test_posteriors_that_do_not_fit():
     with pytest.raises(ValueError, match="scenes must have true fluxes of a kind that the posteriors hold, got none"):
         Calibrator.fit([(alone, Scene(**vars(scene) | {"auto_flux": None}), index)])
     one = (posterior, scene, index)
-    with pytest.raises(ValueError, match="posteriors must be of one method, got network and sep"):
-        Calibrator.fit([one, (other, scene, index)])
     fewer = Posterior(posterior.dataset.isel(draw=slice(10)))
-    with pytest.raises(ValueError, match="posteriors must be of one number of draws, got 40 and 100"):
-        Calibrator.fit([one, (fewer, scene, index)])
-    with pytest.raises(ValueError, match="batches must hold at least one posterior, got none"):
-        Calibrator.fit([])
+    for batches, got in {
+        "none": ([], r"\[\] and \[\]"),
+        "methods": ([one, (other, scene, index)], r"\['network', 'sep'\] and \[100\]"),
+        "draws": ([one, (fewer, scene, index)], r"\['network'\] and \[40, 100\]"),
+    }.values():
+        with pytest.raises(ValueError, match=f"posteriors must be of one method and number of draws, got {got}"):
+            Calibrator.fit(batches)
