@@ -197,6 +197,15 @@ def test_what_networks_are_trained_on():
     np.testing.assert_allclose(crowds.number, [expected.get(number, 0) for number in range(15)])
 
 
+def test_what_a_population_is_by_default():
+    """Two galaxies anywhere, of magnitude 18 to 26 and of any size and difference."""
+    given = Population.published()
+    plain = Population(given.type_probabilities, *(getattr(given, name) for name in FITTED))
+    assert plain == given.replace(magnitude_range=(18.0, 26.0), max_difference=math.inf, layout="anywhere")
+    assert (plain.number, plain.snr, plain.star_fraction, plain.smooth) == ((0, 0, 1), None, 0, False)
+    assert (plain.anywhere_fraction, plain.close_fraction, plain.size_scatter, plain.largest) == (0, 0, 0, math.inf)
+
+
 def test_most_sources_of_a_cluster_lie_near_earlier_ones():
     with torch.random.fork_rng():
         torch.manual_seed(4)
