@@ -4,7 +4,6 @@ from .injection import Injector
 from .library import Library, Quality, keep_table, read_library, write_library
 from .reobserve import reobserve_galaxies
 from .selection import isolate_galaxies
-from .sky_patches import sky_patches
 
 __all__ = [
     "Injector",
@@ -14,6 +13,5 @@ __all__ = [
     "keep_table",
     "read_library",
     "reobserve_galaxies",
-    "sky_patches",
     "write_library",
 ]

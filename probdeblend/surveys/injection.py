@@ -2,8 +2,8 @@
 
 A library galaxy is turned by quarters and flipped, made fainter within limits, and moved by whole pixels. It brings the
 pixels of its footprint, which hold its own sky noise; there, the noise of the sky that it is put into is reduced by as
-much. The sky is noise with the instrument's correlation, as deep as the shallowest of the galaxies' images, or patches
-of a survey's own sky. How many galaxies a scene holds, and where, is drawn as in simulations.
+much. The sky is noise with the instrument's correlation, as deep as the shallowest of the galaxies' images. How many
+galaxies a scene holds, and where, is drawn as in simulations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from ..simulation.population import NEAR, Population
 from ..simulation.positions import Frame
 from ..simulation.workers import in_batches
 from .library import STAMP_SIZE, Library, identity_number
-from .sky_patches import Sky
 
 __all__ = ["Injector"]
 
@@ -46,8 +45,6 @@ class Injector:
         Pixels on a side of the images.
     dimming
         Largest number of magnitudes by which galaxies are made fainter.
-    sky
-        Patches of sky of the images' size; simulated noise if None.
 
     Raises
     ------
@@ -60,14 +57,12 @@ class Injector:
     population: Population = field(default_factory=Population.default)
     size: int = STAMP_SIZE
     dimming: float = 1.0
-    sky: Sky | None = None
 
     def __post_init__(self) -> None:
         if not self.dimming >= 0:
             raise ValueError(f"dimming must not be negative, got {self.dimming}")
-        if self.size < 1 or (self.sky is not None and self.sky.pixels.shape[-1] != self.size):
-            sizes = "positive" if self.sky is None else f"that of the patches of sky, {self.sky.pixels.shape[-1]}"
-            raise ValueError(f"size must be {sizes}, got {self.size}")
+        if self.size < 1:
+            raise ValueError(f"size must be positive, got {self.size}")
         if (found := len(self._stamps_of)) < (most := len(self.population.number) - 1):
             raise ValueError(f"library must hold {most} galaxies to keep, with magnitudes, got {found}")
 
@@ -139,11 +134,8 @@ class Injector:
             center[i] = corner + inside
             light[i] = factor[i] * pixels * footprint
             variance += footprint * (factor[i] * own.sky_rms[i]) ** 2
-        if self.sky is None:
-            sky_rms = float(max(unit * own.sky_rms, default=instrument.sky_rms))
-            noise = sky_rms * draw_noise(variance.shape, instrument.noise_kernel, rng)
-        else:
-            noise, sky_rms = self.sky.draw(rng)
+        sky_rms = float(max(unit * own.sky_rms, default=instrument.sky_rms))
+        noise = sky_rms * draw_noise(variance.shape, instrument.noise_kernel, rng)
         image = light.sum(0) + noise * np.sqrt(np.clip(1 - variance / sky_rms**2, 0, None))
         exposure = np.median(own.exposure / unit) if len(own) else instrument.exposure
         truth = {"x": center[:, 0], "y": center[:, 1], "light": light[:, None]}

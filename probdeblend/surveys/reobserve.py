@@ -9,7 +9,6 @@ noise add up to the instrument's; a galaxy whose old noise alone exceeds that is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +28,7 @@ from .selection import Collection, collect
 if TYPE_CHECKING:
     import galsim
 
-__all__ = ["observe_real_galaxies", "reobserve_galaxies"]
+__all__ = ["reobserve_galaxies"]
 
 FAINTEST = 24.2  # magnitude in the catalog's band
 SMALLEST_SAMPLE = 50
@@ -69,37 +68,27 @@ def reobserve_galaxies(path: Path, *, instrument: Instrument, seed: int = 0) -> 
     except Exception as error:  # GalSim and astropy raise many kinds
         reason = " ".join(str(error).split())[:80]
         raise ValueError(f"{path}: not a catalog in GalSim's RealGalaxy format ({reason})") from error
-    skipped: Counter[str] = Counter()
-    seen = observe_real_galaxies(catalog, instrument=instrument, skipped=skipped, seed=seed)
-    galaxies = [replace(cut, origin=path.name) for cut in tqdm(seen, desc=path.name, unit="galaxy", leave=False)]
-    return collect(galaxies, skipped, instrument.pixel_scale)
-
-
-def observe_real_galaxies(
-    catalog: galsim.RealGalaxyCatalog, *, instrument: Instrument, skipped: Counter[str], seed: int = 0
-) -> Iterator[IsolatedGalaxy]:
-    """Observe the galaxies of a RealGalaxy catalog with an instrument, keeping their magnitudes.
-
-    The seed of the noise is keyed by the galaxy's number; `skipped` counts the reasons for which galaxies are left out.
-    """
-    import galsim
-
     kernel = galsim.Image(instrument.psf.double().cpu().numpy(), scale=instrument.pixel_scale)
     psf = galsim.InterpolatedImage(kernel, x_interpolant=galsim.Lanczos(31))
-    for number in range(catalog.nobjects):
+    skipped: Counter[str] = Counter()
+    galaxies: list[IsolatedGalaxy] = []
+    for number in tqdm(range(catalog.nobjects), desc=path.name, unit="galaxy", leave=False):
         try:
             cut = _observe(catalog, number, psf, instrument, seed)
         except NotIsolatedError as error:
             skipped[str(error)] += 1
             continue
         # With their positions, the same galaxies in another library are recognized.
-        place = {name.lower(): float(catalog.cat[name][number]) for name in {"RA", "DEC"} & set(catalog.cat.names)}
-        yield replace(cut, identity=f"cosmos:{catalog.ident[number]}", zero_point=instrument.zero_point, **place)
+        told = {name.lower(): float(catalog.cat[name][number]) for name in {"RA", "DEC"} & set(catalog.cat.names)}
+        told |= {"identity": f"cosmos:{catalog.ident[number]}", "origin": path.name}
+        galaxies.append(replace(cut, zero_point=instrument.zero_point, **told))
+    return collect(galaxies, skipped, instrument.pixel_scale)
 
 
 def _observe(
     catalog: galsim.RealGalaxyCatalog, number: int, psf: galsim.GSObject, instrument: Instrument, seed: int
 ) -> IsolatedGalaxy:
+    """Observe a galaxy, keeping its magnitude; its number is the key of the noise's seed."""
     import galsim
 
     if not catalog.mag[number] < FAINTEST:

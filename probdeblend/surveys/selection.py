@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
+from scipy import ndimage
 from tqdm.auto import tqdm
 
 from ..photometry.images import FieldImage, open_mosaic
@@ -18,7 +19,7 @@ from ..scene import GALAXY_TYPES, PIXEL_SCALE_TOLERANCE, Instrument
 from .isolated import WINDOW, IsolatedGalaxy, NotIsolatedError, cut_galaxy, find_galaxies
 from .library import Library, join
 
-__all__ = ["Collection", "collect", "covered", "cut_galaxies", "in_units_of", "isolate_galaxies", "read_catalog"]
+__all__ = ["Collection", "collect", "cut_galaxies", "in_units_of", "isolate_galaxies", "read_catalog"]
 
 NEAR_EDGE = 16
 TILE, OVERLAP = 1024, 128
@@ -205,12 +206,6 @@ def cut_galaxies(
         yield replace(cut, **told)
 
 
-def covered(window: NDArray[np.float64]) -> tuple[slice, slice]:
-    """Return the smallest rectangle of rows and columns that holds all finite pixels of a window."""
-    rows, columns = (np.flatnonzero(np.isfinite(window).any(axis)) for axis in (1, 0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-
-
 def find_sources(mosaic: FieldImage, instrument: Instrument) -> Table:
     """Find sources with SEP, from bright to faint: ``x``, ``y``, Kron ``magnitude`` and ``id``.
 
@@ -220,9 +215,9 @@ def find_sources(mosaic: FieldImage, instrument: Instrument) -> Table:
     corners = ((x0, y0) for y0 in range(0, mosaic.shape[0], TILE) for x0 in range(0, mosaic.shape[1], TILE))
     for x0, y0 in corners:
         window = mosaic.window(x0 - OVERLAP, y0 - OVERLAP, TILE + 2 * OVERLAP)
-        if not np.isfinite(window).any() or np.nanstd(window) == 0:
+        if not np.isfinite(window).any():
             continue
-        good = covered(window)
+        (good,) = ndimage.find_objects(np.isfinite(window).astype(int))
         try:
             found, flux = find_galaxies(window[good])
         except ValueError:  # no sky in this tile

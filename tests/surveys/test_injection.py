@@ -12,7 +12,6 @@ from probdeblend.scene import Scene
 from probdeblend.simulation import Population
 from probdeblend.surveys import Injector
 from probdeblend.surveys.library import identity_number
-from probdeblend.surveys.sky_patches import Sky
 
 CLUSTERED = Population.default()
 PAIRS = Population.published()
@@ -172,26 +171,6 @@ def test_no_galaxy_crosses_a_split(hst):
     seen = [set(scenes(hst, 20, part, population=of(2)).identity.tolist()) for part in (training, test)]
     assert not seen[0] & seen[1]
     assert seen[0] <= {identity_number(name) for name in training.identity}
-
-
-@pytest.fixture(scope="module")
-def sky(hst):
-    """Patches that differ in depth, each with a corner of its own."""
-    rms = np.array([2e-3, 6e-3])
-    pixels = rms[:, None, None] * np.random.default_rng(0).normal(size=(2, 96, 96))
-    pixels[:, 0, 0] = rms
-    return Sky(pixels, rms)
-
-
-def test_galaxies_in_a_survey(hst, sky):
-    scene = scenes(hst, 16, population=of(2), sky=sky, size=96)
-    assert set(scene.sky_rms[:, 0].tolist()) == {float(np.float32(value)) for value in sky.sky_rms}
-    empty = total_light(scene)[:, 0] == 0
-    for rms in sky.sky_rms:
-        own = scene.sky_rms[:, 0] == float(np.float32(rms))
-        assert float(scene.image[own, 0][empty[own]].std()) == pytest.approx(rms, rel=0.05)
-    with pytest.raises(ValueError, match="size must be that of the patches of sky, 96, got 128"):
-        Injector(made(), hst, of(2), sky=sky)
 
 
 def test_settings_that_are_none(hst):

@@ -26,15 +26,12 @@ def test_a_split_separates_identities():
     fewer = whole.select(whole.identity != sorted(sets[2])[0])
     assert set(fewer.split(seed=5)[2].identity) == sets[2] - {sorted(sets[2])[0]}
     assert set(fewer.split(seed=5)[0].identity) == sets[0]
-    assert set(whole.split((0.4, 0.4, 0.2), seed=5)[2].identity) == sets[2]
     assert set(whole.split(seed=6)[2].identity) != sets[2]
 
 
 def test_libraries_that_cannot_be_split():
-    with pytest.raises(ValueError, match=r"fractions must leave a galaxy in each part, got .* for 2"):
+    with pytest.raises(ValueError, match="library must hold galaxies for each of 3 parts, got 2 in all"):
         made(2).split()
-    with pytest.raises(ValueError, match=r"fractions must be positive and sum to 1, got \(0.5, 0.2\)"):
-        made().split((0.5, 0.2))
 
 
 def test_one_place_in_the_sky_is_one_galaxy():
