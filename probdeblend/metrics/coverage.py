@@ -19,7 +19,6 @@ __all__ = [
     "THIN",
     "binned_table",
     "bootstrap",
-    "coverage_row",
     "diagnose",
     "expected_coverage",
     "in_bins",
@@ -125,7 +124,7 @@ def diagnose(
     owner = None if cluster is None else np.ravel(cluster)[known]
     ranks = pit(flat, true, seed=seed)
     row: dict[str, float] = {"count": len(true), "clusters": len(true) if owner is None else len(np.unique(owner))}
-    row |= coverage_row(ranks, owner, band=band, seed=seed)
+    row |= _coverage_row(ranks, owner, band=band, seed=seed)
     pull = (flat.mean(0) - true) / flat.std(0, ddof=1)
     low, _, high = np.quantile(flat, ONE_SIGMA, axis=0)
     row |= {"pull_mean": pull.mean(), "pull_sd": pull.std()}
@@ -135,17 +134,10 @@ def diagnose(
     return {name: value if isinstance(value, int) else float(value) for name, value in row.items()}
 
 
-def coverage_row(
-    ranks: NDArray[np.float64],
-    owner: NDArray | None,
-    *,
-    central: bool = True,
-    band: float = 0.95,
-    seed: int = 0,
-) -> dict[str, float]:
+def _coverage_row(ranks: NDArray[np.float64], owner: NDArray | None, *, band: float, seed: int) -> dict[str, float]:
     """Return coverage with bands in the columns of `diagnose`; `owner` is the cluster of each rank, or None."""
-    depth, row = np.abs(2 * ranks - 1) if central else ranks, {}
-    for level, covered, *ends in expected_coverage(ranks, central=central, band=band):
+    depth, row = np.abs(2 * ranks - 1), {}
+    for level, covered, *ends in expected_coverage(ranks, band=band):
         inside, settings = depth <= level, {"level": band, "seed": seed}
         low, high = ends if owner is None else bootstrap(lambda rows, v=inside: v[rows].mean(), owner, **settings)
         name = f"coverage_{100 * level:g}"

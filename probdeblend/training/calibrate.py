@@ -20,17 +20,7 @@ from ..scene import Scene, seed_of
 from ..simulation.cameras import Cameras
 from ..simulation.population import Population
 from ..simulation.scenes import simulate
-from .evaluation import (
-    LEAST_SNR,
-    TRUTHS,
-    Arrays,
-    accuracy_rows,
-    detected,
-    flat_draws,
-    formatted,
-    joined,
-    signal_to_noise,
-)
+from . import evaluation
 
 __all__ = ["CalibratorFit", "fit_calibrator", "training_scenes"]
 
@@ -131,11 +121,12 @@ def fit_calibrator(
     Raises
     ------
     ValueError
-        If there are fewer than five batches, too few sources, or the deblender calibrates already.
+        If there are fewer than five batches, too few sources, they have no truth, or the deblender calibrates already.
     """
     fitted: list[Known] = []
-    held: list[tuple[Posterior, Known, Arrays]] = []
+    held: list[tuple[Posterior, Known, evaluation.Arrays]] = []
     for batch, scene in enumerate(scenes):
+        evaluation.check_truth(scene)
         posterior, matched, counts = _answered(scene, deblender, listed=batch % 2 == 0, seed=seed_of(seed, batch))
         known = known_sources(posterior, scene, matched)
         known = known._replace(existence=known.existence[:, counts[: known.existence.shape[1]]])
@@ -158,17 +149,17 @@ def fit_calibrator(
                 given = logistic(given, numbers) if state == "after" and numbers is not None else given
                 error = Reliability.measure(given, true).calibration_error
                 errors.append({"state": state, "quantity": name, "ece": error})
-    return CalibratorFit(everything, formatted(tested), formatted(errors))
+    return CalibratorFit(everything, evaluation.formatted(tested), evaluation.formatted(errors))
 
 
 def _answered(
     scene: Scene, deblender: Deblends, *, listed: bool, seed: int
 ) -> tuple[Posterior, NDArray[np.int64], NDArray[np.bool_]]:
     """Ask for sources, and return the true source of each, -1 for none, and whether its existence counts."""
-    bright = signal_to_noise(scene) >= LEAST_SNR
+    bright = evaluation.signal_to_noise(scene) >= evaluation.LEAST_SNR
     if not listed:
         posterior = deblender.scenes(scene, seed=seed)
-        matched = detected(scene, posterior)
+        matched = evaluation.detected(scene, posterior)
         return posterior, matched, ~np.isin(matched, np.flatnonzero(~bright))
     rng = np.random.default_rng(seed)
     error = JITTER * torch.from_numpy(rng.random(len(scene))[scene.scene.numpy()] * rng.normal(size=(2, len(bright))))
@@ -180,18 +171,19 @@ def _answered(
     return posterior, np.flatnonzero(bright), np.zeros(len(posterior), dtype=bool)
 
 
-def _truth(scene: Scene, posterior: Posterior, matched: NDArray[np.int64]) -> Arrays:
+def _truth(scene: Scene, posterior: Posterior, matched: NDArray[np.int64]) -> evaluation.Arrays:
     """Return which sources are real, their groups and, with an axis before them, their true fluxes."""
-    fluxes = {kind: getattr(scene, name).double().numpy()[None, matched[matched >= 0]] for kind, name in TRUTHS.items()}
-    return fluxes | {"real": matched >= 0, "group": posterior.dataset["group"].values[matched >= 0]}
+    real, names = matched >= 0, evaluation.TRUTHS.items()
+    fluxes = {kind: getattr(scene, name).double().numpy()[None, matched[real]] for kind, name in names}
+    return fluxes | {"real": real, "group": posterior.dataset["group"].values[real]}
 
 
-def _tested(state: str, answers: list[tuple[Posterior, Arrays]]) -> Iterator[dict[str, object]]:
+def _tested(state: str, answers: list[tuple[Posterior, evaluation.Arrays]]) -> Iterator[dict[str, object]]:
     """Measure the real ones of the sources, by the number of bands."""
     for bands in sorted({answer.dataset.sizes["band"] for answer, _ in answers}):
         own = [(answer, truth) for answer, truth in answers if answer.dataset.sizes["band"] == bands]
-        kinds = [kind for kind in TRUTHS if kind in own[0][0].dataset]
-        found = [{kind: flat_draws(answer, kind)[:, truth["real"]] for kind in kinds} for answer, truth in own]
-        for row in accuracy_rows(joined(found), joined([truth for _, truth in own])):
+        kinds = [kind for kind in evaluation.TRUTHS if kind in own[0][0].dataset]
+        found = [{kind: evaluation.flat_draws(p, kind)[:, truth["real"]] for kind in kinds} for p, truth in own]
+        for row in evaluation.accuracy_rows(evaluation.joined(found), evaluation.joined([truth for _, truth in own])):
             del row["iou"]
             yield {"state": state, "bands": bands} | row

@@ -28,8 +28,8 @@ from ..posterior.draws import Posterior
 from ..scene import LN_FLUX_UNIT, Scene, seed_of
 from ..simulation.sets import count_scenes, read_scenes
 
-__all__ = ["REACH", "Evaluation", "accuracy_rows", "detected", "evaluate", "flat_draws", "formatted", "joined"]
-__all__ += ["signal_to_noise", "stored_scenes"]
+__all__ = ["REACH", "Evaluation", "accuracy_rows", "check_truth", "detected", "evaluate", "flat_draws", "formatted"]
+__all__ += ["joined", "signal_to_noise", "stored_scenes"]
 
 CHUNK = 16  # scenes in memory at a time
 LEAST_SNR = 5.0  # fainter sources do not count as detectable
@@ -121,10 +121,10 @@ def evaluate(scenes: Iterable[Scene], deblender: Deblends, *, seed: int = 0) -> 
     """
     truths: list[Arrays] = []
     forced: dict[str, list[Arrays]] = {}
-    detected: dict[str, list[Arrays]] = {}
+    detections: dict[str, list[Arrays]] = {}
     masks: dict[str, list[tuple[NDArray, NDArray]]] = {}
     for number, scene in enumerate(scenes):
-        _check(scene)
+        check_truth(scene)
         bright = signal_to_noise(scene) >= LEAST_SNR
         truths.append(_truth(scene, bright))
         sep = [] if isinstance(deblender, SepDeblender) else [SepDeblender(pairs=bool((scene.count == 2).all()))]
@@ -134,11 +134,11 @@ def evaluate(scenes: Iterable[Scene], deblender: Deblends, *, seed: int = 0) -> 
             places = tuple(values[bright] for values in (scene.scene, scene.x, scene.y))
             given = deblends.scenes(scene, positions=places, seed=seed_of(seed, number))
             forced.setdefault(method, []).append(_measured(scene, given, bright))
-            detected.setdefault(method, []).append(_detections(scene, answer, bright))
+            detections.setdefault(method, []).append(_detections(scene, answer, bright))
             masks.setdefault(method, []).extend(_overlaps(scene, answer, bright))
     if not truths:
         raise ValueError("scenes must hold at least one batch, got none")
-    truth, found = joined(truths), {method: joined(parts) for method, parts in detected.items()}
+    truth, found = joined(truths), {method: joined(parts) for method, parts in detections.items()}
     accuracy = ((method, row) for method, parts in forced.items() for row in accuracy_rows(joined(parts), truth))
     return Evaluation(
         formatted({"method": method} | row for method, row in accuracy),
@@ -147,7 +147,8 @@ def evaluate(scenes: Iterable[Scene], deblender: Deblends, *, seed: int = 0) -> 
     )
 
 
-def _check(scene: Scene) -> None:
+def check_truth(scene: Scene) -> None:
+    """Refuse scenes without what evaluation and calibration need."""
     needed = ("scene", "x", "y", "flux", "auto_flux", "light")
     if missing := [name for name in needed if getattr(scene, name) is None]:
         raise ValueError(f"scenes must have truth, got some without {', '.join(missing)}")

@@ -9,6 +9,7 @@ import torch
 from probdeblend.posterior import Cutouts, Posterior
 from probdeblend.scene import Scene
 from probdeblend.training import fit_calibrator
+from probdeblend.training.calibrate import training_scenes
 
 SIZE, SKY_RMS, COUNT = 8, 0.01, 400
 FOUR = 4.0  # standard errors: a false alarm in 16,000
@@ -174,3 +175,27 @@ def test_too_few_scenes():
             fit_calibrator(few, Wrong())
     with pytest.raises(ValueError, match="at least 320 sources with draws and truth are needed to fit, got"):
         fit_calibrator(batches_of(scenes_of(20), 4), Wrong())
+    blind = replace(scenes_of(20), light=None)
+    with pytest.raises(ValueError, match="scenes must have truth, got some without light"):
+        fit_calibrator([blind], Wrong())
+
+
+def test_scenes_like_those_of_the_training():
+    first, again, other = (next(training_scenes(2, seed=seed, progress=False)) for seed in (0, 0, 1))
+    assert len(first) == 2
+    np.testing.assert_array_equal(first.image, again.image)
+    assert first.image.shape != other.image.shape or not np.array_equal(first.image, other.image)
+
+
+@pytest.mark.slow
+def test_pairs_and_crowds_of_many_cameras():
+    batches = list(training_scenes(150, seed=2, progress=False))
+    assert [len(batch) for batch in batches] == [8] * 18 + [6]
+    pairs = [bool((batch.count == 2).all()) and batch.pixel_scale == 0.06 for batch in batches]
+    assert 2 < sum(pairs) < 14
+    crowds = [batch for batch, pair in zip(batches, pairs, strict=True) if not pair]
+    assert {batch.image.shape[1] for batch in crowds} >= {1, 3}
+    assert max(int(batch.count.max()) for batch in crowds) > 6
+    assert len({batch.pixel_scale for batch in crowds}) > len(crowds) // 2
+    assert {batch.noise_kernel is None or bool((batch.noise_kernel.flatten(2).count_nonzero(-1) == 1).all())
+            for batch in crowds} == {True, False}  # fmt: skip
