@@ -42,7 +42,11 @@ def magnitude_error(estimate: ArrayLike, truth: ArrayLike) -> NDArray[np.float64
     ValueError
         If shapes differ or a true flux is not positive.
     """
-    estimate, truth = _paired_fluxes(estimate, truth)
+    estimate, truth = np.asarray(estimate, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    if estimate.shape != truth.shape:
+        raise ValueError(f"estimate must have the shape of truth {truth.shape}, got {estimate.shape}")
+    if (truth <= 0).any():
+        raise ValueError(f"truth must be positive, got {truth[truth <= 0][0]}")
     return -2.5 * np.log10(np.where(estimate > 0, estimate, np.nan) / truth)
 
 
@@ -131,12 +135,3 @@ def _draws_accuracy(draws: NDArray[np.float64], truth: NDArray[np.float64]) -> d
         "pull_mean": over_finite(np.mean, pull),
         "pull_sd": over_finite(np.std, pull),
     }
-
-
-def _paired_fluxes(estimate: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    estimate, truth = np.asarray(estimate, dtype=np.float64), np.asarray(truth, dtype=np.float64)
-    if estimate.shape != truth.shape:
-        raise ValueError(f"estimate must have the shape of truth {truth.shape}, got {estimate.shape}")
-    if (truth <= 0).any():
-        raise ValueError(f"truth must be positive, got {truth[truth <= 0][0]}")
-    return estimate, truth

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ONE_SIGMA", "draw_covariance", "group_total", "joint_arrays", "paired_arrays"]
+__all__ = ["ONE_SIGMA", "group_total", "joint_arrays", "paired_arrays"]
 
 ONE_SIGMA = (0.16, 0.5, 0.84)
 """Quantiles of the lower end, the median and the upper end of the central 68 % interval."""
@@ -34,12 +34,6 @@ def joint_arrays(draws: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64
         raise ValueError(f"draws must outnumber the {truth.shape[1]} dimensions, got {len(draws)}")
     known = np.isfinite(draws).all((0, 2))
     return draws[:, known], truth[known]
-
-
-def draw_covariance(draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the covariance ``(group, part, part)`` of draws ``(draw, group, part)``."""
-    error = draws - draws.mean(0)
-    return np.einsum("dgi,dgj->gij", error, error) / (len(draws) - 1)
 
 
 def group_total(values: ArrayLike, group: ArrayLike) -> NDArray[np.float64]:

@@ -5,40 +5,36 @@ Masks defined by light above 3 rms and masks of a segmentation are different eve
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 __all__ = ["Reliability", "blendedness", "iou", "iou_matrix"]
 
-BIN_EDGES = tuple(np.linspace(0, 1, 21).round(2).tolist())
+BINS = 20  # of equal width
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Reliability of probabilities: sums over pixels in bins of their predicted probability.
+    """Reliability of probabilities: sums over pixels in 20 bins of their predicted probability.
 
     Sums of different pixels can be added, so that any number of them needs the same memory.
 
     Parameters
     ----------
-    edges
-        Ascending edges of the bins, from 0 to 1 ``(bin + 1,)``.
     count
         Number of pixels ``(bin,)``.
     predicted, observed
         Sums of the probabilities, and of the targets ``(bin,)``.
     """
 
-    edges: NDArray[np.float64]
     count: NDArray[np.float64]
     predicted: NDArray[np.float64]
     observed: NDArray[np.float64]
 
     @classmethod
-    def measure(cls, probability: ArrayLike, target: ArrayLike, *, edges: ArrayLike = BIN_EDGES) -> Reliability:
+    def measure(cls, probability: ArrayLike, target: ArrayLike) -> Reliability:
         """Sum over pixels.
 
         Parameters
@@ -47,8 +43,6 @@ class Reliability:
             Predicted probabilities ``(...)``.
         target
             Whether each pixel is in the mask, or the fraction of it that is ``(...)``.
-        edges
-            Ascending edges of the bins, from 0 to 1.
 
         Returns
         -------
@@ -66,19 +60,13 @@ class Reliability:
         for name, values in (("probability", probability), ("target", target)):
             if not ((values >= 0) & (values <= 1)).all():
                 raise ValueError(f"{name} must be between 0 and 1, got {values[~((values >= 0) & (values <= 1))][0]}")
-        edges = np.asarray(edges, dtype=np.float64)
-        bins = np.clip(np.searchsorted(edges, probability, side="right") - 1, 0, len(edges) - 2)
-        sums = [
-            np.bincount(bins, weights, minlength=len(edges) - 1).astype(np.float64)
-            for weights in (None, probability, target)
-        ]
-        return cls(edges, *sums)
+        bins = np.minimum(BINS * probability, BINS - 1).astype(int)
+        weights = (np.ones(bins.shape), probability, target)
+        return cls(*(np.bincount(bins, values, minlength=BINS) for values in weights))
 
     def __add__(self, other: Reliability) -> Reliability:
-        if not np.array_equal(self.edges, other.edges):
-            raise ValueError(f"edges must be equal to add, got {len(self.edges)} and {len(other.edges)} that differ")
-        names = [field.name for field in fields(self)][1:]
-        return Reliability(self.edges, *(getattr(self, name) + getattr(other, name) for name in names))
+        sums = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Reliability(*(own + more for own, more in sums))
 
     @property
     def calibration_error(self) -> float:
@@ -87,24 +75,17 @@ class Reliability:
             raise ValueError("count must include at least one pixel, got 0")
         return float(np.abs(self.observed - self.predicted).sum() / self.count.sum())
 
-    def curve(self, *, level: float = 0.95) -> dict[str, NDArray[np.float64]]:
+    def curve(self) -> dict[str, NDArray[np.float64]]:
         """Return the reliability curve over the bins that hold pixels.
-
-        Parameters
-        ----------
-        level
-            Probability of the band for independent pixels; neighbors are not independent, so that it is too narrow.
 
         Returns
         -------
         dict
-            Means ``predicted`` and ``observed``, ``count``, and the ends ``low`` and ``high`` of the band ``(bin,)``.
+            Means ``predicted`` and ``observed``, and ``count`` ``(bin,)``.
         """
         held = self.count > 0
         count = self.count[held]
-        predicted, observed = self.predicted[held] / count, self.observed[held] / count
-        low, high = stats.binom.interval(level, count.astype(int), np.clip(predicted, 0, 1))
-        return {"predicted": predicted, "observed": observed, "count": count, "low": low / count, "high": high / count}
+        return {"predicted": self.predicted[held] / count, "observed": self.observed[held] / count, "count": count}
 
 
 def iou(estimate: ArrayLike, truth: ArrayLike, *, threshold: float = 0.5) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from .arrays import draw_covariance, joint_arrays, paired_arrays
+from .arrays import joint_arrays, paired_arrays
 
 __all__ = [
     "LEAST",
@@ -121,7 +121,8 @@ def joint_pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[n
         raise ValueError(f"draws must be more than twice the {truth.shape[1]} parts, got {len(draws)}")
     fitted, ranked = draws[::2], draws[1::2]
     mean = fitted.mean(0)
-    whitening = np.linalg.inv(np.linalg.cholesky(draw_covariance(fitted)))
+    covariance = np.einsum("dgi,dgj->gij", fitted - mean, fitted - mean) / (len(fitted) - 1)
+    whitening = np.linalg.inv(np.linalg.cholesky(covariance))
     distance = [
         np.square(np.einsum("...gi,gji->...gj", error, whitening)).sum(-1) for error in (ranked - mean, truth - mean)
     ]
