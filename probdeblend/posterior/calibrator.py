@@ -44,9 +44,9 @@ __all__ = ["Calibrator", "Known", "fit_known", "known_sources"]
 
 LEAST = 400  # sources with one map; quantiles at one sigma are then uncertain by 8 % of sigma
 # Edges of the bins of sources: number of bands, signal-to-noise ratio, number of sources in the group, contested light,
-# and size in pixels; and of the bins of groups: number of sources, number of bands, signal-to-noise ratio.
+# and size in pixels; and of the bins of groups: number of bands, number of sources, signal-to-noise ratio.
 EDGES = ((2.0,), (10.0, 30.0, 100.0), (2.0, 3.0), (0.05, 0.2), (3.0,))
-GROUP_EDGES = ((3.0, 4.0, 6.0), (2.0,), (100.0,))
+GROUP_EDGES = ((2.0,), (3.0, 4.0, 6.0), (100.0,))
 LIMITED = [1, 4]  # the features of sources whose range is that of the fit
 MARGIN = 2.0  # beyond the fitted range of signal-to-noise ratio and size, as a factor, without a flag
 DRAWS = 400  # of a source, about, are enough to fit
@@ -116,7 +116,7 @@ class Calibrator:
             the index of the true source of each of the posterior's sources ``(source,)``, -1 for a false detection.
             Cameras, shapes and bands may differ; little of a batch is kept.
         least
-            Minimum number of sources with one map; bins with fewer take that of a coarser bin. For groups it is half.
+            Minimum number of sources with one map; bins with fewer take that of a coarser bin. Of groups it is a third.
         fitted_on
             Description of the scenes.
 
@@ -326,7 +326,7 @@ def fit_known(known: Iterable[Known], *, least: int = LEAST, fitted_on: str = ""
             color[kind] = color_stretch(zip(moved, (truth for _, truth, _ in values), strict=True))
             moved = [with_colors(draws, color[kind]) for draws in moved]
             values = [_totals(*given, kind) for given in zip(own, moved, strict=True)]
-            total[kind], _ = fit_cells(values, GROUP_EDGES, least=least // 2)
+            total[kind], _ = fit_cells(values, GROUP_EDGES, least=least // 3)
             seen += [batch.features[np.isfinite(batch.truth[kind])] for batch in own]
     if not flux:
         raise ValueError("scenes must have true fluxes of a kind that the posteriors hold, got none")
@@ -378,7 +378,7 @@ def _group_cell(features: NDArray, group: NDArray) -> NDArray[np.int64]:
     first = features[np.unique(group, return_index=True)[1]]
     bands, number = first[..., 0], first[..., 2]
     snr = np.sqrt(group_total(np.nan_to_num(features[..., 1]) ** 2, group))
-    return cell_of(np.stack([number, bands, snr], -1), GROUP_EDGES)
+    return cell_of(np.stack([bands, number, snr], -1), GROUP_EDGES)
 
 
 def _log_total(moved: NDArray, draws: NDArray, group: NDArray) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ __all__ = ["CalibratorFit", "fit_calibrator", "training_scenes"]
 HELD_OUT = 5  # one batch in so many is held out for the test
 JITTER = 0.7  # pixels, largest standard deviation of listed positions
 ONE_CAMERA = 8  # scenes
-PAIRS = 0.4  # fraction of the batches
+PAIRS = 0.3  # fraction of the batches
 NATIVE = 0.1  # fraction of the crowds that CANDELS F160W sees
 SIDE = 96  # pixels
 FAINTEST = 2.0  # signal-to-noise ratio of sources in crowds
@@ -57,7 +57,7 @@ class CalibratorFit:
 def training_scenes(count: int, *, seed: int = 0, progress: bool = True) -> Iterator[Scene]:
     """Simulate scenes like those that networks are trained on, but others.
 
-    Two fifths are pairs in CANDELS F160W, the others crowds of 0 to 14 sources, some too faint to count, of random
+    Three tenths are pairs in CANDELS F160W, the others crowds of 0 to 14 sources, some too faint to count, of random
     cameras with one to three bands and white or drizzled noise.
 
     Parameters
