@@ -20,6 +20,7 @@ __all__ = [
     "LN_FLUX_UNIT",
     "MASK_THRESHOLD",
     "PIXEL_SCALE_TOLERANCE",
+    "PSF_SIZE",
     "SOURCE_TYPES",
     "STAMP_CENTER",
     "STAMP_SIZE",
@@ -32,6 +33,7 @@ __all__ = [
 
 STAMP_SIZE = 128
 STAMP_CENTER = (STAMP_SIZE - 1) / 2
+PSF_SIZE = 41  # pixels on a side of the PSFs that networks see
 MASK_THRESHOLD = 3.0  # a pixel is in the mask of a galaxy whose own light exceeds so many times the sky noise
 PIXEL_SCALE_TOLERANCE = 0.02  # relative; a larger mismatch biases sizes and fluxes
 LN_FLUX_UNIT = 2.5 / math.log(10)  # magnitudes in a factor of e in flux

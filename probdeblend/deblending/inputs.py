@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..photometry.images import open_mosaic, read_map
+from ..photometry.images import open_mosaic, read_image
 from ..photometry.noise import correlation_sum, noise_numbers
 from ..photometry.sky import estimate_noise_kernel
 from ..scene import PIXEL_SCALE_TOLERANCE, Instrument, drizzle_kernel
@@ -236,7 +236,7 @@ def _noise_of(sky_rms: object, opened: list[_Band], shape: tuple[int, int], unit
     if sky_rms is None:
         return [band.rms for band in opened]
     if isinstance(sky_rms, (str, PathLike)):
-        sky_rms = read_map(sky_rms, shape)
+        sky_rms = read_image(sky_rms).data
     if isinstance(sky_rms, Quantity):
         sky_rms = sky_rms.to_value(unit) if unit else sky_rms.value
     noise = numbers("sky_rms", sky_rms.cpu() if isinstance(sky_rms, Tensor) else sky_rms)
@@ -301,7 +301,7 @@ def _photon(band: BandPixels, kernel: Tensor, gain: float | None, camera: Instru
     counts = math.inf if gain is None or math.isnan(rms) else gain * rms
     if gain is None and camera is not None:  # as usual for the camera, whatever the unit of the image
         counts = camera.exposure * camera.sky_rms
-    return 1 / (counts * correlation_sum(kernel))
+    return 1 / (counts * float(correlation_sum(kernel)))
 
 
 def _window(bands: list[BandPixels], rows: slice, columns: slice) -> tuple[Tensor, Tensor]:

@@ -12,14 +12,13 @@ from scipy import optimize
 from torch import Tensor
 from torch.nn import functional
 
-from ..photometry.images import read_psf
+from ..photometry.images import check_psf, read_psf
 from ..photometry.stars import measure_psf
-from ..scene import Instrument
+from ..scene import PSF_SIZE, Instrument
 from .pixels import BandPixels, numbers
 
 __all__ = ["REACH", "PsfLike", "band_psfs", "camera_of", "gaussian", "smooth", "widening"]
 
-PSF_SIZE = 41  # pixels on a side of the PSFs that networks are trained with
 CAMERAS = {"candels_f160w": Instrument.candels_f160w}
 NARROWEST = 1.2  # pixels; of a narrower PSF, pixels hold too little to be smoothed
 REACH = 6  # pixels that the Gaussians reach with which images are smoothed
@@ -81,14 +80,9 @@ def _psf_array(psf: PsfLike, pixel_scale: float) -> NDArray[np.float64]:
 
 def _stamp(psf: NDArray) -> Tensor:
     """Bring an effective PSF to the size that networks know, with unit sum."""
-    side = psf.shape[0] if psf.ndim else 0
-    if psf.shape != (side, side) or side % 2 == 0:
-        raise ValueError(f"psf must be square with an odd number of pixels on a side, got shape {psf.shape}")
-    if not np.isfinite(psf).all() or not psf.sum() > 0:
-        raise ValueError(f"psf must be finite with a positive sum, got {psf.sum():g}")
-    peak = np.array(np.unravel_index(psf.argmax(), psf.shape)) - side // 2
-    if np.abs(peak).max() > 1:
-        raise ValueError(f"psf must have its brightest pixel within one of the middle, got {np.abs(peak).max()} off")
+    check_psf("psf", psf)
+    if (side := len(psf)) % 2 == 0:
+        raise ValueError(f"psf must have an odd number of pixels on a side, got shape {psf.shape}")
     size = min(side, PSF_SIZE)
     cut = slice((side - size) // 2, (side + size) // 2)
     stamp = np.pad(psf[cut, cut], (PSF_SIZE - size) // 2)

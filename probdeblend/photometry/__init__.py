@@ -1,7 +1,7 @@
 """Images in; sources, noise and apertures out."""
 
 from .detection import Detection, detect, kron_flux
-from .images import FieldImage, open_mosaic, read_image, read_map, read_psf
+from .images import FieldImage, open_mosaic, read_image, read_psf
 from .noise import add_noise, autocorrelation
 from .sky import estimate_noise_kernel, subtract_sky
 from .stars import measure_psf
@@ -17,7 +17,6 @@ __all__ = [
     "measure_psf",
     "open_mosaic",
     "read_image",
-    "read_map",
     "read_psf",
     "subtract_sky",
 ]

@@ -31,7 +31,6 @@ __all__ = [
     "kron_flux",
     "kron_radius",
     "native_image",
-    "union_mask",
 ]
 
 COLD = {"threshold": 5.0, "minimum_area": 10, "contrast": 0.01}
@@ -86,16 +85,6 @@ def native_image(image: ArrayLike) -> NDArray[np.float64]:
     return pixels
 
 
-def union_mask(mask: ArrayLike | None, pixels: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which pixels are masked or not finite."""
-    bad = ~np.isfinite(pixels)
-    if mask is not None:
-        if np.shape(mask) != pixels.shape:
-            raise ValueError(f"mask must have the shape of image {pixels.shape}, got {np.shape(mask)}")
-        bad |= np.asarray(mask, dtype=bool)
-    return bad
-
-
 def _noise(sky_rms: ArrayLike, shape: tuple[int, ...], exposure: float = np.inf) -> float | NDArray[np.float64]:
     rms = np.ascontiguousarray(sky_rms, dtype=np.float64) if np.ndim(sky_rms) else float(sky_rms)
     if np.ndim(rms) and rms.shape != shape:
@@ -114,14 +103,13 @@ def detect(
     threshold: float = COLD["threshold"],
     minimum_area: int = COLD["minimum_area"],
     contrast: float = COLD["contrast"],
-    mask: ArrayLike | None = None,
 ) -> Detection:
     """Find the sources of an image with one set of SEP's settings; the defaults are the cold ones.
 
     Parameters
     ----------
     image
-        Sky-subtracted pixels ``(y, x)``, of any dtype and byte order.
+        Sky-subtracted pixels ``(y, x)``, of any dtype and byte order; those that are not finite are ignored.
     sky_rms
         Sky noise of a pixel in image units: a number or a map ``(y, x)``. With a map, thresholds are multiples of the
         local noise of the unfiltered pixels.
@@ -131,8 +119,6 @@ def detect(
         Least number of connected pixels above the threshold.
     contrast
         Least fraction of the parent's flux for a branch to become a source of its own; 1 switches deblending off.
-    mask
-        Bad pixels ``(y, x)`` to ignore; pixels that are not finite are always ignored.
 
     Returns
     -------
@@ -145,7 +131,7 @@ def detect(
         If shapes disagree, the noise is not positive and finite, or the image is not sky-subtracted.
     """
     pixels = native_image(image)
-    rms, bad = _noise(sky_rms, pixels.shape), union_mask(mask, pixels)
+    rms, bad = _noise(sky_rms, pixels.shape), ~np.isfinite(pixels)
     deblending = {"minarea": minimum_area, "deblend_cont": contrast, "deblend_nthresh": DEBLEND_LEVELS}
     settings = {"filter_type": "conv", "segmentation_map": True} | deblending
     try:

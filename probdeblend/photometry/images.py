@@ -1,4 +1,4 @@
-"""FITS images, noise maps and PSFs, checked as they are read, and squares cut out of images."""
+"""FITS images and PSFs, checked as they are read, and squares cut out of images."""
 
 import contextlib
 import re
@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from ..scene import PIXEL_SCALE_TOLERANCE
 
-__all__ = ["FieldImage", "cut_stamps", "open_mosaic", "read_image", "read_map", "read_psf", "uncovered"]
+__all__ = ["FieldImage", "check_psf", "cut_stamps", "open_mosaic", "read_image", "read_psf", "uncovered"]
 
 ZERO_POINT_CARDS = ("ABMAGZP", "MAGZERO", "MAGZPT", "ZEROPOINT")
 PIXEL_SCALE_CARDS = ("PIXSCALE", "PIXSCL", "PIXSCAL")
@@ -134,9 +134,7 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> Fi
         return _described(Path(path).name, hdus, chosen, data)
 
 
-def read_psf(
-    path: str | PathLike[str], *, hdu: int | str | None = None, pixel_scale: float | None = None
-) -> np.ndarray:
+def read_psf(path: str | PathLike[str], *, pixel_scale: float | None = None) -> np.ndarray:
     """Read an effective PSF (pixel included) and normalize it.
 
     A PSF with an even number of pixels per side is trimmed to the odd square around its brightest pixel.
@@ -144,9 +142,7 @@ def read_psf(
     Parameters
     ----------
     path
-        FITS file.
-    hdu
-        Number or name of the HDU; None takes the only one that holds an image.
+        FITS file with one image.
     pixel_scale
         Pixel size in arcsec at which the PSF must be sampled; checked if the header gives one.
 
@@ -161,58 +157,28 @@ def read_psf(
         As for `read_image`, and if the PSF is not square, not finite, without a positive sum, more than a pixel off its
         center, or sampled at another scale.
     """
-    image = read_image(path, hdu=hdu)
-    psf, side = image.data.astype(float), max(image.data.shape)
-    if psf.shape != (side, side):
-        raise ValueError(f"{path}: the PSF must be square, got shape {psf.shape}")
-    if bad := (~np.isfinite(psf)).sum():
-        raise ValueError(f"{path}: the PSF must be finite, got {bad} bad pixels")
-    if not psf.sum() > 0:
-        raise ValueError(f"{path}: the PSF must have a positive sum, got {psf.sum():.6g}")
-    brightest = np.array(np.unravel_index(psf.argmax(), psf.shape))
-    if (abs(brightest - (side - 1) / 2) > 1).any():
-        position = tuple(brightest[::-1].tolist())
-        raise ValueError(f"{path}: the PSF must be centered, its brightest pixel (x, y) is {position} of {side}")
+    image = read_image(path)
+    psf = image.data.astype(float)
+    check_psf(f"{path}: the PSF", psf)
     scale = next((image.header[card] for card in PIXEL_SCALE_CARDS if card in image.header), image.pixel_scale)
     if pixel_scale and scale and abs(scale / pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
         raise ValueError(f'{path}: the PSF must be sampled at {pixel_scale:.4g}" per pixel, got {scale:.4g}"')
-    if side % 2 == 0:
-        start_y, start_x = brightest - (side // 2 - 1)
+    if (side := len(psf)) % 2 == 0:
+        start_y, start_x = np.array(np.unravel_index(psf.argmax(), psf.shape)) - (side // 2 - 1)
         psf = psf[start_y : start_y + side - 1, start_x : start_x + side - 1]
     return psf / psf.sum()
 
 
-def read_map(path: str | PathLike[str], shape: tuple[int, ...], *, hdu: int | str | None = None) -> np.ndarray:
-    """Read a map of the sky noise (rms).
-
-    Parameters
-    ----------
-    path
-        FITS file.
-    shape
-        Shape of the image that the map belongs to.
-    hdu
-        Number or name of the HDU; None takes the only one that holds an image.
-
-    Returns
-    -------
-    numpy.ndarray
-        The rms of each pixel in image units, NaN where the map is not positive and finite.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file cannot be read, the map and the image differ in shape, or no pixel is positive and finite.
-    """
-    rms = read_image(path, hdu=hdu).data
-    if rms.shape != tuple(shape):
-        raise ValueError(f"{path}: the rms map must have the image's shape {tuple(shape)}, got {rms.shape}")
-    good = np.isfinite(rms) & (rms > 0)
-    if not good.any():
-        raise ValueError(f"{path}: the rms map must have positive, finite pixels, got none")
-    return np.where(good, rms, np.nan)
+def check_psf(name: str, psf: NDArray) -> None:
+    """Refuse a PSF ``(y, x)`` that is not square, finite and centered, or has no positive sum."""
+    side = max(psf.shape, default=0)
+    if psf.shape != (side, side):
+        raise ValueError(f"{name} must be square, got shape {psf.shape}")
+    if not np.isfinite(psf).all() or not psf.sum() > 0:
+        raise ValueError(f"{name} must be finite with a positive sum, got {psf.sum():g}")
+    off = np.abs(np.array(np.unravel_index(psf.argmax(), psf.shape)) - (side - 1) / 2).max()
+    if off > 1:
+        raise ValueError(f"{name} must have its brightest pixel within one of the middle, got {off:g} off")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["add_noise", "autocorrelation", "correlated_noise", "correlation_sum", "noise_numbers", "noise_rms"]
+__all__ = ["add_noise", "autocorrelation", "correlated_noise", "correlation_sum", "noise_numbers"]
 
 LEAST_PHOTONS = 1e-3  # photon variance over sky variance below which it does not matter
 TYPICAL_WAVELENGTH = 0.8  # micron
@@ -46,9 +46,12 @@ def autocorrelation(kernel: Tensor | None) -> Tensor:
     return torch.nn.functional.conv2d(unit, unit, padding=(height - 1, width - 1))[0, 0]
 
 
-def correlation_sum(kernel: Tensor | None) -> float:
-    """Return the variance of a sum over a large area relative to that of white noise with the same rms."""
-    return float(autocorrelation(kernel).sum())
+def correlation_sum(kernel: Tensor | None) -> Tensor:
+    """Return the variance ``(...)`` of sums over large areas relative to that of white noise with the same rms.
+
+    The noise is white noise convolved with kernels ``(..., y, x)``; None for white noise.
+    """
+    return torch.ones(()) if kernel is None else kernel.sum((-2, -1)).square() / kernel.square().sum((-2, -1))
 
 
 def correlated_noise(
@@ -69,15 +72,6 @@ def correlated_noise(
     unit = _unit_kernel(kernel).reshape(-1, 1, height, width)
     flat = white.reshape(-1, len(unit), *size[-2:])
     return torch.nn.functional.conv2d(flat, unit, groups=len(unit)).reshape(shape)
-
-
-def noise_rms(light: Tensor, sky_rms: Tensor, exposure: Tensor, *, kernel: Tensor | None) -> Tensor:
-    """Return the standard deviation of every pixel, from the sky and from the photons of the noiseless `light`.
-
-    Light and kernel have the axes ``(..., y, x)``; sky noise and exposure broadcast with the light.
-    """
-    correlation = 1.0 if kernel is None else _unit_kernel(kernel).sum((-2, -1), keepdim=True).square()
-    return (sky_rms.square() + light.clamp(min=0) / (exposure * correlation)).sqrt()
 
 
 def add_noise(
@@ -106,7 +100,8 @@ def add_noise(
     Tensor
         The noisy images.
     """
-    rms = noise_rms(light, sky_rms[..., None, None], exposure[..., None, None], kernel=noise_kernel)
+    photons = light.clamp(min=0) / (exposure * correlation_sum(noise_kernel))[..., None, None]
+    rms = (sky_rms.square()[..., None, None] + photons).sqrt()
     return light + rms * correlated_noise(tuple(light.shape), noise_kernel, generator=generator).to(light)
 
 

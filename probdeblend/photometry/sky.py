@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, signal
 
 from ..scene import drizzle_kernel
-from .detection import HOT, detect, native_image, union_mask
+from .detection import HOT, detect, native_image
 from .noise import autocorrelation, correlated_noise
 
 __all__ = ["dilate", "draw_noise", "estimate_noise_kernel", "replace_with_sky", "sky_scatter", "subtract_sky"]
@@ -27,15 +27,13 @@ LEAST_PAIRS = 500
 ENOUGH = 1024  # pixels on a side of the largest area in which correlations are measured
 
 
-def subtract_sky(image: ArrayLike, *, mask: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def subtract_sky(image: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Subtract the sky, by SEP's mesh of clipped modes without the sources.
 
     Parameters
     ----------
     image
-        Pixels ``(y, x)``.
-    mask
-        Bad pixels ``(y, x)`` to ignore; pixels that are not finite are always ignored.
+        Pixels ``(y, x)``; those that are not finite are ignored.
 
     Returns
     -------
@@ -48,12 +46,12 @@ def subtract_sky(image: ArrayLike, *, mask: ArrayLike | None = None) -> tuple[ND
         If no pixel is good, or all are equal.
     """
     pixels = native_image(image)
-    bad = union_mask(mask, pixels)
+    bad = ~np.isfinite(pixels)
     if bad.all() or np.ptp(pixels[~bad]) == 0:
         raise ValueError("image must have good pixels that differ, got none")
     filled = np.where(bad, 0.0, pixels)
     sky = sep.Background(filled, mask=bad, bw=MESH, bh=MESH)
-    found = detect(filled - sky.back(), sky.globalrms or filled.std(), mask=bad, **HOT).segmentation > 0
+    found = detect(pixels - sky.back(), sky.globalrms or filled.std(), **HOT).segmentation > 0
     skip = bad | ndimage.binary_dilation(found, iterations=SOURCE_MARGIN)
     if not skip.all():
         sky = sep.Background(filled, mask=skip, bw=MESH, bh=MESH)
@@ -145,19 +143,17 @@ def draw_noise(shape: tuple[int, ...], kernel: torch.Tensor | None, rng: np.rand
     return correlated_noise(shape, kernel, generator=generator).double().numpy()
 
 
-def estimate_noise_kernel(image: ArrayLike, mask: ArrayLike | None = None) -> torch.Tensor:
+def estimate_noise_kernel(image: ArrayLike) -> torch.Tensor:
     """Estimate the kernel of the sky's noise from the correlation of neighboring pixels.
 
     Kernels are those of drizzled images, from white noise to 1.3 times the correlation in CANDELS. Robust scatters of
-    sums and differences give the correlations, which faint sources and bad pixels then hardly change.
+    sums and differences give the correlations, which faint sources and bad pixels then hardly change; the sources that
+    SEP finds are left out. Of a large image, the middle is measured.
 
     Parameters
     ----------
     image
         Sky-subtracted pixels ``(y, x)`` in units in which the noise is uniform; those not finite are ignored.
-    mask
-        Pixels ``(y, x)`` to ignore: bad ones, and sources with their wings. If None, the sources that SEP finds. Of a
-        large image, the middle is measured.
 
     Returns
     -------
@@ -167,13 +163,12 @@ def estimate_noise_kernel(image: ArrayLike, mask: ArrayLike | None = None) -> to
     Raises
     ------
     ValueError
-        If shapes disagree, or fewer than 500 pairs of neighboring pixels are blank.
+        If fewer than 500 pairs of neighboring pixels are blank.
     """
     pixels = native_image(image)
-    bad = union_mask(mask, pixels)
-    middle = tuple(slice(max((side - ENOUGH) // 2, 0), (side + ENOUGH) // 2) for side in pixels.shape)
-    pixels, bad = pixels[middle], bad[middle]
-    if mask is None and not bad.all() and (scatter := mad_std(pixels[~bad])) > 0:
+    pixels = pixels[tuple(slice(max((side - ENOUGH) // 2, 0), (side + ENOUGH) // 2) for side in pixels.shape)]
+    bad = ~np.isfinite(pixels)
+    if not bad.all() and (scatter := mad_std(pixels[~bad])) > 0:
         bad |= dilate(detect(pixels, scatter, **HOT).segmentation) > 0
     sky, measured = np.where(bad, np.nan, pixels), []
     low, high, every = slice(None, -1), slice(1, None), slice(None)
@@ -182,7 +177,7 @@ def estimate_noise_kernel(image: ArrayLike, mask: ArrayLike | None = None) -> to
         first, second = sky[here], sky[there]
         pair = np.isfinite(first) & np.isfinite(second)
         if (count := pair.sum()) < LEAST_PAIRS:
-            raise ValueError(f"mask must leave {LEAST_PAIRS} pairs of neighboring pixels of blank sky, got {count}")
+            raise ValueError(f"image must have {LEAST_PAIRS} pairs of neighboring pixels of blank sky, got {count}")
         sums, differences = (mad_std(values) ** 2 for values in ((first + second)[pair], (first - second)[pair]))
         measured.append((sums - differences) / max(sums + differences, 1e-300))
     expected = [autocorrelation(drizzle_kernel(strength)).numpy() for strength in STRENGTHS]

@@ -16,7 +16,8 @@ from astropy.stats import mad_std
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft, ndimage, stats
 
-from .detection import COLD, detect, native_image, union_mask
+from ..scene import PSF_SIZE
+from .detection import COLD, detect, native_image
 from .images import cut_stamps
 from .sky import dilate
 
@@ -54,9 +55,7 @@ class _Sources(NamedTuple):
         return _Sources(*(values[index] for values in self))
 
 
-def measure_psf(
-    image: ArrayLike, sky_rms: ArrayLike, *, mask: ArrayLike | None = None, size: int = 41
-) -> NDArray[np.float64]:
+def measure_psf(image: ArrayLike, sky_rms: ArrayLike) -> NDArray[np.float64]:
     """Measure the effective PSF of a field on its stars.
 
     Among galaxies, five stars may be too few to be recognized; ten hardly ever are.
@@ -64,28 +63,22 @@ def measure_psf(
     Parameters
     ----------
     image
-        Sky-subtracted pixels ``(y, x)``.
+        Sky-subtracted pixels ``(y, x)``; bad ones, among them saturated ones if these are known, are NaN.
     sky_rms
         Sky noise of a pixel in image units: a number or a map ``(y, x)``.
-    mask
-        Bad pixels ``(y, x)``, saturated ones among them; pixels that are not finite are always bad.
-    size
-        Number of pixels on a side of the PSF, odd.
 
     Returns
     -------
     ndarray
-        The PSF ``(y, x)``, pixel included, centered on the middle pixel, with unit sum.
+        The PSF ``(y, x)`` of 41 pixels on a side, pixel included, centered on the middle one, with unit sum.
 
     Raises
     ------
     ValueError
-        If the size is not odd and at least 11, or if fewer than 5 isolated bright stars are recognized.
+        If fewer than 5 isolated bright stars are recognized.
     """
-    if size % 2 == 0 or size < 11:
-        raise ValueError(f"size must be odd and at least 11, got {size}")
     pixels = native_image(image)
-    found = _isolated(np.where(union_mask(mask, pixels), np.nan, pixels / sky_rms), size)
+    found = _isolated(np.where(np.isfinite(pixels), pixels / sky_rms, np.nan), PSF_SIZE)
     for snr in LEAST_SNR:
         stars = np.flatnonzero(found.snr > snr)
         stars = stars[_smallest_of_one_size(found.size[stars])]
@@ -94,7 +87,7 @@ def measure_psf(
     else:
         wanted = f"{LEAST_STARS} isolated, unsaturated stars with a signal-to-noise ratio above {LEAST_SNR[-1]:.0f}"
         raise ValueError(f"image must have at least {wanted} to measure its PSF, got {len(stars)}")
-    return _mean_star(found.select(stars[np.argsort(-found.snr[stars], kind="stable")[:MOST_STARS]]), size)
+    return _mean_star(found.select(stars[np.argsort(-found.snr[stars], kind="stable")[:MOST_STARS]]))
 
 
 def _isolated(pixels: NDArray[np.float64], reach: int) -> _Sources:
@@ -158,12 +151,12 @@ def _smallest_of_one_size(size: NDArray[np.float64]) -> NDArray[np.int64]:
     return members[np.abs(own - np.median(own)) < max(TAIL * mad_std(own), LEAST_TAIL)]
 
 
-def _mean_star(stars: _Sources, size: int) -> NDArray[np.float64]:
+def _mean_star(stars: _Sources) -> NDArray[np.float64]:
     """Average stars, moved to the middle pixel and scaled to one another, without their outliers."""
     reach = stars.pixels.shape[-1] // 2
-    middle = slice(reach - size // 2, reach + size // 2 + 1)
+    middle = slice(reach - PSF_SIZE // 2, reach + PSF_SIZE // 2 + 1)
     pixels, good = (values[:, middle, middle] for values in _centered(stars))
-    radius = _radius(size // 2)
+    radius = _radius(PSF_SIZE // 2)
     near = radius <= 4 * np.median(stars.size)
     seen = np.where(good | ~good.any(0), np.where(good, pixels, 0.0), np.nan)
     star = np.nanmedian(seen / pixels[:, near].sum(1)[:, None, None], axis=0)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..networks.joint import TOTAL
-from ..photometry.noise import noise_numbers
+from ..photometry.noise import correlation_sum, noise_numbers
 from ..scene import Scene
 from ..simulation.population import Population
 from ..simulation.profiles import Components, render, widen_psf
@@ -91,9 +91,8 @@ def listed_scenes(scene: Scene, *, positions: tuple[Tensor, Tensor, Tensor] | No
     ratio = scene.image / scene.sky_rms[..., None, None]
     good = torch.isfinite(ratio)
     kernel = torch.ones(scenes, bands, 1, 1) if scene.noise_kernel is None else scene.noise_kernel
-    correlated = kernel.sum((-2, -1)).square() / kernel.square().sum((-2, -1))
     exposure = torch.full((scenes, bands), torch.inf) if scene.exposure is None else scene.exposure
-    photon = 1 / (exposure * scene.sky_rms * correlated)
+    photon = 1 / (exposure * scene.sky_rms * correlation_sum(kernel))
     wavelength = torch.full((scenes, bands), torch.nan) if scene.wavelength is None else scene.wavelength
     power = expected_periodogram(kernel, tuple(ratio.shape[-2:])).float()
     noise = noise_numbers(scene.noise_kernel, photon.float(), wavelength.float())

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..scene import Instrument, drizzle_kernel
+from ..photometry.noise import correlation_sum
+from ..scene import PSF_SIZE, Instrument, drizzle_kernel
 from .profiles import reshape_psf
 
 __all__ = ["Camera", "Cameras"]
 
 FINE = 2.6  # pixels; narrower PSFs are not sampled well enough to be drawn at one sample per pixel
-PSF_SIZE = 41  # pixels on a side
 UNKNOWN = (0.5, 1.5)  # micron, from the bluest to the reddest band where wavelengths are not known
 CANDELS_WAVELENGTH = 1.54  # micron
 
@@ -106,9 +106,7 @@ class Camera:
     @property
     def photon(self) -> Tensor:
         """Variance that light of one sky rms in a pixel adds, over that of the sky ``(band,)``."""
-        kernel = torch.ones(len(self), 1, 1) if self.noise_kernel is None else self.noise_kernel
-        correlation = kernel.sum((-2, -1)).square() / kernel.square().sum((-2, -1))
-        return 1 / (self.exposure * self.sky_rms * correlation)
+        return 1 / (self.exposure * self.sky_rms * correlation_sum(self.noise_kernel))
 
     @property
     def blur(self) -> float:
@@ -180,7 +178,7 @@ class Cameras:
             pixel_scale=min(max(seeing / fwhm, 0.03), 0.3),
             psf=psf,
             sky_rms=sky_rms,
-            exposure=1 / (torch.from_numpy(photon).float() * sky_rms * kernel.sum() ** 2 / kernel.square().sum()),
+            exposure=1 / (torch.from_numpy(photon).float() * sky_rms * correlation_sum(kernel)),
             noise_kernel=kernel.expand(bands, 3, 3),
             wavelength=torch.from_numpy(wavelength).float() if rng.random() < 0.7 else torch.full((bands,), math.nan),
             fine_psf=fine_psf[0] if fine else None,

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..photometry.noise import correlated_noise, noise_numbers
+from ..scene import PSF_SIZE
 from .bank import HALF, STORED_UNIT, Template, Templates, log_flux
 from .population import NEAR, Population
 from .positions import Frame
@@ -42,7 +43,6 @@ SPURIOUS = (0.82, 0.13, 0.05)  # probabilities of 0, 1 and 2 positions without a
 JITTER = 0.7  # pixels, largest standard deviation of listed positions
 BAD = 0.1  # fraction of the batches in which a third of the scenes has bad pixels
 MARGIN = 6.0  # pixels
-PSF_SIZE = 41  # pixels on a side
 ALIKE, LEAST_SCENES = 6, 8  # crowded batches of several bands hold fewer scenes, and take as long as those of pairs
 CROWDED, CELL = 6, 2  # sources that need the largest image; pixels on a side of a cell of the heat map
 

@@ -112,7 +112,7 @@ def cut_galaxy(
     footprint = dilate((found.segmentation == own + 1).astype(np.int32)) > 0
     x, y = found.x[own], found.y[own]
     try:
-        kernel = estimate_noise_kernel(pixels, grown > 0)
+        kernel = estimate_noise_kernel(pixels)
     except ValueError:  # too little blank sky
         kernel = instrument.noise_kernel
     x0, y0 = (int(np.floor(center)) - STAMP_SIZE // 2 + 1 for center in (x, y))
@@ -159,7 +159,7 @@ def measure_galaxy(
     found = detect(stamp, sky_rms, **SEGMENTATION)
     own = _source_at(found, center, "too faint to be found at 3 times the sky noise")
     # The noise's correlation multiplies the error of the sky alone: photons of a galaxy's sum are Poisson.
-    correlation = correlation_sum(kernel)
+    correlation = float(correlation_sum(kernel))
     flux, error = kron_flux(stamp, found, sky_rms, exposure=exposure * correlation)
     if not flux[own] > 0:
         raise NotIsolatedError("its flux is not positive")

@@ -109,7 +109,7 @@ def _observe(
     old = max(model, mad_std(image[blank]) ** 2 if blank.sum() > SMALLEST_SAMPLE else 0.0)
     if old > instrument.sky_rms**2:
         raise NotIsolatedError("its own noise exceeds the instrument's")
-    photons = np.maximum(image, 0.0) / (instrument.exposure * correlation_sum(instrument.noise_kernel))
+    photons = np.maximum(image, 0.0) / (instrument.exposure * float(correlation_sum(instrument.noise_kernel)))
     variance = instrument.sky_rms**2 - np.where(own, old, 0.0) + photons
     noise = draw_noise(variance.shape, instrument.noise_kernel, np.random.default_rng((seed, number)))
     stamp = image + np.sqrt(np.maximum(variance, 0.0)) * noise

@@ -85,7 +85,6 @@ def test_hot_finds_what_is_too_faint_for_cold(rng):
 
 def test_bad_pixels_are_not_detected(pair):
     bad = np.hypot(ROWS - 66, COLUMNS - 75) < 12
-    assert len(photometry.detect(pair, SKY_RMS, mask=bad)) == 1
     assert len(photometry.detect(np.where(bad, np.nan, pair), SKY_RMS)) == 1
 
 
@@ -171,11 +170,6 @@ def test_sky_rms_is_positive(rms):
 def test_sky_rms_map_fits():
     with pytest.raises(ValueError, match=r"sky_rms must be a number or have the shape of image \(8, 8\)"):
         photometry.detect(np.zeros((8, 8)), np.ones((4, 4)))
-
-
-def test_mask_fits():
-    with pytest.raises(ValueError, match=r"mask must have the shape of image \(8, 8\), got \(4, 4\)"):
-        photometry.detect(np.zeros((8, 8)), 1.0, mask=np.zeros((4, 4)))
 
 
 def test_exposure_is_positive(pair):

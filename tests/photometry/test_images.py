@@ -10,7 +10,7 @@ from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import Table
 
-from probdeblend.photometry import read_image, read_map, read_psf
+from probdeblend.photometry import read_image, read_psf
 from probdeblend.photometry.images import cut_stamps
 
 
@@ -192,11 +192,11 @@ def test_psf(tmp_path):
     ("change", "message"),
     [
         (lambda psf: psf[1:], r"the PSF must be square, got shape \(40, 41\)"),
-        (lambda psf: np.where(psf > 0.9, np.nan, psf), "the PSF must be finite, got 1 bad pixels"),
-        (lambda psf: psf - 1, "the PSF must have a positive sum, got -"),
+        (lambda psf: np.where(psf > 0.9, np.nan, psf), "the PSF must be finite with a positive sum, got nan"),
+        (lambda psf: psf - 1, "the PSF must be finite with a positive sum, got -"),
         (
             lambda psf: np.roll(psf, 3, axis=1),
-            r"the PSF must be centered, its brightest pixel \(x, y\) is \(23, 20\)",
+            "the PSF must have its brightest pixel within one of the middle, got 3 off",
         ),
     ],
 )
@@ -213,20 +213,6 @@ def test_psf_of_another_scale(tmp_path):
     path = write(tmp_path / "psf.fits", psf, PIXSCL=0.04)
     with pytest.raises(ValueError, match=r'psf.fits: the PSF must be sampled at 0.06" per pixel, got 0.04"'):
         read_psf(path, pixel_scale=0.06)
-
-
-def test_rms_map(tmp_path):
-    rms = np.full((20, 30), 2.0)
-    path = write(tmp_path / "rms.fits", rms)
-    np.testing.assert_array_equal(read_map(path, (20, 30)), rms)
-    with pytest.raises(ValueError, match=r"rms.fits: the rms map must have the image's shape \(30, 20\), got"):
-        read_map(path, (30, 20))
-    rms[0, :3] = 0, -1, np.inf
-    found = read_map(write(tmp_path / "holes.fits", rms), (20, 30))
-    assert np.isnan(found[0, :3]).all()
-    assert np.isnan(found).sum() == 3
-    with pytest.raises(ValueError, match=r"none.fits: the rms map must have positive, finite pixels, got none"):
-        read_map(write(tmp_path / "none.fits", np.full((20, 30), -1.0)), (20, 30))
 
 
 def test_squares_reach_over_the_edges(tmp_path, pixels):

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chi2
 
 from probdeblend.photometry import add_noise, autocorrelation
-from probdeblend.photometry.noise import correlated_noise, correlation_sum, noise_numbers, noise_rms
+from probdeblend.photometry.noise import correlated_noise, correlation_sum, noise_numbers
 from probdeblend.scene import Instrument
 
 MEASURED = {(1, 0): 0.52, (1, 1): 0.30, (2, 0): 0.08, (2, 1): 0.05, (2, 2): 0.02}
@@ -86,11 +86,12 @@ def test_kernel_must_have_odd_sides(shape):
 
 
 def test_noise_level_adds_sky_and_photons():
-    light = torch.tensor([-1.0, 0.0, 16.0])
-    rms = noise_rms(light, torch.tensor(3.0), torch.tensor(1.0), kernel=None)
-    torch.testing.assert_close(rms, torch.tensor([3.0, 3.0, 5.0]))
-    rms = noise_rms(light, torch.tensor(3.0), torch.tensor(math.inf), kernel=None)
-    torch.testing.assert_close(rms, torch.full((3,), 3.0))
+    light = torch.tensor([-1.0, 0.0, 16.0])[:, None, None, None].expand(3, 1, 8, 8)
+    white = torch.randn(light.shape, generator=seeded(2))
+    for exposure, rms in ((1.0, [3.0, 3.0, 5.0]), (math.inf, [3.0, 3.0, 3.0])):
+        levels = {"sky_rms": torch.full((3, 1), 3.0), "exposure": torch.full((3, 1), exposure)}
+        noisy = add_noise(light, **levels, generator=seeded(2))
+        torch.testing.assert_close(noisy, light + torch.tensor(rms)[:, None, None, None] * white)
 
 
 def gaussian_light(flux, size=64, sigma=8.0):

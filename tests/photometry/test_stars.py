@@ -75,10 +75,8 @@ def test_saturated_stars_and_bad_pixels_do_not_count():
     bad = np.random.default_rng(1).random(image.shape) < 0.001
     holed = np.where(image > 500, 500.0, image)
     holed[bad] = 1e4
-    psf = measure_psf(holed, 1.0, mask=bad | (holed >= 500))
-    assert fwhm_of(psf) == pytest.approx(fwhm_of(true_psf(3.0)), rel=0.03)
     holed[bad | (holed >= 500)] = np.nan
-    np.testing.assert_array_equal(measure_psf(holed, 1.0), psf)
+    assert fwhm_of(measure_psf(holed, 1.0)) == pytest.approx(fwhm_of(true_psf(3.0)), rel=0.03)
 
 
 def test_unit_and_noise_map_do_not_matter():
@@ -106,12 +104,6 @@ def test_fields_without_stars(case, seed):
 def test_image_without_good_pixels():
     with pytest.raises(ValueError, match=r"to measure its PSF, got 0"):
         measure_psf(np.full((50, 60), np.nan), 1.0)
-
-
-@pytest.mark.parametrize("size", [40, 9])
-def test_size_of_the_psf(size):
-    with pytest.raises(ValueError, match=f"size must be odd and at least 11, got {size}"):
-        measure_psf(np.zeros((64, 64)), 1.0, size=size)
 
 
 @pytest.mark.slow
