@@ -140,7 +140,8 @@ def _deblend(image: Path, output: Path, tile: int, weights: Path | None) -> None
     camera, deblender = Camera.candels_f160w(), load(weights)
     began = time.perf_counter(), time.process_time()
     known = {"psf": camera.psf[0].numpy(), "sky_rms": float(camera.sky_rms[0]), "gain": float(camera.exposure[0])}
-    posterior = deblender(image, zero_point=camera.zero_point[0], tile=tile, **known)
+    known |= {"zero_point": camera.zero_point[0], "wavelength": float(camera.wavelength[0])}
+    posterior = deblender(image, tile=tile, **known)
     seconds = {"seconds": time.perf_counter() - began[0], "cpu_seconds": time.process_time() - began[1]}
     seconds["cpu_per_megapixel"] = seconds["cpu_seconds"] / (fits.getdata(image).size / 1e6)
     catalog = Table(posterior.catalog()[["x", "y", "flux", "flux_err", "flux_auto", "flux_auto_16", "flux_auto_84"]])

@@ -213,21 +213,20 @@ def test_most_sources_of_a_cluster_lie_near_earlier_ones():
     np.testing.assert_allclose([near.min(), near.max()], [0.5, 0.95], atol=0.005)
 
 
-def test_stars_of_a_cluster_are_as_close_as_their_light():
-    """Each counts as 1/e of a pixel in the largest separation, beside the PSF."""
+@pytest.mark.parametrize(("kind", "radius"), [("star", 1 / math.e), ("disk", 0.3 / 0.05 * 0.5)])
+def test_sources_of_a_cluster_are_as_close_as_their_light(kind, radius):
+    """Twice the sum of their circularized radii, beside the PSF; a star counts as 1/e of a pixel."""
+    values = {"half_light_radius": 0.3, "axis_ratio": 0.25, "source_type": SOURCE_TYPES.index(kind)}
     law = Population.default().positions(
-        {name: torch.ones(1, 2) for name in ("half_light_radius", "axis_ratio")}
-        | {"source_type": torch.full((1, 2), SOURCE_TYPES.index("star"))},
+        {name: torch.full((1, 2), value) for name, value in values.items()},
         torch.ones(1, 2, dtype=torch.bool),
         SMALL,
         near=torch.ones(1, 1),
     )
-    largest = 2 * 2 / math.e + 0.8 * SMALL.blur
-    densities = [
-        float(law.log_prob(torch.tensor([[[[40.0, 40.0], [40 + apart, 40.0]]]])))
-        for apart in (largest - 0.01, largest + 0.01)
-    ]
-    assert [math.isfinite(value) for value in densities] == [True, False]
+    largest = 2 * 2 * radius + 0.8 * SMALL.blur
+    for apart, possible in ((largest - 0.01, True), (largest + 0.01, False)):
+        places = torch.tensor([[[[40.0, 40.0], [40 + apart, 40.0]]]])
+        assert math.isfinite(law.log_prob(places)) == possible
 
 
 def test_magnitudes_of_a_pair_are_drawn_together(false_alarm):
@@ -314,6 +313,7 @@ def test_a_continued_population_is_fainter():
         ({"max_difference": 0}, "max_difference must be positive, got 0"),
         ({"largest": -1.0}, "largest must be positive, got -1.0"),
         ({"number": (0.5, 0.4)}, r"number must be probabilities that sum to 1, got \(0.5, 0.4\)"),
+        ({"number": (1.2, -0.2)}, r"number must be probabilities that sum to 1, got \(1.2, -0.2\)"),
         ({"number": ()}, r"number must be probabilities that sum to 1, got \(\)"),
     ],
 )
