@@ -97,7 +97,7 @@ def fit_calibrator(
 
     In every other batch, the sources that are bright enough to be detected are listed, at positions that err as those
     of catalogs do, by 0 to 0.7 pixels. In the others they are detected, and some have the light of a neighbor that is
-    not. Existence probabilities are those of detections; detections of sources that are too faint do not count.
+    not. Existence probabilities are those of detections. Detections of sources that are too faint do not count.
 
     Parameters
     ----------
@@ -127,11 +127,15 @@ def fit_calibrator(
     held: list[tuple[Posterior, Known, evaluation.Arrays]] = []
     for batch, scene in enumerate(scenes):
         evaluation.check_truth(scene)
-        posterior, matched, counts = _answered(scene, deblender, listed=batch % 2 == 0, seed=seed_of(seed, batch))
+        listed = batch % 2 == 0
+        posterior, matched, faint = _answered(scene, deblender, listed=listed, seed=seed_of(seed, batch))
         known = known_sources(posterior, scene, matched)
+        for truth in known.truth.values():
+            truth[faint] = np.nan
+        counts = np.zeros_like(faint) if listed else ~faint
         known = known._replace(existence=known.existence[:, counts[: known.existence.shape[1]]])
         if batch % HELD_OUT == HELD_OUT - 1:
-            held.append((Posterior(posterior.dataset), known, _truth(scene, posterior, matched)))
+            held.append((Posterior(posterior.dataset), known, _truth(scene, posterior, np.where(faint, -1, matched))))
         else:
             fitted.append(known)
     if not held:
@@ -155,12 +159,12 @@ def fit_calibrator(
 def _answered(
     scene: Scene, deblender: Deblends, *, listed: bool, seed: int
 ) -> tuple[Posterior, NDArray[np.int64], NDArray[np.bool_]]:
-    """Ask for sources, and return the true source of each, -1 for none, and whether its existence counts."""
+    """Ask for sources, and return the true source of each, -1 for none, and whether that is too faint to count."""
     bright = evaluation.signal_to_noise(scene) >= evaluation.LEAST_SNR
     if not listed:
         posterior = deblender.scenes(scene, seed=seed)
         matched = evaluation.detected(scene, posterior)
-        return posterior, matched, ~np.isin(matched, np.flatnonzero(~bright))
+        return posterior, matched, np.isin(matched, np.flatnonzero(~bright))
     rng = np.random.default_rng(seed)
     error = JITTER * torch.from_numpy(rng.random(len(scene))[scene.scene.numpy()] * rng.normal(size=(2, len(bright))))
     places = (
