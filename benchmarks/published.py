@@ -20,6 +20,7 @@ from benchmarks._command import FILE
 from benchmarks.boucaud2020.statistics import read_published
 from probdeblend._files import whole_file
 from probdeblend.scene import GALAXY_TYPES
+from probdeblend.simulation.mixtures import nested_tuples
 from probdeblend.simulation.population import Population
 
 __all__ = ["fit_population", "main", "read_galaxies"]
@@ -77,7 +78,7 @@ def fit_population(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray,
     nested = {"weights": weights, "means": means, "covariances": covariances}
     numbers = {name: np.array(value).tolist() for name, value in nested.items()} | {"type_probabilities": share}
     limits = (math.floor(magnitudes.min()), math.ceil(magnitudes.max()))
-    return Population.parse(json.dumps(numbers | {"magnitude_range": limits}))
+    return Population(**nested_tuples(numbers | {"magnitude_range": limits}))
 
 
 @click.group("python -m benchmarks.published")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from astropy.nddata import NDData
     from astropy.table import Table
     from numpy.typing import NDArray
+    from tqdm import tqdm
 
     from ..posterior.draws import Posterior
 
@@ -55,6 +55,8 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
     Example:
       probdeblend deblend field.fits --psf psf.fits --rms rms.fits --output field
     """  # noqa: D301
+    from tqdm import tqdm
+
     from .._files import output_folder
     from ..deblending import weights
     from ..deblending.products import FILES, write_products
@@ -66,8 +68,8 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
             given |= {name: value for name, value in EXAMPLE.items() if not given[name]}
         bands = [_band(path, given["hdu"]) for path in images]
         deblender = weights.load(given["weights"], calibrator=given["calibrator"])
-        with _tiles() as progress:
-            posterior = deblender(bands, **_arguments(given), progress=progress)
+        with tqdm(unit="tile", leave=False) as bar:
+            posterior = deblender(bands, **_arguments(given), progress=partial(_advance, bar))
         names = write_products(folder, posterior, _pictured(images[0], given["hdu"]), save_draws=given["save_draws"])
     _print(posterior)
     click.echo(f"written to {given['output']}: {', '.join(names)}")
@@ -75,13 +77,15 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
 
 def _arguments(given: dict) -> dict[str, object]:
     """Turn options into arguments of a `Deblender`."""
+    from astropy.io import fits
+
     found = options.picked(given, "gain", "draws", "passes", "seed", "tile") | {"calibrate": not given["no_calibrator"]}
     found["psf"] = given["psf"][0] if len(given["psf"]) == 1 else list(given["psf"]) or None
     found["sky_rms"] = _noise(given["rms"])
     for name in ("zero_point", "wavelength"):
         found[name] = list(given[name]) or None
     found["positions"] = None if given["positions"] is None else _catalog(given["positions"])
-    found["mask"] = None if given["mask"] is None else _mask(given["mask"])
+    found["mask"] = None if given["mask"] is None else fits.getdata(given["mask"])
     return found
 
 
@@ -119,24 +123,9 @@ def _catalog(path: Path) -> Table:
         raise ValueError(f"{path}: must be a table that astropy can read, such as FITS, ECSV or CSV") from None
 
 
-def _mask(path: Path) -> NDArray:
-    from astropy.io import fits
-
-    return fits.getdata(path)
-
-
-@contextmanager
-def _tiles() -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar over tiles."""
-    from tqdm import tqdm
-
-    with tqdm(unit="tile", leave=False) as bar:
-
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield update
+def _advance(bar: tqdm, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
 
 
 def _pictured(path: Path, hdu: str | None) -> NDArray | None:

@@ -152,9 +152,8 @@ calibrator = combine(
 
 def output(default: str | None, what: str = "Folder") -> Callable:
     """Make the option that names the output; None if it must be given."""
-    if default is None:
-        return click.option("--output", type=FILE, required=True, help=f"{what} to write.")
-    return click.option("--output", type=FILE, default=default, show_default=True, help=f"{what} to write.")
+    look = {"required": True} if default is None else {"default": default, "show_default": True}
+    return click.option("--output", type=FILE, help=f"{what} to write.", **look)
 
 
 count = click.option("--count", type=click.IntRange(1), default=2000, show_default=True, help="Number of scenes.")

@@ -76,8 +76,6 @@ def dilate(segmentation: NDArray[np.int32], *, margin: float = 4.0, growth: floa
 def sky_scatter(image: ArrayLike, segmentation: NDArray[np.int32]) -> float:
     """Return the robust standard deviation of the finite pixels ``(y, x)`` outside the sources, which are dilated."""
     pixels = native_image(image)
-    if segmentation.shape != pixels.shape:
-        raise ValueError(f"segmentation must have the shape of image {pixels.shape}, got {segmentation.shape}")
     blank = (dilate(segmentation) == 0) & np.isfinite(pixels)
     if not blank.any():
         raise ValueError("segmentation must leave blank sky, got none")

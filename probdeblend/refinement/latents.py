@@ -89,10 +89,21 @@ class Within(Transform):
         return -2 * torch.log1p(((x - self.middle).abs() - self.half).clamp(min=0) / self.margin)
 
 
-class FluxPrior(dist.TorchDistribution):
-    """The prior of ln fluxes over sky noise ``(band, kind)``: bands share a brightness, and differ by colors."""
+class _SourcePrior(dist.TorchDistribution):
+    """A prior that is the same for all sources: a plate changes nothing but its batch shape."""
 
     arg_constraints: dict = {}  # noqa: RUF012
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> _SourcePrior:
+        """Return the distribution with a larger batch."""
+        wider = copy(self)
+        wider._batch_shape = torch.Size(batch_shape)
+        return wider
+
+
+class FluxPrior(_SourcePrior):
+    """The prior of ln fluxes over sky noise ``(band, kind)``: bands share a brightness, and differ by colors."""
+
     support = constraints.independent(constraints.real, 2)
 
     def __init__(self, bands: int, batch_shape: tuple[int, ...] = ()) -> None:
@@ -100,10 +111,6 @@ class FluxPrior(dist.TorchDistribution):
         self.total = dist.MultivariateNormal(torch.full((bands,), BRIGHTNESS), covariance)
         self.aperture = dist.StudentT(APERTURE_FREEDOM, APERTURE, APERTURE_SPREAD)
         super().__init__(torch.Size(batch_shape), torch.Size([bands, 2]), validate_args=False)
-
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> FluxPrior:
-        """Return the distribution with a larger batch."""
-        return _expanded(self, batch_shape)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draw ln fluxes ``(*sample, *batch, band, kind)``."""
@@ -118,10 +125,9 @@ class FluxPrior(dist.TorchDistribution):
         return density.masked_fill(_beyond(value, *FLUX_RANGE[:2]).any(-1), -math.inf)
 
 
-class ShapePrior(dist.TorchDistribution):
+class ShapePrior(_SourcePrior):
     """The prior of size and shape ``(4,)`` of galaxies, for a pixel scale in arcsec."""
 
-    arg_constraints: dict = {}  # noqa: RUF012
     support = constraints.real_vector
 
     def __init__(self, population: Population, pixel_scale: float, batch_shape: tuple[int, ...] = ()) -> None:
@@ -138,10 +144,6 @@ class ShapePrior(dist.TorchDistribution):
         self.flat = dist.Beta(*flat, validate_args=False)
         self.quantile = dist.Beta(torch.tensor(2.0), torch.tensor(2.0), validate_args=False)
         super().__init__(torch.Size(batch_shape), torch.Size([4]), validate_args=False)
-
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> ShapePrior:
-        """Return the distribution with a larger batch."""
-        return _expanded(self, batch_shape)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draw shapes ``(*sample, *batch, 4)`` of galaxies by the population's program."""
@@ -176,13 +178,6 @@ class ShapePrior(dist.TorchDistribution):
         own = torch.logaddexp(own + math.log1p(-ANY_SHAPE), anything + math.log(ANY_SHAPE))
         total = (major + own + torch.tensor(self.population.type_probabilities).log()).logsumexp(-1)
         return total.masked_fill(_beyond(value, torch.tensor(low), torch.tensor(high)), -math.inf)
-
-
-def _expanded(prior: dist.TorchDistribution, batch_shape: tuple[int, ...]) -> dist.TorchDistribution:
-    """Return a prior, which is the same for all sources, with another batch shape."""
-    wider = copy(prior)
-    wider._batch_shape = torch.Size(batch_shape)
-    return wider
 
 
 def _beyond(value: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

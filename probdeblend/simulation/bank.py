@@ -155,10 +155,7 @@ def _auto(image: Tensor) -> Tensor:
 
 def log_flux(template: Template, which: int, fluxes: Tensor) -> Tensor:
     """Return ln of auto and total flux over sky rms ``(band, 2)`` of a template."""
-    total = fluxes.log()
-    level = np.interp(total.numpy(), np.log(AUTO_LEVELS), np.arange(len(AUTO_LEVELS)))
-    low = np.minimum(level.astype(int), len(AUTO_LEVELS) - 2)
-    band = np.arange(len(total))
-    table = template.auto[which].numpy()
-    ratio = table[band, low] + (level - low) * (table[band, low + 1] - table[band, low])
-    return torch.stack([total + torch.from_numpy(ratio).float(), total], -1)
+    total, levels = fluxes.log(), np.log(AUTO_LEVELS)
+    bands = zip(total.numpy(), template.auto[which].numpy(), strict=True)
+    ratio = torch.tensor([np.interp(own, levels, known) for own, known in bands])
+    return torch.stack([total + ratio.float(), total], -1)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 import pyro
@@ -369,29 +369,3 @@ class Population:
                     values = {name: value[good] for name, value in values.items()}
                 drawn.append(values)
         return {name: torch.cat([values[name] for values in drawn])[:count] for name in drawn[0]}
-
-    def describe(self) -> str:
-        """Return the fields as a JSON object, to be stored with data and weights.
-
-        Returns
-        -------
-        str
-            A JSON object, which `parse` reads.
-        """
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def parse(cls, text: str) -> Population:
-        """Make a population from the JSON that `describe` returns.
-
-        Parameters
-        ----------
-        text
-            What `describe` returned.
-
-        Returns
-        -------
-        Population
-            The population.
-        """
-        return cls(**nested_tuples(json.loads(text)))

@@ -282,11 +282,6 @@ def test_same_seed_same_scenes_and_no_global_state():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_json_and_back(name):
-    assert Population.parse(SETTINGS[name].describe()) == SETTINGS[name]
-
-
 def test_a_continued_population_is_fainter():
     wider = Population.published().extended(0.3)
     assert wider.magnitude_range == (18, 26)
