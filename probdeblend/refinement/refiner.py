@@ -7,6 +7,7 @@ are far too narrow, and importance weights do not show it. A group is refined on
 - its importance weights are reliable: k-hat below ``min(1 - 1 / log10(draws), 0.7)``;
 - the fit leaves no more light behind than noise would (`~probdeblend.refinement.residuals.misfit`);
 - its sources resemble the training set, and nothing else about them is doubtful;
+- no other group shines through it: what is subtracted is not known better than the network knows it;
 - the network, which was trained on galaxies with knots and arms, agrees: the refined fluxes lie within its posterior.
 
 Otherwise the network's answer stays, and a flag gives the reason.
@@ -36,6 +37,7 @@ from .unknowns import Unknowns
 __all__ = ["Refiner"]
 
 DOUBTS = ~int(Flag.OUTSIDE_CALIBRATION)  # any other flag of the network is a reason not to refine
+MOST_FOREIGN = 0.3  # light of other groups over a group's own, where that lies
 LEAST_MISFIT_P = 0.01
 LEAST_AGREEMENT_P = 0.001
 LEAST_P = 1e-300
@@ -100,11 +102,12 @@ class Refiner:
         """Refine one group."""
         log_flux = _log_flux(network, members)
         doubts = int(np.bitwise_or.reduce(network.flags[members])) & DOUBTS
-        part, corner = _cutout(scene, network, members)
+        part, corner, foreign = _cutout(scene, network, members)
         x, y = (network.dataset[name].values[members] - start for name, start in zip("xy", corner[::-1], strict=True))
         kernel = 0 if scene.noise_kernel is None else 2 * (scene.noise_kernel.shape[-1] - 1)
         sides = part.image.shape[-2:]
-        if doubts or max(sides) > LARGEST_CUTOUT or min(sides) <= kernel or not np.isfinite(log_flux).all():
+        fits = kernel < min(sides) and max(sides) <= LARGEST_CUTOUT
+        if doubts or not fits or not foreign <= MOST_FOREIGN or not np.isfinite(log_flux).all():
             return _Found(Flag.NOT_REFINED, np.nan)
         places = (torch.zeros(len(members), dtype=torch.long), *(torch.from_numpy(v).float() for v in (x, y)))
         own_seed = seed_of(seed, 4, *(int(KEY * max(float(v[0]) + s, 0)) for v, s in ((x, corner[1]), (y, corner[0]))))
@@ -172,8 +175,11 @@ def _log_flux(network: Posterior, members: NDArray[np.int64]) -> NDArray[np.floa
     return logs - np.log(network.dataset["sky_rms"].values[members])
 
 
-def _cutout(scene: Scene, network: Posterior, members: NDArray[np.int64]) -> tuple[Scene, tuple[int, int]]:
-    """Cut out a group, without the light of other sources; return it, and the row and column of its first pixel."""
+def _cutout(scene: Scene, network: Posterior, members: NDArray[np.int64]) -> tuple[Scene, tuple[int, int], float]:
+    """Cut out a group, without the light of other sources; return it, and the row and column of its first pixel.
+
+    The last number is the light of other sources over that of the group, weighted by the latter.
+    """
     places, cutouts = network.dataset, network.cutouts
     number = int(places["scene"].values[members[0]])
     slices = []
@@ -182,14 +188,15 @@ def _cutout(scene: Scene, network: Posterior, members: NDArray[np.int64]) -> tup
         low, high = max(int(center.min()) - MARGIN, 0), min(int(center.max()) + MARGIN + 2, size)
         slices.append(slice(low, max(high, low + 1)))
     rows, columns = slices
-    image = scene.image[number].double().numpy().copy()
-    for source in np.setdiff1d(np.flatnonzero(places["scene"].values == number), members):
+    own, others = np.zeros((2, *scene.image.shape[1:]))
+    for source in np.flatnonzero(places["scene"].values == number):
         there = cutouts.cutout("image", int(source))
-        image[(slice(None), *there.slices)] -= there.data
+        (own if source in members else others)[(slice(None), *there.slices)] += there.data
+    foreign = (own * others).sum() / max(np.square(own).sum(), 1e-300)
     known = {f: getattr(scene, f) for f in ("sky_rms", "psf", "exposure", "noise_kernel", "wavelength")}
     known = {name: None if value is None else value[number : number + 1] for name, value in known.items()}
-    pixels = torch.from_numpy(image[None, :, rows, columns])
-    return Scene(image=pixels, pixel_scale=scene.pixel_scale, **known), (rows.start, columns.start)
+    pixels = (scene.image[number].double() - torch.from_numpy(others))[None, :, rows, columns]
+    return Scene(image=pixels, pixel_scale=scene.pixel_scale, **known), (rows.start, columns.start), foreign
 
 
 def _disagreement(own: NDArray[np.float64], refined: NDArray[np.float64]) -> float:

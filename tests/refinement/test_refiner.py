@@ -1,5 +1,7 @@
 """Scenes in, posteriors out, each group refined where that can be trusted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,18 @@ def test_images_add_up_and_masks_are_probabilities(scene, answers):
         assert mask.data.max() == 1
         assert image.data.sum() == pytest.approx(float(after.flux.mean(("chain", "draw"))[label - 1, 0]), rel=0.1)
     assert np.abs(model - scene.light.sum(0)[0].numpy()).max() < 4
+
+
+def test_a_faint_source_in_the_light_of_another_group_is_not_refined(scene, network):
+    """What the network subtracts of the bright one may be wrong by more than the faint one has."""
+    light, flux = scene.light.clone(), scene.flux.clone()
+    light[1], flux[1] = 0.05 * light[1], 0.05 * flux[1]
+    dimmed = replace(scene, image=scene.image - 0.95 * scene.light[1], light=light, flux=flux)
+    deblender = Network(network, dimmed, group=np.arange(3))
+    before, after = deblender.scenes(dimmed), Refiner(deblender, draws=100).scenes(dimmed)
+    assert after.flags[1] == int(Flag.NOT_REFINED)
+    assert np.array_equal(after.flux.values[:, :, 1], before.flux.values[:, :, 1])
+    assert not after.flags[0] & int(Flag.NOT_REFINED)
 
 
 def test_what_the_model_cannot_describe_stays_as_it_was(scene, network):
