@@ -52,7 +52,7 @@ def write_picture(path: Path) -> None:
     with fits.open(EXAMPLE_PATH) as hdus:
         pixels, header = hdus[0].data.astype(float), hdus[0].header
     posterior = probdeblend.deblend(
-        EXAMPLE_PATH, psf="candels_f160w", sky_rms=header["SKYRMS"], gain=header["EXPOSURE"], wavelength=1.54
+        EXAMPLE_PATH, psf="candels_f160w", sky_rms=header["SKYRMS"], gain=header["EXPOSURE"]
     )
     plot_field(posterior, pixels)[0].figure.savefig(path, dpi=120)
 

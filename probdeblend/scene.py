@@ -63,6 +63,8 @@ class Instrument:
         Effective exposure: counts per unit of flux, for photon noise; infinite for none.
     noise_kernel
         Kernel that, convolved with white noise, gives the correlation of the sky noise; None for white noise.
+    wavelength
+        In micron; NaN where unknown.
 
     Raises
     ------
@@ -76,6 +78,7 @@ class Instrument:
     sky_rms: float
     exposure: float = math.inf
     noise_kernel: Tensor | None = None
+    wavelength: float = math.nan
 
     def __post_init__(self) -> None:
         for name in ("pixel_scale", "sky_rms", "exposure"):
@@ -107,7 +110,7 @@ class Instrument:
         """
         with (files("probdeblend") / "data" / "psf_f160w.npy").open("rb") as file:
             psf = torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32))
-        return cls(0.06, psf / psf.sum(), 25.9463, sky_rms, exposure, drizzle_kernel(1.0))
+        return cls(0.06, psf / psf.sum(), 25.9463, sky_rms, exposure, drizzle_kernel(1.0), wavelength=1.54)
 
     def replace(self, **changes: object) -> Instrument:
         """Return a copy with some fields changed.

@@ -134,13 +134,13 @@ def observe(
         scale = _pixel_scale(wcs, camera, notes)
         kernels = [_kernel(band, camera, notes) for band in bands]
         gains = _per_band("gain", gain, [None] * len(bands))
-        waves = _per_band("wavelength", wavelength, [None] * len(bands))
+        waves = _per_band("wavelength", wavelength, [camera.wavelength if camera else math.nan] * len(bands))
         yield Observation(
             shape=shape,
             psf=band_psfs(psf, bands, scale, notes),
             noise_kernel=torch.stack(kernels),
             photon=torch.tensor([_photon(*band, camera) for band in zip(bands, kernels, gains, strict=True)]),
-            wavelength=torch.tensor([math.nan if wave is None else wave for wave in waves]),
+            wavelength=torch.tensor(waves, dtype=torch.float32),
             window=lambda rows, columns: _window(bands, rows, columns),
             sky_rms=lambda x, y: np.stack([band.noise_at(x, y) for band in bands], -1).reshape(len(x), len(bands)),
             bands=_names([band.name for band in opened]),

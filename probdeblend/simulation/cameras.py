@@ -24,7 +24,6 @@ __all__ = ["Camera", "Cameras"]
 
 FINE = 2.6  # pixels; narrower PSFs are not sampled well enough to be drawn at one sample per pixel
 UNKNOWN = (0.5, 1.5)  # micron, from the bluest to the reddest band where wavelengths are not known
-CANDELS_WAVELENGTH = 1.54  # micron
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +63,13 @@ class Camera:
     native: bool = False
 
     @classmethod
-    def of(cls, instrument: Instrument, *, wavelength: float = math.nan) -> Camera:
+    def of(cls, instrument: Instrument) -> Camera:
         """Return a camera of one band.
 
         Parameters
         ----------
         instrument
             The band.
-        wavelength
-            In micron.
 
         Returns
         -------
@@ -81,7 +78,7 @@ class Camera:
         """
         kernel = None if instrument.noise_kernel is None else instrument.noise_kernel[None]
         numbers = (torch.tensor([float(v)]) for v in (instrument.sky_rms, instrument.exposure))
-        wave, zero_point = torch.tensor([wavelength]), (instrument.zero_point,)
+        wave, zero_point = torch.tensor([instrument.wavelength]), (instrument.zero_point,)
         return cls(instrument.pixel_scale, instrument.psf[None], *numbers, kernel, wave, zero_point)
 
     @classmethod
@@ -98,7 +95,7 @@ class Camera:
         Camera
             The camera.
         """
-        return cls.of(Instrument.candels_f160w(sky_rms=sky_rms, exposure=exposure), wavelength=CANDELS_WAVELENGTH)
+        return cls.of(Instrument.candels_f160w(sky_rms=sky_rms, exposure=exposure))
 
     def __len__(self) -> int:
         return len(self.psf)

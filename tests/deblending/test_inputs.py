@@ -253,7 +253,9 @@ def test_what_describes_the_noise_does_not_depend_on_the_unit():
         np.testing.assert_allclose(numbers(1e-9, **options), numbers(1.0, **options), rtol=1e-5)
     np.testing.assert_allclose(numbers(10, gain=0.3), numbers(1.0, gain=3.0), rtol=1e-5)
     assert numbers(1, gain=0.3)[0, 2] > numbers(1, gain=3.0)[0, 2] > numbers(1.0)[0, 2]
-    assert numbers(1, wavelength=1.6)[0, 4] == 1
+    assert numbers(1)[0, 3:].tolist() == [0, 0]
+    assert numbers(1, wavelength=1.54)[0, 3:].tolist() == numbers(1, psf="candels_f160w")[0, 3:].tolist()
+    assert numbers(1, wavelength=1.54)[0, 4] == 1
 
 
 def test_bands_come_in_many_forms(stored, tmp_path):
