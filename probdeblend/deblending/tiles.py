@@ -276,7 +276,7 @@ def _read_patch(
         spread = network.reader.mask_spread(maps, shares, source, *place, part, kept[:MASK_PASSES])
         first = (corner[0] + part[0].start, corner[1] + part[1].start)
         pixels = (probability[source, *part], spread, share[source, :, *part])
-        cuts.append(Cut(first, *(value.cpu().numpy() for value in pixels)))
+        cuts.append(Cut(first, *(value.cpu().numpy().copy() for value in pixels)))  # views would keep the patch
     return _Part(
         own=sources.chosen(np.arange(own)),
         near=sources.key,

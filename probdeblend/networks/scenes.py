@@ -26,7 +26,7 @@ SHAPES = ("dx", "dy", "ln_radius", "e1", "e2", "ln_index")
 CLASSES = 5
 HEADS = 4
 EDGE = 4
-LEAST_WIDTH = 2e-3
+LEAST_WIDTH, LARGEST_WIDTH = 2e-3, 3.0
 FREEDOM = (2.5, 30.0)
 
 
@@ -277,4 +277,4 @@ class SceneNetwork(nn.Module):
 
 
 def _positive(value: Tensor) -> Tensor:
-    return LEAST_WIDTH + functional.softplus(value)
+    return (LEAST_WIDTH + functional.softplus(value)).clamp(max=LARGEST_WIDTH)
