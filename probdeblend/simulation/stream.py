@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..photometry.noise import correlated_noise, noise_numbers
@@ -40,6 +41,7 @@ FAINT = {True: 0.3, False: 1.0}  # mean number of fainter sources, beside pairs 
 CUT, CUT_SNR = 0.4, 1000.0  # fraction of the crowds with a neighbor that the edge cuts, and its largest S/N
 DROPPED = 0.08  # fraction of the batches in which one source is not listed
 SPURIOUS = (0.82, 0.13, 0.05)  # probabilities of 0, 1 and 2 positions without a source
+IN_LIGHT = 0.6  # fraction of these that lie in the light of sources
 JITTER = 0.7  # pixels, largest standard deviation of listed positions
 BAD = 0.1  # fraction of the batches in which a third of the scenes has bad pixels
 MARGIN = 6.0  # pixels
@@ -164,7 +166,7 @@ class SceneStream(IterableDataset[SceneBatch]):
         jitter = JITTER * torch.rand(scenes, 1)
         for values in (x, y):
             values[:, :real] += jitter * torch.randn(scenes, real)
-        _add_spurious(x, y, real, size)
+        _add_spurious(x, y, real, image, heat)
         noisy, noise = _observed(image, seen)
         good = _good(rng, scenes, bands, size)
         psf = torch.stack([_middle(t.camera.psf) for t in seen])
@@ -245,17 +247,15 @@ def _mark(heat: Tensor, place: Tensor, *, counts: bool) -> None:
         patch[patch == 0] = -1
 
 
-def _add_spurious(x: Tensor, y: Tensor, real: int, size: int) -> None:
-    """List places where there is nothing: anywhere, or in the light of a source."""
+def _add_spurious(x: Tensor, y: Tensor, real: int, image: Tensor, heat: Tensor) -> None:
+    """List places where there is no center: anywhere, or in the light of sources, such as their knots."""
     scenes, listed = x.shape
+    far = 1 - functional.max_pool2d(heat[:, 0].abs(), 5, stride=1, padding=2)  # cells
+    light = functional.avg_pool2d(image.amax(1).clamp(min=0).log1p(), CELL) + 1e-3
     for number in range(real, listed):
-        x[:, number], y[:, number] = MARGIN + (size - 2 * MARGIN) * torch.rand(2, scenes)
-        if real:
-            beside = (torch.rand(scenes) < 0.6).nonzero()[:, 0]
-            other, angle = torch.randint(real, beside.shape), 2 * math.pi * torch.rand(beside.shape)
-            distance = 3 + 9 * torch.rand(beside.shape)
-            x[beside, number] = x[beside, other] + distance * angle.cos()
-            y[beside, number] = y[beside, other] + distance * angle.sin()
+        weight = torch.where((torch.rand(scenes) < IN_LIGHT)[:, None, None], light, 1.0) * far + 1e-9
+        cell, side = weight.flatten(1).multinomial(1)[:, 0], weight.shape[-1]
+        x[:, number], y[:, number] = (CELL * (v + torch.rand(scenes)) - 0.5 for v in (cell % side, cell // side))
 
 
 def _observed(image: Tensor, seen: list[Template]) -> tuple[Tensor, Tensor]:

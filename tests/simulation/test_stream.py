@@ -161,3 +161,17 @@ def test_the_heat_map_marks_sources_that_count(small):
                 cell = (place / 2 + 0.25).floor().long()
                 assert batch.heat[scene, 0, cell[1], cell[0]] == 1
         assert (batch.heat[:, 0] == 1).sum() <= 8 * (listed + 2)
+
+
+def test_spurious_positions_lie_at_no_center(monkeypatch, small):
+    monkeypatch.setattr(streams, "SPURIOUS", (0.0, 0.0, 1.0))
+    monkeypatch.setattr(streams, "DROPPED", 1.0)
+    made = [b for b in batches(Points(), range(6), pairs=0.0) if b.light.shape[1]]
+    assert len(made) > 3
+    for batch in made:
+        real = batch.light.shape[1]
+        row, column = (batch.heat[:, 0] > 0).nonzero(as_tuple=True)[1:]
+        scene = (batch.heat[:, 0] > 0).nonzero(as_tuple=True)[0]
+        for x, y in zip(batch.x[:, real:].T, batch.y[:, real:].T, strict=True):
+            apart = torch.maximum((2 * column + 0.5 - x[scene]).abs(), (2 * row + 0.5 - y[scene]).abs())
+            assert apart.min() > 4.9
