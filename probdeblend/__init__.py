@@ -35,18 +35,11 @@ __all__ = [
     "simulate",
 ]
 
-_ROOM_OF = {
-    "Calibrator": "posterior",
-    "Camera": "simulation",
-    "Deblender": "deblending",
-    "Flag": "posterior",
-    "Instrument": "scene",
-    "Population": "simulation",
-    "Posterior": "posterior",
-    "Scene": "scene",
-    "deblend": "deblending",
-    "load": "deblending",
-    "simulate": "simulation",
+_NAMES_OF = {
+    "deblending": ("Deblender", "deblend", "load"),
+    "posterior": ("Calibrator", "Flag", "Posterior"),
+    "scene": ("Instrument", "Scene"),
+    "simulation": ("Camera", "Population", "simulate"),
 }
 
 try:
@@ -56,11 +49,11 @@ except metadata.PackageNotFoundError:  # a source tree on the path, not installe
 
 
 def __getattr__(name: str) -> object:
-    if name not in _ROOM_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_ROOM_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    for room, names in _NAMES_OF.items():
+        if name in names:
+            globals()[name] = getattr(import_module(f".{room}", __name__), name)
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

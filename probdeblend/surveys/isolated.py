@@ -7,8 +7,8 @@ on its own. What the paper judged by eye is measured here, and limits on the mea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import sep
@@ -24,7 +24,7 @@ from ..photometry.sky import dilate, estimate_noise_kernel, replace_with_sky, sk
 from ..scene import Instrument
 from .library import STAMP_SIZE, Quality
 
-__all__ = ["WINDOW", "IsolatedGalaxy", "NotIsolatedError", "cut_galaxy", "find_galaxies", "measure_galaxy"]
+__all__ = ["WINDOW", "Galaxy", "NotIsolatedError", "cut_galaxy", "find_galaxies", "measure_galaxy"]
 
 BORDER = 48  # pixels around a stamp from which sky may be copied
 WINDOW = STAMP_SIZE + 2 * BORDER
@@ -44,33 +44,11 @@ class NotIsolatedError(ValueError):
     """No galaxy could be cut out; the message gives the reason."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class IsolatedGalaxy:
-    """An isolated galaxy in its stamp, and what was measured of it.
+Galaxy = dict[str, Any]
+"""Columns of a `Library` for one galaxy, but that the half-light radius is in pixels and `keep` is left open.
 
-    The sky-subtracted `pixels` and the `segmentation` at 3 times the sky noise are ``(y, x)``; `sky_rms` and the Kron
-    flux and its error, which allows for the noise's correlation, are in image units, the half-light radius within the
-    Kron aperture in pixels. The stamp's first pixel is at x0, y0 in the mosaic, the galaxy at ra, dec in degrees.
-    """
-
-    pixels: NDArray[np.float32]
-    segmentation: NDArray[np.bool_]
-    sky_rms: float
-    x: float
-    y: float
-    auto_flux: float
-    flux_error: float
-    half_light_radius: float
-    quality: int
-    x0: int = 0
-    y0: int = 0
-    ra: float = np.nan
-    dec: float = np.nan
-    identity: str = ""
-    origin: str = ""
-    galaxy_type: int = -1
-    zero_point: float = np.nan
-    exposure: float
+A galaxy of a mosaic also has the first pixel of its stamp there, ``x0`` and ``y0``.
+"""
 
 
 def find_galaxies(window: NDArray[np.float64]) -> tuple[Detection, NDArray[np.float64]]:
@@ -94,7 +72,7 @@ def _source_at(found: Detection, center: tuple[float, float], otherwise: str) ->
 
 def cut_galaxy(
     window: NDArray[np.float64], x: float, y: float, *, instrument: Instrument, rng: np.random.Generator
-) -> IsolatedGalaxy:
+) -> Galaxy:
     """Cut out the galaxy at x, y, in the middle of a window, replace all others by sky, and measure it.
 
     The window ``(y, x)`` is a square of 224 pixels, NaN beyond the mosaic.
@@ -118,11 +96,11 @@ def cut_galaxy(
     x0, y0 = (int(np.floor(center)) - STAMP_SIZE // 2 + 1 for center in (x, y))
     stamp = cut_stamps(filled, (x0, y0), STAMP_SIZE)[0]
     galaxy = measure_galaxy(stamp, sky_rms, (x - x0, y - y0), exposure=instrument.exposure, kernel=kernel)
-    quality = galaxy.quality | _coverage(window, footprint)
+    quality = galaxy["quality"] | _coverage(window, footprint)
     quality |= Quality.NEIGHBOR * ((footprint & foreign).sum() > TAKEN * footprint.sum())
     quality |= Quality.DOUBLE_NUCLEUS * ((np.hypot(found.x - x, found.y - y) < CENTERING).sum() > 1)
     quality |= Quality.TWO_NOISE_LEVELS * (_noise_ratio(pixels, found.segmentation) > NOISE_RATIO)
-    return replace(galaxy, quality=int(quality), x0=x0, y0=y0)
+    return galaxy | {"quality": int(quality), "x0": x0, "y0": y0}
 
 
 def _coverage(window: NDArray[np.float64], footprint: NDArray[np.bool_]) -> int:
@@ -151,10 +129,11 @@ def measure_galaxy(
     *,
     exposure: float,
     kernel: Tensor | None,
-) -> IsolatedGalaxy:
+) -> Galaxy:
     """Measure and judge the isolated galaxy that is expected at the `center` (x before y) of a sky-subtracted stamp.
 
-    The correlation of the noise is that of a `kernel`; `exposure` is in counts per unit of flux.
+    The correlation of the noise is that of a `kernel`, which counts in the error of the flux; `exposure` is in counts
+    per unit of flux.
     """
     found = detect(stamp, sky_rms, **SEGMENTATION)
     own = _source_at(found, center, "too faint to be found at 3 times the sky noise")
@@ -170,18 +149,18 @@ def measure_galaxy(
     quality = _leftover(stamp, sky_rms, segmentation)
     quality |= Quality.TWO_NOISE_LEVELS * (_ring_noise_ratio(stamp, segmentation) > NOISE_RATIO)
     quality |= Quality.ASYMMETRIC * (_asymmetry(stamp, segmentation, sky_rms, (x, y), half) > ASYMMETRY)
-    return IsolatedGalaxy(
-        pixels=stamp.astype(np.float32),
-        segmentation=segmentation,
-        sky_rms=sky_rms,
-        x=x,
-        y=y,
-        auto_flux=flux[own],
-        flux_error=error[own] * correlation**0.5,
-        half_light_radius=half,
-        quality=int(quality),
-        exposure=exposure,
-    )
+    return {
+        "pixels": stamp.astype(np.float32),
+        "segmentation": segmentation,
+        "sky_rms": sky_rms,
+        "x": x,
+        "y": y,
+        "auto_flux": flux[own],
+        "flux_error": error[own] * correlation**0.5,
+        "half_light_radius": half,
+        "quality": int(quality),
+        "exposure": exposure,
+    }
 
 
 def _leftover(stamp: NDArray[np.float64], sky_rms: float, segmentation: NDArray[np.bool_]) -> int:

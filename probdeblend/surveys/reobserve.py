@@ -9,7 +9,6 @@ noise add up to the instrument's; a galaxy whose old noise alone exceeds that is
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from ..photometry.detection import HOT, detect
 from ..photometry.noise import correlation_sum
 from ..photometry.sky import dilate, draw_noise
 from ..scene import Instrument
-from .isolated import IsolatedGalaxy, NotIsolatedError, measure_galaxy
+from .isolated import Galaxy, NotIsolatedError, measure_galaxy
 from .library import STAMP_SIZE
 from .selection import Collection, collect
 
@@ -71,7 +70,7 @@ def reobserve_galaxies(path: Path, *, instrument: Instrument, seed: int = 0) -> 
     kernel = galsim.Image(instrument.psf.double().cpu().numpy(), scale=instrument.pixel_scale)
     psf = galsim.InterpolatedImage(kernel, x_interpolant=galsim.Lanczos(31))
     skipped: Counter[str] = Counter()
-    galaxies: list[IsolatedGalaxy] = []
+    galaxies: list[Galaxy] = []
     for number in tqdm(range(catalog.nobjects), desc=path.name, unit="galaxy", leave=False):
         try:
             cut = _observe(catalog, number, psf, instrument, seed)
@@ -79,15 +78,15 @@ def reobserve_galaxies(path: Path, *, instrument: Instrument, seed: int = 0) -> 
             skipped[str(error)] += 1
             continue
         # With their positions, the same galaxies in another library are recognized.
-        told = {name.lower(): float(catalog.cat[name][number]) for name in {"RA", "DEC"} & set(catalog.cat.names)}
-        told |= {"identity": f"cosmos:{catalog.ident[number]}", "origin": path.name}
-        galaxies.append(replace(cut, zero_point=instrument.zero_point, **told))
+        place = {name.lower(): float(catalog.cat[name][number]) for name in {"RA", "DEC"} & set(catalog.cat.names)}
+        told = {"identity": f"cosmos:{catalog.ident[number]}", "origin": path.name, "galaxy_type": -1}
+        galaxies.append({"ra": np.nan, "dec": np.nan} | cut | told | place | {"zero_point": instrument.zero_point})
     return collect(galaxies, skipped, instrument.pixel_scale)
 
 
 def _observe(
     catalog: galsim.RealGalaxyCatalog, number: int, psf: galsim.GSObject, instrument: Instrument, seed: int
-) -> IsolatedGalaxy:
+) -> Galaxy:
     """Observe a galaxy, keeping its magnitude; its number is the key of the noise's seed."""
     import galsim
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..photometry.images import FieldImage, open_mosaic
 from ..scene import GALAXY_TYPES, PIXEL_SCALE_TOLERANCE, Instrument
-from .isolated import WINDOW, IsolatedGalaxy, NotIsolatedError, cut_galaxy, find_galaxies
+from .isolated import WINDOW, Galaxy, NotIsolatedError, cut_galaxy, find_galaxies
 from .library import Library, join
 
 __all__ = ["Collection", "collect", "cut_galaxies", "in_units_of", "isolate_galaxies", "read_catalog"]
@@ -98,7 +98,7 @@ def isolate_galaxies(
         raise ValueError("columns require a catalog, got None")
     table = None if catalog is None else read_catalog(catalog, columns or {})
     skipped: Counter[str] = Counter()
-    galaxies: list[IsolatedGalaxy] = []
+    galaxies: list[Galaxy] = []
     for path in images:
         with open_mosaic(path, hdu=hdu) as mosaic:
             own = {"instrument": in_units_of(mosaic, instrument), "skipped": skipped}
@@ -107,13 +107,13 @@ def isolate_galaxies(
     return collect(galaxies, skipped, instrument.pixel_scale)
 
 
-def collect(galaxies: Sequence[IsolatedGalaxy], skipped: Counter[str], pixel_scale: float) -> Collection:
+def collect(galaxies: Sequence[Galaxy], skipped: Counter[str], pixel_scale: float) -> Collection:
     """Make a library of galaxies, of which those without a quality flag are kept; refuse none, and give the reasons."""
     if not galaxies:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
         raise ValueError(f"no galaxy is left to cut out: {reasons or 'none was found'}")
     names = {field.name for field in fields(Library)} - {"keep"}
-    columns = {name: np.array([getattr(galaxy, name) for galaxy in galaxies]) for name in names}
+    columns = {name: np.array([galaxy[name] for galaxy in galaxies]) for name in names}
     columns["half_light_radius"] *= pixel_scale
     return Collection(join([Library(**columns, keep=columns["quality"] == 0)]), skipped)
 
@@ -169,7 +169,7 @@ def cut_galaxies(
     faintest: float,
     skipped: Counter[str],
     seed: int = 0,
-) -> Iterator[IsolatedGalaxy]:
+) -> Iterator[Galaxy]:
     """Cut the galaxies of a catalog, or of what SEP finds if None, out of a mosaic, one at a time.
 
     `skipped` counts the reasons for which galaxies are left out. The seed of the sky that replaces neighbors is keyed
@@ -191,8 +191,8 @@ def cut_galaxies(
             left, top = round(x[number]) - WINDOW // 2, round(y[number]) - WINDOW // 2
             place, rng = (x[number] - left, y[number] - top), np.random.default_rng((seed, number))
             cut = cut_galaxy(mosaic.window(left, top, WINDOW), *place, instrument=instrument, rng=rng)
-            x0, y0 = cut.x0 + left, cut.y0 + top
-            center = x0 + cut.x, y0 + cut.y
+            cut |= {"x0": cut["x0"] + left, "y0": cut["y0"] + top}
+            center = cut["x0"] + cut["x"], cut["y0"] + cut["y"]
             if any(np.hypot(center[0] - x, center[1] - y) < SAME_SOURCE for x, y in centers):
                 raise NotIsolatedError("the same source as that of another row")
         except NotIsolatedError as error:
@@ -202,8 +202,7 @@ def cut_galaxies(
         ra, dec = (np.nan, np.nan) if mosaic.wcs is None else mosaic.wcs.pixel_to_world_values(*center)
         kind = GALAXY_TYPES.index(kinds[number]) if kinds[number] in GALAXY_TYPES else -1
         told = {"identity": f"{mosaic.name}:{names[number]}", "origin": mosaic.name, "galaxy_type": kind}
-        told |= {"x0": x0, "y0": y0, "ra": float(ra), "dec": float(dec), "zero_point": instrument.zero_point}
-        yield replace(cut, **told)
+        yield cut | told | {"ra": float(ra), "dec": float(dec), "zero_point": instrument.zero_point}
 
 
 def find_sources(mosaic: FieldImage, instrument: Instrument) -> Table:

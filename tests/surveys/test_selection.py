@@ -58,7 +58,7 @@ def test_without_a_catalog_the_same_galaxies_are_found(field, hst):
     mosaic, catalog = field
     found = list(cut_galaxies(mosaic, None, instrument=hst, faintest=21.5, skipped=Counter()))
     bright = catalog[catalog["magnitude"] < 21.2]
-    x, y = (np.array([getattr(g, name) + getattr(g, f"{name}0") for g in found]) for name in "xy")
+    x, y = (np.array([g[name] + g[f"{name}0"] for g in found]) for name in "xy")
     inside = (np.minimum(bright["x"], bright["y"]) > 40) & (np.maximum(bright["x"], bright["y"]) < 860)
     distance = np.hypot(x - np.array(bright["x"])[:, None], y - np.array(bright["y"])[:, None]).min(1)
     assert np.mean(distance[np.asarray(inside)] < 3) > 0.7
@@ -67,7 +67,7 @@ def test_without_a_catalog_the_same_galaxies_are_found(field, hst):
 def test_same_seed_same_sky(small_field, hst):
     def first(seed):
         settings = {"faintest": 24.0, "skipped": Counter()}
-        return next(iter(cut_galaxies(*small_field, instrument=hst, seed=seed, **settings))).pixels
+        return next(iter(cut_galaxies(*small_field, instrument=hst, seed=seed, **settings)))["pixels"]
 
     assert np.array_equal(first(1), first(1))
 
@@ -99,8 +99,8 @@ def test_types_of_the_catalog_are_kept(small_field, hst):
     found = list(cut_galaxies(mosaic, typed[:5], instrument=hst, faintest=24.0, skipped=Counter()))
     assert len(found) > 1
     for galaxy in found:
-        kind = typed["type"][int(galaxy.identity.split(":")[1]) - 1]
-        assert galaxy.galaxy_type == (GALAXY_TYPES.index(kind) if kind in GALAXY_TYPES else -1)
+        kind = typed["type"][int(galaxy["identity"].split(":")[1]) - 1]
+        assert galaxy["galaxy_type"] == (GALAXY_TYPES.index(kind) if kind in GALAXY_TYPES else -1)
 
 
 @pytest.fixture(scope="module")
