@@ -95,21 +95,20 @@ def show(table: Table) -> None:
     click.echo("\n".join(table.pformat(max_width=-1, max_lines=-1)))
 
 
-def population_of(given: Mapping[str, Any]) -> tuple[Population, int | None]:
-    """Return the population that `population` names, and the number of sources in every scene if that is fixed."""
+def population_of(given: Mapping[str, Any]) -> Population:
+    """Return the population that `population` names, with as many sources in a scene as `sources` says."""
     from ..simulation.population import Population
 
     chosen, text = getattr(Population, given["population"])(), given["sources"]
     if text is None:
-        return chosen, None
+        return chosen
+    if text.isdecimal():
+        return chosen.replace(number=(0.0,) * int(text) + (1.0,))
     try:
-        if "," not in text:
-            return chosen, int(text)
-        return chosen.replace(number=tuple(float(part) for part in text.split(","))), None
-    except ValueError as error:
-        if "number must be" in str(error):
-            raise
+        first, second, *others = map(float, text.split(","))
+    except ValueError:
         raise ValueError(f"sources must be a number, or probabilities separated by commas, got {text!r}") from None
+    return chosen.replace(number=(first, second, *others))
 
 
 def write_set(output: Path, make: Callable[..., Iterator[Scene]], given: Mapping[str, Any], settings: dict) -> None:

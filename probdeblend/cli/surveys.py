@@ -124,9 +124,7 @@ def inject(libraries: tuple[Path, ...], **given: object) -> None:
     library = library.select(library.keep)
     if given["part"] != "all":
         library = library.split(seed=given["split_seed"])[PARTS.index(given["part"])]
-    population, number = options.population_of(given)
-    if number is not None:
-        population = population.replace(number=(0.0,) * number + (1.0,))
-    injector = Injector(library, Instrument.candels_f160w(), population, **options.picked(given, "size", "dimming"))
+    how = options.picked(given, "size", "dimming")
+    injector = Injector(library, Instrument.candels_f160w(), options.population_of(given), **how)
     settings = {"command": "inject"} | options.picked(given, "part", "split_seed", "dimming")
     options.write_set(given["output"], injector.batches, given, settings | {"library": library.digest()})

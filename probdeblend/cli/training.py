@@ -52,9 +52,8 @@ def simulate(output: Path, **given: object) -> None:
     from ..simulation.profiles import render
     from ..simulation.scenes import Simulator
 
-    population, number = options.population_of(given)
     engine = render_galsim if given["galsim"] else render
-    simulator = Simulator(population, _camera(given), (given["size"],) * 2, number, engine)
+    simulator = Simulator(options.population_of(given), _camera(given), (given["size"],) * 2, engine=engine)
     conditions = ("camera", "bands", "fwhm", "sky_rms", "exposure", "white", "galsim")
     options.write_set(output, simulator.batches, given, {"command": "simulate"} | options.picked(given, *conditions))
 

@@ -35,6 +35,7 @@ def test_any_number_of_sources_and_bands(run, tmp_path):
         (("--resume",), "there is nothing to resume: set.partial does not exist"),
         (("--sky-rms", -1), "sky_rms must be positive, got -1"),
         (("--sources", "many"), "sources must be a number, or probabilities separated by commas, got 'many'"),
+        (("--sources", "-1"), "sources must be a number, or probabilities separated by commas, got '-1'"),
         (("--sources", "0.5,0.2"), "number must be probabilities that sum to 1, got (0.5, 0.2)"),
         (("--bands", 2), "bands and fwhm must be given with --camera random"),
         (("--camera", "random"), "camera must have zero points for a population whose fluxes follow from magnitudes"),
