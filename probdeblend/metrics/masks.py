@@ -19,8 +19,6 @@ BINS = 20  # of equal width
 class Reliability:
     """Reliability of probabilities: sums over pixels in 20 bins of their predicted probability.
 
-    Sums of different pixels can be added, so that any number of them needs the same memory.
-
     Parameters
     ----------
     count
@@ -63,10 +61,6 @@ class Reliability:
         bins = np.minimum(BINS * probability, BINS - 1).astype(int)
         weights = (np.ones(bins.shape), probability, target)
         return cls(*(np.bincount(bins, values, minlength=BINS) for values in weights))
-
-    def __add__(self, other: Reliability) -> Reliability:
-        sums = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Reliability(*(own + more for own, more in sums))
 
     @property
     def calibration_error(self) -> float:

@@ -345,22 +345,16 @@ def _interpolate_index(table: Callable[[], tuple[np.ndarray, ...]], index: Tenso
     return low + rest * (high - low) + rest * (1 - rest) * ((1 - rest) * bend_low - rest * bend_high)
 
 
-def _spline(values: np.ndarray) -> CubicSpline:
-    """Cubic spline along the first axis through evenly spaced nodes; end slopes are those of cubics through four."""
-    first = np.tensordot([-11, 18, -9, 2], values[:4], 1) / 6
-    last = np.tensordot([-2, 9, -18, 11], values[-4:], 1) / 6
-    return CubicSpline(np.arange(len(values)), values, bc_type=((1, first), (1, last)))
-
-
 def _with_slopes(nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return nodes, _spline(nodes)(np.arange(len(nodes)), 1)
+    place = np.arange(len(nodes))
+    return nodes, CubicSpline(place, nodes)(place, 1)
 
 
 def _table() -> tuple[np.ndarray, np.ndarray]:
     """Coefficients (index, cell, power) of the cubics along log k, and their slopes along the index."""
     with (files("probdeblend") / "data" / "sersic_table.npy").open("rb") as file:
         nodes = np.load(file, allow_pickle=False).astype(float)
-    return _with_slopes(np.ascontiguousarray(_spline(nodes.T).c[::-1].T))
+    return _with_slopes(np.ascontiguousarray(CubicSpline(np.arange(nodes.shape[1]), nodes.T).c[::-1].T))
 
 
 def _scale_nodes() -> tuple[np.ndarray, np.ndarray]:

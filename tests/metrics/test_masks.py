@@ -30,13 +30,6 @@ def test_wrong_probabilities(sharpen):
     assert Reliability.measure(*pixels(sharpen=sharpen)).calibration_error > 0.05
 
 
-def test_sums_of_parts_are_those_of_the_whole():
-    probability, target = pixels(1000)
-    parts = [Reliability.measure(probability[rows], target[rows]) for rows in (slice(300), slice(300, None))]
-    whole = Reliability.measure(probability, target)
-    assert (parts[0] + parts[1]).calibration_error == pytest.approx(whole.calibration_error)
-
-
 def test_soft_targets():
     sums = Reliability.measure([0.2, 0.2, 0.7], [0.1, 0.3, 0.9])
     assert sums.calibration_error == pytest.approx(0.2 / 3)
