@@ -9,7 +9,7 @@ galaxies a scene holds, and where, is drawn as in simulations.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from ..photometry.images import cut_stamps
 from ..photometry.sky import draw_noise
-from ..scene import Instrument, Scene
+from ..scene import STAMP_SIZE, Instrument, Scene
 from ..simulation.population import NEAR, Population
 from ..simulation.positions import Frame
 from ..simulation.workers import in_batches
-from .library import STAMP_SIZE, Library, identity_number
+from .library import Library, identity_number
 
 __all__ = ["Injector"]
 
@@ -68,17 +68,14 @@ class Injector:
 
     @cached_property
     def _kept(self) -> Library:
-        """The galaxies to use."""
-        return self.library.select(self.library.keep & np.isfinite(self.library.magnitude))
+        """The galaxies to use, zero beyond their footprints."""
+        kept = self.library.select(self.library.keep & np.isfinite(self.library.magnitude))
+        return replace(kept, pixels=kept.pixels * kept.footprint)
 
     @cached_property
     def _stamps_of(self) -> list[NDArray[np.int64]]:
         """The stamps of each galaxy."""
         return [np.flatnonzero(self._kept.identity == name) for name in np.unique(self._kept.identity)]
-
-    @cached_property
-    def _footprint(self) -> NDArray[np.bool_]:
-        return self._kept.footprint
 
     def batches(
         self, count: int, *, seed: int = 0, batch_size: int = 64, first: int = 0, workers: int = 0
@@ -127,13 +124,10 @@ class Injector:
             turn = int(rng.integers(4)), bool(rng.integers(2))
             inside = _turned_center(own.x[i], own.y[i], *turn)
             corner = np.rint(center[i] - inside).astype(int)
-            pixels, footprint = (
-                np.nan_to_num(cut_stamps(_turned(values[index], *turn), -corner, self.size)[0])
-                for values in (self._kept.pixels, self._footprint)
-            )
+            pixels = np.nan_to_num(cut_stamps(_turned(self._kept.pixels[index], *turn), -corner, self.size)[0])
             center[i] = corner + inside
-            light[i] = factor[i] * pixels * footprint
-            variance += footprint * (factor[i] * own.sky_rms[i]) ** 2
+            light[i] = factor[i] * pixels
+            variance += (pixels != 0) * (factor[i] * own.sky_rms[i]) ** 2
         sky_rms = float(max(unit * own.sky_rms, default=instrument.sky_rms))
         noise = sky_rms * draw_noise(variance.shape, instrument.noise_kernel, rng)
         image = light.sum(0) + noise * np.sqrt(np.clip(1 - variance / sky_rms**2, 0, None))

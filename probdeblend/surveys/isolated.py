@@ -21,8 +21,8 @@ from ..photometry.detection import COLD, HOT, SEGMENTATION, Detection, detect, k
 from ..photometry.images import cut_stamps
 from ..photometry.noise import correlation_sum
 from ..photometry.sky import dilate, estimate_noise_kernel, replace_with_sky, sky_scatter, subtract_sky
-from ..scene import Instrument
-from .library import STAMP_SIZE, Quality
+from ..scene import STAMP_SIZE, Instrument
+from .library import Quality
 
 __all__ = ["WINDOW", "Galaxy", "NotIsolatedError", "cut_galaxy", "find_galaxies", "measure_galaxy"]
 

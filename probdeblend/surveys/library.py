@@ -23,11 +23,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._files import check_header, header, output_folder
 from ..photometry.sky import dilate
-from ..scene import GALAXY_TYPES
+from ..scene import GALAXY_TYPES, STAMP_SIZE
 
-__all__ = ["STAMP_SIZE", "Library", "Quality", "identity_number", "join", "keep_table", "read_library", "write_library"]
+__all__ = ["Library", "Quality", "identity_number", "join", "keep_table", "read_library", "write_library"]
 
-STAMP_SIZE = 128  # pixels on a side of the stamp of a galaxy
 LIBRARY_FILE, KEEP_FILE = "library.h5", "keep.csv"
 PER_SHEET = 48
 KEPT, REJECTED = "#009E73", "#D55E00"

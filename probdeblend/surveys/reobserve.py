@@ -19,9 +19,8 @@ from tqdm.auto import tqdm
 from ..photometry.detection import HOT, detect
 from ..photometry.noise import correlation_sum
 from ..photometry.sky import dilate, draw_noise
-from ..scene import Instrument
+from ..scene import STAMP_SIZE, Instrument
 from .isolated import Galaxy, NotIsolatedError, measure_galaxy
-from .library import STAMP_SIZE
 from .selection import Collection, collect
 
 if TYPE_CHECKING:
