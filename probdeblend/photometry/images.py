@@ -5,7 +5,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -118,20 +118,14 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> Fi
         If the file is damaged or not FITS; if it holds no image, or several and none is chosen; or if the image is not
         two-dimensional or has no finite, nonzero pixel.
     """
-    with _readable(path), Path(path).open("rb") as file, fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
-        chosen = _choose(path, hdus, hdu)
+    with open_mosaic(path, hdu=hdu) as image, _readable(path):
         try:
-            data = np.asarray(chosen.data)
+            data = image.data[:, :]
         except Exception as error:  # what astropy raises here depends on the damage and on the compression
             raise ValueError(f"{path}: its pixels cannot be read ({error})") from error
-        while data.ndim > 2 and len(data) == 1:
-            data = data[0]
-        if data.ndim != 2:
-            raise ValueError(f"{path}: the image must have two dimensions (y, x), got shape {data.shape}")
-        if not data[np.isfinite(data)].any():
-            raise ValueError(f"{path}: the image has no finite pixel other than zero")
-        data = data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32))
-        return _described(Path(path).name, hdus, chosen, data)
+    if not data[np.isfinite(data)].any():
+        raise ValueError(f"{path}: the image has no finite pixel other than zero")
+    return replace(image, data=data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32)))
 
 
 def read_psf(path: str | PathLike[str], *, pixel_scale: float | None = None) -> np.ndarray:
@@ -203,11 +197,13 @@ def open_mosaic(path: str | PathLike[str], *, hdu: int | str | None = None) -> I
     with contextlib.ExitStack() as stack:
         with _readable(path):
             # Not mapped, as astropy refuses to map integers that are to be scaled.
-            hdus = stack.enter_context(fits.open(path, memmap=False, lazy_load_hdus=False))
+            file = stack.enter_context(Path(path).open("rb"))
+            hdus = stack.enter_context(fits.open(file, memmap=False, lazy_load_hdus=False))
             chosen = _choose(path, hdus, hdu)
-            if len(chosen.shape) != 2:
-                raise ValueError(f"{path}: the mosaic must have two dimensions (y, x), got shape {chosen.shape}")
-            mosaic = _described(Path(path).name, hdus, chosen, chosen.section)
+            if max(chosen.shape[:-2], default=1) > 1:
+                raise ValueError(f"{path}: the image must have two dimensions (y, x), got shape {chosen.shape}")
+            pixels = chosen.section if len(chosen.shape) == 2 else chosen.data.reshape(chosen.shape[-2:])
+            mosaic = _described(Path(path).name, hdus, chosen, pixels)
         yield mosaic
 
 

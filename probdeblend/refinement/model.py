@@ -204,9 +204,7 @@ class SceneModel:
         source = Components(one, radius, index, axis_ratio, angle, x, y, one > 0)
         images = []
         for band in range(listed.psf.shape[1]):
-            psf = _fitting(listed.psf[:, band], size)
-            wider = widen_psf(psf, growth[:, band].exp())
-            psf = wider * (psf.sum((-2, -1), keepdim=True) / wider.sum((-2, -1), keepdim=True))
+            psf = widen_psf(_fitting(listed.psf[:, band], size), growth[:, band].exp())
             unit = render(source, psf, pixel_scale=listed.pixel_scale, size=size)[..., :height, :width]
             images.append(unit * log_flux[..., band, None, None].exp())
         return torch.stack(images, 2)

@@ -154,12 +154,12 @@ def reshape_psf(psf: Tensor, growth: Tensor, shear: Tensor) -> Tensor:
 
 
 def widen_psf(psf: Tensor, growth: Tensor) -> Tensor:
-    """Make PSFs wider, as `reshape_psf` does without shear, but faster."""
+    """Make a PSF, or each of several, wider, as `reshape_psf` does without shear, but faster."""
     half = psf.shape[-1] // 2
     places = torch.arange(-half, half + 1, dtype=psf.dtype, device=psf.device)
     matrix = torch.sinc(places[:, None] / growth.to(psf)[:, None, None] - places)
     stretched = matrix @ psf @ matrix.mT
-    return stretched * (psf.sum() / stretched.sum((-2, -1), keepdim=True))
+    return stretched * (psf.sum((-2, -1), keepdim=True) / stretched.sum((-2, -1), keepdim=True))
 
 
 def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int = STAMP_SIZE) -> Tensor:

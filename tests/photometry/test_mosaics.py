@@ -61,7 +61,7 @@ def test_a_mosaic_has_two_dimensions(tmp_path):
     fits.PrimaryHDU(np.zeros((2, 3, 4))).writeto(tmp_path / "cube.fits")
     opening = open_mosaic(tmp_path / "cube.fits")
     with (
-        pytest.raises(ValueError, match=r"cube.fits: the mosaic must have two dimensions \(y, x\), got shape"),
+        pytest.raises(ValueError, match=r"cube.fits: the image must have two dimensions \(y, x\), got shape"),
         opening,
     ):
         pass
