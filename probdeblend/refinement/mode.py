@@ -19,7 +19,7 @@ from torch import Tensor
 from .likelihood import NoisyImage, whitened
 from .unknowns import Unknowns
 
-__all__ = ["find_mode", "find_modes", "fwhm_of", "linearized"]
+__all__ = ["expected", "find_mode", "find_modes", "fwhm_of", "linearized"]
 
 DAMPING, MORE = 1e-2, 2.0
 MOST_STEPS = 40  # of a climb
@@ -34,17 +34,22 @@ def fwhm_of(psf: Tensor) -> Tensor:
     return math.sqrt(2 * math.log(2) / math.pi) * psf.square().sum((-2, -1)).rsqrt()
 
 
+def expected(unknowns: Unknowns, vector: Tensor) -> tuple[Tensor, NoisyImage, Tensor]:
+    """Return the light of each source, the distribution of the image, and its derivatives in standard deviations."""
+    light, derivatives = unknowns.sensitivity(vector)
+    sky_level = vector[None, -2 * unknowns.bands : -unknowns.bands]
+    noisy = unknowns.model.noisy(unknowns.listed, light.sum(0)[None], sky_level)
+    return light, noisy, unknowns.listed.good * derivatives / noisy.standard_deviation
+
+
 def linearized(unknowns: Unknowns, vector: Tensor) -> tuple[NoisyImage, Tensor]:
     """Return the distribution of the image, and its whitened derivatives ``(number, value)``.
 
     Products of the derivatives are the Fisher information, neglecting the dependence of the noise variance on the
     light.
     """
-    light, derivatives = unknowns.sensitivity(vector.float())
-    sky_level = vector[None, -2 * unknowns.bands : -unknowns.bands].float()
-    noisy = unknowns.model.noisy(unknowns.listed, light.sum(0)[None], sky_level)
-    weighted = unknowns.listed.good * derivatives / noisy.standard_deviation
-    return noisy, whitened(weighted, unknowns.listed.power).flatten(1)
+    _, noisy, derivatives = expected(unknowns, vector.float())
+    return noisy, whitened(derivatives, unknowns.listed.power).flatten(1)
 
 
 def find_mode(unknowns: Unknowns, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from ..scene import MASK_THRESHOLD
-from .mode import fwhm_of
+from .mode import expected, fwhm_of
 from .unknowns import Unknowns
 
 __all__ = ["misfit"]
@@ -53,11 +53,9 @@ def misfit(unknowns: Unknowns, mean: NDArray[np.float64], covariance: NDArray[np
     window = window / (power * window.square()).mean((-2, -1), keepdim=True).sqrt()  # leaves noise of unit variance
     correlation = torch.fft.ifft2(power * window.square()).real
     with torch.no_grad():
-        light, derivatives = unknowns.sensitivity(vector)
-        sky_level = vector[None, -2 * unknowns.bands : -unknowns.bands]
-        noisy = unknowns.model.noisy(listed, light.sum(0)[None], sky_level)
+        light, noisy, derivatives = expected(unknowns, vector)
         residual = _smoothed(noisy.residual(listed.image)[0], window)
-        moved = _smoothed(listed.good[0] * derivatives / noisy.standard_deviation[0], window)
+        moved = _smoothed(derivatives, window)
     inside = ((light > MASK_THRESHOLD).any(0) & (listed.good[0] > 0)).float()
     pixels = float(inside.sum())
     if not pixels:

@@ -98,9 +98,6 @@ class Components:
             if given != tuple(self.flux.shape) or not given:
                 raise ValueError(f"{field.name} must have the shape (..., component) of flux, got {given}")
 
-    def __len__(self) -> int:
-        return len(self.flux)
-
     def select(self, index: Tensor | slice) -> "Components":
         """Return the sources at an index into the first axis.
 

@@ -207,7 +207,7 @@ def test_two_arms_lie_opposite_to_each_other(false_alarm):
 def test_any_number_of_blends(kind, count):
     light = light_of(sources(kind, count))
     assert isinstance(light, Components)
-    assert len(light) == count
+    assert len(light.flux) == count
 
 
 def test_pixel_scale_moves_knots_alone():
