@@ -254,8 +254,7 @@ def test_existence_probabilities(sharpen):
     wrong = posterior.with_columns({"existence": odds / (1 + odds)})
     calibrator = Calibrator.fit([(wrong, scene, np.where(real, np.arange(len(posterior)), -1))])
     error = [
-        Reliability.measure(p.dataset["existence"].values, real).calibration_error
-        for p in (wrong, calibrator(wrong))
+        Reliability.measure(p.dataset["existence"].values, real).calibration_error for p in (wrong, calibrator(wrong))
     ]
     # Twenty bins of 150 sources: their noise alone makes 0.027.
     assert error[0] > 0.06
