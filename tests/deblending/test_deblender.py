@@ -148,10 +148,12 @@ def test_a_scene_alone_gives_what_it_gives_in_a_batch(shipped, image):
     images = np.stack([image, noise_of(image.shape), image[::-1]])
     batch = shipped.scenes(scene_of(images), **QUICK)
     assert [len(batch.scene(number)) for number in range(3)] == [6, 0, 6]
+    groups = []
     for number in (0, 2):
         alone = shipped.scenes(scene_of(images[[number]]), **QUICK)
+        groups += np.unique(alone.dataset["group"]).tolist()
         np.testing.assert_allclose(batch.scene(number).flux, alone.flux, rtol=1e-5)  # sums in another order
-    assert len(np.unique(batch.dataset["group"])) == 2 * len(np.unique(alone.dataset["group"]))
+    assert len(np.unique(batch.dataset["group"])) == len(groups)
     called = shipped(image, **GIVEN)
     np.testing.assert_allclose(np.log(called.flux), np.log(batch.scene(0).flux), atol=0.05)
 
