@@ -44,7 +44,7 @@ SPURIOUS = (0.82, 0.13, 0.05)  # probabilities of 0, 1 and 2 positions without a
 IN_LIGHT = 0.6  # fraction of these that lie in the light of sources
 JITTER = 0.7  # pixels, largest standard deviation of listed positions
 BAD = 0.1  # fraction of the batches in which a third of the scenes has bad pixels
-MARGIN = 6.0  # pixels
+MARGIN = 1.0  # pixels at the edge without centers: sources that it cuts in the middle are listed too
 ALIKE, LEAST_SCENES = 6, 8  # crowded batches of several bands hold fewer scenes, and take as long as those of pairs
 CROWDED, CELL = 6, 2  # sources that need the largest image; pixels on a side of a cell of the heat map
 
