@@ -277,7 +277,7 @@ def _pixel_scale(wcs: WCS | None, camera: Instrument | None, notes: list[str]) -
 
 
 def _not_subtracted(band: BandPixels) -> str:
-    """Say that the sky of a band is not subtracted, with what speaks against doing without."""
+    """Say that the sky of a band is not subtracted, and whether its pixels look as if it should be."""
     ratio = band.middle()
     below = (ratio < 0).sum() / max(np.isfinite(ratio).sum(), 1)
     doubt = not USUALLY_BELOW[0] < below < USUALLY_BELOW[1] and np.isfinite(ratio).any()
