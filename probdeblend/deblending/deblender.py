@@ -289,6 +289,7 @@ class Deblender(nn.Module):
         brightest = self.description.brightest
         posterior = posterior_of(seen, readings, answers, anomaly=anomaly, brightest=brightest, label=label)
         posterior.dataset.attrs["notes"] = "; ".join(dict.fromkeys(note for image in seen for note in image.notes))
+        posterior.dataset.attrs["positions"] = "detected" if label is None else "given"
         if calibrate and self.calibrator is not None:
             posterior = self.calibrator(posterior)
         return posterior if order is None else posterior.select(np.argsort(order))

@@ -9,8 +9,9 @@ from torch.nn import functional
 from ..scene import MASK_THRESHOLD, overlap_groups
 from .joint import student_t
 from .scenes import SceneNetwork
+from .trunk import FOLD
 
-__all__ = ["SceneLoss"]
+__all__ = ["SceneLoss", "with_false_peaks"]
 
 MASK_PIXELS = 400.0  # about as many pixels of a source are undecided
 SHAPE_FREEDOM = 5.0
@@ -81,10 +82,11 @@ class SceneLoss(nn.Module):
             Weighted sum of the terms.
         """
         maps = self.network.encode(image, good, psf, noise)
-        terms = {"heat": self._heat(maps.heat, heat)}
+        terms, real = {"heat": self._heat(maps.heat, heat)}, light.shape[1]
         if x.shape[1]:
+            if x.shape[1] > real:
+                x, y = with_false_peaks(x, y, maps.heat.detach(), heat, real)
             shares, features = self.network.read(maps, x, y)
-            real = light.shape[1]
             if real:
                 terms["share"] = _share_entropy(shares.log_share, light, rest, good, real)
                 terms["mask"] = _mask_entropy(shares.mask[:, :real], light, good)
@@ -137,6 +139,23 @@ class SceneLoss(nn.Module):
             sums["kind"] = sums["kind"] + (entropy * known.flatten()).sum()
         listed = x.numel()
         return {name: value / max(counted if name == "flux" else listed, 1) for name, value in sums.items()}
+
+
+def with_false_peaks(x: Tensor, y: Tensor, heat: Tensor, target: Tensor, real: int) -> tuple[Tensor, Tensor]:
+    """Move the first place without a source to the highest peak of the heat map away from all centers, if there is any.
+
+    These are the false detections that the network makes, such as knots, and that its existence has to tell.
+    """
+    logit = heat[:, :1]
+    peak = logit == functional.max_pool2d(logit, 3, stride=1, padding=1)
+    far = functional.max_pool2d(target[:, :1].abs(), 5, stride=1, padding=2) == 0
+    height, cell = torch.where(peak & far, logit, -torch.inf).flatten(1).max(1)
+    moved = []
+    for values, offset, place in ((x, heat[:, 1], cell % heat.shape[-1]), (y, heat[:, 2], cell // heat.shape[-1])):
+        center = FOLD * place + (FOLD - 1) / 2 + offset.flatten(1).gather(1, cell[:, None])[:, 0].clamp(-1.5, 1.5)
+        first = torch.where(height.isfinite(), center, values[:, real])
+        moved.append(torch.cat([values[:, :real], first[:, None], values[:, real + 1 :]], 1))
+    return moved[0], moved[1]
 
 
 def _share_entropy(log_share: Tensor, light: Tensor, rest: Tensor, good: Tensor, real: int) -> Tensor:

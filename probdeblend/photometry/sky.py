@@ -20,7 +20,9 @@ from .noise import autocorrelation, correlated_noise
 __all__ = ["dilate", "draw_noise", "estimate_noise_kernel", "replace_with_sky", "sky_scatter", "subtract_sky"]
 
 MESH = 64  # pixels per side of a cell of the background mesh
-SOURCE_MARGIN = 8  # pixels around a source that are left out of the background
+# Pixels around a source that are left out of the background, and how much more around large ones; see `dilate`. The
+# latter is the first with which a tenth of the pixels is left.
+SOURCE_MARGIN, SOURCE_GROWTH, LEAST_SKY = 8.0, (1.5, 0.0), 0.1
 SMALLEST_PATCH = 4
 STRENGTHS = np.linspace(0.0, 1.3, 131)  # of the noise's correlation, over that in CANDELS
 LEAST_PAIRS = 500
@@ -51,10 +53,12 @@ def subtract_sky(image: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.floa
         raise ValueError("image must have good pixels that differ, got none")
     filled = np.where(bad, 0.0, pixels)
     sky = sep.Background(filled, mask=bad, bw=MESH, bh=MESH)
-    found = detect(pixels - sky.back(), sky.globalrms or filled.std(), **HOT).segmentation > 0
-    skip = bad | ndimage.binary_dilation(found, iterations=SOURCE_MARGIN)
-    if not skip.all():
-        sky = sep.Background(filled, mask=skip, bw=MESH, bh=MESH)
+    found = detect(pixels - sky.back(), sky.globalrms or filled.std(), **HOT).segmentation
+    for growth in SOURCE_GROWTH:
+        skip = bad | (dilate(found, margin=SOURCE_MARGIN, growth=growth) > 0)
+        if skip.mean() < 1 - LEAST_SKY:
+            sky = sep.Background(filled, mask=skip, bw=MESH, bh=MESH)
+            break
     scatter = sky.rms()
     return pixels - sky.back(), np.maximum(scatter, 0.1 * np.median(scatter))
 

@@ -1,18 +1,18 @@
 """Calibration of posteriors with sources of known flux: fluxes, totals of groups, masks and existence probabilities.
 
-**Fluxes.** Sources are put into bins by what is seen of them: one band or several, alone or in a group, estimated
-signal-to-noise ratio, contested light and size. Each bin has a monotone map of scaled errors in ln flux. It is applied
-to every draw, so that chains remain dropout passes, and the ranks of a source's draws among each other remain, and with
-them its dependence on its neighbors. The guarantee is marginal and holds for exchangeable sources ("conformal"; Vovk et
-al. 2005, doi:10.1007/b106715): with N sources in a bin, an interval contains the truth as often as it claims to, within
-2/N. Nothing is guaranteed for another population.
+**Fluxes.** Sources are put into bins by what is known of them: listed or detected, one band or several, alone or in a
+group, estimated signal-to-noise ratio, contested light and size. Each bin has a monotone map of scaled errors in ln
+flux. It is applied to every draw, so that chains remain dropout passes, and the ranks of a source's draws among each
+other remain, and with them its dependence on its neighbors. The guarantee is marginal and holds for exchangeable
+sources ("conformal"; Vovk et al. 2005, doi:10.1007/b106715): with N sources in a bin, an interval contains the truth as
+often as it claims to, within 2/N. Nothing is guaranteed for another population.
 
-**Colors.** The errors of a source have a part that is common to its bands, and the rest, which is that of its colors.
-The latter is stretched by one number such that 68 % intervals of neighboring bands' colors cover the truth; the former
-changes the other way, so that the mean variance of ln flux remains.
+**Colors.** What the errors of a source's bands do not have in common is stretched by one number such that the 68 %
+intervals of neighboring bands' colors cover; the rest changes the other way, so that the mean variance remains.
 
-**Totals.** The total of a group is mapped like a flux, by the number of its sources and bands and its signal-to-noise
-ratio. What sources have in common becomes the error of the total, the division of the light changes the other way.
+**Totals.** The total of a group is mapped like a flux, by whether its sources were listed, their number, the number of
+bands and its signal-to-noise ratio. What sources have in common becomes the error of the total, the division of the
+light changes the other way.
 
 **Masks and existence.** Slope and shift of the logit are fitted to the true masks where the image exceeds the sky
 noise, and to which sources are real (Platt 1999).
@@ -43,11 +43,11 @@ from .moments import FLUX_OF
 __all__ = ["Calibrator", "Known", "fit_known", "known_sources"]
 
 LEAST = 400  # sources with one map; quantiles at one sigma are then uncertain by 8 % of sigma
-# Edges of the bins of sources: number of bands, signal-to-noise ratio, number of sources in the group, contested light,
-# and size in pixels; and of the bins of groups: number of bands, number of sources, signal-to-noise ratio.
-EDGES = ((2.0,), (10.0, 30.0, 100.0), (2.0, 3.0), (0.05, 0.2), (3.0,))
-GROUP_EDGES = ((2.0,), (3.0, 4.0, 6.0), (100.0,))
-LIMITED = [1, 4]  # the features of sources whose range is that of the fit
+# Edges of the bins of sources: positions given, bands, signal-to-noise ratio, sources in the group, contested light,
+# size in pixels; and of groups: positions given, bands, sources, signal-to-noise ratio.
+EDGES = ((0.5,), (2.0,), (10.0, 30.0, 100.0, 300.0), (2.0, 3.0), (0.05, 0.2), (3.0,))
+GROUP_EDGES = ((0.5,), (2.0,), (3.0, 4.0, 6.0), (100.0, 500.0))
+LIMITED = [2, 5]  # the features of sources whose range is that of the fit
 MARGIN = 2.0  # beyond the fitted range of signal-to-noise ratio and size, as a factor, without a flag
 DRAWS = 400  # of a source, about, are enough to fit
 PIXELS = 50_000  # of a batch are enough for two numbers
@@ -341,7 +341,7 @@ def fit_known(known: Iterable[Known], *, least: int = LEAST, fitted_on: str = ""
 
 def _totals(batch: Known, moved: NDArray, kind: str) -> tuple[NDArray, NDArray, NDArray]:
     """Return draws, truths and cells of the totals of groups of several sources, from mapped draws of all."""
-    several = batch.features[:, 0, 2] > 1
+    several = batch.features[:, 0, 3] > 1
     group, truth = batch.group[several], np.exp(batch.truth[kind][several])
     total = _log_total(moved[:, several], batch.draws[kind][:, several], group)
     with np.errstate(divide="ignore"):
@@ -370,15 +370,15 @@ def _features(posterior: Posterior) -> NDArray[np.float64]:
     snr = flux / (rms * np.sqrt(4 * np.pi) * np.maximum(np.nan_to_num(size), 1.5)[:, None])
     _, owner, number = np.unique(data["group"].values, return_inverse=True, return_counts=True)
     number, contested, size = (values[:, None] for values in (number[owner], known["contested"], size))
-    return np.stack(np.broadcast_arrays(snr.shape[1], snr, number, contested, size), axis=-1)
+    listed = data.attrs.get("positions") == "given"
+    return np.stack(np.broadcast_arrays(listed, snr.shape[1], snr, number, contested, size), axis=-1)
 
 
 def _group_cell(features: NDArray, group: NDArray) -> NDArray[np.int64]:
     """Return the bin of `GROUP_EDGES` of each group and band ``(group, band)``."""
     first = features[np.unique(group, return_index=True)[1]]
-    bands, number = first[..., 0], first[..., 2]
-    snr = np.sqrt(group_total(np.nan_to_num(features[..., 1]) ** 2, group))
-    return cell_of(np.stack([bands, number, snr], -1), GROUP_EDGES)
+    snr = np.sqrt(group_total(np.nan_to_num(features[..., 2]) ** 2, group))
+    return cell_of(np.stack([first[..., 0], first[..., 1], first[..., 3], snr], -1), GROUP_EDGES)
 
 
 def _log_total(moved: NDArray, draws: NDArray, group: NDArray) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scenery import bumps, scenes
 
-from probdeblend.networks.scene_loss import SceneLoss
+from probdeblend.networks.scene_loss import SceneLoss, with_false_peaks
 
 
 def batch(*, sources=2, spurious=0, bands=1, size=64):
@@ -40,20 +40,27 @@ def test_every_part_is_finite(network, settings):
 
 
 def test_a_few_steps_lower_every_part(network):
-    """Trained on one batch, the network learns all that it is asked for."""
-    loss, given = SceneLoss(network), batch(spurious=1, size=32)
+    """Trained on one batch, with and without a false source, the network learns all that it is asked for."""
+    loss, given = SceneLoss(network).eval(), batch(spurious=1, size=32)
+    real = [*(value[:, :2] if number in {4, 5} else value for number, value in enumerate(given))]
+
+    def parts():
+        loss(*given)
+        existence = loss.parts["existence"]
+        loss(*real)
+        return loss.parts | {"existence": existence}
+
+    before = parts()
     optimizer = torch.optim.AdamW(loss.parameters(), 2e-3)
-    loss.eval()(*given)
-    before = dict(loss.parts)
-    for _ in range(32):
+    for step in range(32):
         optimizer.zero_grad()
-        value = loss(*given)
+        value = loss(*(given if step % 2 else real))
         value.backward()
         torch.nn.utils.clip_grad_norm_(loss.parameters(), 5.0)
         optimizer.step()
-    loss(*given)
+    after = parts()
     for name in ("flux", "share", "mask", "heat", "kind", "existence"):
-        assert loss.parts[name] < before[name], name
+        assert after[name] < before[name], name
 
 
 @torch.no_grad()
@@ -71,6 +78,23 @@ def test_what_is_unknown_does_not_count(network):
     heat[:, 0] = torch.where(heat[:, 0] == 0, -1.0, heat[:, 0])
     loss(*given[:8], log_flux, shape, kind, heat)
     assert loss.parts["heat"] < known["heat"]
+
+
+@torch.no_grad()
+def test_the_highest_false_peak_is_asked_for(network):
+    """The first place without a source moves to the highest peak that is no center, the others stay."""
+    given = batch(spurious=2)
+    x, y, target = given[4], given[5], given[-1]
+    heat = torch.full_like(target, -5.0)
+    heat[:, 1:] = 0.25
+    heat[:, 0] += 9 * target[:, 0]  # true centers are higher than anything else
+    heat[:, 0, 5, 20], heat[:, 0, 9, 28] = 2.0, 1.0
+    moved = with_false_peaks(x, y, heat, target, 2)
+    for values, given_values, place in zip(moved, (x, y), (40.75, 10.75), strict=True):
+        assert torch.equal(values[:, 2], torch.full((2,), place))
+        assert torch.equal(values[:, [0, 1, 3]], given_values[:, [0, 1, 3]])
+    target[:, 0] = -1  # nowhere is known to be empty
+    assert all(map(torch.equal, with_false_peaks(x, y, heat, target, 2), (x, y)))
 
 
 @torch.no_grad()
