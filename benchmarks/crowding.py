@@ -1,8 +1,8 @@
 """Deblend fresh scenes of one to many sources: coverage at every number, and the scatter beside SEP's.
 
-Sources are clustered, of all types and brightnesses, and taken by any camera that networks are trained for; positions
-are given to the network. SEP finds its own sources, each of which belongs to the nearest true one within 10 pixels, and
-both are compared on those that it finds.
+Sources are clustered, of all types and brightnesses, and taken by any camera that networks are trained for. The true
+positions are given to the network, or it finds its sources, as SEP does: each then belongs to the nearest true one
+within 10 pixels. Network and SEP are compared on those that SEP finds.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from probdeblend.deblending.weights import load
 __all__ = ["NUMBERS", "main"]
 
 NUMBERS = (1, 2, 3, 5, 8, 14)
+FOUND = ("coverage_68", "joint_68", "total_68")
 
 
 @benchmark("crowding")
@@ -31,10 +32,12 @@ NUMBERS = (1, 2, 3, 5, 8, 14)
 def main(run: Run, count: int, numbers: tuple[int, ...], weights: Path | None) -> None:
     """Deblend fresh scenes of one to many sources: coverage of sources, groups and totals, and the scatter.
 
-    The last columns are the scatter of the sources that SEP finds: SEP's, and the network's of the same ones.
+    Columns that begin with `found_` are those of the sources that the network finds itself, of all that there are. The
+    last ones are the scatter of the sources that SEP finds: SEP's, and the network's of the same ones.
     """
     deblender = load(weights)
     methods = {"network": answered(deblender), "auto": answered(deblender, kind="auto")}
+    methods |= {"found": answered(deblender, given=False)}
     methods |= {"sep": answered(SepDeblender(), kind="auto")}
     rows = []
     with run.unfinished(deblender=deblender, count=count) as kept:
@@ -44,7 +47,9 @@ def main(run: Run, count: int, numbers: tuple[int, ...], weights: Path | None) -
             found = compare(kept, f"sources-{number:02d}", scenes, draw, methods, seed=run.seed, chunk=ONE_CAMERA)
             seen = np.isfinite(found["sep"]["estimate"])
             same = {name: summary(found[name], seen)["nmad_mag"] for name in ("sep", "auto")}
+            own = summary(found["found"])
             row = {"number": number} | summary(found["network"])
+            row |= {"found": own["detected"]} | {f"found_{name}": own[name] for name in FOUND}
             row |= {"seconds": found["network"]["scene_seconds"].mean(), "sep_detected": seen.mean()}
             rows.append(row | {"sep_nmad_mag": same["sep"], "same_nmad_mag": same["auto"]})
         run.write(formatted(rows))
