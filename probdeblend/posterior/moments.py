@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import warnings
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     from .draws import Posterior
 
-__all__ = ["FLUX_OF", "color", "covariance", "draws", "group_flux", "magnitude", "to_arviz", "variance_parts"]
+__all__ = ["FLUX_OF", "color", "covariance", "draws", "group_flux", "import_arviz", "magnitude", "to_arviz"]
+__all__ += ["variance_parts"]
 
 FLUX_OF = {"total": "flux", "auto": "flux_auto"}
 
@@ -157,9 +159,7 @@ def to_arviz(posterior: Posterior) -> object:
         The group ``posterior`` holds the draws of the fluxes, with the sources named by their labels, and of the
         fluxes of the groups.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
-        import arviz
+    arviz = import_arviz()
     group = xr.Dataset(coords={"source": posterior.dataset["label"].values})
     for kind, name in FLUX_OF.items():
         if name in posterior.dataset:
@@ -168,6 +168,14 @@ def to_arviz(posterior: Posterior) -> object:
     if hasattr(arviz, "InferenceData"):
         return arviz.InferenceData(posterior=group)
     return xr.DataTree.from_dict({"posterior": group})
+
+
+def import_arviz() -> ModuleType:
+    """Import ArviZ, which takes seconds and announces its next major version once per day."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+        import arviz
+    return arviz
 
 
 def variance_parts(flux: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -22,11 +21,12 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
 
+from ..posterior.moments import import_arviz
 from .mode import find_modes
 from .proposal import Mixture
 from .unknowns import Unknowns
 
-__all__ = ["Refined", "import_arviz", "refine"]
+__all__ = ["Refined", "refine"]
 
 LARGEST_K_HAT = 0.7
 LEAST_POSSIBLE = 0.1  # of the draws, so that their weights have a tail
@@ -60,11 +60,6 @@ class Refined:
     def usable(self) -> bool:
         """Whether the weights are reliable: k-hat below ``min(1 - 1 / log10(draws), 0.7)``."""
         return self.k_hat < min(1 - 1 / math.log10(len(self.vector)), LARGEST_K_HAT)
-
-    @property
-    def quality(self) -> tuple[bool, float]:
-        """What orders attempts: whether the weights are reliable, and the effective number of draws."""
-        return self.usable, self.effective
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean ``(number,)`` and covariance of the draws.
@@ -140,26 +135,21 @@ def refine(unknowns: Unknowns, starts: Tensor, *, draws: int = 400, attempts: in
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         places, curvatures, share = find_modes(unknowns, starts)
-        proposal, best = Mixture(places, torch.linalg.inv(curvatures), share), None
+        proposal, tried = Mixture(places, torch.linalg.inv(curvatures), share), []
         for _ in range(attempts):
             rounds: list[tuple[Mixture, Tensor, Tensor]] = []
-            for number in range(ROUNDS):
+            for _ in range(ROUNDS):
                 vector = proposal.draw(draws)
                 rounds.append((proposal, vector, unknowns.log_joint(vector).double()))
-                if number + 1 < ROUNDS:
-                    proposal = _moved(proposal, _weighted(rounds))
-            found = _weighted(rounds)
-            proposal = _moved(proposal, found)
-            best = found if best is None or found.quality > best.quality else best
+                found = _weighted(rounds)
+                if math.isfinite(found.k_hat):  # else weights are equal and meaningless
+                    weight = torch.from_numpy(np.exp(found.log_weight))
+                    proposal = proposal.moved(torch.from_numpy(found.vector), weight)
+            tried.append(found)
+            best = max(tried, key=lambda one: (one.usable, one.effective))
             if best.usable and best.effective >= ENOUGH * ROUNDS * draws:
                 break
     return best
-
-
-def _moved(proposal: Mixture, found: Refined) -> Mixture:
-    if not math.isfinite(found.k_hat):  # weights are equal and meaningless
-        return proposal
-    return proposal.moved(torch.from_numpy(found.vector), torch.from_numpy(np.exp(found.log_weight)))
 
 
 def _weighted(rounds: list[tuple[Mixture, Tensor, Tensor]]) -> Refined:
@@ -183,11 +173,3 @@ def _smoothed(log_weight: NDArray[np.float64]) -> tuple[NDArray[np.float64], flo
         smoothed, k_hat = import_arviz().psislw(finite)
     smoothed = np.asarray(smoothed)
     return np.maximum(smoothed - logsumexp(smoothed), NOTHING), float(k_hat)
-
-
-def import_arviz() -> ModuleType:
-    """Import ArviZ, which takes seconds and announces its next major version once per day."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
-        import arviz
-    return arviz
