@@ -28,11 +28,9 @@ def expected_periodogram(kernel: Tensor, shape: tuple[int, int]) -> Tensor:
         raise ValueError(f"image must have more than {reach} pixels, the reach of the noise's correlation, got {shape}")
     unit = kernel.double() / kernel.double().square().sum((-2, -1), keepdim=True).sqrt()
     field = torch.fft.ifft2(torch.fft.fft2(unit, s=shape).abs().square()).real
-    for axis, size in zip((-2, -1), shape, strict=True):
-        lag = torch.arange(size, device=kernel.device)
-        share = 1 - torch.minimum(lag, size - lag) / size
-        field = field * (share[:, None] if axis == -2 else share)
-    return torch.fft.fft2(field).real.clamp(min=FLOOR)
+    lags = (torch.arange(size, device=kernel.device) for size in shape)
+    rows, columns = (1 - torch.minimum(lag, len(lag) - lag) / len(lag) for lag in lags)
+    return torch.fft.fft2(field * rows[:, None] * columns).real.clamp(min=FLOOR)
 
 
 def whitened(residual: Tensor, power: Tensor) -> Tensor:

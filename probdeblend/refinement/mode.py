@@ -36,10 +36,10 @@ def fwhm_of(psf: Tensor) -> Tensor:
 
 def expected(unknowns: Unknowns, vector: Tensor) -> tuple[Tensor, NoisyImage, Tensor]:
     """Return the light of each source, the distribution of the image, and its derivatives in standard deviations."""
-    light, derivatives = unknowns.sensitivity(vector)
+    (light, derivatives), listed = unknowns.sensitivity(vector), unknowns.listed
     sky_level = vector[None, -2 * unknowns.bands : -unknowns.bands]
-    noisy = unknowns.model.noisy(unknowns.listed, light.sum(0)[None], sky_level)
-    return light, noisy, unknowns.listed.good * derivatives / noisy.standard_deviation
+    noisy = NoisyImage(light.sum(0)[None], sky_level, photon=listed.photon, power=listed.power, good=listed.good)
+    return light, noisy, listed.good * derivatives / noisy.standard_deviation
 
 
 def linearized(unknowns: Unknowns, vector: Tensor) -> tuple[NoisyImage, Tensor]:

@@ -155,12 +155,13 @@ class SceneModel:
             fluxes = FluxPrior(bands, (scenes, 1, sources)).mask(listed.there[:, None]).to_event(1)
             log_flux = pyro.sample("log_flux", fluxes)[:, 0]
             zero = torch.zeros(scenes, 1, bands)
-            sky_level = pyro.sample("sky_level", dist.Normal(zero, self.sky_level).to_event(1))[:, 0]
+            sky_level = pyro.sample("sky_level", dist.Normal(zero, self.sky_level).to_event(1))
             growth = pyro.sample("log_psf_growth", dist.Normal(zero, self.psf_growth).to_event(1))[:, 0]
             light = self.light(listed, log_flux[..., TOTAL], position, shape, star=star, growth=growth)
-            light = (light * listed.there[..., None, None, None]).sum(1)
-            image = listed.image[:, None] if observed else None
-            return pyro.sample("image", self.noisy(listed, light, sky_level, plate=True), obs=image)[:, 0]
+            light = (light * listed.there[..., None, None, None]).sum(1, keepdim=True)
+            photon, power, good = (values[:, None] for values in (listed.photon, listed.power, listed.good))
+            noisy = NoisyImage(light, sky_level, photon=photon, power=power, good=good)
+            return pyro.sample("image", noisy, obs=listed.image[:, None] if observed else None)[:, 0]
 
     @staticmethod
     def light(
@@ -208,30 +209,6 @@ class SceneModel:
             unit = render(source, psf, pixel_scale=listed.pixel_scale, size=size)[..., :height, :width]
             images.append(unit * log_flux[..., band, None, None].exp())
         return torch.stack(images, 2)
-
-    @staticmethod
-    def noisy(listed: Listed, light: Tensor, sky_level: Tensor, *, plate: bool = False) -> NoisyImage:
-        """Return the distribution of images, given the light of all sources and the sky level.
-
-        Parameters
-        ----------
-        listed
-            How the images were taken.
-        light
-            Expected light over the sky noise ``(scene, band, y, x)``.
-        sky_level
-            Residual level of the sky over the sky noise ``(scene, band)``.
-        plate
-            Whether the batch has an axis for the plate of sources, of length one.
-
-        Returns
-        -------
-        NoisyImage
-            The distribution of the pixels.
-        """
-        values = [light, sky_level, listed.photon, listed.power, listed.good]
-        light, sky_level, photon, power, good = (v[:, None] for v in values) if plate else values
-        return NoisyImage(light, sky_level, photon=photon, power=power, good=good)
 
     def log_joint(self, listed: Listed, values: dict[str, Tensor]) -> Tensor:
         """Return the density ``(scene,)`` of all unknowns and the images together, from a trace of the program.

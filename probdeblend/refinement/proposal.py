@@ -52,11 +52,8 @@ class Mixture:
     def _each(self, vector: Tensor) -> Tensor:
         """Return the density under each mode times its share ``(mode, draw)``."""
         degrees = torch.tensor(DEGREES).double()
-        parts = [
-            dist.MultivariateStudentT(degrees, mean, scale, validate_args=False).log_prob(vector)
-            for mean, scale in zip(self.mean, self._scale, strict=True)
-        ]
-        return torch.stack(parts) + self.share.log()[:, None]
+        modes = dist.MultivariateStudentT(degrees, self.mean[:, None], self._scale[:, None], validate_args=False)
+        return modes.log_prob(vector) + self.share.log()[:, None]
 
     def moved(self, vector: Tensor, weight: Tensor) -> Mixture:
         """Update toward the weighted moments of draws; the step grows with their effective number.
