@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Uniform, constraints
 
 __all__ = ["Clustered", "Frame", "Paired", "Positions", "separation_limits"]
 
@@ -77,26 +77,16 @@ class Positions(TorchDistribution):
 
     def __init__(self, radius: Tensor, exists: Tensor, frame: Frame) -> None:
         self.radius, self.exists, self.frame = radius, exists, frame
+        self.anywhere = Uniform(*frame.limits, validate_args=False)
         super().__init__(torch.Size(radius.shape[:-1]), (radius.shape[-1], 2), validate_args=False)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draw centers."""
-        return self._anywhere(*sample_shape, *self.radius.shape)
+        return self.anywhere.sample(sample_shape + self.radius.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density of centers."""
-        low, high = self.frame.limits
-        inside = ((value >= low) & (value <= high)).all(-1)
-        density = torch.where(inside, -self._log_area(), -math.inf)
-        return torch.where(self.exists, density, 0.0).sum(-1)
-
-    def _anywhere(self, *shape: int) -> Tensor:
-        low, high = self.frame.limits
-        return low + (high - low) * torch.rand(*shape, 2)
-
-    def _log_area(self) -> Tensor:
-        low, high = self.frame.limits
-        return (high - low).log().sum()
+        return torch.where(self.exists, self.anywhere.log_prob(value).sum(-1), 0.0).sum(-1)
 
 
 class Paired(Positions):
@@ -140,7 +130,7 @@ class Paired(Positions):
         step = _step(torch.where(law < anywhere, far, torch.where(law < anywhere + close, near, distance)))
         low, high = self._corner(step)
         first = low + (high - low) * torch.rand_like(low)
-        others = self._anywhere(*inner.shape, max(self.radius.shape[-1] - 2, 0))
+        others = self.anywhere.sample((*inner.shape, max(self.radius.shape[-1] - 2, 0)))
         places = torch.cat([torch.stack([first, first + step], -2), others], -2)
         return places[..., : self.radius.shape[-1], :]
 
@@ -156,8 +146,9 @@ class Paired(Positions):
         low, high = self._corner(step * self.exists[..., 1:2] if value.shape[-2] > 1 else step)
         inside = ((value[..., 0, :] >= low - 1e-3) & (value[..., 0, :] <= high + 1e-3)).all(-1)
         first = torch.where(inside, -(high - low).log().sum(-1), -math.inf)
-        terms = [first, density.log(), *[-self._log_area().expand_as(first)] * (value.shape[-2] - 2)]
-        return torch.where(self.exists, torch.stack(terms[: value.shape[-2]], -1), 0.0).sum(-1)
+        others = self.anywhere.log_prob(value[..., 2:, :]).sum(-1)
+        terms = torch.cat([torch.stack([first, density.log()], -1), others], -1)[..., : value.shape[-2]]
+        return torch.where(self.exists, terms, 0.0).sum(-1)
 
 
 class Clustered(Positions):
@@ -182,7 +173,7 @@ class Clustered(Positions):
         places = radius.new_zeros(len(radius), sources, 2)
         largest = torch.tensor(self.frame.shape[::-1]) - 4.0
         for number in range(sources):
-            tried = self._anywhere(TRIES, len(radius))
+            tried = self.anywhere.sample((TRIES, len(radius)))
             if number:
                 attached = torch.rand(TRIES, len(radius)) < near
                 other = torch.randint(number, (TRIES, len(radius)))
@@ -205,6 +196,5 @@ class Clustered(Positions):
         earlier = torch.arange(sources)
         mean = (ring * (earlier[:, None] > earlier)).sum(-1) / earlier.clamp(min=1)
         near = self.near[..., None] * (earlier > 0)
-        inside = ((value >= self.frame.limits[0]) & (value <= self.frame.limits[1])).all(-1)
-        density = (1 - near) * inside * (-self._log_area()).exp() + near * mean
+        density = (1 - near) * self.anywhere.log_prob(value).sum(-1).exp() + near * mean
         return torch.where(self.exists, density.log(), 0.0).sum(-1)
