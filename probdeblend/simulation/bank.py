@@ -148,8 +148,7 @@ def describe_shapes(source: Mapping[str, Tensor], offset: Tensor, ln_index: Tens
 
 def _auto(image: Tensor) -> Tensor:
     """Measure ln of auto over total flux ``(template, band, level)`` without noise, at several levels of the sky."""
-    pixels = image.double().numpy()
-    ratio = [[[auto_over_total(own, level) for level in AUTO_LEVELS] for own in bands] for bands in pixels]
+    ratio = [[[auto_over_total(own, level) for level in AUTO_LEVELS] for own in bands] for bands in image]
     return torch.tensor(ratio).log().nan_to_num(UNKNOWN_AUTO).clamp(-1.5, 0.3)
 
 

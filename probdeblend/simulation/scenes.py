@@ -58,8 +58,9 @@ def render_bands(
     return torch.stack(images, 1), torch.stack(colors, 1)
 
 
-def auto_over_total(light: np.ndarray, flux: float) -> float:
+def auto_over_total(light: Tensor, flux: float) -> float:
     """AUTO over total flux of a source of unit flux ``(y, x)`` and a flux in sky rms; NaN if SEP never finds it."""
+    light = light.double().numpy()
     for _ in range(BOOSTS):
         if light.max() * flux > 2 and math.isfinite(found := auto_flux(light * flux, 1.0)):
             return found / flux
@@ -174,7 +175,8 @@ class Simulator:
                 larger.append(some[~enough])
                 for i in enough.nonzero()[:, 0].tolist():
                     number, own = int(some[i]), cutout[i] * flux[i, :, None, None]
-                    total[number], auto[number] = flux[i], flux[i] * self._auto(cutout[i], flux[i])
+                    ratio = map(auto_over_total, cutout[i], (flux[i] / self.camera.sky_rms).tolist())
+                    total[number], auto[number] = flux[i], flux[i] * torch.tensor([*ratio])
                     for pixels in (image[scene[number]], *([] if alone is None else [alone[number]])):
                         paste(pixels, own, corner[i])
             todo, size = [some for some in larger if len(some)], 2 * size
@@ -193,11 +195,6 @@ class Simulator:
             return torch.ones(len(cutout), dtype=torch.bool)
         edge = torch.stack([cutout[..., 0, :], cutout[..., -1, :], cutout[..., 0], cutout[..., -1]]).amax((0, -1))
         return (edge * flux / self.camera.sky_rms < FAINTEST).all(1)
-
-    def _auto(self, cutout: Tensor, flux: Tensor) -> Tensor:
-        over = (flux / self.camera.sky_rms).tolist()
-        pixels = cutout.double().numpy()
-        return torch.tensor([auto_over_total(one, value) for one, value in zip(pixels, over, strict=True)])
 
     def _observed(
         self, drawn: Mapping[str, Tensor], image: Tensor, truth: Mapping[str, Tensor | None], count: int, seed: int
