@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from joblib import Parallel, delayed
 
 from ..scene import Scene
 
-__all__ = ["in_batches"]
+__all__ = ["in_batches", "on_threads"]
 
 Maker = Callable[[tuple[int, int], int], Scene]
 
@@ -36,9 +37,16 @@ def _results(make: Maker, tasks: list[tuple[tuple[int, int], int]], workers: int
 
 def _on_one_thread(make: Maker, key: tuple[int, int], size: int) -> Scene:
     """Make a batch on one thread, as sums depend on how they are split: the same for any number of workers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         return make(key, size)
+
+
+@contextmanager
+def on_threads(number: int) -> Iterator[None]:
+    """Use so many threads at most in the ``with`` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(number, before))
+    try:
+        yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

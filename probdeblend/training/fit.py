@@ -15,10 +15,9 @@ from astropy.table import Table
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .. import __version__
 from .._files import unfinished_folder, whole_file
 
-__all__ = ["History", "Schedule", "fit", "training_record", "unfinished_run"]
+__all__ = ["History", "Schedule", "fit", "unfinished_run"]
 
 Batches = Callable[[int], Iterable[tuple[Tensor, ...]]]
 WARM_UP = 0.05  # fraction of the steps
@@ -54,30 +53,24 @@ class Schedule:
 
 @dataclass
 class History:
-    """Losses by step: of training, as means since the last validation, and of validation, with its parts.
+    """Number of steps, and one row per validation: `step`, mean `training` loss, `validation` loss and its parts.
 
     `skipped` is the number of batches whose gradient was not finite.
     """
 
     step: int = 0
-    training: list[tuple[int, float]] = field(default_factory=list)
-    validation: list[tuple[int, float]] = field(default_factory=list)
-    parts: list[dict[str, float]] = field(default_factory=list)
+    rows: list[dict[str, float]] = field(default_factory=list)
     skipped: int = 0
 
     @property
     def best(self) -> float:
         """Lowest validation loss; infinite before the first."""
-        return min((score for _, score in self.validation), default=math.inf)
+        return min((row["validation"] for row in self.rows), default=math.inf)
 
     def table(self) -> Table:
-        """Return one row per validation: ``step``, ``training`` and ``validation`` loss and the latter's parts."""
-        losses = {name: [loss for _, loss in getattr(self, name)] for name in ("training", "validation")}
-        names = list(self.parts[0]) if self.parts else []
-        losses |= {name: [parts.get(name, math.nan) for parts in self.parts] for name in names}
-        rows = {"step": [step for step, _ in self.validation]} | losses
-        table = Table(rows, meta={"steps": self.step, "validation_loss": self.best})
-        for name in losses:
+        """Return the rows as a table; its metadata has the number of ``steps`` and the best ``validation_loss``."""
+        table = Table(self.rows, meta={"steps": self.step, "validation_loss": self.best})
+        for name in table.colnames[1:]:
             table[name].info.format = ".4f"
         return table
 
@@ -128,7 +121,8 @@ def fit(
             best = {name: value.detach().clone() for name, value in loss.state_dict().items()}
         running = []
         if progress:
-            bar.write(_line(history))
+            losses = (f"{name} {value:.4f}" for name, value in history.rows[-1].items() if name != "step")
+            bar.write(f"step {history.step}: {', '.join(losses)}")
         if checkpoint is not None:
             stored = {"loss": loss.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
             stored |= {"history": vars(history), "random": torch.get_rng_state()}
@@ -178,16 +172,9 @@ def _validated(
     if not math.isfinite(score) or not math.isfinite(training):
         raise ValueError(f"loss must stay finite, got {score} at step {history.step}: lower the learning rate")
     better = score < history.best
-    history.training.append((history.step, training))
-    history.validation.append((history.step, score))
-    history.parts.append({name: sum(values) / len(values) for name, values in parts.items()})
+    row = {"step": history.step, "training": training, "validation": score}
+    history.rows.append(row | {name: sum(values) / len(values) for name, values in parts.items()})
     return better
-
-
-def _line(history: History) -> str:
-    parts = "".join(f", {name} {value:.3f}" for name, value in history.parts[-1].items())
-    training, validation = history.training[-1][1], history.validation[-1][1]
-    return f"step {history.step}: training {training:.4f}, validation {validation:.4f}{parts}"
 
 
 @contextmanager
@@ -209,9 +196,3 @@ def unfinished_run(
             shutil.rmtree(kept)
         raise
     shutil.rmtree(kept)
-
-
-def training_record(history: History, settings: dict[str, object]) -> dict[str, object]:
-    """Return what a file states about the training of its network."""
-    made = {"command": "probdeblend train", "torch": torch.__version__, "probdeblend": __version__}
-    return made | settings | {"steps_done": history.step, "validation_loss": round(history.best, 4)}

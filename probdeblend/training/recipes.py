@@ -9,7 +9,6 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import count, islice
 from pathlib import Path
@@ -19,13 +18,16 @@ from astropy.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .. import __version__
 from ..deblending.deblender import Deblender, Description
 from ..deblending.weights import load, save
 from ..networks.scene_loss import SceneLoss
 from ..networks.scenes import SceneNetwork
+from ..refinement.mode import fwhm_of
 from ..simulation.bank import Templates
 from ..simulation.stream import SceneBatch, SceneStream
-from .fit import Schedule, fit, training_record, unfinished_run
+from ..simulation.workers import on_threads
+from .fit import Schedule, fit, unfinished_run
 
 __all__ = ["train"]
 
@@ -106,7 +108,8 @@ def train(
     later = (batch for batch in map(held_out.batch, count(validating)) if batch.light.shape[1])
     with unfinished_run(output, settings, seed=seed, resume=resume, overwrite=overwrite) as (kept, temporary):
         network = SceneNetwork() if begun is None else begun.network.requires_grad_(True)
-        with _threads(max(1, (os.cpu_count() or 1) - workers)):
+        # The processes that make scenes have cores of their own: threads that wait for one another spin.
+        with on_threads(max(1, (os.cpu_count() or 1) - workers)):
             history = fit(
                 SceneLoss(network.to(device)),
                 batches,
@@ -120,7 +123,9 @@ def train(
             )
             ranges, tokens = _familiar(network.cpu(), islice(later, familiar))
         built = {} if begun is None else begun.description.settings
-        description = Description(settings=built, **ranges, training=training_record(history, settings))
+        record = {"command": "probdeblend train", "torch": torch.__version__, "probdeblend": __version__} | settings
+        record |= {"steps_done": history.step, "validation_loss": round(history.best, 4)}
+        description = Description(settings=built, **ranges, training=record)
         save(Deblender(network, description, tokens=tokens), temporary)
     return history.table()
 
@@ -134,22 +139,10 @@ def _familiar(network: SceneNetwork, batches: Iterator[SceneBatch]) -> tuple[dic
     """Return the range of the scenes that a network is trained on, and the features of their sources."""
     widths, brightest, tokens = [], [], []
     for batch in batches:
-        widths.append(batch.psf.square().sum((-2, -1)).rsqrt().flatten())
+        widths.append(fwhm_of(batch.psf).flatten())
         maps = network.encode(batch.image, batch.good, batch.psf, batch.noise)
         token = network.read(maps, batch.x, batch.y)[1].token
         tokens.append(token[:, : batch.light.shape[1]].flatten(0, 1))
         brightest.append(batch.log_flux.nan_to_num(-math.inf).flatten())
-    width = torch.cat(widths) * (2 * math.log(2) / math.pi) ** 0.5  # that of a Gaussian of the PSF's area
-    fwhm = (float(width.min()) * (1 - SLACK), float(width.max()) * (1 + SLACK))
+    fwhm = (float(torch.cat(widths).min()) * (1 - SLACK), float(torch.cat(widths).max()) * (1 + SLACK))
     return {"fwhm": fwhm, "brightest": float(torch.cat(brightest).max())}, torch.cat(tokens)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Leave cores to the processes that make scenes: threads that wait for one another spin."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(number, before))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
