@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from .arrays import ONE_SIGMA
 from .scores import crps
 
-__all__ = ["accuracy_table", "flux_accuracy", "magnitude_error", "over_finite"]
+__all__ = ["FLOOR", "accuracy_table", "flux_accuracy", "magnitude_error", "over_finite"]
 
 OUTLIER = 0.75  # magnitudes, about a factor of two in flux
 LEVELS = (50, 68, 95)  # percent

@@ -13,13 +13,13 @@ from os import PathLike
 
 import numpy as np
 from astropy.stats import mad_std
-from astropy.table import Table, vstack
+from astropy.table import Table
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..deblending.deblender import Deblends
 from ..deblending.sep import SepDeblender
-from ..metrics.accuracy import accuracy_table, over_finite
+from ..metrics.accuracy import FLOOR, accuracy_table, over_finite
 from ..metrics.arrays import group_total
 from ..metrics.detections import average_precision, binned_fraction, match_sources
 from ..metrics.masks import Reliability, blendedness, iou, iou_matrix
@@ -34,7 +34,6 @@ __all__ += ["joined", "signal_to_noise", "stored_scenes"]
 CHUNK = 16  # scenes in memory at a time
 LEAST_SNR = 5.0  # fainter sources do not count as detectable
 REACH = 5.0  # pixels; a detection farther from a source is another one
-FLOOR = 0.01  # of the true flux: fainter draws are raised to it before taking logarithms
 SIZES = (1, 2, 3, 4, 6, 11, 10**6)  # edges of the numbers of sources in a group
 EDGES = {"flux": (0.0, 30.0, 100.0, 300.0, 1000.0, np.inf), "contested": (0.0, 0.05, 0.2, 0.5, 1.0)}
 TRUTHS = {"flux": "flux", "flux_auto": "auto_flux"}
@@ -142,7 +141,7 @@ def evaluate(scenes: Iterable[Scene], deblender: Deblends, *, seed: int = 0) -> 
     accuracy = ((method, row) for method, parts in forced.items() for row in accuracy_rows(joined(parts), truth))
     return Evaluation(
         formatted({"method": method} | row for method, row in accuracy),
-        vstack([_by_feature(method, parts, truth) for method, parts in found.items()]),
+        formatted(row for method, parts in found.items() for row in _by_feature(method, parts, truth)),
         formatted([_summary(method, parts, masks[method]) for method, parts in found.items()]),
     )
 
@@ -269,16 +268,12 @@ def _fluxes(draws: NDArray, true: NDArray, group: NDArray) -> dict[str, float]:
     }
 
 
-def _by_feature(method: str, found: Arrays, truth: Arrays) -> Table:
+def _by_feature(method: str, found: Arrays, truth: Arrays) -> Iterator[dict[str, object]]:
     names = {"flux": "brightness", "contested": "contested"}
-    tables = []
     for quantity, inside, of in (("completeness", found["hit"], truth), ("purity", found["real"], found)):
         for feature, edges in EDGES.items():
-            table = binned_fraction(inside, of[names[feature]], edges)
-            table.add_columns([[name] * len(table) for name in (method, quantity, feature)], indexes=[0, 0, 0],
-                              names=["method", "quantity", "feature"])  # fmt: skip
-            tables.append(table)
-    return formatted(vstack([table for table in tables if len(table)] or [Table()]))
+            for row in binned_fraction(inside, of[names[feature]], edges):
+                yield {"method": method, "quantity": quantity, "feature": feature} | dict(row)
 
 
 def _summary(method: str, found: Arrays, masks: list[tuple[NDArray, NDArray]]) -> dict[str, object]:
@@ -290,9 +285,9 @@ def _summary(method: str, found: Arrays, masks: list[tuple[NDArray, NDArray]]) -
     return row | (average_precision(*zip(*masks, strict=True)) if masks else {})
 
 
-def formatted(rows: Iterable[Mapping[str, object]] | Table) -> Table:
+def formatted(rows: Iterable[Mapping[str, object]]) -> Table:
     """Return rows as a table whose numbers print short."""
-    table = rows if isinstance(rows, Table) else Table(list(rows))
+    table = Table(list(rows))
     for name in table.colnames:
         if table[name].dtype.kind == "f":
             table[name].info.format = ".2f" if name == "mape" else ".4g" if name in ("low", "high") else ".3f"
