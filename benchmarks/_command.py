@@ -59,7 +59,7 @@ class Run:
         from probdeblend._files import output_folder
 
         names = [f"{self.name}.ecsv"] if figure is None else [f"{self.name}.ecsv", f"{self.name}.png"]
-        with output_folder(self.output, overwrite=self.overwrite, files=names) as folder:
+        with output_folder(self.output, overwrite=self.overwrite) as folder:
             table.write(folder / names[0], format="ascii.ecsv")
             if figure is not None:
                 figure.savefig(folder / names[1], dpi=100)

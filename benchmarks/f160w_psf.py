@@ -176,7 +176,7 @@ def main(output: Path, *, overwrite: bool) -> None:
     """Write the PSF and its numbers to the folder OUTPUT; both ship in probdeblend/data."""
     if (data := os.environ.get("PROBDEBLEND_DATA")) is None:
         raise click.ClickException("the variable PROBDEBLEND_DATA must name a folder with psf/f160w.fits")
-    with output_folder(output, files=FILES, overwrite=overwrite) as folder:
+    with output_folder(output, overwrite=overwrite) as folder:
         fit = fit_psf(read_psf(Path(data) / "psf" / "f160w.fits", pixel_scale=MEASURED_SCALE), MEASURED_SCALE)
         write_psf(fit, folder)
     measured, fitted = fit.fwhm

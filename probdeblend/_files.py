@@ -7,13 +7,16 @@ file of the package states its kind and version (`header`, `check_header`).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
+from xml.etree import ElementTree
 
+from astropy.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
@@ -21,6 +24,8 @@ from torch import Tensor
 __all__: list[str] = []  # private to the package
 
 VERSION = 1  # of every kind of file; raise it when a format changes after a release
+TABLES = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".fit": "fits", ".vot": "votable"}
+RECORD = ".probdeblend.json"  # in a folder: the digests of the files that a run wrote
 
 
 def header(kind: str) -> dict[str, str]:
@@ -37,10 +42,13 @@ def check_header(attributes: Mapping[str, object], kind: str, path: object) -> N
 
 
 @contextlib.contextmanager
-def output_folder(path: str | PathLike[str], *, files: Iterable[str], overwrite: bool = False) -> Iterator[Path]:
+def output_folder(
+    path: str | PathLike[str], *, overwrite: bool = False, inputs: Iterable[str | PathLike[str]] = ()
+) -> Iterator[Path]:
     """Fill a folder that appears whole at the end of the ``with`` block, or not at all.
 
-    An earlier output is replaced only once the new one is complete, and only if it holds nothing but `files`.
+    An earlier output is replaced only once the new one is complete, and only if it holds nothing but what an earlier
+    run wrote, and none of the `inputs`.
     """
     target = Path(path).resolve()
     if target.exists():
@@ -48,14 +56,15 @@ def output_folder(path: str | PathLike[str], *, files: Iterable[str], overwrite:
             raise FileExistsError(f"{path}: exists already")
         if not target.is_dir():
             raise FileExistsError(f"{path}: is a file, not a folder, and is not replaced")
-        if foreign := sorted({entry.name for entry in target.iterdir()} - set(files)):
-            raise FileExistsError(f"{path}: is not replaced, because it holds {foreign[0]}, which no earlier run wrote")
+        _refuse_foreign(target, path)
+        if own := [given for given in inputs if target in Path(given).resolve().parents]:
+            raise FileExistsError(f"{path}: is not replaced, because it holds the input {own[0]}")
     home = next(parent for parent in target.parents if parent.is_dir())
-    temporary = home / f".{target.name}.{secrets.token_hex(4)}.partial"
+    temporary = _hidden(home / target.name)
     temporary.mkdir()
     try:
         yield temporary
-        put_in_place(temporary, target)
+        put_in_place(temporary, target, overwrite=overwrite)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -66,9 +75,19 @@ def whole_file(path: str | PathLike[str], *, overwrite: bool = False) -> Iterato
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: exists already")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = _hidden(path)
     try:
         yield temporary
+        if not overwrite:
+            try:
+                path.hardlink_to(temporary)  # unlike a rename, fails where a file is
+            except FileExistsError:
+                raise FileExistsError(f"{path}: exists already") from None
+            except OSError:  # there are no hard links in this file system
+                if path.exists():
+                    raise FileExistsError(f"{path}: exists already") from None
+            else:
+                return
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -85,6 +104,8 @@ def unfinished_folder(
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: exists already")
+    if path.is_dir():
+        _refuse_foreign(path, path)
     kept = path.with_name(path.name + ".partial")
     record = kept / "settings.json"
     if resume:
@@ -93,29 +114,87 @@ def unfinished_folder(
         if json.loads(record.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
             raise ValueError(f"{kept}: must be resumed with the settings it was begun with: overwrite starts over")
         return kept
-    if kept.exists():
+    if record.is_file():
         if not overwrite:
             raise FileExistsError(f"{kept}: an interrupted run exists: resume continues it, overwrite starts over")
-        shutil.rmtree(kept)
-    kept.mkdir(parents=True)
-    record.write_text(json.dumps(settings), encoding="utf-8")
-    return kept
+        shutil.rmtree(kept.rename(_hidden(kept)))
+    elif kept.is_file() or (kept.is_dir() and any(kept.iterdir())):
+        raise FileExistsError(f"{kept}: is not what an interrupted run left, and is not replaced")
+    fresh = _hidden(kept)
+    fresh.mkdir(parents=True)
+    (fresh / record.name).write_text(json.dumps(settings), encoding="utf-8")
+    return fresh.rename(kept)
 
 
-def put_in_place(folder: Path, target: Path) -> None:
-    """Rename a folder, replacing an earlier one, which is back if that fails."""
+def put_in_place(folder: Path, target: Path, *, overwrite: bool = False) -> None:
+    """Rename a folder, with a record of its files, to one that is new or holds nothing but what an earlier run wrote.
+
+    If that fails, the earlier one is where it was.
+    """
+    (folder / RECORD).write_text(json.dumps(_digests(folder), sort_keys=True), encoding="utf-8")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        folder.rename(target)
+    if not overwrite or not target.exists():
+        try:
+            folder.rename(target)
+        except OSError:
+            if target.exists():
+                raise FileExistsError(f"{target}: exists already") from None
+            raise
         return
-    earlier = folder.with_suffix(".replaced")
-    target.rename(earlier)
+    earlier = target.rename(_hidden(target).with_suffix(".replaced"))
     try:
+        _refuse_foreign(earlier, target)
         folder.rename(target)
-    except OSError:
+    except BaseException:
         earlier.rename(target)
         raise
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _hidden(path: Path) -> Path:
+    """Return a name beside a path that nobody has, nor can foresee."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def _digests(folder: Path) -> dict[str, str | None]:
+    """Return the digest of each file of a folder, and None for each folder in it."""
+    found: dict[str, str | None] = {}
+    for entry in folder.iterdir():
+        if entry.name == RECORD:
+            continue
+        found[entry.name] = None
+        if entry.is_file():
+            with entry.open("rb") as file:
+                found[entry.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _refuse_foreign(folder: Path, path: str | PathLike[str]) -> None:
+    """Raise a FileExistsError for a folder, known as `path`, with a file that no run wrote, or not as it is now."""
+    record = folder / RECORD
+    written = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    for name, digest in sorted(_digests(folder).items()):
+        if written.get(name, "") != digest:
+            raise FileExistsError(
+                f"{path}: is not replaced, because it holds {name}, which no earlier run wrote as it is now"
+            )
+
+
+def read_table(path: str | PathLike[str]) -> Table:
+    """Read a table in the format that its name states: one that is detected could open what a file has links to."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    ending = Path(str(path).lower().removesuffix(".gz")).suffix
+    if ending not in TABLES:
+        raise ValueError(f"{path}: must be a table whose name ends with one of {', '.join(TABLES)}")
+    try:
+        if TABLES[ending] == "votable":
+            for _, node in ElementTree.iterparse(path):
+                if "href" in node.attrib and node.tag.endswith("STREAM"):
+                    raise ValueError("its rows are in another file")
+        return Table.read(path, format=TABLES[ending])
+    except Exception as error:  # what astropy raises here depends on the format and on the damage
+        raise ValueError(f"{path}: not a table of the kind that its name says ({error})") from error
 
 
 def read_tensors(path: str | PathLike[str], *, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:

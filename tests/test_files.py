@@ -2,16 +2,29 @@
 
 import pytest
 import torch
+from astropy.table import Table
 
 from probdeblend._files import (
     check_header,
     header,
     output_folder,
+    read_table,
     read_tensors,
     unfinished_folder,
     whole_file,
     write_tensors,
 )
+
+
+def listed(folder):
+    """Names of what a user sees in a folder, and of what an interrupted run may leave."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.name != ".probdeblend.json")
+
+
+def write_output(target, *, catalog="first", **options):
+    with output_folder(target, **options) as folder:
+        (folder / "catalog.ecsv").write_text(catalog)
+    return target
 
 
 def test_headers_state_kind_and_version():
@@ -59,21 +72,18 @@ def test_tensors_come_back(tmp_path):
         read_tensors(path, kind="network")
 
 
-FILES = ("catalog.ecsv", "masks.fits")
-
-
 def test_output_folder_appears_whole(tmp_path):
     target = tmp_path / "runs" / "out"
-    with output_folder(target, files=FILES) as folder:
+    with output_folder(target) as folder:
         (folder / "catalog.ecsv").write_text("first")
         assert not target.exists()
     assert (target / "catalog.ecsv").read_text() == "first"
-    with pytest.raises(FileExistsError, match="out: exists already"), output_folder(target, files=FILES):
+    with pytest.raises(FileExistsError, match="out: exists already"), output_folder(target):
         pytest.fail("must not get here")
-    with output_folder(target, overwrite=True, files=FILES) as folder:
+    with output_folder(target, overwrite=True) as folder:
         (folder / "masks.fits").write_text("second")
         assert (target / "catalog.ecsv").exists()
-    assert [entry.name for entry in target.iterdir()] == ["masks.fits"]
+    assert listed(target) == ["masks.fits"]
     assert [entry.name for entry in target.parent.iterdir()] == ["out"]
 
 
@@ -81,30 +91,103 @@ def test_output_folder_appears_whole(tmp_path):
 def test_output_folder_leaves_nothing_when_it_fails(tmp_path, earlier):
     target = tmp_path / "out"
     if earlier:
-        target.mkdir()
-        (target / "catalog.ecsv").write_text("earlier")
+        write_output(target, catalog="earlier")
 
     def fail_halfway():
-        with output_folder(target, overwrite=True, files=FILES) as folder:
+        with output_folder(target, overwrite=True) as folder:
             (folder / "catalog.ecsv").write_text("half")
             raise KeyError("halfway")
 
     with pytest.raises(KeyError, match="halfway"):
         fail_halfway()
-    found = {str(entry.relative_to(tmp_path)) for entry in tmp_path.rglob("*")}
-    assert found == ({"out", "out/catalog.ecsv"} if earlier else set())
+    assert listed(tmp_path) == (["out"] if earlier else [])
+    assert not earlier or listed(target) == ["catalog.ecsv"]
     assert not earlier or (target / "catalog.ecsv").read_text() == "earlier"
 
 
-def test_output_folder_never_replaces_other_files(tmp_path):
+def test_nothing_is_replaced_but_what_an_earlier_run_wrote(tmp_path):
+    """Whatever its name: a file of the user's, a folder, and an output that the user has changed."""
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match=r"because it holds thesis.tex, which no earlier run wrote"):
-        output_folder(tmp_path, overwrite=True, files=FILES).__enter__()
+        write_output(tmp_path, overwrite=True)
     with pytest.raises(FileExistsError, match=r"thesis.tex: is a file, not a folder, and is not replaced"):
-        output_folder(tmp_path / "thesis.tex", overwrite=True, files=FILES).__enter__()
-    with output_folder(tmp_path, overwrite=True, files=["thesis.tex"]) as folder:
-        (folder / "new").touch()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["new"]
+        write_output(tmp_path / "thesis.tex", overwrite=True)
+    for number, change in enumerate(
+        [
+            lambda folder: (folder / "catalog.ecsv").write_text("edited"),
+            lambda folder: (folder / "notes").mkdir(),
+            lambda folder: (folder / ".probdeblend.json").unlink(),
+        ]
+    ):
+        target = write_output(tmp_path / f"out{number}")
+        change(target)
+        before = listed(target)
+        with pytest.raises(FileExistsError, match=f"out{number}: is not replaced, because it holds "):
+            write_output(target, overwrite=True)
+        assert listed(target) == before
+    target = write_output(tmp_path / "own")
+    given = [target / "catalog.ecsv"]
+    with pytest.raises(FileExistsError, match=r"own: is not replaced, because it holds the input .*catalog.ecsv"):
+        output_folder(target, overwrite=True, inputs=given).__enter__()
+
+
+def test_what_appears_during_a_run_is_not_replaced(tmp_path):
+    """Another run to the same place, and a file that the user puts into an earlier output."""
+
+    def run(target, meanwhile, **options):
+        with output_folder(target, **options) as folder:
+            (folder / "catalog.ecsv").write_text("second")
+            meanwhile()
+
+    with pytest.raises(FileExistsError, match=r"twice: exists already"):
+        run(tmp_path / "twice", lambda: write_output(tmp_path / "twice"))
+    target = write_output(tmp_path / "out")
+    with pytest.raises(FileExistsError, match=r"out: is not replaced, because it holds mine.txt"):
+        run(target, (target / "mine.txt").touch, overwrite=True)
+    assert listed(tmp_path) == ["out", "twice"]
+    assert [(tmp_path / name / "catalog.ecsv").read_text() for name in ("out", "twice")] == ["first"] * 2
+
+    def write_twice():
+        with whole_file(tmp_path / "file") as temporary:
+            temporary.write_text("second")
+            (tmp_path / "file").write_text("first")
+
+    with pytest.raises(FileExistsError, match=r"file: exists already"):
+        write_twice()
+    assert (tmp_path / "file").read_text() == "first"
+    assert listed(tmp_path) == ["file", "out", "twice"]
+
+
+def test_files_are_written_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
+    with whole_file(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    assert listed(tmp_path) == ["file"]
+
+
+def test_tables_are_read_by_the_format_that_their_name_states(tmp_path):
+    table = Table({"x": [1.5, 2.0], "y": [3.0, 4.0]})
+    for name, form in {"a.ecsv": "ascii.ecsv", "a.csv": "ascii.csv", "a.fits": "fits", "a.vot": "votable"}.items():
+        table.write(tmp_path / name, format=form)
+        assert read_table(tmp_path / name)["x"].tolist() == [1.5, 2.0]
+    (tmp_path / "far.vot").write_text(
+        (tmp_path / "a.vot").read_text().split("<DATA>")[0]
+        + '<DATA><BINARY2><STREAM href="https://example.org/rows"/></BINARY2></DATA></TABLE></RESOURCE></VOTABLE>'
+    )
+    (tmp_path / "text.fits").write_text("x y")
+    (tmp_path / "a.txt").write_text("x y")
+    for name, says in {
+        "far.vot": r"not a table of the kind that its name says \(its rows are in another file\)",
+        "text.fits": "not a table of the kind that its name says",
+        "a.txt": r"must be a table whose name ends with one of \.ecsv, \.csv, \.fits, \.fit, \.vot",
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}: {says}"):
+            read_table(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"none.csv: no such file"):
+        read_table(tmp_path / "none.csv")
 
 
 def test_an_interrupted_run_goes_on_from_its_parts(tmp_path):
@@ -124,3 +207,14 @@ def test_an_interrupted_run_goes_on_from_its_parts(tmp_path):
     output.touch()
     with pytest.raises(FileExistsError, match="out: exists already"):
         unfinished_folder(output, settings)
+
+
+def test_only_the_parts_of_an_interrupted_run_are_dropped(tmp_path):
+    (tmp_path / "out.partial").mkdir()  # as a run that is killed at once might leave it
+    assert listed(unfinished_folder(tmp_path / "out", {})) == ["settings.json"]
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match=r"new.partial: is not what an interrupted run left, and is not replaced"):
+        unfinished_folder(tmp_path / "new", {}, overwrite=True)
+    assert listed(tmp_path / "new.partial") == ["thesis.tex"]
+    assert listed(tmp_path) == ["new.partial", "out.partial"]

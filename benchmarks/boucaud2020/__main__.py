@@ -142,7 +142,7 @@ def _write(
         "figure_9": figures.plot_types(everyone),
         "figure_12": figures.plot_iou({name: values[good] for name, values in overlap.items()}, test.kind[good]),
     }
-    with output_folder(run.output, overwrite=run.overwrite, files=FILES) as folder:
+    with output_folder(run.output, overwrite=run.overwrite) as folder:
         table.write(folder / FILES[0], format="ascii.ecsv")
         numbers = json.dumps({"facts": facts, "simulated": simulated, "iou": mean_iou}, indent=1)
         (folder / FILES[1]).write_text(numbers + "\n", encoding="utf-8")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from importlib.resources import files
+from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +15,6 @@ from . import options
 from .options import FILE
 
 if TYPE_CHECKING:
-    from astropy.nddata import NDData
-    from astropy.table import Table
-    from numpy.typing import NDArray
     from tqdm import tqdm
 
     from ..posterior.draws import Posterior
@@ -43,6 +42,7 @@ LARGEST_FIGURE = 2**22  # pixels
 @options.output("probdeblend-output")
 @options.overwrite
 @click.option("--save-draws", is_flag=True, help="Also write the whole posterior, as draws.nc.")
+@click.option("--json", is_flag=True, help="Print the catalog as JSON, with all rows.")
 @options.weights
 @options.calibrator
 def deblend(images: tuple[Path, ...], **given: object) -> None:
@@ -57,48 +57,37 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
     """  # noqa: D301
     from tqdm import tqdm
 
-    from .._files import output_folder
     from ..deblending import weights
-    from ..deblending.products import FILES, write_products
+    from ..deblending.products import write_products
 
     options.exclusive(given, "calibrator", "no_calibrator")
-    with output_folder(given["output"], overwrite=given["overwrite"], files=FILES) as folder:
+    with options.new_folder(given, *images, *given["psf"], *given["rms"]) as folder:
         if not images:
             images = (Path(str(files("probdeblend") / "data" / "example.fits")),)
             given |= {name: value for name, value in EXAMPLE.items() if not given[name]}
-        bands = [_band(path, given["hdu"]) for path in images]
+        bands = [path if given["hdu"] is None else f"{path}[{given['hdu']}]" for path in images]
         deblender = weights.load(given["weights"], calibrator=given["calibrator"])
         with tqdm(unit="tile", leave=False) as bar:
             posterior = deblender(bands, **_arguments(given), progress=partial(_advance, bar))
-        names = write_products(folder, posterior, _pictured(images[0], given["hdu"]), save_draws=given["save_draws"])
-    _print(posterior)
-    click.echo(f"written to {given['output']}: {', '.join(names)}")
+        write_products(folder, posterior, save_draws=given["save_draws"])
+        failed = _draw(folder / "field.png", posterior, images[0], given["hdu"])
+        names = sorted(path.name for path in folder.iterdir())
+    _report(posterior, names, failed, given)
 
 
 def _arguments(given: dict) -> dict[str, object]:
     """Turn options into arguments of a `Deblender`."""
-    from astropy.io import fits
+    from .._files import read_table
 
-    found = options.picked(given, "gain", "draws", "passes", "seed", "tile") | {"calibrate": not given["no_calibrator"]}
+    found = options.picked(given, "gain", "mask", "draws", "passes", "seed", "tile") | {
+        "calibrate": not given["no_calibrator"]
+    }
     found["psf"] = given["psf"][0] if len(given["psf"]) == 1 else list(given["psf"]) or None
     found["sky_rms"] = _noise(given["rms"])
     for name in ("zero_point", "wavelength"):
         found[name] = list(given[name]) or None
-    found["positions"] = None if given["positions"] is None else _catalog(given["positions"])
-    found["mask"] = None if given["mask"] is None else fits.getdata(given["mask"])
+    found["positions"] = None if given["positions"] is None else read_table(given["positions"])
     return found
-
-
-def _band(path: Path, hdu: str | None) -> Path | NDData:
-    """Return what a `Deblender` takes: a path, which it maps, or the image of a chosen HDU."""
-    if hdu is None:
-        return path
-    from astropy.nddata import NDData
-
-    from ..photometry.images import read_image
-
-    image = read_image(path, hdu=hdu)
-    return NDData(image.data, wcs=image.wcs, unit=image.unit or None)
 
 
 def _noise(given: tuple[str, ...]) -> object:
@@ -113,38 +102,47 @@ def _noise(given: tuple[str, ...]) -> object:
         return given[0]
 
 
-def _catalog(path: Path) -> Table:
-    from astropy.io.registry import IORegistryError
-    from astropy.table import Table
-
-    try:
-        return Table.read(path)
-    except IORegistryError:
-        raise ValueError(f"{path}: must be a table that astropy can read, such as FITS, ECSV or CSV") from None
-
-
 def _advance(bar: tqdm, done: int, total: int) -> None:
     bar.total = total
     bar.update(done - bar.n)
 
 
-def _pictured(path: Path, hdu: str | None) -> NDArray | None:
-    """Return the pixels to show, unless they are too many."""
+def _draw(target: Path, posterior: Posterior, path: Path, hdu: str | None) -> list[str]:
+    """Draw a field that is not too large, whatever settings the user has; a failure is noted and costs nothing else."""
     from ..photometry.images import open_mosaic
 
-    with open_mosaic(path, hdu=hdu) as image:
-        rows, columns = image.data.shape
-        return image.data[:, :] if rows * columns <= LARGEST_FIGURE else None
+    try:
+        from matplotlib import style
+
+        from ..plots.sources import plot_field
+
+        with open_mosaic(path, hdu=hdu) as image, style.context("default"):
+            if prod(image.shape) <= LARGEST_FIGURE:
+                plot_field(posterior, image.data[:, :])[0].figure.savefig(target, dpi=120)
+    except Exception as error:
+        target.unlink(missing_ok=True)
+        return [f"{target.name} could not be drawn: {options.sentence(error)}"]
+    return []
 
 
-def _print(posterior: Posterior) -> None:
+def _report(posterior: Posterior, names: list[str], notes: list[str], given: dict) -> None:
     """Print the main columns of the catalog, and what was measured or assumed."""
     from ..deblending.products import short_table
 
     catalog = posterior.catalog()
-    table = short_table(catalog)
+    table = short_table(catalog, most=len(catalog) if given["json"] else 20)
+    notes = [*filter(None, posterior.dataset.attrs.get("notes", "").split("; ")), *notes]
+    if given["json"]:
+        rows = [
+            [None if isinstance(value, float) and not isfinite(value) else value for value in row]
+            for row in table.as_array().tolist()
+        ]
+        sources = [dict(zip(table.colnames, row, strict=True)) for row in rows]
+        click.echo(json.dumps({"sources": sources, "notes": notes, "output": str(given["output"]), "files": names}))
+        return
     options.show(table)
     if len(catalog) > len(table):
         click.echo(f"... and {len(catalog) - len(table)} more")
-    for note in filter(None, posterior.dataset.attrs.get("notes", "").split("; ")):
+    for note in notes:
         click.echo(note)
+    click.echo(f"written to {given['output']}: {', '.join(names)}")

@@ -36,13 +36,12 @@ def evaluate(scenes: Path, **given: object) -> None:
     """  # noqa: D301
     from contextlib import nullcontext
 
-    from .._files import output_folder
     from ..deblending import weights
     from ..training import evaluation
 
     options.exclusive(given, "calibrator", "no_calibrator")
     output, names = given["output"], [f"{name}.ecsv" for name in TABLES]
-    folder = nullcontext() if output is None else output_folder(output, files=names, overwrite=given["overwrite"])
+    folder = nullcontext() if output is None else options.new_folder(given, scenes)
     with folder as path:
         deblender = weights.load(given["weights"], calibrator=given["calibrator"])
         if given["no_calibrator"]:
@@ -78,7 +77,6 @@ def calibrate(scenes: tuple[Path, ...], **given: object) -> None:
     """  # noqa: D301
     from itertools import chain
 
-    from .._files import output_folder
     from ..deblending import weights
     from ..training.calibrate import fit_calibrator, training_scenes
     from ..training.evaluation import stored_scenes
@@ -86,7 +84,7 @@ def calibrate(scenes: tuple[Path, ...], **given: object) -> None:
     options.exclusive({"scenes": scenes} | given, "scenes", "count")
     names, count = ("calibrator.json", "weights.safetensors", "tested.ecsv"), given["count"] or SIMULATED
     how = options.picked(given, "least", "seed") | {"fitted_on": ", ".join(map(str, scenes))}
-    with output_folder(given["output"], files=names, overwrite=given["overwrite"]) as folder:
+    with options.new_folder(given, *scenes) as folder:
         deblender = weights.load(given["weights"])
         deblender.use(None)
         batches = chain.from_iterable(map(stored_scenes, scenes))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,22 +31,29 @@ class Group(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command."""
+        """Run a command, which a request to terminate ends like Ctrl-C, so that nothing unfinished stays."""
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler) or signal.SIG_DFL
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
+        except (BrokenPipeError, click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except (ValueError, TypeError, OSError) as error:
-            raise click.ClickException(_sentence(error)) from error
+        except Exception as error:
+            raise click.ClickException(sentence(error)) from error
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"
-    if "Original Traceback" in str(error):  # raised in a worker of a data loader
-        return str(error).strip().splitlines()[-1].partition(": ")[2]
-    hint = "; --overwrite replaces it" if str(error).endswith("exists already") else ""
-    return " ".join(str(error).split()) + hint
+def sentence(error: Exception) -> str:
+    """Say what went wrong in one line."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror is not None:
+        text = f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror.lower()
+    elif "Original Traceback" in text:  # raised in a worker of a data loader
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    elif not isinstance(error, ValueError | TypeError | OSError):
+        text = f"unexpected {type(error).__name__}: {text}"
+    hint = "; --overwrite replaces it" if text.endswith("exists already") else ""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split())) + hint
 
 
 def combine(*options: Callable) -> Callable:
@@ -88,6 +97,14 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
     """Refuse an output that exists before the work begins, not after it."""
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output}: exists already")
+
+
+def new_folder(given: Mapping[str, Any], *inputs: object) -> AbstractContextManager[Path]:
+    """Return the output's folder, which must not hold `inputs` or another file that is given."""
+    from .._files import output_folder
+
+    others = [value for name, value in given.items() if isinstance(value, Path) and name != "output"]
+    return output_folder(given["output"], overwrite=given["overwrite"], inputs=[*inputs, *others])
 
 
 def show(table: Table) -> None:

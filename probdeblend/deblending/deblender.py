@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -195,10 +196,8 @@ class Deblender(nn.Module):
         FileNotFoundError
             If a path does not exist.
         """
-        _check_draws(draws)
-        with observe(
-            image, psf=psf, sky_rms=sky_rms, wcs=wcs, zero_point=zero_point, gain=gain, mask=mask, wavelength=wavelength
-        ) as opened:
+        known = {"psf": psf, "sky_rms": sky_rms, "wcs": wcs, "zero_point": zero_point, "gain": gain}
+        with self._usual(draws), observe(image, **known, mask=mask, wavelength=wavelength) as opened:
             seen = widened(opened, self.description.fwhm)
             given = label = order = None
             if positions is not None:
@@ -238,19 +237,19 @@ class Deblender(nn.Module):
         Posterior
             Fluxes and everything else, one row per source.
         """
-        _check_draws(draws)
-        seen = [widened(image, self.description.fwhm) for image in _observations(scene)]
         order, given = None, [None] * len(scene)
         if positions is not None:
             number, x, y = (value.double().cpu().numpy() for value in positions)
             order = np.lexsort((x, y, number))
             parts = np.split(order, np.searchsorted(number[order], np.arange(1, len(scene))))
             given = [(x[part], y[part]) for part in parts]
-        kept = kept_units(self.network.drop.p, passes, seed).query
-        readings = [read_image(self.network, *pair, kept=kept) for pair in zip(seen, given, strict=True)]
-        answers = self._answers(readings, draws=draws, passes=passes, seed=seed)
         label = None if order is None else order + 1
-        return self._posterior(seen, readings, answers, calibrate=calibrate, label=label, order=order)
+        with self._usual(draws):
+            seen = [widened(image, self.description.fwhm) for image in _observations(scene)]
+            kept = kept_units(self.network.drop.p, passes, seed).query
+            readings = [read_image(self.network, *pair, kept=kept) for pair in zip(seen, given, strict=True)]
+            answers = self._answers(readings, draws=draws, passes=passes, seed=seed)
+            return self._posterior(seen, readings, answers, calibrate=calibrate, label=label, order=order)
 
     def _answers(self, readings: Sequence[Reading], *, draws: int, passes: int, seed: int) -> list[GroupDraws]:
         """Answer for all sources of images, as arrays; random numbers go with the number of a group's first one."""
@@ -294,6 +293,21 @@ class Deblender(nn.Module):
             posterior = self.calibrator(posterior)
         return posterior if order is None else posterior.select(np.argsort(order))
 
+    @contextmanager
+    def _usual(self, draws: int) -> Iterator[None]:
+        """Keep the user's default device, mixed precision and error state outside."""
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}")
+        if (precision := self.network.trunk.gate.weight.dtype) != torch.float32:
+            raise TypeError(f"the weights must be in single precision, as .float() brings them, got {precision}")
+        off = [torch.autocast(kind, enabled=False) for kind in {"cpu", self._device.type}]
+        with torch.device("cpu"), off[0], off[-1], np.errstate(all="ignore"):
+            yield
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay as it is: dropout is a matter of the `passes` of a call."""
+        return super().train(False)
+
     @property
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
@@ -330,11 +344,6 @@ def _no_answers(sources: int, chains: int, draws: int, bands: int) -> GroupDraws
     log_flux = np.zeros((chains, draws, sources, bands, 2), dtype=np.float32)
     others = ((len(SHAPES),), (len(SHAPES),), (len(SOURCE_TYPES),), (), (TOKEN,))
     return GroupDraws(log_flux, *(np.zeros((sources, *row)) for row in others))
-
-
-def _check_draws(draws: int) -> None:
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
 
 
 def _observations(scene: Scene) -> list[Observation]:

@@ -12,17 +12,14 @@ from astropy.table import Table
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 
-__all__ = ["FILES", "short_table", "write_products"]
+__all__ = ["short_table", "write_products"]
 
+SHAPE = ("half_light_radius", "axis_ratio", "angle")
 MAIN = re.compile(r"label|x|y|(flux|flux_err|mag)(_(?!\d\d|err|auto|sep).*)?|existence|star|correlation|group|flags")
-FILES = ("catalog.ecsv", "segmentation.fits", "model.fits", "field.png", "draws.nc")
-"""Names of the files that `write_products` may write."""
 
 
-def write_products(
-    folder: Path, posterior: Posterior, image: np.ndarray | None = None, *, save_draws: bool = False
-) -> list[str]:
-    """Write the catalog, the segmentation map, the sum of the deblended images and a figure.
+def write_products(folder: Path, posterior: Posterior, *, save_draws: bool = False) -> list[str]:
+    """Write the catalog, the sources as regions for DS9, the segmentation map and the sum of the deblended images.
 
     Parameters
     ----------
@@ -30,8 +27,6 @@ def write_products(
         An empty folder.
     posterior
         Posterior of one image.
-    image
-        Sky-subtracted pixels ``(y, x)`` for the figure; None for no figure.
     save_draws
         Also write the whole posterior.
 
@@ -41,17 +36,28 @@ def write_products(
         Names of the files.
     """
     posterior.catalog().write(folder / "catalog.ecsv", format="ascii.ecsv")
+    (folder / "sources.reg").write_text(_regions(posterior), encoding="utf-8")
     if posterior.cutouts is not None:
         header = None if posterior.wcs is None else posterior.wcs.to_header(relax=True)
         fits.PrimaryHDU(posterior.label_image(), header=header).writeto(folder / "segmentation.fits")
         fits.PrimaryHDU(posterior.model_image().astype(np.float32), header=header).writeto(folder / "model.fits")
-    if image is not None:
-        from ..plots.sources import plot_field
-
-        plot_field(posterior, image)[0].figure.savefig(folder / "field.png", dpi=120)
     if save_draws:
         posterior.save(folder / "draws.nc")
     return sorted(path.name for path in folder.iterdir())
+
+
+def _regions(posterior: Posterior) -> str:
+    """Return ellipses of two half-light radii, or points where the shape is not known, labeled; DS9 counts from 1."""
+    known = posterior.dataset
+    radius, ratio, angle = (known[name].values if name in known else np.full(len(posterior), np.nan) for name in SHAPE)
+    major = 2 * radius / known.attrs["pixel_scale"] / np.sqrt(ratio)
+    shapes = np.stack([major, major * ratio, np.degrees(angle)], 1)
+    places = np.stack([known["x"].values + 1, known["y"].values + 1], 1)
+    lines = ["# Region file format: DS9", "image"]
+    for label, place, shape in zip(known["label"].values, places, shapes, strict=True):
+        kind, numbers = ("ellipse", [*place, *shape]) if np.isfinite(shape).all() else ("point", place)
+        lines.append(f"{kind}({','.join(f'{number:.3f}' for number in numbers)}) # text={{{label}}}")
+    return "\n".join(lines) + "\n"
 
 
 def short_table(catalog: Table, *, most: int = 20) -> Table:

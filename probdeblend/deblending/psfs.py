@@ -91,7 +91,7 @@ def _stamp(psf: NDArray) -> Tensor:
 
 def gaussian(sigma: float) -> Tensor:
     """Return a Gaussian ``(y, x)`` of unit sum and a standard deviation in pixels."""
-    along = torch.arange(-REACH, REACH + 1) / max(sigma, 1e-3)
+    along = torch.arange(-REACH, REACH + 1, dtype=torch.float32) / max(sigma, 1e-3)
     line = torch.softmax(-0.5 * along.square(), 0)
     return line[:, None] * line
 

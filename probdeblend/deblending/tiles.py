@@ -30,7 +30,7 @@ from ..networks.trunk import REACH as TRUNK_REACH
 from ..scene import overlap_groups
 from .inputs import Observation
 
-__all__ = ["Reading", "find_peaks", "read_image", "source_features"]
+__all__ = ["NEAR", "Reading", "find_peaks", "read_image", "source_features"]
 
 PATCH = 128  # pixels on a side whose sources are read together
 NEAR = int(SHARE_REACH)  # pixels around a source where it may have light
@@ -321,7 +321,7 @@ def _joined(parts: list[_Part], bands: int) -> Reading:
     place = np.concatenate([np.zeros((2, 0)), *(np.stack([part.own.x, part.own.y]) for part in parts)], 1)[:, order]
     shapes = {"token": (0, TOKEN), "band_token": (0, bands, TOKEN), "anchor": (0, bands)}
     features = {
-        name: torch.cat([torch.zeros(shape), *(getattr(part.features, name) for part in parts)])[order]
+        name: torch.cat([torch.zeros(shape), *(getattr(part.features, name) for part in parts)])[order].float()
         for name, shape in shapes.items()
     }
     cuts = [cut for part in parts for cut in part.cuts]
@@ -355,5 +355,5 @@ def source_features(reading: Reading, groups: list[list[int]]) -> SourceFeatures
         (brightness[:, :, None] - brightness[:, None]) / 3,
         (overlap + 1).log() / 3,
     ]
-    edges = torch.stack(edge, -1) * (1 - torch.eye(member.shape[1]))[..., None]
+    edges = torch.stack(edge, -1) * (1 - torch.eye(member.shape[1], dtype=torch.float32))[..., None]
     return SourceFeatures(reading.token[member], reading.band_token[member], anchor, edges, overlap)

@@ -6,11 +6,14 @@ settings that it was built with, what it was trained on, and the calibrator that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+
+import torch
 
 from .._files import read_tensors, write_tensors
 from ..networks.scenes import SceneNetwork
@@ -51,7 +54,11 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
     metadata, tensors = read_tensors(path, kind=KIND)
     with _described(path):
         description = Description.parse(metadata["description"])
-        deblender = Deblender(SceneNetwork(**description.settings), description)
+        numbers = (*description.fwhm, description.brightest, *description.settings.values())
+        if not all(map(math.isfinite, numbers)) or not all(bool(value.isfinite().all()) for value in tensors.values()):
+            raise ValueError("numbers must be finite, got NaN or infinity")
+        with torch.device("cpu"):
+            deblender = Deblender(SceneNetwork(**description.settings).float(), description)
         for name in FAMILIAR:
             setattr(deblender, name, tensors[name])
         deblender.load_state_dict({name: value.float() for name, value in tensors.items()})

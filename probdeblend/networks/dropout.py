@@ -25,6 +25,7 @@ from .sources import QUERY, TOKEN, SourceFeatures
 
 __all__ = ["GroupDraws", "KeptUnits", "draw_groups", "kept_units"]
 
+REAL = torch.float32  # whatever torch's default is: other precisions have other random numbers
 ROWS = 8192  # pairs of sources, over all passes, that the heads see at a time
 PROPOSALS = 4  # of the rejection sampler; the chance that none is accepted is below 1e-5
 
@@ -126,9 +127,9 @@ def kept_units(dropout: float, passes: int, seed: int) -> KeptUnits:
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
     if not passes:
-        return KeptUnits(torch.ones(1, 2, TOKEN), torch.ones(1, QUERY))
+        return KeptUnits(torch.ones(1, 2, TOKEN, dtype=REAL), torch.ones(1, QUERY, dtype=REAL))
     generators = (torch.Generator().manual_seed(seed_of(seed, 0, number)) for number in range(passes))
-    kept = torch.stack([torch.rand(3, TOKEN, generator=one) for one in generators]) < 1 - dropout
+    kept = torch.stack([torch.rand(3, TOKEN, generator=one, dtype=REAL) for one in generators]) < 1 - dropout
     kept = kept / (1 - dropout)
     return KeptUnits(kept[:, :2], kept[:, 2, :QUERY])
 
@@ -147,13 +148,13 @@ def _draw(
     )
     answer = network.heads(dropped)
     device = answer.shape.device
-    noise = torch.empty(each, passes, groups, sources, bands, 2)
-    proposals = torch.empty(each, passes, groups, sources + 1, PROPOSALS, 2)
+    noise = torch.empty(each, passes, groups, sources, bands, 2, dtype=REAL)
+    proposals = torch.empty(each, passes, groups, sources + 1, PROPOSALS, 2, dtype=REAL)
     for number, key in enumerate(keys):
-        generator = torch.Generator().manual_seed(seed_of(seed, 1, key))
-        noise[:, :, number] = torch.randn(each, passes, sources, bands, 2, generator=generator)
-        proposals[:, :, number, ..., 0] = torch.randn(each, passes, sources + 1, PROPOSALS, generator=generator)
-        proposals[:, :, number, ..., 1] = torch.rand(each, passes, sources + 1, PROPOSALS, generator=generator)
+        own = {"generator": torch.Generator().manual_seed(seed_of(seed, 1, key)), "dtype": REAL}
+        noise[:, :, number] = torch.randn(each, passes, sources, bands, 2, **own)
+        proposals[:, :, number, ..., 0] = torch.randn(each, passes, sources + 1, PROPOSALS, **own)
+        proposals[:, :, number, ..., 1] = torch.rand(each, passes, sources + 1, PROPOSALS, **own)
     noise, proposals = noise.flatten(1, 2).to(device), proposals.flatten(1, 2).to(device)
     numbers = answer.flux.numbers
     freedom = torch.cat([numbers.freedom[:, None], numbers.aperture_freedom.expand(passes * groups, sources)], 1)

@@ -266,7 +266,7 @@ class SceneNetwork(nn.Module):
         """Return the exchange of each source with each other, ``(group, source, source, band, 2)``."""
         groups, sources, bands = each.shape[:3]
         if sources == 1 or not self.exchange:
-            return torch.zeros(groups, sources, sources, bands, 2, device=each.device)
+            return torch.zeros(groups, sources, sources, bands, 2, dtype=torch.float32, device=each.device)
         # The first layer sees both sources, their product and the pair's features; taken apart, most of it is computed
         # once per source.
         first, second, product, pair = self.pair[0].weight.split([TOKEN, TOKEN, TOKEN, EDGE], 1)

@@ -283,7 +283,7 @@ class TokenNetwork(nn.Module):
         dx = FOLD * cell[:, None, None] + sub - rest_x[..., None, None, None]
         dy = FOLD * cell[:, None, None, None] + sub[:, None] - rest_y[..., None, None, None, None]
         radius = torch.hypot(dx[:, :, None], dy).flatten(-2)
-        radii = torch.tensor(RINGS, device=x.device)
+        radii = torch.tensor(RINGS, dtype=x.dtype, device=x.device)
         inside = (radii[:, None, None, None] + 0.5 - radius[:, :, None]).clamp(0, 1)
         growth = torch.einsum("snkyxf,snyxbf->snbk", inside, light)
         of_all = torch.einsum("snkyxf,snyxbf->snbk", inside, image)
@@ -322,5 +322,5 @@ def pair_features(
     brightness = functional.pad(anchor.mean(-1), (0, others - first))
     difference = anchor.mean(-1)[:, :, None] - brightness[:, None]
     edge = [contested.log() / 4 + 1, (distance + 1).log() - 2, difference / 3, (overlap + 1).log() / 3]
-    different = 1 - torch.eye(first, others, device=x.device)
+    different = 1 - torch.eye(first, others, dtype=x.dtype, device=x.device)
     return torch.stack(edge, -1) * different[..., None], overlap * different

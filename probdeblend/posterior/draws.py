@@ -145,9 +145,10 @@ class Posterior:
         coordinates["zero_point"] = ("band", _checked("zero_point", magnitudes, shape[3:]))
         attributes = header("posterior") | {"method": method, "unit": unit, "pixel_scale": float(pixel_scale)}
         attributes["scenes"] = int(np.max(scene, initial=-1)) + 1 if scenes is None else int(scenes)
-        if wcs is not None:
-            sky = wcs.celestial.pixel_to_world(coordinates["x"][1], coordinates["y"][1]).icrs
-            coordinates |= {"ra": ("source", sky.ra.deg), "dec": ("source", sky.dec.deg)}
+        if wcs is not None and wcs.has_celestial:
+            sky = wcs.celestial.pixel_to_world(coordinates["x"][1], coordinates["y"][1])
+            if hasattr(sky, "icrs"):  # which coordinates on the Sun or on a planet have not
+                coordinates |= {"ra": ("source", sky.icrs.ra.deg), "dec": ("source", sky.icrs.dec.deg)}
             attributes["wcs"] = wcs.celestial.to_header_string(relax=True)
         variables = {name: (FLUX_DIMS, values, {"unit": unit}) for name, values in fluxes.items()}
         if cutouts is not None and len(cutouts) != shape[2]:
@@ -260,6 +261,10 @@ class Posterior:
             quantile, is not positive.
         """
         return tabulate(self)
+
+    def _repr_html_(self) -> str:
+        """Show the catalog in a notebook."""
+        return self.catalog()._repr_html_()
 
     def index(self, label: int) -> int:
         """Return the index of a source.

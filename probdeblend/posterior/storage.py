@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,9 @@ def save(posterior: Posterior, path: str | os.PathLike[str], *, overwrite: bool 
         dataset = dataset.assign(pixels.data_vars).assign_attrs(pixels.attrs)
     encoding = {name: {"zlib": True, "complevel": 1} for name in dataset.data_vars if "pixel" in dataset[name].dims}
     with whole_file(path, overwrite=overwrite) as temporary:
-        dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+        memory = io.BytesIO()  # HDF5 itself crashes where the disk is full
+        dataset.to_netcdf(memory, engine="h5netcdf", encoding=encoding)
+        temporary.write_bytes(memory.getbuffer())
 
 
 def open_posterior(cls: type[Posterior], path: str | os.PathLike[str]) -> Posterior:

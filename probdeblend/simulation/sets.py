@@ -78,7 +78,8 @@ def write_scenes(
         was made with other settings.
     """
     path = Path(path)
-    _check_replaceable(path)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path}: is a file, not a set of scenes, and is not replaced")
     unfinished = unfinished_folder(path, settings or {}, resume=resume, overwrite=overwrite)
     for remains in unfinished.glob(".*.partial"):
         remains.unlink()
@@ -100,7 +101,7 @@ def write_scenes(
         if not shards:
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    put_in_place(unfinished, path)
+    put_in_place(unfinished, path, overwrite=overwrite)
     return count
 
 
@@ -156,14 +157,6 @@ def count_scenes(path: str | PathLike[str]) -> int:
         The number of scenes.
     """
     return _index(path)[1][-1]
-
-
-def _check_replaceable(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path}: is a file, not a set of scenes, and is not replaced")
-    foreign = {entry.name for entry in path.glob("*")} - {entry.name for entry in _shard_files(path)} - {SETTINGS}
-    if foreign:
-        raise FileExistsError(f"{path}: is not a set of scenes and is not replaced, it holds {min(foreign)}")
 
 
 def _shard_files(path: Path) -> list[Path]:

@@ -261,8 +261,7 @@ def write_library(path: str | PathLike[str], library: Library, *, overwrite: boo
     FileExistsError
         If the folder exists and must not be replaced.
     """
-    sheets = [sheet.name for sheet in Path(path).glob("contact-*.png")]
-    with output_folder(path, overwrite=overwrite, files=[LIBRARY_FILE, KEEP_FILE, *sheets]) as folder:
+    with output_folder(path, overwrite=overwrite) as folder:
         with h5py.File(folder / LIBRARY_FILE, "w") as file:
             file.attrs.update(header("library"))
             for name, values in vars(library).items():

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm.auto import tqdm
 
+from .._files import read_table
 from ..photometry.images import FieldImage, open_mosaic
 from ..scene import GALAXY_TYPES, PIXEL_SCALE_TOLERANCE, Instrument
 from .isolated import WINDOW, Galaxy, NotIsolatedError, cut_galaxy, find_galaxies
@@ -120,13 +121,7 @@ def collect(galaxies: Sequence[Galaxy], skipped: Counter[str], pixel_scale: floa
 
 def read_catalog(path: str | PathLike[str], columns: Mapping[str, str]) -> Table:
     """Read a catalog (FITS, ECSV, CSV) with our names of the columns; `columns` maps ours to theirs."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        table = Table.read(path)
-    except Exception as error:  # each reader raises errors of its own kinds
-        raise ValueError(f"{path}: not a catalog in FITS, ECSV or CSV ({' '.join(str(error).split())[:80]})") from error
+    table = read_table(path)
     names = {name: columns.get(name, name) for name in {*columns, "magnitude", *table.colnames}}
     if missing := sorted(names[name] for name in {*columns, "magnitude"} if names[name] not in table.colnames):
         wanted = ", ".join(map(repr, missing))

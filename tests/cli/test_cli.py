@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import probdeblend
-from probdeblend.cli import main
+from probdeblend.cli import main, options
 
 COMMANDS = sorted(main.commands)
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,15 @@ def test_help_is_quick():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout.endswith("set()\n")
+
+
+def test_a_request_to_terminate_ends_a_command_like_an_interrupt(run, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(options, "columns", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    result = run("isolate", "mosaic.fits", "--output", "isolated")
+    assert result.exit_code == 1
+    assert result.stderr.strip() == "Aborted!"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_version(run):
@@ -47,8 +56,9 @@ def test_the_documented_options_exist():
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
-def test_an_interrupt_leaves_nothing(tmp_path):
-    """Ctrl-C during a long command: no traceback, no partial file."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing(tmp_path, number):
+    """Ctrl-C or a request to terminate during a long command: no traceback, no partial file."""
     # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
     heed = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     run = f"{heed}; runpy.run_module('probdeblend', run_name='__main__')"
@@ -59,7 +69,7 @@ def test_an_interrupt_leaves_nothing(tmp_path):
         deadline = time.monotonic() + 60
         while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     finally:
         process.kill()

@@ -1,5 +1,7 @@
 """Deblend images from the command line."""
 
+import json
+from importlib import import_module
 from importlib.resources import files
 
 import numpy as np
@@ -12,7 +14,8 @@ from probdeblend.posterior import Posterior
 
 EXAMPLE = files("probdeblend") / "data" / "example.fits"
 
-FILES = {"catalog.ecsv", "segmentation.fits", "model.fits", "field.png"}
+RECORD = ".probdeblend.json"
+FILES = {"catalog.ecsv", "segmentation.fits", "model.fits", "sources.reg", "field.png", RECORD}
 FEW = ("--draws", 64, "--passes", 2)
 
 
@@ -43,7 +46,7 @@ def test_without_an_image_the_example_is_deblended(run, fake, output):
     assert (call["draws"], call["passes"], call["seed"], call["calibrate"]) == (64, 2, 7, True)
     assert "electron / s" in text
     assert "the noise is taken as white\nthe sky is subtracted\n" in text
-    assert text.endswith("written to probdeblend-output: catalog.ecsv, model.fits, segmentation.fits\n")
+    assert text.endswith("written to probdeblend-output: catalog.ecsv, model.fits, segmentation.fits, sources.reg\n")
     catalog = QTable.read(output / "catalog.ecsv")
     np.testing.assert_allclose(catalog["flux"].value, [100, 50], atol=1)
 
@@ -93,6 +96,71 @@ def test_an_earlier_output_stays_unless_it_is_to_be_replaced(run, fake, output):
     refused(run("deblend", "--overwrite", *FEW), "is not replaced, because it holds mine.txt")
 
 
+@pytest.mark.parametrize("name", ["segmentation.fits", "images.fits", "model.fits"])
+def test_an_input_is_never_replaced(run, fake, image, tmp_path, name):
+    """Neither one that has the name of an output, nor an output of an earlier run."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / image).rename(tmp_path / "data" / name)
+    before = (tmp_path / "data" / name).read_bytes()
+    refused(run("deblend", f"data/{name}", "--output", "data", "--overwrite"), f"because it holds {name}")
+    assert [path.read_bytes() for path in (tmp_path / "data").iterdir()] == [before]
+    succeeded(run("deblend", f"data/{name}", *FEW, "--output", "out"))
+    again = ("--output", "out", "--overwrite")
+    refused(run("deblend", "out/model.fits", *again), "because it holds the input out/model.fits")
+    refused(run("deblend", f"data/{name}", "--rms", "out/model.fits", *again), "holds the input out/model.fits")
+    refused(run("deblend", f"data/{name}", "--positions", "out/catalog.ecsv", *again), "the input out/catalog.ecsv")
+
+
+def test_the_catalog_is_printed_as_json(run, fake, output):
+    found = json.loads(succeeded(run("deblend", *FEW, "--json")))
+    assert found["files"] == ["catalog.ecsv", "model.fits", "segmentation.fits", "sources.reg"]
+    assert found["notes"] == ["the noise is taken as white", "the sky is subtracted"]
+    first, second = found["sources"]
+    assert (first["label"], second["label"], first["x"], first["flags"]) == (1, 2, 60.0, "-")
+    assert second["flux"] == pytest.approx(50, abs=1)
+
+
+@pytest.mark.parametrize("settings", [{"text.usetex": True}, {"font.size": -1}, {"backend": "module://nowhere"}])
+def test_a_picture_does_not_depend_on_the_users_settings(run, fake, image, output, monkeypatch, settings):
+    import matplotlib as mpl
+
+    monkeypatch.setattr(import_module("probdeblend.cli.deblend"), "LARGEST_FIGURE", 2**22)
+    for name, value in settings.items():
+        monkeypatch.setitem(mpl.rcParams, name, value)
+    succeeded(run("deblend", image, *FEW))
+    assert (output / "field.png").stat().st_size > 5000
+    assert {name: mpl.rcParams[name] for name in settings} == settings
+
+
+def test_a_picture_that_fails_costs_nothing_else(run, fake, image, output, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no font\nis found")
+
+    monkeypatch.setattr("probdeblend.plots.sources.plot_field", fail)
+    monkeypatch.setattr(import_module("probdeblend.cli.deblend"), "LARGEST_FIGURE", 2**22)
+    text = succeeded(run("deblend", image, *FEW))
+    assert "\nfield.png could not be drawn: unexpected RuntimeError: no font is found\n" in text
+    assert {path.name for path in output.iterdir()} == FILES - {"field.png"}
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KeyError("CRPIX1"), "Error: unexpected KeyError: 'CRPIX1'"),
+        (RuntimeError("shapes\n  differ"), "Error: unexpected RuntimeError: shapes differ"),
+        (ValueError("name \x1b[31mred"), "name ?[31mred"),
+        (OSError(28, "No space left on device"), "Error: no space left on device"),
+        (MemoryError(), "Error: unexpected MemoryError"),
+    ],
+)
+def test_every_error_is_one_sentence(run, fake, monkeypatch, error, says):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(type(fake), "__call__", fail)
+    refused(run("deblend"), says)
+
+
 def test_a_network_deblends_an_image(run, image, random_weights, output):
     """The real thing, but for what the network has learned: forced positions keep their order."""
     sky = plane().pixel_to_world([50, 40], [44, 40])
@@ -121,7 +189,9 @@ def test_a_network_deblends_an_image(run, image, random_weights, output):
         (["image.fits", "--rms", "0"], "sky_rms must be positive and finite, got 0"),
         (["image.fits", "--rms", "1", "--rms", "x"], "rms must be a file or numbers, one per band, got 1, x"),
         (["image.fits", "--rms", "missing.fits"], "missing.fits: no such file"),
-        (["image.fits", "--positions", "text.fits"], "text.fits: "),
+        (["image.fits", "--positions", "text.fits"], "text.fits: not a table of the kind that its name says"),
+        (["image.fits", "--positions", "image.tbl"], "image.tbl: no such file"),
+        (["image.fits", "--mask", "text.fits"], "text.fits: not a FITS file, or damaged"),
         (["image.fits", "--positions", "missing.csv"], "missing.csv: no such file"),
         (["image.fits", "--mask", "oblong.fits"], "mask must have the image's shape (128, 128), got (21, 25)"),
         (["image.fits", "--gain", "-1", "--psf", "candels_f160w"], "gain must be positive, got -1"),

@@ -12,6 +12,7 @@ from tiny_weights import PSF, QUICK, noise_of, untrained
 
 from probdeblend.deblending import Deblender, Description, deblend, load, save
 from probdeblend.networks import SceneNetwork
+from probdeblend.networks.dropout import kept_units
 from probdeblend.posterior import Calibrator, Posterior
 from probdeblend.scene import Scene
 
@@ -106,6 +107,14 @@ def test_damaged_and_foreign_files(deblender, tmp_path):
         save_file(tensors, path, metadata | {"description": json.dumps(other)})
         with pytest.raises(ValueError, match=fitting):
             load(path)
+    finite = r"numbers must be finite, got NaN or infinity"
+    save_file(tensors | {"token_limit": torch.tensor(torch.nan)}, path, metadata)
+    with pytest.raises(ValueError, match=finite):
+        load(path)
+    for change in ({"brightest": float("nan")}, {"fwhm": [1.7, float("inf")]}, {"settings": {"dropout": float("nan")}}):
+        save_file(tensors, path, metadata | {"description": json.dumps(json.loads(metadata["description"]) | change)})
+        with pytest.raises(ValueError, match=finite):
+            load(path)
     save_file({name: value for name, value in tensors.items() if name != "token_mean"}, path, metadata)
     with pytest.raises(ValueError, match=fitting):
         load(path)
@@ -117,6 +126,29 @@ def test_damaged_and_foreign_files(deblender, tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="not a safetensors file, or damaged"):
         load(path)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_settings_of_torch_and_numpy_do_not_matter(deblender, tmp_path, read):
+    """Default precision and device, mixed precision, training mode and error state; the answer has the same bits."""
+    image, given = noise_of((64, 64)) + 9 * (noise_of((64, 64), 2) > 3), GIVEN | {"positions": [[30, 30], [36, 33]]}
+    right = deblender(image, **given).flux
+    save(deblender, tmp_path / "w.safetensors")
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16), np.errstate(all="raise"):
+            kept_units.cache_clear()
+            found = (load(tmp_path / "w.safetensors") if read else deblender.train())(image, **given).flux
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found, right)
+
+
+def test_weights_of_another_precision_are_refused(deblender, image):
+    with pytest.raises(TypeError, match=r"in single precision, as \.float\(\) brings them, got torch\.float64"):
+        deblender.double()(image, **GIVEN)
+    with pytest.raises(TypeError, match=r"got torch\.float16"):
+        deblender.half().scenes(Scene(torch.zeros(1, 1, 32, 32), torch.ones(1, 1), torch.ones(1, 1, 3, 3), 1.0))
 
 
 def test_descriptions_are_kept_as_text():

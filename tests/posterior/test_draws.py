@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+from astropy.wcs import WCS
 
 from probdeblend.posterior import COLUMNS, Posterior
 
@@ -69,6 +70,24 @@ def test_world_coordinates(posterior, wcs):
     np.testing.assert_allclose(posterior.dataset["ra"], sky.ra.deg, atol=1e-12)
     again = posterior.wcs.pixel_to_world(45, 35)
     assert again.separation(wcs.pixel_to_world(45, 35)).arcsec < 1e-6
+
+
+@pytest.mark.parametrize("axes", [("HPLN-TAN", "HPLT-TAN"), ("MALN-TAN", "MALT-TAN"), ("", ""), ("FREQ", "X")])
+def test_world_coordinates_that_are_not_on_the_sky_answer_in_pixels(axes):
+    """Of the Sun, of a planet, and of no sphere at all."""
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.cdelt = axes, [1e-3, 1e-3]
+    flux = np.ones((1, 4, 2, 1))
+    found = Posterior.from_draws(flux, scene=[0, 0], group=[0, 1], x=[3.0, 8.0], y=[5.0, 6.0], wcs=wcs)
+    catalog = found.catalog()
+    assert not {"ra", "dec"} & set(catalog.colnames)
+    assert catalog["x"].value.tolist() == [3.0, 8.0]
+
+
+def test_notebooks_show_the_catalog(posterior):
+    shown = posterior._repr_html_()
+    assert shown.startswith("<div>")
+    assert "flux_g" in shown
 
 
 def test_select_keeps_labels_scenes_and_groups(posterior):

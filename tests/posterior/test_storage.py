@@ -30,6 +30,19 @@ def test_save_leaves_nothing_behind_when_it_fails(posterior, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_leaves_nothing_behind(posterior, tmp_path):
+    """A limit on the size of files stands for it; HDF5 itself would crash."""
+    resource = pytest.importorskip("resource", reason="limits are POSIX's")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            posterior.save(tmp_path / "draws.nc")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 def test_open_refuses_other_files(posterior, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none.nc: no such file"):
         Posterior.open(tmp_path / "none.nc")

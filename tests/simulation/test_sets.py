@@ -64,7 +64,7 @@ def test_a_set_comes_back(tmp_path, rng):
     settings = {"seed": 3, "rule": "published"}
     assert write_scenes(path, iter(batches), settings=settings) == 56
     shards = ["scenes-00000000.h5", "scenes-00000036.h5"]
-    assert sorted(entry.name for entry in path.iterdir()) == [*shards, "settings.json"]
+    assert sorted(entry.name for entry in path.iterdir()) == [".probdeblend.json", *shards, "settings.json"]
     assert json.loads((path / "settings.json").read_text(encoding="utf-8")) == settings
     assert count_scenes(path) == 56
     whole = read_scenes(path)
@@ -118,7 +118,7 @@ def test_only_sets_are_replaced(tmp_path, rng):
     (tmp_path / "file").write_text("thesis")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").write_text("thesis")
-    for name, message in [("file", "is a file, not a set"), ("folder", r"is not a set of scenes .* holds thesis.tex")]:
+    for name, message in [("file", "is a file, not a set"), ("folder", r"is not replaced, because it holds thesis.tex")]:
         with pytest.raises(FileExistsError, match=message):
             write_scenes(tmp_path / name, [make_scenes(rng, 2)], overwrite=True)
     assert (tmp_path / "folder" / "thesis.tex").exists()
