@@ -1,9 +1,11 @@
 """FITS images and PSFs, checked as they are read, and squares cut out of images."""
 
 import contextlib
+import gzip
+import io
+import math
 import re
 import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from astropy import units as u
 from astropy.io import fits
+from astropy.io.fits.verify import VerifyError
 from astropy.nddata import NoOverlapError, overlap_slices
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
@@ -21,11 +24,16 @@ from scipy import ndimage
 
 from ..scene import PIXEL_SCALE_TOLERANCE
 
-__all__ = ["FieldImage", "check_psf", "cut_stamps", "open_mosaic", "read_image", "read_psf", "uncovered"]
+__all__ = ["FieldImage", "check_psf", "cut_stamps", "flux_unit", "open_mosaic", "read_image", "read_psf", "uncovered"]
 
 ZERO_POINT_CARDS = ("ABMAGZP", "MAGZERO", "MAGZPT", "ZEROPOINT")
 PIXEL_SCALE_CARDS = ("PIXSCALE", "PIXSCL", "PIXSCAL")
 SIP_CARD = re.compile(r"(A|B|AP|BP)_(ORDER|DMAX|\d+_\d+)")
+WCS_CARD = re.compile(r"(WCSAXES|(CRPIX|CRVAL|CDELT|CROTA)\d+|(CD|PC)\d+_\d+)[A-Z]?")
+ZERO_POINT_TOLERANCE = 0.02  # mag
+MOST_AXES = 9  # of world coordinates; wcslib allocates the square of what a header claims
+GZIP = b"\x1f\x8b"
+LARGEST_CHECKED = 2**31  # bytes of a file whose checksums are verified, for which astropy loads whole HDUs
 NO_COVERAGE = np.ones((5, 5), dtype=bool)  # smallest block of exact zeros that means no exposure
 
 
@@ -45,11 +53,13 @@ class FieldImage:
     pixel_scale
         Size of a pixel in arcsec from `wcs`, or None.
     zero_point
-        AB magnitude of unit flux from the header, or None.
+        AB magnitude of a source whose pixels add up to one, from the unit or the header, or None.
     unit
         Unit of a pixel, in astropy's spelling if astropy knows it; may be empty.
     header
         Header of the image's HDU.
+    notes
+        What was left out of the header and why, one sentence each.
     """
 
     name: str
@@ -59,6 +69,7 @@ class FieldImage:
     zero_point: float | None
     unit: str
     header: fits.Header
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,15 +106,17 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> Fi
     """Read a two-dimensional image.
 
     SIP terms are dropped unless CTYPE announces them: some mosaics keep those of their input exposures, which would
-    shift positions by arcseconds to arcminutes. The zero point comes from one of the cards ABMAGZP, MAGZERO, MAGZPT and
-    ZEROPOINT, or from HST's PHOTFLAM and PHOTPLAM if pixels are in electrons or counts per second.
+    shift positions by arcseconds to arcminutes. The zero point is that of the unit, if it is one of flux density (nJy,
+    nanomaggies, MJy/sr with world coordinates); else it comes from one of the cards ABMAGZP, MAGZERO, MAGZPT and
+    ZEROPOINT, or from HST's PHOTFLAM and PHOTPLAM if pixels are in electrons or counts per second. Such a card that
+    holds no positive number is left out and noted.
 
     Parameters
     ----------
     path
-        FITS file, possibly compressed.
+        FITS file, possibly compressed; ``field.fits[SCI,2]`` chooses an HDU as `hdu` does.
     hdu
-        Number or name of the HDU; None takes the only one that holds an image.
+        Number or name of the HDU, or name and version ("SCI,2"); None takes the only one that holds an image.
 
     Returns
     -------
@@ -115,16 +128,12 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> Fi
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged or not FITS; if it holds no image, or several and none is chosen; or if the image is not
-        two-dimensional or has no finite, nonzero pixel.
+        If the file is damaged, disagrees with its checksums or is not FITS; if it holds no image, or several and none
+        is chosen; if the image is not two-dimensional; or if a card of its world coordinates is not a number.
     """
+    path, hdu = _split(path, hdu)
     with open_mosaic(path, hdu=hdu) as image, _readable(path):
-        try:
-            data = image.data[:, :]
-        except Exception as error:  # what astropy raises here depends on the damage and on the compression
-            raise ValueError(f"{path}: its pixels cannot be read ({error})") from error
-    if not data[np.isfinite(data)].any():
-        raise ValueError(f"{path}: the image has no finite pixel other than zero")
+        data = image.data[:, :]
     return replace(image, data=data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32)))
 
 
@@ -154,7 +163,8 @@ def read_psf(path: str | PathLike[str], *, pixel_scale: float | None = None) -> 
     image = read_image(path)
     psf = image.data.astype(float)
     check_psf(f"{path}: the PSF", psf)
-    scale = next((image.header[card] for card in PIXEL_SCALE_CARDS if card in image.header), image.pixel_scale)
+    stated = (_number(path, image.header, card) for card in PIXEL_SCALE_CARDS)
+    scale = next(filter(None, stated), image.pixel_scale)
     if pixel_scale and scale and abs(scale / pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
         raise ValueError(f'{path}: the PSF must be sampled at {pixel_scale:.4g}" per pixel, got {scale:.4g}"')
     if (side := len(psf)) % 2 == 0:
@@ -194,16 +204,22 @@ def open_mosaic(path: str | PathLike[str], *, hdu: int | str | None = None) -> I
     FileNotFoundError, ValueError
         As for `read_image`, but for the values of the pixels.
     """
+    path, hdu = _split(path, hdu)
     with contextlib.ExitStack() as stack:
         with _readable(path):
             # Not mapped, as astropy refuses to map integers that are to be scaled.
             file = stack.enter_context(Path(path).open("rb"))
-            hdus = stack.enter_context(fits.open(file, memmap=False, lazy_load_hdus=False))
+            if file.read(len(GZIP)) == GZIP:
+                with gzip.open(path) as packed:
+                    packed.seek(0, io.SEEK_END)  # where its checksum is
+            file.seek(0)
+            check = Path(path).stat().st_size < LARGEST_CHECKED
+            hdus = stack.enter_context(fits.open(file, memmap=False, lazy_load_hdus=False, checksum=check))
             chosen = _choose(path, hdus, hdu)
             if max(chosen.shape[:-2], default=1) > 1:
                 raise ValueError(f"{path}: the image must have two dimensions (y, x), got shape {chosen.shape}")
             pixels = chosen.section if len(chosen.shape) == 2 else chosen.data.reshape(chosen.shape[-2:])
-            mosaic = _described(Path(path).name, hdus, chosen, pixels)
+            mosaic = _described(path, hdus, chosen, pixels)
         yield mosaic
 
 
@@ -228,6 +244,32 @@ def uncovered(pixels: NDArray) -> NDArray[np.bool_]:
     return ndimage.binary_opening(pixels == 0, NO_COVERAGE)
 
 
+def flux_unit(unit: str, pixel_scale: float) -> tuple[str, float, float | None]:
+    """Return the unit of fluxes in an image, the factor from sums of pixels to it, and its AB magnitude or None.
+
+    Surface brightness is multiplied by the solid angle of a pixel of `pixel_scale` arcsec. The factor is NaN where
+    that is NaN, and for units that are not linear in flux or are per beam.
+    """
+    flux, factor = u.Unit(unit, parse_strict="silent"), 1.0
+    bases = getattr(flux, "function_unit", flux).decompose().bases
+    if u.dex in bases or u.beam in bases:
+        return unit, math.nan, None
+    if u.rad in bases:
+        brightness = flux
+        flux = min((flux * angle for angle in (u.sr, u.arcsec**2, u.deg**2)), key=lambda one: len(one.bases))
+        flux = u.uJy if flux.is_equivalent(u.Jy) else flux
+        unit, factor = flux.to_string(), (brightness * u.arcsec**2).to(flux) * pixel_scale**2
+    if not flux.is_equivalent(u.AB, maggies := u.zero_point_flux(1 * u.AB)):
+        return unit, factor, None
+    return unit, factor, -2.5 * math.log10(flux.to(u.AB, equivalencies=maggies))
+
+
+def _split(path: str | PathLike[str], hdu: int | str | None) -> tuple[str | PathLike[str], int | str | None]:
+    """Take the HDU from a path such as ``field.fits[SCI,2]``."""
+    match = re.fullmatch(r"(.+)\[([^\[\]]+)\]", str(path))
+    return (match[1], match[2]) if match and hdu is None and not Path(path).exists() else (path, hdu)
+
+
 @contextlib.contextmanager
 def _readable(path: str | PathLike[str]) -> Iterator[None]:
     """Turn whatever astropy raises while it reads a FITS file into one sentence."""
@@ -235,13 +277,14 @@ def _readable(path: str | PathLike[str]) -> Iterator[None]:
         raise FileNotFoundError(f"{path}: no such file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("error", r"(?s).*(truncated|[Mm]issing END card)", AstropyUserWarning)
+        fatal = r"(?s).*(truncated|[Mm]issing END card|sum verification failed)"
+        warnings.filterwarnings("error", fatal, AstropyUserWarning)
         try:
             yield
-        except AstropyUserWarning as error:
-            raise ValueError(f"{path}: the file is truncated") from error
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a FITS file, or damaged") from error
+        except Exception as error:  # what astropy raises here depends on the damage
+            if str(error).startswith(str(path)):
+                raise
+            raise ValueError(f"{path}: not a FITS file, or damaged ({' '.join(str(error).split())})") from error
 
 
 def _choose(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None) -> fits.ImageHDU:
@@ -249,25 +292,57 @@ def _choose(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None
     images = {n: item for n, item in enumerate(hdus) if item.is_image and item.header.get("NAXIS", 0) >= 2}
     if not images:
         raise ValueError(f"{path}: no HDU holds an image")
-    chosen = [n for n, item in images.items() if hdu is None or str(hdu).upper() in (str(n), item.name.upper())]
-    if len(chosen) == 1 or (chosen and hdu is not None):
+    name, _, version = str(hdu).upper().replace(" ", "").partition(",")
+    named = [n for n, item in images.items() if name == item.name.upper() and version in ("", str(item.ver))]
+    chosen = list(images) if hdu is None else [int(name)] if name.isdecimal() and int(name) in images else named
+    if len(chosen) == 1:
         return images[chosen[0]]
-    sizes = [(n, item.name, " x ".join(map(str, item.shape[::-1]))) for n, item in images.items()]
-    described = ", ".join(f"{n} {name} ({size})".replace("  ", " ") for n, name, size in sizes)
-    if hdu is None:
-        raise ValueError(f"{path}: hdu must be given where several HDUs hold images, choose one of {described}")
-    raise ValueError(f"{path}: HDU {hdu} holds no image, these do: {described}")
+    sizes = ((n, item, " x ".join(map(str, item.shape[::-1]))) for n, item in images.items())
+    described = "; ".join(f"{n} or {item.name},{item.ver} ({size})" for n, item, size in sizes)
+    raise ValueError(f"{path}: hdu must be one of {described}, got {hdu}")
 
 
-def _described(name: str, hdus: fits.HDUList, chosen: fits.ImageHDU, data: NDArray | fits.Section) -> FieldImage:
-    wcs, unit = _celestial(chosen.header, hdus), _unit(chosen.header.get("BUNIT"))
+def _described(path: str | PathLike[str], hdus: fits.HDUList, chosen: fits.ImageHDU, data: NDArray) -> FieldImage:
+    notes: list[str] = []
+    wcs, unit = _celestial(path, chosen.header, hdus), _unit(chosen.header.get("BUNIT"))
     scale = None if wcs is None else 3600 * float(np.sqrt(proj_plane_pixel_area(wcs)))
-    zero_point = _zero_point(chosen.header, unit) or _zero_point(hdus[0].header, unit)
-    return FieldImage(name, data, wcs, scale, zero_point, unit, chosen.header)
+    headers = (hdu.header for hdu in hdus if hdu in (chosen, hdus[0]))
+    stated = (_zero_point(path, header, unit, notes) for header in headers)
+    zero_point = next(filter(None, stated), None)
+    _, factor, fixed = flux_unit(unit, scale or math.nan)
+    if fixed is not None and not math.isnan(factor):
+        fixed += -2.5 * math.log10(factor)
+        if zero_point is not None and abs(zero_point - fixed) > ZERO_POINT_TOLERANCE:
+            notes.append(f"{path}: the zero point {zero_point:g} is not used, as the unit {unit} has {fixed:.4g}")
+        zero_point = fixed
+    return FieldImage(Path(path).name, data, wcs, scale, zero_point, unit, chosen.header, tuple(notes))
 
 
-def _celestial(header: fits.Header, hdus: fits.HDUList) -> WCS | None:
+def _number(path: str | PathLike[str], header: fits.Header, card: str, notes: list[str] | None = None) -> float | None:
+    """Return the number that a card holds, or None without the card; refuse or note what is none."""
+    if card not in header:
+        return None
+    try:
+        value = header[card]
+    except VerifyError:
+        value = header.cards[card].image.partition("=")[2].strip(" '")
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if known and (value > 0 or WCS_CARD.fullmatch(card)):
+        return float(value)
+    wrong = f"{path}: {card} must be a {'' if WCS_CARD.fullmatch(card) else 'positive '}number, got {value!r}"
+    if notes is None:
+        raise ValueError(wrong)
+    notes.append(f"{wrong}, so it is not used")
+    return None
+
+
+def _celestial(path: str | PathLike[str], header: fits.Header, hdus: fits.HDUList) -> WCS | None:
     header = header.copy()
+    for card in filter(WCS_CARD.fullmatch, header):
+        value = _number(path, header, card)
+        axes = f"{value:.0f}" if card.startswith("WCSAXES") else card
+        if max(map(int, re.findall(r"\d+", axes))) > MOST_AXES:
+            raise ValueError(f"{path}: {card} must be of at most {MOST_AXES} axes, got {value:g}")
     if not str(header.get("CTYPE1", "")).strip().endswith("-SIP"):
         for card in [name for name in header if SIP_CARD.fullmatch(name)]:
             del header[card]
@@ -288,10 +363,9 @@ def _unit(text: object) -> str:
     return raw
 
 
-def _zero_point(header: fits.Header, unit: str) -> float | None:
-    numbers = {name: value for name, value in header.items() if isinstance(value, int | float) and value > 0}
-    if stated := [numbers[name] for name in ZERO_POINT_CARDS if name in numbers]:
-        return float(stated[0])
-    if unit in ("electron / s", "ct / s") and {"PHOTFLAM", "PHOTPLAM"} <= numbers.keys():
-        return float(-2.5 * np.log10(numbers["PHOTFLAM"]) - 5 * np.log10(numbers["PHOTPLAM"]) - 2.408)
-    return None
+def _zero_point(path: str | PathLike[str], header: fits.Header, unit: str, notes: list[str]) -> float | None:
+    cards = (*ZERO_POINT_CARDS, "PHOTFLAM", "PHOTPLAM")
+    *stated, flam, plam = (_number(path, header, card, notes) for card in cards)
+    if unit in ("electron / s", "ct / s") and flam and plam:
+        stated.append(-2.5 * math.log10(flam) - 5 * math.log10(plam) - 2.408)
+    return next(filter(None, stated), None)
