@@ -160,20 +160,17 @@ def _validated(
 ) -> bool:
     """Add the training loss and the mean validation loss to the history, and return whether it is the best so far."""
     training = float(torch.stack(running).mean()) if running else math.nan
-    scores, parts = [], {}
+    scores: list[dict[str, float]] = []
     loss.eval()
     with torch.no_grad():
         for batch in batches:
-            scores.append(float(_forward(loss, batch, mixed=mixed)))
-            for name, value in getattr(loss, "parts", {}).items():
-                parts.setdefault(name, []).append(value)
+            scores.append({"validation": float(_forward(loss, batch, mixed=mixed))} | getattr(loss, "parts", {}))
     loss.train()
-    score = sum(scores) / len(scores)
-    if not math.isfinite(score) or not math.isfinite(training):
+    mean = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
+    if not math.isfinite(score := mean["validation"]) or not math.isfinite(training):
         raise ValueError(f"loss must stay finite, got {score} at step {history.step}: lower the learning rate")
     better = score < history.best
-    row = {"step": history.step, "training": training, "validation": score}
-    history.rows.append(row | {name: sum(values) / len(values) for name, values in parts.items()})
+    history.rows.append({"step": history.step, "training": training} | mean)
     return better
 
 
