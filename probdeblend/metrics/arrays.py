@@ -30,8 +30,6 @@ def joint_arrays(draws: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64
     draws, truth = paired_arrays(draws, truth)
     if truth.ndim != 2:
         raise ValueError(f"truth must have the axes (group, part), got shape {truth.shape}")
-    if len(draws) <= truth.shape[1]:
-        raise ValueError(f"draws must outnumber the {truth.shape[1]} dimensions, got {len(draws)}")
     known = np.isfinite(draws).all((0, 2))
     return draws[:, known], truth[known]
 

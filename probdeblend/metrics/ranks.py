@@ -255,7 +255,7 @@ def tarp(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.flo
     Raises
     ------
     ValueError
-        If shapes disagree or there are not more draws than parts.
+        If shapes disagree or there are fewer than two draws.
 
     References
     ----------

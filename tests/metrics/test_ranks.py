@@ -206,7 +206,7 @@ def test_same_seed_same_values():
         (lambda: joint_pit(np.ones((5, 3)), np.ones(3)), r"truth must have the axes \(group, part\)"),
         (lambda: joint_pit(np.ones((5, 3, 2)), np.ones((3, 2))), "draws must be more than twice the 2 parts, got 5"),
         (lambda: group_pit(np.ones((9, 3)), np.ones(3), [1]), "draws, truth and group must have one row per source"),
-        (lambda: tarp(np.ones((2, 3, 2)), np.ones((3, 2))), "draws must outnumber the 2 dimensions, got 2"),
+        (lambda: tarp(np.ones((1, 3, 2)), np.ones((3, 2))), "draws must be at least 2, got 1"),
         (lambda: whitened(np.ones((3, 2)), np.ones((3, 3)), np.ones((3, 2))), "covariance must have the"),
         (lambda: whitened(np.ones((3, 2)), -np.ones((3, 2, 2)), np.ones((3, 2))), "must be positive def"),
         (lambda: normal_pit(np.ones(3), np.zeros(3), np.ones(3)), r"sd must be positive, got 0\.0"),
