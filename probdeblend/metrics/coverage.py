@@ -124,7 +124,11 @@ def diagnose(
     owner = None if cluster is None else np.ravel(cluster)[known]
     ranks = pit(flat, true, seed=seed)
     row: dict[str, float] = {"count": len(true), "clusters": len(true) if owner is None else len(np.unique(owner))}
-    row |= _coverage_row(ranks, owner, band=band, seed=seed)
+    depth, settings = np.abs(2 * ranks - 1), {"level": band, "seed": seed}
+    for level, covered, *ends in expected_coverage(ranks, band=band):
+        inside, name = depth <= level, f"coverage_{100 * level:g}"
+        low, high = ends if owner is None else bootstrap(lambda rows, v=inside: v[rows].mean(), owner, **settings)
+        row |= {name: covered, f"{name}_low": low, f"{name}_high": high}
     pull = (flat.mean(0) - true) / flat.std(0, ddof=1)
     low, _, high = np.quantile(flat, ONE_SIGMA, axis=0)
     row |= {"pull_mean": pull.mean(), "pull_sd": pull.std()}
@@ -132,17 +136,6 @@ def diagnose(
     row |= {"interval_score": interval_score(flat, true).mean(), "width": np.median(high - low) / 2}
     row["rank_p"] = rank_p_value(ranks) if owner is None else np.nan
     return {name: value if isinstance(value, int) else float(value) for name, value in row.items()}
-
-
-def _coverage_row(ranks: NDArray[np.float64], owner: NDArray | None, *, band: float, seed: int) -> dict[str, float]:
-    """Return coverage with bands in the columns of `diagnose`; `owner` is the cluster of each rank, or None."""
-    depth, row = np.abs(2 * ranks - 1), {}
-    for level, covered, *ends in expected_coverage(ranks, band=band):
-        inside, settings = depth <= level, {"level": band, "seed": seed}
-        low, high = ends if owner is None else bootstrap(lambda rows, v=inside: v[rows].mean(), owner, **settings)
-        name = f"coverage_{100 * level:g}"
-        row |= {name: covered, f"{name}_low": low, f"{name}_high": high}
-    return row
 
 
 def bootstrap(
