@@ -203,9 +203,10 @@ class SceneModel:
         x, y = center.clamp(-reach, size - 1 + reach)[..., None, :].unbind(-1)
         one = torch.ones_like(radius)
         source = Components(one, radius, index, axis_ratio, angle, x, y, one > 0)
+        excess = max(0, (listed.psf.shape[-1] - size + 1) // 2)  # of PSFs over what an image of this size can hold
         images = []
-        for band in range(listed.psf.shape[1]):
-            psf = widen_psf(_fitting(listed.psf[:, band], size), growth[:, band].exp())
+        for band, given in enumerate(functional.pad(listed.psf, (-excess,) * 4).unbind(1)):
+            psf = widen_psf(given, growth[:, band].exp())
             unit = render(source, psf, pixel_scale=listed.pixel_scale, size=size)[..., :height, :width]
             images.append(unit * log_flux[..., band, None, None].exp())
         return torch.stack(images, 2)
@@ -230,9 +231,3 @@ class SceneModel:
         sites = [site["log_prob"] for _, site in trace.iter_stochastic_nodes()]
         sites += [trace.nodes[name]["log_prob"] for name in trace.observation_nodes if "log_prob" in trace.nodes[name]]
         return sum(density.sum(-1) for density in sites)
-
-
-def _fitting(psf: Tensor, size: int) -> Tensor:
-    """Return the middle of PSFs that an image of `size` pixels can hold."""
-    excess = max(0, (psf.shape[-1] - size + 1) // 2)
-    return functional.pad(psf, (-excess,) * 4)

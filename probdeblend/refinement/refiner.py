@@ -27,7 +27,7 @@ from ..deblending.deblender import Deblender, Positions
 from ..posterior.cutouts import Cutouts
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
-from ..scene import MASK_THRESHOLD, Scene, seed_of
+from ..scene import MASK_THRESHOLD, SCENE_FIELDS, Scene, seed_of
 from .guide import SceneGuide
 from .importance import refine
 from .model import SceneModel, listed_scenes
@@ -100,7 +100,9 @@ class Refiner:
 
     def _group(self, scene: Scene, network: Posterior, members: NDArray[np.int64], *, seed: int) -> _Found:
         """Refine one group."""
-        log_flux = _log_flux(network, members)
+        flux = network.dataset["flux"].values[:, :, members]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            log_flux = np.log(flux.reshape(-1, *flux.shape[2:])) - np.log(network.dataset["sky_rms"].values[members])
         doubts = int(np.bitwise_or.reduce(network.flags[members])) & DOUBTS
         part, corner, foreign = _cutout(scene, network, members)
         x, y = (network.dataset[name].values[members] - start for name, start in zip("xy", corner[::-1], strict=True))
@@ -167,14 +169,6 @@ def _put(dataset: xr.Dataset, cutouts: Cutouts, members: NDArray[np.int64], foun
             arrays[source] = pixels[number]
 
 
-def _log_flux(network: Posterior, members: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the network's draws of ln total flux ``(draw, source, band)``."""
-    flux = network.dataset["flux"].values[:, :, members]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        logs = np.log(flux.reshape(-1, *flux.shape[2:]))
-    return logs - np.log(network.dataset["sky_rms"].values[members])
-
-
 def _cutout(scene: Scene, network: Posterior, members: NDArray[np.int64]) -> tuple[Scene, tuple[int, int], float]:
     """Cut out a group, without the light of other sources; return it, and the row and column of its first pixel.
 
@@ -193,8 +187,8 @@ def _cutout(scene: Scene, network: Posterior, members: NDArray[np.int64]) -> tup
         there = cutouts.cutout("image", int(source))
         (own if source in members else others)[(slice(None), *there.slices)] += there.data
     foreign = (own * others).sum() / max(np.square(own).sum(), 1e-300)
-    known = {f: getattr(scene, f) for f in ("sky_rms", "psf", "exposure", "noise_kernel", "wavelength")}
-    known = {name: None if value is None else value[number : number + 1] for name, value in known.items()}
+    taken = ((name, getattr(scene, name)) for name in SCENE_FIELDS[1:])
+    known = {name: value[number : number + 1] for name, value in taken if value is not None}
     pixels = (scene.image[number].double() - torch.from_numpy(others))[None, :, rows, columns]
     return Scene(image=pixels, pixel_scale=scene.pixel_scale, **known), (rows.start, columns.start), foreign
 

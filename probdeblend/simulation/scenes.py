@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..photometry.detection import auto_flux
 from ..photometry.noise import add_noise
-from ..scene import SOURCE_TYPES, STAMP_SIZE, Instrument, Scene
+from ..scene import SCENE_FIELDS, SOURCE_TYPES, STAMP_SIZE, Instrument, Scene
 from .cameras import Camera
 from .morphology import source_components
 from .population import Population
@@ -201,8 +201,8 @@ class Simulator:
     ) -> Scene:
         """Add noise to a whole batch, on which the noise depends, and keep its first scenes."""
         camera = self.camera
-        names = ("sky_rms", "exposure", "noise_kernel", "wavelength", "psf")
-        values = {n: v.expand(len(image), *v.shape) for n in names if (v := getattr(camera, n)) is not None}
+        known = ((name, getattr(camera, name)) for name in SCENE_FIELDS[1:])
+        values = {name: value.expand(len(image), *value.shape) for name, value in known if value is not None}
         noise = {name: values.get(name) for name in ("sky_rms", "exposure", "noise_kernel")}
         galaxy = drawn["source_type"] != SOURCE_TYPES.index("star")
         radius = drawn["half_light_radius"] * drawn["axis_ratio"].sqrt()
