@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from ..networks.dropout import GroupDraws
 from ..networks.scenes import SHAPES
@@ -15,7 +16,7 @@ from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 from ..scene import SOURCE_TYPES
 from .inputs import Observation
-from .tiles import Cut, Reading
+from .tiles import NEAR, Cut, Reading
 
 __all__ = ["posterior_of"]
 
@@ -24,6 +25,8 @@ LARGEST_GROUP = 16
 EDGE = 3.0  # pixels from the edge of the image within which a center is flagged
 BAD_RADIUS = 4.0  # pixels around a center where a bad pixel raises a flag
 BAD_FRACTION = 0.1  # of a mask
+COVERAGE = 6  # pixels on a side of the smallest area that counts as not covered, beside which a source is cut
+UNEVEN = 1.5  # ratio of the noise within a mask
 
 
 def posterior_of(
@@ -118,23 +121,36 @@ def _cutouts(seen: Sequence[Observation], readings: Sequence[Reading], rms: NDAr
     return Cutouts(corner, seen[0].shape, mask=masks, mask_std=spread, image=light)
 
 
-def _is_bad(image: Observation, cut: Cut, x: float, y: float) -> bool:
-    """Whether there is a bad pixel near a center, or many are in the mask."""
+def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, bool, bool, bool]:
+    """Whether a border cuts a source, pixels are bad, the noise is uneven, and light is out of reach."""
     rows, columns = _sides(cut)
-    bad = ~image.window(rows, columns)[1].bool().all(0).cpu().numpy()
+    before = [min(side.start, COVERAGE) for side in (rows, columns)]
+    wide = [slice(s.start - n, s.stop + COVERAGE) for s, n in zip((rows, columns), before, strict=True)]
+    bad = ~image.window(*wide)[1].bool().all(0).cpu().numpy()
+    bad = np.pad(bad, [(COVERAGE - n, 0) for n in before], constant_values=True)
+    inner, mask = (slice(COVERAGE, -COVERAGE),) * 2, cut.mask > 0.5
+    uncovered = ndimage.binary_opening(bad, np.ones((COVERAGE, COVERAGE))) if bad.any() else bad
+    bad, edge = bad[inner], bool((ndimage.binary_dilation(uncovered)[inner] & mask).any())
     distance = np.hypot(np.arange(rows.start, rows.stop)[:, None] - y, np.arange(columns.start, columns.stop) - x)
-    return bool(bad[distance < BAD_RADIUS].any() or cut.mask[bad].sum() > BAD_FRACTION * cut.mask.sum())
+    poor = bool(bad[distance < BAD_RADIUS].any() or cut.mask[bad].sum() > BAD_FRACTION * cut.mask.sum())
+    maps = [noise[mask] for noise in image.noise_map(rows, columns) if noise.ndim and mask.any()]
+    uneven = any(np.divide(*np.nanpercentile(noise, [95, 5])) > UNEVEN for noise in maps)
+    far = bool((mask & (distance > NEAR - 1)).any())
+    return edge, poor, uneven, far
 
 
 def _flags(seen: Observation, reading: Reading, answer: GroupDraws, brightest: float) -> NDArray[np.int64]:
     x, y = reading.x, reading.y
-    bad = [_is_bad(seen, cut, *place) for cut, *place in zip(reading.cuts, x, y, strict=True)]
+    found = [_defects(seen, cut, *place) for cut, *place in zip(reading.cuts, x, y, strict=True)]
+    cut, bad, uneven, far = np.array(found, dtype=bool).reshape(-1, 4).T
+    near = np.minimum(np.minimum(x, seen.shape[1] - 1 - x), np.minimum(y, seen.shape[0] - 1 - y)) < EDGE
     raised = {
-        Flag.EDGE: np.minimum(np.minimum(x, seen.shape[1] - 1 - x), np.minimum(y, seen.shape[0] - 1 - y)) < EDGE,
-        Flag.BAD_PIXELS: np.array(bad, dtype=bool),
+        Flag.EDGE: near | cut,
+        Flag.BAD_PIXELS: bad,
+        Flag.UNEVEN_NOISE: uneven,
         Flag.UNLISTED: reading.unlisted,
         Flag.DOUBTFUL: answer.existence < 0.5,
-        Flag.BRIGHT: reading.anchor.cpu().numpy().max(1, initial=-np.inf) > brightest,
+        Flag.BRIGHT: (reading.anchor.cpu().numpy().max(1, initial=-np.inf) > brightest) | far,
         Flag.LARGE_GROUP: np.bincount(reading.group, minlength=1)[reading.group] >= LARGEST_GROUP,
     }
     return sum(int(flag) * where.astype(np.int64) for flag, where in raised.items())

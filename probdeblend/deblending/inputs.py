@@ -16,25 +16,28 @@ from os import PathLike
 
 import numpy as np
 import torch
+from astropy import units as u
 from astropy.io import fits
-from astropy.nddata import NDData, StdDevUncertainty
+from astropy.nddata import NDData, NDUncertainty, StdDevUncertainty
 from astropy.units import Quantity
 from astropy.wcs import WCS
-from astropy.wcs.utils import proj_plane_pixel_area
+from astropy.wcs.utils import proj_plane_pixel_area, proj_plane_pixel_scales
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..photometry.images import open_mosaic, read_image
+from ..photometry.images import ZERO_POINT_TOLERANCE, flux_unit, open_mosaic, read_image
 from ..photometry.noise import correlation_sum, noise_numbers
 from ..photometry.sky import estimate_noise_kernel
 from ..scene import PIXEL_SCALE_TOLERANCE, Instrument, drizzle_kernel
-from .pixels import SMALLEST_SKY, BandPixels, numbers
+from .pixels import SMALLEST_SKY, BandPixels, bridged, numbers
 from .psfs import REACH, PsfLike, band_psfs, camera_of, gaussian, smooth, widening
 
 __all__ = ["Image", "Observation", "Window", "observe", "widened"]
 
 USUALLY_BELOW = (0.1, 0.75)  # fraction of the pixels of a sky-subtracted image below zero, whatever its sources
+COUNTS = (u.electron, u.ct, u.photon, u.adu, u.DN, u.one)
+SQUARE = 0.01  # difference of the sides of a pixel that is worth a note
 LARGEST_RATIO = 1e7  # times the sky noise; beyond it a pixel is bad, and would drown its tile in rounding errors
 
 Image = ArrayLike | NDData | Quantity | str | PathLike
@@ -62,14 +65,16 @@ class Observation:
         Returns pixels.
     network_window, noise_ratio
         Returns pixels as the network sees them, and their sky noise over that of the image's pixels ``(band,)``.
+    noise_map
+        Returns the noise that is given for rows and columns, for each band a number or a map.
     sky_rms
-        Returns the sky noise at positions x and y ``(source, band)`` in image units.
+        Returns the sky noise at positions x and y ``(source, band)`` in `unit`.
     bands
         Their names.
     pixel_scale
         In arcsec; 1 where it is not known.
     unit, zero_point
-        Of the pixels; an empty unit and NaN where they are not known.
+        Of fluxes; an empty unit and NaN where they are not known.
     wcs
         World coordinates, or None.
     notes
@@ -90,6 +95,7 @@ class Observation:
     wcs: WCS | None = None
     notes: list[str] = field(default_factory=list)
     network_window: Window | None = None
+    noise_map: Callable[[slice, slice], list[NDArray[np.float64]]] = lambda *_: []
     noise_ratio: NDArray[np.float32] | float = 1.0
 
     def __post_init__(self) -> None:
@@ -120,32 +126,41 @@ def observe(
         unit = _common("unit", [band.unit for band in opened])
         if len(shape) != 2 or not min(shape):
             raise ValueError(f"image must have the axes (y, x) or (band, y, x), got shape {shape}")
-        zero_points = _per_band("zero_point", zero_point, [band.zero_point for band in opened])
         wcs = wcs if wcs is not None else next((band.wcs for band in opened if band.wcs is not None), None)
         if not isinstance(wcs, WCS | None):
             raise TypeError(f"wcs must be an astropy.wcs.WCS, got {type(wcs).__name__}")
-        notes: list[str] = []
-        noise = _noise_of(sky_rms, opened, shape, unit)
-        bands = [
-            BandPixels(band.pixels, _bad(mask, band.mask, shape), rms) for band, rms in zip(opened, noise, strict=True)
-        ]
+        notes = [note for band in opened for note in band.notes]
+        if wcs is not None and not (wcs.has_celestial and hasattr(wcs.celestial.pixel_to_world(0, 0), "icrs")):
+            notes.append("the world coordinates are not those of the sky, so positions are in pixels alone")
+            wcs = None
+        noise, masks = _noise_of(sky_rms, opened, shape, unit), _masks(mask, opened, shape)
+        bands = [BandPixels(band.pixels, *known) for band, *known in zip(opened, masks, noise, strict=True)]
+        for band in bands:
+            band.check_noise()
         notes += [_not_subtracted(band) for band in bands if not band.background]
         camera = camera_of(psf)
         scale = _pixel_scale(wcs, camera, notes)
+        flux, factor, zero_points = _fluxes(unit, scale, zero_point, [b.zero_point for b in opened], notes)
         kernels = [_kernel(band, camera, notes) for band in bands]
+        if isinstance(gain, Quantity):
+            gain = _value("gain times image", gain * u.Unit(unit), *COUNTS)
+        if gain is None and camera is None:
+            notes.append("photon noise is taken as zero without gain, which is not read from headers")
         gains = _per_band("gain", gain, [None] * len(bands))
-        waves = _per_band("wavelength", wavelength, [camera.wavelength if camera else math.nan] * len(bands))
+        waves = _per_band("wavelength", wavelength, [camera.wavelength if camera else math.nan] * len(bands), u.micron)
         yield Observation(
             shape=shape,
-            psf=band_psfs(psf, bands, scale, notes),
+            psf=band_psfs(psf, bands, scale or 1.0, notes),
             noise_kernel=torch.stack(kernels),
             photon=torch.tensor([_photon(*band, camera) for band in zip(bands, kernels, gains, strict=True)]),
             wavelength=torch.tensor(waves, dtype=torch.float32),
             window=lambda rows, columns: _window(bands, rows, columns),
-            sky_rms=lambda x, y: np.stack([band.noise_at(x, y) for band in bands], -1).reshape(len(x), len(bands)),
+            network_window=lambda rows, columns: _bridged(bands, rows, columns),
+            noise_map=lambda *part: [band.given_noise(part) for band in bands],
+            sky_rms=lambda x, y: factor * np.stack([band.noise_at(x, y) for band in bands], -1),
             bands=_names([band.name for band in opened]),
-            pixel_scale=scale,
-            unit=unit,
+            pixel_scale=scale or 1.0,
+            unit=flux,
             zero_point=tuple(math.nan if value is None else float(value) for value in zero_points),
             wcs=wcs,
             notes=list(dict.fromkeys(notes)),
@@ -162,7 +177,8 @@ class _Band:
     wcs: WCS | None = None
     zero_point: float | None = None
     mask: NDArray[np.bool_] | None = None
-    rms: NDArray | None = None
+    error: NDUncertainty | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _bands_of(image: Image | Sequence[Image]) -> list[Image]:
@@ -189,16 +205,14 @@ def _plane(cube: NDData, number: int) -> NDData:
 def _opened(item: Image, stack: contextlib.ExitStack) -> _Band:
     if isinstance(item, (str, PathLike)):
         file = stack.enter_context(open_mosaic(item))
-        return _Band(file.data, re.sub(r"\.fits?(\.\w+)?$", "", file.name), file.unit, file.wcs, file.zero_point)
+        name = re.sub(r"\.fits?(\.\w+)?$", "", file.name)
+        return _Band(file.data, name, file.unit, file.wcs, file.zero_point, notes=file.notes)
     unit = str(getattr(item, "unit", None) or "")
     if isinstance(item, NDData):
         known = _Band(numbers("image", item.data), unit=unit, wcs=item.wcs if isinstance(item.wcs, WCS) else None)
         if item.mask is not None:
             known.mask = np.broadcast_to(np.asarray(item.mask, dtype=bool), known.pixels.shape)
-        if item.uncertainty is not None and item.uncertainty.uncertainty_type in ("std", "var", "ivar"):
-            error = item.uncertainty.represent_as(StdDevUncertainty)
-            rms = error.array if error.unit is None else error.quantity.to_value(item.unit)
-            known.rms = np.broadcast_to(rms, known.pixels.shape)
+        known.error = item.uncertainty
         return known
     if isinstance(item, Tensor):
         item = item.detach().cpu()
@@ -219,26 +233,37 @@ def _names(given: list[str]) -> tuple[str, ...]:
     return tuple(given) if all(given) and len(set(given)) == len(given) else tuple(map(str, range(len(given))))
 
 
-def _per_band(name: str, given: object, otherwise: list) -> list:
+def _value(name: str, given: Quantity, *units: u.UnitBase) -> NDArray:
+    """Return the numbers of a Quantity in the first unit that it can be converted to."""
+    for unit in units:
+        with contextlib.suppress(u.UnitsError):
+            return given.to_value(unit, u.spectral())
+    raise ValueError(f"{name} must be in {' or '.join(filter(None, map(str, units))) or 'no unit'}, got {given.unit}")
+
+
+def _per_band(name: str, given: object, otherwise: list, *units: u.UnitBase) -> list:
     """One value per band: what is given, or what is known otherwise."""
     if given is None:
         return otherwise
+    if isinstance(given, Quantity):
+        given = _value(name, given, *units)
     values = numbers(name, given).astype(np.float64)
     if values.shape not in {(), (1,), (len(otherwise),)}:
         raise ValueError(f"{name} must be one number or one for each of {len(otherwise)} bands, got {given}")
-    if name != "zero_point" and not (values > 0).all():
-        raise ValueError(f"{name} must be positive, got {given}")
+    if not np.isfinite(values).all() or (name != "zero_point" and not (values > 0).all()):
+        raise ValueError(f"{name} must be {'finite' if name == 'zero_point' else 'positive'}, got {given}")
     return np.broadcast_to(values, len(otherwise)).tolist()
 
 
 def _noise_of(sky_rms: object, opened: list[_Band], shape: tuple[int, int], unit: str) -> list:
     """Sky noise of each band: a number, a map, or None where it is to be measured."""
     if sky_rms is None:
-        return [band.rms for band in opened]
+        return [_uncertainty(band) for band in opened]
     if isinstance(sky_rms, (str, PathLike)):
-        sky_rms = read_image(sky_rms).data
+        file = read_image(sky_rms)
+        sky_rms = file.data if file.unit in ("", unit) or not unit else Quantity(file.data, file.unit)
     if isinstance(sky_rms, Quantity):
-        sky_rms = sky_rms.to_value(unit) if unit else sky_rms.value
+        sky_rms = _value("sky_rms", sky_rms, u.Unit(unit, parse_strict="silent"))
     noise = numbers("sky_rms", sky_rms.cpu() if isinstance(sky_rms, Tensor) else sky_rms)
     noise = noise.astype(np.float64).filled(np.nan)
     if noise.shape not in {(), (len(opened),), shape, (len(opened), *shape)}:
@@ -251,27 +276,56 @@ def _noise_of(sky_rms: object, opened: list[_Band], shape: tuple[int, int], unit
     return spread.tolist() if noise.ndim < 2 else list(spread)
 
 
-def _bad(given: ArrayLike | None, own: NDArray | None, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """Join the given mask and that of the image itself."""
+def _uncertainty(band: _Band) -> NDArray | None:
+    """Sky noise from the uncertainty of an NDData, not positive or not finite where a pixel is bad."""
+    if band.error is None:
+        return None
+    with np.errstate(all="ignore"):
+        error = band.error.represent_as(StdDevUncertainty)
+    rms = error.array if error.unit is None else error.quantity.to_value(band.unit)
+    return np.broadcast_to(rms, band.pixels.shape)
+
+
+def _masks(given: ArrayLike | None, opened: list[_Band], shape: tuple[int, int]) -> list[NDArray[np.bool_] | None]:
+    """Join the given mask and those of the bands themselves."""
+    own = [band.mask for band in opened]
     if given is None:
         return own
-    bad = np.asarray(given) != 0
-    if bad.shape != shape:
+    given = read_image(given).data if isinstance(given, (str, PathLike)) else given
+    bad = np.ma.filled(np.ma.asarray(given) != 0, fill_value=True)
+    if bad.shape not in {shape, (len(own), *shape)}:
         raise ValueError(f"mask must have the image's shape {shape}, got {bad.shape}")
-    return bad if own is None else bad | own
+    both = zip(np.broadcast_to(bad, (len(own), *shape)), own, strict=True)
+    return [new if old is None else new | old for new, old in both]
 
 
-def _pixel_scale(wcs: WCS | None, camera: Instrument | None, notes: list[str]) -> float:
-    known = wcs is not None and wcs.has_celestial
-    scale = 3600 * float(np.sqrt(proj_plane_pixel_area(wcs.celestial))) if known else 1.0
+def _fluxes(unit: str, scale: float | None, given: object, own: list, notes: list[str]) -> tuple[str, float, list]:
+    """Return the unit of fluxes, the factor from sums of pixels to it, and the zero point of each band."""
+    flux, factor, fixed = flux_unit(unit, scale or math.nan)
+    if math.isnan(factor):
+        kind = "of flux, or of surface brightness if the size of a pixel is known"
+        raise ValueError(f"the unit of image must be {kind}, got {unit}")
+    if flux != unit:
+        notes.append(f"pixels in {unit} are multiplied by their solid angle, so fluxes are in {flux}")
+    points = _per_band("zero_point", given, own if fixed is None else [fixed] * len(own), u.ABmag, u.mag)
+    if fixed is not None and any(abs(point - fixed) > ZERO_POINT_TOLERANCE for point in points):
+        raise ValueError(f"zero_point must be {fixed:.4g}, that of {flux}, got {given}")
+    return flux, factor, points
+
+
+def _pixel_scale(wcs: WCS | None, camera: Instrument | None, notes: list[str]) -> float | None:
+    scale = None
+    if wcs is not None:
+        sides = 3600 * proj_plane_pixel_scales(wcs.celestial)
+        scale = 3600 * float(np.sqrt(proj_plane_pixel_area(wcs.celestial)))
+        if max(sides) > (1 + SQUARE) * min(sides):
+            notes.append(f"pixels of {sides[0]:.4g} x {sides[1]:.4g} arcsec are taken as squares of their area")
     if camera is not None:
-        if known and abs(scale / camera.pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
-            raise ValueError(
-                f"psf must be that of the image, got a camera with pixels of {camera.pixel_scale:.4g} arcsec for an "
-                f"image of {scale:.4g}"
-            )
+        if scale and abs(scale / camera.pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
+            pixels = f"pixels of {camera.pixel_scale:.4g} arcsec for an image of {scale:.4g}"
+            raise ValueError(f"psf must be that of the image, got a camera with {pixels}")
         return camera.pixel_scale
-    if not known:
+    if scale is None:
         notes.append("without world coordinates, sizes are in pixels")
     return scale
 
@@ -282,6 +336,9 @@ def _not_subtracted(band: BandPixels) -> str:
     below = (ratio < 0).sum() / max(np.isfinite(ratio).sum(), 1)
     doubt = not USUALLY_BELOW[0] < below < USUALLY_BELOW[1] and np.isfinite(ratio).any()
     note = f"an image with fewer than {SMALLEST_SKY} x {SMALLEST_SKY} good pixels is taken as sky-subtracted"
+    if band.level:
+        level = "cannot be measured" if math.isnan(band.level) else f"is {band.level:.3g}, which is subtracted"
+        note += f"; the level of its blank sky {level}"
     return note + (f", though {100 * below:.0f} % of its pixels are below zero" if doubt else "")
 
 
@@ -310,6 +367,13 @@ def _window(bands: list[BandPixels], rows: slice, columns: slice) -> tuple[Tenso
     return ratio.where(good, 0.0), good.float()
 
 
+def _bridged(bands: list[BandPixels], rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+    """Return pixels as the network sees them: interpolated across narrow defects."""
+    ratio, good = _window(bands, rows, columns)
+    pixels, known = map(torch.from_numpy, bridged(ratio.numpy(), good.numpy() > 0))
+    return pixels, known.float()
+
+
 def widened(seen: Observation, fwhm: tuple[float, float]) -> Observation:
     """Let a network see bands smoothed whose PSFs are narrower than its range of widths, and note it.
 
@@ -328,7 +392,9 @@ def widened(seen: Observation, fwhm: tuple[float, float]) -> Observation:
     def window(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Return means of good pixels over their noise, and good pixels."""
         up, left = (min(side.start, REACH) for side in (rows, columns))
-        pixels, good = seen.window(*(slice(s.start - n, s.stop + REACH) for s, n in ((rows, up), (columns, left))))
+        pixels, good = seen.network_window(
+            *(slice(s.start - n, s.stop + REACH) for s, n in ((rows, up), (columns, left)))
+        )
         pixels = good * smooth(pixels, gaussians) / smooth(good, gaussians).clamp(min=1e-6) / ratio[:, None, None]
         here = (..., slice(up, up + rows.stop - rows.start), slice(left, left + columns.stop - columns.start))
         return pixels[here], good[here]

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate, product
 
 import numpy as np
 from astropy.io import fits
+from astropy.stats import mad_std
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 
 from ..photometry.detection import HOT, detect
 from ..photometry.images import uncovered
-from ..photometry.sky import sky_scatter, subtract_sky
+from ..photometry.sky import blank_sky, sky_scatter, smooth_noise, subtract_sky
 
-__all__ = ["SMALLEST_SKY", "BandPixels", "numbers"]
+__all__ = ["SMALLEST_SKY", "BandPixels", "bridged", "numbers"]
 
 BLOCK = 2048  # pixels on a side with one sky
 BLOCK_MARGIN = 128  # pixels around a block that its sky is measured in as well
 SMALLEST_SKY = 192  # pixels on a side of a square of as many good pixels as are needed to subtract the sky
 AT_ONCE = 2**20  # pixels
+LARGEST_PIXEL, LARGEST_OVER_MEDIAN = 1e37, 1e15  # beyond which pixels are bad, and would drown a block
+CELL, LEAST_CELLS = 16, 12  # pixels on a side of cells whose medians tell the error of the sky's level, and how many
+LEAST_IN_CELL = 64  # blank pixels
+SIGNIFICANT, LEAST_LEVEL = 5.0, 0.2  # standard errors, and sky noise of a pixel, of a level that is subtracted
+LARGEST_MISFIT = 2.0  # of the noise that is given, over or below the scatter of blank sky
+CHECKED, LEAST_BLANK = 512, 1000  # pixels on a side that it is checked in, and of blank sky
+LINES = np.ones((1, 1, 4)), np.ones((1, 4, 1))  # a defect that holds both is wide
+BRIDGE, BRIDGE_PASSES = (1.5, 1.5), 7  # pixels, of the Gaussian that defects are interpolated with
+LEAST_WEIGHT = 1e-3  # of good pixels around a pixel that is interpolated
+SAMPLE = 100_000  # pixels
+QUANTUM = 0.05  # over the noise; larger steps between the pixels' values distort medians
 
 
 @dataclass(eq=False)
@@ -46,7 +59,7 @@ class BandPixels:
     def raw(self, part: tuple[slice, slice]) -> NDArray[np.float64]:
         """Pixels of a part of the image, NaN where bad."""
         values = np.ma.filled(np.ma.asarray(self.pixels[part]).astype(np.float64), np.nan)
-        bad = uncovered(values) | ~np.isfinite(values)
+        bad = uncovered(values) | ~(np.abs(values) < LARGEST_PIXEL)
         if self.mask is not None:
             bad |= np.asarray(self.mask[part], dtype=bool)
         return np.where(bad, np.nan, values)
@@ -57,24 +70,57 @@ class BandPixels:
         outer = tuple(slice(max(low - BLOCK_MARGIN, 0), low + BLOCK + BLOCK_MARGIN) for low in lows)
         inner = tuple(slice(low - o.start, low - o.start + BLOCK) for low, o in zip(lows, outer, strict=True))
         pixels = self.raw(outer)
-        noise = np.nan if self.rms is None else self._given_noise(outer)
+        noise = self.given_noise(outer)
+        noise = smooth_noise(noise) if np.ndim(self.rms) else noise
         if np.isfinite(pixels).any():
             # Whatever the unit, the sky is measured in numbers of order one, since SEP computes in single precision.
             unit = np.nanmedian(np.abs(pixels)) or np.nanmax(np.abs(pixels)) or 1.0
-            pixels, noise = self._subtracted(pixels / unit, noise / unit)
+            pixels = np.where(np.abs(pixels) < LARGEST_OVER_MEDIAN * unit, pixels / unit, np.nan)
+            pixels, noise = self._subtracted(pixels, noise / unit, unit)
             pixels, noise = pixels * unit, noise * unit
         ratio, noise = pixels / noise, np.broadcast_to(noise, pixels.shape)
         with np.errstate(over="ignore"):
             return ratio[inner].astype(np.float32), noise[inner].astype(np.float64)
 
-    def _given_noise(self, part: tuple[slice, slice]) -> NDArray[np.float64]:
-        noise = np.asarray(self.rms if np.ndim(self.rms) == 0 else self.rms[part], dtype=np.float64)
+    def given_noise(self, part: tuple[slice, slice]) -> NDArray[np.float64]:
+        """Noise that is given: a number, or a part of a map; NaN where it is not known."""
+        noise = np.asarray(self.rms[part] if np.ndim(self.rms) else self.rms, dtype=np.float64)
         return np.where(np.isfinite(noise) & (noise > 0), noise, np.nan)
 
-    def _subtracted(self, pixels: NDArray, noise: NDArray | float) -> tuple[NDArray, NDArray | float]:
+    def check_noise(self) -> None:
+        """Refuse noise that is not the scatter of blank sky, as a variance or a weight is not."""
+        if self.rms is None:
+            return
+        ratio = self.middle()
+        blank = blank_sky(ratio[tuple(slice(max((n - CHECKED) // 2, 0), (n + CHECKED) // 2) for n in ratio.shape)])
+        if len(blank := blank[np.isfinite(blank)]) < LEAST_BLANK:
+            return
+        low, high = sorted([mad_std(blank), blank.std()])  # the former is coarse where pixels are integers
+        if low > LARGEST_MISFIT or high < 1 / LARGEST_MISFIT:
+            scatter = f"which scatter {low:.2g} times as much" if low > 1 else f"which scatter {high:.2g} times as much"
+            raise ValueError(f"sky_rms must be the standard deviation of pixels of blank sky, {scatter}")
+
+    @cached_property
+    def level(self) -> float:
+        """Level of the sky of a small image, to be subtracted; 0 if it is not significant, NaN if it is not known."""
+        blank = blank_sky(self.raw(self._middle))
+        corners = product(*(range(0, size, CELL) for size in blank.shape))
+        cells = [cell[np.isfinite(cell)] for i, j in corners for cell in [blank[i : i + CELL, j : j + CELL]]]
+        medians = [np.median(cell) for cell in cells if len(cell) >= LEAST_IN_CELL]
+        if len(medians) < LEAST_CELLS:
+            return np.nan
+        level, error = np.nanmedian(blank), np.std(medians) / np.sqrt(len(medians))
+        least = max(SIGNIFICANT * error, LEAST_LEVEL * mad_std(blank, ignore_nan=True))
+        return float(level) if abs(level) > least else 0.0
+
+    def _subtracted(self, pixels: NDArray, noise: NDArray | float, unit: float) -> tuple[NDArray, NDArray | float]:
         """Subtract the sky, and measure the noise, where that is to be done."""
-        if not self.background and self.rms is not None:
-            return pixels, noise
+        if self.rms is None:
+            pixels = _dithered(pixels)
+        if not self.background:
+            pixels = pixels - np.nan_to_num(self.level) / unit
+            if self.rms is not None:
+                return pixels, noise
         try:
             subtracted, scatter = subtract_sky(pixels)
         except ValueError as error:
@@ -97,11 +143,14 @@ class BandPixels:
             ratio[tuple(map(slice, low - start, high - start))] = block[tuple(map(slice, low - corner, high - corner))]
         return ratio
 
+    @property
+    def _middle(self) -> tuple[slice, slice]:
+        starts = [max((size - BLOCK) // 2, 0) for size in self.shape]
+        return tuple(slice(low, min(low + BLOCK, size)) for low, size in zip(starts, self.shape, strict=True))
+
     def middle(self) -> NDArray[np.float64]:
         """Pixels over sky noise of the middle of the image, at most one block."""
-        starts = [max((size - BLOCK) // 2, 0) for size in self.shape]
-        sides = (slice(low, min(low + BLOCK, size)) for low, size in zip(starts, self.shape, strict=True))
-        return self.window(*sides).astype(np.float64)
+        return self.window(*self._middle).astype(np.float64)
 
     def noise_at(self, x: NDArray, y: NDArray) -> NDArray[np.float64]:
         """Sky noise at positions; where it is not known, the median of the block, or NaN."""
@@ -126,9 +175,32 @@ def numbers(name: str, values: ArrayLike) -> np.ma.MaskedArray:
         array = np.ma.asarray(values)
     except ValueError:  # lists of several lengths
         array = np.ma.asarray(values, dtype=object)
-    if array.dtype.kind not in "iufb":
+    if array.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be an array of numbers, got {array.dtype}")
     return array
+
+
+def bridged(pixels: NDArray[np.float32], good: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Interpolate pixels ``(band, y, x)`` across defects of at most three pixels, and count them as good."""
+    narrow = ~good & ~np.all([ndimage.binary_opening(~good, line) for line in LINES], axis=0)
+    if not narrow.any():
+        return pixels, good
+    smooth = partial(ndimage.gaussian_filter, sigma=(0, *BRIDGE))
+    weight, light = smooth(good.astype(np.float32)), np.zeros_like(pixels)
+    for _ in range(BRIDGE_PASSES):  # each adds what the last missed, so that peaks are not cut
+        light += smooth(good * (pixels - light)) / np.maximum(weight, LEAST_WEIGHT)
+    filled = narrow & (weight > LEAST_WEIGHT)
+    return np.where(filled, light, pixels), good | filled
+
+
+def _dithered(pixels: NDArray) -> NDArray:
+    """Spread values that are whole multiples of a quantum evenly, if it is not small beside the noise."""
+    values = pixels[np.isfinite(pixels)]
+    values = values[:: max(len(values) // SAMPLE, 1)]
+    steps = np.diff(np.unique(values))
+    if not len(steps) or steps.min() < QUANTUM * np.subtract(*np.percentile(values, [84, 16])) / 2:
+        return pixels
+    return pixels + steps.min() * np.random.default_rng(0).uniform(-0.5, 0.5, pixels.shape)
 
 
 def _measured_noise(pixels: NDArray, scatter: NDArray) -> NDArray:

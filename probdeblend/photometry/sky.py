@@ -17,12 +17,22 @@ from ..scene import drizzle_kernel
 from .detection import HOT, detect, native_image
 from .noise import autocorrelation, correlated_noise
 
-__all__ = ["dilate", "draw_noise", "estimate_noise_kernel", "replace_with_sky", "sky_scatter", "subtract_sky"]
+__all__ = [
+    "blank_sky",
+    "dilate",
+    "draw_noise",
+    "estimate_noise_kernel",
+    "replace_with_sky",
+    "sky_scatter",
+    "smooth_noise",
+    "subtract_sky",
+]
 
 MESH = 64  # pixels per side of a cell of the background mesh
 # Pixels around a source that are left out of the background, and how much more around large ones; see `dilate`. The
 # latter is the first with which a tenth of the pixels is left.
 SOURCE_MARGIN, SOURCE_GROWTH, LEAST_SKY = 8.0, (1.5, 0.0), 0.1
+LAG = 3  # pixels, over which the light of sources changes little and the noise is hardly correlated
 SMALLEST_PATCH = 4
 STRENGTHS = np.linspace(0.0, 1.3, 131)  # of the noise's correlation, over that in CANDELS
 LEAST_PAIRS = 500
@@ -61,6 +71,31 @@ def subtract_sky(image: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.floa
             break
     scatter = sky.rms()
     return pixels - sky.back(), np.maximum(scatter, 0.1 * np.median(scatter))
+
+
+def blank_sky(image: ArrayLike) -> NDArray[np.float64]:
+    """Return the pixels ``(y, x)`` of an image with one level of sky, NaN where sources and their wings may be."""
+    pixels = native_image(image)
+    steps = np.concatenate([(values[LAG:] - values[:-LAG]).ravel() for values in (pixels, pixels.T)])
+    scatter = mad_std(steps, ignore_nan=True) / np.sqrt(2) if np.isfinite(steps).any() else 0.0
+    if not scatter > 0:
+        return np.full(pixels.shape, np.nan)
+    bad, side = ~np.isfinite(pixels), max(pixels.shape)
+    scaled = np.where(bad, 0.0, pixels / scatter)
+    scaled -= sep.Background(scaled, mask=bad, bw=side, bh=side).globalback
+    found = detect(np.where(bad, np.nan, scaled), 1.0, **HOT).segmentation
+    return np.where(dilate(found, margin=SOURCE_MARGIN, growth=SOURCE_GROWTH[0]) > 0, np.nan, pixels)
+
+
+def smooth_noise(noise: ArrayLike) -> NDArray[np.float64]:
+    """Return a noise map ``(y, x)`` without the photon noise of sources, by SEP's mesh; NaN stays where it is NaN."""
+    values = native_image(noise)
+    bad = ~np.isfinite(values)
+    if bad.all():
+        return values
+    unit = np.median(values[~bad])
+    smooth = sep.Background(np.where(bad, 0.0, values / unit), mask=bad, bw=MESH, bh=MESH).back()
+    return np.where(bad, np.nan, np.clip(smooth * unit, values[~bad].min(), values[~bad].max()))
 
 
 def dilate(segmentation: NDArray[np.int32], *, margin: float = 4.0, growth: float = 0.5) -> NDArray[np.int32]:

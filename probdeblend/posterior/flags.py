@@ -11,7 +11,7 @@ class Flag(IntFlag, boundary=STRICT):
 
     ``str(Flag(bits))`` lists the names of the flags in a value of the column ``flags``, or "none".
 
-    - ``EDGE`` (1): cut by the edge of the image.
+    - ``EDGE`` (1): cut by the edge of the image, or of the pixels that are good.
     - ``BAD_PIXELS`` (2): a bad pixel near its center, or more than 10 % of the pixels of its mask are bad.
     - ``NOT_DETECTED`` (4): no source was found there.
     - ``DOUBTFUL`` (8): the probability that there is a source is below one half.
@@ -24,6 +24,7 @@ class Flag(IntFlag, boundary=STRICT):
     - ``POOR_WEIGHTS`` (1024): importance weights of the refinement are unreliable (k-hat above 0.7).
     - ``MISFIT`` (2048): the best-fit model leaves larger residuals than noise would.
     - ``DISAGREEMENT`` (4096): refinement and network disagree.
+    - ``UNEVEN_NOISE`` (8192): the given noise varies within its mask; pixels are divided by a smooth version of it.
     """
 
     EDGE = 1
@@ -39,6 +40,7 @@ class Flag(IntFlag, boundary=STRICT):
     POOR_WEIGHTS = 1024
     MISFIT = 2048
     DISAGREEMENT = 4096
+    UNEVEN_NOISE = 8192
 
     @classmethod
     def _missing_(cls, value: object) -> Self:

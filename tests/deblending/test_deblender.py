@@ -217,8 +217,20 @@ def test_flags(shipped, image, places):
     assert not (flags[[2, 3, 4]] & Flag.DOUBTFUL).any()
 
 
+def test_light_that_a_border_cuts_and_uneven_noise_are_flagged(shipped):
+    light = light_of((96, 96), [26.0, 70.0], [30.0, 66.0], 4000)
+    image, noise = light + noise_of((96, 96)), np.ones((96, 96))
+    image[:, :22], noise[66:] = np.nan, 1.9
+    flags = shipped(image, positions=[[26, 30], [70, 66]], **GIVEN | {"sky_rms": noise}).flags
+    assert ((flags & Flag.EDGE) > 0).tolist() == [True, False]
+    assert ((flags & Flag.UNEVEN_NOISE) > 0).tolist() == [False, True]
+    cut = shipped(image[:, 22:], positions=[[4, 30], [48, 66]], **GIVEN).flags
+    assert ((cut & Flag.EDGE) > 0).tolist() == [True, False]
+    assert not (cut & Flag.UNEVEN_NOISE).any()
+
+
 def test_sources_unlike_the_training_are_flagged(blank, image, places):
-    bright = image * 1e5
+    bright = light_of(image.shape, *places.T, 1e8) + noise_of(image.shape)
     flags = blank(bright, positions=places, **GIVEN).flags
     assert (flags & Flag.BRIGHT > 0).all()
     network = blank.network
