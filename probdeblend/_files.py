@@ -78,17 +78,12 @@ def whole_file(path: str | PathLike[str], *, overwrite: bool = False) -> Iterato
     temporary = _hidden(path)
     try:
         yield temporary
-        if not overwrite:
-            try:
-                path.hardlink_to(temporary)  # unlike a rename, fails where a file is
-            except FileExistsError:
-                raise FileExistsError(f"{path}: exists already") from None
-            except OSError:  # there are no hard links in this file system
-                if path.exists():
-                    raise FileExistsError(f"{path}: exists already") from None
-            else:
-                return
-        temporary.replace(path)
+        try:
+            temporary.replace(path) if overwrite else path.hardlink_to(temporary)  # a link never replaces a file
+        except OSError as error:
+            if overwrite or path.exists():
+                raise FileExistsError(f"{path}: exists already") from error
+            temporary.replace(path)  # in a file system without hard links
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -133,22 +128,19 @@ def put_in_place(folder: Path, target: Path, *, overwrite: bool = False) -> None
     """
     (folder / RECORD).write_text(json.dumps(_digests(folder), sort_keys=True), encoding="utf-8")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not overwrite or not target.exists():
-        try:
-            folder.rename(target)
-        except OSError:
-            if target.exists():
-                raise FileExistsError(f"{target}: exists already") from None
-            raise
-        return
-    earlier = target.rename(_hidden(target).with_suffix(".replaced"))
+    earlier = target.rename(_hidden(target).with_suffix(".replaced")) if overwrite and target.exists() else None
     try:
-        _refuse_foreign(earlier, target)
+        if earlier is not None:
+            _refuse_foreign(earlier, target)
         folder.rename(target)
-    except BaseException:
-        earlier.rename(target)
+    except BaseException as error:
+        if earlier is not None:
+            earlier.rename(target)
+        elif target.exists():
+            raise FileExistsError(f"{target}: exists already") from error
         raise
-    shutil.rmtree(earlier, ignore_errors=True)
+    if earlier is not None:
+        shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _hidden(path: Path) -> Path:
@@ -156,17 +148,10 @@ def _hidden(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
-def _digests(folder: Path) -> dict[str, str | None]:
-    """Return the digest of each file of a folder, and None for each folder in it."""
-    found: dict[str, str | None] = {}
-    for entry in folder.iterdir():
-        if entry.name == RECORD:
-            continue
-        found[entry.name] = None
-        if entry.is_file():
-            with entry.open("rb") as file:
-                found[entry.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the digest of each file of a folder; what is no file has none."""
+    entries = [entry for entry in folder.iterdir() if entry.name != RECORD]
+    return {entry.name: hashlib.sha256(entry.read_bytes()).hexdigest() if entry.is_file() else "" for entry in entries}
 
 
 def _refuse_foreign(folder: Path, path: str | PathLike[str]) -> None:
@@ -174,10 +159,9 @@ def _refuse_foreign(folder: Path, path: str | PathLike[str]) -> None:
     record = folder / RECORD
     written = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     for name, digest in sorted(_digests(folder).items()):
-        if written.get(name, "") != digest:
-            raise FileExistsError(
-                f"{path}: is not replaced, because it holds {name}, which no earlier run wrote as it is now"
-            )
+        if not digest or written.get(name) != digest:
+            foreign = f"holds {name}, which no earlier run wrote as it is now"
+            raise FileExistsError(f"{path}: is not replaced, because it {foreign}")
 
 
 def read_table(path: str | PathLike[str]) -> Table:

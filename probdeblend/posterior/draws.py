@@ -7,6 +7,7 @@ quantiles.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -146,9 +147,9 @@ class Posterior:
         attributes = header("posterior") | {"method": method, "unit": unit, "pixel_scale": float(pixel_scale)}
         attributes["scenes"] = int(np.max(scene, initial=-1)) + 1 if scenes is None else int(scenes)
         if wcs is not None and wcs.has_celestial:
-            sky = wcs.celestial.pixel_to_world(coordinates["x"][1], coordinates["y"][1])
-            if hasattr(sky, "icrs"):  # which coordinates on the Sun or on a planet have not
-                coordinates |= {"ra": ("source", sky.icrs.ra.deg), "dec": ("source", sky.icrs.dec.deg)}
+            with contextlib.suppress(AttributeError, TypeError, ValueError):  # coordinates on the Sun or on a planet
+                sky = wcs.celestial.pixel_to_world(coordinates["x"][1], coordinates["y"][1]).icrs
+                coordinates |= {"ra": ("source", sky.ra.deg), "dec": ("source", sky.dec.deg)}
             attributes["wcs"] = wcs.celestial.to_header_string(relax=True)
         variables = {name: (FLUX_DIMS, values, {"unit": unit}) for name, values in fluxes.items()}
         if cutouts is not None and len(cutouts) != shape[2]:

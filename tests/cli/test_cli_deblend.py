@@ -3,6 +3,7 @@
 import json
 from importlib import import_module
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,7 +54,6 @@ def test_without_an_image_the_example_is_deblended(run, fake, output):
 
 def test_options_reach_the_deblender(run, fake, image, tmp_path):
     """One band or several, numbers or files; what is not given is left to the deblender."""
-    fits.PrimaryHDU(np.eye(128, dtype=np.uint8)).writeto(tmp_path / "bad.fits")
     Table({"x": [40.0], "y": [41.0]}).write(tmp_path / "sources.csv")
     succeeded(run("deblend", image, *FEW, "--output", "plain"))
     call = fake.calls[-1]
@@ -68,21 +68,16 @@ def test_options_reach_the_deblender(run, fake, image, tmp_path):
     assert call["psf"] == ["a.fits", "b.fits"]
     assert (call["sky_rms"], call["zero_point"], call["wavelength"]) == ([0.1, 0.2], [25.0, 26.0], [0.8])
     assert (call["gain"], call["tile"], call["calibrate"]) == (2.0, 256, False)
-    assert call["mask"].sum() == 128
+    assert str(call["mask"]) == "bad.fits"
     assert call["positions"]["y"].tolist() == [41.0]
     succeeded(run("deblend", image, *FEW, "--rms", "rms.fits", "--output", "map"))
     assert fake.calls[-1]["sky_rms"] == "rms.fits"
 
 
-def test_an_hdu_is_chosen(run, fake, image, tmp_path):
-    with fits.open(tmp_path / image) as hdus:
-        science = fits.ImageHDU(2 * hdus[0].data, hdus[0].header, name="SCI")
-        fits.HDUList([fits.PrimaryHDU(), science, fits.ImageHDU(hdus[0].data)]).writeto(tmp_path / "two.fits")
+def test_an_hdu_is_chosen(run, fake, image):
+    Path(image).rename("two.fits")
     succeeded(run("deblend", "two.fits", *FEW, "--hdu", "SCI"))
-    band = fake.calls[-1]["image"][0]
-    assert band.data.max() > 1.5
-    assert band.unit == "electron / s"
-    assert band.wcs is not None
+    assert fake.calls[-1]["image"] == ["two.fits[SCI]"]
 
 
 def test_an_earlier_output_stays_unless_it_is_to_be_replaced(run, fake, output):
@@ -183,7 +178,7 @@ def test_a_network_deblends_an_image(run, image, random_weights, output):
     [
         (["missing.fits"], "missing.fits: no such file"),
         (["text.fits"], "not a FITS file"),
-        (["image.fits", "--hdu", 5], "HDU 5 holds no image"),
+        (["image.fits", "--hdu", 5], "image.fits: hdu must be one of 0"),
         (["image.fits", "--psf", "missing.fits"], "missing.fits: no such file"),
         (["image.fits", "--psf", "oblong.fits"], "the PSF must be square, got shape (21, 25)"),
         (["image.fits", "--rms", "0"], "sky_rms must be positive and finite, got 0"),
