@@ -73,10 +73,8 @@ class Observation:
         Their names.
     pixel_scale
         In arcsec; 1 where it is not known.
-    unit, zero_point
-        Of fluxes; an empty unit and NaN where they are not known.
-    wcs
-        World coordinates, or None.
+    unit, zero_point, wcs
+        Of fluxes, and world coordinates; an empty unit, NaN and None where they are not known.
     notes
         What was measured or assumed, one sentence each.
     """
@@ -140,7 +138,7 @@ def observe(
         notes += [_not_subtracted(band) for band in bands if not band.background]
         camera = camera_of(psf)
         scale = _pixel_scale(wcs, camera, notes)
-        flux, factor, zero_points = _fluxes(unit, scale, zero_point, [b.zero_point for b in opened], notes)
+        flux, factor, zero_points = _fluxes(unit, scale, zero_point, [band.zero_point for band in opened], notes)
         kernels = [_kernel(band, camera, notes) for band in bands]
         if isinstance(gain, Quantity):
             gain = _value("gain times image", gain * u.Unit(unit), *COUNTS)
@@ -183,14 +181,12 @@ class _Band:
 
 def _bands_of(image: Image | Sequence[Image]) -> list[Image]:
     """Split an image into its bands."""
-    if isinstance(image, (str, PathLike)):
-        return [image]
     single = (str, PathLike, NDData)
     if isinstance(image, (list, tuple)) and all(isinstance(item, single) or np.ndim(item) >= 2 for item in image):
         return list(image) or [np.zeros(0)]
     if isinstance(image, NDData) and image.data.ndim == 3:
         return [_plane(image, number) for number in range(len(image.data))]
-    return [image] if isinstance(image, NDData) or np.ndim(image) != 3 or not len(image) else list(image)
+    return [image] if isinstance(image, single) or np.ndim(image) != 3 or not len(image) else list(image)
 
 
 def _plane(cube: NDData, number: int) -> NDData:
