@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from importlib.resources import files
-from math import isfinite, prod
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +41,6 @@ LARGEST_FIGURE = 2**22  # pixels
 @options.output("probdeblend-output")
 @options.overwrite
 @click.option("--save-draws", is_flag=True, help="Also write the whole posterior, as draws.nc.")
-@click.option("--json", is_flag=True, help="Print the catalog as JSON, with all rows.")
 @options.weights
 @options.calibrator
 def deblend(images: tuple[Path, ...], **given: object) -> None:
@@ -70,18 +68,17 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
         with tqdm(unit="tile", leave=False) as bar:
             posterior = deblender(bands, **_arguments(given), progress=partial(_advance, bar))
         write_products(folder, posterior, save_draws=given["save_draws"])
-        failed = _draw(folder / "field.png", posterior, images[0], given["hdu"])
+        failed = _draw(folder / "field.png", posterior, bands[0])
         names = sorted(path.name for path in folder.iterdir())
-    _report(posterior, names, failed, given)
+    _report(posterior, given["output"], names, failed)
 
 
 def _arguments(given: dict) -> dict[str, object]:
     """Turn options into arguments of a `Deblender`."""
     from .._files import read_table
 
-    found = options.picked(given, "gain", "mask", "draws", "passes", "seed", "tile") | {
-        "calibrate": not given["no_calibrator"]
-    }
+    found = options.picked(given, "gain", "mask", "draws", "passes", "seed", "tile")
+    found["calibrate"] = not given["no_calibrator"]
     found["psf"] = given["psf"][0] if len(given["psf"]) == 1 else list(given["psf"]) or None
     found["sky_rms"] = _noise(given["rms"])
     for name in ("zero_point", "wavelength"):
@@ -107,7 +104,7 @@ def _advance(bar: tqdm, done: int, total: int) -> None:
     bar.update(done - bar.n)
 
 
-def _draw(target: Path, posterior: Posterior, path: Path, hdu: str | None) -> list[str]:
+def _draw(target: Path, posterior: Posterior, path: Path | str) -> list[str]:
     """Draw a field that is not too large, whatever settings the user has; a failure is noted and costs nothing else."""
     from ..photometry.images import open_mosaic
 
@@ -116,7 +113,7 @@ def _draw(target: Path, posterior: Posterior, path: Path, hdu: str | None) -> li
 
         from ..plots.sources import plot_field
 
-        with open_mosaic(path, hdu=hdu) as image, style.context("default"):
+        with open_mosaic(path) as image, style.context("default"):
             if prod(image.shape) <= LARGEST_FIGURE:
                 plot_field(posterior, image.data[:, :])[0].figure.savefig(target, dpi=120)
     except Exception as error:
@@ -125,24 +122,15 @@ def _draw(target: Path, posterior: Posterior, path: Path, hdu: str | None) -> li
     return []
 
 
-def _report(posterior: Posterior, names: list[str], notes: list[str], given: dict) -> None:
+def _report(posterior: Posterior, output: Path, names: list[str], notes: list[str]) -> None:
     """Print the main columns of the catalog, and what was measured or assumed."""
     from ..deblending.products import short_table
 
     catalog = posterior.catalog()
-    table = short_table(catalog, most=len(catalog) if given["json"] else 20)
-    notes = [*filter(None, posterior.dataset.attrs.get("notes", "").split("; ")), *notes]
-    if given["json"]:
-        rows = [
-            [None if isinstance(value, float) and not isfinite(value) else value for value in row]
-            for row in table.as_array().tolist()
-        ]
-        sources = [dict(zip(table.colnames, row, strict=True)) for row in rows]
-        click.echo(json.dumps({"sources": sources, "notes": notes, "output": str(given["output"]), "files": names}))
-        return
+    table = short_table(catalog)
     options.show(table)
     if len(catalog) > len(table):
         click.echo(f"... and {len(catalog) - len(table)} more")
-    for note in notes:
+    for note in [*filter(None, posterior.dataset.attrs.get("notes", "").split("; ")), *notes]:
         click.echo(note)
-    click.echo(f"written to {given['output']}: {', '.join(names)}")
+    click.echo(f"written to {output}: {', '.join(names)}")

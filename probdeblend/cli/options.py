@@ -149,7 +149,7 @@ def write_set(output: Path, make: Callable[..., Iterator[Scene]], given: Mapping
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
 resume = click.option("--resume", is_flag=True, help="Resume an interrupted run.")
 weights = click.option("--weights", type=FILE, help="Weights file.  [default: shipped]")
-hdu = click.option("--hdu", metavar="HDU", help="Number or name of the image HDU.")
+hdu = click.option("--hdu", metavar="HDU", help="Number or name of the image HDU, or NAME,VERSION.")
 seed = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed: same seed, same result."
 )

@@ -14,12 +14,11 @@ from ..posterior.flags import Flag
 
 __all__ = ["short_table", "write_products"]
 
-SHAPE = ("half_light_radius", "axis_ratio", "angle")
 MAIN = re.compile(r"label|x|y|(flux|flux_err|mag)(_(?!\d\d|err|auto|sep).*)?|existence|star|correlation|group|flags")
 
 
 def write_products(folder: Path, posterior: Posterior, *, save_draws: bool = False) -> list[str]:
-    """Write the catalog, the sources as regions for DS9, the segmentation map and the sum of the deblended images.
+    """Write the catalog, the segmentation map and the sum of the deblended images.
 
     Parameters
     ----------
@@ -36,7 +35,6 @@ def write_products(folder: Path, posterior: Posterior, *, save_draws: bool = Fal
         Names of the files.
     """
     posterior.catalog().write(folder / "catalog.ecsv", format="ascii.ecsv")
-    (folder / "sources.reg").write_text(_regions(posterior), encoding="utf-8")
     if posterior.cutouts is not None:
         header = None if posterior.wcs is None else posterior.wcs.to_header(relax=True)
         fits.PrimaryHDU(posterior.label_image(), header=header).writeto(folder / "segmentation.fits")
@@ -44,20 +42,6 @@ def write_products(folder: Path, posterior: Posterior, *, save_draws: bool = Fal
     if save_draws:
         posterior.save(folder / "draws.nc")
     return sorted(path.name for path in folder.iterdir())
-
-
-def _regions(posterior: Posterior) -> str:
-    """Return ellipses of two half-light radii, or points where the shape is not known, labeled; DS9 counts from 1."""
-    known = posterior.dataset
-    radius, ratio, angle = (known[name].values if name in known else np.full(len(posterior), np.nan) for name in SHAPE)
-    major = 2 * radius / known.attrs["pixel_scale"] / np.sqrt(ratio)
-    shapes = np.stack([major, major * ratio, np.degrees(angle)], 1)
-    places = np.stack([known["x"].values + 1, known["y"].values + 1], 1)
-    lines = ["# Region file format: DS9", "image"]
-    for label, place, shape in zip(known["label"].values, places, shapes, strict=True):
-        kind, numbers = ("ellipse", [*place, *shape]) if np.isfinite(shape).all() else ("point", place)
-        lines.append(f"{kind}({','.join(f'{number:.3f}' for number in numbers)}) # text={{{label}}}")
-    return "\n".join(lines) + "\n"
 
 
 def short_table(catalog: Table, *, most: int = 20) -> Table:

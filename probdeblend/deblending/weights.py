@@ -6,7 +6,6 @@ settings that it was built with, what it was trained on, and the calibrator that
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -54,10 +53,10 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
     metadata, tensors = read_tensors(path, kind=KIND)
     with _described(path):
         description = Description.parse(metadata["description"])
-        numbers = (*description.fwhm, description.brightest, *description.settings.values())
-        if not all(map(math.isfinite, numbers)) or not all(bool(value.isfinite().all()) for value in tensors.values()):
-            raise ValueError("numbers must be finite, got NaN or infinity")
         with torch.device("cpu"):
+            numbers = torch.tensor([*description.fwhm, description.brightest, *description.settings.values()])
+            if not all(bool(values.isfinite().all()) for values in (numbers, *tensors.values())):
+                raise ValueError("numbers must be finite, got NaN or infinity")
             deblender = Deblender(SceneNetwork(**description.settings).float(), description)
         for name in FAMILIAR:
             setattr(deblender, name, tensors[name])
