@@ -128,9 +128,6 @@ def observe(
         if not isinstance(wcs, WCS | None):
             raise TypeError(f"wcs must be an astropy.wcs.WCS, got {type(wcs).__name__}")
         notes = [note for band in opened for note in band.notes]
-        if wcs is not None and not (wcs.has_celestial and hasattr(wcs.celestial.pixel_to_world(0, 0), "icrs")):
-            notes.append("the world coordinates are not those of the sky, so positions are in pixels alone")
-            wcs = None
         noise, masks = _noise_of(sky_rms, opened, shape, unit), _masks(mask, opened, shape)
         bands = [BandPixels(band.pixels, *known) for band, *known in zip(opened, masks, noise, strict=True)]
         for band in bands:
@@ -311,7 +308,7 @@ def _fluxes(unit: str, scale: float | None, given: object, own: list, notes: lis
 
 def _pixel_scale(wcs: WCS | None, camera: Instrument | None, notes: list[str]) -> float | None:
     scale = None
-    if wcs is not None:
+    if wcs is not None and wcs.has_celestial:
         sides = 3600 * proj_plane_pixel_scales(wcs.celestial)
         scale = 3600 * float(np.sqrt(proj_plane_pixel_area(wcs.celestial)))
         if max(sides) > (1 + SQUARE) * min(sides):

@@ -131,8 +131,7 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> Fi
         If the file is damaged, disagrees with its checksums or is not FITS; if it holds no image, or several and none
         is chosen; if the image is not two-dimensional; or if a card of its world coordinates is not a number.
     """
-    path, hdu = _split(path, hdu)
-    with open_mosaic(path, hdu=hdu) as image, _readable(path):
+    with open_mosaic(path, hdu=hdu) as image, _readable(_split(path, hdu)[0]):
         data = image.data[:, :]
     return replace(image, data=data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32)))
 

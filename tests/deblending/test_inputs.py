@@ -279,13 +279,13 @@ def test_pixels_that_are_not_square_are_noted():
     assert not any("squares" in note for note in seen_of(PIXELS, wcs=world())[2].notes)
 
 
-@pytest.mark.parametrize("axes", [("HPLN-TAN", "HPLT-TAN"), ("LINEAR", "LINEAR")])
-def test_world_coordinates_that_are_not_of_the_sky_leave_pixels(axes):
-    sun = WCS(naxis=2)
-    sun.wcs.ctype = axes
-    seen = seen_of(PIXELS, wcs=sun)[2]
-    assert seen.wcs is None
-    assert "the world coordinates are not those of the sky, so positions are in pixels alone" in seen.notes
+def test_world_coordinates_may_be_of_no_sky():
+    for axes, scale in ((("HPLN-TAN", "HPLT-TAN"), 3600.0), (("LINEAR", "LINEAR"), 1.0)):
+        other = WCS(naxis=2)
+        other.wcs.ctype = axes
+        seen = seen_of(PIXELS, wcs=other)[2]
+        assert seen.pixel_scale == pytest.approx(scale)
+        assert ("without world coordinates, sizes are in pixels" in seen.notes) == (scale == 1)
 
 
 def test_notes_of_files_are_kept(tmp_path):
@@ -513,7 +513,9 @@ def test_world_coordinates_are_those_of_astropy():
 
 
 def test_uncertainties_of_no_known_kind_are_refused():
-    with pytest.raises(TypeError, match="UnknownUncertainty.* does not support conversion to another uncertainty type"):
+    with pytest.raises(
+        TypeError, match=r"UnknownUncertainty.* does not support conversion to another uncertainty type"
+    ):
         seen_of(NDData(PIXELS, uncertainty=UnknownUncertainty(MAP)), sky_rms=None)
 
 
