@@ -14,8 +14,8 @@ from probdeblend.simulation import Camera, Cameras
 
 @pytest.fixture(scope="module")
 def drawn():
-    rng = np.random.default_rng(4)
-    return [Cameras(native_fraction=0.3).sample(rng) for _ in range(16)]
+    rng = np.random.default_rng(9)
+    return [Cameras(native_fraction=0.3).sample(rng) for _ in range(8)]
 
 
 def test_candels_is_the_instrument():

@@ -243,7 +243,7 @@ def test_gradients():
 
     def image(values, psf):
         parts = Components(*values.unbind(-1), present)
-        return render(parts, psf, pixel_scale=SCALE, size=8)
+        return render(parts, psf, pixel_scale=SCALE, size=6)
 
     assert torch.autograd.gradcheck(image, (values, (psf / psf.sum()).requires_grad_()), atol=1e-6)
     image(values, psf).square().sum().backward()
