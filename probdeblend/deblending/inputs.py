@@ -254,7 +254,8 @@ def _noise_of(sky_rms: object, opened: list[_Band], shape: tuple[int, int], unit
         return [_uncertainty(band) for band in opened]
     if isinstance(sky_rms, (str, PathLike)):
         file = read_image(sky_rms)
-        sky_rms = file.data if file.unit in ("", unit) or not unit else Quantity(file.data, file.unit)
+        same = not unit or file.unit in ("", unit)
+        sky_rms = file.data if same else Quantity(file.data, u.Unit(file.unit, parse_strict="silent"))
     if isinstance(sky_rms, Quantity):
         sky_rms = _value("sky_rms", sky_rms, u.Unit(unit, parse_strict="silent"))
     noise = numbers("sky_rms", sky_rms.cpu() if isinstance(sky_rms, Tensor) else sky_rms)
@@ -275,7 +276,9 @@ def _uncertainty(band: _Band) -> NDArray | None:
         return None
     with np.errstate(all="ignore"):
         error = band.error.represent_as(StdDevUncertainty)
-    rms = error.array if error.unit is None else error.quantity.to_value(band.unit)
+        rms = error.array if error.unit is None else error.quantity.to_value(band.unit)
+        if not (np.isfinite(rms) & (rms > 0)).any():
+            raise ValueError("the uncertainty of image must be positive and finite, or sky_rms given")
     return np.broadcast_to(rms, band.pixels.shape)
 
 

@@ -478,6 +478,11 @@ HALF = CCDData(PIXELS, unit="ct", uncertainty=StdDevUncertainty(MAP[:, :20]))
         (PIXELS, {"sky_rms": MAP.T}, r"map of the image's shape \(50, 64\), got shape \(64, 50\)"),
         (HALF, {"sky_rms": None}, r"could not be broadcast .* \(50,20\) .* \(50,64\)"),
         (PIXELS * u.ct, {"sky_rms": 1 * u.m}, "sky_rms must be in ct, got m"),
+        (
+            NDData(PIXELS, uncertainty=InverseVariance(0 * MAP)),
+            {"sky_rms": None},
+            "the uncertainty of image must be positive and finite, or sky_rms given",
+        ),
         (PIXELS, {"sky_rms": RMS * u.nJy}, "sky_rms must be in no unit, got nJy"),
         (PIXELS * u.nJy, {"zero_point": 25}, r"zero_point must be 31.4, that of nJy, got 25"),
         (PIXELS * u.ct, {"zero_point": 25 * u.STmag}, r"zero_point must be in mag\(AB\) or mag, got mag\(ST\)"),
