@@ -158,10 +158,9 @@ def _refuse_foreign(folder: Path, path: str | PathLike[str]) -> None:
     """Raise a FileExistsError for a folder, known as `path`, with a file that no run wrote, or not as it is now."""
     record = folder / RECORD
     written = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    for name, digest in sorted(_digests(folder).items()):
-        if not digest or written.get(name) != digest:
-            foreign = f"holds {name}, which no earlier run wrote as it is now"
-            raise FileExistsError(f"{path}: is not replaced, because it {foreign}")
+    if foreign := sorted(_digests(folder).items() - written.items()):
+        found = f"holds {foreign[0][0]}, which no earlier run wrote as it is now"
+        raise FileExistsError(f"{path}: is not replaced, because it {found}")
 
 
 def read_table(path: str | PathLike[str]) -> Table:

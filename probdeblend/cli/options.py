@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import reduce
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,13 +59,7 @@ def sentence(error: Exception) -> str:
 
 def combine(*options: Callable) -> Callable:
     """Make one decorator of several options."""
-
-    def add(command: Callable) -> Callable:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+    return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
 def finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:

@@ -68,6 +68,9 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
     return deblender
 
 
+_shipped = cache(load)
+
+
 def deblend(image: Image, **options: object) -> Posterior:
     """Deblend an image with the weights that ship, which are loaded at the first call.
 
@@ -90,11 +93,6 @@ def deblend(image: Image, **options: object) -> Posterior:
         As `Deblender` does.
     """
     return _shipped()(image, **options)
-
-
-@cache
-def _shipped() -> Deblender:
-    return load()
 
 
 def save(deblender: Deblender, path: Path | str) -> None:
