@@ -153,21 +153,22 @@ class Deblender(nn.Module):
             or a PSF model of photutils or astropy, or the name of a camera ("candels_f160w"). None measures it from
             stars. Bands whose PSF is narrower than those of the training are smoothed for the network.
         sky_rms
-            Standard deviation of the sky's pixels in the image's unit: a number, one per band, a map, or a path. None
-            takes the uncertainty of an NDData, or measures it.
+            Standard deviation of the sky's pixels in the image's unit, or a Quantity: a number, one per band, a map,
+            or a path. None takes the uncertainty of an NDData, or measures it.
         positions
             Sources to measure: ``(n, 2)`` of x and y in pixels, a table with x and y, x_centroid and y_centroid, or ra
             and dec, a SkyCoord, or a photutils SegmentationImage. They keep their order and labels. None detects them.
         wcs
             World coordinates; None takes those of the image.
         zero_point
-            AB magnitude of unit flux, for all bands or each; None takes that of a file's header.
+            AB magnitude of unit flux, for all bands or each; None takes that of the unit, if it is one of flux density
+            or surface brightness, or of a file's header.
         gain
-            Counts per unit of flux, for photon noise.
+            Counts per unit of the image, or a Quantity, for photon noise.
         mask
-            Bad pixels ``(y, x)``.
+            Bad pixels ``(y, x)`` or ``(band, y, x)``, or the path of an image that is not zero there.
         wavelength
-            Wavelength of the bands in micron.
+            Wavelength of the bands in micron, or a Quantity.
         draws
             Number of draws, rounded up to a multiple of `passes`.
         passes
