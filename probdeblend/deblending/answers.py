@@ -16,7 +16,7 @@ from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 from ..scene import SOURCE_TYPES
 from .inputs import Observation
-from .tiles import NEAR, Cut, Reading
+from .tiles import Cut, Reading
 
 __all__ = ["posterior_of"]
 
@@ -121,8 +121,8 @@ def _cutouts(seen: Sequence[Observation], readings: Sequence[Reading], rms: NDAr
     return Cutouts(corner, seen[0].shape, mask=masks, mask_std=spread, image=light)
 
 
-def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, bool, bool, bool]:
-    """Whether a border cuts a source, pixels are bad, the noise is uneven, and light is out of reach."""
+def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, bool, bool]:
+    """Whether a border cuts a source, its pixels are bad, and its noise is uneven."""
     rows, columns = _sides(cut)
     before = [min(side.start, COVERAGE) for side in (rows, columns)]
     wide = [slice(s.start - n, s.stop + COVERAGE) for s, n in zip((rows, columns), before, strict=True)]
@@ -135,14 +135,13 @@ def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, bo
     poor = bool(bad[distance < BAD_RADIUS].any() or cut.mask[bad].sum() > BAD_FRACTION * cut.mask.sum())
     maps = [noise[mask] for noise in image.noise_map(rows, columns) if noise.ndim and mask.any()]
     uneven = any(np.divide(*np.nanpercentile(noise, [95, 5])) > UNEVEN for noise in maps)
-    far = bool((mask & (distance > NEAR - 1)).any())
-    return edge, poor, uneven, far
+    return edge, poor, uneven
 
 
 def _flags(seen: Observation, reading: Reading, answer: GroupDraws, brightest: float) -> NDArray[np.int64]:
     x, y = reading.x, reading.y
     found = [_defects(seen, cut, *place) for cut, *place in zip(reading.cuts, x, y, strict=True)]
-    cut, bad, uneven, far = np.array(found, dtype=bool).reshape(-1, 4).T
+    cut, bad, uneven = np.array(found, dtype=bool).reshape(-1, 3).T
     near = np.minimum(np.minimum(x, seen.shape[1] - 1 - x), np.minimum(y, seen.shape[0] - 1 - y)) < EDGE
     raised = {
         Flag.EDGE: near | cut,
@@ -150,7 +149,7 @@ def _flags(seen: Observation, reading: Reading, answer: GroupDraws, brightest: f
         Flag.UNEVEN_NOISE: uneven,
         Flag.UNLISTED: reading.unlisted,
         Flag.DOUBTFUL: answer.existence < 0.5,
-        Flag.BRIGHT: (reading.anchor.cpu().numpy().max(1, initial=-np.inf) > brightest) | far,
+        Flag.BRIGHT: reading.anchor.cpu().numpy().max(1, initial=-np.inf) > brightest,
         Flag.LARGE_GROUP: np.bincount(reading.group, minlength=1)[reading.group] >= LARGEST_GROUP,
     }
     return sum(int(flag) * where.astype(np.int64) for flag, where in raised.items())
