@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from benchmarks._command import Run, benchmark, kept_arrays, sized_option, weights_option
+from benchmarks._nuts import sample_reference
 from benchmarks._scenes import formatted
 from benchmarks.refinement import model_scenes
 from probdeblend.deblending.weights import load
 from probdeblend.refinement.guide import SceneGuide
 from probdeblend.refinement.importance import refine
 from probdeblend.refinement.model import SceneModel, listed_scenes
-from probdeblend.refinement.nuts import sample_reference
 from probdeblend.scene import Scene, seed_of
 
 __all__ = ["compare", "main", "sampled_group"]

@@ -1,16 +1,14 @@
-"""The generative model of scenes as a Pyro program, and posteriors under it: guide, refinement, reference sampler."""
+"""The generative model of scenes as a Pyro program, and posteriors under it: guide and refinement."""
 
 from .guide import SceneGuide
 from .importance import Refined, refine
 from .model import Listed, SceneModel, listed_scenes
-from .nuts import Reference, sample_reference
 from .refiner import Refiner
 from .residuals import misfit
 from .unknowns import Unknowns
 
 __all__ = [
     "Listed",
-    "Reference",
     "Refined",
     "Refiner",
     "SceneGuide",
@@ -19,5 +17,4 @@ __all__ = [
     "listed_scenes",
     "misfit",
     "refine",
-    "sample_reference",
 ]

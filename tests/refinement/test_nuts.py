@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from probdeblend.refinement import refine, sample_reference
+from benchmarks._nuts import sample_reference
+from probdeblend.refinement import refine
 
 
 @pytest.mark.slow

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from pyro.infer.mcmc import MCMC, NUTS
 from torch import Tensor
 
-from ..posterior.moments import import_arviz
-from ..scene import seed_of
-from .importance import Refined
-from .unknowns import Unknowns
+from probdeblend.posterior.moments import import_arviz
+from probdeblend.refinement import Refined, Unknowns
+from probdeblend.scene import seed_of
 
 __all__ = ["LARGEST_R_HAT", "LEAST_EFFECTIVE", "Reference", "sample_reference"]
 
