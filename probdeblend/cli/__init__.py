@@ -18,7 +18,7 @@ from .training import simulate, train
 __all__ = ["main"]
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="probdeblend")
 def main() -> None:
     """Posteriors over the fluxes and masks of overlapping sources."""

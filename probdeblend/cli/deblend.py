@@ -37,7 +37,7 @@ LARGEST_FIGURE = 2**22  # pixels
 @click.option("--gain", type=float, callback=options.finite, help="Counts per unit of flux, for photon noise.")
 @click.option("--wavelength", type=float, multiple=True, help="Wavelength in micron.")
 @options.sampling
-@click.option("--tile", type=click.IntRange(64), default=512, show_default=True, help="Side of a tile in pixels.")
+@click.option("--tile", type=click.IntRange(64), default=512, help="Side of a tile in pixels.")
 @options.output("probdeblend-output")
 @options.overwrite
 @click.option("--save-draws", is_flag=True, help="Also write the whole posterior, as draws.nc.")

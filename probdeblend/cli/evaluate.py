@@ -59,7 +59,7 @@ def evaluate(scenes: Path, **given: object) -> None:
 @click.command(short_help="Fit a calibrator to scenes of known truth.")
 @click.argument("scenes", type=FILE, nargs=-1)
 @click.option("--count", type=click.IntRange(1), help="Number of scenes to simulate, without SCENES.  [default: 4000]")
-@click.option("--least", type=click.IntRange(20), default=400, show_default=True, help="Least sources with one map.")
+@click.option("--least", type=click.IntRange(20), default=400, help="Least sources with one map.")
 @options.weights
 @options.seed
 @options.output("calibration")

@@ -69,9 +69,9 @@ def finite(context: click.Context, option: click.Parameter, value: float | None)
     return value
 
 
-def columns(text: str) -> dict[str, str]:
+def columns(text: str | None) -> dict[str, str]:
     """Read NAME=COLUMN pairs that are separated by commas."""
-    pairs = [part.split("=") for part in text.split(",") if part]
+    pairs = [part.split("=") for part in (text or "").split(",") if part]
     if wrong := ["=".join(pair) for pair in pairs if len(pair) != 2]:
         raise ValueError(f"columns must be NAME=COLUMN, separated by commas, got {wrong[0]!r}")
     return {name.strip(): column.strip() for name, column in pairs}
@@ -145,14 +145,10 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace an earlier o
 resume = click.option("--resume", is_flag=True, help="Resume an interrupted run.")
 weights = click.option("--weights", type=FILE, help="Weights file.  [default: shipped]")
 hdu = click.option("--hdu", metavar="HDU", help="Number or name of the image HDU, or NAME,VERSION.")
-seed = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed: same seed, same result."
-)
+seed = click.option("--seed", type=click.IntRange(0), default=0, help="Random seed: same seed, same result.")
 sampling = combine(
-    click.option("--draws", type=click.IntRange(1), default=1000, show_default=True, help="Posterior draws."),
-    click.option(
-        "--passes", type=click.IntRange(0), default=32, show_default=True, help="Monte Carlo dropout passes; 0: none."
-    ),
+    click.option("--draws", type=click.IntRange(1), default=1000, help="Posterior draws."),
+    click.option("--passes", type=click.IntRange(0), default=32, help="Monte Carlo dropout passes; 0: none."),
     seed,
 )
 calibrator = combine(
@@ -163,26 +159,22 @@ calibrator = combine(
 
 def output(default: str | None, what: str = "Folder") -> Callable:
     """Make the option that names the output; None if it must be given."""
-    look = {"required": True} if default is None else {"default": default, "show_default": True}
-    return click.option("--output", type=FILE, help=f"{what} to write.", **look)
+    return click.option("--output", type=FILE, default=default, required=default is None, help=f"{what} to write.")
 
 
-count = click.option("--count", type=click.IntRange(1), default=2000, show_default=True, help="Number of scenes.")
+count = click.option("--count", type=click.IntRange(1), default=2000, help="Number of scenes.")
 population = combine(
     click.option(
         "--population",
         type=click.Choice(["published", "pairs", "default"]),
         default="published",
-        show_default=True,
         help="published or fainter pairs; default: 0 to 14 clustered galaxies and stars.",
     ),
     click.option("--sources", metavar="N|P0,P1,...", help="Their number, or probabilities of 0, 1, 2, ... of them."),
 )
-size = click.option("--size", type=click.IntRange(16), default=128, show_default=True, help="Pixels on a side.")
+size = click.option("--size", type=click.IntRange(16), default=128, help="Pixels on a side.")
 
 
 def workers(default: int) -> Callable:
     """Make the option that names the number of worker processes."""
-    return click.option(
-        "--workers", type=click.IntRange(0), default=default, show_default=True, help="Worker processes; 0 for none."
-    )
+    return click.option("--workers", type=click.IntRange(0), default=default, help="Worker processes; 0 for none.")

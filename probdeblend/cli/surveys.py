@@ -37,13 +37,10 @@ def _write(collection: Collection, given: Mapping[str, object]) -> None:
 @click.option(
     "--columns",
     metavar="NAME=COLUMN,...",
-    default="",
     help="The catalog's columns for x, y (from 0) or ra, dec; magnitude; id; type.",
 )
 @options.hdu
-@click.option(
-    "--magnitude", type=float, default=23.5, show_default=True, callback=options.finite, help="Faintest magnitude."
-)
+@click.option("--magnitude", type=float, default=23.5, callback=options.finite, help="Faintest magnitude.")
 @click.option(
     "--zero-point",
     type=float,
@@ -77,8 +74,8 @@ def isolate(images: tuple[Path, ...], **given: object) -> None:
 @click.command(short_help="Observe galaxies of other surveys as CANDELS F160W.")
 @click.argument("catalog", type=FILE)
 @options.output(None)
-@click.option("--sky-rms", type=float, default=3e-3, show_default=True, help="Sky noise per pixel in e-/s.")
-@click.option("--exposure", type=float, default=3200.0, show_default=True, help="Exposure time in s.")
+@click.option("--sky-rms", type=float, default=3e-3, help="Sky noise per pixel in e-/s.")
+@click.option("--exposure", type=float, default=3200.0, help="Exposure time in s.")
 @options.seed
 @options.overwrite
 def reobserve(catalog: Path, **given: object) -> None:
@@ -101,11 +98,10 @@ def reobserve(catalog: Path, **given: object) -> None:
 @click.argument("libraries", type=FILE, nargs=-1, required=True)
 @options.output(None, "Set")
 @options.count
-@click.option("--part", type=click.Choice([*PARTS, "all"]), default="all", show_default=True, help="Galaxies to use.")
-@click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the 60/20/20 split.")
+@click.option("--part", type=click.Choice([*PARTS, "all"]), default="all", help="Part (60, 20, 20 %) to use.")
 @options.population
 @options.size
-@click.option("--dimming", type=float, default=1.0, show_default=True, help="Largest dimming in magnitudes.")
+@click.option("--dimming", type=float, default=1.0, help="Largest dimming in magnitudes.")
 @options.seed
 @options.workers(0)
 @options.resume
@@ -123,8 +119,8 @@ def inject(libraries: tuple[Path, ...], **given: object) -> None:
     library = read_library(*libraries)
     library = library.select(library.keep)
     if given["part"] != "all":
-        library = library.split(seed=given["split_seed"])[PARTS.index(given["part"])]
+        library = library.split()[PARTS.index(given["part"])]
     how = options.picked(given, "size", "dimming")
     injector = Injector(library, Instrument.candels_f160w(), options.population_of(given), **how)
-    settings = {"command": "inject"} | options.picked(given, "part", "split_seed", "dimming")
+    settings = {"command": "inject"} | options.picked(given, "part", "dimming")
     options.write_set(given["output"], injector.batches, given, settings | {"library": library.digest()})

@@ -26,15 +26,12 @@ __all__: list[str] = []  # used from the command line alone
     "--camera",
     type=click.Choice(["candels_f160w", "random"]),
     default="candels_f160w",
-    show_default=True,
     help="CANDELS F160W, or one drawn at random by the seed.",
 )
-@click.option("--bands", type=click.IntRange(1, 3), default=1, show_default=True, help="Bands of a random camera.")
+@click.option("--bands", type=click.IntRange(1, 3), default=1, help="Bands of a random camera.")
 @click.option("--fwhm", type=float, help="Width of a random camera's PSF in pixels.  [default: 1.8 to 5]")
-@click.option("--sky-rms", type=float, default=3e-3, show_default=True, help="Sky noise of CANDELS in e-/s.")
-@click.option(
-    "--exposure", type=float, default=3200.0, show_default=True, help="Exposure of CANDELS in s; inf: no photon noise."
-)
+@click.option("--sky-rms", type=float, default=3e-3, help="Sky noise of CANDELS in e-/s.")
+@click.option("--exposure", type=float, default=3200.0, help="Exposure of CANDELS in s; inf: no photon noise.")
 @click.option("--white", is_flag=True, help="Uncorrelated sky noise.")
 @click.option("--galsim", is_flag=True, help="Render with GalSim, which takes ten times as long.")
 @options.seed
@@ -77,8 +74,8 @@ def _camera(given: dict) -> Camera:
 
 @click.command(short_help="Train a network.")
 @click.argument("output", type=FILE)
-@click.option("--steps", type=click.IntRange(1), default=40_000, show_default=True, help="Number of batches.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Scenes per batch.")
+@click.option("--steps", type=click.IntRange(1), default=40_000, help="Number of batches.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, help="Scenes per batch.")
 @click.option("--start", type=FILE, help="Weights to train further.  [default: random ones]")
 @options.workers(1)
 @options.seed
