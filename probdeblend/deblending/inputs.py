@@ -119,7 +119,7 @@ def observe(
 ) -> Iterator[Observation]:
     """Open an image for deblending; the arguments are those of `probdeblend.deblend`."""
     with contextlib.ExitStack() as stack:
-        opened = [_opened(item, stack) for item in _bands_of(image)]
+        opened = _bands_of(image, stack)
         shape = _common("shape", [tuple(band.pixels.shape) for band in opened])
         unit = _common("unit", [band.unit for band in opened])
         if len(shape) != 2 or not min(shape):
@@ -128,7 +128,7 @@ def observe(
         if not isinstance(wcs, WCS | None):
             raise TypeError(f"wcs must be an astropy.wcs.WCS, got {type(wcs).__name__}")
         notes = [note for band in opened for note in band.notes]
-        noise, masks = _noise_of(sky_rms, opened, shape, unit), _masks(mask, opened, shape)
+        noise, masks = _noise_of(sky_rms, opened, shape, unit), _masks(mask, len(opened), shape)
         bands = [BandPixels(band.pixels, *known) for band, *known in zip(opened, masks, noise, strict=True)]
         for band in bands:
             band.check_noise()
@@ -164,35 +164,29 @@ def observe(
 
 @dataclass(eq=False)
 class _Band:
-    """Pixels of one band and what is known of them from the image itself."""
+    """Pixels of one band, masked where bad, and what is known of them from the image itself."""
 
     pixels: NDArray | fits.Section
     name: str = ""
     unit: str = ""
     wcs: WCS | None = None
     zero_point: float | None = None
-    mask: NDArray[np.bool_] | None = None
     error: NDUncertainty | None = None
     notes: tuple[str, ...] = ()
 
 
-def _bands_of(image: Image | Sequence[Image]) -> list[Image]:
-    """Split an image into its bands."""
+def _bands_of(image: Image | Sequence[Image], stack: contextlib.ExitStack) -> list[_Band]:
+    """Open an image, and split it into its bands."""
     single = (str, PathLike, NDData)
     if isinstance(image, (list, tuple)) and all(isinstance(item, single) or np.ndim(item) >= 2 for item in image):
-        return list(image) or [np.zeros(0)]
-    if isinstance(image, NDData) and image.data.ndim == 3:
-        return [_plane(image, number) for number in range(len(image.data))]
-    return [image] if isinstance(image, single) or np.ndim(image) != 3 or not len(image) else list(image)
-
-
-def _plane(cube: NDData, number: int) -> NDData:
-    """Return one band of several; plain NDData cannot be sliced."""
-    mask = None if cube.mask is None else np.broadcast_to(cube.mask, cube.data.shape)[number]
-    error = cube.uncertainty
-    if error is not None:
-        error = type(error)(np.broadcast_to(error.array, cube.data.shape)[number], unit=error.unit)
-    return NDData(cube.data[number], uncertainty=error, mask=mask, wcs=cube.wcs, unit=cube.unit)
+        return [_opened(item, stack) for item in image] or [_Band(np.zeros(0))]
+    whole = _opened(image, stack)
+    if len(whole.pixels.shape) != 3 or not len(whole.pixels):
+        return [whole]
+    errors = [None] * len(whole.pixels)
+    if (error := whole.error) is not None:
+        errors = [type(error)(own, unit=error.unit) for own in np.broadcast_to(error.array, whole.pixels.shape)]
+    return [replace(whole, pixels=pixels, error=own) for pixels, own in zip(whole.pixels, errors, strict=True)]
 
 
 def _opened(item: Image, stack: contextlib.ExitStack) -> _Band:
@@ -202,11 +196,9 @@ def _opened(item: Image, stack: contextlib.ExitStack) -> _Band:
         return _Band(file.data, name, file.unit, file.wcs, file.zero_point, notes=file.notes)
     unit = str(getattr(item, "unit", None) or "")
     if isinstance(item, NDData):
-        known = _Band(numbers("image", item.data), unit=unit, wcs=item.wcs if isinstance(item.wcs, WCS) else None)
-        if item.mask is not None:
-            known.mask = np.broadcast_to(np.asarray(item.mask, dtype=bool), known.pixels.shape)
-        known.error = item.uncertainty
-        return known
+        mask = np.ma.nomask if item.mask is None else np.broadcast_to(item.mask, item.data.shape)
+        pixels = numbers("image", np.ma.array(item.data, mask=mask))
+        return _Band(pixels, "", unit, item.wcs if isinstance(item.wcs, WCS) else None, error=item.uncertainty)
     if isinstance(item, Tensor):
         item = item.detach().cpu()
         item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
@@ -282,17 +274,15 @@ def _uncertainty(band: _Band) -> NDArray | None:
     return np.broadcast_to(rms, band.pixels.shape)
 
 
-def _masks(given: ArrayLike | None, opened: list[_Band], shape: tuple[int, int]) -> list[NDArray[np.bool_] | None]:
-    """Join the given mask and those of the bands themselves."""
-    own = [band.mask for band in opened]
+def _masks(given: ArrayLike | None, bands: int, shape: tuple[int, int]) -> Sequence[NDArray[np.bool_] | None]:
+    """Return the mask that is given for each band."""
     if given is None:
-        return own
+        return [None] * bands
     given = read_image(given).data if isinstance(given, (str, PathLike)) else given
     bad = np.ma.filled(np.ma.asarray(given) != 0, fill_value=True)
-    if bad.shape not in {shape, (len(own), *shape)}:
+    if bad.shape not in {shape, (bands, *shape)}:
         raise ValueError(f"mask must have the image's shape {shape}, got {bad.shape}")
-    both = zip(np.broadcast_to(bad, (len(own), *shape)), own, strict=True)
-    return [new if old is None else new | old for new, old in both]
+    return np.broadcast_to(bad, (bands, *shape))
 
 
 def _fluxes(unit: str, scale: float | None, given: object, own: list, notes: list[str]) -> tuple[str, float, list]:
