@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
@@ -16,9 +15,11 @@ from .images import PALETTE, plot_image, show, stretch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from ..posterior.draws import Posterior
+
 __all__ = ["plot_field", "plot_group", "plot_source"]
 
-CREDIBLE = (0.95, 0.68)
+OUTSIDE = (0.05, 0.32)  # fractions of the draws outside of the regions that are drawn
 MASK_COLORS = "viridis"
 NEIGHBORS = 5  # nearest sources, which have other colors
 MOST_FLUXES = 5  # of a group
@@ -27,21 +28,8 @@ MOST_PIXELS = 1500  # on a side of a field; of larger ones every second, third .
 DEPTH = 1.5  # of the colors, relative to the gray of the image
 
 
-class Sources(Protocol):
-    """What a figure needs of a `probdeblend.Posterior`."""
-
-    dataset: xr.Dataset
-    cutouts: Any
-
-    def index(self, label: int) -> int:
-        """Return the place of a source."""
-
-    def model_image(self, scene: int) -> NDArray:
-        """Return the sum of the images of the sources."""
-
-
 def plot_source(
-    posterior: Sources, label: int, image: ArrayLike | None = None, *, band: int = 0, truth: float | None = None
+    posterior: Posterior, label: int, image: ArrayLike | None = None, *, band: int = 0
 ) -> NDArray[np.object_]:
     """Show a source: the image, its mask probability, its deblended image, and the posterior of its flux.
 
@@ -55,8 +43,6 @@ def plot_source(
         Image of its scene ``(y, x)`` or ``(band, y, x)``; by default the sum of the deblended images.
     band
         Index of the band.
-    truth
-        True flux, marked by a line.
 
     Returns
     -------
@@ -82,12 +68,12 @@ def plot_source(
     for panel, title in zip(panels, (f"source {label}", "mask probability", "deblended"), strict=False):
         panel.set_title(title, fontsize="medium")
         panel.set_box_aspect(mask.data.shape[0] / mask.data.shape[1])
-    _flux_panel(panels[3], posterior, number, band, truth)
+    _flux_panel(panels[3], posterior, number, band)
     return panels
 
 
 def plot_group(
-    posterior: Sources, label: int, image: ArrayLike | None = None, *, band: int = 0, truth: ArrayLike | None = None
+    posterior: Posterior, label: int, image: ArrayLike | None = None, *, band: int = 0
 ) -> tuple[Axes, NDArray[np.object_]]:
     """Show a group: the masks of its sources in colors over the image, and the joint posterior of their fluxes.
 
@@ -101,8 +87,6 @@ def plot_group(
         Image of the scene ``(y, x)`` or ``(band, y, x)``; by default the sum of the deblended images.
     band
         Index of the band.
-    truth
-        True fluxes of all sources of the posterior ``(source,)``, marked by crosses.
 
     Returns
     -------
@@ -122,7 +106,8 @@ def plot_group(
     figure = Figure(figsize=(4.5 + 2.2 * max(len(shown), 1.5), 2.2 * max(len(shown), 2)), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[4.5, 2.2 * max(len(shown), 1.5)])
     axes = left.subplots()
-    _group_image(axes, posterior, members, _scene_image(posterior, posterior.dataset["scene"][number], image, band))
+    colors = {source: PALETTE[place % len(PALETTE)] for place, source in enumerate(members)}
+    _group_image(axes, posterior, colors, _scene_image(posterior, posterior.dataset["scene"][number], image, band))
     corner = right.subplots(len(shown), len(shown), squeeze=False, sharex="col")
     limits = {source: _limits(draws[source]) for source in shown}
     for (row, column), panel in np.ndenumerate(corner):
@@ -132,19 +117,17 @@ def plot_group(
             panel.axis("off")
         elif column == row:
             bins = np.linspace(*limits[first], 41)
-            panel.hist(draws[first][np.isfinite(draws[first])], bins, color=PALETTE[_place(members, first)], alpha=0.75)
+            panel.hist(draws[first][np.isfinite(draws[first])], bins, color=colors[first], alpha=0.75)
         else:
             _joint(panel, draws[[first, second]], [limits[first], limits[second]])
-            if truth is not None:
-                panel.plot(truth[first], truth[second], "+", color="k", ms=10, mew=1.6)
         if row == len(shown) - 1:
             name = posterior.dataset["label"].values[first]
-            panel.set_xlabel(f"{kind} of {name}", color=PALETTE[_place(members, first)], fontsize="small")
+            panel.set_xlabel(f"{kind} of {name}", color=colors[first], fontsize="small")
     return axes, corner
 
 
 def plot_field(
-    posterior: Sources, image: ArrayLike | None = None, *, scene: int = 0, band: int = 0
+    posterior: Posterior, image: ArrayLike | None = None, *, scene: int = 0, band: int = 0
 ) -> NDArray[np.object_]:
     """Show a field beside its deblended sources: each source's light in a color that its neighbors do not have.
 
@@ -194,7 +177,7 @@ def plot_field(
     return panels
 
 
-def _scene_image(posterior: Sources, scene: int, image: ArrayLike | None, band: int) -> NDArray:
+def _scene_image(posterior: Posterior, scene: int, image: ArrayLike | None, band: int) -> NDArray:
     pixels = posterior.model_image(int(scene)) if image is None else np.asarray(image, dtype=float)
     pixels = pixels[band] if pixels.ndim == 3 else pixels
     if pixels.shape != posterior.cutouts.shape:
@@ -202,7 +185,7 @@ def _scene_image(posterior: Sources, scene: int, image: ArrayLike | None, band: 
     return pixels
 
 
-def _draws(posterior: Sources, band: int) -> tuple[NDArray, str]:
+def _draws(posterior: Posterior, band: int) -> tuple[NDArray, str]:
     """Return the draws ``(source, draw)`` of the total flux, or of the Kron flux where that alone is known."""
     name = "flux" if "flux" in posterior.dataset else "flux_auto"
     draws = posterior.dataset[name].isel(band=band).transpose("source", "chain", "draw").values.astype(float)
@@ -215,7 +198,7 @@ def _outline(axes: Axes, mask: object, color: str) -> None:
         axes.contour(x + np.arange(columns), y + np.arange(rows), mask.data, [0.5], colors=[color], linewidths=1.3)
 
 
-def _flux_panel(axes: Axes, posterior: Sources, number: int, band: int, truth: float | None) -> None:
+def _flux_panel(axes: Axes, posterior: Posterior, number: int, band: int) -> None:
     draws, kind = _draws(posterior, band)
     draws, unit = draws[number], posterior.dataset.attrs["unit"]
     axes.set(xlabel=kind + (f" [{unit}]" if unit else ""), yticks=[])
@@ -223,26 +206,19 @@ def _flux_panel(axes: Axes, posterior: Sources, number: int, band: int, truth: f
     if np.isfinite(draws).all():
         axes.hist(draws, np.linspace(*_limits(draws), 41), color=PALETTE[1], alpha=0.75)
         axes.axvspan(*np.quantile(draws, ONE_SIGMA)[::2], color="0.5", alpha=0.2, lw=0, zorder=0)
-    if truth is not None:
-        axes.axvline(truth, color="k", lw=1.5, label="truth")
-        axes.legend(frameon=False)
 
 
-def _group_image(axes: Axes, posterior: Sources, members: NDArray, pixels: NDArray) -> None:
+def _group_image(axes: Axes, posterior: Posterior, colors: dict[int, str], pixels: NDArray) -> None:
     plot_image(pixels, axes=axes)
     label, x, y = (posterior.dataset[name].values for name in ("label", "x", "y"))
     edges = []
-    for source in members:
+    for source, color in colors.items():
         mask = posterior.cutouts.cutout("mask", source)
         edges.append([(side.start, side.stop) for side in mask.slices])
-        _outline(axes, mask, PALETTE[_place(members, source)])
-        _note(axes, str(label[source]), x[source], y[source], color=PALETTE[_place(members, source)])
+        _outline(axes, mask, color)
+        _note(axes, str(label[source]), x[source], y[source], color=color)
     (bottom, left), (top, right) = np.min(edges, axis=(0, 2)), np.max(edges, axis=(0, 2))
     axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
-
-
-def _place(members: NDArray, source: int) -> int:
-    return int(np.searchsorted(members, source)) % len(PALETTE)
 
 
 def _apart(x: NDArray, y: NDArray) -> NDArray[np.int64]:
@@ -289,10 +265,7 @@ def _joint(axes: Axes, draws: NDArray, limits: list[tuple[float, float]]) -> Non
         return
     counts, *edges = np.histogram2d(*draws, bins=64, range=limits)
     density = gaussian_filter(counts, 3.0)
-    ordered = np.sort(density.ravel())[::-1]
-    share = np.cumsum(ordered) / max(ordered.sum(), 1)
-    levels = np.unique([ordered[min(np.searchsorted(share, part), len(share) - 1)] for part in CREDIBLE])
-    if len(levels) == len(CREDIBLE):
-        centers = [(edge[1:] + edge[:-1]) / 2 for edge in edges]
-        axes.contour(*centers, density.T, levels, colors="0.15", linewidths=[1, 1.6])
+    levels = np.quantile(np.repeat(density, counts.astype(int).ravel()), OUTSIDE)
+    centers = [(edge[1:] + edge[:-1]) / 2 for edge in edges]
+    axes.contour(*centers, density.T, np.unique(levels), colors="0.15", linewidths=[1, 1.6])
     axes.set_title(f"correlation {np.corrcoef(draws)[0, 1]:.2f}", fontsize="x-small", pad=2)
