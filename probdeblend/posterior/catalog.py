@@ -7,7 +7,6 @@ is the median, ``mag`` its magnitude, and ``mag_err`` half of the magnitude's ce
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,22 +66,15 @@ def tabulate(posterior: Posterior) -> QTable:
     flux_unit = u.Unit(dataset.attrs["unit"] or "bad unit", parse_strict="silent")
     flux_unit = None if isinstance(flux_unit, u.UnrecognizedUnit) else flux_unit
     table = QTable(meta={name: dataset.attrs[name] for name in ("method", "unit", "pixel_scale")})
-    for name, (form, unit, description) in _with_errors(values):
+    for name in filter(values.__contains__, dict.fromkeys(name + end for name in COLUMNS for end in ("", "_err"))):
+        of = name.removesuffix("_err")
+        form, unit, description = COLUMNS.get(name) or (*COLUMNS[of][:2], f"standard deviation of {of}")
         array = np.asarray(values[name])
         for suffix, column in zip(suffixes, array.T, strict=True) if array.ndim == 2 else [("", array)]:
             table[name + suffix] = _column(column, flux_unit if unit is FLUX else unit, masked=name in MASKED)
             table[name + suffix].info.format = form or None
             table[name + suffix].info.description = description
     return table
-
-
-def _with_errors(values: dict[str, NDArray]) -> Iterator[tuple[str, tuple]]:
-    """Yield the columns that are known, each before its error, with format, unit and description."""
-    for name, (form, unit, description) in COLUMNS.items():
-        if name in values:
-            yield name, (form, unit, description)
-        if (error := f"{name}_err") in values and error not in COLUMNS:
-            yield error, (form, unit, f"standard deviation of {name}")
 
 
 def _values(posterior: Posterior) -> dict[str, NDArray]:

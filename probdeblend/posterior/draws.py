@@ -30,11 +30,10 @@ from .storage import open_posterior, save
 __all__ = ["COLUMNS", "Posterior"]
 
 FLUX_DIMS = ("chain", "draw", "source", "band")
+MEASURED = ("half_light_radius", "axis_ratio", "angle", "sersic_index")
 COLUMNS = {
     **dict.fromkeys(("existence", "star", "contested", "anomaly", "flags"), ("source",)),
-    **dict.fromkeys(("half_light_radius", "axis_ratio", "angle", "sersic_index"), ("source",)),
-    **dict.fromkeys(("half_light_radius_err", "axis_ratio_err", "angle_err", "sersic_index_err"), ("source",)),
-    **dict.fromkeys(("x_err", "y_err"), ("source",)),
+    **dict.fromkeys((*MEASURED, *(f"{name}_err" for name in ("x", "y", *MEASURED))), ("source",)),
     "sky_rms": ("source", "band"),
     "kind_probability": ("source", "source_type"),
 }
