@@ -50,7 +50,6 @@ def posterior_of(
     log_flux = np.concatenate([answer.log_flux for answer in answers], 2)
     with np.errstate(over="ignore"):
         auto, total = (np.exp(log_flux[..., kind].astype(np.float64)) * read_rms for kind in (0, 1))
-    place = np.concatenate([np.stack([reading.x, reading.y]) for reading in readings], 1)
     columns = _shapes(answers, first.pixel_scale)
     kind = np.concatenate([answer.kind for answer in answers])
     columns |= {
@@ -68,8 +67,8 @@ def posterior_of(
         auto,
         scene=np.repeat(np.arange(len(readings)), sources),
         group=np.concatenate([reading.group + n for reading, n in zip(readings, start, strict=False)]),
-        x=place[0] + columns.pop("dx"),
-        y=place[1] + columns.pop("dy"),
+        x=np.concatenate([reading.x for reading in readings]) + columns.pop("dx"),
+        y=np.concatenate([reading.y for reading in readings]) + columns.pop("dy"),
         label=label,
         bands=first.bands,
         unit=first.unit,
@@ -124,10 +123,8 @@ def _cutouts(seen: Sequence[Observation], readings: Sequence[Reading], rms: NDAr
 def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, bool, bool]:
     """Whether a border cuts a source, its pixels are bad, and its noise is uneven."""
     rows, columns = _sides(cut)
-    before = [min(side.start, COVERAGE) for side in (rows, columns)]
-    wide = [slice(s.start - n, s.stop + COVERAGE) for s, n in zip((rows, columns), before, strict=True)]
+    wide = (slice(side.start - COVERAGE, side.stop + COVERAGE) for side in (rows, columns))
     bad = ~image.window(*wide)[1].bool().all(0).cpu().numpy()
-    bad = np.pad(bad, [(COVERAGE - n, 0) for n in before], constant_values=True)
     inner, mask = (slice(COVERAGE, -COVERAGE),) * 2, cut.mask > 0.5
     uncovered = ndimage.binary_opening(bad, np.ones((COVERAGE, COVERAGE))) if bad.any() else bad
     bad, edge = bad[inner], bool((ndimage.binary_dilation(uncovered)[inner] & mask).any())

@@ -374,9 +374,9 @@ def _observations(scene: Scene) -> list[Observation]:
 
 def _cut(ratio: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
     """Cut a window out of pixels over sky noise ``(band, y, x)``."""
-    height, width = ratio.shape[-2:]
-    beyond = (0, max(columns.stop - width, 0), 0, max(rows.stop - height, 0))
-    ratio = functional.pad(ratio[:, rows, columns], beyond, value=math.nan)
+    sides = zip((columns, rows), ratio.shape[:-3:-1], strict=True)
+    beyond = [n for side, size in sides for n in (-side.start, side.stop - size)]  # what is negative is cut off
+    ratio = functional.pad(ratio, beyond, value=math.nan)
     return ratio.nan_to_num(0.0, 0.0, 0.0), ratio.isfinite().float()
 
 

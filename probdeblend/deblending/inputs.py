@@ -377,12 +377,9 @@ def widened(seen: Observation, fwhm: tuple[float, float]) -> Observation:
 
     def window(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Return means of good pixels over their noise, and good pixels."""
-        up, left = (min(side.start, REACH) for side in (rows, columns))
-        pixels, good = seen.network_window(
-            *(slice(s.start - n, s.stop + REACH) for s, n in ((rows, up), (columns, left)))
-        )
+        pixels, good = seen.network_window(*(slice(s.start - REACH, s.stop + REACH) for s in (rows, columns)))
         pixels = good * smooth(pixels, gaussians) / smooth(good, gaussians).clamp(min=1e-6) / ratio[:, None, None]
-        here = (..., slice(up, up + rows.stop - rows.start), slice(left, left + columns.stop - columns.start))
+        here = (..., slice(REACH, -REACH), slice(REACH, -REACH))
         return pixels[here], good[here]
 
     changed = {"psf": smooth(seen.psf, gaussians), "noise_kernel": kernel, "photon": seen.photon * ratio}

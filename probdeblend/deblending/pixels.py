@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from ..photometry.detection import HOT, detect
 from ..photometry.images import uncovered
-from ..photometry.sky import blank_sky, sky_scatter, smooth_noise, subtract_sky
+from ..photometry.sky import blank_sky, middle_of, sky_scatter, smooth_noise, subtract_sky
 
 __all__ = ["SMALLEST_SKY", "BandPixels", "bridged", "numbers"]
 
@@ -91,19 +91,18 @@ class BandPixels:
         """Refuse noise that is not the scatter of blank sky, as a variance or a weight is not."""
         if self.rms is None:
             return
-        ratio = self.middle()
-        blank = blank_sky(ratio[tuple(slice(max((n - CHECKED) // 2, 0), (n + CHECKED) // 2) for n in ratio.shape)])
+        blank = blank_sky(self.middle(CHECKED))
         if len(blank := blank[np.isfinite(blank)]) < LEAST_BLANK:
             return
         low, high = sorted([mad_std(blank), blank.std()])  # the former is coarse where pixels are integers
         if low > LARGEST_MISFIT or high < 1 / LARGEST_MISFIT:
-            scatter = f"which scatter {low:.2g} times as much" if low > 1 else f"which scatter {high:.2g} times as much"
+            scatter = f"which scatter {low if low > 1 else high:.2g} times as much"
             raise ValueError(f"sky_rms must be the standard deviation of pixels of blank sky, {scatter}")
 
     @cached_property
     def level(self) -> float:
         """Level of the sky of a small image, to be subtracted; 0 if it is not significant, NaN if it is not known."""
-        blank = blank_sky(self.raw(self._middle))
+        blank = blank_sky(self.raw(middle_of(self.shape, BLOCK)))
         corners = product(*(range(0, size, CELL) for size in blank.shape))
         cells = [cell[np.isfinite(cell)] for i, j in corners for cell in [blank[i : i + CELL, j : j + CELL]]]
         medians = [np.median(cell) for cell in cells if len(cell) >= LEAST_IN_CELL]
@@ -131,26 +130,19 @@ class BandPixels:
         return pixels, _measured_noise(pixels, scatter) if self.rms is None else noise
 
     def window(self, rows: slice, columns: slice) -> NDArray[np.float32]:
-        """Pixels over sky noise of a part of the image, NaN beyond its edge."""
+        """Pixels over sky noise of a part of the image, NaN beyond its edges."""
         start, stop = np.transpose([[side.start, side.stop] for side in (rows, columns)])
         ratio = np.full(stop - start, np.nan, dtype=np.float32)
-        last = np.minimum(stop, self.shape) - 1
-        for corner in product(
-            *(range(low // BLOCK * BLOCK, high + 1, BLOCK) for low, high in zip(start, last, strict=True))
-        ):
+        inside = zip(np.maximum(start, 0), np.minimum(stop, self.shape), strict=True)
+        for corner in product(*(range(low // BLOCK * BLOCK, high, BLOCK) for low, high in inside)):
             block = self.block(*(n // BLOCK for n in corner))[0]
             low, high = np.maximum(start, corner), np.minimum(stop, np.add(corner, block.shape))
             ratio[tuple(map(slice, low - start, high - start))] = block[tuple(map(slice, low - corner, high - corner))]
         return ratio
 
-    @property
-    def _middle(self) -> tuple[slice, slice]:
-        starts = [max((size - BLOCK) // 2, 0) for size in self.shape]
-        return tuple(slice(low, min(low + BLOCK, size)) for low, size in zip(starts, self.shape, strict=True))
-
-    def middle(self) -> NDArray[np.float64]:
+    def middle(self, size: int = BLOCK) -> NDArray[np.float64]:
         """Pixels over sky noise of the middle of the image, at most one block."""
-        return self.window(*self._middle).astype(np.float64)
+        return self.window(*middle_of(self.shape, size)).astype(np.float64)
 
     def noise_at(self, x: NDArray, y: NDArray) -> NDArray[np.float64]:
         """Sky noise at positions; where it is not known, the median of the block, or NaN."""

@@ -22,6 +22,7 @@ __all__ = [
     "dilate",
     "draw_noise",
     "estimate_noise_kernel",
+    "middle_of",
     "replace_with_sky",
     "sky_scatter",
     "smooth_noise",
@@ -180,6 +181,11 @@ def draw_noise(shape: tuple[int, ...], kernel: torch.Tensor | None, rng: np.rand
     return correlated_noise(shape, kernel, generator=generator).double().numpy()
 
 
+def middle_of(shape: tuple[int, int], size: int) -> tuple[slice, ...]:
+    """Return rows and columns of the middle of an image, at most `size` pixels on a side."""
+    return tuple(slice(max((side - size) // 2, 0), min((side + size) // 2, side)) for side in shape)
+
+
 def estimate_noise_kernel(image: ArrayLike) -> torch.Tensor:
     """Estimate the kernel of the sky's noise from the correlation of neighboring pixels.
 
@@ -203,7 +209,7 @@ def estimate_noise_kernel(image: ArrayLike) -> torch.Tensor:
         If fewer than 500 pairs of neighboring pixels are blank.
     """
     pixels = native_image(image)
-    pixels = pixels[tuple(slice(max((side - ENOUGH) // 2, 0), (side + ENOUGH) // 2) for side in pixels.shape)]
+    pixels = pixels[middle_of(pixels.shape, ENOUGH)]
     bad = ~np.isfinite(pixels)
     if not bad.all() and (scatter := mad_std(pixels[~bad])) > 0:
         bad |= dilate(detect(pixels, scatter, **HOT).segmentation) > 0
