@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from ..networks.scenes import SceneNetwork
 from ..networks.sources import REACH as SHARE_REACH
-from ..networks.sources import TOKEN, SourceFeatures
+from ..networks.sources import TOKEN, SourceFeatures, edges
 from ..networks.trunk import FOLD, STRIDE, TrunkMaps
 from ..networks.trunk import REACH as TRUNK_REACH
 from ..scene import overlap_groups
@@ -303,10 +303,8 @@ def _joined(parts: list[_Part], bands: int) -> Reading:
     key = key[order]
     pairs, values = [np.zeros((2, 0), dtype=np.int64)], [np.zeros((2, 0))]
     for part in parts:
-        overlap, taken = (
-            part.features.overlap.double().numpy(),
-            np.exp(4 * part.features.edge[..., 0].double().numpy() - 4),
-        )
+        overlap = part.features.overlap.double().numpy()
+        taken = np.exp(4 * part.features.edge[..., 0].double().numpy() - 4)
         i, j = np.nonzero((overlap > LINK / 4) | (taken > NEGLIGIBLE))
         other = part.near[j]
         place = np.searchsorted(key, other).clip(max=len(key) - 1)
@@ -314,10 +312,7 @@ def _joined(parts: list[_Part], bands: int) -> Reading:
         pairs.append(np.stack([np.searchsorted(key, part.own.key[i]), place])[:, kept])
         values.append(np.stack([taken[i, j], overlap[i, j]])[:, kept])
     index = np.concatenate(pairs, 1)
-    by_row = np.lexsort(index[::-1])
-    row, column = index[:, by_row]
-    start = np.searchsorted(row, np.arange(len(key) + 1))
-    taken, overlap = (csr_array((v[by_row], column, start), shape=(len(key),) * 2) for v in np.concatenate(values, 1))
+    taken, overlap = (csr_array((v, tuple(index)), shape=(len(key),) * 2) for v in np.concatenate(values, 1))
     place = np.concatenate([np.zeros((2, 0)), *(np.stack([part.own.x, part.own.y]) for part in parts)], 1)[:, order]
     shapes = {"token": (0, TOKEN), "band_token": (0, bands, TOKEN), "anchor": (0, bands)}
     features = {
@@ -345,15 +340,9 @@ def source_features(reading: Reading, groups: list[list[int]]) -> SourceFeatures
         found = values[pairs[0].ravel(), pairs[1].ravel()]
         return torch.from_numpy(found).float().reshape(pairs[0].shape)
 
-    overlap, anchor = known(reading.overlap), reading.anchor[member]
+    anchor = reading.anchor[member]
     place = np.stack([reading.x, reading.y], -1)[member]
     distance = torch.from_numpy(np.linalg.norm(place[:, :, None] - place[:, None], axis=-1)).float()
-    brightness = anchor.mean(-1)
-    edge = [
-        known(reading.taken).clamp(min=UNCONTESTED).log() / 4 + 1,
-        (distance + 1).log() - 2,
-        (brightness[:, :, None] - brightness[:, None]) / 3,
-        (overlap + 1).log() / 3,
-    ]
-    edges = torch.stack(edge, -1) * (1 - torch.eye(member.shape[1], dtype=torch.float32))[..., None]
-    return SourceFeatures(reading.token[member], reading.band_token[member], anchor, edges, overlap)
+    taken = known(reading.taken).clamp(min=UNCONTESTED)
+    of_pairs = edges(taken, distance, anchor.mean(-1), known(reading.overlap))
+    return SourceFeatures(reading.token[member], reading.band_token[member], anchor, *of_pairs)

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from .trunk import DYNAMIC, FOLD, MODULATION, WIDTHS, TrunkMaps, stretched
 
-__all__ = ["QUERY", "TOKEN", "Shares", "SourceFeatures", "SourceReader", "TokenNetwork"]
+__all__ = ["QUERY", "TOKEN", "Shares", "SourceFeatures", "SourceReader", "TokenNetwork", "edges"]
 
 QUERY, TOKEN = 64, 96
 PATCH = 7  # pixels on a side around the position that a query sees
@@ -110,12 +110,9 @@ class SourceReader(nn.Module):
         weight = self.gate(each).float().softmax(2)
         query = (weight * each).sum(2)
         both = torch.cat([each, query[:, :, None].expand_as(each)], -1)
-        rows = torch.arange(height, device=x.device, dtype=torch.float32)
-        columns = torch.arange(width, device=x.device, dtype=torch.float32)
-        dx = columns - x[..., None]
-        dy = rows - y[..., None]
+        dx, dy = (torch.arange(size, device=x.device) - v[..., None] for v, size in ((x, width), (y, height)))
         logit = self._profile(self.profile(both).float(), dx, dy)
-        offset = ((dx[..., 1::2] + dx[..., ::2]) / 2, (dy[..., 1::2] + dy[..., ::2]) / 2)
+        offset = [(value[..., 1::2] + value[..., ::2]) / 2 for value in (dx, dy)]
         if self.dynamic:
             logit = logit + _own_network(self.share_network(both), maps.share_features, *offset)
         far = torch.hypot(dx[:, :, None, :], dy[..., None]) > REACH
@@ -248,27 +245,21 @@ class TokenNetwork(nn.Module):
         scenes, sources, bands = share.shape[:3]
         half = CELLS // 2
         height, width = maps.levels[0].shape[-2:]
-        row = (y / FOLD).floor().long().clamp(0, height - 1) + torch.arange(CELLS, device=x.device)[:, None, None]
-        column = (x / FOLD).floor().long().clamp(0, width - 1) + torch.arange(CELLS, device=x.device)[:, None, None]
-        rows, columns = row.permute(1, 2, 0)[..., None], column.permute(1, 2, 0)[..., None, :]
+        step = torch.arange(CELLS, device=x.device)
+        cells = ((y, height), (x, width))
+        row, column = ((v / FOLD).floor().long().clamp(0, size - 1)[..., None] + step for v, size in cells)
         scene = torch.arange(scenes, device=x.device)[:, None, None, None]
         source = torch.arange(sources, device=x.device)[:, None, None]
 
         def cut(values: Tensor, *index: Tensor) -> Tensor:
-            padded = functional.pad(values, (half,) * 4)
-            leading = values.ndim - 2
-            moved = padded.permute(0, leading, leading + 1, *range(1, leading)) if len(index) == 1 else padded
-            return moved[(*index, rows, columns)] if len(index) == 1 else moved[(*index, slice(None), rows, columns)]
+            """Cut windows ``(scene, source, y, x, band, channel)`` out of ``(..., band, channel, y, x)``."""
+            padded = functional.pad(values.flatten(-4, -3), (half,) * 4)
+            return padded[(*index, slice(None), row[..., None], column[..., None, :])].unflatten(-1, (bands, -1))
 
-        def folded(values: Tensor) -> Tensor:
-            return functional.pixel_unshuffle(values.contiguous(), FOLD)
-
-        # All are (scene, source, y, x, band, channel).
-        image = cut(folded(maps.image[:, :, None]), scene)
+        image = cut(functional.pixel_unshuffle(maps.image[:, :, None], FOLD), scene)
         trunk = cut(maps.levels[0], scene)
         own = torch.stack([light, share, probability[:, :, None].expand_as(share)], 3)
-        own = folded(own)
-        own = cut(own.flatten(2, 3), scene, source).unflatten(-1, (bands, 3 * FOLD**2))
+        own = cut(functional.pixel_unshuffle(own, FOLD), scene, source)
         lights = own[..., : FOLD**2]
         seen = torch.cat([stretched(lights), own[..., FOLD**2 :], stretched(image), trunk.to(own)], -1)
         return seen, lights, image
@@ -277,12 +268,9 @@ class TokenNetwork(nn.Module):
     def _apertures(windows: tuple[Tensor, Tensor, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the growth curve of the deblended light, relative to the anchor, and the anchor."""
         _, light, image = windows
-        cell = torch.arange(CELLS, device=x.device) - CELLS // 2
-        sub = torch.arange(FOLD, device=x.device)
-        rest_x, rest_y = x - FOLD * (x / FOLD).floor(), y - FOLD * (y / FOLD).floor()
-        dx = FOLD * cell[:, None, None] + sub - rest_x[..., None, None, None]
-        dy = FOLD * cell[:, None, None, None] + sub[:, None] - rest_y[..., None, None, None, None]
-        radius = torch.hypot(dx[:, :, None], dy).flatten(-2)
+        pixel = (torch.arange(WINDOW, device=x.device) - WINDOW // 2).unflatten(0, (CELLS, FOLD))
+        dx, dy = (pixel - (value % FOLD)[..., None, None] for value in (x, y))
+        radius = torch.hypot(dx[:, :, None, :, None], dy[:, :, :, None, :, None]).flatten(-2)
         radii = torch.tensor(RINGS, dtype=x.dtype, device=x.device)
         inside = (radii[:, None, None, None] + 0.5 - radius[:, :, None]).clamp(0, 1)
         growth = torch.einsum("snkyxf,snyxbf->snbk", inside, light)
@@ -312,15 +300,22 @@ def pair_features(
     First sources are those with an anchor. The features are ln of the contested fraction of a source's light (what lies
     where the other has a share), ln of the distance, the difference of ln brightness, and the overlap of the masks.
     """
-    first, others = anchor.shape[1], x.shape[1]
+    first = anchor.shape[1]
     own_light = share[:, :first] * maps.image.clamp(min=0)[:, None]
     common = torch.einsum("snbp,smbp->snm", own_light.flatten(-2), share.flatten(-2))
     contested = (common / own_light.sum((2, 3, 4)).clamp(min=1.0)[:, :, None]).clamp(1e-4, 1)
     pixels = probability.flatten(-2)
     overlap = pixels[:, :first] @ pixels.mT
     distance = torch.hypot(x[:, :first, None] - x[:, None], y[:, :first, None] - y[:, None])
-    brightness = functional.pad(anchor.mean(-1), (0, others - first))
-    difference = anchor.mean(-1)[:, :, None] - brightness[:, None]
+    return edges(contested, distance, functional.pad(anchor.mean(-1), (0, x.shape[1] - first)), overlap)
+
+
+def edges(contested: Tensor, distance: Tensor, brightness: Tensor, overlap: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale what is known of pairs ``(scene, first, second)`` to features of order 1; none of a source with itself.
+
+    The other arguments are those of pairs; `brightness` is ln of the second sources' flux ``(scene, second)``.
+    """
+    difference = brightness[:, : distance.shape[1], None] - brightness[:, None]
     edge = [contested.log() / 4 + 1, (distance + 1).log() - 2, difference / 3, (overlap + 1).log() / 3]
-    different = 1 - torch.eye(first, others, dtype=x.dtype, device=x.device)
+    different = 1 - torch.eye(*distance.shape[1:], dtype=distance.dtype, device=distance.device)
     return torch.stack(edge, -1) * different[..., None], overlap * different
