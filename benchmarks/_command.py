@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,13 +45,8 @@ class Run:
         if deblender is not None:
             calibrator = deblender.calibrator
             settings["network"] = [deblender.digest, None if calibrator is None else calibrator.fitted_on]
-        kept, done = unfinished_folder(self.output, settings, resume=self.resume, overwrite=self.overwrite), False
-        try:
+        with unfinished_folder(self.output, settings, resume=self.resume, overwrite=self.overwrite) as kept:
             yield kept
-            done = True
-        finally:
-            if done or len(list(kept.iterdir())) == 1:  # settings alone
-                shutil.rmtree(kept)
 
     def write(self, table: Table, *, figure: Figure | None = None) -> None:
         """Write OUTPUT/NAME.ecsv, and NAME.png with a figure, and print the table and its metadata."""

@@ -88,13 +88,15 @@ def whole_file(path: str | PathLike[str], *, overwrite: bool = False) -> Iterato
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
 def unfinished_folder(
     path: str | PathLike[str], settings: Mapping[str, object], *, resume: bool = False, overwrite: bool = False
-) -> Path:
-    """Return the folder for the finished parts of a long run: new, or the one that an interrupted run left.
+) -> Iterator[Path]:
+    """Give a long run the folder for its finished parts: new, or the one that an interrupted run left.
 
     It lies beside the output `path`, with ``.partial`` appended, and records the `settings` that the run depends on,
-    values that JSON can hold. `overwrite` drops earlier parts. The caller removes the folder at the end.
+    values that JSON can hold. `overwrite` drops earlier parts. At the end of the ``with`` block the folder is removed;
+    after an error it stays if any part is finished.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -108,17 +110,24 @@ def unfinished_folder(
             raise ValueError(f"there is nothing to resume: {kept} does not exist")
         if json.loads(record.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
             raise ValueError(f"{kept}: must be resumed with the settings it was begun with: overwrite starts over")
-        return kept
-    if record.is_file():
-        if not overwrite:
-            raise FileExistsError(f"{kept}: an interrupted run exists: resume continues it, overwrite starts over")
-        shutil.rmtree(kept.rename(_hidden(kept)))
-    elif kept.is_file() or (kept.is_dir() and any(kept.iterdir())):
-        raise FileExistsError(f"{kept}: is not what an interrupted run left, and is not replaced")
-    fresh = _hidden(kept)
-    fresh.mkdir(parents=True)
-    (fresh / record.name).write_text(json.dumps(settings), encoding="utf-8")
-    return fresh.rename(kept)
+    else:
+        if record.is_file():
+            if not overwrite:
+                raise FileExistsError(f"{kept}: an interrupted run exists: resume continues it, overwrite starts over")
+            shutil.rmtree(kept.rename(_hidden(kept)))
+        elif kept.is_file() or (kept.is_dir() and any(kept.iterdir())):
+            raise FileExistsError(f"{kept}: is not what an interrupted run left, and is not replaced")
+        fresh = _hidden(kept)
+        fresh.mkdir(parents=True)
+        (fresh / record.name).write_text(json.dumps(settings), encoding="utf-8")
+        fresh.rename(kept)
+    try:
+        yield kept
+    except BaseException:
+        if all(part.name == record.name for part in kept.iterdir()):
+            shutil.rmtree(kept)
+        raise
+    shutil.rmtree(kept, ignore_errors=True)
 
 
 def put_in_place(folder: Path, target: Path, *, overwrite: bool = False) -> None:

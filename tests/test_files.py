@@ -1,5 +1,7 @@
 """Files and folders that appear whole or not at all, runs that resume, and headers."""
 
+import contextlib
+
 import pytest
 import torch
 from astropy.table import Table
@@ -190,31 +192,48 @@ def test_tables_are_read_by_the_format_that_their_name_states(tmp_path):
         read_table(tmp_path / "none.csv")
 
 
+def interrupt(output, settings, *, part=None, **options):
+    """Interrupt a run that has finished a part, or none."""
+    with contextlib.suppress(KeyboardInterrupt), unfinished_folder(output, settings, **options) as kept:
+        if part is not None:
+            (kept / part).touch()
+        raise KeyboardInterrupt
+
+
 def test_an_interrupted_run_goes_on_from_its_parts(tmp_path):
     output, settings = tmp_path / "out", {"seed": 1, "range": (0, 1)}
-    kept = unfinished_folder(output, settings)
-    (kept / "0.npz").write_text("done")
-    again = unfinished_folder(output, settings, resume=True)
-    assert again == kept
-    assert (again / "0.npz").read_text() == "done"
-    with pytest.raises(ValueError, match="must be resumed with the settings it was begun with"):
-        unfinished_folder(output, settings | {"seed": 2}, resume=True)
-    with pytest.raises(FileExistsError, match="resume continues it, overwrite starts over"):
-        unfinished_folder(output, settings)
-    assert not list(unfinished_folder(output, settings, overwrite=True).glob("*.npz"))
+    interrupt(output, settings, part="0.npz")
+    for changed, options, says in [
+        (settings | {"seed": 2}, {"resume": True}, "must be resumed with the settings it was begun with"),
+        (settings, {}, "resume continues it, overwrite starts over"),
+    ]:
+        with pytest.raises((ValueError, FileExistsError), match=says):
+            interrupt(output, changed, **options)
+    with unfinished_folder(output, settings, resume=True) as kept:
+        assert listed(kept) == ["0.npz", "settings.json"]
+    assert listed(tmp_path) == []
+    interrupt(output, settings, part="0.npz")
+    with unfinished_folder(output, settings, overwrite=True) as kept:
+        assert listed(kept) == ["settings.json"]
     with pytest.raises(ValueError, match="there is nothing to resume"):
-        unfinished_folder(tmp_path / "other", settings, resume=True)
+        interrupt(tmp_path / "other", settings, resume=True)
     output.touch()
     with pytest.raises(FileExistsError, match="out: exists already"):
-        unfinished_folder(output, settings)
+        interrupt(output, settings)
+
+
+def test_a_run_without_a_finished_part_leaves_nothing(tmp_path):
+    interrupt(tmp_path / "out", {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_the_parts_of_an_interrupted_run_are_dropped(tmp_path):
     (tmp_path / "out.partial").mkdir()  # as a run that is killed at once might leave it
-    assert listed(unfinished_folder(tmp_path / "out", {})) == ["settings.json"]
+    with unfinished_folder(tmp_path / "out", {}) as kept:
+        assert listed(kept) == ["settings.json"]
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match=r"new.partial: is not what an interrupted run left, and is not replaced"):
-        unfinished_folder(tmp_path / "new", {}, overwrite=True)
+        interrupt(tmp_path / "new", {}, overwrite=True)
     assert listed(tmp_path / "new.partial") == ["thesis.tex"]
-    assert listed(tmp_path) == ["new.partial", "out.partial"]
+    assert listed(tmp_path) == ["new.partial"]

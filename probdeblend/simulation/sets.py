@@ -14,7 +14,6 @@ interrupted run can be resumed.
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, islice
@@ -80,28 +79,21 @@ def write_scenes(
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path}: is a file, not a set of scenes, and is not replaced")
-    unfinished = unfinished_folder(path, settings or {}, resume=resume, overwrite=overwrite)
-    for remains in unfinished.glob(".*.partial"):
-        remains.unlink()
-    shards = _shard_files(unfinished)
-    first, count = BATCHES_PER_SHARD * len(shards), _index(unfinished)[1][-1] if shards else 0
-    try:
+    with unfinished_folder(path, settings or {}, resume=resume, overwrite=overwrite) as unfinished:
+        for remains in unfinished.glob(".*.partial"):
+            remains.unlink()
+        shards = _shard_files(unfinished)
+        first, count = BATCHES_PER_SHARD * len(shards), _index(unfinished)[1][-1] if shards else 0
         remaining = _alike(batches(first) if callable(batches) else islice(batches, first, None))
         while (batch := next(remaining, None)) is not None:
-            shard = unfinished / f"scenes-{count:08d}.h5"
-            with whole_file(shard) as temporary, h5py.File(temporary, "w") as file:
+            with whole_file(unfinished / f"scenes-{count:08d}.h5") as temporary, h5py.File(temporary, "w") as file:
                 file.attrs.update(header(KIND))
                 for part in chain([batch], islice(remaining, BATCHES_PER_SHARD - 1)):
                     _append(file, part)
                     count += len(part)
-            shards.append(shard)
         if not count:
             raise ValueError("batches must hold at least one scene, got none")
-    except BaseException:
-        if not shards:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    put_in_place(unfinished, path, overwrite=overwrite)
+        put_in_place(unfinished, path, overwrite=overwrite)
     return count
 
 

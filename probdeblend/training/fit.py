@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,9 +13,9 @@ from astropy.table import Table
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .._files import unfinished_folder, whole_file
+from .._files import whole_file
 
-__all__ = ["History", "Schedule", "fit", "unfinished_run"]
+__all__ = ["History", "Schedule", "fit"]
 
 Batches = Callable[[int], Iterable[tuple[Tensor, ...]]]
 WARM_UP = 0.05  # fraction of the steps
@@ -83,7 +81,6 @@ def fit(
     schedule: Schedule,
     checkpoint: Path | None = None,
     mixed: bool = True,
-    progress: bool = True,
 ) -> History:
     """Minimize a loss; at the end its network holds the weights that validated best.
 
@@ -106,7 +103,7 @@ def fit(
     if state is not None:  # only now: a data loader draws its seed from the generator when it starts
         torch.set_rng_state(state["random"])
         torch.cuda.set_rng_state_all(state["cuda"])
-    bar = tqdm(total=schedule.steps, initial=history.step, disable=not progress, desc="train", unit="batch")
+    bar = tqdm(total=schedule.steps, initial=history.step, desc="train", unit="batch")
     for batch in islice(source, schedule.steps - history.step):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(history.step)
@@ -120,9 +117,8 @@ def fit(
         if _validated(loss, validation, history, running, mixed=mixed):
             best = {name: value.detach().clone() for name, value in loss.state_dict().items()}
         running = []
-        if progress:
-            losses = (f"{name} {value:.4f}" for name, value in history.rows[-1].items() if name != "step")
-            bar.write(f"step {history.step}: {', '.join(losses)}")
+        losses = (f"{name} {value:.4f}" for name, value in history.rows[-1].items() if name != "step")
+        bar.write(f"step {history.step}: {', '.join(losses)}")
         if checkpoint is not None:
             stored = {"loss": loss.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
             stored |= {"history": vars(history), "random": torch.get_rng_state()}
@@ -172,24 +168,3 @@ def _validated(
     better = score < history.best
     history.rows.append({"step": history.step, "training": training} | mean)
     return better
-
-
-@contextmanager
-def unfinished_run(
-    output: Path, settings: dict[str, object], *, seed: int, resume: bool, overwrite: bool
-) -> Iterator[tuple[Path, Path]]:
-    """Give a run its folder of finished parts, a temporary output and a seeded generator.
-
-    The folder is removed at the end; after an error it stays if any part is finished.
-    """
-    kept = unfinished_folder(output, settings, resume=resume, overwrite=overwrite)
-    devices = range(torch.cuda.device_count())
-    try:
-        with whole_file(output, overwrite=overwrite) as temporary, torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            yield kept, temporary
-    except BaseException:
-        if all(part.name == "settings.json" for part in kept.iterdir()):
-            shutil.rmtree(kept)
-        raise
-    shutil.rmtree(kept)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .. import __version__
+from .._files import unfinished_folder, whole_file
 from ..deblending.deblender import Deblender, Description
 from ..deblending.weights import load, save
 from ..networks.scene_loss import SceneLoss
@@ -27,7 +28,7 @@ from ..refinement.mode import fwhm_of
 from ..simulation.bank import Templates
 from ..simulation.stream import SceneBatch, SceneStream
 from ..simulation.workers import on_threads
-from .fit import Schedule, fit, unfinished_run
+from .fit import Schedule, fit
 
 __all__ = ["train"]
 
@@ -106,7 +107,12 @@ def train(
         min(steps, math.ceil(scenes / batch_size)) for scenes in (VALIDATION_SCENES, FAMILIAR_SCENES)
     )
     later = (batch for batch in map(held_out.batch, count(validating)) if batch.light.shape[1])
-    with unfinished_run(output, settings, seed=seed, resume=resume, overwrite=overwrite) as (kept, temporary):
+    with (
+        unfinished_folder(output, settings, resume=resume, overwrite=overwrite) as kept,
+        whole_file(output, overwrite=overwrite) as temporary,
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+    ):
+        torch.manual_seed(seed)
         network = SceneNetwork() if begun is None else begun.network.requires_grad_(True)
         # The processes that make scenes have cores of their own: threads that wait for one another spin.
         with on_threads(max(1, (os.cpu_count() or 1) - workers)):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from probdeblend.training.fit import Schedule, fit, unfinished_run
+from probdeblend.training.fit import Schedule, fit
 
 
 class LineLoss(nn.Module):
@@ -40,7 +40,7 @@ VALIDATION = [batch(1_000_000), batch(1_000_001)]
 
 def train(loss, source=batches, schedule=None, **options):
     schedule = schedule or Schedule(200, learning_rate=0.05, validate_every=20)
-    return fit(loss, source, VALIDATION, schedule=schedule, mixed=False, progress=False, **options)
+    return fit(loss, source, VALIDATION, schedule=schedule, mixed=False, **options)
 
 
 def test_training_finds_the_line():
@@ -117,7 +117,6 @@ def test_mixed_precision_trains():
         batches,
         VALIDATION,
         schedule=Schedule(100, learning_rate=0.05, validate_every=50),
-        progress=False,
     )
     assert history.best < 0.5
     assert loss.line.weight.dtype == torch.float32
@@ -168,24 +167,9 @@ def test_a_batch_without_a_finite_gradient_is_skipped():
 def test_errors():
     loss = LineLoss()
     with pytest.raises(ValueError, match="validation must hold at least one batch, got none"):
-        fit(loss, batches, [], schedule=Schedule(1), progress=False)
+        fit(loss, batches, [], schedule=Schedule(1))
     with pytest.raises(ValueError, match="steps must be positive, got 0"):
         Schedule(0)
     loss.line.weight.data.fill_(math.nan)
     with pytest.raises(ValueError, match="loss must stay finite"):
         train(loss)
-
-
-def failing_run(output, part):
-    with unfinished_run(output, {}, seed=0, resume=False, overwrite=False) as (kept, temporary):
-        temporary.write_bytes(b"half")
-        if part is not None:
-            (kept / part).write_bytes(b"done")
-        raise StoppedError
-
-
-@pytest.mark.parametrize(("part", "left"), [(None, []), ("checkpoint.pt", ["w.partial"])])
-def test_a_failed_run_keeps_finished_parts_alone(tmp_path, part, left):
-    with pytest.raises(StoppedError):
-        failing_run(tmp_path / "w", part)
-    assert [item.name for item in tmp_path.iterdir()] == left
