@@ -172,8 +172,11 @@ def _refuse_foreign(folder: Path, path: str | PathLike[str]) -> None:
         raise FileExistsError(f"{path}: is not replaced, because it {found}")
 
 
-def read_table(path: str | PathLike[str]) -> Table:
-    """Read a table in the format that its name states: one that is detected could open what a file has links to."""
+def read_table(path: str | PathLike[str], **options: object) -> Table:
+    """Read a table in the format that its name states: one that is detected could open what a file has links to.
+
+    The options are those of `astropy.table.Table.read` for this format.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     ending = Path(str(path).lower().removesuffix(".gz")).suffix
@@ -184,7 +187,7 @@ def read_table(path: str | PathLike[str]) -> Table:
             for _, node in ElementTree.iterparse(path):
                 if "href" in node.attrib and node.tag.endswith("STREAM"):
                     raise ValueError("its rows are in another file")
-        return Table.read(path, format=TABLES[ending])
+        return Table.read(path, format=TABLES[ending], **options)
     except Exception as error:  # what astropy raises here depends on the format and on the damage
         raise ValueError(f"{path}: not a table of the kind that its name says ({error})") from error
 

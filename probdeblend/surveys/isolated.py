@@ -51,16 +51,11 @@ A galaxy of a mosaic also has the first pixel of its stamp there, ``x0`` and ``y
 """
 
 
-def find_galaxies(window: NDArray[np.float64]) -> tuple[Detection, NDArray[np.float64]]:
-    """Find the sources of a part of a mosaic ``(y, x)``, NaN where there are no pixels, and their Kron fluxes."""
-    pixels, noise = _subtracted(window)
-    detection = detect(pixels, noise, **DEEP)
-    return detection, kron_flux(pixels, detection, noise)[0]
-
-
-def _subtracted(window: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+def find_galaxies(window: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, Detection]:
+    """Return a part of a mosaic without its sky, the sky noise and the sources; NaN where there are no pixels."""
     pixels, scatter = subtract_sky(window)
-    return pixels, sky_scatter(pixels, detect(pixels, scatter, **HOT).segmentation)
+    sky_rms = sky_scatter(pixels, detect(pixels, scatter, **HOT).segmentation)
+    return pixels, sky_rms, detect(pixels, sky_rms, **DEEP)
 
 
 def _source_at(found: Detection, center: tuple[float, float], otherwise: str) -> int:
@@ -78,8 +73,7 @@ def cut_galaxy(
     The window ``(y, x)`` is a square of 224 pixels, NaN beyond the mosaic.
     """
     try:
-        pixels, sky_rms = _subtracted(window)
-        found = detect(pixels, sky_rms, **DEEP)
+        pixels, sky_rms, found = find_galaxies(window)
     except ValueError as error:
         raise NotIsolatedError(f"no sky around it: {error}") from error
     own = _source_at(found, (x, y), f"no source within {CENTERING:.0f} pixels of the position")

@@ -21,7 +21,7 @@ from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
-from .._files import check_header, header, output_folder
+from .._files import check_header, header, output_folder, read_table
 from ..photometry.sky import dilate
 from ..scene import GALAXY_TYPES, STAMP_SIZE
 
@@ -158,8 +158,7 @@ class Library:
         Library
             These galaxies.
         """
-        rows = index if isinstance(index, slice) else np.asarray(index)
-        return Library(**{name: values[rows] for name, values in vars(self).items()})
+        return Library(**{name: values[index] for name, values in vars(self).items()})
 
     def split(self, *, seed: int = 0) -> tuple[Library, ...]:
         """Split by galaxy into parts for training, validation and test, so that no identity is in two parts.
@@ -314,9 +313,8 @@ def read_library(*paths: str | PathLike[str]) -> Library:
 
 
 def _read(path: Path) -> Library:
-    for name in (LIBRARY_FILE, KEEP_FILE):
-        if not (path / name).is_file():
-            raise FileNotFoundError(f"{path}: not a library of galaxies, it has no {name}")
+    if not (path / LIBRARY_FILE).is_file():
+        raise FileNotFoundError(f"{path}: not a library of galaxies, it has no {LIBRARY_FILE}")
     try:
         file = h5py.File(path / LIBRARY_FILE, "r")
     except OSError as error:
@@ -336,10 +334,7 @@ def _load(dataset: h5py.Dataset) -> NDArray:
 
 
 def _kept(path: Path, library: Library) -> NDArray[np.bool_]:
-    try:
-        table = Table.read(path, format="ascii.csv", converters={"*": [str]})
-    except Exception as error:  # astropy raises many kinds
-        raise ValueError(f"{path}: not a table in CSV ({' '.join(str(error).split())[:80]})") from error
+    table = read_table(path, converters={"*": [str]})
     if missing := {"identity", "keep"} - set(table.colnames):
         raise ValueError(f"{path}: the columns {', '.join(sorted(missing))} are missing")
     if list(table["identity"]) != library.identity.tolist():

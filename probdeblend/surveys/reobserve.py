@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..photometry.detection import HOT, detect
 from ..photometry.noise import correlation_sum
 from ..photometry.sky import dilate, draw_noise
-from ..scene import STAMP_SIZE, Instrument
+from ..scene import STAMP_CENTER, STAMP_SIZE, Instrument
 from .isolated import Galaxy, NotIsolatedError, measure_galaxy
 from .selection import Collection, collect
 
@@ -30,7 +30,6 @@ __all__ = ["reobserve_galaxies"]
 
 FAINTEST = 24.2  # magnitude in the catalog's band
 SMALLEST_SAMPLE = 50
-MIDDLE = (STAMP_SIZE - 1) / 2
 
 
 def reobserve_galaxies(path: Path, *, instrument: Instrument, seed: int = 0) -> Collection:
@@ -100,7 +99,7 @@ def _observe(
     # pixel of the catalog's size.
     native = float(catalog.pixel_scale[number])
     side = min(catalog.getGalImage(number).array.shape) * native / instrument.pixel_scale
-    inside = np.abs(np.arange(STAMP_SIZE) - MIDDLE) <= side / 2
+    inside = np.abs(np.arange(STAMP_SIZE) - STAMP_CENTER) <= side / 2
     own = inside[:, None] & inside
     blank = own & (dilate(detect(image, instrument.sky_rms, **HOT).segmentation) == 0)
     model = seen.noise.getVariance() * (instrument.pixel_scale / native) ** 4
@@ -112,4 +111,4 @@ def _observe(
     noise = draw_noise(variance.shape, instrument.noise_kernel, np.random.default_rng((seed, number)))
     stamp = image + np.sqrt(np.maximum(variance, 0.0)) * noise
     settings = {"exposure": instrument.exposure, "kernel": instrument.noise_kernel}
-    return measure_galaxy(stamp, instrument.sky_rms, (MIDDLE, MIDDLE), **settings)
+    return measure_galaxy(stamp, instrument.sky_rms, (STAMP_CENTER, STAMP_CENTER), **settings)

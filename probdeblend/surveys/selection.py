@@ -15,6 +15,7 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from .._files import read_table
+from ..photometry.detection import kron_flux
 from ..photometry.images import FieldImage, open_mosaic
 from ..scene import GALAXY_TYPES, PIXEL_SCALE_TOLERANCE, Instrument
 from .isolated import WINDOW, Galaxy, NotIsolatedError, cut_galaxy, find_galaxies
@@ -149,8 +150,7 @@ def positions(catalog: Table, mosaic: FieldImage) -> tuple[NDArray[np.float64], 
     if {"x", "y"} <= set(catalog.colnames):
         return np.asarray(catalog["x"], dtype=float), np.asarray(catalog["y"], dtype=float)
     if not {"ra", "dec"} <= set(catalog.colnames):
-        there = ", ".join(catalog.colnames)
-        raise ValueError(f"the catalog must have the columns x and y, or ra and dec, got {there}")
+        raise ValueError(f"the catalog must have the columns x and y, or ra and dec, got {', '.join(catalog.colnames)}")
     if mosaic.wcs is None:
         raise ValueError(f"{mosaic.name}: has no world coordinates, so the catalog must give x and y, not ra and dec")
     return mosaic.wcs.world_to_pixel_values(np.asarray(catalog["ra"], float), np.asarray(catalog["dec"], float))
@@ -213,9 +213,10 @@ def find_sources(mosaic: FieldImage, instrument: Instrument) -> Table:
             continue
         (good,) = ndimage.find_objects(np.isfinite(window).astype(int))
         try:
-            found, flux = find_galaxies(window[good])
+            pixels, sky_rms, found = find_galaxies(window[good])
         except ValueError:  # no sky in this tile
             continue
+        flux, _ = kron_flux(pixels, found, sky_rms)
         x, y = (at + side.start - OVERLAP for at, side in ((found.x, good[1]), (found.y, good[0])))
         core = (np.minimum(x, y) >= -0.5) & (np.maximum(x, y) < TILE - 0.5) & (flux > 0)
         magnitude = instrument.zero_point - 2.5 * np.log10(flux[core])
