@@ -32,7 +32,7 @@ UNEVEN = 1.5  # ratio of the noise within a mask
 def posterior_of(
     seen: Sequence[Observation],
     readings: Sequence[Reading],
-    answers: Sequence[GroupDraws],
+    answers: GroupDraws,
     *,
     anomaly: NDArray[np.float64],
     brightest: float,
@@ -40,28 +40,26 @@ def posterior_of(
 ) -> Posterior:
     """Put the answers for several images of one kind together.
 
-    Answers are arrays with one row per source; `brightest` is the largest usual ln flux over noise.
+    Answers are arrays with one row per source of all images; `brightest` is the largest usual ln flux over noise.
     """
     first, sources = seen[0], [len(reading) for reading in readings]
     start = np.cumsum([0, *(len(reading.groups) for reading in readings)])
     levels = [image.sky_rms(reading.x, reading.y) for image, reading in zip(seen, readings, strict=True)]
     rms = np.concatenate(levels)
     read_rms = np.concatenate([own * image.noise_ratio for own, image in zip(levels, seen, strict=True)])
-    log_flux = np.concatenate([answer.log_flux for answer in answers], 2)
     with np.errstate(over="ignore"):
-        auto, total = (np.exp(log_flux[..., kind].astype(np.float64)) * read_rms for kind in (0, 1))
+        auto, total = (np.exp(answers.log_flux[..., kind].astype(np.float64)) * read_rms for kind in (0, 1))
     columns = _shapes(answers, first.pixel_scale)
-    kind = np.concatenate([answer.kind for answer in answers])
     columns |= {
-        "existence": np.concatenate([answer.existence for answer in answers]),
-        "kind_probability": kind,
-        "star": kind[:, SOURCE_TYPES.index("star")],
+        "existence": answers.existence,
+        "kind_probability": answers.kind,
+        "star": answers.kind[:, SOURCE_TYPES.index("star")],
         "contested": np.concatenate([reading.contested for reading in readings]),
         "sky_rms": rms,
         "anomaly": anomaly,
     }
-    flags = np.concatenate([_flags(*each, brightest) for each in zip(seen, readings, answers, strict=True)])
-    columns["flags"] = flags | (anomaly > 1) * int(Flag.ANOMALY)
+    flags = np.concatenate([_flags(*each, brightest) for each in zip(seen, readings, strict=True)])
+    columns["flags"] = flags | (anomaly > 1) * int(Flag.ANOMALY) | (answers.existence < 0.5) * int(Flag.DOUBTFUL)
     return Posterior.from_draws(
         total,
         auto,
@@ -81,10 +79,9 @@ def posterior_of(
     )
 
 
-def _shapes(answers: Sequence[GroupDraws], pixel_scale: float) -> dict[str, NDArray[np.float64]]:
+def _shapes(answers: GroupDraws, pixel_scale: float) -> dict[str, NDArray[np.float64]]:
     """Offsets from the positions, sizes and shapes, with their errors."""
-    shape = dict(zip(SHAPES, np.concatenate([a.shape for a in answers]).T, strict=True))
-    width = dict(zip(SHAPES, STUDENT_T * np.concatenate([a.shape_width for a in answers]).T, strict=True))
+    shape, width = (dict(zip(SHAPES, v.T, strict=True)) for v in (answers.shape, STUDENT_T * answers.shape_width))
     radius, index = (np.exp(shape[name]) for name in ("ln_radius", "ln_index"))
     ellipticity = np.hypot(shape["e1"], shape["e2"]).clip(1e-3, 0.95)
     spread = np.hypot(width["e1"], width["e2"]) / math.sqrt(2)
@@ -135,7 +132,7 @@ def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, bo
     return edge, poor, uneven
 
 
-def _flags(seen: Observation, reading: Reading, answer: GroupDraws, brightest: float) -> NDArray[np.int64]:
+def _flags(seen: Observation, reading: Reading, brightest: float) -> NDArray[np.int64]:
     x, y = reading.x, reading.y
     found = [_defects(seen, cut, *place) for cut, *place in zip(reading.cuts, x, y, strict=True)]
     cut, bad, uneven = np.array(found, dtype=bool).reshape(-1, 3).T
@@ -145,7 +142,6 @@ def _flags(seen: Observation, reading: Reading, answer: GroupDraws, brightest: f
         Flag.BAD_PIXELS: bad,
         Flag.UNEVEN_NOISE: uneven,
         Flag.UNLISTED: reading.unlisted,
-        Flag.DOUBTFUL: answer.existence < 0.5,
         Flag.BRIGHT: reading.anchor.cpu().numpy().max(1, initial=-np.inf) > brightest,
         Flag.LARGE_GROUP: np.bincount(reading.group, minlength=1)[reading.group] >= LARGEST_GROUP,
     }

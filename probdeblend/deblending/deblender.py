@@ -252,10 +252,12 @@ class Deblender(nn.Module):
             answers = self._answers(readings, draws=draws, passes=passes, seed=seed)
             return self._posterior(seen, readings, answers, calibrate=calibrate, label=label, order=order)
 
-    def _answers(self, readings: Sequence[Reading], *, draws: int, passes: int, seed: int) -> list[GroupDraws]:
+    def _answers(self, readings: Sequence[Reading], *, draws: int, passes: int, seed: int) -> GroupDraws:
         """Answer for all sources of images, as arrays; random numbers go with the number of a group's first one."""
-        chains, bands = max(passes, 1), readings[0].anchor.shape[1]
-        answers = [_no_answers(len(reading), chains, math.ceil(draws / chains), bands) for reading in readings]
+        chains, bands, first = max(passes, 1), readings[0].anchor.shape[1], np.cumsum([0, *map(len, readings)])
+        log_flux = np.zeros((chains, math.ceil(draws / chains), first[-1], bands, 2), dtype=np.float32)
+        others = ((len(SHAPES),), (len(SHAPES),), (len(SOURCE_TYPES),), (), (TOKEN,))
+        answers = GroupDraws(log_flux, *(np.zeros((first[-1], *row)) for row in others))
         groups = [(number, members) for number, reading in enumerate(readings) for members in reading.groups]
         for size in {len(members) for _, members in groups}:
             alike = [(number, members) for number, members in groups if len(members) == size]
@@ -267,18 +269,17 @@ class Deblender(nn.Module):
                 index = [(row, list(range(size))) for row in range(len(part))]
                 keys = [members[0] for _, members in part]
                 drawn = draw_groups(self.network, features, index, keys=keys, draws=draws, passes=passes, seed=seed)
-                end = np.cumsum([len(members) for members in own.values()])[:-1]
-                for name, values in drawn._asdict().items():
-                    axis = 2 if name == "log_flux" else 0
-                    for (number, members), found in zip(own.items(), np.split(values.numpy(), end, axis), strict=True):
-                        getattr(answers[number], name)[(slice(None),) * axis + (np.array(members),)] = found
+                place = np.array([first[number] + members for number, members in part])
+                log_flux[:, :, place] = drawn.log_flux
+                for kept, values in zip(answers[1:], drawn[1:], strict=True):
+                    kept[place] = values
         return answers
 
     def _posterior(
         self,
         seen: Sequence[Observation],
         readings: Sequence[Reading],
-        answers: Sequence[GroupDraws],
+        answers: GroupDraws,
         *,
         calibrate: bool,
         label: NDArray[np.int64] | None,
@@ -338,13 +339,6 @@ class Deblender(nn.Module):
             names.update(name.encode())
             names.update(value.detach().cpu().contiguous().numpy().tobytes())
         return names.hexdigest()[:16]
-
-
-def _no_answers(sources: int, chains: int, draws: int, bands: int) -> GroupDraws:
-    """Return arrays to be filled with the answers for the sources of an image."""
-    log_flux = np.zeros((chains, draws, sources, bands, 2), dtype=np.float32)
-    others = ((len(SHAPES),), (len(SHAPES),), (len(SOURCE_TYPES),), (), (TOKEN,))
-    return GroupDraws(log_flux, *(np.zeros((sources, *row)) for row in others))
 
 
 def _observations(scene: Scene) -> list[Observation]:

@@ -87,12 +87,12 @@ class SepDeblender:
         parts, groups = [], 0
         for number in range(len(scene)):
             wanted = None if given is None else np.stack([values[given[0] == number] for values in given[1:]], -1)
-            parts.append(self._measured(scene, number, wanted))
+            parts.append(self._measured(scene, number, wanted, seed))
             parts[-1]["group"] += groups
             groups = int(parts[-1]["group"].max(initial=groups - 1)) + 1
-        return self._posterior(scene, parts, seed)
+        return self._posterior(scene, parts)
 
-    def _measured(self, scene: Scene, number: int, wanted: NDArray | None) -> dict[str, NDArray | list]:
+    def _measured(self, scene: Scene, number: int, wanted: NDArray | None, seed: int) -> dict[str, NDArray | list]:
         """Return what is known of the sources of one scene, by names of `Posterior.from_draws`."""
         image, rms = (values[number].double().numpy() for values in (scene.image, scene.sky_rms))
         detection = (detect_cold_hot if self.pairs else _detect_everywhere)(_combined(image, rms), 1.0)
@@ -108,6 +108,7 @@ class SepDeblender:
         # A last row, at index -1, stands for what was not detected.
         none = np.full((1, len(rms)), np.nan)
         flux, error = (np.append(np.stack(values, -1), none, 0) for values in zip(*measured, strict=True))
+        normal = np.random.default_rng([seed, number]).normal(size=(self.draws, len(at), len(rms)))
         axes = np.append(np.stack([detection.semi_minor / detection.semi_major, detection.angle]), [[np.nan]] * 2, 1)
         touching = _touching(detection)
         alone = touching.max(initial=-1) + 1 + np.arange(len(at))
@@ -118,8 +119,7 @@ class SepDeblender:
             "group": np.unique(np.where(chosen >= 0, np.append(touching, 0)[chosen], alone), return_inverse=True)[1],
             "x": at[:, 0],
             "y": at[:, 1],
-            "flux": flux[chosen],
-            "error": error[chosen],
+            "draws": flux[chosen] + error[chosen] * normal,
             "flags": np.where(chosen < 0, int(Flag.NOT_DETECTED), 0),
             "axis_ratio": axes[0, chosen],
             "angle": axes[1, chosen],
@@ -128,20 +128,15 @@ class SepDeblender:
             "mask": [mask for _, mask in cutouts],
         }
 
-    def _posterior(self, scene: Scene, parts: list[dict], seed: int) -> Posterior:
+    def _posterior(self, scene: Scene, parts: list[dict]) -> Posterior:
         bands, shape = scene.image.shape[1], scene.image.shape[-2:]
-        noise = [
-            np.random.default_rng([seed, number]).normal(size=(self.draws, *part["flux"].shape))
-            for number, part in enumerate(parts)
-        ]
-        draws = [part["flux"] + part["error"] * normal for part, normal in zip(parts, noise, strict=True)]
-        empty = np.zeros((self.draws, 0, bands))
+        draws = [np.zeros((self.draws, 0, bands)), *(part["draws"] for part in parts)]
         masks = [mask for part in parts for mask in part["mask"]]
         known = {name: np.concatenate([part[name] for part in parts]) for name in KNOWN} if parts else {}
         corner = known.pop("corner", np.zeros((0, 2)))
         place = {name: known.pop(name, np.zeros(0)) for name in ("scene", "group", "x", "y")}
         return Posterior.from_draws(
-            flux_auto=np.concatenate([empty, *draws], axis=1)[None],
+            flux_auto=np.concatenate(draws, axis=1)[None],
             **place,
             bands=("",) if bands == 1 else tuple(map(str, range(bands))),
             zero_point=scene.zero_point,
