@@ -1,8 +1,8 @@
 """A library of isolated galaxies: pixels, measurements, splits in which no galaxy is in two parts, and files.
 
-A library is a folder. ``library.h5`` holds a dataset for each field of `Library`, segmentations packed along their last
-axis. ``keep.csv`` has one row per galaxy for the user to edit: its column ``keep``, yes or no, is what counts. Contact
-sheets show the galaxies with their segmentations, in green frames if they are kept and red ones if not.
+A library is a folder. ``library.h5`` holds a table with a column for each field of `Library`. ``keep.csv`` has one row
+per galaxy for the user to edit: its column ``keep``, yes or no, is what counts. Contact sheets show the galaxies with
+their segmentations, in green frames if they are kept and red ones if not.
 """
 
 from __future__ import annotations
@@ -263,13 +263,7 @@ def write_library(path: str | PathLike[str], library: Library, *, overwrite: boo
     with output_folder(path, overwrite=overwrite) as folder:
         with h5py.File(folder / LIBRARY_FILE, "w") as file:
             file.attrs.update(header("library"))
-            for name, values in vars(library).items():
-                if values.dtype.kind == "U":
-                    file.create_dataset(name, data=values.tolist(), dtype=h5py.string_dtype(), shape=values.shape)
-                elif name == "segmentation":
-                    file.create_dataset(name, data=np.packbits(values, axis=-1), compression="lzf")
-                else:
-                    file[name] = values
+            Table(vars(library)).write(file, path="galaxies", compression="lzf")
         keep_table(library).write(folder / KEEP_FILE, format="ascii.csv")
         return [LIBRARY_FILE, KEEP_FILE, *_contact_sheets(folder, library)]
 
@@ -321,16 +315,9 @@ def _read(path: Path) -> Library:
         raise ValueError(f"{path / LIBRARY_FILE}: not a library written by probdeblend, or damaged") from error
     with file:
         check_header(file.attrs, "library", path / LIBRARY_FILE)
-        library = Library(**{field.name: _load(file[field.name]) for field in fields(Library)})
+        table = Table.read(file, path="galaxies", character_as_bytes=False)
+    library = Library(**{name: np.asarray(table[name]) for name in table.colnames})
     return replace(library, keep=_kept(path / KEEP_FILE, library))
-
-
-def _load(dataset: h5py.Dataset) -> NDArray:
-    if dataset.name == "/segmentation":
-        return np.unpackbits(dataset[()], axis=-1).astype(bool)
-    if h5py.check_string_dtype(dataset.dtype):
-        return np.array(dataset.asstr()[()], dtype=str)
-    return dataset[()]
 
 
 def _kept(path: Path, library: Library) -> NDArray[np.bool_]:
