@@ -80,14 +80,13 @@ def fit(
     *,
     schedule: Schedule,
     checkpoint: Path | None = None,
-    mixed: bool = True,
 ) -> History:
     """Minimize a loss; at the end its network holds the weights that validated best.
 
     ``loss(*batch)`` is the scalar to minimize; `batches`, called with the number of the first batch, returns the
     batches from there on. A loss may state its terms at the latest call as a dictionary `parts`. With a `checkpoint`,
     the state of training is written to that file at every validation, and read where it exists: training that is
-    resumed equals training without interruption. `mixed` runs the network in bfloat16 with float32 weights.
+    resumed equals training without interruption. The network runs in bfloat16 with float32 weights.
     """
     if not validation:
         raise ValueError("validation must hold at least one batch, got none")
@@ -107,14 +106,14 @@ def fit(
     for batch in islice(source, schedule.steps - history.step):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(history.step)
-        value = _step(loss, batch, optimizer, mixed=mixed)
+        value = _step(loss, batch, optimizer)
         running += [] if value is None else [value]
         history.skipped += value is None
         history.step += 1
         bar.update()
         if history.step % schedule.validate_every and history.step < schedule.steps:
             continue
-        if _validated(loss, validation, history, running, mixed=mixed):
+        if _validated(loss, validation, history, running):
             best = {name: value.detach().clone() for name, value in loss.state_dict().items()}
         running = []
         losses = (f"{name} {value:.4f}" for name, value in history.rows[-1].items() if name != "step")
@@ -131,9 +130,9 @@ def fit(
     return history
 
 
-def _step(loss: nn.Module, batch: Sequence[Tensor], optimizer: torch.optim.Optimizer, *, mixed: bool) -> Tensor | None:
+def _step(loss: nn.Module, batch: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> Tensor | None:
     """Follow the gradient of a batch and return its loss; None if the gradient is not finite, and leads nowhere."""
-    value = _forward(loss, batch, mixed=mixed)
+    value = _forward(loss, batch)
     optimizer.zero_grad(set_to_none=True)
     value.backward()
     if not torch.isfinite(nn.utils.clip_grad_norm_(loss.parameters(), CLIP)):
@@ -142,25 +141,23 @@ def _step(loss: nn.Module, batch: Sequence[Tensor], optimizer: torch.optim.Optim
     return value.detach()
 
 
-def _forward(loss: nn.Module, batch: Sequence[Tensor], *, mixed: bool) -> Tensor:
+def _forward(loss: nn.Module, batch: Sequence[Tensor]) -> Tensor:
     device = next(loss.parameters()).device
     moved = [part.to(device, non_blocking=True) for part in batch]
     if moved[0].ndim == 4:
         moved[0] = moved[0].contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+    with torch.autocast(device.type, torch.bfloat16):
         return loss(*moved)
 
 
-def _validated(
-    loss: nn.Module, batches: Sequence[Sequence[Tensor]], history: History, running: list[Tensor], *, mixed: bool
-) -> bool:
+def _validated(loss: nn.Module, batches: Sequence[Sequence[Tensor]], history: History, running: list[Tensor]) -> bool:
     """Add the training loss and the mean validation loss to the history, and return whether it is the best so far."""
     training = float(torch.stack(running).mean()) if running else math.nan
     scores: list[dict[str, float]] = []
     loss.eval()
     with torch.no_grad():
         for batch in batches:
-            scores.append({"validation": float(_forward(loss, batch, mixed=mixed))} | getattr(loss, "parts", {}))
+            scores.append({"validation": float(_forward(loss, batch))} | getattr(loss, "parts", {}))
     loss.train()
     mean = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
     if not math.isfinite(score := mean["validation"]) or not math.isfinite(training):
