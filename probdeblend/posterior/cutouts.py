@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -194,12 +193,9 @@ class Cutouts:
     def from_dataset(cls, dataset: xr.Dataset) -> Self:
         """Return what `to_dataset` stored."""
         sizes = dataset["cutout_size"].values
-        bounds = np.concatenate([[0], np.cumsum(sizes.prod(1))])
+        bounds = np.cumsum(sizes.prod(1))[:-1]
         known: dict[str, list[NDArray]] = {name: [] for name in dataset.attrs["cutout_names"].split()}
         for name in known if len(sizes) else ():
-            row = dataset[f"cutout_{name}"].values
-            known[name] = [
-                row[..., start:end].reshape(*row.shape[:-1], *size)
-                for (start, end), size in zip(pairwise(bounds), sizes, strict=True)
-            ]
+            rows = np.split(dataset[f"cutout_{name}"].values, bounds, axis=-1)
+            known[name] = [row.reshape(*row.shape[:-1], *size) for row, size in zip(rows, sizes, strict=True)]
         return cls(dataset["cutout_corner"].values, dataset.attrs["cutout_shape"], **known)
