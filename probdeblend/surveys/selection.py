@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from os import PathLike
 from pathlib import Path
 
@@ -206,15 +207,12 @@ def find_sources(mosaic: FieldImage, instrument: Instrument) -> Table:
     SEP works tile by tile; a source belongs to the tile whose core holds its center.
     """
     rows = []
-    corners = ((x0, y0) for y0 in range(0, mosaic.shape[0], TILE) for x0 in range(0, mosaic.shape[1], TILE))
-    for x0, y0 in corners:
+    for y0, x0 in product(*(range(0, side, TILE) for side in mosaic.shape)):
         window = mosaic.window(x0 - OVERLAP, y0 - OVERLAP, TILE + 2 * OVERLAP)
-        if not np.isfinite(window).any():
-            continue
-        (good,) = ndimage.find_objects(np.isfinite(window).astype(int))
         try:
+            (good,) = ndimage.find_objects(np.isfinite(window).astype(int))
             pixels, sky_rms, found = find_galaxies(window[good])
-        except ValueError:  # no sky in this tile
+        except ValueError:  # no pixel or no sky in this tile
             continue
         flux, _ = kron_flux(pixels, found, sky_rms)
         x, y = (at + side.start - OVERLAP for at, side in ((found.x, good[1]), (found.y, good[0])))
