@@ -263,8 +263,7 @@ class Deblender(nn.Module):
             alike = [(number, members) for number, members in groups if len(members) == size]
             chunk = max(1, ENTRIES // (max(draws, chains) * size * bands * 2))
             for part in (alike[start : start + chunk] for start in range(0, len(alike), chunk)):
-                own = {n: [members for _, members in found] for n, found in groupby(part, itemgetter(0))}
-                parts = [source_features(readings[number], members) for number, members in own.items()]
+                parts = [source_features(readings[n], [m for _, m in own]) for n, own in groupby(part, itemgetter(0))]
                 features = SourceFeatures(*(torch.cat(values).to(self._device) for values in zip(*parts, strict=True)))
                 index = [(row, list(range(size))) for row in range(len(part))]
                 keys = [members[0] for _, members in part]

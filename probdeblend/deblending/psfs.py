@@ -50,8 +50,7 @@ def band_psfs(psf: PsfLike | None, bands: list[BandPixels], pixel_scale: float, 
         arrays = list(array) if array.ndim == 3 else [array]
     if len(arrays) not in (1, len(bands)):
         raise ValueError(f"psf must be one or one for each of {len(bands)} bands, got {len(arrays)}")
-    stamps = [_stamp(array) for array in arrays]
-    return torch.stack(stamps if len(stamps) == len(bands) else stamps * len(bands))
+    return torch.stack([_stamp(array) for array in arrays]).expand(len(bands), -1, -1)
 
 
 def _psf_array(psf: PsfLike, pixel_scale: float) -> NDArray[np.float64]:

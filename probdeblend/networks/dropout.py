@@ -113,10 +113,9 @@ def draw_groups(
     tokens = network.tokens_of(features, index)
     parts = []
     for start in range(0, len(index), chunk):
-        piece = GroupTokens(*(value[start : start + chunk] for value in tokens))
-        parts.append(
-            _draw(network, piece, kept, keys[start : start + chunk], each=math.ceil(draws / len(kept)), seed=seed)
-        )
+        here = slice(start, start + chunk)
+        piece = GroupTokens(*(value[here] for value in tokens))
+        parts.append(_draw(network, piece, kept, keys[here], each=math.ceil(draws / len(kept)), seed=seed))
     return GroupDraws(*(torch.cat(values, 2 if i == 0 else 0) for i, values in enumerate(zip(*parts, strict=True))))
 
 

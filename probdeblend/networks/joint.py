@@ -16,8 +16,7 @@ own whose mean may depend on the Kron flux.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -67,16 +66,9 @@ def contrasts(sources: int, like: Tensor) -> Tensor:
     return (basis / (column * (column + 1)).sqrt()).to(like)
 
 
-def _in_full_precision(method: Callable) -> Callable:
+def _in_full_precision(like: Tensor) -> torch.autocast:
     """Leave mixed precision: a covariance in bfloat16 need not be positive definite where errors are correlated."""
-
-    @wraps(method)
-    def run(self: GroupFlux, first: FluxNumbers | Tensor, *others: Tensor) -> Tensor | None:
-        device = (first.mean if isinstance(first, FluxNumbers) else first).device.type
-        with torch.autocast(device, enabled=False):
-            return method(self, first, *others)
-
-    return run
+    return torch.autocast(like.device.type, enabled=False)
 
 
 class GroupFlux(TorchDistribution):
@@ -92,19 +84,14 @@ class GroupFlux(TorchDistribution):
     support = constraints.independent(constraints.real, 3)
     has_rsample = True
 
-    @_in_full_precision
     def __init__(self, numbers: FluxNumbers) -> None:
         self.numbers = numbers
-        mean = numbers.mean
-        groups, sources, bands = mean.shape
-        self._basis = contrasts(sources, mean)
-        self._division_factor = self._scale_of_division()
-        total = torch.diag_embed(numbers.total_width.square())
-        total = total + numbers.total_common[..., :, None] * numbers.total_common[..., None, :]
-        self._total_factor = torch.linalg.cholesky(total)
-        aperture = torch.diag_embed(numbers.aperture_width.square())
-        aperture = aperture + numbers.aperture_common[..., :, None] * numbers.aperture_common[..., None, :]
-        self._aperture_factor = torch.linalg.cholesky(aperture)
+        groups, sources, bands = numbers.mean.shape
+        self._basis = contrasts(sources, numbers.mean)
+        with _in_full_precision(numbers.mean):
+            self._division_factor = self._scale_of_division()
+            self._total_factor = _factor(numbers.total_width, numbers.total_common)
+            self._aperture_factor = _factor(numbers.aperture_width, numbers.aperture_common)
         super().__init__(torch.Size((groups,)), torch.Size((sources, bands, len(FLUX_KINDS))), validate_args=False)
 
     def _scale_of_division(self) -> Tensor:
@@ -112,12 +99,10 @@ class GroupFlux(TorchDistribution):
         n = self.numbers
         groups, sources, bands = n.mean.shape
         same_band = torch.eye(bands, dtype=n.mean.dtype, device=n.mean.device)
-        together, alone = n.exchange, n.band_exchange
         # Exchange between different sources; that of a source with itself is left out.
         other = 1 - torch.eye(sources, dtype=n.mean.dtype, device=n.mean.device)[..., None]
-        together, alone = together * other, alone * other
-        lost = together.transpose(1, 2)
-        across = -torch.einsum("gijb,gijc->gibjc", together, lost)
+        together, alone = n.exchange * other, n.band_exchange * other
+        across = -torch.einsum("gijb,gijc->gibjc", together, together.transpose(1, 2))
         across = across - torch.einsum("gijb,gijb,bc->gibjc", alone, alone.transpose(1, 2), same_band)
         own = torch.einsum("gijb,gijc->gibc", together, together) + n.common[..., :, None] * n.common[..., None, :]
         own = own + torch.diag_embed(alone.square().sum(2) + n.width.square())
@@ -147,7 +132,6 @@ class GroupFlux(TorchDistribution):
         auto = value[..., AUTO]
         return self.log_prob_auto(auto) + self.log_prob_aperture(value).sum(-1)
 
-    @_in_full_precision
     def log_prob_auto(self, auto: Tensor) -> Tensor:
         """Return the log-density of the auto fluxes alone.
 
@@ -163,20 +147,15 @@ class GroupFlux(TorchDistribution):
         """
         sources, bands = auto.shape[-2:]
         departure = auto - self.numbers.mean
-        division = torch.einsum("...sb,sk->...kb", departure, self._basis)
-        centered = departure - departure.mean(-2, keepdim=True)
-        total = auto.logsumexp(-2) - self._total_mean(centered)
-        # Both parts have one scale of the Student-t.
-        whitened = torch.cat(
-            [_solve(self._division_factor, division.flatten(-2)), _solve(self._total_factor, total)], -1
-        )
-        size = sum(
-            factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) for factor in (self._division_factor, self._total_factor)
-        )
-        size = size + 0.5 * bands * math.log(sources)
+        with _in_full_precision(auto):
+            division = torch.einsum("...sb,sk->...kb", departure, self._basis)
+            total = auto.logsumexp(-2) - self._total_mean(departure - departure.mean(-2, keepdim=True))
+            # Both parts have one scale of the Student-t.
+            parts = (self._division_factor, division.flatten(-2)), (self._total_factor, total)
+            whitened = torch.cat([_solve(*part) for part in parts], -1)
+        size = sum(_log_size(factor) for factor, _ in parts) + 0.5 * bands * math.log(sources)
         return student_t(whitened.square().sum(-1), sources * bands, self.numbers.freedom) - size
 
-    @_in_full_precision
     def log_prob_aperture(self, value: Tensor) -> Tensor:
         """Return the log-density of the aperture corrections, given the auto fluxes.
 
@@ -192,9 +171,10 @@ class GroupFlux(TorchDistribution):
         """
         n = self.numbers
         mean = n.aperture + n.aperture_slope * (value[..., AUTO] - n.mean)
-        whitened = _solve(self._aperture_factor, value[..., AUTO] - value[..., TOTAL] - mean)
-        size = self._aperture_factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return student_t(whitened.square().sum(-1), whitened.shape[-1], n.aperture_freedom) - size
+        with _in_full_precision(value):
+            whitened = _solve(self._aperture_factor, value[..., AUTO] - value[..., TOTAL] - mean)
+        size = whitened.shape[-1], n.aperture_freedom
+        return student_t(whitened.square().sum(-1), *size) - _log_size(self._aperture_factor)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw ln fluxes, differentiably.
@@ -215,7 +195,6 @@ class GroupFlux(TorchDistribution):
         stretch = _inverse_chi(n.freedom.expand(shape[:-2]))
         return self.transform(noise, stretch, _inverse_chi(n.aperture_freedom.expand(shape[:-1])))
 
-    @_in_full_precision
     def transform(self, noise: Tensor, stretch: Tensor, aperture_stretch: Tensor) -> Tensor:
         """Turn standard normals into draws.
 
@@ -237,13 +216,23 @@ class GroupFlux(TorchDistribution):
         auto, aperture = noise.unbind(-1)
         auto = (auto * stretch[..., None, None]).flatten(-2)
         divided, total = auto.split([(sources - 1) * bands, bands], -1)
-        divided = (self._division_factor @ divided[..., None])[..., 0].unflatten(-1, (sources - 1, bands))
-        departure = torch.einsum("...kb,sk->...sb", divided, self._basis)
-        total = self._total_mean(departure) + (self._total_factor @ total[..., None])[..., 0]
+        with _in_full_precision(noise):
+            divided = (self._division_factor @ divided[..., None])[..., 0].unflatten(-1, (sources - 1, bands))
+            departure = torch.einsum("...kb,sk->...sb", divided, self._basis)
+            total = self._total_mean(departure) + (self._total_factor @ total[..., None])[..., 0]
+            aperture = (self._aperture_factor @ (aperture * aperture_stretch[..., None])[..., None])[..., 0]
         division = departure + n.mean - n.mean.mean(1, keepdim=True)
         auto = division + (total - division.logsumexp(-2))[..., None, :]
-        aperture = (self._aperture_factor @ (aperture * aperture_stretch[..., None])[..., None])[..., 0]
         return torch.stack([auto, auto - n.aperture - n.aperture_slope * (auto - n.mean) - aperture], -1)
+
+
+def _factor(width: Tensor, common: Tensor) -> Tensor:
+    """Cholesky factor of a covariance of own widths and one common factor."""
+    return torch.linalg.cholesky(torch.diag_embed(width.square()) + common[..., :, None] * common[..., None, :])
+
+
+def _log_size(factor: Tensor) -> Tensor:
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def _solve(factor: Tensor, values: Tensor) -> Tensor:

@@ -21,17 +21,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = [
-    "CONDITIONS",
-    "FOLD",
-    "REACH",
-    "STRIDE",
-    "Trunk",
-    "TrunkMaps",
-    "describe_bands",
-    "matched_filter",
-    "stretched",
-]
+__all__ = ["FOLD", "REACH", "STRIDE", "Trunk", "TrunkMaps", "describe_bands", "matched_filter", "stretched"]
 
 FOLD = 2  # pixels on a side that are folded into channels
 WIDTHS = (16, 32, 48, 64)
@@ -92,9 +82,8 @@ def describe_bands(psf: Tensor, noise: Tensor) -> Tensor:
     area = psf.square().sum((-2, -1)).rsqrt()
     energy = [(psf * (limit + 0.5 - radius).clamp(0, 1)).sum((-2, -1)) for limit in RADII]
     weighted = psf * torch.exp(-0.5 * (radius / (1.2 * area[..., None, None])).square())
-    xx, yy, xy = (
-        (weighted * moment).sum((-2, -1)) for moment in (place.square(), place[:, None] ** 2, place * place[:, None])
-    )
+    moments = (place.square(), place[:, None] ** 2, place * place[:, None])
+    xx, yy, xy = ((weighted * moment).sum((-2, -1)) for moment in moments)
     size = (xx + yy).clamp(min=1e-6)
     shape = [(area / 5).log(), *energy, 5 * (xx - yy) / size, 10 * xy / size]
     return torch.cat([torch.stack(shape, -1), noise], -1)
