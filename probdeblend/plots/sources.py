@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
@@ -14,8 +15,6 @@ from .images import PALETTE, plot_image, show, stretch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ..posterior.draws import Posterior
 
 __all__ = ["plot_field", "plot_group", "plot_source"]
 
@@ -28,8 +27,21 @@ MOST_PIXELS = 1500  # on a side of a field; of larger ones every second, third .
 DEPTH = 1.5  # of the colors, relative to the gray of the image
 
 
+class Sources(Protocol):
+    """What a figure needs of a `probdeblend.Posterior`."""
+
+    dataset: xr.Dataset
+    cutouts: Any
+
+    def index(self, label: int) -> int:
+        """Return the place of a source."""
+
+    def model_image(self, scene: int) -> NDArray:
+        """Return the sum of the images of the sources."""
+
+
 def plot_source(
-    posterior: Posterior, label: int, image: ArrayLike | None = None, *, band: int = 0
+    posterior: Sources, label: int, image: ArrayLike | None = None, *, band: int = 0
 ) -> NDArray[np.object_]:
     """Show a source: the image, its mask probability, its deblended image, and the posterior of its flux.
 
@@ -68,12 +80,18 @@ def plot_source(
     for panel, title in zip(panels, (f"source {label}", "mask probability", "deblended"), strict=False):
         panel.set_title(title, fontsize="medium")
         panel.set_box_aspect(mask.data.shape[0] / mask.data.shape[1])
-    _flux_panel(panels[3], posterior, number, band)
+    draws, kind = _draws(posterior, band)
+    draws, unit = draws[number], posterior.dataset.attrs["unit"]
+    panels[3].set(xlabel=kind + (f" [{unit}]" if unit else ""), yticks=[])
+    panels[3].set_title(_measured(np.median(draws), draws.std(ddof=min(1, len(draws) - 1))), fontsize="medium")
+    if np.isfinite(draws).all():
+        panels[3].hist(draws, np.linspace(*_limits(draws), 41), color=PALETTE[1], alpha=0.75)
+        panels[3].axvspan(*np.quantile(draws, ONE_SIGMA)[::2], color="0.5", alpha=0.2, lw=0, zorder=0)
     return panels
 
 
 def plot_group(
-    posterior: Posterior, label: int, image: ArrayLike | None = None, *, band: int = 0
+    posterior: Sources, label: int, image: ArrayLike | None = None, *, band: int = 0
 ) -> tuple[Axes, NDArray[np.object_]]:
     """Show a group: the masks of its sources in colors over the image, and the joint posterior of their fluxes.
 
@@ -127,7 +145,7 @@ def plot_group(
 
 
 def plot_field(
-    posterior: Posterior, image: ArrayLike | None = None, *, scene: int = 0, band: int = 0
+    posterior: Sources, image: ArrayLike | None = None, *, scene: int = 0, band: int = 0
 ) -> NDArray[np.object_]:
     """Show a field beside its deblended sources: each source's light in a color that its neighbors do not have.
 
@@ -177,7 +195,7 @@ def plot_field(
     return panels
 
 
-def _scene_image(posterior: Posterior, scene: int, image: ArrayLike | None, band: int) -> NDArray:
+def _scene_image(posterior: Sources, scene: int, image: ArrayLike | None, band: int) -> NDArray:
     pixels = posterior.model_image(int(scene)) if image is None else np.asarray(image, dtype=float)
     pixels = pixels[band] if pixels.ndim == 3 else pixels
     if pixels.shape != posterior.cutouts.shape:
@@ -185,7 +203,7 @@ def _scene_image(posterior: Posterior, scene: int, image: ArrayLike | None, band
     return pixels
 
 
-def _draws(posterior: Posterior, band: int) -> tuple[NDArray, str]:
+def _draws(posterior: Sources, band: int) -> tuple[NDArray, str]:
     """Return the draws ``(source, draw)`` of the total flux, or of the Kron flux where that alone is known."""
     name = "flux" if "flux" in posterior.dataset else "flux_auto"
     draws = posterior.dataset[name].isel(band=band).transpose("source", "chain", "draw").values.astype(float)
@@ -198,17 +216,7 @@ def _outline(axes: Axes, mask: object, color: str) -> None:
         axes.contour(x + np.arange(columns), y + np.arange(rows), mask.data, [0.5], colors=[color], linewidths=1.3)
 
 
-def _flux_panel(axes: Axes, posterior: Posterior, number: int, band: int) -> None:
-    draws, kind = _draws(posterior, band)
-    draws, unit = draws[number], posterior.dataset.attrs["unit"]
-    axes.set(xlabel=kind + (f" [{unit}]" if unit else ""), yticks=[])
-    axes.set_title(_measured(np.median(draws), draws.std(ddof=min(1, len(draws) - 1))), fontsize="medium")
-    if np.isfinite(draws).all():
-        axes.hist(draws, np.linspace(*_limits(draws), 41), color=PALETTE[1], alpha=0.75)
-        axes.axvspan(*np.quantile(draws, ONE_SIGMA)[::2], color="0.5", alpha=0.2, lw=0, zorder=0)
-
-
-def _group_image(axes: Axes, posterior: Posterior, colors: dict[int, str], pixels: NDArray) -> None:
+def _group_image(axes: Axes, posterior: Sources, colors: dict[int, str], pixels: NDArray) -> None:
     plot_image(pixels, axes=axes)
     label, x, y = (posterior.dataset[name].values for name in ("label", "x", "y"))
     edges = []
