@@ -181,21 +181,22 @@ class Cutouts:
 
     def to_dataset(self) -> xr.Dataset:
         """Return the pixels of all sources in one row for each kind, as a file holds them."""
-        places = {"cutout_corner": self.corner, "cutout_size": self.sizes}
-        stored = {name: (("source", "axis"), values) for name, values in places.items()}
+        known = {"shape": np.array(self.shape), "names": " ".join(self.known)}
+        stored = {"cutout_corner": (("source", "axis"), self.corner, known)}
+        stored["cutout_size"] = (("source", "axis"), self.sizes)
         for name, arrays in self.known.items():
             rows = [array.reshape(*array.shape[:-2], -1) for array in arrays]
             if rows:
                 stored[f"cutout_{name}"] = ((*PIXELS[name], "pixel"), np.concatenate(rows, axis=-1))
-        return xr.Dataset(stored, attrs={"cutout_shape": np.array(self.shape), "cutout_names": " ".join(self.known)})
+        return xr.Dataset(stored)
 
     @classmethod
     def from_dataset(cls, dataset: xr.Dataset) -> Self:
         """Return what `to_dataset` stored."""
-        sizes = dataset["cutout_size"].values
+        corner, sizes = dataset["cutout_corner"], dataset["cutout_size"].values
         bounds = np.cumsum(sizes.prod(1))[:-1]
-        known: dict[str, list[NDArray]] = {name: [] for name in dataset.attrs["cutout_names"].split()}
+        known: dict[str, list[NDArray]] = {name: [] for name in corner.attrs["names"].split()}
         for name in known if len(sizes) else ():
             rows = np.split(dataset[f"cutout_{name}"].values, bounds, axis=-1)
             known[name] = [row.reshape(*row.shape[:-1], *size) for row, size in zip(rows, sizes, strict=True)]
-        return cls(dataset["cutout_corner"].values, dataset.attrs["cutout_shape"], **known)
+        return cls(corner.values, corner.attrs["shape"], **known)

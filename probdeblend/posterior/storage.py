@@ -37,8 +37,7 @@ def save(posterior: Posterior, path: str | os.PathLike[str], *, overwrite: bool 
     """
     dataset = posterior.dataset
     if posterior.cutouts is not None:
-        pixels = posterior.cutouts.to_dataset()
-        dataset = dataset.assign(pixels.data_vars).assign_attrs(pixels.attrs)
+        dataset = dataset.assign(posterior.cutouts.to_dataset().data_vars)
     encoding = {name: {"zlib": True, "complevel": 1} for name in dataset.data_vars if "pixel" in dataset[name].dims}
     with whole_file(path, overwrite=overwrite) as temporary:
         memory = io.BytesIO()  # HDF5 itself crashes where the disk is full
@@ -76,7 +75,4 @@ def open_posterior(cls: type[Posterior], path: str | os.PathLike[str]) -> Poster
         raise ValueError(f"{path}: not a posterior written by probdeblend, or damaged") from error
     check_header(dataset.attrs, "posterior", path)
     cutouts = Cutouts.from_dataset(dataset) if "cutout_corner" in dataset else None
-    attributes = {name: value for name, value in dataset.attrs.items() if not name.startswith("cutout")}
-    dataset = dataset.drop_vars([name for name in dataset.data_vars if name.startswith("cutout")])
-    dataset.attrs = attributes
-    return cls(dataset, cutouts)
+    return cls(dataset.drop_vars([name for name in dataset.data_vars if name.startswith("cutout")]), cutouts)
