@@ -180,10 +180,9 @@ def cut_galaxies(
     why = ["too faint", "off the mosaic", "too near the edge"]
     refused = np.select([~(magnitude < faintest), ~(inside >= -0.5), inside < NEAR_EDGE], why, default="")
     centers: list[tuple[float, float]] = []
-    for number, reason in enumerate(refused.tolist()):
+    skipped.update(filter(None, refused.tolist()))
+    for number in np.flatnonzero(refused == "").tolist():
         try:
-            if reason:
-                raise NotIsolatedError(reason)
             left, top = round(x[number]) - WINDOW // 2, round(y[number]) - WINDOW // 2
             place, rng = (x[number] - left, y[number] - top), np.random.default_rng((seed, number))
             cut = cut_galaxy(mosaic.window(left, top, WINDOW), *place, instrument=instrument, rng=rng)

@@ -103,9 +103,8 @@ def train(
         )
 
     held_out = _stream(batch_size, seed + HELD_OUT)
-    validating, familiar = (
-        min(steps, math.ceil(scenes / batch_size)) for scenes in (VALIDATION_SCENES, FAMILIAR_SCENES)
-    )
+    validating = min(steps, math.ceil(VALIDATION_SCENES / batch_size))
+    familiar = min(steps, math.ceil(FAMILIAR_SCENES / batch_size))
     later = (batch for batch in map(held_out.batch, count(validating)) if batch.light.shape[1])
     with (
         unfinished_folder(output, settings, resume=resume, overwrite=overwrite) as kept,
