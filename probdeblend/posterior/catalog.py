@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy import units as u
-from astropy.table import QTable
-from astropy.utils.masked import Masked
+from astropy.table import Column, MaskedColumn, QTable
 from numpy.typing import NDArray
 
 from ..metrics.arrays import ONE_SIGMA
@@ -71,9 +70,11 @@ def tabulate(posterior: Posterior) -> QTable:
         form, unit, description = COLUMNS.get(name) or (*COLUMNS[of][:2], f"standard deviation of {of}")
         array = np.asarray(values[name])
         for suffix, column in zip(suffixes, array.T, strict=True) if array.ndim == 2 else [("", array)]:
-            table[name + suffix] = _column(column, flux_unit if unit is FLUX else unit, masked=name in MASKED)
-            table[name + suffix].info.format = form or None
-            table[name + suffix].info.description = description
+            look = {"unit": flux_unit if unit is FLUX else unit, "format": form or None, "description": description}
+            masked = name in MASKED
+            table[name + suffix] = (
+                MaskedColumn(np.ma.masked_invalid(column), **look) if masked else Column(column, **look)
+            )
     return table
 
 
@@ -122,10 +123,3 @@ def _neighbors(draws: NDArray, group: NDArray, label: NDArray) -> dict[str, NDAr
         neighbor[members] = np.where(known, label[members[most]], np.nan)
         correlation[members] = np.where(known[:, None], found[np.arange(len(members)), most], np.nan)
     return {"correlation": correlation, "neighbor": neighbor}
-
-
-def _column(values: NDArray, unit: u.UnitBase | None, *, masked: bool) -> object:
-    values = np.ma.masked_invalid(values) if masked else values
-    if unit is None:
-        return values
-    return (Masked(values.data, mask=np.ma.getmaskarray(values)) if masked else values) * unit
