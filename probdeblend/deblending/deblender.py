@@ -355,13 +355,14 @@ def _observations(scene: Scene) -> list[Observation]:
             noise_kernel=kernel[number].float(),
             photon=photon[number].float(),
             wavelength=wavelength[number],
-            window=partial(_cut, ratio[number].float()),
+            window=window,
+            network_window=window,
             sky_rms=lambda x, _, level=levels[number]: np.repeat(level[None], len(x), 0),
             bands=tuple(map(str, range(shape[1]))) if shape[1] > 1 else ("",),
             pixel_scale=scene.pixel_scale,
             zero_point=scene.zero_point,
         )
-        for number in range(len(scene))
+        for number, window in enumerate(partial(_cut, pixels.float()) for pixels in ratio)
     ]
 
 

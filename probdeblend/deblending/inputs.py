@@ -85,6 +85,7 @@ class Observation:
     photon: Tensor
     wavelength: Tensor
     window: Window
+    network_window: Window
     sky_rms: Callable[[NDArray, NDArray], NDArray[np.float64]]
     bands: tuple[str, ...] = ("",)
     pixel_scale: float = 1.0
@@ -92,12 +93,8 @@ class Observation:
     zero_point: tuple[float, ...] = ()
     wcs: WCS | None = None
     notes: list[str] = field(default_factory=list)
-    network_window: Window | None = None
     noise_map: Callable[[slice, slice], list[NDArray[np.float64]]] = lambda *_: []
     noise_ratio: NDArray[np.float32] | float = 1.0
-
-    def __post_init__(self) -> None:
-        self.network_window = self.network_window or self.window
 
     @property
     def noise(self) -> Tensor:
@@ -258,8 +255,7 @@ def _noise_of(sky_rms: object, opened: list[_Band], shape: tuple[int, int], unit
     good = np.isfinite(noise) & (noise > 0)
     if not (good.all() if noise.ndim < 2 else good.any()):
         raise ValueError(f"sky_rms must be positive and finite, got {noise[~good][0]:g}")
-    spread = np.broadcast_to(noise, (len(opened), *(shape if noise.ndim > 1 else ())))
-    return spread.tolist() if noise.ndim < 2 else list(spread)
+    return list(np.broadcast_to(noise, (len(opened), *(shape if noise.ndim > 1 else ()))))
 
 
 def _uncertainty(band: _Band) -> NDArray | None:

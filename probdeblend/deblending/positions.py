@@ -63,9 +63,8 @@ def _from_table(table: Table, wcs: WCS | None) -> tuple[NDArray, NDArray]:
         if set(names) <= set(table.colnames):
             return tuple(_numbers(getattr(table[name], "value", table[name])) for name in names)
     if {"ra", "dec"} <= set(table.colnames):
-        return _to_pixels(
-            SkyCoord(table["ra"], table["dec"], unit=[table[n].unit or "deg" for n in ("ra", "dec")]), wcs
-        )
+        units = [table[name].unit or "deg" for name in ("ra", "dec")]
+        return _to_pixels(SkyCoord(table["ra"], table["dec"], unit=units), wcs)
     raise ValueError(f"positions must have columns x and y, or ra and dec, got {', '.join(table.colnames)}")
 
 
@@ -82,10 +81,8 @@ def _check_positions(x: NDArray, y: NDArray, shape: tuple[int, int]) -> None:
         raise ValueError("positions must be finite, got NaN")
     outside = (x < -0.5) | (y < -0.5) | (x >= shape[1] - 0.5) | (y >= shape[0] - 0.5)
     if outside.any():
-        i = int(outside.argmax())
-        raise ValueError(
-            f"positions must be inside the image of {shape[1]} x {shape[0]} pixels, got x, y = {x[i]:.6g}, {y[i]:.6g}"
-        )
+        place = f"{x[outside][0]:.6g}, {y[outside][0]:.6g}"
+        raise ValueError(f"positions must be inside the image of {shape[1]} x {shape[0]} pixels, got x, y = {place}")
     unique, counts = np.unique(np.stack([x, y], -1), axis=0, return_counts=True)
     if (counts > 1).any():
         twice = unique[counts > 1][0]

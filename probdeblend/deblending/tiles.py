@@ -123,9 +123,10 @@ class _Sources(NamedTuple):
         inside = (self.column >= part[1].start - margin) & (self.column < part[1].stop + margin)
         return inside & (self.row >= part[0].start - margin) & (self.row < part[0].stop + margin)
 
-    def places(self, origin: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def places(self, part: Sequence[slice]) -> tuple[Tensor, Tensor]:
         """Return x and y ``(1, source)`` from the first pixel of a part of the image."""
-        return tuple(torch.from_numpy(v - o).float()[None] for v, o in ((self.x, origin[1]), (self.y, origin[0])))
+        starts = ((self.x, part[1].start), (self.y, part[0].start))
+        return tuple(torch.from_numpy(value - start).float()[None] for value, start in starts)
 
 
 class _Part(NamedTuple):
@@ -210,10 +211,10 @@ def _read_tile(
     if positions is None and not bool(good.any()):
         return
     maps = network.encode(image, good, seen.psf[None].to(device), seen.noise[None].to(device))
-    sources = _sources(maps.heat[0], seen.shape, (rows.start, columns.start), positions)
+    sources = _sources(maps.heat[0], seen.shape, (rows, columns), positions)
     if not sources.within(core).any():
         return
-    queries = network.reader.queries(maps, *(place.to(device) for place in sources.places((rows.start, columns.start))))
+    queries = network.reader.queries(maps, *(place.to(device) for place in sources.places((rows, columns))))
     for patch in _squares(core, PATCH):
         own = sources.within(patch)
         if not own.any():
@@ -226,13 +227,13 @@ def _read_tile(
 
 
 def _sources(
-    heat: Tensor, shape: tuple[int, int], origin: tuple[int, int], positions: tuple[NDArray, NDArray] | None
+    heat: Tensor, shape: tuple[int, int], part: tuple[slice, slice], positions: tuple[NDArray, NDArray] | None
 ) -> _Sources:
     """Return the peaks of a tile's heat map, or the given sources in the tile."""
     x, y, column, row = find_peaks(heat)
-    x, y = x + origin[1], y + origin[0]
+    x, y = x + part[1].start, y + part[0].start
     if positions is None:
-        column, row = FOLD * column + origin[1], FOLD * row + origin[0]
+        column, row = FOLD * column + part[1].start, FOLD * row + part[0].start
         found = _Sources(row * (shape[1] + FOLD) + column, x, y, column, row, np.zeros(len(x), dtype=bool))
         inside = (x >= -0.5) & (x < shape[1] - 0.5) & (y >= -0.5) & (y < shape[0] - 0.5)
         return found.chosen(inside & (column < shape[1]) & (row < shape[0]))
@@ -241,8 +242,7 @@ def _sources(
     column, row = (np.floor(value + 0.5).clip(0, size - 1).astype(np.int64) for value, size in nearest)
     number = np.arange(len(row))
     listed = _Sources(number, *positions, column, row, np.zeros(len(row), dtype=bool))
-    height, width = (FOLD * size for size in heat.shape[-2:])
-    listed = listed.chosen(listed.within((slice(origin[0], origin[0] + height), slice(origin[1], origin[1] + width))))
+    listed = listed.chosen(listed.within(part))
     peaks, own = np.stack([x, y], 1), np.stack([listed.x, listed.y], 1)
     extra = peaks[cKDTree(own).query(peaks)[0] > LISTED]
     return listed._replace(unlisted=cKDTree(extra).query(own)[0] < FLUX_WINDOW)
@@ -260,7 +260,7 @@ def _read_patch(
 ) -> _Part:
     """Read the first sources of a patch, whose maps are those of its domain, the others being their neighbors."""
     corner = (domain[0].start, domain[1].start)
-    places = tuple(place.to(queries.device) for place in sources.places(corner))
+    places = tuple(place.to(queries.device) for place in sources.places(domain))
     shares, features = network.read(maps, *places, queries=queries, wanted=own)
     share, light = shares.share[0, :own], maps.image[0].clamp(min=0)
     weight = (share * light).sum((1, 2, 3)).clamp(min=1e-6)

@@ -159,10 +159,8 @@ def _draw(
     freedom = torch.cat([numbers.freedom[:, None], numbers.aperture_freedom.expand(passes * groups, sources)], 1)
     stretch = (_gamma(freedom / 2, proposals) * 2 / freedom).clamp(min=1e-6).rsqrt()
     log_flux = answer.flux.transform(noise, stretch[..., 0], stretch[..., 1:])
-    shape, width, kind, existence = (
-        value.unflatten(0, (passes, groups))
-        for value in (answer.shape, answer.shape_width, answer.kind.softmax(-1), answer.existence.sigmoid())
-    )
+    of_passes = (answer.shape, answer.shape_width, answer.kind.softmax(-1), answer.existence.sigmoid())
+    shape, width, kind, existence = (value.unflatten(0, (passes, groups)) for value in of_passes)
     width = (width.square().mean(0) + shape.var(0, correction=0)).sqrt()
     means = (shape.mean(0), width, kind.mean(0), existence.mean(0), tokens.hidden.float())
     log_flux = log_flux.unflatten(1, (passes, groups)).transpose(0, 1)

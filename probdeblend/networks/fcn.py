@@ -47,9 +47,8 @@ class FullyConvolutional(nn.Module):
         channels = pairwise([PATCH**2, *widths])
         self.stages = nn.ModuleList(convolutions(*pair, count=2) for pair in channels)
         self.dropout = nn.Dropout2d(dropout)
-        self.scores = nn.ModuleList(
-            he_normal(nn.Conv2d(width, len(LABELS), 1), fan=width, gain=1.0) for width in widths[:1:-1]
-        )
+        scores = (he_normal(nn.Conv2d(width, len(LABELS), 1), fan=width, gain=1.0) for width in widths[:1:-1])
+        self.scores = nn.ModuleList(scores)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of the labels.

@@ -132,11 +132,10 @@ class SceneLoss(nn.Module):
             error = ((target.nan_to_num() - answer.shape) / answer.shape_width).square()
             score = answer.shape_width.log() - student_t(error, 1, torch.full_like(error, SHAPE_FREEDOM))
             sums["shape"] = sums["shape"] + (score * target.isfinite() * exists[..., None]).sum()
-            known = exists & (kind[scene, true] >= 0)
-            entropy = functional.cross_entropy(
-                answer.kind.flatten(0, 1), kind[scene, true].clamp(min=0).flatten(), reduction="none"
-            )
-            sums["kind"] = sums["kind"] + (entropy * known.flatten()).sum()
+            true_kind = kind[scene, true].flatten()
+            known = exists.flatten() & (true_kind >= 0)
+            entropy = functional.cross_entropy(answer.kind.flatten(0, 1), true_kind.clamp(min=0), reduction="none")
+            sums["kind"] = sums["kind"] + (entropy * known).sum()
         listed = x.numel()
         return {name: value / max(counted if name == "flux" else listed, 1) for name, value in sums.items()}
 

@@ -136,8 +136,8 @@ class SourceReader(nn.Module):
             for i, level in enumerate(maps.levels)
         ]
         step = torch.arange(PATCH, device=x.device) - PATCH // 2
-        grid_y, grid_x = torch.meshgrid(step, step, indexing="ij")
-        points = [(v[..., None] + g.flatten()).flatten(1) for v, g in zip((x, y), (grid_x, grid_y), strict=True)]
+        steps = ((x, step.repeat(PATCH)), (y, step.repeat_interleave(PATCH)))
+        points = [(center[..., None] + offset).flatten(1) for center, offset in steps]
         patch = read_at(stretched(maps.image), *points, 1).reshape(scenes, x.shape[1], PATCH**2, bands).transpose(2, 3)
         phase = torch.stack([x % FOLD, y % FOLD], -1)[:, :, None].expand(-1, -1, bands, -1) - FOLD / 2
         condition = maps.condition[:, None].expand(-1, x.shape[1], -1, -1)

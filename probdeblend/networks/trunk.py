@@ -139,10 +139,8 @@ class Trunk(nn.Module):
         self.describe = nn.Sequential(
             nn.Linear(CONDITIONS, MODULATION), nn.SiLU(), nn.Linear(MODULATION, MODULATION), nn.SiLU()
         )
-        wider = zip((3 * FOLD**2, *WIDTHS[:-1]), WIDTHS, strict=True)
-        self.down = nn.ModuleList(Block(inputs, channels) for inputs, channels in wider)
-        steps = pairwise(WIDTHS)
-        self.up = nn.ModuleList(Block(fine + coarse, fine) for fine, coarse in steps)
+        self.down = nn.ModuleList(Block(*channels) for channels in pairwise((3 * FOLD**2, *WIDTHS)))
+        self.up = nn.ModuleList(Block(fine + coarse, fine) for fine, coarse in pairwise(WIDTHS))
         self.gate = nn.Conv2d(WIDTHS[0], 1, 1)
         self.heat = nn.Sequential(nn.Conv2d(WIDTHS[0], 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 3, 1))
         self.union = nn.Sequential(nn.Conv2d(WIDTHS[0], 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, FOLD**2, 1))

@@ -2,13 +2,12 @@
 
 import contextlib
 import gzip
-import io
 import math
 import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from os import PathLike
+from os import SEEK_END, PathLike
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +209,7 @@ def open_mosaic(path: str | PathLike[str], *, hdu: int | str | None = None) -> I
             file = stack.enter_context(Path(path).open("rb"))
             if file.read(len(GZIP)) == GZIP:
                 with gzip.open(path) as packed:
-                    packed.seek(0, io.SEEK_END)  # where its checksum is
+                    packed.seek(0, SEEK_END)  # where its checksum is
             file.seek(0)
             check = Path(path).stat().st_size < LARGEST_CHECKED
             hdus = stack.enter_context(fits.open(file, memmap=False, lazy_load_hdus=False, checksum=check))
@@ -305,8 +304,7 @@ def _described(path: str | PathLike[str], hdus: fits.HDUList, chosen: fits.Image
     notes: list[str] = []
     wcs, unit = _celestial(path, chosen.header, hdus), _unit(chosen.header.get("BUNIT"))
     scale = None if wcs is None else 3600 * float(np.sqrt(proj_plane_pixel_area(wcs)))
-    headers = (hdu.header for hdu in hdus if hdu in (chosen, hdus[0]))
-    stated = (_zero_point(path, header, unit, notes) for header in headers)
+    stated = (_zero_point(path, hdu.header, unit, notes) for hdu in hdus if hdu in (chosen, hdus[0]))
     zero_point = next(filter(None, stated), None)
     _, factor, fixed = flux_unit(unit, scale or math.nan)
     if fixed is not None and not math.isnan(factor):
