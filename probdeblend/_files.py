@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path
 from xml.etree import ElementTree
 
+import h5py
 from astropy.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
@@ -39,6 +40,18 @@ def check_header(attributes: Mapping[str, object], kind: str, path: object) -> N
         raise ValueError(f"{path}: must be a {kind} written by probdeblend, got another file")
     if str(version := attributes.get("version")) != str(VERSION):
         raise ValueError(f"{path}: must be a {kind} of version {VERSION}, got version {version}")
+
+
+@contextlib.contextmanager
+def open_hdf5(path: str | PathLike[str], kind: str) -> Iterator[h5py.File]:
+    """Open an HDF5 file, which must be of a kind as by `header`."""
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path}: must be a {kind} written by probdeblend, got another or a damaged file") from error
+    with file:
+        check_header(file.attrs, kind, path)
+        yield file
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ interrupted run can be resumed.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, islice
@@ -24,7 +23,7 @@ import h5py
 import numpy as np
 import torch
 
-from .._files import check_header, header, put_in_place, unfinished_folder, whole_file
+from .._files import header, open_hdf5, put_in_place, unfinished_folder, whole_file
 from ..scene import SCENE_FIELDS, SOURCE_FIELDS, Scene
 
 __all__ = ["count_scenes", "read_scenes", "write_scenes"]
@@ -127,7 +126,7 @@ def read_scenes(path: str | PathLike[str], start: int = 0, stop: int | None = No
     parts: list[Scene] = []
     for shard, low, high in zip(shards, starts[:-1], starts[1:], strict=True):
         if (low < stop and high > start) or (start == stop and not parts):
-            with _shard(shard) as file:
+            with open_hdf5(shard, KIND) as file:
                 if high - low > len(file["image"]):
                     raise ValueError(f"{path}: a shard is missing after {shard.name}")
                 begin = max(start - low, 0)
@@ -164,7 +163,7 @@ def _index(path: str | PathLike[str]) -> tuple[list[Path], list[int]]:
     if not shards:
         raise ValueError(f"{path}: must be a set of scenes written by probdeblend, got a folder without shards")
     starts = [int(shard.stem.removeprefix("scenes-")) for shard in shards] if path.is_dir() else [0]
-    with _shard(shards[-1]) as file:
+    with open_hdf5(shards[-1], KIND) as file:
         return shards, [*starts, starts[-1] + len(file["image"])]
 
 
@@ -225,16 +224,3 @@ def _load(file: h5py.File, start: int, stop: int) -> Scene:
     scenes = Scene(**loaded, **numbers)
     pixels = {name: loaded[name].float() * torch.from_numpy(_unit(scenes, name)) for name in PIXELS if name in loaded}
     return replace(scenes, **pixels)
-
-
-@contextlib.contextmanager
-def _shard(path: Path) -> Iterator[h5py.File]:
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path}: must be a {KIND} written by probdeblend, got another or a damaged file") from error
-    with file:
-        check_header(file.attrs, KIND, path)
-        if not {"image", "sky_rms", "psf"} <= file.keys():
-            raise ValueError(f"{path}: must hold image, sky_rms and psf, got {', '.join(file.keys())}")
-        yield file

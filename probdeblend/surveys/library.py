@@ -21,7 +21,7 @@ from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
-from .._files import check_header, header, output_folder, read_table
+from .._files import header, open_hdf5, output_folder, read_table
 from ..photometry.sky import dilate
 from ..scene import GALAXY_TYPES, STAMP_SIZE
 
@@ -309,12 +309,7 @@ def read_library(*paths: str | PathLike[str]) -> Library:
 def _read(path: Path) -> Library:
     if not (path / LIBRARY_FILE).is_file():
         raise FileNotFoundError(f"{path}: not a library of galaxies, it has no {LIBRARY_FILE}")
-    try:
-        file = h5py.File(path / LIBRARY_FILE, "r")
-    except OSError as error:
-        raise ValueError(f"{path / LIBRARY_FILE}: not a library written by probdeblend, or damaged") from error
-    with file:
-        check_header(file.attrs, "library", path / LIBRARY_FILE)
+    with open_hdf5(path / LIBRARY_FILE, "library") as file:
         table = Table.read(file, path="galaxies", character_as_bytes=False)
     library = Library(**{name: np.asarray(table[name]) for name in table.colnames})
     return replace(library, keep=_kept(path / KEEP_FILE, library))

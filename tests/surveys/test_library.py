@@ -96,7 +96,7 @@ def test_libraries_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="must be a library of version 1, got version 9"):
         read_library(path)
     (path / "library.h5").write_text("no")
-    with pytest.raises(ValueError, match="not a library written by probdeblend, or damaged"):
+    with pytest.raises(ValueError, match="must be a library written by probdeblend, got another or a damaged file"):
         read_library(path)
 
 
