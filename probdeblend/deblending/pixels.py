@@ -201,6 +201,5 @@ def _measured_noise(pixels: NDArray, scatter: NDArray) -> NDArray:
         raise ValueError("sky_rms must be given where the sky has no scatter, got None")
     found = detect(pixels, scatter, **HOT).segmentation
     with contextlib.suppress(ValueError):
-        factor = sky_scatter(pixels / scatter, found)
-        return scatter * factor if factor > 0 else scatter
+        return scatter * (sky_scatter(pixels / scatter, found) or 1.0)
     return scatter

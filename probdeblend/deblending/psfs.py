@@ -38,10 +38,8 @@ def band_psfs(psf: PsfLike | None, bands: list[BandPixels], pixel_scale: float, 
         try:
             arrays = [measure_psf(band.middle(), 1.0) for band in bands]
         except ValueError as error:
-            raise ValueError(
-                f"psf must be given, as an array, a FITS file or the name of a camera ({', '.join(CAMERAS)}), where it "
-                f"cannot be measured from stars: {error}"
-            ) from None
+            form = f"an array, a FITS file or the name of a camera ({', '.join(CAMERAS)})"
+            raise ValueError(f"psf must be given, as {form}, where it cannot be measured from stars: {error}") from None
         notes.append("the PSF was measured from stars of the image")
     elif isinstance(psf, (list, tuple)) and psf and (isinstance(psf[0], (str, PathLike)) or np.ndim(psf[0]) != 1):
         arrays = [_psf_array(one, pixel_scale) for one in psf]
@@ -111,8 +109,6 @@ def widening(psf: Tensor, fwhm: tuple[float, float], band: str) -> float:
     if least <= width() <= high:
         return 0.0 if width() >= low else optimize.brentq(lambda sigma: width(sigma) - low, 0, REACH)
     binning = math.ceil(width() / math.sqrt(high**2 - 0.5))  # bins of k pixels add 0.5 k^2 to the square of the width
-    raise ValueError(
-        f"psf must be {least:.2g} to {high:.2g} pixels wide (FWHM of a Gaussian of its area), got {width():.2f}"
-        f"{band and ' in band '}{band}: "
-        + (f"bin the image by a factor of {binning}" if width() > high else "the pixels are too coarse for it")
-    )
+    advice = f"bin the image by a factor of {binning}" if width() > high else "the pixels are too coarse for it"
+    wide = f"{least:.2g} to {high:.2g} pixels wide (FWHM of a Gaussian of its area)"
+    raise ValueError(f"psf must be {wide}, got {width():.2f}{band and ' in band '}{band}: {advice}")
