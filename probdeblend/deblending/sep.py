@@ -97,10 +97,8 @@ class SepDeblender:
         image, rms = (values[number].double().numpy() for values in (scene.image, scene.sky_rms))
         detection = (detect_cold_hot if self.pairs else _detect_everywhere)(_combined(image, rms), 1.0)
         exposure = np.full(len(rms), np.inf) if scene.exposure is None else scene.exposure[number].double().numpy()
-        measured = [
-            kron_flux(pixels, detection, float(sky), exposure=float(depth))
-            for pixels, sky, depth in zip(image, rms, exposure, strict=True)
-        ]
+        bands = zip(image, rms.tolist(), exposure.tolist(), strict=True)
+        measured = [kron_flux(pixels, detection, sky, exposure=depth) for pixels, sky, depth in bands]
         place = np.stack([detection.x, detection.y], axis=-1)
         chosen, at = np.arange(len(detection)), place
         if wanted is not None:
