@@ -254,7 +254,7 @@ class TokenNetwork(nn.Module):
             padded = functional.pad(values.flatten(-4, -3), (half,) * 4)
             return padded[(*index, slice(None), row[..., None], column[..., None, :])].unflatten(-1, (bands, -1))
 
-        image = cut(functional.pixel_unshuffle(maps.image[:, :, None], FOLD), scene)
+        image = cut(functional.pixel_unshuffle(maps.image.contiguous()[:, :, None], FOLD), scene)
         trunk = cut(maps.levels[0], scene)
         own = torch.stack([light, share, probability[:, :, None].expand_as(share)], 3)
         own = cut(functional.pixel_unshuffle(own, FOLD), scene, source)
