@@ -30,8 +30,8 @@ def test_galaxies_of_a_mosaic_have_their_fluxes(library, field):
 
 @pytest.mark.slow
 def test_galaxies_stand_in_the_middle_and_alone(library, hst):
-    assert np.abs(library.x - 63.5).max() <= 3
-    assert np.abs(library.y - 63.5).max() <= 3
+    assert np.abs(library.x - 63.5).max() <= 4
+    assert np.abs(library.y - 63.5).max() <= 4
     assert library.segmentation[:, 58:69, 58:69].any((1, 2)).all()
     for row in np.flatnonzero(library.keep)[:10]:
         sky = library.pixels[row][~library.footprint[row]]
