@@ -43,6 +43,8 @@ def test_features_of_the_first_sources_are_those_of_all(network):
     _, features = network.read(maps, x, y)
     _, first = network.read(maps, x, y, queries=network.reader.queries(maps, x, y), wanted=2)
     assert first.token.shape[1] == 2
+    other = maps._replace(image=maps.image.expand(-1, 2, -1, -1).contiguous(memory_format=torch.channels_last)[:, :1])
+    torch.testing.assert_close(network.read(other, x, y)[1].token, features.token)
     torch.testing.assert_close(first.band_token, features.band_token[:, :2])
     torch.testing.assert_close(first.anchor, features.anchor[:, :2])
 
