@@ -19,8 +19,8 @@ from benchmarks import (
     refinement,
     times,
 )
+from benchmarks._nuts import Reference
 from benchmarks.boucaud2020 import __main__ as boucaud2020
-from probdeblend.refinement import Reference
 from probdeblend.simulation import stream
 
 pytestmark = pytest.mark.slow
