@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from importlib.resources import files
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ LARGEST_FIGURE = 2**22  # pixels
 @options.output("probdeblend-output")
 @options.overwrite
 @click.option("--save-draws", is_flag=True, help="Also write the whole posterior, as draws.nc.")
+@click.option("--json", is_flag=True, help="Print the catalog as JSON, with all rows.")
 @options.weights
 @options.calibrator
 def deblend(images: tuple[Path, ...], **given: object) -> None:
@@ -70,7 +72,7 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
         write_products(folder, posterior, save_draws=given["save_draws"])
         failed = _draw(folder / "field.png", posterior, bands[0])
         names = sorted(path.name for path in folder.iterdir())
-    _report(posterior, given["output"], names, failed)
+    _report(posterior, names, failed, given)
 
 
 def _arguments(given: dict) -> dict[str, object]:
@@ -122,15 +124,24 @@ def _draw(target: Path, posterior: Posterior, path: Path | str) -> list[str]:
     return []
 
 
-def _report(posterior: Posterior, output: Path, names: list[str], notes: list[str]) -> None:
+def _report(posterior: Posterior, names: list[str], notes: list[str], given: dict) -> None:
     """Print the main columns of the catalog, and what was measured or assumed."""
     from ..deblending.products import short_table
 
     catalog = posterior.catalog()
-    table = short_table(catalog)
+    table = short_table(catalog, most=len(catalog) if given["json"] else 20)
+    notes = [*filter(None, posterior.dataset.attrs.get("notes", "").split("; ")), *notes]
+    if given["json"]:
+        rows = [
+            [None if isinstance(value, float) and not isfinite(value) else value for value in row]
+            for row in table.as_array().tolist()
+        ]
+        sources = [dict(zip(table.colnames, row, strict=True)) for row in rows]
+        click.echo(json.dumps({"sources": sources, "notes": notes, "output": str(given["output"]), "files": names}))
+        return
     options.show(table)
     if len(catalog) > len(table):
         click.echo(f"... and {len(catalog) - len(table)} more")
-    for note in [*filter(None, posterior.dataset.attrs.get("notes", "").split("; ")), *notes]:
+    for note in notes:
         click.echo(note)
-    click.echo(f"written to {output}: {', '.join(names)}")
+    click.echo(f"written to {given['output']}: {', '.join(names)}")

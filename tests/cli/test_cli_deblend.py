@@ -1,5 +1,6 @@
 """Deblend images from the command line."""
 
+import json
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +16,7 @@ from probdeblend.posterior import Posterior
 EXAMPLE = files("probdeblend") / "data" / "example.fits"
 
 RECORD = ".probdeblend.json"
-FILES = {"catalog.ecsv", "segmentation.fits", "model.fits", "field.png", RECORD}
+FILES = {"catalog.ecsv", "segmentation.fits", "model.fits", "sources.reg", "field.png", RECORD}
 FEW = ("--draws", 64, "--passes", 2)
 
 
@@ -46,7 +47,7 @@ def test_without_an_image_the_example_is_deblended(run, fake, output):
     assert (call["draws"], call["passes"], call["seed"], call["calibrate"]) == (64, 2, 7, True)
     assert "electron / s" in text
     assert "the noise is taken as white\nthe sky is subtracted\n" in text
-    assert text.endswith("written to probdeblend-output: catalog.ecsv, model.fits, segmentation.fits\n")
+    assert text.endswith("written to probdeblend-output: catalog.ecsv, model.fits, segmentation.fits, sources.reg\n")
     catalog = QTable.read(output / "catalog.ecsv")
     np.testing.assert_allclose(catalog["flux"].value, [100, 50], atol=1)
 
@@ -103,6 +104,15 @@ def test_an_input_is_never_replaced(run, fake, image, tmp_path, name):
     refused(run("deblend", "out/model.fits", *again), "because it holds the input out/model.fits")
     refused(run("deblend", f"data/{name}", "--rms", "out/model.fits", *again), "holds the input out/model.fits")
     refused(run("deblend", f"data/{name}", "--positions", "out/catalog.ecsv", *again), "the input out/catalog.ecsv")
+
+
+def test_the_catalog_is_printed_as_json(run, fake, output):
+    found = json.loads(succeeded(run("deblend", *FEW, "--json")))
+    assert found["files"] == ["catalog.ecsv", "model.fits", "segmentation.fits", "sources.reg"]
+    assert found["notes"] == ["the noise is taken as white", "the sky is subtracted"]
+    first, second = found["sources"]
+    assert (first["label"], second["label"], first["x"], first["flags"]) == (1, 2, 60.0, "-")
+    assert second["flux"] == pytest.approx(50, abs=1)
 
 
 @pytest.mark.parametrize("settings", [{"text.usetex": True}, {"font.size": -1}, {"backend": "module://nowhere"}])

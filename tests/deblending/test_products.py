@@ -32,7 +32,7 @@ def test_the_pixels_are_those_of_the_posterior(tmp_path):
     wcs.wcs.cdelt = -1e-5, 1e-5
     posterior = posterior_of(wcs=wcs)
     names = write_products(tmp_path, posterior, save_draws=True)
-    assert names == ["catalog.ecsv", "draws.nc", "model.fits", "segmentation.fits"]
+    assert names == ["catalog.ecsv", "draws.nc", "model.fits", "segmentation.fits", "sources.reg"]
     with fits.open(tmp_path / "segmentation.fits") as hdus:
         assert hdus[0].header["CRVAL1"] == 53.1
         np.testing.assert_array_equal(hdus[0].data, posterior.label_image())
@@ -48,12 +48,26 @@ def test_the_pixels_are_those_of_the_posterior(tmp_path):
 
 
 def test_without_pixels_there_is_a_catalog(tmp_path):
-    assert write_products(tmp_path, posterior_of(pixels=False)) == ["catalog.ecsv"]
+    assert write_products(tmp_path, posterior_of(pixels=False)) == ["catalog.ecsv", "sources.reg"]
+
+
+def test_regions_are_ellipses_of_two_half_light_radii(tmp_path):
+    """DS9 counts pixels from one, and angles from +x; a source whose shape is not known is a point."""
+    shape = {"half_light_radius": [0.18, np.nan], "axis_ratio": [0.25, 0.5], "angle": [np.pi / 3, 0.0]}
+    posterior = posterior_of().with_columns(shape)
+    posterior.dataset.attrs["pixel_scale"] = 0.06
+    write_products(tmp_path, posterior)
+    assert (tmp_path / "sources.reg").read_text().splitlines() == [
+        "# Region file format: DS9",
+        "image",
+        "ellipse(10.250,7.500,12.000,3.000,60.000) # text={3}",
+        "point(23.000,13.000) # text={8}",
+    ]
 
 
 def test_an_image_without_a_source_has_its_files(tmp_path):
     names = write_products(tmp_path, posterior_of().select([]), save_draws=True)
-    assert names == ["catalog.ecsv", "draws.nc", "model.fits", "segmentation.fits"]
+    assert names == ["catalog.ecsv", "draws.nc", "model.fits", "segmentation.fits", "sources.reg"]
     assert len(QTable.read(tmp_path / "catalog.ecsv")) == 0
     assert len(short_table(posterior_of().select([]).catalog())) == 0
     assert not fits.getdata(tmp_path / "segmentation.fits").any()
