@@ -118,7 +118,8 @@ def test_only_sets_are_replaced(tmp_path, rng):
     (tmp_path / "file").write_text("thesis")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").write_text("thesis")
-    for name, message in [("file", "is a file, not a set"), ("folder", r"is not replaced, because it holds thesis.tex")]:
+    cases = [("file", "is a file, not a set"), ("folder", "is not replaced, because it holds thesis.tex")]
+    for name, message in cases:
         with pytest.raises(FileExistsError, match=message):
             write_scenes(tmp_path / name, [make_scenes(rng, 2)], overwrite=True)
     assert (tmp_path / "folder" / "thesis.tex").exists()
