@@ -306,7 +306,18 @@ class Deblender(nn.Module):
             yield
 
     def train(self, mode: bool = True) -> Self:
-        """Stay as it is: dropout is a matter of the `passes` of a call."""
+        """Stay as it is: dropout is a matter of the `passes` of a call.
+
+        Parameters
+        ----------
+        mode
+            Does not count.
+
+        Returns
+        -------
+        Deblender
+            Itself.
+        """
         return super().train(False)
 
     @property
