@@ -23,7 +23,7 @@ BLOCK = 2048  # pixels on a side with one sky
 BLOCK_MARGIN = 128  # pixels around a block that its sky is measured in as well
 SMALLEST_SKY = 192  # pixels on a side of a square of as many good pixels as are needed to subtract the sky
 AT_ONCE = 2**20  # pixels
-LARGEST_PIXEL, LARGEST_OVER_MEDIAN = 1e37, 1e15  # beyond which pixels are bad, and would drown a block
+LARGEST = 1e15  # over the median size of the pixels; beyond it a pixel is bad, and would drown a block
 CELL, LEAST_CELLS = 16, 12  # pixels on a side of cells whose medians tell the error of the sky's level, and how many
 LEAST_IN_CELL = 64  # blank pixels
 SIGNIFICANT, LEAST_LEVEL = 5.0, 0.2  # standard errors, and sky noise of a pixel, of a level that is subtracted
@@ -59,7 +59,7 @@ class BandPixels:
     def raw(self, part: tuple[slice, slice]) -> NDArray[np.float64]:
         """Pixels of a part of the image, NaN where bad."""
         values = np.ma.filled(np.ma.asarray(self.pixels[part]).astype(np.float64), np.nan)
-        bad = uncovered(values) | ~(np.abs(values) < LARGEST_PIXEL)
+        bad = uncovered(values) | ~np.isfinite(values)
         if self.mask is not None:
             bad |= np.asarray(self.mask[part], dtype=bool)
         return np.where(bad, np.nan, values)
@@ -69,16 +69,12 @@ class BandPixels:
         lows = (i * BLOCK, j * BLOCK)
         outer = tuple(slice(max(low - BLOCK_MARGIN, 0), low + BLOCK + BLOCK_MARGIN) for low in lows)
         inner = tuple(slice(low - o.start, low - o.start + BLOCK) for low, o in zip(lows, outer, strict=True))
-        pixels = self.raw(outer)
+        pixels, unit = _scaled(self.raw(outer))
         noise = self.given_noise(outer)
-        noise = smooth_noise(noise) if np.ndim(self.rms) else noise
+        noise = (smooth_noise(noise) if np.ndim(self.rms) else noise) / unit
         if np.isfinite(pixels).any():
-            # Whatever the unit, the sky is measured in numbers of order one, since SEP computes in single precision.
-            unit = np.nanmedian(np.abs(pixels)) or np.nanmax(np.abs(pixels)) or 1.0
-            pixels = np.where(np.abs(pixels) < LARGEST_OVER_MEDIAN * unit, pixels / unit, np.nan)
-            pixels, noise = self._subtracted(pixels, noise / unit, unit)
-            pixels, noise = pixels * unit, noise * unit
-        ratio, noise = pixels / noise, np.broadcast_to(noise, pixels.shape)
+            pixels, noise = self._subtracted(pixels, noise, unit)
+        ratio, noise = pixels / noise, np.broadcast_to(noise * unit, pixels.shape)
         with np.errstate(over="ignore"):
             return ratio[inner].astype(np.float32), noise[inner].astype(np.float64)
 
@@ -102,7 +98,8 @@ class BandPixels:
     @cached_property
     def level(self) -> float:
         """Level of the sky of a small image, to be subtracted; 0 if it is not significant, NaN if it is not known."""
-        blank = blank_sky(self.raw(middle_of(self.shape, BLOCK)))
+        pixels, unit = _scaled(self.raw(middle_of(self.shape, BLOCK)))
+        blank = blank_sky(pixels)
         corners = product(*(range(0, size, CELL) for size in blank.shape))
         cells = [cell[np.isfinite(cell)] for i, j in corners for cell in [blank[i : i + CELL, j : j + CELL]]]
         medians = [np.median(cell) for cell in cells if len(cell) >= LEAST_IN_CELL]
@@ -110,7 +107,7 @@ class BandPixels:
             return np.nan
         level, error = np.nanmedian(blank), np.std(medians) / np.sqrt(len(medians))
         least = max(SIGNIFICANT * error, LEAST_LEVEL * mad_std(blank, ignore_nan=True))
-        return float(level) if abs(level) > least else 0.0
+        return float(level) * unit if abs(level) > least else 0.0
 
     def _subtracted(self, pixels: NDArray, noise: NDArray | float, unit: float) -> tuple[NDArray, NDArray | float]:
         """Subtract the sky, and measure the noise, where that is to be done."""
@@ -170,6 +167,15 @@ def numbers(name: str, values: ArrayLike) -> np.ma.MaskedArray:
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be an array of numbers, got {array.dtype}")
     return array
+
+
+def _scaled(pixels: NDArray) -> tuple[NDArray, float]:
+    """Return pixels in numbers of order one, as SEP is in single precision, and the unit; NaN where they are absurd."""
+    size = np.abs(pixels)
+    if not np.isfinite(size).any():
+        return pixels, 1.0
+    unit = float(np.nanmedian(size) or np.nanmax(size) or 1.0)
+    return np.where(size < LARGEST * unit, pixels / unit, np.nan), unit
 
 
 def bridged(pixels: NDArray[np.float32], good: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

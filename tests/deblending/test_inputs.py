@@ -351,6 +351,17 @@ def test_photon_noise_in_a_map_does_not_divide_the_light():
         assert np.argwhere(seen.window(slice(0, 128), slice(0, 128))[1][0].numpy() == 0).tolist() == [[5, 5], [9, 9]]
 
 
+@pytest.mark.parametrize("unit", [1e-40, 1e40])
+@pytest.mark.parametrize("side", [96, 200])
+def test_what_the_network_sees_does_not_depend_on_the_unit(unit, side):
+    """Neither where the sky is subtracted nor where its level is."""
+    image = light_of((side, side), [60], [70], 3000) + noise_of((side, side)) + 5
+    expected, _, usual = seen_of(image, sky_rms=1.0)[:3]
+    found, _, seen = seen_of(unit * image, sky_rms=unit)[:3]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert len(seen.notes) == len(usual.notes)
+
+
 @pytest.mark.parametrize("absurd", [1e31, 1e38, -1e300])
 def test_an_absurd_pixel_is_a_bad_pixel(absurd):
     image = light_of((200, 200), [60], [70], 3000) + noise_of((200, 200)) + 5
