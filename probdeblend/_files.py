@@ -166,7 +166,7 @@ def put_in_place(folder: Path, target: Path, *, overwrite: bool = False) -> None
 
 
 def _hidden(path: Path) -> Path:
-    """Return a name beside a path that nobody has, nor can foresee."""
+    """Return an unused name beside a path, which nobody can predict."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 

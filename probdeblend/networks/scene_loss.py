@@ -61,7 +61,7 @@ class SceneLoss(nn.Module):
             As for `SceneNetwork.encode`.
         x, y
             Positions of the listed sources ``(scene, source)`` in pixels. Those beyond the ones with `light` do not
-            exist.
+            exist; the first of them moves to the highest false peak of the heat map.
         light
             True light of each source ``(scene, source, band, y, x)``.
         rest
