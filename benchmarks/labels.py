@@ -21,8 +21,7 @@ from tqdm.auto import tqdm
 
 from benchmarks._command import Run, benchmark, sized_option
 from benchmarks.boucaud2020.pairs import Pairs, make_pairs
-from probdeblend.networks.fcn import LABELS, FullyConvolutional, labels
-from probdeblend.networks.losses import LabelEntropy
+from probdeblend.networks.published import LABELS, FullyConvolutional, LabelEntropy, labels
 from probdeblend.simulation.population import Population
 from probdeblend.training.fit import Schedule, fit
 

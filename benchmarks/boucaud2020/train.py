@@ -17,8 +17,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.boucaud2020.pairs import Pairs
 from probdeblend._files import whole_file
-from probdeblend.networks.flux import Blend2Flux, Blend2Mask2Flux
-from probdeblend.networks.losses import JointError, MaskEntropy
+from probdeblend.networks import Blend2Flux, Blend2Mask2Flux, JointError, MaskEntropy
 
 __all__ = ["estimate", "networks", "parameters", "train"]
 

@@ -1,10 +1,16 @@
 """Modules whose ``forward`` returns a distribution, or logits, and the losses that train them."""
 
 from .dropout import draw_groups
-from .fcn import FullyConvolutional, mask_probabilities
-from .flux import Blend2Flux, Blend2Mask2Flux, PairEstimate
 from .joint import GroupFlux
-from .losses import JointError, LabelEntropy, MaskEntropy
+from .published import (
+    Blend2Flux,
+    Blend2Mask2Flux,
+    FullyConvolutional,
+    JointError,
+    LabelEntropy,
+    MaskEntropy,
+    PairEstimate,
+)
 from .scene_loss import SceneLoss
 from .scenes import SceneNetwork
 
@@ -20,5 +26,4 @@ __all__ = [
     "SceneLoss",
     "SceneNetwork",
     "draw_groups",
-    "mask_probabilities",
 ]

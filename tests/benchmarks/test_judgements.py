@@ -9,7 +9,7 @@ from scipy import special
 from benchmarks import bands, detections, dropout, field, labels, march, pairs, references, validation
 from benchmarks.boucaud2020.pairs import Pairs
 from benchmarks.validation import PROMISES, check
-from probdeblend.networks.fcn import LABELS
+from probdeblend.networks.published import LABELS
 from probdeblend.posterior import Posterior
 
 
