@@ -27,18 +27,8 @@ from torch.nn import functional
 
 from ..scene import STAMP_SIZE
 
-__all__ = [
-    "LABELS",
-    "Blend2Flux",
-    "Blend2Mask2Flux",
-    "FullyConvolutional",
-    "JointError",
-    "LabelEntropy",
-    "MaskEntropy",
-    "PairEstimate",
-    "UNet",
-    "labels",
-]
+__all__ = ["LABELS", "Blend2Flux", "Blend2Mask2Flux", "FullyConvolutional", "JointError", "LabelEntropy", "MaskEntropy"]
+__all__ += ["PairEstimate", "UNet", "labels"]
 
 FIRST_LOG_FLUX = 9.0  # ln of the flux of a galaxy of 22.5 mag over the noise of CANDELS: where training starts
 LABELS = ("background", "first", "second", "overlap")
@@ -165,8 +155,8 @@ class Blend2Mask2Flux(nn.Module):
 
     Parameters
     ----------
-    unet_filters, depth
-        Filters at the first resolution of the U-Net, and its number of resolutions.
+    unet_filters
+        Filters at the first resolution of the U-Net.
     first_filters, hidden
         Filters of the flux CNN's first convolution, and width of its two hidden layers.
     dropout
@@ -175,20 +165,14 @@ class Blend2Mask2Flux(nn.Module):
     Raises
     ------
     ValueError
-        If a number of filters or the depth is not positive.
+        If a number of filters is not positive.
     """
 
     def __init__(
-        self,
-        *,
-        unet_filters: int = 32,
-        depth: int = 5,
-        first_filters: int = 128,
-        hidden: int = 256,
-        dropout: float = 0.2,
+        self, *, unet_filters: int = 32, first_filters: int = 128, hidden: int = 256, dropout: float = 0.2
     ) -> None:
         super().__init__()
-        self.unet = UNet(depth=depth, first_filters=unet_filters)
+        self.unet = UNet(first_filters=unet_filters)
         self.cnn = _flux_cnn(3, first_filters=first_filters, hidden=hidden, dropout=dropout)
 
     def forward(self, image: Tensor) -> PairEstimate:

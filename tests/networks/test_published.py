@@ -13,7 +13,7 @@ def millions(network):
 
 
 def small(**settings):
-    return Blend2Mask2Flux(unet_filters=4, depth=3, first_filters=4, hidden=32, **settings)
+    return Blend2Mask2Flux(unet_filters=4, first_filters=4, hidden=32, **settings)
 
 
 @pytest.mark.parametrize(("filters", "published"), [(64, 1.6), (256, 25.7), (512, 102.7)])
@@ -130,7 +130,7 @@ def batch():
 
 @pytest.fixture
 def network():
-    return Blend2Mask2Flux(unet_filters=2, depth=2, first_filters=2, hidden=4, dropout=0.0)
+    return Blend2Mask2Flux(unet_filters=2, first_filters=2, hidden=4, dropout=0.0)
 
 
 def test_the_first_stage_trains_the_masks_and_the_second_all(batch, network):
