@@ -1,4 +1,4 @@
-"""The sky between the sources: its level and scatter, the correlation of its noise, and patches of it to copy.
+"""The sky between the sources: its level and scatter, the correlation of its noise, and noise like it.
 
 Drizzling correlates the noise of neighboring pixels, so an aperture scatters more than its pixels suggest. Scatter and
 correlation are measured on blank sky: what is left of an image once its sources and their wings are taken out.
@@ -11,7 +11,7 @@ import sep
 import torch
 from astropy.stats import mad_std
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage, signal
+from scipy import ndimage
 
 from ..scene import drizzle_kernel
 from .detection import HOT, detect, native_image
@@ -23,7 +23,6 @@ __all__ = [
     "draw_noise",
     "estimate_noise_kernel",
     "middle_of",
-    "replace_with_sky",
     "sky_scatter",
     "smooth_noise",
     "subtract_sky",
@@ -34,7 +33,6 @@ MESH = 64  # pixels per side of a cell of the background mesh
 # latter is the first with which a tenth of the pixels is left.
 SOURCE_MARGIN, SOURCE_GROWTH, LEAST_SKY = 8.0, (1.5, 0.0), 0.1
 LAG = 3  # pixels, over which the light of sources changes little and the noise is hardly correlated
-SMALLEST_PATCH = 4
 STRENGTHS = np.linspace(0.0, 1.3, 131)  # of the noise's correlation, over that in CANDELS
 LEAST_PAIRS = 500
 ENOUGH = 1024  # pixels on a side of the largest area in which correlations are measured
@@ -120,58 +118,6 @@ def sky_scatter(image: ArrayLike, segmentation: NDArray[np.int32]) -> float:
     if not blank.any():
         raise ValueError("segmentation must leave blank sky, got none")
     return float(mad_std(pixels[blank]))
-
-
-def replace_with_sky(
-    image: ArrayLike,
-    mask: NDArray[np.bool_],
-    rng: np.random.Generator,
-    *,
-    blank: NDArray[np.bool_],
-    sky_rms: float,
-    kernel: torch.Tensor | None = None,
-) -> NDArray[np.float64]:
-    """Fill the pixels of `mask` with blank sky from elsewhere in the image, so that the noise keeps its correlation.
-
-    Each connected region is copied whole from a place where all of its pixels are `blank` and finite, drawn from the
-    nearest tenth of such places, as depth and background vary over an image. A region for which there is no such place
-    is halved until there is; what is then too small is filled with noise of standard deviation `sky_rms`, correlated by
-    `kernel`.
-    """
-    pixels = native_image(image)
-    good, filled = blank & np.isfinite(pixels), pixels.copy()
-    regions, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    boxes = enumerate(ndimage.find_objects(regions), start=1)
-    pending = [(np.array([side.start for side in box]), regions[box] == label) for label, box in boxes]
-    while pending:
-        corner, footprint = pending.pop()
-        here = _box(corner, footprint)
-        if (place := _blank_place(good, footprint, corner, rng)) is not None:
-            filled[here][footprint] = pixels[_box(place, footprint)][footprint]
-        elif max(footprint.shape) >= 2 * SMALLEST_PATCH:
-            axis = int(np.argmax(footprint.shape))
-            half = footprint.shape[axis] // 2
-            first, second = np.split(footprint, [half], axis=axis)
-            pending += [(corner, first), (corner + half * (np.arange(2) == axis), second)]
-        else:
-            filled[here][footprint] = sky_rms * draw_noise(footprint.shape, kernel, rng)[footprint]
-    return filled
-
-
-def _box(corner: NDArray[np.int64], footprint: NDArray[np.bool_]) -> tuple[slice, ...]:
-    return tuple(slice(first, first + size) for first, size in zip(corner, footprint.shape, strict=True))
-
-
-def _blank_place(
-    good: NDArray[np.bool_], footprint: NDArray[np.bool_], corner: NDArray[np.int64], rng: np.random.Generator
-) -> NDArray[np.int64] | None:
-    """Draw the first pixel of one of the nearest places where the whole footprint is blank."""
-    bad = signal.fftconvolve(~good, footprint[::-1, ::-1].astype(np.float64), mode="valid")
-    places = np.argwhere(bad < 0.5)
-    if not len(places):
-        return None
-    near = np.argsort(((places - corner) ** 2).sum(1))[: 1 + len(places) // 10]
-    return places[rng.choice(near)]
 
 
 def draw_noise(shape: tuple[int, ...], kernel: torch.Tensor | None, rng: np.random.Generator) -> NDArray[np.float64]:

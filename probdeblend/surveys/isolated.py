@@ -1,8 +1,8 @@
 """Isolated galaxies cut out of a mosaic, after Boucaud et al. (2020, doi:10.1093/mnras/stz3056, section 2.1).
 
 Around each galaxy a window is read; SEP subtracts the sky and finds the sources. All but the galaxy, grown into their
-wings, are replaced by blank sky from the same window, which keeps the noise's correlation. The galaxy is then measured
-on its own. What the paper judged by eye is measured here, and limits on the measurements set the `Quality` flags.
+wings, are replaced by noise with the scatter and correlation of the window's sky. The galaxy is then measured on its
+own. What the paper judged by eye is measured here, and limits on the measurements set the `Quality` flags.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor
 from ..photometry.detection import COLD, HOT, SEGMENTATION, Detection, detect, kron_flux, kron_radius, native_image
 from ..photometry.images import cut_stamps
 from ..photometry.noise import correlation_sum
-from ..photometry.sky import dilate, estimate_noise_kernel, replace_with_sky, sky_scatter, subtract_sky
+from ..photometry.sky import dilate, draw_noise, estimate_noise_kernel, sky_scatter, subtract_sky
 from ..scene import STAMP_SIZE, Instrument
 from .library import Quality
 
 __all__ = ["WINDOW", "Galaxy", "NotIsolatedError", "cut_galaxy", "find_galaxies", "measure_galaxy"]
 
-BORDER = 48  # pixels around a stamp from which sky may be copied
+BORDER = 48  # pixels around a stamp in which sky is measured
 WINDOW = STAMP_SIZE + 2 * BORDER
 CENTERING = 8.0  # largest distance in pixels of a source from the catalog's position
 DEEP = HOT | {"contrast": COLD["contrast"]}
@@ -79,14 +79,13 @@ def cut_galaxy(
     own = _source_at(found, (x, y), f"no source within {CENTERING:.0f} pixels of the position")
     grown, bad = dilate(found.segmentation), ~np.isfinite(pixels)
     foreign = (grown > 0) & (grown != own + 1)
-    sky = {"blank": (grown == 0) & ~bad, "kernel": instrument.noise_kernel, "sky_rms": sky_rms}
-    filled = replace_with_sky(np.where(bad, 0.0, pixels), foreign | bad, rng, **sky)
     footprint = dilate((found.segmentation == own + 1).astype(np.int32)) > 0
     x, y = found.x[own], found.y[own]
     try:
         kernel = estimate_noise_kernel(pixels)
     except ValueError:  # too little blank sky
         kernel = instrument.noise_kernel
+    filled = np.where(foreign | bad, sky_rms * draw_noise(pixels.shape, kernel, rng), pixels)
     x0, y0 = (int(np.floor(center)) - STAMP_SIZE // 2 + 1 for center in (x, y))
     stamp = cut_stamps(filled, (x0, y0), STAMP_SIZE)[0]
     galaxy = measure_galaxy(stamp, sky_rms, (x - x0, y - y0), exposure=instrument.exposure, kernel=kernel)

@@ -1,8 +1,7 @@
-"""Sky between sources: level, scatter, correlation and patches, on noise of known correlation."""
+"""Sky between sources: level, scatter and correlation, on noise of known correlation."""
 
 import numpy as np
 import pytest
-import torch
 from scipy import signal
 
 from probdeblend.photometry import sky
@@ -48,75 +47,6 @@ def test_scatter_sees_neither_sources_nor_wings_nor_bad_pixels(rng):
     image[disks(image.shape, (100, 100, 14)) > 0] += 1e4
     image[200:] = np.nan
     assert sky.sky_scatter(image, segmentation) == pytest.approx(3, rel=0.03)
-
-
-def test_replaced_pixels_keep_the_correlation(rng):
-    image = drizzled(rng)
-    segmentation = disks(image.shape, *[(40 + 70 * i, 40 + 70 * j, 25) for i in range(4) for j in range(4)])
-    image[segmentation > 0] += 100
-    filled = sky.replace_with_sky(image, segmentation > 0, rng, blank=segmentation == 0, sky_rms=1.0)
-    assert np.abs(filled).max() < 7
-    np.testing.assert_array_equal(filled[segmentation == 0], image[segmentation == 0])
-    inside = segmentation > 0
-    neighbors = inside[:, 1:] & inside[:, :-1]
-    correlation = np.corrcoef(filled[:, 1:][neighbors], filled[:, :-1][neighbors])[0, 1]
-    assert correlation == pytest.approx((UNIT[:, 1:] * UNIT[:, :-1]).sum(), abs=0.05)
-    assert filled[inside].std() == pytest.approx(1, rel=0.05)
-
-
-def test_replacement_comes_from_nearby(rng):
-    image = rng.normal(size=(200, 400)) * np.where(np.arange(400) < 200, 1, 10)
-    mask = disks(image.shape, (60, 100, 10)) > 0
-    assert np.abs(sky.replace_with_sky(image, mask, rng, blank=~mask, sky_rms=1.0)[mask]).max() < 6
-
-
-def test_replacement_uses_only_blank_pixels(rng):
-    image = rng.normal(size=(100, 100))
-    image[:, 50:] = 1000
-    mask = disks(image.shape, (20, 50, 8)) > 0
-    blank = ~mask & (np.arange(100) < 50)
-    assert np.abs(sky.replace_with_sky(image, mask, rng, blank=blank, sky_rms=1.0)[mask]).max() < 10
-
-
-def test_replacement_copies_pieces_where_the_whole_does_not_fit(rng):
-    image = drizzled(rng, 90)
-    mask = np.zeros(image.shape, dtype=bool)
-    mask[:70] = True
-    image[mask] = np.nan
-    filled = sky.replace_with_sky(image, mask, rng, blank=~mask, sky_rms=1.0)
-    assert np.isin(filled[mask], image[~mask]).all()
-
-
-@pytest.mark.parametrize(("kernel", "correlation"), [(None, 0.0), (KERNEL, 0.52)])
-def test_noise_is_drawn_where_there_is_no_sky(rng, kernel, correlation):
-    image = np.full((300, 3), np.nan)
-    kernel = None if kernel is None else torch.from_numpy(kernel)
-    bad = np.isnan(image)
-    filled = sky.replace_with_sky(image, bad, rng, blank=~bad, kernel=kernel, sky_rms=2.0)
-    assert filled.std() == pytest.approx(2, rel=0.1)
-    assert np.corrcoef(filled[:, 0], filled[:, 1])[0, 1] == pytest.approx(correlation, abs=0.2)
-
-
-def test_noise_is_drawn_where_the_sky_is_too_patchy(rng):
-    image = 5 * rng.normal(size=(101, 101))
-    blank = np.zeros(image.shape, dtype=bool)
-    blank[::2, ::2] = True  # sky that has no room for two pixels
-    mask = disks(image.shape, (51, 51, 30)) > 0
-    image[mask] = 1e6
-    filled = sky.replace_with_sky(image, mask, rng, blank=blank & ~mask, sky_rms=5.0)
-    assert filled[mask].std() == pytest.approx(5, rel=0.15)
-
-
-def test_same_seed_same_sky():
-    image = np.random.default_rng(1).normal(size=(50, 50))
-    mask = disks(image.shape, (20, 20, 5)) > 0
-
-    def replaced(mask):
-        return sky.replace_with_sky(image, mask, np.random.default_rng(3), blank=~mask, sky_rms=1.0)
-
-    first, second = replaced(mask), replaced(mask)
-    np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(replaced(np.zeros_like(mask)), image)
 
 
 def test_sky_needs_an_image():
