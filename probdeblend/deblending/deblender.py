@@ -367,7 +367,6 @@ def _observations(scene: Scene) -> list[Observation]:
             photon=photon[number].float(),
             wavelength=wavelength[number],
             window=window,
-            network_window=window,
             sky_rms=lambda x, _, level=levels[number]: np.repeat(level[None], len(x), 0),
             bands=tuple(map(str, range(shape[1]))) if shape[1] > 1 else ("",),
             pixel_scale=scene.pixel_scale,

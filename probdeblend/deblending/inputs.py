@@ -63,8 +63,9 @@ class Observation:
         In micron ``(band,)``; NaN where unknown.
     window
         Returns pixels.
-    network_window, noise_ratio
-        Returns pixels as the network sees them, and their sky noise over that of the image's pixels ``(band,)``.
+    smoothing, noise_ratio
+        Gaussians ``(band, y, x)`` that bands are smoothed with for the network, if any is, and the sky noise that is
+        left of that of the image's pixels ``(band,)``.
     noise_map
         Returns the noise that is given for rows and columns, for each band a number or a map.
     sky_rms
@@ -85,7 +86,6 @@ class Observation:
     photon: Tensor
     wavelength: Tensor
     window: Window
-    network_window: Window
     sky_rms: Callable[[NDArray, NDArray], NDArray[np.float64]]
     bands: tuple[str, ...] = ("",)
     pixel_scale: float = 1.0
@@ -94,12 +94,24 @@ class Observation:
     wcs: WCS | None = None
     notes: list[str] = field(default_factory=list)
     noise_map: Callable[[slice, slice], list[NDArray[np.float64]]] = lambda *_: []
+    smoothing: Tensor | None = None
     noise_ratio: NDArray[np.float32] | float = 1.0
 
     @property
     def noise(self) -> Tensor:
         """Numbers that describe noise and color to a network ``(band, 5)``."""
         return noise_numbers(self.noise_kernel, self.photon, self.wavelength).float()
+
+    def network_window(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Return pixels as the network sees them: interpolated across narrow defects, then smoothed."""
+        reach = 0 if self.smoothing is None else REACH
+        ratio, good = (v.cpu() for v in self.window(*(slice(s.start - reach, s.stop + reach) for s in (rows, columns))))
+        pixels, known = map(torch.from_numpy, bridged(ratio.numpy(), good.numpy() > 0))
+        if self.smoothing is None:
+            return pixels, known.float()
+        means = smooth(known * pixels, self.smoothing) / smooth(known.float(), self.smoothing).clamp(min=1e-6)
+        here = (..., slice(reach, -reach), slice(reach, -reach))
+        return (known * means)[here] / torch.as_tensor(self.noise_ratio)[:, None, None], known.float()[here]
 
 
 @contextlib.contextmanager
@@ -139,15 +151,15 @@ def observe(
         if gain is None and camera is None:
             notes.append("photon noise is taken as zero without gain, which is not read from headers")
         gains = _per_band("gain", gain, [None] * len(bands))
+        photon = [_photon(*band, camera) for band in zip(bands, kernels, gains, strict=True)]
         waves = _per_band("wavelength", wavelength, [camera.wavelength if camera else math.nan] * len(bands), u.micron)
         yield Observation(
             shape=shape,
             psf=band_psfs(psf, bands, scale or 1.0, notes),
             noise_kernel=torch.stack(kernels),
-            photon=torch.tensor([_photon(*band, camera) for band in zip(bands, kernels, gains, strict=True)]),
+            photon=torch.tensor(photon, dtype=torch.float32),
             wavelength=torch.tensor(waves, dtype=torch.float32),
             window=lambda rows, columns: _window(bands, rows, columns),
-            network_window=lambda rows, columns: _bridged(bands, rows, columns),
             noise_map=lambda *part: [band.given_noise(part) for band in bands],
             sky_rms=lambda x, y: factor * np.stack([band.noise_at(x, y) for band in bands], -1),
             bands=_names([band.name for band in opened]),
@@ -349,13 +361,6 @@ def _window(bands: list[BandPixels], rows: slice, columns: slice) -> tuple[Tenso
     return ratio.where(good, 0.0), good.float()
 
 
-def _bridged(bands: list[BandPixels], rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-    """Return pixels as the network sees them: interpolated across narrow defects."""
-    ratio, good = _window(bands, rows, columns)
-    pixels, known = map(torch.from_numpy, bridged(ratio.numpy(), good.numpy() > 0))
-    return pixels, known.float()
-
-
 def widened(seen: Observation, fwhm: tuple[float, float]) -> Observation:
     """Let a network see bands smoothed whose PSFs are narrower than its range of widths, and note it.
 
@@ -371,12 +376,5 @@ def widened(seen: Observation, fwhm: tuple[float, float]) -> Observation:
     widths = ", ".join(f"{2.3548 * width:.2f}" for width in sigma)
     seen.notes.append(f"the PSF is narrow, so the network saw bands smoothed with Gaussians of {widths} pixels (FWHM)")
 
-    def window(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """Return means of good pixels over their noise, and good pixels."""
-        pixels, good = seen.network_window(*(slice(s.start - REACH, s.stop + REACH) for s in (rows, columns)))
-        pixels = good * smooth(pixels, gaussians) / smooth(good, gaussians).clamp(min=1e-6) / ratio[:, None, None]
-        here = (..., slice(REACH, -REACH), slice(REACH, -REACH))
-        return pixels[here], good[here]
-
     changed = {"psf": smooth(seen.psf, gaussians), "noise_kernel": kernel, "photon": seen.photon * ratio}
-    return replace(seen, network_window=window, noise_ratio=ratio.cpu().numpy(), **changed)
+    return replace(seen, smoothing=gaussians.cpu(), noise_ratio=ratio.cpu().numpy(), **changed)

@@ -29,7 +29,8 @@ LEAST_IN_CELL = 64  # blank pixels
 SIGNIFICANT, LEAST_LEVEL = 5.0, 0.2  # standard errors, and sky noise of a pixel, of a level that is subtracted
 LARGEST_MISFIT = 2.0  # of the noise that is given, over or below the scatter of blank sky
 CHECKED, LEAST_BLANK = 512, 1000  # pixels on a side that it is checked in, and of blank sky
-LINES = np.ones((1, 1, 4)), np.ones((1, 4, 1))  # a defect that holds both is wide
+NARROW = 3  # pixels, the width of the widest defects that are interpolated
+LINES = np.ones((1, 1, NARROW + 1)), np.ones((1, NARROW + 1, 1))  # a defect that holds both is wide
 BRIDGE, BRIDGE_PASSES = (1.5, 1.5), 7  # pixels, of the Gaussian that defects are interpolated with
 LEAST_WEIGHT = 1e-3  # of good pixels around a pixel that is interpolated
 SAMPLE = 100_000  # pixels
@@ -179,8 +180,13 @@ def _scaled(pixels: NDArray) -> tuple[NDArray, float]:
 
 
 def bridged(pixels: NDArray[np.float32], good: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Interpolate pixels ``(band, y, x)`` across defects of at most three pixels, and count them as good."""
-    narrow = ~good & ~np.all([ndimage.binary_opening(~good, line) for line in LINES], axis=0)
+    """Interpolate pixels ``(band, y, x)`` across defects of at most three pixels, and count them as good.
+
+    What lies beyond the edges counts as wide.
+    """
+    bad = np.pad(~good, [(0, 0), (NARROW, NARROW), (NARROW, NARROW)], mode="edge")
+    wide = np.all([ndimage.binary_opening(bad, line) for line in LINES], axis=0) if bad.any() else bad
+    narrow = (bad & ~wide)[:, NARROW:-NARROW, NARROW:-NARROW]
     if not narrow.any():
         return pixels, good
     smooth = partial(ndimage.gaussian_filter, sigma=(0, *BRIDGE))
