@@ -23,12 +23,14 @@ from probdeblend.scene import GALAXY_TYPES
 from probdeblend.simulation.mixtures import nested_tuples
 from probdeblend.simulation.population import Population
 
-__all__ = ["fit_population", "main", "read_galaxies"]
+__all__ = ["continued", "fit_population", "main", "read_galaxies"]
 
 PIXEL_SCALE = 0.06  # arcsec
 FITTED = ("type_probabilities", "weights", "means", "covariances", "magnitude_range")
 COLUMNS = ("id", "mag", "rad", "type")
 LEAST = 30  # galaxies of a type, to fit its distribution
+FAINT_FRACTION, FAINTEST = 0.3, 26.0  # of the galaxies that are continued, and magnitude to which they are
+FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))  # mean and standard deviation of the Gaussians of the continuation
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 
@@ -78,7 +80,28 @@ def fit_population(types: np.ndarray, magnitudes: np.ndarray, radii: np.ndarray,
     nested = {"weights": weights, "means": means, "covariances": covariances}
     numbers = {name: np.array(value).tolist() for name, value in nested.items()} | {"type_probabilities": share}
     limits = (math.floor(magnitudes.min()), math.ceil(magnitudes.max()))
-    return Population(**nested_tuples(numbers | {"magnitude_range": limits}))
+    fields = numbers | {"magnitude_range": limits}
+    return Population(**{name: nested_tuples(value) for name, value in fields.items()})
+
+
+def continued(population: Population) -> Population:
+    """Continue a fraction of the galaxies to magnitude 26, along the relation of size and magnitude."""
+    weights, means, covariances = [], [], []
+    for w, m, c in zip(population.weights, population.means, population.covariances, strict=True):
+        share = np.array(w)[:, None]
+        mean = (share * np.array(m)).sum(0)
+        spread = np.array(m) - mean
+        total = (share[..., None] * (np.array(c) + spread[:, :, None] * spread[:, None, :])).sum(0)
+        slope = float(total[0, 1] / total[0, 0])
+        scatter = float(total[1, 1] - slope * total[0, 1])
+        added = [(mag, float(mean[1] + slope * (mag - mean[0]))) for mag, _ in FAINT_MAGNITUDES]
+        variances = [sd**2 for _, sd in FAINT_MAGNITUDES]
+        weights.append((*[x * (1 - FAINT_FRACTION) for x in w], *[FAINT_FRACTION / len(added)] * len(added)))
+        means.append((*m, *added))
+        covariances.append((*c, *[((v, slope * v), (slope * v, slope**2 * v + scatter)) for v in variances]))
+    limits = (population.magnitude_range[0], FAINTEST)
+    mixture = {"weights": tuple(weights), "means": tuple(means), "covariances": tuple(covariances)}
+    return population.replace(**mixture, magnitude_range=limits)
 
 
 @click.group("python -m benchmarks.published")
@@ -96,7 +119,9 @@ def fit_command(table: Path, output: Path, seed: int, overwrite: bool) -> None:
     with whole_file(output, overwrite=overwrite) as temporary:
         galaxies = read_galaxies(table)
         population = fit_population(*galaxies, seed=seed)
-        described = {"prior": {name: getattr(population, name) for name in FITTED}, "galaxies": len(galaxies[0])}
+        both = {"prior": population, "extended": continued(population)}
+        described = {key: {name: getattr(own, name) for name in FITTED} for key, own in both.items()}
+        described["galaxies"] = len(galaxies[0])
         temporary.write_text(json.dumps(described, indent=1), encoding="utf-8")
     click.echo(f"population of {described['galaxies']} galaxies written to {output}")
 

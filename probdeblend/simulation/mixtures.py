@@ -1,20 +1,17 @@
-"""Mixtures of normal distributions: of magnitudes between limits, and continued to fainter ones."""
+"""Mixtures of normal distributions: of magnitudes and radii, between limits."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["FAINTEST", "TruncatedMixture", "conditional", "continued", "nested_tuples"]
+__all__ = ["TruncatedMixture", "conditional", "nested_tuples"]
 
-FAINTEST = 26.0  # magnitude, of the continuation
-FAINT_MAGNITUDES = ((23.6, 0.6), (24.9, 0.6))  # mean and standard deviation of the Gaussians of the continuation
 STAR_SPREAD = 20.0  # magnitudes: nearly uniform between any limits
 
 
@@ -58,25 +55,6 @@ class TruncatedMixture(dist.TorchDistribution):
         return density.to(value).masked_fill(~inside, -math.inf)
 
 
-def continued(weights: Sequence, means: Sequence, covariances: Sequence, fraction: float) -> dict[str, list]:
-    """Return mixtures over magnitude and ln radius with a fraction continued along their relation, by name."""
-    mixture: dict[str, list] = {"weights": [], "means": [], "covariances": []}
-    for w, m, c in zip(weights, means, covariances, strict=True):
-        share = np.array(w)[:, None]
-        mean = (share * np.array(m)).sum(0)
-        spread = np.array(m) - mean
-        total = (share[..., None] * (np.array(c) + spread[:, :, None] * spread[:, None, :])).sum(0)
-        slope = total[0, 1] / total[0, 0]
-        scatter = total[1, 1] - slope * total[0, 1]
-        added = [(mag, float(mean[1] + slope * (mag - mean[0]))) for mag, _ in FAINT_MAGNITUDES]
-        variances = [sd**2 for _, sd in FAINT_MAGNITUDES]
-        width = [((v, slope * v), (slope * v, slope**2 * v + scatter)) for v in variances]
-        mixture["weights"].append([x * (1 - fraction) for x in w] + [fraction / len(added)] * len(added))
-        mixture["means"].append([*m, *added])
-        mixture["covariances"].append([*c, *width])
-    return mixture
-
-
 def conditional(weights: Sequence, means: Sequence, covariances: Sequence, middle: float) -> tuple[Tensor, ...]:
     """Return tables ``(type, component)`` of mixtures over magnitude and ln radius, with a last row for stars.
 
@@ -95,8 +73,4 @@ def conditional(weights: Sequence, means: Sequence, covariances: Sequence, middl
 
 def nested_tuples(value: object) -> object:
     """Return nested lists of numbers as nested tuples, as the fields of a population are."""
-    if isinstance(value, dict):
-        return {name: nested_tuples(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(nested_tuples(item) for item in value)
-    return value.item() if isinstance(value, np.generic) else value
+    return tuple(map(nested_tuples, value)) if isinstance(value, list | tuple) else value

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..scene import GALAXY_TYPES, SOURCE_TYPES
-from .mixtures import FAINTEST, TruncatedMixture, conditional, continued, nested_tuples
+from .mixtures import TruncatedMixture, conditional, nested_tuples
 from .positions import Clustered, Frame, Paired, Positions
 
 __all__ = ["Population"]
@@ -120,23 +120,20 @@ class Population:
     @classmethod
     def published(cls) -> Population:
         """Return the pairs of the published test set: magnitudes 18 to 23, a galaxy in the middle and a companion."""
-        text = (files("probdeblend") / "data" / "prior_boucaud2020.json").read_text(encoding="utf-8")
-        galaxies = nested_tuples(json.loads(text)["prior"])
-        return cls(**galaxies, max_difference=2.0, layout="centered")
+        return cls(**_fitted("prior"), max_difference=2.0, layout="centered")
 
     @classmethod
     def pairs(cls) -> Population:
         """Return the pairs that networks are trained on: the published ones to magnitude 26, anywhere in the image."""
-        pairs = cls.published().extended(0.3)
-        return replace(pairs, layout="paired", anywhere_fraction=0.2, close_fraction=0.1)
+        fractions = {"anywhere_fraction": 0.2, "close_fraction": 0.1}
+        return cls(**_fitted("extended"), max_difference=2.0, layout="paired", **fractions)
 
     @classmethod
     def default(cls) -> Population:
         """Return what networks are trained on besides pairs: 0 to 14 galaxies and stars of any camera, clustered."""
         number = tuple(NUMBERS.get(i, 0.0) for i in range(max(NUMBERS) + 1))
         wider = {"snr": (5.0, 300.0), "size_scatter": 0.3, "largest": 14.0, "star_fraction": 0.15}
-        pairs = replace(cls.published().extended(0.3), max_difference=math.inf)
-        return replace(pairs, layout="clustered", number=number, **wider)
+        return cls(**_fitted("extended"), layout="clustered", number=number, **wider)
 
     def replace(self, **changes: object) -> Population:
         """Return a population with some fields changed.
@@ -152,29 +149,6 @@ class Population:
             The changed population.
         """
         return replace(self, **changes)
-
-    def extended(self, fraction: float) -> Population:
-        """Return the population with a fraction of galaxies continued to magnitude 26, with the sizes that fit.
-
-        Parameters
-        ----------
-        fraction
-            Fraction of the galaxies, at least 0 and less than 1.
-
-        Returns
-        -------
-        Population
-            The wider population.
-
-        Raises
-        ------
-        ValueError
-            If the fraction is out of range.
-        """
-        if not 0 <= fraction < 1:
-            raise ValueError(f"fraction must be at least 0 and less than 1, got {fraction}")
-        mixture = continued(self.weights, self.means, self.covariances, fraction)
-        return replace(self, **nested_tuples(mixture), magnitude_range=(self.magnitude_range[0], FAINTEST))
 
     def magnitude(self, source_type: Tensor) -> TruncatedMixture:
         """Return the distribution of AB magnitude, given the type, an index into `SOURCE_TYPES`.
@@ -369,3 +343,9 @@ class Population:
                     values = {name: value[good] for name, value in values.items()}
                 drawn.append(values)
         return {name: torch.cat([values[name] for values in drawn])[:count] for name in drawn[0]}
+
+
+def _fitted(name: str) -> dict[str, object]:
+    """Return the fields of a population that were fitted: "prior", or "extended" to fainter galaxies."""
+    text = (files("probdeblend") / "data" / "prior_boucaud2020.json").read_text(encoding="utf-8")
+    return {field: nested_tuples(value) for field, value in json.loads(text)[name].items()}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.boucaud2020.statistics import CASES, published_results, read_published, summarize
-from benchmarks.published import FITTED, fit_population, read_galaxies
+from benchmarks.published import FITTED, continued, fit_population, read_galaxies
 from probdeblend.scene import GALAXY_TYPES
 from probdeblend.simulation.population import Population
 
@@ -16,6 +16,11 @@ def test_fit_reproduces_the_shipped_population(data_dir):
     types, magnitudes, radii = read_galaxies(data_dir / TABLE)
     fitted, shipped = fit_population(types, magnitudes, radii), Population.published()
     assert {name: getattr(fitted, name) for name in FITTED} == {name: getattr(shipped, name) for name in FITTED}
+
+
+def test_the_continuation_is_the_one_that_ships():
+    wider, shipped = continued(Population.published()), Population.pairs()
+    assert {name: getattr(wider, name) for name in FITTED} == {name: getattr(shipped, name) for name in FITTED}
 
 
 @pytest.mark.slow

@@ -282,8 +282,8 @@ def test_same_seed_same_scenes_and_no_global_state():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_continued_population_is_fainter():
-    wider = Population.published().extended(0.3)
+def test_pairs_reach_fainter_magnitudes():
+    wider = Population.pairs()
     assert wider.magnitude_range == (18, 26)
     for weights in wider.weights:
         assert sum(weights) == pytest.approx(1, abs=1e-3)
@@ -293,8 +293,6 @@ def test_a_continued_population_is_fainter():
     ]
     assert fractions[0] == 0
     assert 0.2 < fractions[1] < 0.35
-    with pytest.raises(ValueError, match="fraction must be at least 0 and less than 1, got 1"):
-        wider.extended(1)
 
 
 @pytest.mark.parametrize(
