@@ -142,7 +142,8 @@ def drizzle_kernel(strength: float) -> Tensor:
         Kernel ``(3, 3)`` that turns white noise into such noise, with 1 in the middle.
     """
     edge, corner = strength * 0.2910, strength * 0.1252
-    return torch.tensor([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]])
+    rows = [[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]]
+    return torch.tensor(rows, dtype=torch.float32)  # whatever the default is
 
 
 @dataclass(frozen=True, eq=False)

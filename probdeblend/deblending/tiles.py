@@ -151,7 +151,7 @@ def find_peaks(heat: Tensor) -> tuple[NDArray[np.float64], ...]:
     found = (heat[0] == highest) & (around > THRESHOLD) & (cell > 0.2 * THRESHOLD)
     row, column = found.nonzero(as_tuple=True)
     offset = heat[1:, row, column].clamp(-1.5, 1.5)
-    place = (FOLD * torch.stack([column, row]) + (FOLD - 1) / 2 + offset).double().cpu().numpy()
+    place = (FOLD * torch.stack([column, row]) + ((FOLD - 1) / 2 + offset)).double().cpu().numpy()
     height = heat[0, row, column].cpu().numpy()
     pairs = cKDTree(place.T).query_pairs(FOLD, output_type="ndarray")
     kept = np.ones(len(height), dtype=bool)

@@ -129,7 +129,7 @@ def kept_units(dropout: float, passes: int, seed: int) -> KeptUnits:
         return KeptUnits(torch.ones(1, 2, TOKEN, dtype=REAL), torch.ones(1, QUERY, dtype=REAL))
     generators = (torch.Generator().manual_seed(seed_of(seed, 0, number)) for number in range(passes))
     kept = torch.stack([torch.rand(3, TOKEN, generator=one, dtype=REAL) for one in generators]) < 1 - dropout
-    kept = kept / (1 - dropout)
+    kept = kept.to(REAL) / (1 - dropout)
     return KeptUnits(kept[:, :2], kept[:, 2, :QUERY])
 
 

@@ -63,7 +63,7 @@ def contrasts(sources: int, like: Tensor) -> Tensor:
     """Return an orthonormal basis ``(source, source - 1)`` of the differences of sources (Helmert's)."""
     row, column = torch.arange(sources)[:, None], torch.arange(1, sources)
     basis = torch.where(row < column, 1.0, torch.where(row == column, -column.double(), 0.0)).double()
-    return (basis / (column * (column + 1)).sqrt()).to(like)
+    return (basis / (column * (column + 1)).double().sqrt()).to(like)
 
 
 def _in_full_precision(like: Tensor) -> torch.autocast:

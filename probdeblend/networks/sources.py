@@ -157,8 +157,9 @@ class SourceReader(nn.Module):
         # One more cell on each side, as far as there are any: cells are interpolated.
         sides = zip(part, maps.mask_features.shape[-2:], strict=True)
         cells = [slice(max(s.start // FOLD - 1, 0), min(-(-s.stop // FOLD) + 1, size)) for s, size in sides]
-        middles = (FOLD * torch.arange(s.start, s.stop, device=query.device) + (FOLD - 1) / 2 for s in cells)
-        offset = [(middle - center).expand(1, 1, -1) for middle, center in zip(middles, (y, x), strict=True)]
+        numbers = [torch.arange(s.start, s.stop, dtype=torch.float32, device=query.device) for s in cells]
+        places = [FOLD * cell + (FOLD - 1) / 2 for cell in numbers]
+        offset = [(place - center).expand(1, 1, -1) for place, center in zip(places, (y, x), strict=True)]
         own = _own_network(weights[None, :, None], maps.mask_features[:1, None, :, *cells], *offset[::-1])[0, :, 0]
         inside = (slice(s.start - FOLD * c.start, s.stop - FOLD * c.start) for s, c in zip(part, cells, strict=True))
         own = own[:, *inside]

@@ -128,14 +128,15 @@ def test_damaged_and_foreign_files(deblender, tmp_path):
         load(path)
 
 
-@pytest.mark.parametrize("read", [False, True])
-def test_settings_of_torch_and_numpy_do_not_matter(deblender, tmp_path, read):
+@pytest.mark.parametrize(("read", "precision"), [(False, torch.bfloat16), (True, torch.float64)])
+def test_settings_of_torch_and_numpy_do_not_matter(deblender, tmp_path, read, precision):
     """Default precision and device, mixed precision, training mode and error state; the answer has the same bits."""
     image, given = noise_of((64, 64)) + 9 * (noise_of((64, 64), 2) > 3), GIVEN | {"positions": [[30, 30], [36, 33]]}
+    given |= {"gain": 3.3}
     right = deblender(image, **given).flux
     save(deblender, tmp_path / "w.safetensors")
     try:
-        torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(precision)
         with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16), np.errstate(all="raise"):
             kept_units.cache_clear()
             found = (load(tmp_path / "w.safetensors") if read else deblender.train())(image, **given).flux
