@@ -1,8 +1,8 @@
 """Train small scene networks without one part each, at equal budget: what the parts bring.
 
 Left out are the attention among the sources of a group, the exchange of flux between neighbors, the small network of
-each source for its share and mask, and what the trunk is told of PSF and noise. All see the same batches in the same
-order, and answer for the same held-out ones.
+each source for its share and mask, and what the trunk is told of PSF and noise: some of their layers stay zero. All see
+the same batches in the same order, and answer for the same held-out ones.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from probdeblend.scene import overlap_groups
 from probdeblend.simulation.stream import SceneBatch, SceneStream
 from probdeblend.training.fit import Schedule, fit
 
-__all__ = ["NETWORKS", "judge", "main", "train"]
+__all__ = ["NETWORKS", "judge", "main", "train", "without"]
 
-NETWORKS: dict[str, dict[str, bool]] = {
-    "whole": {},
-    "no attention": {"attention": False},
-    "no exchange": {"exchange": False},
-    "neither": {"attention": False, "exchange": False},
-    "no network per source": {"dynamic": False},
-    "not told of PSF and noise": {"conditioned": False},
+NETWORKS: dict[str, tuple[str, ...]] = {  # layers that stay zero
+    "whole": (),
+    "no attention": ("attention",),
+    "no exchange": ("pair.2",),
+    "neither": ("attention", "pair.2"),
+    "no network per source": ("reader.share_network", "reader.mask_network"),
+    "not told of PSF and noise": ("trunk.describe.0",),
 }
 SETS = {"pairs": 1.0, "crowded": 0.0}  # fraction of the batches that are published pairs
 HELD_OUT = 10_000_019  # seed, apart from that of the training batches
@@ -81,6 +81,15 @@ def _held_out(kept: Path, batch_size: int, count: int, *, seed: int) -> dict[str
     return {kind: [SceneBatch(*batch) for batch in batches] for kind, batches in stored.items()}
 
 
+def without(*layers: str) -> SceneNetwork:
+    """Return a new network, some layers of which are zero and stay so."""
+    network = SceneNetwork()
+    for layer in layers:
+        for value in network.get_submodule(layer).requires_grad_(False).parameters():
+            torch.nn.init.zeros_(value)
+    return network
+
+
 def train(
     kept: Path, name: str, stream: SceneStream, validation: list[SceneBatch], *, steps: int, seed: int
 ) -> SceneNetwork:
@@ -92,7 +101,7 @@ def train(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = SceneNetwork(**NETWORKS[name])
+        network = without(*NETWORKS[name])
         schedule = Schedule(steps, validate_every=max(1, steps // 10))
         fit(SceneLoss(network), batches, validation, schedule=schedule, checkpoint=kept / f"{name}.pt")
     return network.eval()

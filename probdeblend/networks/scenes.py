@@ -89,32 +89,20 @@ class Exchange(nn.Module):
 
 
 class SceneNetwork(nn.Module):
-    """The whole network; options leave out parts of it, for comparison.
+    """The whole network.
 
     Parameters
     ----------
     dropout
         Probability that a unit is dropped before the heads, and before the mask's own network.
-    attention, exchange, dynamic, conditioned
-        Whether the sources of a group attend to each other, whether neighbors' fluxes are correlated, whether each
-        source has a small network of its own for its share and mask, and whether the trunk knows PSF and noise.
     """
 
-    def __init__(
-        self,
-        *,
-        dropout: float = 0.1,
-        attention: bool = True,
-        exchange: bool = True,
-        dynamic: bool = True,
-        conditioned: bool = True,
-    ) -> None:
+    def __init__(self, *, dropout: float = 0.1) -> None:
         super().__init__()
-        self.exchange = exchange
-        self.trunk = Trunk(conditioned=conditioned)
-        self.reader = SourceReader(dropout=dropout, dynamic=dynamic)
+        self.trunk = Trunk()
+        self.reader = SourceReader(dropout=dropout)
         self.tokens = TokenNetwork()
-        self.attention = nn.ModuleList(Exchange() for _ in range(2 if attention else 0))
+        self.attention = nn.ModuleList(Exchange() for _ in range(2))
         self.drop = nn.Dropout(dropout)
         self.hidden = nn.Sequential(nn.Linear(TOKEN, TOKEN), nn.SiLU())
         self.band_hidden = nn.Sequential(nn.Linear(2 * TOKEN, TOKEN), nn.SiLU())
@@ -265,7 +253,7 @@ class SceneNetwork(nn.Module):
     def _pairs(self, hidden: Tensor, each: Tensor, edge: Tensor) -> Tensor:
         """Return the exchange of each source with each other, ``(group, source, source, band, 2)``."""
         groups, sources, bands = each.shape[:3]
-        if sources == 1 or not self.exchange:
+        if sources == 1:
             return torch.zeros(groups, sources, sources, bands, 2, dtype=torch.float32, device=each.device)
         # The first layer sees both sources, their product and the pair's features; taken apart, most of it is computed
         # once per source.

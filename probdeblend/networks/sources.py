@@ -78,14 +78,13 @@ def read_at(features: Tensor, x: Tensor, y: Tensor, stride: int) -> Tensor:
 
 
 class SourceReader(nn.Module):
-    """Reads queries at positions, and divides the light; `dynamic` off leaves out the sources' own networks.
+    """Reads queries at positions, and divides the light.
 
     Dropout acts before the network of a source's own for its mask.
     """
 
-    def __init__(self, *, dropout: float = 0.1, dynamic: bool = True) -> None:
+    def __init__(self, *, dropout: float = 0.1) -> None:
         super().__init__()
-        self.dynamic = dynamic
         self.drop = nn.Dropout(dropout)
         inputs = sum(WIDTHS) + PATCH**2 + 2 + MODULATION
         self.read = nn.Sequential(nn.Linear(inputs, 128), nn.SiLU(), nn.Linear(128, QUERY), nn.SiLU())
@@ -113,8 +112,7 @@ class SourceReader(nn.Module):
         dx, dy = (torch.arange(size, device=x.device) - v[..., None] for v, size in ((x, width), (y, height)))
         logit = self._profile(self.profile(both).float(), dx, dy)
         offset = [(value[..., 1::2] + value[..., ::2]) / 2 for value in (dx, dy)]
-        if self.dynamic:
-            logit = logit + _own_network(self.share_network(both), maps.share_features, *offset)
+        logit = logit + _own_network(self.share_network(both), maps.share_features, *offset)
         far = torch.hypot(dx[:, :, None, :], dy[..., None]) > REACH
         logit = logit.masked_fill(far[:, :, None], FAR)
         log_share = torch.cat([logit, maps.unlisted[:, None]], 1).log_softmax(1)
@@ -122,10 +120,8 @@ class SourceReader(nn.Module):
         gate = maps.gate.repeat_interleave(FOLD, -2).repeat_interleave(FOLD, -1)
         seen = (gate[:, None] * share).sum(2).clamp(min=1e-8).log()
         mask = self.mask_slope.abs() * (maps.union[:, None] + seen)
-        if self.dynamic:
-            own = _own_network(self.mask_network(self.drop(query))[:, :, None], maps.mask_features[:, None], *offset)
-            mask = mask + own[:, :, 0]
-        return Shares(share, log_share, mask, query, each)
+        own = _own_network(self.mask_network(self.drop(query))[:, :, None], maps.mask_features[:, None], *offset)
+        return Shares(share, log_share, mask + own[:, :, 0], query, each)
 
     def queries(self, maps: TrunkMaps, x: Tensor, y: Tensor) -> Tensor:
         """Return the query of each source in each band ``(scene, source, band, feature)``."""
@@ -151,8 +147,6 @@ class SourceReader(nn.Module):
         The source is one of the first scene, at `x`, `y`; `kept` are factors on its query ``(pass, feature)``.
         """
         logit, query = shares.mask[0, source, *part], shares.query[0, source]
-        if not self.dynamic:
-            return torch.zeros_like(logit)
         weights = self.mask_network(torch.cat([query[None], query * kept.to(query)]))
         # One more cell on each side, as far as there are any: cells are interpolated.
         sides = zip(part, maps.mask_features.shape[-2:], strict=True)

@@ -131,11 +131,10 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The U-Net; `conditioned` off leaves out what the bands are, for comparison."""
+    """The U-Net."""
 
-    def __init__(self, *, conditioned: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.conditioned = conditioned
         self.describe = nn.Sequential(
             nn.Linear(CONDITIONS, MODULATION), nn.SiLU(), nn.Linear(MODULATION, MODULATION), nn.SiLU()
         )
@@ -153,8 +152,7 @@ class Trunk(nn.Module):
         """Return the maps of images ``(scene, band, y, x)`` over sky noise, sides a multiple of `STRIDE`."""
         scenes, bands = image.shape[:2]
         condition = describe_bands(psf, noise).to(image.dtype)
-        seen = condition if self.conditioned else torch.zeros_like(condition)
-        modulation = self.describe(seen).flatten(0, 1)
+        modulation = self.describe(condition).flatten(0, 1)
         image = image * good
         pixels = torch.stack([stretched(image), stretched(matched_filter(image, psf.to(image))) * good, good], 2)
         features = functional.pixel_unshuffle(pixels.flatten(0, 1), FOLD)

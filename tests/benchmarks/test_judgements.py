@@ -6,7 +6,7 @@ import torch
 from astropy.table import Table
 from scipy import special
 
-from benchmarks import bands, detections, dropout, field, labels, march, pairs, references, validation
+from benchmarks import ablation, bands, detections, dropout, field, labels, march, pairs, references, validation
 from benchmarks.boucaud2020.pairs import Pairs
 from benchmarks.validation import PROMISES, check
 from probdeblend.networks.published import LABELS
@@ -271,3 +271,15 @@ def test_promises_have_a_range(promise):
 def test_published_rule(sources, matched):
     found = tuple(np.array(sources, dtype=float).reshape(-1, 3).T)
     np.testing.assert_array_equal(pairs.published_match(found, [63.0, 80.0], [63.0, 63.0], radius=8.0), matched)
+
+
+@torch.no_grad()
+def test_what_is_left_out_of_a_network_has_no_part_in_its_answer():
+    token, edge = torch.randn(1, 3, 96), torch.randn(1, 3, 3, 4)
+    layers = ablation.without("attention").attention
+    for layer in layers:
+        assert torch.equal(layer(token, edge), token)
+    assert not any(value.requires_grad for value in layers.parameters())
+    hidden, each = torch.randn(1, 2, 96), torch.randn(1, 2, 1, 96)
+    assert ablation.without()._pairs(hidden, each, edge[:, :2, :2]).any()
+    assert not ablation.without("pair.2")._pairs(hidden, each, edge[:, :2, :2]).any()

@@ -59,18 +59,6 @@ def test_a_gradient_reaches_every_parameter(network):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("part", ["attention", "exchange", "dynamic", "conditioned"])
-def test_parts_can_be_left_out(part):
-    network = SceneNetwork(**{part: False}).eval()
-    _, _, answer = understand(network)
-    assert answer.flux.log_prob(answer.flux.sample()).isfinite().all()
-    if part == "exchange":
-        assert not answer.flux.numbers.exchange.any()
-    if part == "attention":
-        assert not len(network.attention)
-
-
-@torch.no_grad()
 def test_saved_weights_answer_alike(network):
     other = SceneNetwork().eval()
     other.load_state_dict(network.state_dict())
