@@ -12,7 +12,7 @@ from .. import __version__
 from .deblend import deblend
 from .evaluate import calibrate, evaluate
 from .options import Group
-from .surveys import inject, isolate, reobserve
+from .surveys import inject, isolate
 from .training import simulate, train
 
 __all__ = ["main"]
@@ -24,5 +24,5 @@ def main() -> None:
     """Posteriors over the fluxes and masks of overlapping sources."""
 
 
-for _command in (deblend, evaluate, calibrate, simulate, isolate, reobserve, inject, train):
+for _command in (deblend, evaluate, calibrate, simulate, isolate, inject, train):
     main.add_command(_command)

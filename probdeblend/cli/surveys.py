@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from . import options
 from .options import FILE
 
-if TYPE_CHECKING:
-    from ..surveys.selection import Collection
-
 __all__: list[str] = []  # used from the command line alone
 
 PARTS = ("training", "validation", "test")
-
-
-def _write(collection: Collection, given: Mapping[str, object]) -> None:
-    """Write a library and print a summary."""
-    from ..surveys import write_library
-
-    names = write_library(given["output"], collection.library, overwrite=given["overwrite"])
-    table = collection.summary()
-    options.show(table)
-    click.echo(f"{table.meta['distinct']} distinct galaxies to keep")
-    click.echo(f"written to {given['output']}: {', '.join(names)}")
 
 
 @click.command(short_help="Cut isolated galaxies out of images.")
@@ -57,7 +41,7 @@ def isolate(images: tuple[Path, ...], **given: object) -> None:
       probdeblend isolate mosaic.fits --catalog sources.fits --columns ra=RA,dec=DEC,magnitude=H_MAG --output isolated
     """  # noqa: D301
     from ..scene import Instrument
-    from ..surveys import isolate_galaxies
+    from ..surveys import isolate_galaxies, write_library
 
     changes = {} if given["zero_point"] is None else options.picked(given, "zero_point")
     options.refuse_existing(given["output"], overwrite=given["overwrite"])
@@ -68,30 +52,11 @@ def isolate(images: tuple[Path, ...], **given: object) -> None:
         instrument=Instrument.candels_f160w().replace(**changes),
         faintest=given["magnitude"],
     )
-    _write(collection, given)
-
-
-@click.command(short_help="Observe galaxies of other surveys as CANDELS F160W.")
-@click.argument("catalog", type=FILE)
-@options.output(None)
-@click.option("--sky-rms", type=float, default=3e-3, help="Sky noise per pixel in e-/s.")
-@click.option("--exposure", type=float, default=3200.0, help="Exposure time in s.")
-@options.seed
-@options.overwrite
-def reobserve(catalog: Path, **given: object) -> None:
-    """Observe the galaxies of CATALOG, in GalSim's RealGalaxy format, as CANDELS F160W would.
-
-    \b
-    Example:
-      probdeblend reobserve real_galaxy_catalog.fits --output cosmos
-    """  # noqa: D301
-    from ..scene import Instrument
-    from ..surveys import reobserve_galaxies
-
-    instrument = Instrument.candels_f160w(**options.picked(given, "sky_rms", "exposure"))
-    options.refuse_existing(given["output"], overwrite=given["overwrite"])
-    collection = reobserve_galaxies(catalog, instrument=instrument, seed=given["seed"])
-    _write(collection, given)
+    names = write_library(given["output"], collection.library, overwrite=given["overwrite"])
+    table = collection.summary()
+    options.show(table)
+    click.echo(f"{table.meta['distinct']} distinct galaxies to keep")
+    click.echo(f"written to {given['output']}: {', '.join(names)}")
 
 
 @click.command(short_help="Put isolated galaxies into scenes.")
@@ -111,7 +76,7 @@ def inject(libraries: tuple[Path, ...], **given: object) -> None:
 
     \b
     Example:
-      probdeblend inject isolated cosmos --part training --count 10000 --output real-training
+      probdeblend inject isolated --part training --count 10000 --output real-training
     """  # noqa: D301
     from ..scene import Instrument
     from ..surveys import Injector, read_library

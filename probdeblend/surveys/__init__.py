@@ -2,7 +2,6 @@
 
 from .injection import Injector
 from .library import Library, Quality, keep_table, read_library, write_library
-from .reobserve import reobserve_galaxies
 from .selection import isolate_galaxies
 
 __all__ = [
@@ -12,6 +11,5 @@ __all__ = [
     "isolate_galaxies",
     "keep_table",
     "read_library",
-    "reobserve_galaxies",
     "write_library",
 ]

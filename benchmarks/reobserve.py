@@ -1,4 +1,4 @@
-"""Isolated galaxies of the COSMOS survey, observed again with the instrument's pixels and noise.
+"""Make a library of the isolated galaxies of the COSMOS survey, observed again as CANDELS F160W would.
 
 A COSMOS galaxy comes with its own PSF and noise (GalSim's `galsim.RealGalaxyCatalog`; Mandelbaum et al. 2012,
 doi:10.1111/j.1365-2966.2012.20983.x). GalSim deconvolves it, and convolution with the wider F160W PSF brings the
@@ -12,50 +12,44 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
 from astropy.stats import mad_std
 from tqdm.auto import tqdm
 
-from ..photometry.detection import HOT, detect
-from ..photometry.noise import correlation_sum
-from ..photometry.sky import dilate, draw_noise
-from ..scene import STAMP_CENTER, STAMP_SIZE, Instrument
-from .isolated import Galaxy, NotIsolatedError, measure_galaxy
-from .selection import Collection, collect
+from benchmarks._command import FILE, Run, benchmark
+from probdeblend.photometry.detection import HOT, detect
+from probdeblend.photometry.noise import correlation_sum
+from probdeblend.photometry.sky import dilate, draw_noise
+from probdeblend.scene import STAMP_CENTER, STAMP_SIZE, Instrument
+from probdeblend.surveys import write_library
+from probdeblend.surveys.isolated import Galaxy, NotIsolatedError, measure_galaxy
+from probdeblend.surveys.selection import Collection, collect
 
 if TYPE_CHECKING:
     import galsim
 
-__all__ = ["reobserve_galaxies"]
+__all__ = ["main", "reobserve_galaxies"]
 
 FAINTEST = 24.2  # magnitude in the catalog's band
 SMALLEST_SAMPLE = 50
 
 
-def reobserve_galaxies(path: Path, *, instrument: Instrument, seed: int = 0) -> Collection:
-    """Observe galaxies of another survey with an instrument.
+@benchmark("reobserve", resume=False)
+@click.argument("catalog", type=FILE)
+def main(run: Run, catalog: Path) -> None:
+    """Observe the galaxies of CATALOG, in GalSim's RealGalaxy format, as CANDELS F160W would.
 
-    Parameters
-    ----------
-    path
-        A catalog in GalSim's RealGalaxy format, with its images beside it.
-    instrument
-        PSF, pixels, zero point and noise of the new observation.
-    seed
-        Seed of the noise.
-
-    Returns
-    -------
-    Collection
-        Its `library` of galaxies, and a `summary` of which were kept, rejected or left out, and why.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is not such a catalog, or no galaxy is left.
+    OUTPUT is a library of isolated galaxies, as `probdeblend isolate` makes it, for `probdeblend inject`.
     """
+    found = reobserve_galaxies(catalog, instrument=Instrument.candels_f160w(), seed=run.seed)
+    names = write_library(run.output, found.library, overwrite=run.overwrite)
+    click.echo("\n".join(found.summary().pformat(max_width=-1, max_lines=-1)))
+    click.echo(f"written to {run.output}: {', '.join(names)}")
+
+
+def reobserve_galaxies(path: Path, *, instrument: Instrument, seed: int = 0) -> Collection:
+    """Observe galaxies of a catalog in GalSim's RealGalaxy format, its images beside it, with an instrument."""
     import galsim
 
     if not path.is_file():
@@ -112,3 +106,7 @@ def _observe(
     stamp = image + np.sqrt(np.maximum(variance, 0.0)) * noise
     settings = {"exposure": instrument.exposure, "kernel": instrument.noise_kernel}
     return measure_galaxy(stamp, instrument.sky_rms, (STAMP_CENTER, STAMP_CENTER), **settings)
+
+
+if __name__ == "__main__":
+    main()
