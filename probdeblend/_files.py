@@ -7,8 +7,11 @@ file of the package states its kind and version (`header`, `check_header`).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
+import io
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +30,7 @@ __all__: list[str] = []  # private to the package
 VERSION = 1  # of every kind of file; raise it when a format changes after a release
 TABLES = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".fit": "fits", ".vot": "votable"}
 RECORD = ".probdeblend.json"  # in a folder: the digests of the files that a run wrote
+HERE, EXCHANGE = -100, 2  # of Linux's renameat2: paths from the working folder, and both names keep a folder
 
 
 def header(kind: str) -> dict[str, str]:
@@ -79,26 +83,36 @@ def output_folder(
         yield temporary
         put_in_place(temporary, target, overwrite=overwrite)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard(temporary)
 
 
 @contextlib.contextmanager
 def whole_file(path: str | PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """Write a file under a temporary name; it appears at the end of the ``with`` block, or not at all."""
-    path = Path(path)
-    if path.exists() and not overwrite:
+    target = _followed(path)
+    if target.is_dir():
+        raise FileExistsError(f"{path}: is a folder, not a file, and is not replaced")
+    if target.exists() and not overwrite:
         raise FileExistsError(f"{path}: exists already")
-    temporary = _hidden(path)
+    temporary = _hidden(target)
     try:
         yield temporary
         try:
-            temporary.replace(path) if overwrite else path.hardlink_to(temporary)  # a link never replaces a file
+            temporary.replace(target) if overwrite else target.hardlink_to(temporary)  # a link never replaces a file
         except OSError as error:
-            if overwrite or path.exists():
+            if not overwrite and target.exists():
                 raise FileExistsError(f"{path}: exists already") from error
-            temporary.replace(path)  # in a file system without hard links
+            temporary.replace(target)  # in a file system without hard links
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
+
+
+@contextlib.contextmanager
+def whole_bytes(path: str | PathLike[str], *, overwrite: bool = False) -> Iterator[io.BytesIO]:
+    """Collect the bytes of a `whole_file`, for libraries that crash where the disk is full."""
+    with whole_file(path, overwrite=overwrite) as temporary:
+        yield (memory := io.BytesIO())
+        temporary.write_bytes(memory.getbuffer())
 
 
 @contextlib.contextmanager
@@ -109,9 +123,9 @@ def unfinished_folder(
 
     It lies beside the output `path`, with ``.partial`` appended, and records the `settings` that the run depends on,
     values that JSON can hold. `overwrite` drops earlier parts. At the end of the ``with`` block the folder is removed;
-    after an error it stays if any part is finished.
+    after an error it stays if any part is finished. What a run that was killed had begun to write is dropped.
     """
-    path = Path(path)
+    path = _followed(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: exists already")
     if path.is_dir():
@@ -123,46 +137,83 @@ def unfinished_folder(
             raise ValueError(f"there is nothing to resume: {kept} does not exist")
         if json.loads(record.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
             raise ValueError(f"{kept}: must be resumed with the settings it was begun with: overwrite starts over")
+        for begun in kept.glob(".*.partial"):
+            begun.unlink()
     else:
-        if record.is_file():
-            if not overwrite:
-                raise FileExistsError(f"{kept}: an interrupted run exists: resume continues it, overwrite starts over")
-            shutil.rmtree(kept.rename(_hidden(kept)))
-        elif kept.is_file() or (kept.is_dir() and any(kept.iterdir())):
-            raise FileExistsError(f"{kept}: is not what an interrupted run left, and is not replaced")
-        fresh = _hidden(kept)
-        fresh.mkdir(parents=True)
-        (fresh / record.name).write_text(json.dumps(settings), encoding="utf-8")
-        fresh.rename(kept)
+        if record.is_file() and not overwrite:
+            raise FileExistsError(f"{kept}: an interrupted run exists: resume continues it, overwrite starts over")
+        if kept.exists() and not record.is_file():
+            _refuse_foreign(kept, kept)
+        _remove(kept)
+        with output_folder(kept) as fresh:
+            (fresh / record.name).write_text(json.dumps(settings), encoding="utf-8")
     try:
         yield kept
     except BaseException:
-        if all(part.name == record.name for part in kept.iterdir()):
-            shutil.rmtree(kept)
+        if {part.name for part in kept.glob("[!.]*")} <= {record.name}:
+            _remove(kept)
         raise
-    shutil.rmtree(kept, ignore_errors=True)
+    _remove(kept)
 
 
 def put_in_place(folder: Path, target: Path, *, overwrite: bool = False) -> None:
     """Rename a folder, with a record of its files, to one that is new or holds nothing but what an earlier run wrote.
 
-    If that fails, the earlier one is where it was.
+    The earlier one then has the name of the new one, which the caller removes; if that fails, it is where it was.
     """
     (folder / RECORD).write_text(json.dumps(_digests(folder), sort_keys=True), encoding="utf-8")
+    target = _followed(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    earlier = target.rename(_hidden(target).with_suffix(".replaced")) if overwrite and target.exists() else None
-    try:
-        if earlier is not None:
-            _refuse_foreign(earlier, target)
+    if not target.exists():
         folder.rename(target)
-    except BaseException as error:
-        if earlier is not None:
-            earlier.rename(target)
-        elif target.exists():
-            raise FileExistsError(f"{target}: exists already") from error
+        return
+    if not overwrite:
+        raise FileExistsError(f"{target}: exists already")
+    _exchange(folder, target)
+    try:
+        _refuse_foreign(folder, target)
+    except BaseException:
+        _exchange(folder, target)
         raise
-    if earlier is not None:
-        shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders change names: at once in most file systems of Linux; else one name is free for a moment."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # depends on the system
+        if not ctypes.CDLL(None).renameat2(HERE, os.fsencode(one), HERE, os.fsencode(other), EXCHANGE):
+            return
+    aside = _hidden(other)
+    try:
+        other.rename(aside)
+        one.rename(other)
+        aside.rename(one)
+    except BaseException:
+        if not other.exists():
+            aside.rename(other)
+        raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, if there is one; what is half removed has a hidden name."""
+    with contextlib.suppress(FileNotFoundError):
+        _discard(folder.rename(_hidden(folder)))
+
+
+def _discard(temporary: Path) -> None:
+    """Remove a file or folder, if there is one, also where the first try is interrupted."""
+    try:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        _discard(temporary)
+        raise
+
+
+def _followed(path: str | PathLike[str]) -> Path:
+    """Return the place that a path names: where it is a link, the one that it leads to."""
+    return Path(path).resolve() if Path(path).is_symlink() else Path(path)
 
 
 def _hidden(path: Path) -> Path:
@@ -181,8 +232,8 @@ def _refuse_foreign(folder: Path, path: str | PathLike[str]) -> None:
     record = folder / RECORD
     written = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if foreign := sorted(_digests(folder).items() - written.items()):
-        found = f"holds {foreign[0][0]}, which no earlier run wrote as it is now"
-        raise FileExistsError(f"{path}: is not replaced, because it {found}")
+        found = f"because it holds {foreign[0][0]}, which no earlier run wrote as it is now"
+        raise FileExistsError(f"{path}: is not replaced, {found}: move it away, or choose another output")
 
 
 def read_table(path: str | PathLike[str], **options: object) -> Table:

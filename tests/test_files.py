@@ -1,6 +1,8 @@
 """Files and folders that appear whole or not at all, runs that resume, and headers."""
 
 import contextlib
+import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from probdeblend._files import (
     check_header,
     header,
     output_folder,
+    put_in_place,
     read_table,
     read_tensors,
     unfinished_folder,
@@ -56,6 +59,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     with whole_file(path, overwrite=True) as temporary:
         temporary.write_text("new")
     assert [entry.read_text() for entry in tmp_path.iterdir()] == ["new"]
+    with pytest.raises(FileExistsError, match="is a folder, not a file, and is not replaced"):
+        whole_file(tmp_path, overwrite=True).__enter__()
 
 
 def test_tensors_come_back(tmp_path):
@@ -110,7 +115,9 @@ def test_output_folder_leaves_nothing_when_it_fails(tmp_path, earlier):
 def test_nothing_is_replaced_but_what_an_earlier_run_wrote(tmp_path):
     """Whatever its name: a file of the user's, a folder, and an output that the user has changed."""
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match=r"because it holds thesis.tex, which no earlier run wrote"):
+    with pytest.raises(
+        FileExistsError, match=r"holds thesis.tex, which no earlier run .*: move it away, or choose another"
+    ):
         write_output(tmp_path, overwrite=True)
     with pytest.raises(FileExistsError, match=r"thesis.tex: is a file, not a folder, and is not replaced"):
         write_output(tmp_path / "thesis.tex", overwrite=True)
@@ -158,6 +165,47 @@ def test_what_appears_during_a_run_is_not_replaced(tmp_path):
         write_twice()
     assert (tmp_path / "file").read_text() == "first"
     assert listed(tmp_path) == ["file", "out", "twice"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_earlier_output_is_replaced_by_the_system_or_in_steps(tmp_path, monkeypatch, at_once):
+    """Whichever the file system can; where the new one cannot have its name, the earlier one has it."""
+    if not at_once:
+        monkeypatch.setattr("ctypes.CDLL", lambda _: None)
+    target = write_output(tmp_path / "out")
+    write_output(target, catalog="second", overwrite=True)
+    assert (target / "catalog.ecsv").read_text() == "second"
+    if not at_once:
+        rename = Path.rename
+
+        def refuse(path, other):
+            if path.suffix == ".partial" and other == target and (path / "catalog.ecsv").read_text() == "third":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return rename(path, other)
+
+        monkeypatch.setattr(Path, "rename", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            write_output(target, catalog="third", overwrite=True)
+        assert (target / "catalog.ecsv").read_text() == "second"
+    assert listed(tmp_path) == ["out"]
+
+
+def test_links_are_followed(tmp_path):
+    """A user's output may be a link to a larger disk: what it leads to is written, and the link stays."""
+    (tmp_path / "disk").mkdir()
+    for name in ("out", "file", "run"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    for text, options in {"first": {}, "second": {"overwrite": True}}.items():
+        write_output(tmp_path / "out", catalog=text, **options)
+        with whole_file(tmp_path / "file", **options) as temporary:
+            temporary.write_text(text)
+        with unfinished_folder(tmp_path / "run", {}, **options) as kept:
+            assert kept == tmp_path / "disk" / "run.partial"
+            put_in_place(kept, tmp_path / "run", **options)
+        assert (tmp_path / "disk" / "out" / "catalog.ecsv").read_text() == text
+        assert (tmp_path / "disk" / "file").read_text() == text
+        assert listed(tmp_path / "disk") == ["file", "out", "run"]
+    assert all((tmp_path / name).is_symlink() for name in ("out", "file", "run"))
 
 
 def test_files_are_written_where_there_are_no_hard_links(tmp_path, monkeypatch):
@@ -233,7 +281,7 @@ def test_only_the_parts_of_an_interrupted_run_are_dropped(tmp_path):
         assert listed(kept) == ["settings.json"]
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial" / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match=r"new.partial: is not what an interrupted run left, and is not replaced"):
+    with pytest.raises(FileExistsError, match=r"new.partial: is not replaced, because it holds thesis.tex"):
         interrupt(tmp_path / "new", {}, overwrite=True)
     assert listed(tmp_path / "new.partial") == ["thesis.tex"]
     assert listed(tmp_path) == ["new.partial"]

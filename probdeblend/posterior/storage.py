@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from .._files import check_header, whole_file
+from .._files import check_header, whole_bytes
 from .cutouts import Cutouts
 
 if TYPE_CHECKING:
@@ -39,10 +38,8 @@ def save(posterior: Posterior, path: str | os.PathLike[str], *, overwrite: bool 
     if posterior.cutouts is not None:
         dataset = dataset.assign(posterior.cutouts.to_dataset().data_vars)
     encoding = {name: {"zlib": True, "complevel": 1} for name in dataset.data_vars if "pixel" in dataset[name].dims}
-    with whole_file(path, overwrite=overwrite) as temporary:
-        memory = io.BytesIO()  # HDF5 itself crashes where the disk is full
-        dataset.to_netcdf(memory, engine="h5netcdf", encoding=encoding)
-        temporary.write_bytes(memory.getbuffer())
+    with whole_bytes(path, overwrite=overwrite) as stored:
+        dataset.to_netcdf(stored, engine="h5netcdf", encoding=encoding)
 
 
 def open_posterior(cls: type[Posterior], path: str | os.PathLike[str]) -> Posterior:

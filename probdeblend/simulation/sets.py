@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 import torch
 
-from .._files import header, open_hdf5, put_in_place, unfinished_folder, whole_file
+from .._files import header, open_hdf5, put_in_place, unfinished_folder, whole_bytes
 from ..scene import SCENE_FIELDS, SOURCE_FIELDS, Scene
 
 __all__ = ["count_scenes", "read_scenes", "write_scenes"]
@@ -79,13 +79,11 @@ def write_scenes(
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path}: is a file, not a set of scenes, and is not replaced")
     with unfinished_folder(path, settings or {}, resume=resume, overwrite=overwrite) as unfinished:
-        for remains in unfinished.glob(".*.partial"):
-            remains.unlink()
         shards = _shard_files(unfinished)
         first, count = BATCHES_PER_SHARD * len(shards), _index(unfinished)[1][-1] if shards else 0
         remaining = _alike(batches(first) if callable(batches) else islice(batches, first, None))
         while (batch := next(remaining, None)) is not None:
-            with whole_file(unfinished / f"scenes-{count:08d}.h5") as temporary, h5py.File(temporary, "w") as file:
+            with whole_bytes(unfinished / f"scenes-{count:08d}.h5") as stored, h5py.File(stored, "w") as file:
                 file.attrs.update(header(KIND))
                 for part in chain([batch], islice(remaining, BATCHES_PER_SHARD - 1)):
                     _append(file, part)

@@ -21,7 +21,7 @@ from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
-from .._files import header, open_hdf5, output_folder, read_table
+from .._files import header, open_hdf5, output_folder, read_table, whole_bytes
 from ..photometry.sky import dilate
 from ..scene import GALAXY_TYPES, STAMP_SIZE
 
@@ -261,7 +261,7 @@ def write_library(path: str | PathLike[str], library: Library, *, overwrite: boo
         If the folder exists and must not be replaced.
     """
     with output_folder(path, overwrite=overwrite) as folder:
-        with h5py.File(folder / LIBRARY_FILE, "w") as file:
+        with whole_bytes(folder / LIBRARY_FILE) as stored, h5py.File(stored, "w") as file:
             file.attrs.update(header("library"))
             Table(vars(library)).write(file, path="galaxies", compression="lzf")
         keep_table(library).write(folder / KEEP_FILE, format="ascii.csv")

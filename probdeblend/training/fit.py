@@ -13,7 +13,7 @@ from astropy.table import Table
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .._files import whole_file
+from .._files import whole_bytes
 
 __all__ = ["History", "Schedule", "fit"]
 
@@ -94,7 +94,7 @@ def fit(
     optimizer = torch.optim.AdamW(loss.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay)
     history, best, state, running = History(), loss.state_dict(), None, []
     if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         loss.load_state_dict(state["loss"])
         optimizer.load_state_dict(state["optimizer"])
         history, best = History(**state["history"]), state["best"]
@@ -122,8 +122,8 @@ def fit(
             stored = {"loss": loss.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
             stored |= {"history": vars(history), "random": torch.get_rng_state()}
             stored["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-            with whole_file(checkpoint, overwrite=True) as temporary:
-                torch.save(stored, temporary)
+            with whole_bytes(checkpoint, overwrite=True) as file:
+                torch.save(stored, file)
     bar.close()
     loss.load_state_dict(best)
     loss.eval()
