@@ -20,7 +20,7 @@ from benchmarks._scenes import LEAST_SNR, ONE_CAMERA, column, compare, flat_draw
 from probdeblend.deblending.deblender import Deblends
 from probdeblend.deblending.sep import SepDeblender
 from probdeblend.deblending.weights import load
-from probdeblend.metrics.masks import Reliability
+from probdeblend.metrics.masks import reliability
 from probdeblend.scene import SOURCE_TYPES, Scene
 
 __all__ = ["detected", "equal_purity", "main"]
@@ -55,8 +55,8 @@ def main(run: Run, count: int, weights: Path | None) -> None:
             for low, high in pairwise(edges)
         )
         counts = network["found_real"] >= 0
-        sums = Reliability.measure(network["found_existence"][counts], network["found_real"][counts] == 1)
-        error = sums.calibration_error if counts.any() else np.nan
+        judged = network["found_existence"][counts], network["found_real"][counts] == 1
+        error = reliability(*judged).meta["ece"] if counts.any() else np.nan
         table.meta = {"scenes": count, "existence_ece": error, "threshold": threshold}
         run.write(table)
 

@@ -1,14 +1,13 @@
 """Accuracy and calibration: pure functions of arrays."""
 
 from .accuracy import accuracy_table, magnitude_error
-from .coverage import binned_table, diagnose, expected_coverage, quantile_edges
+from .coverage import binned_table, diagnose
 from .detections import average_precision, binned_fraction, match_sources
-from .masks import Reliability, blendedness, iou
-from .ranks import covariance_pit, ecdf_band, group_pit, joint_pit, normal_pit, pit, rank_p_value, tarp, whitened
+from .masks import blendedness, iou, reliability
+from .ranks import covariance_pit, group_pit, joint_pit, normal_pit, pit, whitened
 from .scores import crps, interval_score
 
 __all__ = [
-    "Reliability",
     "accuracy_table",
     "average_precision",
     "binned_fraction",
@@ -17,8 +16,6 @@ __all__ = [
     "covariance_pit",
     "crps",
     "diagnose",
-    "ecdf_band",
-    "expected_coverage",
     "group_pit",
     "interval_score",
     "iou",
@@ -27,8 +24,6 @@ __all__ = [
     "match_sources",
     "normal_pit",
     "pit",
-    "quantile_edges",
-    "rank_p_value",
-    "tarp",
+    "reliability",
     "whitened",
 ]

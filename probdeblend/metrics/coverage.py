@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -12,65 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from .arrays import ONE_SIGMA, paired_arrays
-from .ranks import LEAST, pit, rank_p_value
+from .ranks import pit
 from .scores import interval_score
 
-__all__ = [
-    "THIN",
-    "binned_table",
-    "bootstrap",
-    "diagnose",
-    "expected_coverage",
-    "in_bins",
-    "quantile_edges",
-]
+__all__ = ["THIN", "binned_table", "bootstrap", "diagnose", "in_bins"]
 
+LEAST = 10  # values to judge by
 LEVELS = (0.5, 0.68, 0.9, 0.95)
 THIN = 100  # sources: with fewer, the coverage of a bin is uncertain by 5 % and more
 SIGMAS = (1, 2, 3)
-
-
-def expected_coverage(
-    values: ArrayLike,
-    *,
-    levels: Sequence[float] = LEVELS,
-    central: bool = True,
-    band: float = 0.95,
-) -> NDArray[np.float64]:
-    """Return the fraction of truths inside intervals of several levels, with binomial bands.
-
-    Parameters
-    ----------
-    values
-        Ranks from `pit` for central intervals or, with ``central=False``, from `joint_pit` or `tarp`.
-    levels
-        Probabilities of the intervals.
-    central
-        Whether intervals are centered on the median; else they begin at rank 0.
-    band
-        Probability of each band.
-
-    Returns
-    -------
-    NDArray
-        One row per level: the level, the fraction covered, and the ends of the band for the fraction of an exact
-        posterior ``(level, 4)``.
-
-    Raises
-    ------
-    ValueError
-        If there are no values or a level is not between 0 and 1.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if not values.size:
-        raise ValueError("values must hold at least one, got none")
-    wanted = np.asarray(levels, dtype=np.float64)
-    if ((wanted <= 0) | (wanted >= 1)).any():
-        raise ValueError(f"levels must be between 0 and 1, got {tuple(levels)}")
-    depth = np.abs(2 * values - 1) if central else values
-    covered = (depth[:, None] <= wanted).mean(0)
-    low, high = stats.binom.interval(band, values.size, wanted)
-    return np.column_stack([wanted, covered, low / values.size, high / values.size])
 
 
 def diagnose(
@@ -105,8 +55,8 @@ def diagnose(
         independent; else the bootstrap over clusters around the fraction); ``pull_mean``, ``pull_sd``; ``within_1``,
         ``within_2`` and ``within_3``, the fractions of errors within so many standard deviations (as in the Euclid
         Morphology Challenge, Bretonniere et al. 2023, arXiv:2209.12907); ``interval_score`` (mean, 68 %), ``width``
-        (median half-width of the 68 % interval) and ``rank_p``, the p-value of the ranks (NaN with
-        clusters).
+        (median half-width of the 68 % interval) and ``rank_p``, the p-value of a Kolmogorov-Smirnov test of
+        the ranks (NaN with clusters).
 
     Raises
     ------
@@ -124,17 +74,19 @@ def diagnose(
     owner = None if cluster is None else np.ravel(cluster)[known]
     ranks = pit(flat, true, seed=seed)
     row: dict[str, float] = {"count": len(true), "clusters": len(true) if owner is None else len(np.unique(owner))}
-    depth, settings = np.abs(2 * ranks - 1), {"level": band, "seed": seed}
-    for level, covered, *ends in expected_coverage(ranks, band=band):
-        inside, name = depth <= level, f"coverage_{100 * level:g}"
-        low, high = ends if owner is None else bootstrap(lambda rows, v=inside: v[rows].mean(), owner, **settings)
-        row |= {name: covered, f"{name}_low": low, f"{name}_high": high}
+    for level in LEVELS:
+        inside, name = np.abs(2 * ranks - 1) <= level, f"coverage_{100 * level:g}"
+        if owner is None:
+            low, high = np.array(stats.binom.interval(band, len(true), level)) / len(true)
+        else:
+            low, high = bootstrap(lambda rows, v=inside: v[rows].mean(), owner, level=band, seed=seed)
+        row |= {name: inside.mean(), f"{name}_low": low, f"{name}_high": high}
     pull = (flat.mean(0) - true) / flat.std(0, ddof=1)
     low, _, high = np.quantile(flat, ONE_SIGMA, axis=0)
     row |= {"pull_mean": pull.mean(), "pull_sd": pull.std()}
     row |= {f"within_{sigma}": (np.abs(pull) <= sigma).mean() for sigma in SIGMAS}
     row |= {"interval_score": interval_score(flat, true).mean(), "width": np.median(high - low) / 2}
-    row["rank_p"] = rank_p_value(ranks) if owner is None else np.nan
+    row["rank_p"] = stats.kstest(ranks, "uniform").pvalue if owner is None else np.nan
     return {name: value if isinstance(value, int) else float(value) for name, value in row.items()}
 
 
@@ -215,33 +167,6 @@ def binned_table(
         if number >= LEAST:
             rows.append({"low": low, "high": high} | diagnose(np.where(inside, draws, np.nan), truth))
     return Table(rows)
-
-
-def quantile_edges(values: ArrayLike, bins: int = 5) -> NDArray[np.float64]:
-    """Return edges of bins that hold equal numbers of values.
-
-    Parameters
-    ----------
-    values
-        Numbers; non-finite ones are left out.
-    bins
-        Number of bins.
-
-    Returns
-    -------
-    NDArray
-        At most ``bins + 1`` ascending edges; equal ones are merged.
-
-    Raises
-    ------
-    ValueError
-        If there are no values or no bins.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    values = values[np.isfinite(values)]
-    if not values.size or bins < 1:
-        raise ValueError(f"values and bins must be at least one, got {values.size} and {bins}")
-    return np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
 
 
 def in_bins(values: ArrayLike, edges: ArrayLike) -> list[tuple[float, float, NDArray[np.bool_]]]:

@@ -1,85 +1,53 @@
 """Masks: their overlap, the reliability of their probabilities, and how much sources overlap.
 
-Masks defined by light above 3 rms and masks of a segmentation are different events; one `Reliability` holds one kind.
+Masks defined by light above 3 rms and masks of a segmentation are different events; judge one kind at a time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Reliability", "blendedness", "iou", "iou_matrix"]
+__all__ = ["blendedness", "iou", "iou_matrix", "reliability"]
 
 BINS = 20  # of equal width
 
 
-@dataclass(frozen=True, eq=False)
-class Reliability:
-    """Reliability of probabilities: sums over pixels in 20 bins of their predicted probability.
+def reliability(probability: ArrayLike, target: ArrayLike) -> Table:
+    """Measure whether what is given a probability occurs as often.
 
     Parameters
     ----------
-    count
-        Number of pixels ``(bin,)``.
-    predicted, observed
-        Sums of the probabilities, and of the targets ``(bin,)``.
+    probability
+        Predicted probabilities ``(...)``.
+    target
+        Whether each pixel is in the mask, or the fraction of it that is ``(...)``.
+
+    Returns
+    -------
+    Table
+        One row for each of 20 bins of the probability that holds pixels: means ``predicted`` and ``observed``, and
+        ``count``. Its ``meta`` holds the expected calibration error ``ece``: the mean absolute difference of observed
+        and predicted, weighted by pixels.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, there are no values, or a probability or target is not between 0 and 1.
     """
-
-    count: NDArray[np.float64]
-    predicted: NDArray[np.float64]
-    observed: NDArray[np.float64]
-
-    @classmethod
-    def measure(cls, probability: ArrayLike, target: ArrayLike) -> Reliability:
-        """Sum over pixels.
-
-        Parameters
-        ----------
-        probability
-            Predicted probabilities ``(...)``.
-        target
-            Whether each pixel is in the mask, or the fraction of it that is ``(...)``.
-
-        Returns
-        -------
-        Reliability
-            Of these pixels.
-
-        Raises
-        ------
-        ValueError
-            If shapes disagree, or a probability or target is not between 0 and 1.
-        """
-        probability, target = (np.asarray(values, dtype=np.float64).ravel() for values in (probability, target))
-        if probability.shape != target.shape:
-            raise ValueError(f"probability must have as many values as target, got {probability.size}, {target.size}")
-        for name, values in (("probability", probability), ("target", target)):
-            if not ((values >= 0) & (values <= 1)).all():
-                raise ValueError(f"{name} must be between 0 and 1, got {values[~((values >= 0) & (values <= 1))][0]}")
-        bins = np.minimum(BINS * probability, BINS - 1).astype(int)
-        weights = (np.ones(bins.shape), probability, target)
-        return cls(*(np.bincount(bins, values, minlength=BINS) for values in weights))
-
-    @property
-    def calibration_error(self) -> float:
-        """Expected calibration error: mean absolute difference of observed and predicted, weighted by pixels."""
-        if not self.count.sum():
-            raise ValueError("count must include at least one pixel, got 0")
-        return float(np.abs(self.observed - self.predicted).sum() / self.count.sum())
-
-    def curve(self) -> dict[str, NDArray[np.float64]]:
-        """Return the reliability curve over the bins that hold pixels.
-
-        Returns
-        -------
-        dict
-            Means ``predicted`` and ``observed``, and ``count`` ``(bin,)``.
-        """
-        held = self.count > 0
-        count = self.count[held]
-        return {"predicted": self.predicted[held] / count, "observed": self.observed[held] / count, "count": count}
+    probability, target = (np.asarray(values, dtype=np.float64).ravel() for values in (probability, target))
+    if probability.shape != target.shape or not probability.size:
+        sizes = f"{probability.size} and {target.size}"
+        raise ValueError(f"probability must have as many values as target, and at least one, got {sizes}")
+    for name, values in (("probability", probability), ("target", target)):
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"{name} must be between 0 and 1, got {values[~((values >= 0) & (values <= 1))][0]}")
+    bins = np.minimum(BINS * probability, BINS - 1).astype(int)
+    _, bins, count = np.unique(bins, return_inverse=True, return_counts=True)
+    predicted, observed = (np.bincount(bins, values) / count for values in (probability, target))
+    error = float(np.average(np.abs(observed - predicted), weights=count))
+    return Table({"predicted": predicted, "observed": observed, "count": count}, meta={"ece": error})
 
 
 def iou(estimate: ArrayLike, truth: ArrayLike, *, threshold: float = 0.5) -> NDArray[np.float64]:

@@ -1,12 +1,11 @@
-"""Ranks of truths among draws, whether they are uniform, and whitened errors.
+"""Ranks of truths among draws, and whitened errors.
 
+For an exact posterior ranks are uniform, which ``scipy.stats.kstest(ranks, "uniform")`` tests.
 Draws have the shape ``(draw, ...)``, truths ``(...)``; the last axis of joint quantities holds their parts.
 Non-detections (NaN) are left out.
 """
 
 from __future__ import annotations
-
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,21 +13,7 @@ from scipy import stats
 
 from .arrays import joint_arrays, paired_arrays
 
-__all__ = [
-    "LEAST",
-    "covariance_pit",
-    "ecdf_band",
-    "group_pit",
-    "joint_pit",
-    "normal_pit",
-    "pit",
-    "rank_p_value",
-    "tarp",
-    "whitened",
-]
-
-LEAST = 10  # values for a test
-SIMULATIONS = 4000  # of uniform samples, for bands and p-values
+__all__ = ["covariance_pit", "group_pit", "joint_pit", "normal_pit", "pit", "whitened"]
 
 
 def pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
@@ -231,118 +216,3 @@ def whitened(mean: ArrayLike, covariance: ArrayLike, truth: ArrayLike) -> NDArra
     except np.linalg.LinAlgError as error:
         raise ValueError("covariance must be positive definite for every group") from error
     return np.linalg.solve(factor, (truth - mean)[known][..., None])[..., 0]
-
-
-def tarp(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
-    """Return the fraction of draws closer than the truth to a random reference point, one per group (TARP).
-
-    Parts are scaled to the range of the truths, from which the references are drawn.
-
-    Parameters
-    ----------
-    draws
-        Posterior draws ``(draw, group, part)``.
-    truth
-        True values ``(group, part)``.
-    seed
-        Seed of the references.
-
-    Returns
-    -------
-    NDArray
-        One value per group, uniform between 0 and 1 for an exact posterior; non-detections are left out.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree or there are fewer than two draws.
-
-    References
-    ----------
-    Lemos et al. (2023), arXiv:2302.03026.
-    """
-    draws, truth = joint_arrays(draws, truth)
-    low, high = truth.min(0), truth.max(0)
-    width = np.where(high > low, high - low, 1.0)
-    rng = np.random.default_rng(seed)
-    reference = rng.random(truth.shape)
-    drawn = np.square((draws - low) / width - reference).sum(-1)
-    true = np.square((truth - low) / width - reference).sum(-1)
-    return pit(drawn, true, seed=seed + 1)
-
-
-def ecdf_band(count: int, *, level: float = 0.95) -> tuple[NDArray[np.float64], ...]:
-    """Return the simultaneous band of the empirical distribution function of uniform values.
-
-    Parameters
-    ----------
-    count
-        Number of values.
-    level
-        Probability that the whole curve lies inside the band; the band is found by simulation.
-
-    Returns
-    -------
-    points, low, high
-        Where the distribution function is evaluated, and the ends of the band there.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than ten values or the level is not between 0 and 1.
-
-    References
-    ----------
-    Säilynoja et al. (2022), doi:10.1007/s11222-022-10090-6.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level}")
-    points, least = _uniform_samples(count)
-    gamma = np.quantile(least, 1 - level)
-    low, high = (stats.binom.ppf(probability, count, points) / count for probability in (gamma / 2, 1 - gamma / 2))
-    return points, low, high
-
-
-def rank_p_value(values: ArrayLike) -> float:
-    """Return the p-value of ranks under uniformity, which holds for an exact posterior.
-
-    Parameters
-    ----------
-    values
-        Ranks from `pit`, `joint_pit`, `covariance_pit` or `tarp`.
-
-    Returns
-    -------
-    float
-        The p-value of the simultaneous test whose band is `ecdf_band`; at least 1/4000.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than ten values.
-    """
-    values = np.ravel(np.asarray(values, dtype=np.float64))
-    points, least = _uniform_samples(len(values))
-    below = np.searchsorted(np.sort(values), points, side="right")[None]
-    rank = np.searchsorted(least, _least_p_value(below, len(values), points)[0], side="right")
-    return float(max(rank, 1) / SIMULATIONS)
-
-
-@lru_cache(maxsize=64)
-def _uniform_samples(count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return evaluation points, and the sorted least pointwise p-values of simulated uniform samples."""
-    if count < LEAST:
-        raise ValueError(f"values must be at least {LEAST}, got {count}")
-    points = np.arange(1, min(count, 200) + 1) / (min(count, 200) + 1)
-    rng = np.random.default_rng(20220101)
-    between = rng.multinomial(count, np.diff(points, prepend=0.0, append=1.0), size=SIMULATIONS)
-    return points, np.sort(_least_p_value(between[:, :-1].cumsum(1), count, points))
-
-
-def _least_p_value(below: NDArray[np.int64], count: int, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the least pointwise p-value of samples with `below` values below each point ``(sample, point)``."""
-    fewest = below.min(0)
-    possible = fewest + np.arange(np.ptp(below, axis=0).max() + 1)[:, None]  # few values: each is computed once
-    lower, upper = stats.binom.cdf(possible, count, points), stats.binom.sf(possible - 1, count, points)
-    p_value = 2 * np.minimum(lower, upper)
-    return p_value[below - fewest, np.arange(len(points))].min(-1)

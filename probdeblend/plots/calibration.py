@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
-from ..metrics.masks import Reliability
-from ..metrics.ranks import ecdf_band
 from .images import EXACT_COLOR, PALETTE, new_axes
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def plot_ranks(ranks: Mapping[str, ArrayLike], *, level: float = 0.99, axes: Axe
     ranks
         Ranks of the truth between 0 and 1 by the label of the curve; the band is that of the shortest.
     level
-        Probability that all of a curve lies in the band if the posterior is exact.
+        Probability that all of a curve lies in the band (Kolmogorov and Smirnov's) if the posterior is exact.
     axes
         Where to draw; None makes a figure.
 
@@ -75,9 +74,8 @@ def plot_ranks(ranks: Mapping[str, ArrayLike], *, level: float = 0.99, axes: Axe
     """
     axes = axes or new_axes(4.8, 3.6)
     values = {name: np.sort(np.ravel(np.asarray(found, dtype=float))) for name, found in ranks.items()}
-    points, low, high = ecdf_band(min(len(found) for found in values.values()), level=level)
-    band = {"color": EXACT_COLOR, "alpha": 0.35, "lw": 0, "label": f"{level:.0%} band"}
-    axes.fill_between(points, low - points, high - points, **band)
+    points, reach = np.linspace(0, 1, 501), stats.kstwo.ppf(level, min(map(len, values.values())))
+    axes.axhspan(-reach, reach, color=EXACT_COLOR, alpha=0.35, lw=0, label=f"{level:.0%} band")
     for (name, found), color in zip(values.items(), PALETTE, strict=False):
         below = np.searchsorted(found, points, side="right") / len(found)
         axes.plot(points, below - points, color=color, lw=1.4, label=name)
@@ -87,13 +85,13 @@ def plot_ranks(ranks: Mapping[str, ArrayLike], *, level: float = 0.99, axes: Axe
     return axes
 
 
-def plot_reliability(masks: Mapping[str, Reliability], *, axes: Axes | None = None) -> Axes:
+def plot_reliability(curves: Mapping[str, Table], *, axes: Axes | None = None) -> Axes:
     """Show the fraction of pixels in the mask against the probability that they are.
 
     Parameters
     ----------
-    masks
-        Sums over pixels by the label of the curve.
+    curves
+        Tables from `~probdeblend.metrics.reliability` by the label of the curve.
     axes
         Where to draw; None makes a figure.
 
@@ -104,10 +102,9 @@ def plot_reliability(masks: Mapping[str, Reliability], *, axes: Axes | None = No
     """
     axes = axes or new_axes(4.4, 4.2)
     axes.plot([0, 1], [0, 1], color=EXACT_COLOR, lw=1)
-    for (name, sums), color in zip(masks.items(), PALETTE, strict=False):
-        curve = sums.curve()
+    for (name, curve), color in zip(curves.items(), PALETTE, strict=False):
         size = 120 * np.sqrt(curve["count"] / curve["count"].max()) + 4
-        label = f"{name} (ECE {sums.calibration_error:.3f})"
+        label = f"{name} (ECE {curve.meta['ece']:.3f})"
         axes.plot(curve["predicted"], curve["observed"], color=color, lw=1, label=label)
         axes.scatter(curve["predicted"], curve["observed"], size, color=color, alpha=0.5, lw=0)
     axes.set(xlabel="mask probability", ylabel="fraction of pixels in the mask", xlim=(0, 1), ylim=(0, 1))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..deblending.deblender import Deblends
-from ..metrics.masks import Reliability
+from ..metrics.masks import reliability
 from ..posterior.calibrator import LEAST, Calibrator, Known, fit_known, known_sources
 from ..posterior.draws import Posterior
 from ..posterior.maps import logistic
@@ -151,7 +151,7 @@ def fit_calibrator(
             numbers = getattr(partial, name)
             if len(given):
                 given = logistic(given, numbers) if state == "after" and numbers is not None else given
-                error = Reliability.measure(given, true).calibration_error
+                error = reliability(given, true).meta["ece"]
                 errors.append({"state": state, "quantity": name, "ece": error})
     return CalibratorFit(everything, evaluation.formatted(tested), evaluation.formatted(errors))
 

@@ -22,7 +22,7 @@ from ..deblending.sep import SepDeblender
 from ..metrics.accuracy import FLOOR, accuracy_table, over_finite
 from ..metrics.arrays import group_total
 from ..metrics.detections import average_precision, binned_fraction, match_sources
-from ..metrics.masks import Reliability, blendedness, iou, iou_matrix
+from ..metrics.masks import blendedness, iou, iou_matrix, reliability
 from ..metrics.ranks import group_pit, pit
 from ..posterior.draws import Posterior
 from ..scene import LN_FLUX_UNIT, Scene, seed_of
@@ -281,7 +281,7 @@ def _summary(method: str, found: Arrays, masks: list[tuple[NDArray, NDArray]]) -
     row |= {"purity": over_finite(np.mean, found["real"]), "ap": np.nan, "ap_50": np.nan, "existence_ece": np.nan}
     known = np.isfinite(found["existence"])
     if known.any():
-        row["existence_ece"] = Reliability.measure(found["existence"][known], found["real"][known]).calibration_error
+        row["existence_ece"] = reliability(found["existence"][known], found["real"][known]).meta["ece"]
     return row | (average_precision(*zip(*masks, strict=True)) if masks else {})
 
 

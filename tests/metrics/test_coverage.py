@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from probdeblend.metrics import binned_table, diagnose, quantile_edges
+from probdeblend.metrics import binned_table, diagnose
 from probdeblend.metrics.coverage import bootstrap, in_bins
 
 
@@ -23,8 +23,10 @@ def test_an_exact_posterior(false_alarm):
     for sigma, expected in ((1, 0.6827), (2, 0.9545), (3, 0.9973)):
         inside = round(row[f"within_{sigma}"] * 3000)
         assert stats.binomtest(inside, 3000, expected).pvalue > false_alarm
-    assert row["rank_p"] > max(false_alarm, 1 / 2000)
-    assert row["coverage_68_low"] < 0.68 < row["coverage_68_high"]
+    assert row["rank_p"] > false_alarm
+    for level in (50, 68, 90, 95):
+        assert row[f"coverage_{level}_low"] < level / 100 < row[f"coverage_{level}_high"]
+        assert stats.binomtest(round(row[f"coverage_{level}"] * 3000), 3000, level / 100).pvalue > false_alarm
     assert row["width"] == pytest.approx(1, abs=0.05)
 
 
@@ -33,7 +35,10 @@ def test_wrong_widths_show(narrow, sign):
     right, wrong = diagnose(*normal(3000)), diagnose(*normal(3000, narrow=narrow))
     assert sign * (wrong["pull_sd"] - 1) > 5 / np.sqrt(6000)
     assert sign * (0.68 - wrong["coverage_68"]) > 5 * np.sqrt(0.68 * 0.32 / 3000)
-    assert wrong["rank_p"] <= 1 / 2000
+    for level in (50, 68, 90, 95):
+        low, high = wrong[f"coverage_{level}_low"], wrong[f"coverage_{level}_high"]
+        assert wrong[f"coverage_{level}"] < low if sign > 0 else wrong[f"coverage_{level}"] > high
+    assert wrong["rank_p"] < 1e-6
     assert wrong["interval_score"] > right["interval_score"]
 
 
@@ -78,11 +83,6 @@ def test_non_detections_are_left_out():
     draws[:, :100] = np.nan
     assert diagnose(draws, truth)["count"] == 400
     assert binned_table(draws, truth, np.zeros(500), [-1, 1])["count"][0] == 400
-
-
-def test_quantile_edges():
-    np.testing.assert_allclose(quantile_edges(np.arange(101), 4), [0, 25, 50, 75, 100])
-    assert len(quantile_edges([1, 1, 1, np.nan], 4)) == 1
 
 
 def test_bins():
@@ -141,7 +141,6 @@ def test_same_seed_same_band(rng):
         (lambda: binned_table(*normal(20), np.ones(20), [1, 0]), r"edges must ascend, got \[1\.0, 0\.0\]"),
         (lambda: bootstrap(len, []), "cluster must name at least one row, got none"),
         (lambda: bootstrap(len, [1], level=2), "level must be between 0 and 1, got 2"),
-        (lambda: quantile_edges([], 3), "values and bins must be at least one, got 0 and 3"),
     ],
 )
 def test_mistakes(call, message):

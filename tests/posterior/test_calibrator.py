@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from probdeblend.metrics import Reliability, group_pit, pit
+from probdeblend.metrics import group_pit, pit, reliability
 from probdeblend.metrics.arrays import group_total
 from probdeblend.posterior import Calibrator, Cutouts, Flag, Posterior
 from probdeblend.scene import Scene
@@ -253,9 +253,7 @@ def test_existence_probabilities(sharpen):
     odds = (right / (1 - right)) ** sharpen * 1.5
     wrong = posterior.with_columns({"existence": odds / (1 + odds)})
     calibrator = Calibrator.fit([(wrong, scene, np.where(real, np.arange(len(posterior)), -1))])
-    error = [
-        Reliability.measure(p.dataset["existence"].values, real).calibration_error for p in (wrong, calibrator(wrong))
-    ]
+    error = [reliability(p.dataset["existence"].values, real).meta["ece"] for p in (wrong, calibrator(wrong))]
     # Twenty bins of 150 sources: their noise alone makes 0.027.
     assert error[0] > 0.06
     assert error[1] < 0.04
@@ -291,7 +289,7 @@ def test_masks(sharpen):
     assert calibrator.mask == pytest.approx((1 / sharpen, 0), abs=0.03)
     posterior, _, true = masked(seed=2, sharpen=sharpen)
     repaired = calibrator(posterior)
-    error = [Reliability.measure(np.stack(p.cutouts.mask), true).calibration_error for p in (posterior, repaired)]
+    error = [reliability(np.stack(p.cutouts.mask), true).meta["ece"] for p in (posterior, repaired)]
     assert error[1] < 0.008
     assert (error[0] > 0.04) == (sharpen != 1.0)
     spread = np.stack(repaired.cutouts.mask_std)
