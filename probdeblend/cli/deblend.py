@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from functools import partial
 from importlib.resources import files
-from math import isfinite, prod
+from math import isfinite
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 import click
@@ -17,12 +20,14 @@ from .options import FILE
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from ..deblending import Deblender
     from ..posterior.draws import Posterior
 
 __all__: list[str] = []  # used from the command line alone
 
 EXAMPLE = {"psf": ("candels_f160w",), "rms": ("0.003",), "gain": 3200.0, "wavelength": (1.54,)}
-LARGEST_FIGURE = 2**22  # pixels
+SMALL_FIGURE = 750  # pixels on a side that an image has in a figure of 120 dots per inch
+SPARED = ("correlation", "star", "group", "existence", "mag", "flux_err")  # columns that it has only if there is room
 
 
 @click.command(short_help="Find the sources in an image and deblend them.")
@@ -32,7 +37,11 @@ LARGEST_FIGURE = 2**22  # pixels
     "--psf", metavar="FILE|CAMERA", multiple=True, help="Effective PSF, or candels_f160w.  [default: measured]"
 )
 @click.option("--rms", metavar="VALUE|FILE", multiple=True, help="Sky noise per pixel.  [default: measured]")
-@click.option("--positions", type=FILE, help="Table of sources to measure: x, y (from 0) or ra, dec.  [default: found]")
+@click.option(
+    "--positions",
+    type=FILE,
+    help="Table of sources to measure: x, y (from 0) or ra, dec; or a segmentation map.  [default: found]",
+)
 @click.option("--mask", type=FILE, help="Image that is not zero where pixels are bad.")
 @click.option("--zero-point", type=float, multiple=True, help="AB magnitude of unit flux.  [default: from the header]")
 @click.option("--gain", type=float, callback=options.finite, help="Counts per unit of flux, for photon noise.")
@@ -40,6 +49,7 @@ LARGEST_FIGURE = 2**22  # pixels
 @options.sampling
 @click.option("--tile", type=click.IntRange(64), default=512, help="Side of a tile in pixels.")
 @options.output("probdeblend-output")
+@click.option("--each", is_flag=True, help="Deblend every image by itself, into a folder of OUTPUT with its name.")
 @options.overwrite
 @click.option("--save-draws", is_flag=True, help="Also write the whole posterior, as draws.nc.")
 @click.option("--json", is_flag=True, help="Print the catalog as JSON, with all rows.")
@@ -49,26 +59,67 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
     """Find the sources in IMAGES and deblend them; without IMAGES, deblend the example that ships.
 
     IMAGES are the bands of one image, on one grid of pixels. --psf, --rms, --zero-point and --wavelength may be
-    repeated, once per band.
+    repeated, once per band. With --each, IMAGES are images of one band; those that have a folder already are left out.
 
     \b
     Example:
       probdeblend deblend field.fits --psf psf.fits --rms rms.fits --output field
     """  # noqa: D301
-    from tqdm import tqdm
-
     from ..deblending import weights
-    from ..deblending.products import write_products
 
     options.exclusive(given, "calibrator", "no_calibrator")
+    if not images:
+        images = (Path(str(files("probdeblend") / "data" / "example.fits")),)
+        given |= {name: value for name, value in EXAMPLE.items() if not given[name]}
+    if given["each"]:
+        folders = _folders(images)
+    else:
+        options.refuse_existing(given["output"], overwrite=given["overwrite"])
+    arguments = _arguments(given)
+    deblender = weights.load(given["weights"], calibrator=given["calibrator"])
+    if given["each"]:
+        _deblend_each(deblender, folders, arguments, given)
+    else:
+        _deblend_image(deblender, images, arguments, given)
+
+
+def _folders(images: tuple[Path, ...]) -> dict[str, Path]:
+    """Return the images by the names of their folders."""
+    names = [re.sub(r"\.fits?(\.\w+)?(?=\[|$)", "", path.name) for path in images]
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise ValueError(f"images must have different names with --each, got {twice[0]} twice")
+    return dict(zip(names, images, strict=True))
+
+
+def _deblend_each(deblender: Deblender, folders: dict[str, Path], arguments: dict, given: dict) -> None:
+    """Deblend images one after the other; one that fails is reported and does not keep the others from theirs."""
+    from .._files import RECORD
+
+    failed = 0
+    for name, path in folders.items():
+        own = given | {"output": given["output"] / name}
+        try:
+            if (own["output"] / RECORD).is_file() and not given["overwrite"]:
+                click.echo(f"{own['output']}: finished already", err=True)
+            else:
+                _deblend_image(deblender, (path,), arguments, own)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            failed += 1
+            click.echo(f"Error: {name}: {options.sentence(error)}", err=True)
+    if failed:
+        raise click.ClickException(f"{failed} of {len(folders)} images could not be deblended")
+
+
+def _deblend_image(deblender: Deblender, images: tuple[Path, ...], arguments: dict, given: dict) -> None:
+    """Deblend one image, write its files and print the main ones of its numbers."""
+    from ..deblending.products import write_products
+
     with options.new_folder(given, *images, *given["psf"], *given["rms"]) as folder:
-        if not images:
-            images = (Path(str(files("probdeblend") / "data" / "example.fits")),)
-            given |= {name: value for name, value in EXAMPLE.items() if not given[name]}
         bands = [path if given["hdu"] is None else f"{path}[{given['hdu']}]" for path in images]
-        deblender = weights.load(given["weights"], calibrator=given["calibrator"])
-        with tqdm(unit="tile", leave=False) as bar:
-            posterior = deblender(bands, **_arguments(given), progress=partial(_advance, bar))
+        with options.bar(desc=f"{images[0].name}: sky, noise and PSF", unit="tile", leave=False) as bar:
+            posterior = deblender(bands, **arguments, progress=partial(_advance, bar, images[0].name))
         write_products(folder, posterior, save_draws=given["save_draws"])
         failed = _draw(folder / "field.png", posterior, bands[0])
         names = sorted(path.name for path in folder.iterdir())
@@ -77,7 +128,7 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
 
 def _arguments(given: dict) -> dict[str, object]:
     """Turn options into arguments of a `Deblender`."""
-    from .._files import read_table
+    from ..deblending.positions import read_positions
 
     found = options.picked(given, "gain", "mask", "draws", "passes", "seed", "tile")
     found["calibrate"] = not given["no_calibrator"]
@@ -85,7 +136,7 @@ def _arguments(given: dict) -> dict[str, object]:
     found["sky_rms"] = _noise(given["rms"])
     for name in ("zero_point", "wavelength"):
         found[name] = list(given[name]) or None
-    found["positions"] = None if given["positions"] is None else read_table(given["positions"])
+    found["positions"] = None if given["positions"] is None else read_positions(given["positions"])
     return found
 
 
@@ -101,13 +152,14 @@ def _noise(given: tuple[str, ...]) -> object:
         return given[0]
 
 
-def _advance(bar: tqdm, done: int, total: int) -> None:
+def _advance(bar: tqdm, name: str, done: int, total: int) -> None:
     bar.total = total
+    bar.set_description(f"{name}: {'sources' if done < total else 'fluxes'}")
     bar.update(done - bar.n)
 
 
 def _draw(target: Path, posterior: Posterior, path: Path | str) -> list[str]:
-    """Draw a field that is not too large, whatever settings the user has; a failure is noted and costs nothing else."""
+    """Draw a field, whatever settings the user has; a failure is noted and costs nothing else."""
     from ..photometry.images import open_mosaic
 
     try:
@@ -116,8 +168,8 @@ def _draw(target: Path, posterior: Posterior, path: Path | str) -> list[str]:
         from ..plots.sources import plot_field
 
         with open_mosaic(path) as image, style.context("default"):
-            if prod(image.shape) <= LARGEST_FIGURE:
-                plot_field(posterior, image.data[:, :])[0].figure.savefig(target, dpi=120)
+            dpi = 120 if max(image.shape) < SMALL_FIGURE else 240
+            plot_field(posterior, image.data)[0].figure.savefig(target, dpi=dpi)
     except Exception as error:
         target.unlink(missing_ok=True)
         return [f"{target.name} could not be drawn: {options.sentence(error)}"]
@@ -128,20 +180,24 @@ def _report(posterior: Posterior, names: list[str], notes: list[str], given: dic
     """Print the main columns of the catalog, and what was measured or assumed."""
     from ..deblending.products import short_table
 
-    catalog = posterior.catalog()
+    catalog, output, unit = posterior.catalog(), str(given["output"]), posterior.dataset.attrs["unit"]
     table = short_table(catalog, most=len(catalog) if given["json"] else 20)
-    notes = [*filter(None, posterior.dataset.attrs.get("notes", "").split("; ")), *notes]
+    assumed = [*filter(None, posterior.dataset.attrs.get("notes", "").split("; ")), *notes]
     if given["json"]:
         rows = [
             [None if isinstance(value, float) and not isfinite(value) else value for value in row]
             for row in table.as_array().tolist()
         ]
         sources = [dict(zip(table.colnames, row, strict=True)) for row in rows]
-        click.echo(json.dumps({"sources": sources, "notes": notes, "output": str(given["output"]), "files": names}))
-        return
-    options.show(table)
-    if len(catalog) > len(table):
-        click.echo(f"... and {len(catalog) - len(table)} more")
-    for note in notes:
-        click.echo(note)
-    click.echo(f"written to {given['output']}: {', '.join(names)}")
+        found = {"sources": sources, "unit": unit, "notes": assumed, "output": output, "files": names}
+        click.echo(json.dumps(found, allow_nan=False))
+    elif given["each"]:
+        click.echo("\n".join([f"{len(catalog)} sources written to {output}", *notes]))
+    else:
+        lines = partial(table.pformat, max_width=-1, max_lines=-1, show_unit=False)
+        for name in SPARED:
+            if len(lines()[0]) > get_terminal_size().columns:
+                table.remove_columns([column for column in table.colnames if re.match(f"{name}(_|$)", column)])
+        rest = [f"... and {len(catalog) - len(table)} more"] if len(catalog) > len(table) else []
+        assumed = [f"fluxes are in {unit}", *assumed] if unit else assumed
+        click.echo("\n".join([*lines(), *rest, *assumed, f"written to {output}: {', '.join(names)}"]))

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
 from ..networks.dropout import GroupDraws
 from ..networks.scenes import SHAPES
@@ -16,16 +18,17 @@ from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 from ..scene import SOURCE_TYPES
 from .inputs import Observation
+from .pixels import NARROW
 from .tiles import Cut, Reading
 
-__all__ = ["posterior_of"]
+__all__ = ["distances", "familiar", "posterior_of"]
 
 STUDENT_T = math.sqrt(5 / 3)  # standard deviation of the shapes' Student-t over its scale
 LARGEST_GROUP = 16
 EDGE = 3.0  # pixels from the edge of the image within which a center is flagged
 BAD_RADIUS = 4.0  # pixels around a center where a bad pixel raises a flag
 BAD_FRACTION = 0.1  # of a mask
-COVERAGE = 6  # pixels on a side of the smallest area that counts as not covered, beside which a source is cut
+COVERAGE = NARROW + 1  # pixels on a side of the smallest area that is not interpolated: it cuts the sources beside it
 UNEVEN = 1.5  # ratio of the noise within a mask
 
 
@@ -146,3 +149,18 @@ def _flags(seen: Observation, reading: Reading, brightest: float) -> NDArray[np.
         Flag.LARGE_GROUP: np.bincount(reading.group, minlength=1)[reading.group] >= LARGEST_GROUP,
     }
     return sum(int(flag) * where.astype(np.int64) for flag, where in raised.items())
+
+
+def familiar(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and whitening matrix of features, and the distance that one in a thousand of them exceeds."""
+    tokens = tokens.double()
+    mean = tokens.mean(0)
+    covariance = torch.cov(tokens.T) + (1e-3 * tokens.var(0).mean() + 1e-6) * torch.eye(tokens.shape[1])
+    whitening = torch.linalg.inv(torch.linalg.cholesky(covariance)).float()
+    usual = distances(tokens.float(), mean.float(), whitening)
+    return mean.float(), whitening, torch.tensor(float(np.quantile(usual, 0.999)))
+
+
+def distances(tokens: Tensor, mean: Tensor, whitening: Tensor) -> NDArray[np.float64]:
+    """Return the distances of features ``(source, feature)`` from their mean, in units of their scatter."""
+    return ((tokens - mean) @ whitening.T).norm(dim=-1).double().numpy()

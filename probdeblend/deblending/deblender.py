@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -26,7 +27,7 @@ from ..networks.sources import TOKEN, SourceFeatures
 from ..posterior.calibrator import Calibrator
 from ..posterior.draws import Posterior
 from ..scene import SOURCE_TYPES, Scene
-from .answers import posterior_of
+from .answers import distances, familiar, posterior_of
 from .inputs import Image, Observation, observe, widened
 from .positions import locate
 from .psfs import PsfLike
@@ -35,6 +36,7 @@ from .tiles import Reading, read_image, source_features
 __all__ = ["Deblender", "Deblends", "Description", "Positions"]
 
 FAMILIAR = ("token_mean", "token_whitening", "token_limit")  # mean, whitening matrix and largest usual distance
+PROCESS = os.getpid()  # that imported this module
 ENTRIES = 2**24  # draws of fluxes that are in memory at a time before they are written to their places
 
 Positions = tuple[Tensor, Tensor, Tensor]
@@ -92,14 +94,14 @@ class Description:
     def parse(cls, text: str) -> Description:
         """Make a description from what `describe` returns."""
         numbers = json.loads(text)
-        return cls(**numbers | {"fwhm": tuple(numbers["fwhm"])})
+        return cls(dict(numbers["settings"]), tuple(numbers["fwhm"]), numbers["brightest"], dict(numbers["training"]))
 
 
 class Deblender(nn.Module):
     """A trained scene network: images in, posteriors out.
 
     Call it with an image; `scenes` is the same for batches of small images. It holds no state of a call, so it may be
-    used by several threads, and may be pickled.
+    used by several threads, and may be pickled. In a forked process torch is left with one thread.
 
     Parameters
     ----------
@@ -117,7 +119,7 @@ class Deblender(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.description = description
         self.calibrator: Calibrator | None = None
-        for name, value in zip(FAMILIAR, (None,) * 3 if tokens is None else _familiar(tokens), strict=True):
+        for name, value in zip(FAMILIAR, (None,) * 3 if tokens is None else familiar(tokens), strict=True):
             self.register_buffer(name, value)
 
     def forward(  # noqa: PLR0913
@@ -131,6 +133,7 @@ class Deblender(nn.Module):
         zero_point: float | Sequence[float] | None = None,
         gain: float | Sequence[float] | None = None,
         mask: ArrayLike | None = None,
+        dq: str | int | Sequence[str | int] | None = None,
         wavelength: float | Sequence[float] | None = None,
         draws: int = 1000,
         passes: int = 32,
@@ -156,8 +159,11 @@ class Deblender(nn.Module):
             Standard deviation of the sky's pixels in the image's unit, or a Quantity: a number, one per band, a map,
             or a path. None takes the uncertainty of an NDData, or measures it.
         positions
-            Sources to measure: ``(n, 2)`` of x and y in pixels, a table with x and y, x_centroid and y_centroid, or ra
-            and dec, a SkyCoord, or a photutils SegmentationImage. They keep their order and labels. None detects them.
+            Sources to measure: ``(n, 2)`` of x and y in pixels, a table with x and y, x_centroid and y_centroid,
+            X_IMAGE and Y_IMAGE (which count from 1), or ra and dec, a SkyCoord, a segmentation map, or a path of such
+            a table or map. They keep their order, and the labels of a column label, id, number, source_id, object_id,
+            objid or name; what is no positive number there becomes a column id of the catalog. Sources outside of the
+            image are left out, which is noted. None detects sources.
         wcs
             World coordinates; None takes those of the image.
         zero_point
@@ -167,6 +173,10 @@ class Deblender(nn.Module):
             Counts per unit of the image, or a Quantity, for photon noise.
         mask
             Bad pixels ``(y, x)`` or ``(band, y, x)``, or the path of an image that is not zero there.
+        dq
+            Bits that make a pixel bad in the extension DQ of an image's file: "DO_NOT_USE,SATURATED", "4096", or
+            "~64,32" for all but these, as `astropy.nddata.bitmask.interpret_bit_flags` reads them. None takes the usual
+            ones of JWST, WFC3 and ACS, and any bit of others.
         wavelength
             Wavelength of the bands in micron, or a Quantity.
         draws
@@ -191,24 +201,27 @@ class Deblender(nn.Module):
         ------
         ValueError
             If bands, noise or mask do not fit the image, a PSF is needed, or it is too narrow or too wide for the
-            training; if a position is outside the image, not finite or given twice.
+            training; if no position is inside the image, or one is not finite or given twice.
         TypeError
             If the image is not an array of numbers.
         FileNotFoundError
             If a path does not exist.
         """
         known = {"psf": psf, "sky_rms": sky_rms, "wcs": wcs, "zero_point": zero_point, "gain": gain}
-        with self._usual(draws), observe(image, **known, mask=mask, wavelength=wavelength) as opened:
+        with self._usual(draws), observe(image, **known, mask=mask, dq=dq, wavelength=wavelength) as opened:
             seen = widened(opened, self.description.fwhm)
-            given = label = order = None
+            given = label = order = name = None
             if positions is not None:
-                x, y, label = locate(positions, seen.shape, seen.wcs)
+                x, y, label, name = locate(positions, seen.shape, seen.wcs, seen.notes)
                 order = np.lexsort((x, y))  # so that the draws do not depend on the order of the list
                 given, label = (x[order], y[order]), label[order]
             kept = kept_units(self.network.drop.p, passes, seed).query
             reading = read_image(self.network, seen, positions=given, kept=kept, tile=tile, progress=progress)
             answers = self._answers([reading], draws=draws, passes=passes, seed=seed)
-            return self._posterior([seen], [reading], answers, calibrate=calibrate, label=label, order=order)
+            posterior = self._posterior([seen], [reading], answers, calibrate=calibrate, label=label, order=order)
+            if name is not None:
+                posterior.dataset.coords["id"] = ("source", name)
+            return posterior
 
     def scenes(
         self,
@@ -301,6 +314,8 @@ class Deblender(nn.Module):
             raise ValueError(f"draws must be at least 1, got {draws}")
         if (precision := self.network.trunk.gate.weight.dtype) != torch.float32:
             raise TypeError(f"the weights must be in single precision, as .float() brings them, got {precision}")
+        if os.getpid() != PROCESS:
+            torch.set_num_threads(1)  # torch would wait forever for its threads, which a fork does not copy
         off = [torch.autocast(kind, enabled=False) for kind in {"cpu", self._device.type}]
         with torch.device("cpu"), off[0], off[-1], np.errstate(all="ignore"):
             yield
@@ -328,7 +343,7 @@ class Deblender(nn.Module):
         """Distance from the features of the training, over the largest usual one; NaN where that is not known."""
         if self.token_mean is None:
             return np.full(len(token), math.nan)
-        distance = _distance(token, self.token_mean.cpu(), self.token_whitening.cpu())
+        distance = distances(token, self.token_mean.cpu(), self.token_whitening.cpu())
         return distance / max(float(self.token_limit), 1e-9)
 
     def use(self, calibrator: Calibrator) -> None:
@@ -382,17 +397,3 @@ def _cut(ratio: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
     beyond = [n for side, size in sides for n in (-side.start, side.stop - size)]  # what is negative is cut off
     ratio = functional.pad(ratio, beyond, value=math.nan)
     return ratio.nan_to_num(0.0, 0.0, 0.0), ratio.isfinite().float()
-
-
-def _familiar(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and whitening matrix of features, and the distance that one in a thousand of them exceeds."""
-    tokens = tokens.double()
-    mean = tokens.mean(0)
-    covariance = torch.cov(tokens.T) + (1e-3 * tokens.var(0).mean() + 1e-6) * torch.eye(tokens.shape[1])
-    whitening = torch.linalg.inv(torch.linalg.cholesky(covariance)).float()
-    distance = _distance(tokens.float(), mean.float(), whitening)
-    return mean.float(), whitening, torch.tensor(float(np.quantile(distance, 0.999)))
-
-
-def _distance(tokens: Tensor, mean: Tensor, whitening: Tensor) -> NDArray:
-    return ((tokens - mean) @ whitening.T).norm(dim=-1).double().numpy()

@@ -23,7 +23,8 @@ MASK_COLORS = "viridis"
 NEIGHBORS = 5  # nearest sources, which have other colors
 MOST_FLUXES = 5  # of a group
 MOST_LABELS = 150  # in a field; more of them hide it
-MOST_PIXELS = 1500  # on a side of a field; of larger ones every second, third ... pixel is shown
+MOST_PIXELS = 1500  # on a side of a field; of larger ones the means of squares of pixels are shown
+AT_ONCE = 2**20  # pixels that are read at a time
 DEPTH = 1.5  # of the colors, relative to the gray of the image
 
 
@@ -154,7 +155,8 @@ def plot_field(
     posterior
         A posterior with images, or with masks.
     image
-        Image of the scene ``(y, x)`` or ``(band, y, x)``; by default the sum of the deblended images.
+        Image of the scene ``(y, x)`` or ``(band, y, x)``, or a section of a file, which is read in strips; by default
+        the sum of the deblended images.
     scene
         Number of the scene.
     band
@@ -170,7 +172,7 @@ def plot_field(
 
     pixels = _scene_image(posterior, scene, image, band)
     step = -(-max(pixels.shape) // MOST_PIXELS)
-    pixels = pixels[::step, ::step]
+    pixels = _binned(pixels, step)
     figure = Figure(figsize=(12.2, max(6 * pixels.shape[0] / pixels.shape[1], 1.5) + 0.3), layout="constrained")
     panels, norm = figure.subplots(1, 2, sharex=True, sharey=True), stretch(pixels)
     show(panels[0], pixels, step=step, norm=norm, cmap="gray_r")
@@ -181,9 +183,10 @@ def plot_field(
     known = "image" if "image" in posterior.cutouts.known else "mask"
     for source, color in zip(sources, colors, strict=True):
         found = posterior.cutouts.cutout(known, source)
-        inner = tuple(slice(-at % step, None, step) for at in found.corner)
-        outer = tuple(slice(-(-side.start // step), -(-side.stop // step)) for side in found.slices)
-        own = np.maximum(found.data[band] if known == "image" else found.data, 0)[inner]
+        own = np.maximum(found.data[band] if known == "image" else found.data, 0)
+        margins = [(side.start % step, -side.stop % step) for side in found.slices]  # up to the squares of the image
+        own = _binned(np.pad(own, margins), step)
+        outer = tuple(slice(at // step, at // step + size) for at, size in zip(found.corner, own.shape, strict=True))
         light[outer] += own
         mixed[outer] += own[..., None] * color
     depth = np.clip(DEPTH * (norm(light) - norm(0)) if known == "image" else light, 0, 1)[..., None]
@@ -196,11 +199,25 @@ def plot_field(
 
 
 def _scene_image(posterior: Sources, scene: int, image: ArrayLike | None, band: int) -> NDArray:
-    pixels = posterior.model_image(int(scene)) if image is None else np.asarray(image, dtype=float)
-    pixels = pixels[band] if pixels.ndim == 3 else pixels
+    pixels = posterior.model_image(int(scene)) if image is None else image
+    pixels = pixels if hasattr(pixels, "shape") else np.asarray(pixels)
+    pixels = pixels[band] if len(pixels.shape) == 3 else pixels
     if pixels.shape != posterior.cutouts.shape:
         raise ValueError(f"image must have the shape of the scene, {posterior.cutouts.shape}, got {pixels.shape}")
     return pixels
+
+
+def _binned(pixels: ArrayLike, step: int) -> NDArray[np.float64]:
+    """Return the means of squares of pixels, NaN where none is finite; the last squares may be incomplete."""
+    found, most = [], max(AT_ONCE // (pixels.shape[1] * step), 1) * step
+    for first in range(0, pixels.shape[0], most):
+        strip = np.ma.filled(np.ma.asarray(pixels[first : first + most, :]).astype(np.float64), np.nan)
+        good = np.isfinite(strip)
+        sums = np.stack([np.where(good, strip, 0), good])
+        for axis in (1, 2):
+            sums = np.add.reduceat(sums, np.arange(0, sums.shape[axis], step), axis=axis)
+        found.append(np.divide(*sums, out=np.full(sums.shape[1:], np.nan), where=sums[1] > 0))
+    return np.concatenate(found)
 
 
 def _draws(posterior: Sources, band: int) -> tuple[NDArray, str]:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["tabulate"]
 
+META = ("method", "unit", "pixel_scale", "notes")
 FLUX = "flux"  # the unit of the fluxes
 ENDS = {"": "median", "_err": "standard deviation", "_16": "16 % quantile", "_50": "median", "_84": "84 % quantile"}
 KINDS = {"flux": ("mag", "total"), "flux_auto": ("mag_auto", "Kron")}
 COLUMNS = {  # in the order of the table: format, unit, description
     "label": ("", None, "number of the source"),
+    "id": ("", None, "identifier of the source in the list of positions"),
     "scene": ("", None, "number of the image"),
     "group": ("", None, "number of the group of overlapping sources"),
     "group_size": ("", None, "number of sources in the group"),
@@ -64,7 +66,7 @@ def tabulate(posterior: Posterior) -> QTable:
     suffixes = [f"_{band}" for band in bands] if len(bands) > 1 else [""]
     flux_unit = u.Unit(dataset.attrs["unit"] or "bad unit", parse_strict="silent")
     flux_unit = None if isinstance(flux_unit, u.UnrecognizedUnit) else flux_unit
-    table = QTable(meta={name: dataset.attrs[name] for name in ("method", "unit", "pixel_scale")})
+    table = QTable(meta={name: dataset.attrs[name] for name in META if name in dataset.attrs})
     for name in filter(values.__contains__, dict.fromkeys(name + end for name in COLUMNS for end in ("", "_err"))):
         of = name.removesuffix("_err")
         form, unit, description = COLUMNS.get(name) or (*COLUMNS[of][:2], f"standard deviation of {of}")
@@ -83,6 +85,7 @@ def _values(posterior: Posterior) -> dict[str, NDArray]:
     dataset = posterior.dataset
     per_source = [name for name, value in dataset.variables.items() if value.dims[:1] == ("source",)]
     values = {name: dataset[name].values for name in per_source}
+    values |= {name: value.astype(str) for name, value in values.items() if value.dtype.kind == "O"}
     if dataset.attrs["scenes"] < 2:
         del values["scene"]
     _, group, size = np.unique(values["group"], return_inverse=True, return_counts=True)

@@ -23,12 +23,18 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def fake(monkeypatch):
-    """Weights whose answer is known; and no figure is drawn."""
+def drawing(monkeypatch):
+    """Weights whose answer is known."""
     deblender = FakeDeblender()
-    monkeypatch.setattr(import_module("probdeblend.cli.deblend"), "LARGEST_FIGURE", 0)
     monkeypatch.setattr(weights, "load", lambda path=None, calibrator=None: deblender)
     return deblender
+
+
+@pytest.fixture
+def fake(drawing, monkeypatch):
+    """Weights whose answer is known; and no figure is drawn."""
+    monkeypatch.setattr(import_module("probdeblend.cli.deblend"), "_draw", lambda *_: [])
+    return drawing
 
 
 @pytest.fixture(scope="session")

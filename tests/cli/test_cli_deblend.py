@@ -1,7 +1,6 @@
 """Deblend images from the command line."""
 
 import json
-from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 from commands import plane, refused, succeeded
 
+from probdeblend.deblending import weights
 from probdeblend.posterior import Posterior
 
 EXAMPLE = files("probdeblend") / "data" / "example.fits"
@@ -45,7 +45,7 @@ def test_without_an_image_the_example_is_deblended(run, fake, output):
     assert [path.name for path in call["image"]] == ["example.fits"]
     assert (call["psf"], call["sky_rms"], call["gain"]) == ("candels_f160w", [0.003], 3200.0)
     assert (call["draws"], call["passes"], call["seed"], call["calibrate"]) == (64, 2, 7, True)
-    assert "electron / s" in text
+    assert "fluxes are in electron / s\n" in text
     assert "the noise is taken as white\nthe sky is subtracted\n" in text
     assert text.endswith("written to probdeblend-output: catalog.ecsv, model.fits, segmentation.fits, sources.reg\n")
     catalog = QTable.read(output / "catalog.ecsv")
@@ -91,6 +91,47 @@ def test_an_earlier_output_stays_unless_it_is_to_be_replaced(run, fake, output):
     refused(run("deblend", "--overwrite", *FEW), "is not replaced, because it holds mine.txt")
 
 
+def test_each_image_is_deblended_by_itself(run, fake, image, output, monkeypatch):
+    """With weights that are loaded once; one that fails does not keep others from their folders, which then stay."""
+    Path("more").mkdir()
+    for name in ("more/a.fits.gz", "b.fit"):
+        fits.writeto(name, fits.getdata(image))
+    loads, deblend = [], type(fake).__call__
+    monkeypatch.setattr(weights, "load", lambda *_, **__: loads.append(0) or fake)
+
+    def damaged(self, image, **options):
+        if "b.fit" in str(image):
+            raise ValueError("b.fit: not a FITS file, or damaged")
+        return deblend(self, image, **options)
+
+    monkeypatch.setattr(type(fake), "__call__", damaged)
+    result = run("deblend", image, "more/a.fits.gz", "b.fit", *FEW, "--each")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "Error: b: b.fit: not a FITS file, or damaged",
+        "Error: 1 of 3 images could not be deblended",
+    ]
+    lines = [f"2 sources written to probdeblend-output/{name}" for name in ("image", "a")]
+    assert result.stdout.splitlines() == lines
+    assert [[str(path) for path in call["image"]] for call in fake.calls] == [[image], ["more/a.fits.gz"]]
+    assert len(loads) == 1
+    monkeypatch.setattr(type(fake), "__call__", deblend)
+    again = ("deblend", image, "more/a.fits.gz", "b.fit", *FEW, "--each", "--json")
+    result = run(*again)
+    assert result.stderr == "".join(f"probdeblend-output/{name}: finished already\n" for name in ("image", "a"))
+    assert json.loads(succeeded(result))["output"] == "probdeblend-output/b"
+    outputs = [json.loads(line)["output"] for line in succeeded(run(*again, "--overwrite")).splitlines()]
+    assert outputs == [f"probdeblend-output/{name}" for name in ("image", "a", "b")]
+    (output / "c").mkdir()
+    Path("b.fit").rename("c.fits")
+    result = run("deblend", "c.fits", "--each")
+    assert result.stderr.startswith("Error: c: probdeblend-output/c: exists already; --overwrite replaces it\n")
+    refused(
+        run("deblend", image, f"more/../{image}", "--each"),
+        "images must have different names with --each, got image twice",
+    )
+
+
 @pytest.mark.parametrize("name", ["segmentation.fits", "images.fits", "model.fits"])
 def test_an_input_is_never_replaced(run, fake, image, tmp_path, name):
     """Neither one that has the name of an output, nor an output of an earlier run."""
@@ -108,6 +149,7 @@ def test_an_input_is_never_replaced(run, fake, image, tmp_path, name):
 
 def test_the_catalog_is_printed_as_json(run, fake, output):
     found = json.loads(succeeded(run("deblend", *FEW, "--json")))
+    assert found["unit"] == "electron / s"
     assert found["files"] == ["catalog.ecsv", "model.fits", "segmentation.fits", "sources.reg"]
     assert found["notes"] == ["the noise is taken as white", "the sky is subtracted"]
     first, second = found["sources"]
@@ -115,11 +157,30 @@ def test_the_catalog_is_printed_as_json(run, fake, output):
     assert second["flux"] == pytest.approx(50, abs=1)
 
 
+def test_what_is_printed_fits_a_terminal(run, fake, monkeypatch):
+    """The columns that are most wanted, whatever is not known; JSON has all of them, and no NaN."""
+    place = {"scene": [0, 0, 0], "group": [0, 0, 1], "x": [0.0, 1000, 2000], "y": [0.0, 1000, 2000]}
+    known = {"existence": [np.nan] * 3, "flags": [0, 2, 4]}
+    for bands, count in ((("",), 3), (("g", "r", "i"), 3), (("g", "r", "i"), 0)):
+        flux = np.random.default_rng(2).normal(1e4, 10, (1, 9, 3, len(bands)))
+        flux[:, :, 2] = np.nan
+        answer = Posterior.from_draws(flux, flux, **place, columns=known, bands=bands, unit="electron / s")
+        answer = answer.select(slice(count))
+        monkeypatch.setattr(type(fake), "__call__", lambda *_, answer=answer, **__: answer)
+        lines = succeeded(run("deblend", "--overwrite")).splitlines()
+        table = lines[: lines.index("fluxes are in electron / s")]
+        assert len(table) == 2 + count
+        assert max(map(len, table)) <= 80
+        assert {"label", "x", "y", *(f"flux{band and '_'}{band}" for band in bands)} <= set(table[0].split())
+        found = json.loads(succeeded(run("deblend", "--overwrite", "--json")), parse_constant=pytest.fail)
+        assert [row["existence"] for row in found["sources"]] == [None] * count
+        assert all(f"correlation{band and '_'}{band}" in row for row in found["sources"] for band in bands)
+
+
 @pytest.mark.parametrize("settings", [{"text.usetex": True}, {"font.size": -1}, {"backend": "module://nowhere"}])
-def test_a_picture_does_not_depend_on_the_users_settings(run, fake, image, output, monkeypatch, settings):
+def test_a_picture_does_not_depend_on_the_users_settings(run, drawing, image, output, monkeypatch, settings):
     import matplotlib as mpl
 
-    monkeypatch.setattr(import_module("probdeblend.cli.deblend"), "LARGEST_FIGURE", 2**22)
     for name, value in settings.items():
         monkeypatch.setitem(mpl.rcParams, name, value)
     succeeded(run("deblend", image, *FEW))
@@ -127,12 +188,11 @@ def test_a_picture_does_not_depend_on_the_users_settings(run, fake, image, outpu
     assert {name: mpl.rcParams[name] for name in settings} == settings
 
 
-def test_a_picture_that_fails_costs_nothing_else(run, fake, image, output, monkeypatch):
+def test_a_picture_that_fails_costs_nothing_else(run, drawing, image, output, monkeypatch):
     def fail(*_):
         raise RuntimeError("no font\nis found")
 
     monkeypatch.setattr("probdeblend.plots.sources.plot_field", fail)
-    monkeypatch.setattr(import_module("probdeblend.cli.deblend"), "LARGEST_FIGURE", 2**22)
     text = succeeded(run("deblend", image, *FEW))
     assert "\nfield.png could not be drawn: unexpected RuntimeError: no font is found\n" in text
     assert {path.name for path in output.iterdir()} == FILES - {"field.png"}

@@ -358,7 +358,7 @@ def test_passes_are_chains_and_progress_is_told(blank, image, places):
         image, positions=places, tile=100, progress=lambda *seen: told.append(seen), **GIVEN | {"passes": 0}
     )
     assert posterior.flux.shape[:2] == (1, 64)
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
     assert blank(image, positions=places, **GIVEN | {"draws": 10}).flux.shape[:2] == (4, 3)
 
 

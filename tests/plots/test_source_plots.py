@@ -137,18 +137,36 @@ def test_field_without_sources(posterior, image):
     assert (np.asarray(panels[1].images[0].get_array()) == 1).all()
 
 
-def test_large_fields_are_thinned(rng):
-    """Every second pixel of the image and of the sources, in the same places."""
-    corner, light = (301, 1200), rng.uniform(1, 2, (1, 41, 50))
-    cutouts = Cutouts([corner], (400, 3000), mask=[light[0] / 2], image=[light])
+class Section:
+    """An image in a file, whose rows are read when they are needed."""
+
+    def __init__(self, pixels):
+        self.pixels, self.shape, self.most = pixels, pixels.shape, 0
+
+    def __getitem__(self, part):
+        self.most = max(self.most, self.pixels[part].size)
+        return self.pixels[part]
+
+
+def test_large_fields_are_binned(rng):
+    """Means of squares of two pixels of the image and of the sources, read in strips; bad pixels do not count."""
+    corner, light = (301, 1201), rng.uniform(1, 2, (1, 41, 50))
+    cutouts = Cutouts([corner], (701, 2999), mask=[light[0] / 2], image=[light])
     posterior = Posterior.from_draws(
         np.ones((1, 2, 1, 1)), scene=[0], group=[0], x=[1225], y=[321], label=[1], cutouts=cutouts
     )
-    image = rng.normal(0, 0.1, (400, 3000))
-    panels = plot_field(posterior, image)
-    np.testing.assert_array_equal(panels[0].images[0].get_array(), image[::2, ::2])
+    image = rng.normal(0, 0.1, (701, 2999))
+    image[:2, :2], image[0, 4] = np.nan, np.nan
+    panels = plot_field(posterior, file := Section(image))
+    shown = np.asarray(panels[0].images[0].get_array())
+    assert shown.shape == (351, 1500)
+    np.testing.assert_allclose(shown[1:-1, 1:-1], image[2:-1, 2:-1].reshape(349, 2, 1498, 2).mean((1, 3)))
+    assert np.isnan(shown[0, 0])
+    corners = np.nanmean(image[:2, 4:6]), image[:2, -1].mean(), image[-1, :2].mean(), image[-1, -1]
+    np.testing.assert_allclose([shown[0, 2], shown[0, -1], shown[-1, 0], shown[-1, -1]], corners)
+    assert file.most < image.size
     colored = (np.asarray(panels[1].images[0].get_array()) < 0.999).any(-1)
-    expected = np.zeros((200, 1500), dtype=bool)
-    expected[151:171, 600:625] = True
+    expected = np.zeros((351, 1500), dtype=bool)
+    expected[150:171, 600:626] = True
     np.testing.assert_array_equal(colored, expected)
-    assert panels[1].images[0].get_extent() == [-0.5, 2999.5, -0.5, 399.5]
+    assert panels[1].images[0].get_extent() == [-0.5, 2999.5, -0.5, 701.5]
