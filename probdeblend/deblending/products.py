@@ -15,7 +15,7 @@ from ..posterior.flags import Flag
 __all__ = ["short_table", "write_products"]
 
 SHAPE = ("half_light_radius", "axis_ratio", "angle")
-MAIN = re.compile(r"label|id|x|y|(flux|flux_err|mag)(_(?!\d\d|err|auto|sep).*)?|existence|star|group|flags|correlation(_.*)?")
+MAIN = re.compile(r"label|id|x|y|(flux|flux_err|mag|correlation)(_(?!\d\d|err|auto|sep).*)?|existence|star|group|flags")
 
 
 def write_products(folder: Path, posterior: Posterior, *, save_draws: bool = False) -> list[str]:
