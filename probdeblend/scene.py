@@ -7,7 +7,9 @@ first pixel, angles are in radians from +x toward +y, sizes in arcsec.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 
@@ -29,6 +31,7 @@ __all__ = [
     "drizzle_kernel",
     "overlap_groups",
     "seed_of",
+    "seeded",
 ]
 
 STAMP_SIZE = 128
@@ -39,6 +42,7 @@ PIXEL_SCALE_TOLERANCE = 0.02  # relative; a larger mismatch biases sizes and flu
 LN_FLUX_UNIT = 2.5 / math.log(10)  # magnitudes in a factor of e in flux
 GALAXY_TYPES = ("sph", "disk", "sphd", "irr")
 SOURCE_TYPES = (*GALAXY_TYPES, "star")
+ALONE = threading.RLock()  # held while a state of the whole process is changed
 SCENE_FIELDS = ("image", "sky_rms", "psf", "exposure", "noise_kernel", "wavelength")
 SOURCE_FIELDS = ("scene", "x", "y", "flux", "auto_flux", "light")
 SOURCE_FIELDS += ("source_type", "half_light_radius", "axis_ratio", "angle", "identity")
@@ -143,7 +147,7 @@ def drizzle_kernel(strength: float) -> Tensor:
     """
     edge, corner = strength * 0.2910, strength * 0.1252
     rows = [[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]]
-    return torch.tensor(rows, dtype=torch.float32)  # whatever the default is
+    return torch.from_numpy(np.array(rows, dtype=np.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -360,3 +364,25 @@ def seed_of(*key: int) -> int:
         63 random bits.
     """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generator in the ``with`` block, which only one thread at a time may be in.
+
+    Pyro and torch's distributions draw from the generator of the process, and with its default type and device: these
+    are float32 and the CPU in the block, and as before afterwards.
+
+    Parameters
+    ----------
+    seed
+        Same seed, same random numbers.
+    """
+    with ALONE, torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.autocast("cpu", enabled=False):
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)

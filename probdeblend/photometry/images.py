@@ -21,7 +21,7 @@ from astropy.wcs.utils import proj_plane_pixel_area
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from ..scene import PIXEL_SCALE_TOLERANCE
+from ..scene import ALONE, PIXEL_SCALE_TOLERANCE
 
 __all__ = ["FieldImage", "check_psf", "cut_stamps", "flux_unit", "open_mosaic", "read_image", "read_psf", "uncovered"]
 
@@ -273,7 +273,7 @@ def _readable(path: str | PathLike[str]) -> Iterator[None]:
     """Turn whatever astropy raises while it reads a FITS file into one sentence."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    with warnings.catch_warnings():
+    with ALONE, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fatal = r"(?s).*(truncated|[Mm]issing END card|sum verification failed)"
         warnings.filterwarnings("error", fatal, AstropyUserWarning)

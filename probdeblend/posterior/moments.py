@@ -13,6 +13,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from ..scene import ALONE
+
 if TYPE_CHECKING:
     from .draws import Posterior
 
@@ -172,7 +174,7 @@ def to_arviz(posterior: Posterior) -> object:
 
 def import_arviz() -> ModuleType:
     """Import ArviZ, which takes seconds and announces its next major version once per day."""
-    with warnings.catch_warnings():
+    with ALONE, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
         import arviz
     return arviz

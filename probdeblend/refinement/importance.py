@@ -22,6 +22,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from ..posterior.moments import import_arviz
+from ..scene import seeded
 from .mode import find_modes
 from .proposal import Mixture
 from .unknowns import Unknowns
@@ -132,8 +133,7 @@ def refine(unknowns: Unknowns, starts: Tensor, *, draws: int = 400, attempts: in
     for name, value, least in (("draws", draws, 100), ("attempts", attempts, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.no_grad(), seeded(seed):
         places, curvatures, share = find_modes(unknowns, starts)
         proposal, tried = Mixture(places, torch.linalg.inv(curvatures), share), []
         for _ in range(attempts):

@@ -27,7 +27,7 @@ from ..deblending.deblender import Deblender, Positions
 from ..posterior.cutouts import Cutouts
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
-from ..scene import MASK_THRESHOLD, SCENE_FIELDS, Scene, seed_of
+from ..scene import MASK_THRESHOLD, SCENE_FIELDS, Scene, seed_of, seeded
 from .guide import SceneGuide
 from .importance import refine
 from .model import SceneModel, listed_scenes
@@ -93,9 +93,10 @@ class Refiner:
         dataset, groups = network.dataset.copy(deep=True), network.dataset["group"].values
         known = {name: list(arrays) for name, arrays in network.cutouts.known.items()}
         cutouts = Cutouts(network.cutouts.corner.copy(), network.cutouts.shape, **known)
-        for group in np.unique(groups):
-            members = np.flatnonzero(groups == group)
-            _put(dataset, cutouts, members, self._group(scene, network, members, seed=seed))
+        with seeded(seed):
+            for group in np.unique(groups):
+                members = np.flatnonzero(groups == group)
+                _put(dataset, cutouts, members, self._group(scene, network, members, seed=seed))
         return Posterior(dataset.assign_attrs(method="refined"), cutouts)
 
     def _group(self, scene: Scene, network: Posterior, members: NDArray[np.int64], *, seed: int) -> _Found:
@@ -113,8 +114,7 @@ class Refiner:
             return _Found(Flag.NOT_REFINED, np.nan)
         places = (torch.zeros(len(members), dtype=torch.long), *(torch.from_numpy(v).float() for v in (x, y)))
         own_seed = seed_of(seed, 4, *(int(KEY * max(float(v[0]) + s, 0)) for v, s in ((x, corner[1]), (y, corner[0]))))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(own_seed)
+        with torch.no_grad(), seeded(own_seed):
             unknowns, guesses = self.guide.guesses(listed_scenes(part, positions=places))
             refined = refine(unknowns, guesses, draws=self.draws, seed=own_seed)
         drawn = refined.resampled(len(log_flux), seed=own_seed)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..scene import seeded
 from ..simulation.population import Population
 from .latents import APERTURE, AXES, FLUX_RANGE, POSITION_RANGE, POSITION_SPREAD, SHAPE_RANGE, FluxPrior, ShapePrior
 from .model import SITES, Listed, SceneModel
@@ -186,7 +187,6 @@ class Unknowns:
 @lru_cache(maxsize=8)
 def _shape_moments(population: Population, pixel_scale: float) -> tuple[Tensor, Tensor]:
     """Return mean ``(4,)`` and covariance of shapes under the prior."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         shape = ShapePrior(population, pixel_scale).sample((PRIOR_DRAWS,)).double()
     return shape.mean(0), torch.cov(shape.T)

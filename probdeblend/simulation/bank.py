@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..scene import SOURCE_TYPES
+from ..scene import SOURCE_TYPES, seeded
 from .cameras import Camera, Cameras
 from .morphology import source_components
 from .population import Population
@@ -115,8 +115,8 @@ class Templates:
             The templates.
         """
         camera, source = self.draw(number)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(int(np.random.default_rng((self.seed, 3, number)).integers(2**62)))
+        own_seed = int(np.random.default_rng((self.seed, 3, number)).integers(2**62))
+        with seeded(own_seed), torch.no_grad():
             offset = torch.rand(2, len(source["angle"])) - 0.5
             centered = source | {"x": HALF + offset[0], "y": HALF + offset[1]}
             light, slope = source_components(centered, pixel_scale=camera.pixel_scale)

@@ -77,8 +77,8 @@ class Camera:
             The camera.
         """
         kernel = None if instrument.noise_kernel is None else instrument.noise_kernel[None]
-        numbers = (torch.tensor([float(v)]) for v in (instrument.sky_rms, instrument.exposure))
-        wave, zero_point = torch.tensor([instrument.wavelength]), (instrument.zero_point,)
+        numbers = (instrument.psf.new_tensor([float(v)]) for v in (instrument.sky_rms, instrument.exposure))
+        wave, zero_point = instrument.psf.new_tensor([instrument.wavelength]), (instrument.zero_point,)
         return cls(instrument.pixel_scale, instrument.psf[None], *numbers, kernel, wave, zero_point)
 
     @classmethod
@@ -196,10 +196,10 @@ class Cameras:
             The camera.
         """
         size, turn = 0.02 * math.sqrt(rng.random()), 2 * math.pi * rng.random()
-        shear = torch.tensor([[size * math.cos(turn), size * math.sin(turn)]])
+        shear = [[size * math.cos(turn), size * math.sin(turn)]]
         sky_rms = math.exp(rng.uniform(math.log(2e-3), math.log(8e-3)))
         camera = Camera.candels_f160w(sky_rms=sky_rms, exposure=rng.uniform(1800, 5000))
-        psf = reshape_psf(camera.psf[0], torch.tensor([rng.uniform(0.95, 1.05)]), shear.float())
+        psf = reshape_psf(camera.psf[0], *map(camera.psf.new_tensor, ([rng.uniform(0.95, 1.05)], shear)))
         return replace(camera, psf=psf, native=True)
 
 

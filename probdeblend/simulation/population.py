@@ -27,7 +27,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..scene import GALAXY_TYPES, SOURCE_TYPES
+from ..scene import GALAXY_TYPES, SOURCE_TYPES, seeded
 from .mixtures import TruncatedMixture, conditional, nested_tuples
 from .positions import Clustered, Frame, Paired, Positions
 
@@ -333,8 +333,7 @@ class Population:
                 raise ValueError(f"{name} must not be negative, got {value}")
         drawn: list[dict[str, Tensor]] = []
         size = 2 * count + 8 if math.isfinite(self.max_difference) else max(count, 1)
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.poutine.block():
-            torch.manual_seed(seed)
+        with seeded(seed), torch.no_grad(), pyro.poutine.block():
             while not drawn or sum(len(values["exists"]) for values in drawn) < count:
                 tried = pyro.poutine.trace(self.scenes).get_trace(size, frame, number=number)
                 values = tried.nodes["_RETURN"]["value"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..photometry.detection import auto_flux
 from ..photometry.noise import add_noise
-from ..scene import SCENE_FIELDS, SOURCE_TYPES, STAMP_SIZE, Instrument, Scene
+from ..scene import SCENE_FIELDS, SOURCE_TYPES, STAMP_SIZE, Instrument, Scene, seeded
 from .cameras import Camera
 from .morphology import source_components
 from .population import Population
@@ -140,8 +140,7 @@ class Simulator:
         exists = drawn.pop("exists")
         scene = exists.nonzero()[:, 0]
         drawn = {name: value[exists] for name, value in drawn.items()}
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seeds[1])
+        with seeded(seeds[1]), torch.no_grad():
             how = {"pixel_scale": self.camera.pixel_scale, "smooth": self.population.smooth}
             light, slope = source_components(drawn, **how)
             kept = int((scene < count).sum())

@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..photometry.noise import correlated_noise, noise_numbers
-from ..scene import PSF_SIZE
+from ..scene import PSF_SIZE, seeded
 from .bank import HALF, STORED_UNIT, Template, Templates, log_flux
 from .population import NEAR, Population
 from .positions import Frame
@@ -130,8 +130,7 @@ class SceneStream(IterableDataset[SceneBatch]):
         most = ALIKE * self.batch_size / (listed + 2) / len(pool[0].camera) ** 0.5
         scenes = int(np.clip(most, LEAST_SCENES, self.batch_size))
         seen = [pool[i] for i in rng.integers(len(pool), size=scenes)]
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(int(rng.integers(2**62)))
+        with seeded(int(rng.integers(2**62))), torch.no_grad():
             return self._scenes(rng, seen, population, listed, pair=pair)
 
     def _scenes(

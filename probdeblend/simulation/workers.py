@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from joblib import Parallel, delayed
 
-from ..scene import Scene
+from ..scene import Scene, seed_of, seeded
 
 __all__ = ["in_batches", "on_threads"]
 
@@ -37,7 +37,7 @@ def _results(make: Maker, tasks: list[tuple[tuple[int, int], int]], workers: int
 
 def _on_one_thread(make: Maker, key: tuple[int, int], size: int) -> Scene:
     """Make a batch on one thread, as sums depend on how they are split: the same for any number of workers."""
-    with on_threads(1):
+    with seeded(seed_of(*key)), on_threads(1):
         return make(key, size)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..photometry.images import cut_stamps
 from ..photometry.sky import draw_noise
-from ..scene import STAMP_SIZE, Instrument, Scene
+from ..scene import STAMP_SIZE, Instrument, Scene, seeded
 from ..simulation.population import NEAR, Population
 from ..simulation.positions import Frame
 from ..simulation.workers import in_batches
@@ -170,8 +170,7 @@ class Injector:
         blur = float(self.instrument.psf.square().sum().rsqrt())
         frame = Frame((self.size, self.size), self.instrument.pixel_scale, blur)
         near = torch.full((1, 1), rng.uniform(*NEAR))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**62)))
+        with seeded(int(rng.integers(2**62))):
             law = self.population.positions(values, torch.ones_like(radius, dtype=torch.bool), frame, near=near)
             return law.sample()[0, 0].double().numpy()
 
