@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 from astropy.stats import mad_std
+from numpy.typing import NDArray
+from scipy import ndimage
 from tqdm.auto import tqdm
 
 from benchmarks._command import FILE, Run, benchmark
@@ -22,8 +24,8 @@ from probdeblend.photometry.detection import HOT, detect
 from probdeblend.photometry.noise import correlation_sum
 from probdeblend.photometry.sky import dilate, draw_noise
 from probdeblend.scene import STAMP_CENTER, STAMP_SIZE, Instrument
-from probdeblend.surveys import write_library
-from probdeblend.surveys.isolated import Galaxy, NotIsolatedError, measure_galaxy
+from probdeblend.surveys import Quality, write_library
+from probdeblend.surveys.isolated import NOISE_RATIO, Galaxy, NotIsolatedError, measure_galaxy
 from probdeblend.surveys.selection import Collection, collect
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ __all__ = ["main", "reobserve_galaxies"]
 
 FAINTEST = 24.2  # magnitude in the catalog's band
 SMALLEST_SAMPLE = 50
+RING = 10  # width in pixels of the ring around a galaxy whose noise is compared with that farther out
 
 
 @benchmark("reobserve", resume=False)
@@ -105,7 +108,19 @@ def _observe(
     noise = draw_noise(variance.shape, instrument.noise_kernel, np.random.default_rng((seed, number)))
     stamp = image + np.sqrt(np.maximum(variance, 0.0)) * noise
     settings = {"exposure": instrument.exposure, "kernel": instrument.noise_kernel}
-    return measure_galaxy(stamp, instrument.sky_rms, (STAMP_CENTER, STAMP_CENTER), **settings)
+    galaxy = measure_galaxy(stamp, instrument.sky_rms, (STAMP_CENTER, STAMP_CENTER), **settings)
+    uneven = _noise_ratio(stamp, galaxy["segmentation"]) > NOISE_RATIO
+    return galaxy | {"quality": galaxy["quality"] | int(Quality.TWO_NOISE_LEVELS * uneven)}
+
+
+def _noise_ratio(stamp: NDArray[np.float64], segmentation: NDArray[np.bool_]) -> float:
+    """Noise around the galaxy over that far from it, from differences of neighboring pixels: wings cancel."""
+    distance = ndimage.distance_transform_edt(~segmentation)[:, 1:]
+    difference = np.abs(np.diff(stamp, axis=1))
+    near, far = difference[(distance > 2) & (distance <= RING)], difference[distance > 2 * RING]
+    if min(near.size, far.size) < 2 * SMALLEST_SAMPLE:
+        return 1.0
+    return float(np.median(near) / np.median(far))
 
 
 if __name__ == "__main__":

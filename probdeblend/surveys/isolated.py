@@ -24,7 +24,7 @@ from ..photometry.sky import dilate, draw_noise, estimate_noise_kernel, sky_scat
 from ..scene import STAMP_SIZE, Instrument
 from .library import Quality
 
-__all__ = ["WINDOW", "Galaxy", "NotIsolatedError", "cut_galaxy", "find_galaxies", "measure_galaxy"]
+__all__ = ["NOISE_RATIO", "WINDOW", "Galaxy", "NotIsolatedError", "cut_galaxy", "find_galaxies", "measure_galaxy"]
 
 BORDER = 48  # pixels around a stamp in which sky is measured
 WINDOW = STAMP_SIZE + 2 * BORDER
@@ -36,8 +36,6 @@ EDGE_MARGIN = 4
 MISSING_SHARE = 0.1
 DOUBLE_CONTRAST = 0.1
 NOISE_RATIO = 1.5
-RING = 10  # width in pixels of the ring around a galaxy whose noise is compared with that farther out
-SMALLEST_SAMPLE = 100
 
 
 class NotIsolatedError(ValueError):
@@ -89,20 +87,13 @@ def cut_galaxy(
     x0, y0 = (int(np.floor(center)) - STAMP_SIZE // 2 + 1 for center in (x, y))
     stamp = cut_stamps(filled, (x0, y0), STAMP_SIZE)[0]
     galaxy = measure_galaxy(stamp, sky_rms, (x - x0, y - y0), exposure=instrument.exposure, kernel=kernel)
-    quality = galaxy["quality"] | _coverage(window, footprint)
+    reach = dilate(footprint.astype(np.int32), margin=EDGE_MARGIN, growth=0.0) > 0
+    gaps = (reach & bad).any() or bad[BORDER:-BORDER, BORDER:-BORDER].mean() > MISSING_SHARE
+    quality = galaxy["quality"] | Quality.MISSING_PIXELS * gaps
     quality |= Quality.NEIGHBOR * ((footprint & foreign).sum() > TAKEN * footprint.sum())
     quality |= Quality.DOUBLE_NUCLEUS * ((np.hypot(found.x - x, found.y - y) < CENTERING).sum() > 1)
     quality |= Quality.TWO_NOISE_LEVELS * (_noise_ratio(pixels, found.segmentation) > NOISE_RATIO)
     return galaxy | {"quality": int(quality), "x0": x0, "y0": y0}
-
-
-def _coverage(window: NDArray[np.float64], footprint: NDArray[np.bool_]) -> int:
-    bad = ~np.isfinite(window)
-    beyond = bad.all(1)[:, None] | bad.all(0)
-    missing = bad & ~beyond
-    reach = dilate(footprint.astype(np.int32), margin=EDGE_MARGIN, growth=0.0) > 0
-    gaps = (missing & footprint).any() or missing[BORDER:-BORDER, BORDER:-BORDER].mean() > MISSING_SHARE
-    return Quality.EDGE * (reach & beyond).any() | Quality.MISSING_PIXELS * gaps
 
 
 def _noise_ratio(pixels: NDArray[np.float64], segmentation: NDArray[np.int32]) -> float:
@@ -140,7 +131,6 @@ def measure_galaxy(
     circles = {"rmax": [reach], "frac": 0.5, "normflux": [flux[own]], "subpix": 5}
     half = max(float(sep.flux_radius(native_image(stamp), [x], [y], **circles)[0][0]), 0.1)
     quality = _leftover(stamp, sky_rms, segmentation)
-    quality |= Quality.TWO_NOISE_LEVELS * (_ring_noise_ratio(stamp, segmentation) > NOISE_RATIO)
     quality |= Quality.ASYMMETRIC * (_asymmetry(stamp, segmentation, sky_rms, (x, y), half) > ASYMMETRY)
     return {
         "pixels": stamp.astype(np.float32),
@@ -162,16 +152,6 @@ def _leftover(stamp: NDArray[np.float64], sky_rms: float, segmentation: NDArray[
     split = detect(stamp, sky_rms, **(DEEP | {"contrast": DOUBLE_CONTRAST})).segmentation
     nuclei = np.setdiff1d(split[segmentation], 0)
     return Quality.NEIGHBOR * (len(others) > 0) | Quality.DOUBLE_NUCLEUS * (len(nuclei) > 1)
-
-
-def _ring_noise_ratio(stamp: NDArray[np.float64], segmentation: NDArray[np.bool_]) -> float:
-    """Noise around the galaxy over that far from it, from differences of neighboring pixels: wings cancel."""
-    distance = ndimage.distance_transform_edt(~segmentation)[:, 1:]
-    difference = np.abs(np.diff(stamp, axis=1))
-    near, far = difference[(distance > 2) & (distance <= RING)], difference[distance > 2 * RING]
-    if min(near.size, far.size) < SMALLEST_SAMPLE:
-        return 1.0
-    return float(np.median(near) / np.median(far))
 
 
 def _asymmetry(

@@ -41,17 +41,15 @@ class Quality(IntFlag):
       galaxy's footprint;
     - ``ASYMMETRIC``: beyond the half-light radius, more than a quarter of the light has no counterpart on the opposite
       side of the center (Conselice et al. 2000, doi:10.1086/308300), noise allowed for;
-    - ``EDGE``: the footprint comes within 4 pixels of the mosaic's edge;
-    - ``MISSING_PIXELS``: bad pixels in the footprint, or in a tenth of the stamp;
+    - ``MISSING_PIXELS``: bad pixels, or the edge of the mosaic, within 4 pixels of the footprint, or in a tenth of the
+      stamp;
     - ``DOUBLE_NUCLEUS``: another source lies within 8 pixels of the center, or SEP splits the galaxy in two at a
       contrast of 0.1;
-    - ``TWO_NOISE_LEVELS``: the noise differs by more than a factor of 1.5 between two quarters of the window, or
-      between the galaxy's surroundings and the rest of the stamp.
+    - ``TWO_NOISE_LEVELS``: the noise differs by more than a factor of 1.5 between two quarters of the window.
     """
 
     NEIGHBOR = 1
     ASYMMETRIC = 2
-    EDGE = 4
     MISSING_PIXELS = 8
     DOUBLE_NUCLEUS = 16
     TWO_NOISE_LEVELS = 32

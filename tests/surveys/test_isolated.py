@@ -70,7 +70,7 @@ def test_the_edge_is_flagged_where_the_galaxy_reaches_it(hst):
     for beyond, flag in ((100, True), (60, False)):
         window = window_with(hst, (MIDDLE, MIDDLE, 50, 4))
         window[:, :beyond] = np.nan
-        assert (Quality.EDGE in Quality(cut(window, hst)["quality"])) is flag
+        assert (Quality.MISSING_PIXELS in Quality(cut(window, hst)["quality"])) is flag
 
 
 def test_two_noise_levels_are_flagged(hst):
