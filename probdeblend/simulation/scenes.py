@@ -33,7 +33,8 @@ Renderer = Callable[..., Tensor]
 
 CUTOUT, LARGEST_CUTOUT = 128, 512  # pixels on a side
 FAINTEST = 0.02  # sky rms; brighter light at the edge of a cutout makes it larger
-LIGHT_SIDE = 256  # pixels; larger images come without the light of every source
+GROUP_SIDE = 96  # pixels, of the squares that groups lie in
+LIGHT_SIDE = 384  # pixels; larger images come without the light of every source
 BATCH_PIXELS = 2**20  # pixels of a batch of scenes
 AT_ONCE = 32  # sources
 BOOST, BOOSTS = 4.0, 8  # how much brighter a source is made until SEP finds it
@@ -84,6 +85,9 @@ class Simulator:
         Number of sources in every scene; drawn from the population if None.
     engine
         `render`, or `render_galsim`.
+    groups
+        Number of squares of 96 pixels, anywhere in the image, in each of which sources lie as in a scene of its own;
+        0 if they lie in the whole image.
     """
 
     population: Population = field(default_factory=Population.published)
@@ -91,10 +95,11 @@ class Simulator:
     shape: tuple[int, int] = (STAMP_SIZE, STAMP_SIZE)
     number: int | None = None
     engine: Renderer = render
+    groups: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.shape) < 1:
-            raise ValueError(f"shape must be positive, got {self.shape}")
+        if min(self.shape) < (least := GROUP_SIDE if self.groups else 1):
+            raise ValueError(f"shape must be at least {least} on a side, got {self.shape}")
         if self.population.snr is None and len(self.camera.zero_point) != len(self.camera):
             raise ValueError("camera must have zero points for a population whose fluxes follow from magnitudes")
 
@@ -135,11 +140,16 @@ class Simulator:
     def _batch(self, key: tuple[int, int], count: int, *, size: int) -> Scene:
         """Draw a batch of `size` scenes and keep the first `count`, which thus do not depend on `count`."""
         seeds = [int(n >> np.uint64(1)) for n in np.random.SeedSequence(key).generate_state(3, np.uint64)]
-        frame = Frame(self.shape, self.camera.pixel_scale, self.camera.blur)
-        drawn = self.population.sample(size, frame, seed=seeds[0], number=self.number)
+        square, groups = ((GROUP_SIDE, GROUP_SIDE), self.groups) if self.groups else (self.shape, 1)
+        frame = Frame(square, self.camera.pixel_scale, self.camera.blur)
+        drawn = self.population.sample(size * groups, frame, seed=seeds[0], number=self.number)
         exists = drawn.pop("exists")
-        scene = exists.nonzero()[:, 0]
+        group = exists.nonzero()[:, 0]
+        corner = np.random.default_rng(seeds[0]).random((size * groups, 2)) * np.subtract(self.shape, square)
         drawn = {name: value[exists] for name, value in drawn.items()}
+        for name, start in zip("yx", torch.from_numpy(corner).float()[group].T, strict=True):
+            drawn[name] = drawn[name] + start
+        scene = group // groups
         with seeded(seeds[1]), torch.no_grad():
             how = {"pixel_scale": self.camera.pixel_scale, "smooth": self.population.smooth}
             light, slope = source_components(drawn, **how)

@@ -11,7 +11,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from ..deblending.deblender import Deblends
+from ..deblending.deblender import Deblender, Deblends, Positions
 from ..metrics.masks import reliability
 from ..posterior.calibrator import LEAST, Calibrator, Known, fit_known, known_sources
 from ..posterior.draws import Posterior
@@ -19,18 +19,19 @@ from ..posterior.maps import logistic
 from ..scene import Scene, seed_of
 from ..simulation.cameras import Cameras
 from ..simulation.population import Population
-from ..simulation.scenes import simulate
+from ..simulation.scenes import Simulator
 from . import evaluation
 
-__all__ = ["CalibratorFit", "fit_calibrator", "training_scenes"]
+__all__ = ["AsImages", "CalibratorFit", "fit_calibrator", "training_fields"]
 
 HELD_OUT = 5  # one batch in so many is held out for the test
 JITTER = 0.7  # pixels, largest standard deviation of listed positions
-ONE_CAMERA = 8  # scenes
-PAIRS = 0.3  # fraction of the batches
-NATIVE = 0.1  # fraction of the crowds that CANDELS F160W sees
-SIDE = 96  # pixels
+PAIRS = 0.3  # fraction of the fields
+NATIVE = 0.1  # fraction of the fields of crowds that CANDELS F160W sees
+SIDE = 384  # pixels of a field
+GROUPS = (4, 13)  # least number of groups in a field, and the first that is too large
 FAINTEST = 2.0  # signal-to-noise ratio of sources in crowds
+SKY = 100.0  # sky noise of a pixel: the level of the sky in images
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,40 +55,62 @@ class CalibratorFit:
     probabilities: Table
 
 
-def training_scenes(count: int, *, seed: int = 0, progress: bool = True) -> Iterator[Scene]:
-    """Simulate scenes like those that networks are trained on, but others.
+@dataclass(frozen=True)
+class AsImages:
+    """Deblends scenes as users' images: one by one, above a sky whose level, noise and correlation are measured.
 
-    Three tenths are pairs in CANDELS F160W, the others crowds of 0 to 14 sources, some too faint to count, of random
-    cameras with one to three bands and white or drizzled noise.
+    Parameters
+    ----------
+    deblender
+        The deblender. It is given the PSF and, where they are known, the exposure as gain and the wavelengths.
+    """
+
+    deblender: Deblender
+
+    def scenes(self, scene: Scene, *, positions: Positions | None = None, seed: int = 0) -> Posterior:
+        """Deblend the images of scenes; in each there are positions, if any are given."""
+        answers = []
+        for number, image in enumerate(scene.image + SKY * scene.sky_rms[..., None, None]):
+            known = {"psf": scene.psf[number].numpy()}
+            for name, value in (("gain", scene.exposure), ("wavelength", scene.wavelength)):
+                if value is not None and bool(value[number].isfinite().all()):
+                    known[name] = value[number].tolist()
+            if positions is not None:
+                known["positions"] = torch.stack(positions[1:], 1)[positions[0] == number].numpy()
+            answers.append(self.deblender(image.numpy(), **known, seed=seed))
+            answers[-1].dataset.attrs["notes"] = ""
+        return Posterior.concatenate(answers)
+
+
+def training_fields(count: int, *, seed: int = 0, progress: bool = True) -> Iterator[Scene]:
+    """Simulate fields of sources like those that networks are trained on, but others.
+
+    Each holds 4 to 12 groups and, between them, sky. In three tenths of them the groups are pairs in CANDELS F160W, in
+    the others crowds of 0 to 14 sources, some too faint to count, of random cameras with one to three bands and white
+    or drizzled noise.
 
     Parameters
     ----------
     count
-        Number of scenes.
+        Number of fields.
     seed
-        Same seed, same scenes.
+        Same seed, same fields.
     progress
         Show a progress bar.
 
     Yields
     ------
     Scene
-        Up to 8 scenes of one camera.
+        One field of 384 pixels on a side.
     """
     crowds = Population.default()
     crowds = crowds.replace(snr=(FAINTEST, crowds.snr[1]))
-    for batch, start in enumerate(tqdm(range(0, count, ONE_CAMERA), disable=not progress, desc="scenes", unit="batch")):
-        rng = np.random.default_rng((seed, batch))
-        pairs = rng.random() < PAIRS
-        cameras = Cameras(native_fraction=1.0 if pairs else NATIVE)
-        yield simulate(
-            min(ONE_CAMERA, count - start),
-            population=Population.pairs() if pairs else crowds,
-            number=2 if pairs else None,
-            camera=cameras.sample(rng),
-            size=SIDE,
-            seed=seed_of(seed, batch + 1),
-        )
+    for field in tqdm(range(count), disable=not progress, desc="fields", unit="field"):
+        rng = np.random.default_rng((seed, field))
+        population, number, native = (Population.pairs(), 2, 1.0) if rng.random() < PAIRS else (crowds, None, NATIVE)
+        camera, groups = Cameras(native_fraction=native).sample(rng), int(rng.integers(*GROUPS))
+        simulator = Simulator(population, camera, (SIDE, SIDE), number, groups=groups)
+        yield from simulator.batches(1, seed=seed_of(seed, field + 1))
 
 
 def fit_calibrator(
@@ -102,10 +125,10 @@ def fit_calibrator(
     Parameters
     ----------
     scenes
-        Five and more batches of scenes with their truth, which the network was not trained on. Cameras, shapes and
-        bands may differ from batch to batch.
+        Five and more batches of scenes with their truth, such as from `training_fields`, which the network was not
+        trained on. Cameras, shapes and bands may differ from batch to batch.
     deblender
-        The deblender, without a calibrator of its own.
+        The deblender, without a calibrator of its own; as `AsImages`, for what it is to do with whole images.
     least
         Minimum number of sources with one map.
     fitted_on
@@ -127,8 +150,9 @@ def fit_calibrator(
     held: list[tuple[Posterior, Known, evaluation.Arrays]] = []
     for batch, scene in enumerate(scenes):
         evaluation.check_truth(scene)
-        listed = batch % 2 == 0
-        posterior, matched, faint = _answered(scene, deblender, listed=listed, seed=seed_of(seed, batch))
+        bright = evaluation.signal_to_noise(scene) >= evaluation.LEAST_SNR
+        listed = batch % 2 == 0 and bool(bright.any())
+        posterior, matched, faint = _answered(scene, deblender, bright, listed=listed, seed=seed_of(seed, batch))
         known = known_sources(posterior, scene, matched)
         for truth in known.truth.values():
             truth[faint] = np.nan
@@ -157,10 +181,9 @@ def fit_calibrator(
 
 
 def _answered(
-    scene: Scene, deblender: Deblends, *, listed: bool, seed: int
+    scene: Scene, deblender: Deblends, bright: NDArray[np.bool_], *, listed: bool, seed: int
 ) -> tuple[Posterior, NDArray[np.int64], NDArray[np.bool_]]:
     """Ask for sources, and return the true source of each, -1 for none, and whether that is too faint to count."""
-    bright = evaluation.signal_to_noise(scene) >= evaluation.LEAST_SNR
     if not listed:
         posterior = deblender.scenes(scene, seed=seed)
         matched = evaluation.detected(scene, posterior)

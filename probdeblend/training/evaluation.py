@@ -12,6 +12,7 @@ from itertools import pairwise
 from os import PathLike
 
 import numpy as np
+import torch
 from astropy.stats import mad_std
 from astropy.table import Table
 from numpy.typing import NDArray
@@ -89,8 +90,8 @@ def stored_scenes(path: str | PathLike[str], *, progress: bool = True) -> Iterat
 
 def signal_to_noise(scene: Scene) -> NDArray[np.float64]:
     """Return the matched-filter signal-to-noise ratio of each source alone ``(source,)``, for white noise."""
-    over = scene.light.double() / scene.sky_rms[scene.scene][..., None, None]
-    return over.square().sum((1, 2, 3)).sqrt().numpy()
+    light = torch.linalg.vector_norm(scene.light, dim=(-2, -1), dtype=torch.float64)
+    return (light / scene.sky_rms[scene.scene]).norm(dim=1).numpy()
 
 
 def evaluate(scenes: Iterable[Scene], deblender: Deblends, *, seed: int = 0) -> Evaluation:

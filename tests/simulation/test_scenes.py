@@ -123,6 +123,22 @@ def test_a_field_needs_little_memory_and_holds_all_its_sources():
     assert len(small.x) == 0
 
 
+def test_groups_lie_in_squares_of_their_own():
+    """Twenty pairs in 300 pixels: each in 96 pixels, anywhere in the image."""
+    (made,) = Simulator(Population.pairs(), shape=(96, 300), groups=20).batches(1, seed=1)
+    assert made.count.tolist() == [40]
+    first, second = made.x.reshape(20, 2).T
+    assert float((first - second).abs().max()) < 96
+    assert float(made.x.min()) < 60
+    assert float(made.x.max()) > 200
+    assert float(made.y.min()) >= 0
+    assert float(made.y.max()) < 96
+    middle = (made.light[:, 0].sum(-2) * torch.arange(300)).sum(-1) / made.light[:, 0].sum((-2, -1))
+    assert float((middle - made.x).abs().median()) < 0.5
+    with pytest.raises(ValueError, match=r"shape must be at least 96 on a side, got \(95, 300\)"):
+        Simulator(Population.pairs(), shape=(95, 300), groups=1)
+
+
 def test_light_reaches_beyond_the_first_cutout():
     """A large, bright galaxy: its light far from the center is that of one drawn on a larger stamp."""
     one = Population.published().replace(
@@ -178,7 +194,7 @@ def test_scenes_say_how_they_were_taken(crowds):
         ({"count": 0}, "count must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"number": -2}, "number must not be negative, got -2"),
-        ({"size": 0}, r"shape must be positive, got \(0, 0\)"),
+        ({"size": 0}, r"shape must be at least 1 on a side, got \(0, 0\)"),
         ({"camera": camera()}, "camera must have zero points for a population whose fluxes follow from magnitudes"),
     ],
 )

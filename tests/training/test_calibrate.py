@@ -9,9 +9,10 @@ import torch
 from probdeblend.posterior import Cutouts, Posterior
 from probdeblend.scene import Scene
 from probdeblend.training import fit_calibrator
-from probdeblend.training.calibrate import training_scenes
+from probdeblend.training.calibrate import AsImages, training_fields
 
 SIZE, SKY_RMS, COUNT = 8, 0.01, 400
+SOURCES = 100  # in a field
 FOUR = 4.0  # standard errors: a false alarm in 16,000
 
 
@@ -180,22 +181,80 @@ def test_too_few_scenes():
         fit_calibrator([blind], Wrong())
 
 
-def test_scenes_like_those_of_the_training():
-    first, again, other = (next(training_scenes(2, seed=seed, progress=False)) for seed in (0, 0, 1))
-    assert len(first) == 2
-    np.testing.assert_array_equal(first.image, again.image)
-    assert first.image.shape != other.image.shape or not np.array_equal(first.image, other.image)
+class Photometer:
+    """Sums pixels around the places that it knows, and takes the sky of an image 1 rms too high."""
+
+    def __init__(self):
+        self.known = []
+
+    def scenes(self, scene, *, positions=None, seed=0):
+        return self.summed(scene.image[0].numpy(), scene.sky_rms[0].numpy(), seed, given=positions is not None)
+
+    def __call__(self, image, *, positions=None, seed=0, **known):
+        self.known.append(known)
+        sky, rms = np.median(image), 1.4826 * np.median(np.abs(image - np.median(image)))
+        return self.summed(image - sky - rms, rms, seed, given=positions is not None)
+
+    def summed(self, image, rms, seed, *, given):
+        around = np.add(3 + SIZE * np.arange(SOURCES)[:, None], np.arange(3))
+        flux = image[0, 3:6, around].sum((1, 2))[:, None]
+        draws = np.maximum(flux + 3 * rms * np.random.default_rng(seed).normal(size=(101, *flux.shape)), 1e-9)
+        number, columns = np.arange(SOURCES), {"sky_rms": np.broadcast_to(rms, flux.shape)}
+        answer = Posterior.from_draws(draws[None], scene=0 * number, group=number, x=around[:, 1], y=0 * number + 4.0,
+                                      pixel_scale=1.0, columns=columns)  # fmt: skip
+        answer.dataset.attrs["positions"] = "given" if given else "detected"
+        return answer
+
+
+def fields_of(count, seed):
+    """Fields of bright sources in a row, each of 3 by 3 pixels."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        flux = torch.from_numpy(np.exp(rng.uniform(0, 1, (SOURCES, 1))))
+        light = torch.zeros(SOURCES, 1, SIZE, SOURCES * SIZE, dtype=torch.float64)
+        for number, own in enumerate(light):
+            own[0, 3:6, SIZE * number + 3 : SIZE * number + 6] = flux[number] / 9
+        image = light.sum(0)[None] + SKY_RMS * torch.from_numpy(rng.normal(size=(1, *light.shape[1:])))
+        number, one = torch.arange(SOURCES), torch.ones(1, 1)
+        truth = {"scene": 0 * number, "x": SIZE * number + 4.0, "y": 0 * number + 4.0, "flux": flux, "light": light}
+        known = {"exposure": 50 * one, "wavelength": torch.nan * one}
+        yield Scene(image, SKY_RMS * one, one[..., None, None], 1.0, auto_flux=flux, **known, **truth)
+
+
+def test_images_show_a_calibrator_what_is_wrong_with_the_sky():
+    """Scenes whose sky is known do not."""
+    photometer, (*fields, other) = Photometer(), fields_of(6, 1)
+    seen, blind = (fit_calibrator(fields, deblender, least=100) for deblender in (AsImages(photometer), photometer))
+    tolerance = spread(SOURCES, 4 * SOURCES)
+    for fit, before in ((seen, 0), (blind, 0.68)):
+        found = rows(fit.tested, sources="all")["coverage_68"]
+        np.testing.assert_allclose(found, [before, 0.68], atol=tolerance)
+    answer = AsImages(photometer).scenes(other)
+    for fit, expected in ((seen, 0.68), (blind, 0)):
+        low, high = np.quantile(fit.calibrator(answer).flux.values[0], (0.16, 0.84), axis=0)
+        inside = (low < other.flux.numpy()) & (other.flux.numpy() < high)
+        assert inside.mean() == pytest.approx(expected, abs=tolerance)
+
+
+def test_images_come_with_what_users_know():
+    """The wavelength of these scenes is not known."""
+    (scene,), photometer = fields_of(1, 1), Photometer()
+    both = AsImages(photometer).scenes(Scene.join([scene, scene]))
+    assert both.dataset.attrs["scenes"] == 2
+    assert len(both) == 2 * SOURCES
+    assert [sorted(known) for known in photometer.known] == [["gain", "psf"]] * 2
+    assert photometer.known[0]["gain"] == [50.0]
 
 
 @pytest.mark.slow
-def test_pairs_and_crowds_of_many_cameras():
-    batches = list(training_scenes(150, seed=2, progress=False))
-    assert [len(batch) for batch in batches] == [8] * 18 + [6]
-    pairs = [bool((batch.count == 2).all()) and batch.pixel_scale == 0.06 for batch in batches]
-    assert 2 < sum(pairs) < 14
-    crowds = [batch for batch, pair in zip(batches, pairs, strict=True) if not pair]
-    assert {batch.image.shape[1] for batch in crowds} >= {1, 3}
-    assert max(int(batch.count.max()) for batch in crowds) > 6
-    assert len({batch.pixel_scale for batch in crowds}) > len(crowds) // 2
-    assert {batch.noise_kernel is None or bool((batch.noise_kernel.flatten(2).count_nonzero(-1) == 1).all())
-            for batch in crowds} == {True, False}  # fmt: skip
+def test_fields_like_the_scenes_of_the_training():
+    fields = list(training_fields(12, seed=2, progress=False))
+    assert {field.image.shape[2:] for field in fields} == {(384, 384)}
+    assert {field.image.shape[1] for field in fields} >= {1, 3}
+    assert len({field.pixel_scale for field in fields}) > 6
+    assert all(field.group.max() >= 3 for field in fields)
+    pairs = [field for field in fields if field.pixel_scale == 0.06]
+    assert 0 < len(pairs) < 9
+    again, other = (next(training_fields(1, seed=seed, progress=False)) for seed in (2, 3))
+    np.testing.assert_array_equal(fields[0].image, again.image)
+    assert fields[0].image.shape != other.image.shape or not np.array_equal(fields[0].image, other.image)
