@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from ..photometry.noise import correlation_sum
 from ..scene import PSF_SIZE, Instrument, drizzle_kernel
-from .profiles import reshape_psf
+
+if TYPE_CHECKING:
+    import galsim
 
 __all__ = ["Camera", "Cameras"]
 
@@ -195,12 +198,15 @@ class Cameras:
         Camera
             The camera.
         """
+        import galsim
+
         size, turn = 0.02 * math.sqrt(rng.random()), 2 * math.pi * rng.random()
-        shear = [[size * math.cos(turn), size * math.sin(turn)]]
+        shear = {"g1": size * math.cos(turn), "g2": size * math.sin(turn)}
         sky_rms = math.exp(rng.uniform(math.log(2e-3), math.log(8e-3)))
         camera = Camera.candels_f160w(sky_rms=sky_rms, exposure=rng.uniform(1800, 5000))
-        psf = reshape_psf(camera.psf[0], *map(camera.psf.new_tensor, ([rng.uniform(0.95, 1.05)], shear)))
-        return replace(camera, psf=psf, native=True)
+        psf = galsim.Image(camera.psf[0].double().numpy(), scale=1.0)
+        light = galsim.InterpolatedImage(psf, x_interpolant=galsim.Lanczos(15)).dilate(rng.uniform(0.95, 1.05))
+        return replace(camera, psf=_drawn(light.shear(**shear), psf.array.shape[0], 1.0)[None], native=True)
 
 
 def random_psf(rng: np.random.Generator, fwhm: float, *, kind: str, fine: bool) -> list[Tensor]:
@@ -223,8 +229,10 @@ def random_psf(rng: np.random.Generator, fwhm: float, *, kind: str, fine: bool) 
         measured = galsim.Convolve(light, pixel).drawImage(nx=33, ny=33, scale=0.5, method="no_pixel").calculateFWHM()
         light = light.dilate(min(max(fwhm / measured, 0.6), 1.4))
     effective = galsim.Convolve(light, pixel)
-    stamps = []
-    for size, scale in [(PSF_SIZE, 1.0), (2 * PSF_SIZE - 1, 0.5)][: 1 + fine]:
-        drawn = effective.drawImage(nx=size, ny=size, scale=scale, method="no_pixel", dtype=np.float32).array
-        stamps.append(torch.from_numpy(drawn / drawn.sum()))
-    return stamps
+    return [_drawn(effective, *grid) for grid in [(PSF_SIZE, 1.0), (2 * PSF_SIZE - 1, 0.5)][: 1 + fine]]
+
+
+def _drawn(effective: galsim.GSObject, size: int, scale: float) -> Tensor:
+    """Draw an effective PSF of unit sum."""
+    drawn = effective.drawImage(nx=size, ny=size, scale=scale, method="no_pixel", dtype=np.float32).array
+    return torch.from_numpy(drawn / drawn.sum())

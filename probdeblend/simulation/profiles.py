@@ -35,7 +35,6 @@ __all__ = [
     "TABLE_WAVENUMBER",
     "Components",
     "render",
-    "reshape_psf",
     "sersic_surface_brightness",
     "widen_psf",
 ]
@@ -129,29 +128,11 @@ def sersic_surface_brightness(
     return flux * torch.exp(-scale * reduced ** (1 / twice) - log_area)
 
 
-def reshape_psf(psf: Tensor, growth: Tensor, shear: Tensor) -> Tensor:
-    """Make PSFs ``(number, y, x)`` wider and elliptical, as focus, jitter and drizzling do from image to image.
-
-    The sampled PSF ``(y, x)`` is interpolated with sinc functions, as it is band-limited, stretched about its center,
-    and normalized to its sum. `growth` ``(number,)`` are factors of its width, `shear` ``(number, 2)`` reduced shears:
-    (a - b) / (a + b) of the ellipse that a circle becomes, times cosine and sine of twice its angle from +x to +y.
-    """
-    half = psf.shape[-1] // 2
-    places = torch.arange(-half, half + 1, dtype=psf.dtype, device=psf.device)
-    y, x = torch.meshgrid(places, places, indexing="ij")
-    scale = growth * (1 - shear.square().sum(-1)).sqrt()
-    first, second, scale = (value[:, None, None] for value in (*shear.unbind(-1), scale))
-    # The inverse of the shear's matrix ((1 + g1, g2), (g2, 1 - g1)) / sqrt(1 - g^2), times the growth.
-    source_x = ((1 - first) * x - second * y) / scale
-    source_y = ((1 + first) * y - second * x) / scale
-    along_x = torch.sinc(source_x[..., None] - places)
-    along_y = torch.sinc(source_y[..., None] - places)
-    stretched = torch.einsum("...j,...i,ji->...", along_y, along_x, psf)
-    return stretched * (psf.sum() / stretched.sum((-2, -1), keepdim=True))
-
-
 def widen_psf(psf: Tensor, growth: Tensor) -> Tensor:
-    """Make a PSF, or each of several, wider, as `reshape_psf` does without shear, but faster."""
+    """Make PSFs ``(..., y, x)`` wider by factors ``(number,)``, as focus and jitter do from image to image.
+
+    The sampled PSF is interpolated with sinc functions, as it is band-limited, and keeps its sum.
+    """
     half = psf.shape[-1] // 2
     places = torch.arange(-half, half + 1, dtype=psf.dtype, device=psf.device)
     matrix = torch.sinc(places[:, None] / growth.to(psf)[:, None, None] - places)

@@ -64,3 +64,15 @@ def test_same_generator_same_camera():
     first, again = (Cameras().sample(np.random.default_rng(5)) for _ in range(2))
     assert torch.equal(first.psf, again.psf)
     assert torch.equal(first.exposure, again.exposure)
+
+
+def test_the_psf_of_candels_varies_a_little():
+    """Widths by up to 5 %, shears by up to 2 %."""
+    rng = np.random.default_rng(2)
+    psfs = [Camera.candels_f160w().psf[0], *(Cameras.native(rng).psf[0] for _ in range(12))]
+    known, *found = (galsim.hsm.FindAdaptiveMom(galsim.Image(psf.numpy(), scale=1.0)) for psf in psfs)
+    growth = np.array([moments.moments_sigma / known.moments_sigma for moments in found])
+    assert (np.abs(growth - 1) < 0.055).all()
+    assert growth.std() > 0.01
+    shear = [abs((moments.observed_shape - known.observed_shape).g) for moments in found]
+    assert 0.005 < max(shear) < 0.021
