@@ -12,6 +12,7 @@ of an aperture is larger by the root of the sum of that correlation.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,8 @@ HOT = {"threshold": 4.0, "minimum_area": 6, "contrast": 1e-4}
 DEBLEND_LEVELS = 64
 KRON_FACTOR = 2.5
 KRON_MINIMUM = 3.5
+BUFFER = threading.Lock()  # while SEP's is larger
+MOST_SOURCE = 0.95  # of the pixels, where the image is sky-subtracted
 KRON_EXTENT = 6.0  # semi-axes within which the Kron radius is measured
 
 
@@ -96,6 +99,28 @@ def _noise(sky_rms: ArrayLike, shape: tuple[int, ...], exposure: float = np.inf)
     return rms
 
 
+def _extract(pixels: NDArray[np.float64], threshold: float, **settings: object) -> tuple[NDArray, NDArray[np.int32]]:
+    """Call SEP; where that fills its buffer, again with a larger one, which is slow, and without deblending, as is that.
+
+    The size of the buffer is one of the whole process.
+    """
+    try:
+        return sep.extract(pixels, threshold, **settings)
+    except Exception as error:
+        if "pixel buffer full" not in str(error):
+            raise
+        with BUFFER:
+            usual = sep.get_extract_pixstack()
+            try:
+                sep.set_extract_pixstack(max(usual, pixels.size))
+                found, segmentation = sep.extract(pixels, threshold, **settings | {"deblend_nthresh": 1})
+            finally:
+                sep.set_extract_pixstack(usual)
+        if (segmentation[~settings["mask"]] > 0).mean() > MOST_SOURCE:
+            raise
+        return found, segmentation
+
+
 def detect(
     image: ArrayLike,
     sky_rms: ArrayLike,
@@ -123,7 +148,7 @@ def detect(
     Returns
     -------
     Detection
-        The sources, in SEP's order.
+        The sources, in SEP's order. Where they fill SEP's buffer of 300,000 pixels, none is split.
 
     Raises
     ------
@@ -135,7 +160,7 @@ def detect(
     deblending = {"minarea": minimum_area, "deblend_cont": contrast, "deblend_nthresh": DEBLEND_LEVELS}
     settings = {"filter_type": "conv", "segmentation_map": True} | deblending
     try:
-        found, segmentation = sep.extract(pixels, threshold, err=rms, mask=bad, **settings)
+        found, segmentation = _extract(pixels, threshold, err=rms, mask=bad, **settings)
     except Exception as error:  # SEP raises nothing more specific
         raise ValueError(f"image must be sky-subtracted and not one crowded source, SEP reports: {error}") from error
     ellipse = [found["a"], found["b"], np.clip(found["theta"], -np.pi / 2, np.pi / 2)]
