@@ -17,7 +17,7 @@ from ..photometry.detection import HOT, detect
 from ..photometry.images import uncovered
 from ..photometry.sky import blank_sky, middle_of, sky_scatter, smooth_noise, subtract_sky
 
-__all__ = ["SMALLEST_SKY", "BandPixels", "bridged", "numbers"]
+__all__ = ["CHECKED", "LARGEST_MISFIT", "NARROW", "SMALLEST_SKY", "BandPixels", "bridged", "numbers"]
 
 BLOCK = 2048  # pixels on a side with one sky
 BLOCK_MARGIN = 128  # pixels around a block that its sky is measured in as well
@@ -29,9 +29,9 @@ LEAST_IN_CELL = 64  # blank pixels
 SIGNIFICANT, LEAST_LEVEL = 5.0, 0.2  # standard errors, and sky noise of a pixel, of a level that is subtracted
 LARGEST_MISFIT = 2.0  # of the noise that is given, over or below the scatter of blank sky
 CHECKED, LEAST_BLANK = 512, 1000  # pixels on a side that it is checked in, and of blank sky
-NARROW = 3  # pixels, the width of the widest defects that are interpolated
-LINES = np.ones((1, 1, NARROW + 1)), np.ones((1, NARROW + 1, 1))  # a defect that holds both is wide
-BRIDGE, BRIDGE_PASSES = (1.5, 1.5), 7  # pixels, of the Gaussian that defects are interpolated with
+# Width in pixels of defects that are interpolated, and standard deviation in pixels and passes of the Gaussian for that.
+BRIDGES = (3, 1.5, 7), (6, 2.0, 5)
+NARROW = BRIDGES[-1][0]
 LEAST_WEIGHT = 1e-3  # of good pixels around a pixel that is interpolated
 SAMPLE = 100_000  # pixels
 QUANTUM = 0.05  # over the noise; larger steps between the pixels' values distort medians
@@ -84,14 +84,17 @@ class BandPixels:
         noise = np.asarray(self.rms[part] if np.ndim(self.rms) else self.rms, dtype=np.float64)
         return np.where(np.isfinite(noise) & (noise > 0), noise, np.nan)
 
+    def scatter(self) -> tuple[float, float]:
+        """Scatter of blank sky over the noise, robust and plain; NaN where there is too little of it."""
+        blank = blank_sky(self.middle(CHECKED))
+        blank = blank[np.isfinite(blank)]
+        return (mad_std(blank), blank.std()) if len(blank) >= LEAST_BLANK else (np.nan, np.nan)
+
     def check_noise(self) -> None:
         """Refuse noise that is not the scatter of blank sky, as a variance or a weight is not."""
         if self.rms is None:
             return
-        blank = blank_sky(self.middle(CHECKED))
-        if len(blank := blank[np.isfinite(blank)]) < LEAST_BLANK:
-            return
-        low, high = sorted([mad_std(blank), blank.std()])  # the former is coarse where pixels are integers
+        low, high = sorted(self.scatter())  # the robust one is coarse where pixels are integers
         if low > LARGEST_MISFIT or high < 1 / LARGEST_MISFIT:
             scatter = f"which scatter {low if low > 1 else high:.2g} times as much"
             raise ValueError(f"sky_rms must be the standard deviation of pixels of blank sky, {scatter}")
@@ -159,14 +162,15 @@ class BandPixels:
         return values
 
 
-def numbers(name: str, values: ArrayLike) -> np.ma.MaskedArray:
-    """Return an argument as an array, and refuse what are no numbers."""
+def numbers(name: str, values: ArrayLike, kinds: str = "iuf") -> np.ma.MaskedArray:
+    """Return an argument as an array, and refuse what are no numbers of some kinds."""
     try:
         array = np.ma.asarray(values)
-    except ValueError:  # lists of several lengths
-        array = np.ma.asarray(values, dtype=object)
-    if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name} must be an array of numbers, got {array.dtype}")
+    except (AttributeError, ValueError):  # an NDData, or lists of several lengths
+        array = np.ma.array(None, dtype=object)
+    if array.dtype.kind not in kinds:
+        form = type(values).__name__ if array.dtype == object else array.dtype
+        raise TypeError(f"{name} must be an array of numbers, got {form}")
     return array
 
 
@@ -180,21 +184,23 @@ def _scaled(pixels: NDArray) -> tuple[NDArray, float]:
 
 
 def bridged(pixels: NDArray[np.float32], good: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Interpolate pixels ``(band, y, x)`` across defects of at most three pixels, and count them as good.
+    """Interpolate pixels ``(band, y, x)`` across defects that are narrow in one direction, and count them as good.
 
     What lies beyond the edges counts as wide.
     """
-    bad = np.pad(~good, [(0, 0), (NARROW, NARROW), (NARROW, NARROW)], mode="edge")
-    wide = np.all([ndimage.binary_opening(bad, line) for line in LINES], axis=0) if bad.any() else bad
-    narrow = (bad & ~wide)[:, NARROW:-NARROW, NARROW:-NARROW]
-    if not narrow.any():
-        return pixels, good
-    smooth = partial(ndimage.gaussian_filter, sigma=(0, *BRIDGE))
-    weight, light = smooth(good.astype(np.float32)), np.zeros_like(pixels)
-    for _ in range(BRIDGE_PASSES):  # each adds what the last missed, so that peaks are not cut
-        light += smooth(good * (pixels - light)) / np.maximum(weight, LEAST_WEIGHT)
-    filled = narrow & (weight > LEAST_WEIGHT)
-    return np.where(filled, light, pixels), good | filled
+    for width, sigma, passes in BRIDGES:
+        if good.all():
+            break
+        bad = np.pad(~good, [(0, 0), (width, width), (width, width)], mode="edge")
+        lines = (np.ones((1, *np.roll([1, width + 1], axis))) for axis in (0, 1))
+        wide = np.all([ndimage.binary_opening(bad, line) for line in lines], axis=0)
+        smooth = partial(ndimage.gaussian_filter, sigma=(0, sigma, sigma))
+        weight, light = smooth(good.astype(np.float32)), np.zeros_like(pixels)
+        for _ in range(passes):  # each adds what the last missed, so that peaks are not cut
+            light += smooth(good * (pixels - light)) / np.maximum(weight, LEAST_WEIGHT)
+        filled = (bad & ~wide)[:, width:-width, width:-width] & (weight > LEAST_WEIGHT)
+        pixels, good = np.where(filled, light, pixels), good | filled
+    return pixels, good
 
 
 def _dithered(pixels: NDArray) -> NDArray:
