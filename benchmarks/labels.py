@@ -16,16 +16,17 @@ from astropy.table import Table
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from benchmarks._command import Run, benchmark, sized_option
 from benchmarks.boucaud2020.pairs import Pairs, make_pairs
-from probdeblend.networks.published import LABELS, FullyConvolutional, LabelEntropy, labels
+from probdeblend.networks.published import LABELS, FullyConvolutional
 from probdeblend.simulation.population import Population
 from probdeblend.training.fit import Schedule, fit
 
-__all__ = ["confusion", "labels_table", "main", "train_labels"]
+__all__ = ["LabelEntropy", "confusion", "labels", "labels_table", "main", "train_labels"]
 
 TEST_SHARE = 0.1  # and as many to validate on
 VALIDATION_PAIRS = 512
@@ -67,6 +68,23 @@ class _Batches(IterableDataset):
 def _batch(data: Pairs, rows: NDArray[np.int64] | slice) -> tuple[Tensor, Tensor, Tensor]:
     image = torch.from_numpy(data.image[rows].astype(np.float32))
     return image, torch.from_numpy(data.flux[rows]), torch.from_numpy(data.mask[rows])
+
+
+def labels(mask: Tensor) -> Tensor:
+    """Return the label of every pixel ``(scene, y, x)`` from the masks of two galaxies ``(scene, 2, y, x)``."""
+    return mask[:, 0].long() + 2 * mask[:, 1].long()
+
+
+class LabelEntropy(nn.Module):
+    """Cross-entropy in nats of the four labels, mean over pixels, of a network that returns their logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor, _: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss of a batch of images, fluxes and masks."""
+        return cross_entropy(self.network(image).float(), labels(mask))
 
 
 def train_labels(data: Pairs, *, steps: int, batch_size: int, seed: int, kept: Path | None = None) -> nn.Module:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from benchmarks.boucaud2020.losses import JointError, MaskEntropy
 from benchmarks.boucaud2020.pairs import Pairs
 from probdeblend._files import whole_file
-from probdeblend.networks import Blend2Flux, Blend2Mask2Flux, JointError, MaskEntropy
+from probdeblend.networks import Blend2Flux, Blend2Mask2Flux
 
 __all__ = ["estimate", "networks", "parameters", "train"]
 

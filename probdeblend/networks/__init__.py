@@ -1,16 +1,8 @@
-"""Modules whose ``forward`` returns a distribution, or logits, and the losses that train them."""
+"""Modules whose ``forward`` returns a distribution, or logits, and the loss that trains the scene network."""
 
 from .dropout import draw_groups
 from .joint import GroupFlux
-from .published import (
-    Blend2Flux,
-    Blend2Mask2Flux,
-    FullyConvolutional,
-    JointError,
-    LabelEntropy,
-    MaskEntropy,
-    PairEstimate,
-)
+from .published import Blend2Flux, Blend2Mask2Flux, FullyConvolutional, PairEstimate
 from .scene_loss import SceneLoss
 from .scenes import SceneNetwork
 
@@ -19,9 +11,6 @@ __all__ = [
     "Blend2Mask2Flux",
     "FullyConvolutional",
     "GroupFlux",
-    "JointError",
-    "LabelEntropy",
-    "MaskEntropy",
     "PairEstimate",
     "SceneLoss",
     "SceneNetwork",

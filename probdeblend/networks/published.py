@@ -1,4 +1,4 @@
-"""The networks of Boucaud et al. (2020, doi:10.1093/mnras/stz3056) and of the study before it, with their losses.
+"""The networks of Boucaud et al. (2020, doi:10.1093/mnras/stz3056), and of the study before it.
 
 Blend2Flux and Blend2Mask2Flux measure both fluxes of a pair in a stamp, galaxy 0 in its middle, as numbers without an
 uncertainty. Blend2Flux sees the image alone: five 3 x 3 convolutions of f, f, 2f, 2f and 4f filters with max-pooling
@@ -11,9 +11,7 @@ first galaxy alone, second galaxy alone, or overlap of the two: five stages of c
 labels at strides 32, 16 and 8, each doubled in size and added to the next finer one, and the last enlarged to the
 image.
 
-All see asinh of the pixels, as bright cores would drown all else. Losses are modules whose ``forward(image, flux,
-mask)`` returns a scalar mean: `image` ``(scene, 1, y, x)`` and `flux` ``(scene, galaxy)`` are in units of the sky
-noise, `mask` is ``(scene, galaxy, y, x)``.
+All see asinh of the pixels, as bright cores would drown all else. Benchmarks train them.
 """
 
 from __future__ import annotations
@@ -27,8 +25,7 @@ from torch.nn import functional
 
 from ..scene import STAMP_SIZE
 
-__all__ = ["LABELS", "Blend2Flux", "Blend2Mask2Flux", "FullyConvolutional", "JointError", "LabelEntropy", "MaskEntropy"]
-__all__ += ["PairEstimate", "UNet", "labels"]
+__all__ = ["LABELS", "Blend2Flux", "Blend2Mask2Flux", "FullyConvolutional", "PairEstimate", "UNet"]
 
 FIRST_LOG_FLUX = 9.0  # ln of the flux of a galaxy of 22.5 mag over the noise of CANDELS: where training starts
 LABELS = ("background", "first", "second", "overlap")
@@ -245,105 +242,3 @@ class FullyConvolutional(nn.Module):
 
 def _enlarge(maps: Tensor, factor: int) -> Tensor:
     return functional.interpolate(maps.float(), scale_factor=factor, mode="bilinear", align_corners=False)
-
-
-def labels(mask: Tensor) -> Tensor:
-    """Return the label of every pixel ``(scene, y, x)`` from the masks of two galaxies ``(scene, 2, y, x)``."""
-    return mask[:, 0].long() + 2 * mask[:, 1].long()
-
-
-class _PairLoss(nn.Module):
-    """A loss with the network that it trains."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-
-class LabelEntropy(_PairLoss):
-    """Cross-entropy of the four labels of `FullyConvolutional`, mean over pixels.
-
-    Parameters
-    ----------
-    network
-        A network whose ``forward`` returns logits of the labels.
-    """
-
-    def forward(self, image: Tensor, flux: Tensor, mask: Tensor) -> Tensor:
-        """Return the cross-entropy in nats.
-
-        Parameters
-        ----------
-        image, flux, mask
-            A batch of pairs; the fluxes do not count.
-
-        Returns
-        -------
-        Tensor
-            Mean over the pixels.
-        """
-        return functional.cross_entropy(self.network(image).float(), labels(mask))
-
-
-class MaskEntropy(_PairLoss):
-    """Cross-entropy of both masks, mean over pixels: the first stage of the training of Blend2Mask2Flux.
-
-    Parameters
-    ----------
-    network
-        A network whose ``forward`` returns logits of the masks, such as ``Blend2Mask2Flux().unet``.
-    """
-
-    def forward(self, image: Tensor, flux: Tensor, mask: Tensor) -> Tensor:
-        """Return the cross-entropy in nats.
-
-        Parameters
-        ----------
-        image, flux, mask
-            A batch of pairs; the fluxes do not count.
-
-        Returns
-        -------
-        Tensor
-            Mean over the pixels.
-        """
-        return functional.binary_cross_entropy_with_logits(self.network(image).float(), mask.float())
-
-
-class JointError(_PairLoss):
-    """Weighted sum of the cross-entropy of the masks and the mean absolute error of the fluxes in percent.
-
-    The public script of the paper weights the mask loss with 1 and the flux loss with 0.1, the default here; with
-    the weights exchanged it is the mask loss that counts a tenth. For a network without masks the flux error alone
-    remains.
-
-    Parameters
-    ----------
-    network
-        `Blend2Flux` or `Blend2Mask2Flux`.
-    mask_weight, flux_weight
-        Weights of the mean cross-entropy per pixel and of the mean absolute error in percent.
-    """
-
-    def __init__(self, network: nn.Module, *, mask_weight: float = 1.0, flux_weight: float = 0.1) -> None:
-        super().__init__(network)
-        self.mask_weight, self.flux_weight = mask_weight, flux_weight
-
-    def forward(self, image: Tensor, flux: Tensor, mask: Tensor) -> Tensor:
-        """Return the weighted sum.
-
-        Parameters
-        ----------
-        image, flux, mask
-            A batch of pairs.
-
-        Returns
-        -------
-        Tensor
-            Mean over the batch.
-        """
-        answer = self.network(image)
-        error = self.flux_weight * 100 * ((answer.log_flux.exp() - flux) / flux).abs().mean()
-        if answer.mask is None:
-            return error
-        return self.mask_weight * functional.binary_cross_entropy_with_logits(answer.mask, mask.float()) + error
