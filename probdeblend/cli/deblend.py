@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from functools import partial
 from importlib.resources import files
-from math import isfinite
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 __all__: list[str] = []  # used from the command line alone
 
 EXAMPLE = {"psf": ("candels_f160w",), "rms": ("0.003",), "gain": 3200.0, "wavelength": (1.54,)}
-SMALL_FIGURE = 750  # pixels on a side that an image has in a figure of 120 dots per inch
 SPARED = ("correlation", "star", "group", "existence", "mag", "flux_err")  # columns that it has only if there is room
 
 
@@ -37,11 +34,7 @@ SPARED = ("correlation", "star", "group", "existence", "mag", "flux_err")  # col
     "--psf", metavar="FILE|CAMERA", multiple=True, help="Effective PSF, or candels_f160w.  [default: measured]"
 )
 @click.option("--rms", metavar="VALUE|FILE", multiple=True, help="Sky noise per pixel.  [default: measured]")
-@click.option(
-    "--positions",
-    type=FILE,
-    help="Table of sources to measure: x, y (from 0) or ra, dec; or a segmentation map.  [default: found]",
-)
+@click.option("--positions", type=FILE, help="Table with x, y (from 0) or ra, dec, or map of labels.  [default: found]")
 @click.option("--mask", type=FILE, help="Image that is not zero where pixels are bad.")
 @click.option("--zero-point", type=float, multiple=True, help="AB magnitude of unit flux.  [default: from the header]")
 @click.option("--gain", type=float, callback=options.finite, help="Counts per unit of flux, for photon noise.")
@@ -65,61 +58,45 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
     Example:
       probdeblend deblend field.fits --psf psf.fits --rms rms.fits --output field
     """  # noqa: D301
+    from .._files import RECORD
     from ..deblending import weights
 
     options.exclusive(given, "calibrator", "no_calibrator")
     if not images:
         images = (Path(str(files("probdeblend") / "data" / "example.fits")),)
         given |= {name: value for name, value in EXAMPLE.items() if not given[name]}
+    folders = {given["output"]: images}
     if given["each"]:
-        folders = _folders(images)
-    else:
-        options.refuse_existing(given["output"], overwrite=given["overwrite"])
-    arguments = _arguments(given)
+        folders = {given["output"] / path.name.partition(".fit")[0]: (path,) for path in images}
+        if len(folders) < len(images):
+            raise ValueError(f"images must have different names with each, got {len(folders)} of {len(images)}")
+    arguments, failed = _arguments(given), 0
     deblender = weights.load(given["weights"], calibrator=given["calibrator"])
-    if given["each"]:
-        _deblend_each(deblender, folders, arguments, given)
-    else:
-        _deblend_image(deblender, images, arguments, given)
-
-
-def _folders(images: tuple[Path, ...]) -> dict[str, Path]:
-    """Return the images by the names of their folders."""
-    names = [re.sub(r"\.fits?(\.\w+)?(?=\[|$)", "", path.name) for path in images]
-    if twice := [name for name, number in Counter(names).items() if number > 1]:
-        raise ValueError(f"images must have different names with --each, got {twice[0]} twice")
-    return dict(zip(names, images, strict=True))
-
-
-def _deblend_each(deblender: Deblender, folders: dict[str, Path], arguments: dict, given: dict) -> None:
-    """Deblend images one after the other; one that fails is reported and does not keep the others from theirs."""
-    from .._files import RECORD
-
-    failed = 0
-    for name, path in folders.items():
-        own = given | {"output": given["output"] / name}
+    for output, bands in folders.items():
+        if given["each"] and (output / RECORD).is_file() and not given["overwrite"]:
+            click.echo(f"{output}: finished already", err=True)
+            continue
         try:
-            if (own["output"] / RECORD).is_file() and not given["overwrite"]:
-                click.echo(f"{own['output']}: finished already", err=True)
-            else:
-                _deblend_image(deblender, (path,), arguments, own)
-        except BrokenPipeError:
-            raise
+            _deblend_image(deblender, bands, arguments, given | {"output": output})
         except Exception as error:
+            if not given["each"]:
+                raise
             failed += 1
-            click.echo(f"Error: {name}: {options.sentence(error)}", err=True)
+            click.echo(f"Error in {output}: {options.sentence(error)}", err=True)
     if failed:
-        raise click.ClickException(f"{failed} of {len(folders)} images could not be deblended")
+        raise click.ClickException(f"{failed} of {len(images)} images could not be deblended")
 
 
 def _deblend_image(deblender: Deblender, images: tuple[Path, ...], arguments: dict, given: dict) -> None:
-    """Deblend one image, write its files and print the main ones of its numbers."""
+    """Deblend one image, write its files and print its main numbers."""
+    from tqdm import tqdm
+
     from ..deblending.products import write_products
 
     with options.new_folder(given, *images, *given["psf"], *given["rms"]) as folder:
         bands = [path if given["hdu"] is None else f"{path}[{given['hdu']}]" for path in images]
-        with options.bar(desc=f"{images[0].name}: sky, noise and PSF", unit="tile", leave=False) as bar:
-            posterior = deblender(bands, **arguments, progress=partial(_advance, bar, images[0].name))
+        with tqdm(desc="sky, noise and PSF", unit="tile", leave=False, disable=None) as bar:
+            posterior = deblender(bands, **arguments, progress=partial(_advance, bar))
         write_products(folder, posterior, save_draws=given["save_draws"])
         failed = _draw(folder / "field.png", posterior, bands[0])
         names = sorted(path.name for path in folder.iterdir())
@@ -142,19 +119,17 @@ def _arguments(given: dict) -> dict[str, object]:
 
 def _noise(given: tuple[str, ...]) -> object:
     """Return the sky noise that the user gives as numbers or a file; None where it is to be measured."""
-    if not given:
-        return None
     try:
-        return [float(value) for value in given]
+        return [float(value) for value in given] or None
     except ValueError:
         if len(given) > 1:
             raise ValueError(f"rms must be a file or numbers, one per band, got {', '.join(given)}") from None
         return given[0]
 
 
-def _advance(bar: tqdm, name: str, done: int, total: int) -> None:
+def _advance(bar: tqdm, done: int, total: int) -> None:
     bar.total = total
-    bar.set_description(f"{name}: {'sources' if done < total else 'fluxes'}")
+    bar.set_description("sources" if done < total else "fluxes")
     bar.update(done - bar.n)
 
 
@@ -168,8 +143,7 @@ def _draw(target: Path, posterior: Posterior, path: Path | str) -> list[str]:
         from ..plots.sources import plot_field
 
         with open_mosaic(path) as image, style.context("default"):
-            dpi = 120 if max(image.shape) < SMALL_FIGURE else 240
-            plot_field(posterior, image.data)[0].figure.savefig(target, dpi=dpi)
+            plot_field(posterior, image.data)[0].figure.savefig(target, dpi=180)
     except Exception as error:
         target.unlink(missing_ok=True)
         return [f"{target.name} could not be drawn: {options.sentence(error)}"]
@@ -184,13 +158,9 @@ def _report(posterior: Posterior, names: list[str], notes: list[str], given: dic
     table = short_table(catalog, most=len(catalog) if given["json"] else 20)
     assumed = [*filter(None, posterior.dataset.attrs.get("notes", "").split("; ")), *notes]
     if given["json"]:
-        rows = [
-            [None if isinstance(value, float) and not isfinite(value) else value for value in row]
-            for row in table.as_array().tolist()
-        ]
-        sources = [dict(zip(table.colnames, row, strict=True)) for row in rows]
+        sources = [dict(zip(table.colnames, row, strict=True)) for row in table.as_array().tolist()]
         found = {"sources": sources, "unit": unit, "notes": assumed, "output": output, "files": names}
-        click.echo(json.dumps(found, allow_nan=False))
+        click.echo(json.dumps(json.loads(json.dumps(found), parse_constant=lambda _: None)))  # JSON has no NaN
     elif given["each"]:
         click.echo("\n".join([f"{len(catalog)} sources written to {output}", *notes]))
     else:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import reduce
 from math import isfinite
@@ -15,7 +15,6 @@ import click
 
 if TYPE_CHECKING:
     from astropy.table import Table
-    from tqdm import tqdm
 
     from ..scene import Scene
     from ..simulation.population import Population
@@ -24,7 +23,6 @@ __all__: list[str] = []  # used from the command line alone
 
 FILE = click.Path(path_type=Path)
 BATCH_PIXELS = 2**20  # of the images of a batch
-INTERRUPTED = 130  # exit status, as shells report it
 
 
 class Group(click.Group):
@@ -38,10 +36,11 @@ class Group(click.Group):
         """Run a command, which a request to terminate ends like Ctrl-C, so that nothing unfinished stays."""
         before = signal.signal(signal.SIGTERM, signal.default_int_handler) or signal.SIG_DFL
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings(action="ignore"):  # notes and errors say what matters
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("Interrupted!", err=True)
-            raise click.exceptions.Exit(INTERRUPTED) from None
+            raise click.exceptions.Exit(130) from None  # as shells report it
         except (BrokenPipeError, click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
@@ -113,13 +112,6 @@ def show(table: Table) -> None:
     click.echo("\n".join(table.pformat(max_width=-1, max_lines=-1)))
 
 
-def bar(*made: Iterable, **look: object) -> tqdm:
-    """Return a progress bar on standard error, or none where that is no terminal."""
-    from tqdm import tqdm
-
-    return tqdm(*made, disable=sys.stderr is None or not sys.stderr.isatty(), **look)
-
-
 def population_of(given: Mapping[str, Any]) -> Population:
     """Return the population that `population` names, with as many sources in a scene as `sources` says."""
     from ..simulation.population import Population
@@ -138,6 +130,8 @@ def population_of(given: Mapping[str, Any]) -> Population:
 
 def write_set(output: Path, make: Callable[..., Iterator[Scene]], given: Mapping[str, Any], settings: dict) -> None:
     """Write a set of the scenes that `make` yields in batches, with a progress bar, and say how many they are."""
+    from tqdm import tqdm
+
     from ..simulation.sets import write_scenes
 
     count, names = given["count"], ("count", "population", "sources", "size", "seed")
@@ -145,7 +139,7 @@ def write_set(output: Path, make: Callable[..., Iterator[Scene]], given: Mapping
 
     def batches(first: int) -> Iterator[Scene]:
         made = make(count, seed=given["seed"], batch_size=size, first=first, workers=given["workers"])
-        return iter(bar(made, total=-(-count // size), initial=first, unit="batch"))
+        return iter(tqdm(made, total=-(-count // size), initial=first, unit="batch", disable=None))
 
     settings = settings | picked(given, *names) | {"batch_size": size}
     written = write_scenes(output, batches, settings=settings, **picked(given, "resume", "overwrite"))

@@ -24,7 +24,6 @@ NEIGHBORS = 5  # nearest sources, which have other colors
 MOST_FLUXES = 5  # of a group
 MOST_LABELS = 150  # in a field; more of them hide it
 MOST_PIXELS = 1500  # on a side of a field; of larger ones the means of squares of pixels are shown
-AT_ONCE = 2**20  # pixels that are read at a time
 DEPTH = 1.5  # of the colors, relative to the gray of the image
 
 
@@ -185,7 +184,8 @@ def plot_field(
         found = posterior.cutouts.cutout(known, source)
         own = np.maximum(found.data[band] if known == "image" else found.data, 0)
         margins = [(side.start % step, -side.stop % step) for side in found.slices]  # up to the squares of the image
-        own = _binned(np.pad(own, margins), step)
+        own = np.pad(own, margins)
+        own = own.reshape(len(own) // step, step, -1, step).mean((1, 3))
         outer = tuple(slice(at // step, at // step + size) for at, size in zip(found.corner, own.shape, strict=True))
         light[outer] += own
         mixed[outer] += own[..., None] * color
@@ -209,15 +209,12 @@ def _scene_image(posterior: Sources, scene: int, image: ArrayLike | None, band: 
 
 def _binned(pixels: ArrayLike, step: int) -> NDArray[np.float64]:
     """Return the means of squares of pixels, NaN where none is finite; the last squares may be incomplete."""
-    found, most = [], max(AT_ONCE // (pixels.shape[1] * step), 1) * step
-    for first in range(0, pixels.shape[0], most):
-        strip = np.ma.filled(np.ma.asarray(pixels[first : first + most, :]).astype(np.float64), np.nan)
-        good = np.isfinite(strip)
-        sums = np.stack([np.where(good, strip, 0), good])
-        for axis in (1, 2):
-            sums = np.add.reduceat(sums, np.arange(0, sums.shape[axis], step), axis=axis)
-        found.append(np.divide(*sums, out=np.full(sums.shape[1:], np.nan), where=sums[1] > 0))
-    return np.concatenate(found)
+    found, beyond = [], -pixels.shape[1] % step
+    for first in range(0, pixels.shape[0], step):
+        strip = np.ma.filled(np.ma.asarray(pixels[first : first + step, :]).astype(np.float64), np.nan)
+        strip = np.pad(strip, [(0, 0), (0, beyond)], constant_values=np.nan).reshape(len(strip), -1, step)
+        found.append(np.ma.masked_invalid(strip).mean((0, 2)).filled(np.nan))
+    return np.stack(found)
 
 
 def _draws(posterior: Sources, band: int) -> tuple[NDArray, str]:
