@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from probdeblend.deblending import Deblender, Description
+from probdeblend.networks import SceneNetwork
 from probdeblend.posterior import Cutouts, Posterior
 from probdeblend.scene import Scene
 from probdeblend.training import fit_calibrator
@@ -244,6 +246,23 @@ def test_images_come_with_what_users_know():
     assert len(both) == 2 * SOURCES
     assert [sorted(known) for known in photometer.known] == [["gain", "psf"]] * 2
     assert photometer.known[0]["gain"] == [50.0]
+
+
+def test_a_network_takes_them():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        deblender = Deblender(SceneNetwork(), Description())
+    y, x = np.mgrid[-20:21, -20:21]
+    psf = torch.from_numpy(np.exp(-0.3 * (y**2 + x**2))).expand(2, 1, 41, 41)
+    image = torch.from_numpy(np.random.default_rng(0).normal(0, SKY_RMS, (2, 1, 64, 64)))
+    image[:, :, 10:51, 10:51] += psf
+    scene = Scene(image.float(), torch.full((2, 1), SKY_RMS), psf / psf.sum((-2, -1), keepdim=True), 0.06)
+    places = tuple(torch.tensor(values) for values in ([0, 0, 1], [30.0, 40.0, 30.0], [30.0, 30.0, 30.0]))
+    answer = AsImages(deblender).scenes(scene, positions=places)
+    assert answer.dataset["scene"].values.tolist() == [0, 0, 1]
+    assert answer.dataset.attrs["positions"] == "given"
+    np.testing.assert_allclose(answer.dataset["x"], places[1], atol=2)
+    np.testing.assert_allclose(answer.dataset["sky_rms"], SKY_RMS, rtol=0.1)
 
 
 @pytest.mark.slow
