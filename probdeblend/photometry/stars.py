@@ -2,9 +2,9 @@
 
 Stars are the smallest sources, and all of one size, whatever their brightness: they stand out as a narrow peak at the
 small end of the distribution of sizes. Saturated stars and galaxies are larger, cosmic rays smaller. Galaxies almost as
-small as stars are faint, so that bright sources are looked at first. The size of a
-source is the standard deviation of a Gaussian with the same second moment under a Gaussian weight. Stars are moved to
-the middle of a pixel in Fourier space, scaled to one another, and averaged; in the faint wings, rings are averaged too.
+small as stars are faint, so that bright sources are looked at first. The size of a source follows from its adaptive
+moments (Hirata & Seljak 2003, doi:10.1046/j.1365-8711.2003.06683.x), by GalSim. Stars are moved to the middle of a
+pixel in Fourier space, scaled to one another, and averaged; in the faint wings, rings are averaged too.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ __all__ = ["measure_psf"]
 MOST_SOURCES = 1000  # brightest first
 LEAST_SNR = (200.0, 100.0, 50.0)  # fainter, sizes scatter by more than the width of the stars' peak
 CORE = 6.0  # pixels around a star that must be good and free of other sources
-WEIGHT = 1.5, 5.0  # least and largest standard deviation in pixels of the weight for sizes
+INNER = 15  # pixels on each side of a source within which it is measured
+SMOOTHING = 1.0  # pixels, standard deviation, so that narrow stars seem as wide wherever in a pixel they are
+FARTHEST = 1.5  # pixels of a center from the middle pixel
 LEAST_SIZE = 0.5  # pixels; a smaller source has not passed the telescope
-PEAK = 0.05  # width in ln size of the stars' peak
+PEAK = 0.04  # width in ln size of the stars' peak
 BESIDE, LEAST_EXPECTED = 4.0, 0.5  # range above the peak, in its widths, that tells how many sources it has by chance
 CHANCE = 3e-3  # that so many sources are of one size without being stars
 TAIL, LEAST_TAIL = 2.5, 0.015  # what of it counts, in robust scatters, and in ln size
@@ -109,30 +111,23 @@ def _radius(reach: int) -> NDArray[np.float64]:
 
 def _measured(stamps: NDArray[np.float64]) -> _Sources:
     """Subtract the sky around sources, and measure centers (from the middle pixel), sizes and signal-to-noise."""
+    import galsim
+
     reach = stamps.shape[-1] // 2
     ring = stamps[:, _radius(reach) > 0.75 * reach]
     ring[np.isfinite(ring).mean(1) < 0.1] = 0.0
     stamps = stamps - np.nanmedian(ring, axis=1)[:, None, None]
-    inner = min(reach, int(3 * WEIGHT[1]))
-    light = np.nan_to_num(stamps[:, reach - inner : reach + inner + 1, reach - inner : reach + inner + 1])
-    along = np.arange(-inner, inner + 1)
-    x, y, size, snr = np.array([[0.0], [0.0], [WEIGHT[0]], [0.0]]).repeat(len(stamps), 1)
-    for _ in range(12):
-        width = np.clip(1.5 * size, *WEIGHT)
-        across = [np.exp(-0.5 * ((along - center[:, None]) / width[:, None]) ** 2) for center in (y, x)]
-        weight = across[0][:, :, None] * across[1][:, None, :]
-        weighted = weight * light
-        total = np.maximum(weighted.sum((1, 2)), 1e-9)
-        columns, rows = weighted.sum(1) / total[:, None], weighted.sum(2) / total[:, None]
-        to_x, to_y = columns @ along - x, rows @ along - y
-        moment = 0.5 * ((columns * (along - x[:, None]) ** 2).sum(1) + (rows * (along - y[:, None]) ** 2).sum(1))
-        # Under the weight, the variance s^2 of a Gaussian becomes s^2 w^2 / (s^2 + w^2), its offset as much smaller.
-        moment = np.clip(moment, 1e-3, 0.95 * width**2)
-        size = np.sqrt(moment * width**2 / (width**2 - moment))
-        gain = np.minimum((size**2 + width**2) / width**2, 2.0)
-        x, y = (np.clip(at + gain * step, -1.5, 1.5) for at, step in ((x, to_x), (y, to_y)))
-        snr = total / np.sqrt((weight**2).sum((1, 2)))
-    return _Sources(stamps, x, y, size, snr)
+    light = np.nan_to_num(stamps[:, reach - INNER : reach + INNER + 1, reach - INNER : reach + INNER + 1])
+    light = ndimage.gaussian_filter(light, SMOOTHING, axes=(1, 2))
+    numbers = np.zeros((4, len(stamps)))
+    for number, pixels in enumerate(light):
+        image = galsim.Image(pixels, xmin=-INNER, ymin=-INNER)
+        found = galsim.hsm.FindAdaptiveMom(image, guess_centroid=galsim.PositionD(), strict=False)
+        x, y, size = found.moments_centroid.x, found.moments_centroid.y, found.moments_sigma
+        if not found.error_message and max(abs(x), abs(y)) < FARTHEST and size > SMOOTHING:
+            size = np.sqrt(size**2 - SMOOTHING**2)
+            numbers[:, number] = x, y, size, found.moments_amp / (2 * np.sqrt(np.pi) * size)
+    return _Sources(stamps, *numbers)
 
 
 def _smallest_of_one_size(size: NDArray[np.float64]) -> NDArray[np.int64]:
