@@ -36,6 +36,7 @@ SPARED = ("correlation", "star", "group", "existence", "mag", "flux_err")  # col
 @click.option("--rms", metavar="VALUE|FILE", multiple=True, help="Sky noise per pixel.  [default: measured]")
 @click.option("--positions", type=FILE, help="Table with x, y (from 0) or ra, dec, or map of labels.  [default: found]")
 @click.option("--mask", type=FILE, help="Image that is not zero where pixels are bad.")
+@click.option("--dq", metavar="BITS", help="Bits of the extension DQ that make a pixel bad.  [default: the usual ones]")
 @click.option("--zero-point", type=float, multiple=True, help="AB magnitude of unit flux.  [default: from the header]")
 @click.option("--gain", type=float, callback=options.finite, help="Counts per unit of flux, for photon noise.")
 @click.option("--wavelength", type=float, multiple=True, help="Wavelength in micron.")
@@ -107,7 +108,7 @@ def _arguments(given: dict) -> dict[str, object]:
     """Turn options into arguments of a `Deblender`."""
     from ..deblending.positions import read_positions
 
-    found = options.picked(given, "gain", "mask", "draws", "passes", "seed", "tile")
+    found = options.picked(given, "gain", "mask", "dq", "draws", "passes", "seed", "tile")
     found["calibrate"] = not given["no_calibrator"]
     found["psf"] = given["psf"][0] if len(given["psf"]) == 1 else list(given["psf"]) or None
     found["sky_rms"] = _noise(given["rms"])

@@ -153,11 +153,12 @@ class Deblender(nn.Module):
             exact zeros, are bad.
         psf
             Effective PSF, which includes the pixel: an array ``(y, x)`` or one per band, a FITS path, a GalSim object
-            or a PSF model of photutils or astropy, or the name of a camera ("candels_f160w"). None measures it from
-            stars. Bands whose PSF is narrower than those of the training are smoothed for the network.
+            or a PSF model of photutils or astropy, or the name of a camera ("candels_f160w"). None takes that of
+            an NDData, or measures it from stars. Bands whose PSF is narrower than those of the training are smoothed
+            for the network.
         sky_rms
             Standard deviation of the sky's pixels in the image's unit, or a Quantity: a number, one per band, a map,
-            or a path. None takes the uncertainty of an NDData, or measures it.
+            or a path. None takes the uncertainty of an NDData, or the noise that its file holds, or measures it.
         positions
             Sources to measure: ``(n, 2)`` of x and y in pixels, a table with x and y, x_centroid and y_centroid,
             X_IMAGE and Y_IMAGE (which count from 1), or ra and dec, a SkyCoord, a segmentation map, or a path of such

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -17,8 +16,6 @@ from os import PathLike
 import numpy as np
 import torch
 from astropy import units as u
-from astropy.io import fits
-from astropy.nddata import NDData, NDUncertainty, StdDevUncertainty
 from astropy.units import Quantity
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_area, proj_plane_pixel_scales
@@ -26,11 +23,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..photometry.images import ZERO_POINT_TOLERANCE, flux_unit, open_mosaic, read_image
+from ..photometry.extensions import Parts, deviations
+from ..photometry.headers import flux_unit
+from ..photometry.images import ZERO_POINT_TOLERANCE, read_image
 from ..photometry.noise import correlation_sum, noise_numbers
-from ..photometry.sky import estimate_noise_kernel
+from ..photometry.sky import estimate_noise_kernel, middle_of
 from ..scene import PIXEL_SCALE_TOLERANCE, Instrument, drizzle_kernel
-from .pixels import SMALLEST_SKY, BandPixels, bridged, numbers
+from .bands import Band, Image, bad_pixels, bands_of, plain, uncertainty
+from .pixels import CHECKED, LARGEST_MISFIT, SMALLEST_SKY, BandPixels, bridged, numbers
 from .psfs import REACH, PsfLike, band_psfs, camera_of, gaussian, smooth, widening
 
 __all__ = ["Image", "Observation", "Window", "observe", "widened"]
@@ -40,7 +40,6 @@ COUNTS = (u.electron, u.ct, u.photon, u.adu, u.DN, u.one)
 SQUARE = 0.01  # difference of the sides of a pixel that is worth a note
 LARGEST_RATIO = 1e7  # times the sky noise; beyond it a pixel is bad, and would drown its tile in rounding errors
 
-Image = ArrayLike | NDData | Quantity | str | PathLike
 Window = Callable[[slice, slice], tuple[Tensor, Tensor]]
 """A function that returns pixels over sky noise and good pixels ``(band, y, x)`` of rows and columns of an image."""
 
@@ -115,7 +114,7 @@ class Observation:
 
 
 @contextlib.contextmanager
-def observe(
+def observe(  # noqa: PLR0913
     image: Image | Sequence[Image],
     *,
     psf: PsfLike | None = None,
@@ -124,11 +123,12 @@ def observe(
     zero_point: float | Sequence[float] | None = None,
     gain: float | Sequence[float] | None = None,
     mask: ArrayLike | None = None,
+    dq: str | int | Sequence[str | int] | None = None,
     wavelength: float | Sequence[float] | None = None,
 ) -> Iterator[Observation]:
     """Open an image for deblending; the arguments are those of `probdeblend.deblend`."""
     with contextlib.ExitStack() as stack:
-        opened = _bands_of(image, stack)
+        opened = bands_of(image, dq, stack)
         shape = _common("shape", [tuple(band.pixels.shape) for band in opened])
         unit = _common("unit", [band.unit for band in opened])
         if len(shape) != 2 or not min(shape):
@@ -137,25 +137,20 @@ def observe(
         if not isinstance(wcs, WCS | None):
             raise TypeError(f"wcs must be an astropy.wcs.WCS, got {type(wcs).__name__}")
         notes = [note for band in opened for note in band.notes]
-        noise, masks = _noise_of(sky_rms, opened, shape, unit), _masks(mask, len(opened), shape)
+        noise, masks = _noise_of(sky_rms, opened, shape, unit, notes), _masks(mask, len(opened), shape)
         bands = [BandPixels(band.pixels, *known) for band, *known in zip(opened, masks, noise, strict=True)]
-        for band in bands:
-            band.check_noise()
+        bands = [_checked(*pair, notes) for pair in zip(bands, opened, strict=True)]
         notes += [_not_subtracted(band) for band in bands if not band.background]
         camera = camera_of(psf)
         scale = _pixel_scale(wcs, camera, notes)
         flux, factor, zero_points = _fluxes(unit, scale, zero_point, [band.zero_point for band in opened], notes)
         kernels = [_kernel(band, camera, notes) for band in bands]
-        if isinstance(gain, Quantity):
-            gain = _value("gain times image", gain * u.Unit(unit), *COUNTS)
-        if gain is None and camera is None:
-            notes.append("photon noise is taken as zero without gain, which is not read from headers")
-        gains = _per_band("gain", gain, [None] * len(bands))
+        gains = _gains(gain, opened, unit, notes if camera is None else [])
         photon = [_photon(*band, camera) for band in zip(bands, kernels, gains, strict=True)]
         waves = _per_band("wavelength", wavelength, [camera.wavelength if camera else math.nan] * len(bands), u.micron)
         yield Observation(
             shape=shape,
-            psf=band_psfs(psf, bands, scale or 1.0, notes),
+            psf=band_psfs(_own_psf(psf, opened, notes), bands, scale or 1.0, notes),
             noise_kernel=torch.stack(kernels),
             photon=torch.tensor(photon, dtype=torch.float32),
             wavelength=torch.tensor(waves, dtype=torch.float32),
@@ -169,49 +164,6 @@ def observe(
             wcs=wcs,
             notes=list(dict.fromkeys(notes)),
         )
-
-
-@dataclass(eq=False)
-class _Band:
-    """Pixels of one band, masked where bad, and what is known of them from the image itself."""
-
-    pixels: NDArray | fits.Section
-    name: str = ""
-    unit: str = ""
-    wcs: WCS | None = None
-    zero_point: float | None = None
-    error: NDUncertainty | None = None
-    notes: tuple[str, ...] = ()
-
-
-def _bands_of(image: Image | Sequence[Image], stack: contextlib.ExitStack) -> list[_Band]:
-    """Open an image, and split it into its bands."""
-    single = (str, PathLike, NDData)
-    if isinstance(image, (list, tuple)) and all(isinstance(item, single) or np.ndim(item) >= 2 for item in image):
-        return [_opened(item, stack) for item in image] or [_Band(np.zeros(0))]
-    whole = _opened(image, stack)
-    if len(whole.pixels.shape) != 3 or not len(whole.pixels):
-        return [whole]
-    errors = [None] * len(whole.pixels)
-    if (error := whole.error) is not None:
-        errors = [type(error)(own, unit=error.unit) for own in np.broadcast_to(error.array, whole.pixels.shape)]
-    return [replace(whole, pixels=pixels, error=own) for pixels, own in zip(whole.pixels, errors, strict=True)]
-
-
-def _opened(item: Image, stack: contextlib.ExitStack) -> _Band:
-    if isinstance(item, (str, PathLike)):
-        file = stack.enter_context(open_mosaic(item))
-        name = re.sub(r"\.fits?(\.\w+)?$", "", file.name)
-        return _Band(file.data, name, file.unit, file.wcs, file.zero_point, notes=file.notes)
-    unit = str(getattr(item, "unit", None) or "")
-    if isinstance(item, NDData):
-        mask = np.ma.nomask if item.mask is None else np.broadcast_to(item.mask, item.data.shape)
-        pixels = numbers("image", np.ma.array(item.data, mask=mask))
-        return _Band(pixels, "", unit, item.wcs if isinstance(item.wcs, WCS) else None, error=item.uncertainty)
-    if isinstance(item, Tensor):
-        item = item.detach().cpu()
-        item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
-    return _Band(numbers("image", item.value if isinstance(item, Quantity) else item), unit=unit)
 
 
 def _common(name: str, values: list) -> object:
@@ -230,7 +182,7 @@ def _names(given: list[str]) -> tuple[str, ...]:
 def _value(name: str, given: Quantity, *units: u.UnitBase) -> NDArray:
     """Return the numbers of a Quantity in the first unit that it can be converted to."""
     for unit in units:
-        with contextlib.suppress(u.UnitsError):
+        with contextlib.suppress(ValueError):  # a unit that astropy does not know raises no UnitsError
             return given.to_value(unit, u.spectral())
     raise ValueError(f"{name} must be in {' or '.join(filter(None, map(str, units))) or 'no unit'}, got {given.unit}")
 
@@ -239,7 +191,7 @@ def _per_band(name: str, given: object, otherwise: list, *units: u.UnitBase) -> 
     """One value per band: what is given, or what is known otherwise."""
     if given is None:
         return otherwise
-    if isinstance(given, Quantity):
+    if isinstance(given := plain(name, given), Quantity):
         given = _value(name, given, *units)
     values = numbers(name, given).astype(np.float64)
     if values.shape not in {(), (1,), (len(otherwise),)}:
@@ -249,18 +201,16 @@ def _per_band(name: str, given: object, otherwise: list, *units: u.UnitBase) -> 
     return np.broadcast_to(values, len(otherwise)).tolist()
 
 
-def _noise_of(sky_rms: object, opened: list[_Band], shape: tuple[int, int], unit: str) -> list:
+def _noise_of(sky_rms: object, opened: list[Band], shape: tuple[int, int], unit: str, notes: list[str]) -> list:
     """Sky noise of each band: a number, a map, or None where it is to be measured."""
     if sky_rms is None:
-        return [_uncertainty(band) for band in opened]
+        return [uncertainty(band) for band in opened]
     if isinstance(sky_rms, (str, PathLike)):
-        file = read_image(sky_rms)
-        same = not unit or file.unit in ("", unit)
-        sky_rms = file.data if same else Quantity(file.data, u.Unit(file.unit, parse_strict="silent"))
-    if isinstance(sky_rms, Quantity):
+        file = read_image(sky_rms, kind="ERR")
+        sky_rms = deviations("sky_rms", file.header, file.unit, unit, notes)(file.data)
+    if isinstance(sky_rms := plain("sky_rms", sky_rms), Quantity):
         sky_rms = _value("sky_rms", sky_rms, u.Unit(unit, parse_strict="silent"))
-    noise = numbers("sky_rms", sky_rms.cpu() if isinstance(sky_rms, Tensor) else sky_rms)
-    noise = noise.astype(np.float64).filled(np.nan)
+    noise = numbers("sky_rms", sky_rms).astype(np.float64).filled(np.nan)
     if noise.shape not in {(), (len(opened),), shape, (len(opened), *shape)}:
         form = f"a number, one for each of {len(opened)} bands, or a map of the image's shape {shape}"
         raise ValueError(f"sky_rms must be {form}, got shape {noise.shape}")
@@ -270,27 +220,56 @@ def _noise_of(sky_rms: object, opened: list[_Band], shape: tuple[int, int], unit
     return list(np.broadcast_to(noise, (len(opened), *(shape if noise.ndim > 1 else ()))))
 
 
-def _uncertainty(band: _Band) -> NDArray | None:
-    """Sky noise from the uncertainty of an NDData, not positive or not finite where a pixel is bad."""
-    if band.error is None:
-        return None
-    with np.errstate(all="ignore"):
-        error = band.error.represent_as(StdDevUncertainty)
-        rms = error.array if error.unit is None else error.quantity.to_value(band.unit)
-        if not (np.isfinite(rms) & (rms > 0)).any():
-            raise ValueError("the uncertainty of image must be positive and finite, or sky_rms given")
-    return np.broadcast_to(rms, band.pixels.shape)
-
-
 def _masks(given: ArrayLike | None, bands: int, shape: tuple[int, int]) -> Sequence[NDArray[np.bool_] | None]:
     """Return the mask that is given for each band."""
     if given is None:
         return [None] * bands
-    given = read_image(given).data if isinstance(given, (str, PathLike)) else given
-    bad = np.ma.filled(np.ma.asarray(given) != 0, fill_value=True)
-    if bad.shape not in {shape, (bands, *shape)}:
-        raise ValueError(f"mask must have the image's shape {shape}, got {bad.shape}")
-    return np.broadcast_to(bad, (bands, *shape))
+    given = read_image(given, kind="DQ").data if isinstance(given, (str, PathLike)) else given
+    return np.broadcast_to(bad_pixels("mask", given, shape, (bands, *shape)), (bands, *shape))
+
+
+def _checked(band: BandPixels, opened: Band, notes: list[str]) -> BandPixels:
+    """Refuse noise that is not the scatter of blank sky; scale that of the image's own file to it, or leave it out.
+
+    Such a map may be corrected for the correlation between pixels, which leaves its level off.
+    """
+    if (noise := opened.noise) is None or band.rms is not noise:
+        band.check_noise()
+        return band
+    scatter = band.scatter()[0]
+    known = np.isfinite(band.given_noise(middle_of(band.shape, CHECKED))).any()
+    if 1 / LARGEST_MISFIT < scatter < LARGEST_MISFIT:
+        notes.append(f"the sky noise is {noise.name} times {scatter:.2f}, as blank sky scatters")
+        return replace(band, rms=Parts(band.shape, lambda part: scatter * noise[part]))
+    if known and np.isnan(scatter):
+        notes.append(f"the sky noise is {noise.name}, as there is too little blank sky to measure it")
+        return band
+    wrong = f"blank sky scatters {scatter:.2g} times as much as" if known else "there is nothing positive in"
+    notes.append(f"the sky noise is measured, as {wrong} {noise.name}")
+    return replace(band, rms=None)
+
+
+def _gains(given: object, opened: list[Band], unit: str, notes: list[str]) -> list[float | None]:
+    """Return the counts per unit of the image for each band; None where they are not known."""
+    if given is None:
+        stated = [f"{band.gain:.6g}" for band in opened if band.gain]
+        cards = f" (EXPTIME and GAIN would make it {', '.join(stated)})" if stated else ""
+        notes.append(f"photon noise is taken as zero without gain, which is not read from headers{cards}")
+    if isinstance(given := plain("gain", given), Quantity):
+        pixel = u.Unit(unit, parse_strict="silent")
+        if isinstance(pixel, u.UnrecognizedUnit):
+            raise ValueError(f"gain must be a number for an image in {unit}, got {given}")
+        given = _value("gain times image", given * pixel, *COUNTS)
+    return _per_band("gain", given, [None] * len(opened))
+
+
+def _own_psf(psf: PsfLike | None, opened: list[Band], notes: list[str]) -> PsfLike | None:
+    """Return the PSF that is given, or that of the image itself, as an NDData may hold it."""
+    own = [band.psf for band in opened]
+    if psf is not None or any(array is None for array in own):
+        return psf
+    notes.append("the PSF is that of the image itself")
+    return own
 
 
 def _fluxes(unit: str, scale: float | None, given: object, own: list, notes: list[str]) -> tuple[str, float, list]:
@@ -301,6 +280,8 @@ def _fluxes(unit: str, scale: float | None, given: object, own: list, notes: lis
         raise ValueError(f"the unit of image must be {kind}, got {unit}")
     if flux != unit:
         notes.append(f"pixels in {unit} are multiplied by their solid angle, so fluxes are in {flux}")
+    if isinstance(u.Unit(unit, parse_strict="silent"), u.UnrecognizedUnit):
+        notes.append(f"astropy does not know the unit {unit}, so fluxes are sums of pixels in it")
     points = _per_band("zero_point", given, own if fixed is None else [fixed] * len(own), u.ABmag, u.mag)
     if fixed is not None and any(abs(point - fixed) > ZERO_POINT_TOLERANCE for point in points):
         raise ValueError(f"zero_point must be {fixed:.4g}, that of {flux}, got {given}")

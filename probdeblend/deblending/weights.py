@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 
 import torch
 
 from .._files import read_tensors, write_tensors
 from ..networks.scenes import SceneNetwork
+from ..networks.sources import TOKEN
 from ..posterior.calibrator import Calibrator
 from ..posterior.draws import Posterior
-from .deblender import FAMILIAR, Deblender, Description
+from ..scene import seeded
+from .deblender import Deblender, Description
 from .inputs import Image
 
 __all__ = ["deblend", "load", "save"]
@@ -51,15 +54,21 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
     """
     path = Path(str(files("probdeblend") / "data" / DEFAULT)) if path is None else Path(path)
     metadata, tensors = read_tensors(path, kind=KIND)
-    with _described(path):
+    with _described(path), seeded(0):  # a network is made of random weights before it gets its own
         description = Description.parse(metadata["description"])
+        (low, high), known = description.fwhm, signature(SceneNetwork).parameters
+        numbers = [(value, 0.0) for value in (low, high, description.brightest)]
+        numbers += [(value, known[name].default) for name, value in description.settings.items()]
+        if not 0 < low < high or any(isinstance(value, bool) != isinstance(usual, bool) for value, usual in numbers):
+            raise ValueError("fwhm must be a range, and settings those of the network")
+        if not all(value.is_floating_point() for value in tensors.values()):
+            raise TypeError("tensors must hold floating-point numbers")
         with torch.device("cpu"):
-            numbers = torch.tensor([*description.fwhm, description.brightest, *description.settings.values()])
-            if not all(bool(values.isfinite().all()) for values in (numbers, *tensors.values())):
+            known = torch.tensor([value for value, _ in numbers])
+            if not all(bool(values.isfinite().all()) for values in (known, *tensors.values())):
                 raise ValueError("numbers must be finite, got NaN or infinity")
-            deblender = Deblender(SceneNetwork(**description.settings).float(), description)
-        for name in FAMILIAR:
-            setattr(deblender, name, tensors[name])
+            network = SceneNetwork(**description.settings)
+            deblender = Deblender(network, description, tokens=torch.zeros(2, TOKEN)).float()
         deblender.load_state_dict({name: value.float() for name, value in tensors.items()})
         if "calibrator" in metadata:
             deblender.use(Calibrator.parse(metadata["calibrator"]))
@@ -80,7 +89,7 @@ def deblend(image: Image, **options: object) -> Posterior:
         Pixels ``(y, x)`` or ``(band, y, x)``, or the path of a FITS file, as for `Deblender`.
     **options
         What `Deblender` takes: ``psf``, ``sky_rms``, ``positions``, ``wcs``, ``zero_point``, ``gain``, ``mask``,
-        ``wavelength``, ``draws``, ``passes``, ``seed``, ``calibrate``, ``tile`` and ``progress``.
+        ``dq``, ``wavelength``, ``draws``, ``passes``, ``seed``, ``calibrate``, ``tile`` and ``progress``.
 
     Returns
     -------

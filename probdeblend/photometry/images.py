@@ -1,19 +1,21 @@
 """FITS images and PSFs, checked as they are read, and squares cut out of images."""
 
+import bz2
 import contextlib
 import gzip
+import lzma
 import math
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from os import SEEK_END, PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from astropy import units as u
 from astropy.io import fits
-from astropy.io.fits.verify import VerifyError
 from astropy.nddata import NoOverlapError, overlap_slices
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
@@ -22,17 +24,16 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from ..scene import ALONE, PIXEL_SCALE_TOLERANCE
+from .extensions import Parts, bad_bits, choose, companion, deviations, flagged
+from .headers import PIXEL_SCALE_CARDS, celestial, flux_unit, number_of, stated_gain, stated_zero_point, unit_of
 
-__all__ = ["FieldImage", "check_psf", "cut_stamps", "flux_unit", "open_mosaic", "read_image", "read_psf", "uncovered"]
+__all__ = ["FieldImage", "check_psf", "cut_stamps", "open_mosaic", "read_image", "read_psf", "uncovered"]
 
-ZERO_POINT_CARDS = ("ABMAGZP", "MAGZERO", "MAGZPT", "ZEROPOINT")
-PIXEL_SCALE_CARDS = ("PIXSCALE", "PIXSCL", "PIXSCAL")
-SIP_CARD = re.compile(r"(A|B|AP|BP)_(ORDER|DMAX|\d+_\d+)")
-WCS_CARD = re.compile(r"(WCSAXES|(CRPIX|CRVAL|CDELT|CROTA)\d+|(CD|PC)\d+_\d+)[A-Z]?")
 ZERO_POINT_TOLERANCE = 0.02  # mag
-MOST_AXES = 9  # of world coordinates; wcslib allocates the square of what a header claims
-GZIP = b"\x1f\x8b"
+PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+LARGEST_PACKED = 2**32  # bytes that a compressed file may hold
 LARGEST_CHECKED = 2**31  # bytes of a file whose checksums are verified, for which astropy loads whole HDUs
+LARGEST_SIDE = 2**18  # pixels; longer rows could not be read in blocks
 NO_COVERAGE = np.ones((5, 5), dtype=bool)  # smallest block of exact zeros that means no exposure
 
 
@@ -45,8 +46,8 @@ class FieldImage:
     name
         Name of the file.
     data
-        Pixels ``(y, x)`` as native 32- or 64-bit floats; for a mosaic the section of its HDU, which reads pixels when
-        they are needed.
+        Pixels ``(y, x)`` as native 32- or 64-bit floats; of a mosaic, parts of it, which are read when they are
+        needed.
     wcs
         Celestial world coordinates, or None if the header has none.
     pixel_scale
@@ -58,17 +59,24 @@ class FieldImage:
     header
         Header of the image's HDU.
     notes
-        What was left out of the header and why, one sentence each.
+        What was taken from the file, and what was left out and why, one sentence each.
+    noise, mask
+        Standard deviation, and whether pixels are bad, from extensions of the file, read when they are needed; or None.
+    gain
+        Counts per unit of the image that cards of the header state, or None.
     """
 
     name: str
-    data: NDArray | fits.Section
+    data: NDArray | Parts
     wcs: WCS | None
     pixel_scale: float | None
     zero_point: float | None
     unit: str
     header: fits.Header
     notes: tuple[str, ...] = ()
+    noise: Parts | None = None
+    mask: Parts | None = None
+    gain: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,8 +109,8 @@ class FieldImage:
         return wide[margin:-margin, margin:-margin]
 
 
-def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> FieldImage:
-    """Read a two-dimensional image.
+def read_image(path: str | PathLike[str], *, hdu: int | str | None = None, kind: str = "SCI") -> FieldImage:
+    """Read a two-dimensional image, without the noise and the mask that go along with it.
 
     SIP terms are dropped unless CTYPE announces them: some mosaics keep those of their input exposures, which would
     shift positions by arcseconds to arcminutes. The zero point is that of the unit, if it is one of flux density (nJy,
@@ -115,7 +123,10 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> Fi
     path
         FITS file, possibly compressed; ``field.fits[SCI,2]`` chooses an HDU as `hdu` does.
     hdu
-        Number or name of the HDU, or name and version ("SCI,2"); None takes the only one that holds an image.
+        Number or name of the HDU, or name and version ("SCI,2"); None takes the only one that holds an image, or that
+        is named as `kind` is.
+    kind
+        "SCI" for an image, "ERR" for its noise, or "DQ" for its data quality.
 
     Returns
     -------
@@ -130,9 +141,10 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None) -> Fi
         If the file is damaged, disagrees with its checksums or is not FITS; if it holds no image, or several and none
         is chosen; if the image is not two-dimensional; or if a card of its world coordinates is not a number.
     """
-    with open_mosaic(path, hdu=hdu) as image, _readable(_split(path, hdu)[0]):
+    with open_mosaic(path, hdu=hdu, kind=kind) as image:
         data = image.data[:, :]
-    return replace(image, data=data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32)))
+    data = data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32))
+    return replace(image, data=data, noise=None, mask=None)
 
 
 def read_psf(path: str | PathLike[str], *, pixel_scale: float | None = None) -> np.ndarray:
@@ -161,7 +173,7 @@ def read_psf(path: str | PathLike[str], *, pixel_scale: float | None = None) -> 
     image = read_image(path)
     psf = image.data.astype(float)
     check_psf(f"{path}: the PSF", psf)
-    stated = (_number(path, image.header, card) for card in PIXEL_SCALE_CARDS)
+    stated = (number_of(path, image.header, card) for card in PIXEL_SCALE_CARDS)
     scale = next(filter(None, stated), image.pixel_scale)
     if pixel_scale and scale and abs(scale / pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
         raise ValueError(f'{path}: the PSF must be sampled at {pixel_scale:.4g}" per pixel, got {scale:.4g}"')
@@ -184,13 +196,22 @@ def check_psf(name: str, psf: NDArray) -> None:
 
 
 @contextlib.contextmanager
-def open_mosaic(path: str | PathLike[str], *, hdu: int | str | None = None) -> Iterator[FieldImage]:
-    """Open a two-dimensional image to read windows from it; of an uncompressed file nothing else is loaded.
+def open_mosaic(
+    path: str | PathLike[str], *, hdu: int | str | None = None, kind: str = "SCI", dq: object = None
+) -> Iterator[FieldImage]:
+    """Open a two-dimensional image to read windows from it; nothing else is loaded.
+
+    An extension ERR (or RMS, VAR, IVAR, UNCERT) of the image's version and shape is its noise, and DQ (or MASK) tells
+    which pixels are bad.
 
     Parameters
     ----------
-    path, hdu
+    path, hdu, kind
         As for `read_image`.
+    dq
+        Bits of the data quality that make a pixel bad, as `astropy.nddata.bitmask.interpret_bit_flags` reads them:
+        numbers, or names of JWST, WFC3 and ACS. None takes DO_NOT_USE and NON_SCIENCE of JWST, all but those of hot and
+        warm pixels and of blobs for WFC3 and ACS, and any bit of others.
 
     Yields
     ------
@@ -206,26 +227,30 @@ def open_mosaic(path: str | PathLike[str], *, hdu: int | str | None = None) -> I
     with contextlib.ExitStack() as stack:
         with _readable(path):
             # Not mapped, as astropy refuses to map integers that are to be scaled.
-            file = stack.enter_context(Path(path).open("rb"))
-            if file.read(len(GZIP)) == GZIP:
-                with gzip.open(path) as packed:
-                    packed.seek(0, SEEK_END)  # where its checksum is
+            file = stack.enter_context(_unpacked(path))
+            check = file.seek(0, SEEK_END) < LARGEST_CHECKED
             file.seek(0)
-            check = Path(path).stat().st_size < LARGEST_CHECKED
             hdus = stack.enter_context(fits.open(file, memmap=False, lazy_load_hdus=False, checksum=check))
-            chosen = _choose(path, hdus, hdu)
+            chosen = choose(path, hdus, hdu, kind)
             if max(chosen.shape[:-2], default=1) > 1:
                 raise ValueError(f"{path}: the image must have two dimensions (y, x), got shape {chosen.shape}")
-            pixels = chosen.section if len(chosen.shape) == 2 else chosen.data.reshape(chosen.shape[-2:])
-            mosaic = _described(path, hdus, chosen, pixels)
+            if not all(0 < side <= LARGEST_SIDE for side in chosen.shape):
+                raise ValueError(f"{path}: the image must have sides of 1 to {LARGEST_SIDE}, got shape {chosen.shape}")
+            notes = []
+            if hdu is None and (number := sum(item.is_image and len(item.shape) > 1 for item in hdus)) > 1:
+                notes.append(f"{path}: the image is {chosen.name},{chosen.ver}, one of {number}")
+            if not check and any("DATASUM" in item.header for item in hdus):
+                notes.append(f"{path}: checksums are not verified, as the file has more than 2 GiB")
+            known = _accompanying(path, hdus, chosen, dq, notes) if kind == "SCI" else {}
+            mosaic = replace(_described(path, hdus, chosen, notes), **known)
         yield mosaic
 
 
-def cut_stamps(image: NDArray | fits.Section, first_pixels: ArrayLike, size: int) -> NDArray[np.floating]:
+def cut_stamps(image: NDArray | Parts, first_pixels: ArrayLike, size: int) -> NDArray[np.floating]:
     """Cut squares ``(square, y, x)`` of `size` pixels out of an image, NaN beyond its edges.
 
-    `first_pixels` holds the x and y of each square's first pixel ``(square, 2)``. Of an HDU's ``section``, only the
-    pixels of the squares are read.
+    `first_pixels` holds the x and y of each square's first pixel ``(square, 2)``. Of a mosaic, only the pixels of the
+    squares are read.
     """
     corners = np.asarray(first_pixels).reshape(-1, 2)
     kind = np.result_type(image.dtype.newbyteorder("="), np.float32)
@@ -239,27 +264,8 @@ def cut_stamps(image: NDArray | fits.Section, first_pixels: ArrayLike, size: int
 
 def uncovered(pixels: NDArray) -> NDArray[np.bool_]:
     """Return which pixels ``(y, x)`` no exposure covers: blocks of at least 5 x 5 exact zeros."""
-    return ndimage.binary_opening(pixels == 0, NO_COVERAGE)
-
-
-def flux_unit(unit: str, pixel_scale: float) -> tuple[str, float, float | None]:
-    """Return the unit of fluxes in an image, the factor from sums of pixels to it, and its AB magnitude or None.
-
-    Surface brightness is multiplied by the solid angle of a pixel of `pixel_scale` arcsec. The factor is NaN where
-    that is NaN, and for units that are not linear in flux or are per beam.
-    """
-    flux, factor = u.Unit(unit, parse_strict="silent"), 1.0
-    bases = getattr(flux, "function_unit", flux).decompose().bases
-    if u.dex in bases or u.beam in bases:
-        return unit, math.nan, None
-    if u.rad in bases:
-        brightness = flux
-        flux = min((flux * angle for angle in (u.sr, u.arcsec**2, u.deg**2)), key=lambda one: len(one.bases))
-        flux = u.uJy if flux.is_equivalent(u.Jy) else flux
-        unit, factor = flux.to_string(), (brightness * u.arcsec**2).to(flux) * pixel_scale**2
-    if not flux.is_equivalent(u.AB, maggies := u.zero_point_flux(1 * u.AB)):
-        return unit, factor, None
-    return unit, factor, -2.5 * math.log10(flux.to(u.AB, equivalencies=maggies))
+    zero = pixels == 0
+    return ndimage.binary_opening(zero, NO_COVERAGE) if zero.any() and not zero.all() else zero
 
 
 def _split(path: str | PathLike[str], hdu: int | str | None) -> tuple[str | PathLike[str], int | str | None]:
@@ -285,84 +291,70 @@ def _readable(path: str | PathLike[str]) -> Iterator[None]:
             raise ValueError(f"{path}: not a FITS file, or damaged ({' '.join(str(error).split())})") from error
 
 
-def _choose(path: str | PathLike[str], hdus: fits.HDUList, hdu: int | str | None) -> fits.ImageHDU:
-    """Return the HDU with that number or name, or the only one that holds an image."""
-    images = {n: item for n, item in enumerate(hdus) if item.is_image and item.header.get("NAXIS", 0) >= 2}
-    if not images:
-        raise ValueError(f"{path}: no HDU holds an image")
-    name, _, version = str(hdu).upper().replace(" ", "").partition(",")
-    named = [n for n, item in images.items() if name == item.name.upper() and version in ("", str(item.ver))]
-    chosen = list(images) if hdu is None else [int(name)] if name.isdecimal() and int(name) in images else named
-    if len(chosen) == 1:
-        return images[chosen[0]]
-    sizes = ((n, item, " x ".join(map(str, item.shape[::-1]))) for n, item in images.items())
-    described = "; ".join(f"{n} or {item.name},{item.ver} ({size})" for n, item, size in sizes)
-    raise ValueError(f"{path}: hdu must be one of {described}, got {hdu}")
+def _parts(path: str | PathLike[str], hdu: fits.ImageHDU) -> Parts:
+    """Return the pixels ``(y, x)`` of an HDU, whose other axes are of one pixel each."""
+
+    def read(part: tuple[slice, ...]) -> NDArray:
+        with _readable(path):
+            return hdu.section[(*(0,) * (len(hdu.shape) - 2), *part)]
+
+    return Parts(hdu.shape[-2:], read)
 
 
-def _described(path: str | PathLike[str], hdus: fits.HDUList, chosen: fits.ImageHDU, data: NDArray) -> FieldImage:
-    notes: list[str] = []
-    wcs, unit = _celestial(path, chosen.header, hdus), _unit(chosen.header.get("BUNIT"))
+@contextlib.contextmanager
+def _unpacked(path: str | PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file, or what a compressed one holds, up to the checksum at its end."""
+    with Path(path).open("rb") as file:
+        magic = file.read(max(map(len, PACKED)))
+        file.seek(0)
+        opened = next((opened for start, opened in PACKED.items() if magic.startswith(start)), None)
+        if opened is None:
+            yield file
+            return
+        with opened(file) as packed, tempfile.TemporaryFile(buffering=0) as unpacked:
+            while block := packed.read(2**24):
+                if unpacked.tell() + unpacked.write(block) > LARGEST_PACKED:
+                    raise ValueError(f"{path}: must be unpacked first, as it holds more than 4 GiB")
+            with open(unpacked.fileno(), "rb", closefd=False) as plain:
+                yield plain
+
+
+def _accompanying(
+    path: str | PathLike[str], hdus: fits.HDUList, chosen: fits.ImageHDU, dq: object, notes: list[str]
+) -> dict[str, Parts]:
+    """Return the noise and the mask that go along with an image in its file."""
+    (noise, quality), known = (companion(hdus, chosen, kind) for kind in ("ERR", "DQ")), {}
+    if noise is not None:
+        name = f"{noise.name},{noise.ver} of {path}"
+        try:
+            converted = deviations(name, noise.header, unit_of(noise.header), unit_of(chosen.header), notes)
+            pixels = _parts(path, noise)
+            known["noise"] = Parts(pixels.shape, lambda part: converted(pixels[part]), name)
+        except ValueError as error:
+            notes.append(f"{error}, so it is not used")
+    if quality is None and dq is not None:
+        raise ValueError(f"{path}: dq must be left out for an image without an extension DQ, got {dq!r}")
+    if quality is not None:
+        name, flags = f"{quality.name},{quality.ver} of {path}", _parts(path, quality)
+        if flags.dtype.kind not in "iu" or (dq is None and quality.name == "MASK" and flags.dtype.itemsize > 1):
+            notes.append(f"{name} is not used, as what it holds is not known")
+        else:
+            bits, words = bad_bits(path, [chosen.header, hdus[0].header], dq)
+            notes.append(f"pixels are bad where {name} has {words}")
+            known["mask"] = flagged(flags, bits)
+    return known
+
+
+def _described(path: str | PathLike[str], hdus: fits.HDUList, chosen: fits.ImageHDU, notes: list[str]) -> FieldImage:
+    headers = [hdu.header for hdu in hdus if hdu in (chosen, hdus[0])]
+    wcs, unit = celestial(path, chosen.header, hdus, notes), unit_of(chosen.header)
     scale = None if wcs is None else 3600 * float(np.sqrt(proj_plane_pixel_area(wcs)))
-    stated = (_zero_point(path, hdu.header, unit, notes) for hdu in hdus if hdu in (chosen, hdus[0]))
-    zero_point = next(filter(None, stated), None)
+    zero_point = stated_zero_point(path, headers, unit, notes)
     _, factor, fixed = flux_unit(unit, scale or math.nan)
     if fixed is not None and not math.isnan(factor):
         fixed += -2.5 * math.log10(factor)
         if zero_point is not None and abs(zero_point - fixed) > ZERO_POINT_TOLERANCE:
             notes.append(f"{path}: the zero point {zero_point:g} is not used, as the unit {unit} has {fixed:.4g}")
         zero_point = fixed
-    return FieldImage(Path(path).name, data, wcs, scale, zero_point, unit, chosen.header, tuple(notes))
-
-
-def _number(path: str | PathLike[str], header: fits.Header, card: str, notes: list[str] | None = None) -> float | None:
-    """Return the number that a card holds, or None without the card; refuse or note what is none."""
-    if card not in header:
-        return None
-    try:
-        value = header[card]
-    except VerifyError:
-        value = header.cards[card].image.partition("=")[2].strip(" '")
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if known and (value > 0 or WCS_CARD.fullmatch(card)):
-        return float(value)
-    wrong = f"{path}: {card} must be a {'' if WCS_CARD.fullmatch(card) else 'positive '}number, got {value!r}"
-    if notes is None:
-        raise ValueError(wrong)
-    notes.append(f"{wrong}, so it is not used")
-    return None
-
-
-def _celestial(path: str | PathLike[str], header: fits.Header, hdus: fits.HDUList) -> WCS | None:
-    header = header.copy()
-    for card in filter(WCS_CARD.fullmatch, header):
-        value = _number(path, header, card)
-        axes = f"{value:.0f}" if card.startswith("WCSAXES") else card
-        if max(map(int, re.findall(r"\d+", axes))) > MOST_AXES:
-            raise ValueError(f"{path}: {card} must be of at most {MOST_AXES} axes, got {value:g}")
-    if not str(header.get("CTYPE1", "")).strip().endswith("-SIP"):
-        for card in [name for name in header if SIP_CARD.fullmatch(name)]:
-            del header[card]
-    try:
-        wcs = WCS(header, fobj=hdus, naxis=2)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return wcs if wcs.has_celestial else None
-
-
-def _unit(text: object) -> str:
-    raw = str(text or "").strip()
-    spelled = re.sub(r"\be-", "electron", re.sub(r"\b(electron|count)s\b", r"\1", raw.lower()))
-    for candidate in (raw, spelled):
-        unit = u.Unit(candidate, parse_strict="silent")
-        if not isinstance(unit, u.UnrecognizedUnit):
-            return unit.to_string()
-    return raw
-
-
-def _zero_point(path: str | PathLike[str], header: fits.Header, unit: str, notes: list[str]) -> float | None:
-    cards = (*ZERO_POINT_CARDS, "PHOTFLAM", "PHOTPLAM")
-    *stated, flam, plam = (_number(path, header, card, notes) for card in cards)
-    if unit in ("electron / s", "ct / s") and flam and plam:
-        stated.append(-2.5 * math.log10(flam) - 5 * math.log10(plam) - 2.408)
-    return next(filter(None, stated), None)
+    found = FieldImage(Path(path).name, _parts(path, chosen), wcs, scale, zero_point, unit, chosen.header, tuple(notes))
+    return replace(found, gain=stated_gain(path, headers, unit))

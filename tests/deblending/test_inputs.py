@@ -1,5 +1,7 @@
 """Every form of an image becomes the same pixels over sky noise, and what is wrong with one is said in a sentence."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -212,9 +214,83 @@ def test_image_noise_and_mask_may_be_hdus_of_one_file(tmp_path):
     np.testing.assert_allclose(ratio[0], np.where(BAD, 0, PIXELS / MAP), rtol=1e-6)
     np.testing.assert_array_equal(good[0] == 0, BAD)
     assert (seen.unit, seen.zero_point) == ("uJy", (pytest.approx(23.9, abs=1e-3),))
-    assert seen_of(f"{path}[SCI]", mask=f"{path}[DQ,2]")[1].all()
+    whole = seen_of(path, sky_rms=path)
+    np.testing.assert_array_equal(whole[0], ratio)
+    assert seen_of(f"{path}[SCI]", mask=f"{path}[DQ,2]", dq=0)[1].all()
     with pytest.raises(ValueError, match="sky_rms must be in ct, got nJy"):
         seen_of(PIXELS * u.ct, sky_rms=f"{path}[ERR]")
+
+
+def accompanied(path, image, noise=None, quality=None, name="ERR"):
+    """Write a file with an image, and noise and data quality that go along with it."""
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(image.astype(">f4"), name="SCI")]
+    hdus += [] if noise is None else [fits.ImageHDU(np.broadcast_to(noise, image.shape).astype(">f4"), name=name)]
+    hdus += [] if quality is None else [fits.ImageHDU(quality.astype(np.int16), name="DQ")]
+    fits.HDUList(hdus).writeto(path, overwrite=True)
+    return path
+
+
+def test_a_file_alone_brings_its_noise_and_its_mask(tmp_path):
+    """A noise map tells where the noise is larger; blank sky tells its level, here to within 3 standard errors."""
+    shape = (64, 256)
+    noise, bad = np.where(np.arange(256) < 128, 2.0, 1.0) * np.ones(shape), np.zeros(shape, dtype=bool)
+    bad[7, 8:20] = True
+    sky = light_of(shape, [40], [20], 300) + noise * noise_of(shape)
+    path = accompanied(tmp_path / "x.fits", sky, 1.3 * noise, 4 * bad)
+    columns = slice(0, 256)
+
+    def flagged(image, **options):
+        with observe(image, psf=PSF, **options) as seen:
+            return seen.window(slice(0, 64), columns)[1].numpy() == 0, seen
+
+    found, seen = flagged(path)
+    np.testing.assert_array_equal(found[0], bad)
+    np.testing.assert_allclose(seen.sky_rms(np.array([40.0, 220.0]), np.array([30.0, 30.0]))[:, 0], [2, 1], rtol=0.05)
+    (note,) = (note for note in seen.notes if "sky noise" in note)
+    assert note.startswith(f"the sky noise is ERR,1 of {path} times 0.7")
+    assert f"pixels are bad where DQ,1 of {path} has any bit" in seen.notes
+    found, seen = flagged(path, sky_rms=noise, mask=np.roll(bad, 5, 0))
+    np.testing.assert_array_equal(found[0], bad | np.roll(bad, 5, 0))
+    assert not any("sky noise" in note for note in seen.notes)
+    assert not flagged(path, sky_rms=noise, dq="~4")[0].any()
+    plain = accompanied(tmp_path / "y.fits", sky)
+    assert flagged([path, plain], sky_rms=1.5)[0].sum((1, 2)).tolist() == [bad.sum(), 0]
+
+
+@pytest.mark.parametrize(
+    ("noise", "reason"),
+    [
+        (30.0, r"measured, as blank sky scatters 0.0\d+ times as much as ERR,1 of"),
+        (0.01, r"measured, as blank sky scatters (1e.02|\d+) times as much as ERR,1 of"),
+        (0.0, "measured, as there is nothing positive in ERR,1 of"),
+        (np.nan, "measured, as there is nothing positive in ERR,1 of"),
+    ],
+)
+def test_noise_of_a_file_that_is_not_that_of_its_sky_is_measured(tmp_path, noise, reason):
+    image = light_of((80, 80), [40], [20], 300) + noise_of((80, 80))
+    path = accompanied(tmp_path / "x.fits", image, noise)
+    with observe(path, psf=PSF) as seen:
+        assert seen.sky_rms(np.array([8.0]), np.array([9.0]))[0, 0] == pytest.approx(1, rel=0.1)
+    assert any(re.search(f"the sky noise is {reason}", note) for note in seen.notes)
+    with pytest.raises(ValueError, match="sky_rms must be"):
+        seen_of(image, sky_rms=f"{path}[ERR]")
+
+
+def test_noise_of_a_file_without_blank_sky_is_taken_as_it_is(tmp_path):
+    path = accompanied(tmp_path / "x.fits", noise_of((30, 30)), 1.3)
+    with observe(path, psf=PSF) as seen:
+        assert seen.sky_rms(np.array([8.0]), np.array([9.0]))[0, 0] == pytest.approx(1.3, rel=1e-6)
+    assert f"the sky noise is ERR,1 of {path}, as there is too little blank sky to measure it" in seen.notes
+
+
+@pytest.mark.parametrize(("name", "power"), [("VAR", 2), ("IVAR", -2), ("WHT", -2), ("RMS", 1)])
+def test_noise_that_is_given_is_converted_by_its_name(tmp_path, name, power):
+    fits.ImageHDU(RMS**power * np.ones(SHAPE), name=name).writeto(tmp_path / "x.fits")
+    ratio, _, seen = seen_of(PIXELS, sky_rms=tmp_path / "x.fits")
+    np.testing.assert_allclose(ratio[0], PIXELS / RMS, rtol=1e-6)
+    assert any("sky_rms is taken to the power of" in note for note in seen.notes) == (power != 1)
+    with pytest.raises(ValueError, match="sky_rms must be the standard deviation of pixels of blank sky"):
+        seen_of(100 * PIXELS, sky_rms=tmp_path / "x.fits")
 
 
 def test_each_band_may_have_its_mask():
@@ -268,6 +344,36 @@ def test_other_units_are_converted():
     np.testing.assert_allclose(adu.noise.numpy(), plain, rtol=1e-6)
     assert "photon noise is taken as zero without gain, which is not read from headers" not in adu.notes
     assert "photon noise is taken as zero without gain, which is not read from headers" in seen_of(PIXELS)[2].notes
+
+
+def test_what_cards_say_of_the_gain_is_noted_and_not_used(tmp_path):
+    fits.PrimaryHDU(PIXELS, fits.Header({"BUNIT": "ELECTRONS/S", "EXPTIME": 500.0})).writeto(tmp_path / "x.fits")
+    seen = seen_of(tmp_path / "x.fits")[2]
+    note = "photon noise is taken as zero without gain, which is not read from headers"
+    assert f"{note} (EXPTIME and GAIN would make it 500)" in seen.notes
+    assert seen.photon.item() == 0
+    assert not any(note in one for one in seen_of(tmp_path / "x.fits", gain=500)[2].notes)
+
+
+def test_fluxes_in_a_unit_that_nobody_knows_are_not_converted(tmp_path):
+    for unit in ("widget", "gizmo"):
+        fits.PrimaryHDU(PIXELS, fits.Header({"BUNIT": unit})).writeto(tmp_path / f"{unit}.fits")
+    path = tmp_path / "widget.fits"
+    _, unit, zero_point, notes = sky_of(path)
+    assert (unit, np.isnan(zero_point)) == ("widget", True)
+    assert "astropy does not know the unit widget, so fluxes are sums of pixels in it" in notes
+    assert sky_of(path, sky_rms=path)[1] == "widget"
+    for options, message in (
+        ({"sky_rms": tmp_path / "gizmo.fits"}, "sky_rms must be in widget, got gizmo"),
+        ({"sky_rms": RMS * u.Jy}, "sky_rms must be in widget, got Jy"),
+        ({"gain": 2 * u.electron / u.adu}, "gain must be a number for an image in widget, got 2.0 electron / adu"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sky_of(path, **options)
+    with pytest.raises(ValueError, match="bands must have one unit, got 'gizmo', 'widget'"):
+        sky_of([path, tmp_path / "gizmo.fits"])
+    with pytest.raises(ValueError, match="sky_rms must be in adu, got gizmo"):
+        sky_of(PIXELS * u.adu, sky_rms=tmp_path / "gizmo.fits")
 
 
 def test_pixels_that_are_not_square_are_noted():
@@ -487,7 +593,7 @@ HALF = CCDData(PIXELS, unit="ct", uncertainty=StdDevUncertainty(MAP[:, :20]))
         (PIXELS, {"sky_rms": np.zeros(SHAPE)}, "sky_rms must be positive and finite, got 0"),
         (PIXELS, {"sky_rms": [1, 2]}, r"sky_rms must be a number, one for each of 1 bands, or a map .* shape \(2,\)"),
         (PIXELS, {"sky_rms": MAP.T}, r"map of the image's shape \(50, 64\), got shape \(64, 50\)"),
-        (HALF, {"sky_rms": None}, r"could not be broadcast .* \(50,20\) .* \(50,64\)"),
+        (HALF, {}, r"the uncertainty of image must have the image's shape \(50, 64\), got \(50, 20\)"),
         (PIXELS * u.ct, {"sky_rms": 1 * u.m}, "sky_rms must be in ct, got m"),
         (
             NDData(PIXELS, uncertainty=InverseVariance(0 * MAP)),
@@ -506,6 +612,9 @@ HALF = CCDData(PIXELS, unit="ct", uncertainty=StdDevUncertainty(MAP[:, :20]))
         (PIXELS * u.Jy / u.beam, {"wcs": world()}, "unit of image must be of flux, .* got Jy / beam"),
         (PIXELS * u.MJy / u.sr, {}, "surface brightness if the size of a pixel is known, got MJy / sr"),
         (np.ones(SHAPE), {"sky_rms": None}, "sky_rms must be given where the sky cannot be measured"),
+        (PIXELS, {"dq": "4"}, "dq must be left out for an image that is not a file, got '4'"),
+        (PIXELS, {"gain": [1 * u.s, 1 * u.m]}, "gain must be in one unit, got s, m"),
+        (NDData(PIXELS, mask=BAD.T), {}, r"the mask of image must have the image's shape \(50, 64\), got \(64, 50\)"),
         (PIXELS, {"mask": BAD.T}, r"mask must have the image's shape \(50, 64\), got \(64, 50\)"),
         (PIXELS, {"gain": 0}, "gain must be positive, got 0"),
         (PIXELS, {"gain": [1, 2]}, r"gain must be one number or one for each of 1 bands, got \[1, 2\]"),
@@ -528,11 +637,29 @@ def test_world_coordinates_are_those_of_astropy():
         seen_of(PIXELS, wcs="field.fits")
 
 
-def test_uncertainties_of_no_known_kind_are_refused():
-    with pytest.raises(
-        TypeError, match=r"UnknownUncertainty.* does not support conversion to another uncertainty type"
-    ):
-        seen_of(NDData(PIXELS, uncertainty=UnknownUncertainty(MAP)), sky_rms=None)
+LETTERS = np.full(SHAPE, "a")
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (
+            NDData(PIXELS, uncertainty=UnknownUncertainty(MAP)),
+            {},
+            "the uncertainty of image .* UnknownUncertainty",
+        ),
+        (NDData(PIXELS, uncertainty=StdDevUncertainty(LETTERS)), {}, "the uncertainty of image .* of <U1"),
+        (NDData(PIXELS, mask=LETTERS), {}, "the mask of image must be an array of numbers, got <U1"),
+        (PIXELS, {"mask": LETTERS}, "mask must be an array of numbers, got <U1"),
+        (PIXELS, {"mask": [[1], [1, 2]]}, "mask must be an array of numbers, got list"),
+        (PIXELS, {"mask": NDData(BAD)}, "mask must be an array of numbers, got NDData"),
+        (PIXELS, {"sky_rms": StdDevUncertainty(MAP)}, "sky_rms must be an array of numbers, got StdDevUncertainty"),
+        (fits.PrimaryHDU(PIXELS), {}, "image must be an array of numbers, got PrimaryHDU"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_refused_by_its_name(image, options, message):
+    with pytest.raises(TypeError, match=message):
+        seen_of(image, **{"sky_rms": None} | options)
 
 
 @pytest.mark.parametrize("image", [np.array([["a"]]), PIXELS.astype(complex), np.array([[None]]), BAD])

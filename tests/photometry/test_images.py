@@ -1,6 +1,8 @@
 """Images, maps and PSFs from files, and squares cut out of images."""
 
+import bz2
 import gzip
+import lzma
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import Table
 
-from probdeblend.photometry import read_image, read_psf
+from probdeblend.photometry import images, read_image, read_psf
 from probdeblend.photometry.images import cut_stamps
 
 
@@ -83,8 +85,13 @@ def test_choosing_an_hdu(tmp_path, pixels):
     fits.HDUList(hdus).writeto(path)
     for hdu in (1, "1", "SCI", "sci"):
         np.testing.assert_array_equal(read_image(path, hdu=hdu).data, pixels)
+    chosen = read_image(path)
+    np.testing.assert_array_equal(chosen.data, pixels)
+    assert chosen.notes == (f"{path}: the image is SCI,1, one of 2",)
     images = r"1 or SCI,1 \(30 x 20\); 2 or WHT,1 \(30 x 20\)"
-    for hdu in (None, 0, 7, "MODEL", "SCI,2"):
+    with pytest.raises(ValueError, match=rf"x.fits: hdu must be one of {images}, got None"):
+        read_image(path, kind="ERR")  # a weight may be anything
+    for hdu in (0, 7, "MODEL", "SCI,2"):
         with pytest.raises(ValueError, match=rf"x.fits: hdu must be one of {images}, got {hdu}"):
             read_image(path, hdu=hdu)
 
@@ -96,7 +103,7 @@ def test_hdus_of_one_name_differ_in_their_version(tmp_path, pixels):
     for choice in ("[SCI,2]", "[sci, 2]", "[2]"):
         np.testing.assert_array_equal(read_image(f"{path}{choice}").data, 2 * pixels)
     np.testing.assert_array_equal(read_image(path, hdu="SCI,1").data, pixels)
-    for hdu in ("SCI", "SCI,3"):
+    for hdu in (None, "SCI", "SCI,3"):
         with pytest.raises(ValueError, match=rf"hdu must be one of 1 or SCI,1 .*; 2 or SCI,2 .*, got {hdu}"):
             read_image(path, hdu=hdu)
     with pytest.raises(FileNotFoundError, match=r"none.fits: no such file"):
@@ -128,6 +135,36 @@ def test_unreadable_files(tmp_path, rng):
     tiles.write_bytes(content)
     with pytest.raises(ValueError, match=r"tiles.fits: not a FITS file, or damaged"):
         read_image(tiles)
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress, gzip.compress])
+def test_what_is_packed_may_be_as_large_as_it_says_and_not_larger(tmp_path, pixels, pack, monkeypatch):
+    (tmp_path / "x.fits.z").write_bytes(pack(write(tmp_path / "x.fits", pixels).read_bytes()))
+    np.testing.assert_array_equal(read_image(tmp_path / "x.fits.z").data, pixels)
+    monkeypatch.setattr(images, "LARGEST_PACKED", 2**19)
+    (tmp_path / "bomb.fits").write_bytes(pack(bytes(2**20)))
+    with pytest.raises(ValueError, match=r"bomb.fits: must be unpacked first, as it holds more than"):
+        read_image(tmp_path / "bomb.fits")
+
+
+@pytest.mark.parametrize("sides", [(0, 20), (-30, 20), (10**6, 1)])
+def test_sides_that_no_image_has_are_refused(tmp_path, pixels, sides):
+    content = write(tmp_path / "x.fits", pixels).read_bytes()
+    for axis, size, claimed in ((1, 30, sides[0]), (2, 20, sides[1])):
+        content = content.replace(b"NAXIS%d  =%21d" % (axis, size), b"NAXIS%d  =%21d" % (axis, claimed))
+    with (tmp_path / "y.fits").open("wb") as file:
+        file.write(content[:2880])
+        file.truncate(2880 * (1 if min(sides) < 1 else 1390))
+    with pytest.raises(ValueError, match=r"y.fits: the image must have sides of 1 to 262144, got shape \(") as refused:
+        read_image(tmp_path / "y.fits")
+    assert str(sides[::-1]) in str(refused.value)
+
+
+def test_files_whose_checksums_are_not_verified_say_so(tmp_path, pixels, monkeypatch):
+    fits.PrimaryHDU(pixels).writeto(tmp_path / "x.fits", checksum=True)
+    assert read_image(tmp_path / "x.fits").notes == ()
+    monkeypatch.setattr(images, "LARGEST_CHECKED", 100)
+    assert "checksums are not verified" in read_image(tmp_path / "x.fits").notes[0]
 
 
 def test_what_does_not_agree_with_its_checksum_is_refused(tmp_path, pixels):
@@ -232,9 +269,65 @@ def test_cards_that_cannot_be_used_are_named(tmp_path, pixels, name, text, messa
         read_image(with_card(tmp_path / "x.fits", pixels, name, text))
 
 
+CDELT = {f"CD{i}_{j}": None for i in (1, 2) for j in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("cards", "reason"),
+    [
+        ({"CD1_1": 0.0, "CD2_2": 0.0}, "that have no meaning (PCi_ja matrix is singular)"),
+        ({"CD1_2": LINEAR["CD1_1"], "CD2_1": LINEAR["CD2_2"]}, "pixels that are not 1e-06 to 100000 arcsec wide"),
+        (CDELT | {"CDELT1": 0.0, "CDELT2": 1e-5}, "that have no meaning (PCi_ja matrix is singular)"),
+        (CDELT, "without CDELT1, CDELT2"),
+        ({"CRVAL1": None, "CRVAL2": None}, "without CRVAL1, CRVAL2"),
+        ({"CRPIX2": None}, "without CRPIX2"),
+        ({"CTYPE2": None}, "that have no meaning (Unmatched celestial axes)"),
+        ({"CTYPE1": "LINEAR", "CTYPE2": "LINEAR"}, "without a pair of celestial axes"),
+        ({"CRVAL1": 1e300}, "with CRVAL beyond a full turn"),
+        ({"CUNIT1": "furlong"}, "that have no meaning"),
+    ],
+)
+def test_world_coordinates_that_cannot_be_used_are_left_out_and_noted(tmp_path, pixels, cards, reason):
+    known = {card: value for card, value in (LINEAR | cards).items() if value is not None}
+    image = read_image(write(tmp_path / "x.fits", pixels, **known))
+    assert (image.wcs, image.pixel_scale) == (None, None)
+    (note,) = image.notes
+    assert note.startswith(f"{tmp_path}/x.fits: world coordinates ")
+    assert reason in note
+    assert note.endswith(" are not used")
+
+
+@pytest.mark.parametrize(
+    ("cards", "gain"),
+    [
+        ({"BUNIT": "ELECTRONS", "EXPTIME": 500.0}, 1),
+        ({"BUNIT": "ELECTRONS/S", "EXPTIME": 500.0}, 500),
+        ({"BUNIT": "ELECTRONS/S"}, None),
+        ({"BUNIT": "electron/s", "EXPTIME": "500 s"}, None),
+        ({"BUNIT": "adu", "GAIN": 2.0, "EXPTIME": 500.0}, 2),
+        ({"BUNIT": "DN/SEC", "GAIN": 2.0, "EXPTIME": 500.0}, 1000),
+        ({"BUNIT": "counts/s", "EXPTIME": 500.0}, None),
+        ({"BUNIT": "uJy", "GAIN": 2.0, "EXPTIME": 500.0}, None),
+        ({"GAIN": 2.0, "EXPTIME": 500.0}, None),
+    ],
+)
+def test_cards_may_state_a_gain(tmp_path, pixels, cards, gain):
+    image = read_image(write(tmp_path / "x.fits", pixels, **cards))
+    assert image.gain == gain
+    assert image.notes == ()
+
+
 @pytest.mark.parametrize(
     ("unit", "zero_point"),
-    [("nJy", 31.4), ("uJy", 23.9), ("Jy", 8.9), ("10.0*nanoJansky", 28.9), ("nanomaggy", 22.5), ("DN/s", None)],
+    [
+        ("nJy", 31.4),
+        ("uJy/pix", 23.9),
+        ("Jy", 8.9),
+        ("10.0*nanoJansky", 28.9),
+        ("nanomaggy", 22.5),
+        ("DN/s", None),
+        ("DN/pix", None),
+    ],
 )
 def test_units_fix_the_zero_point(tmp_path, pixels, unit, zero_point):
     path = write(tmp_path / "x.fits", pixels, BUNIT=unit)

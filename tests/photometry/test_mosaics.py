@@ -50,11 +50,19 @@ def test_zeros_are_no_coverage(tmp_path, rng):
             np.testing.assert_array_equal(opened.window(corner, 5, 10), whole[5:15, corner : corner + 10])
 
 
-def test_pixels_are_read_when_they_are_asked_for(mosaic):
-    with open_mosaic(mosaic[0]) as opened:
-        assert not opened.data.hdu._data_loaded
+def test_pixels_are_read_when_they_are_asked_for(mosaic, monkeypatch):
+    """Those of the image, and those of the noise and the data quality that go along with it."""
+    path, image = mosaic
+    for name in ("ERR", "DQ"):
+        fits.append(path, np.ones(image.shape, dtype=np.int16), fits.Header({"EXTNAME": name}))
+    read, pixels = [], fits.Section.__getitem__
+    monkeypatch.setattr(fits.Section, "__getitem__", lambda self, part: read.append(pixels(self, part)) or read[-1])
+    with open_mosaic(path) as opened:
+        assert sum(part.size for part in read) <= 2  # which tell the type
         opened.window(0, 0, 5)
-        assert not opened.data.hdu._data_loaded
+        assert opened.noise[:2, 3:5].tolist() == [[1, 1], [1, 1]]
+        assert opened.mask[:2, 3:5].all()
+        assert max(part.size for part in read) <= 13**2
 
 
 def test_a_mosaic_has_two_dimensions(tmp_path):
