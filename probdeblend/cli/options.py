@@ -93,12 +93,6 @@ def exclusive(options: dict, *names: str) -> None:
         raise ValueError(f"{' and '.join(names)} are mutually exclusive, got both")
 
 
-def refuse_existing(output: Path, *, overwrite: bool) -> None:
-    """Refuse an output that exists before the work begins, not after it."""
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output}: exists already")
-
-
 def new_folder(given: Mapping[str, Any], *inputs: object) -> AbstractContextManager[Path]:
     """Return the output's folder, which must not hold `inputs` or another file that is given."""
     from .._files import output_folder

@@ -44,7 +44,8 @@ def isolate(images: tuple[Path, ...], **given: object) -> None:
     from ..surveys import isolate_galaxies, write_library
 
     changes = {} if given["zero_point"] is None else options.picked(given, "zero_point")
-    options.refuse_existing(given["output"], overwrite=given["overwrite"])
+    if given["output"].exists() and not given["overwrite"]:  # before the work, not after it
+        raise FileExistsError(f"{given['output']}: exists already")
     collection = isolate_galaxies(
         images,
         **options.picked(given, "catalog", "hdu", "seed"),

@@ -92,7 +92,6 @@ def train(output: Path, **given: object) -> None:
     """  # noqa: D301
     from ..training.recipes import train as train_network
 
-    options.refuse_existing(output, overwrite=given["overwrite"])
     table = train_network(output, **given)
     click.echo(", ".join(f"{name} {value:.4g}" for name, value in table.meta.items()))
     click.echo(f"written to {output}")

@@ -46,15 +46,13 @@ def show(axes: Axes, pixels: NDArray, corner: tuple[int, int] = (0, 0), *, step:
     axes.imshow(pixels, origin="lower", interpolation="nearest", extent=extent, **look)
 
 
-def plot_image(image: ArrayLike, *, pixel_scale: float | None = None, axes: Axes | None = None) -> Axes:
+def plot_image(image: ArrayLike, *, axes: Axes | None = None) -> Axes:
     """Show an image with an asinh stretch: linear within the sky noise, logarithmic above.
 
     Parameters
     ----------
     image
         Pixels ``(y, x)``; bad ones may be NaN.
-    pixel_scale
-        Size of a pixel in arcsec: draws a bar of one arcsec instead of axes with numbers.
     axes
         Where to draw; None makes a figure.
 
@@ -75,13 +73,7 @@ def plot_image(image: ArrayLike, *, pixel_scale: float | None = None, axes: Axes
     axes = axes or new_axes(5, 5)
     show(axes, image, norm=norm, cmap="gray_r")
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(-0.5, image.shape[0] - 0.5))
-    if pixel_scale is None:
-        axes.set(xlabel="x [pixel]", ylabel="y [pixel]")
-    else:
-        axes.set(xticks=[], yticks=[])
-        x, y = 0.05 * image.shape[1], 0.05 * image.shape[0]
-        axes.plot([x, x + 1 / pixel_scale], [y, y], color="k", lw=2.5, solid_capstyle="butt")
-        axes.text(x + 0.5 / pixel_scale, 1.3 * y, '1"', ha="center", va="bottom")
+    axes.set(xlabel="x [pixel]", ylabel="y [pixel]")
     return axes
 
 

@@ -14,7 +14,7 @@ def test_image_survives_bad_pixels_and_flat_skies(rng):
     axes.figure.draw_without_rendering()
     flat = np.zeros((10, 14))
     flat[5, 5] = 1
-    plot_image(flat, pixel_scale=0.06).figure.draw_without_rendering()
+    plot_image(flat).figure.draw_without_rendering()
     plot_image(0 * flat).figure.draw_without_rendering()
 
 
