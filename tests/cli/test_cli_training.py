@@ -46,7 +46,7 @@ def test_simulate_refuses_what_makes_no_sense(run, tmp_path, options, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_train_hands_its_options_on(run, tmp_path, monkeypatch):
+def test_train_hands_its_options_on(run, monkeypatch):
     calls = []
 
     def train(output, **options):
@@ -60,14 +60,14 @@ def test_train_hands_its_options_on(run, tmp_path, monkeypatch):
         "output": "new", "steps": "7", "batch_size": "4", "workers": "2", "start": "w", "seed": "0", "resume": "True",
         "overwrite": "False",
     }  # fmt: skip
-    (tmp_path / "new").touch()
-    refused(run("train", "new"), "new: exists already; --overwrite replaces it")
 
 
 def test_train_refuses(run, tmp_path):
     refused(run("train", "w", "--start", "none"), "none: no such weights file")
     refused(run("train", "w", "--resume"), "there is nothing to resume: w.partial does not exist")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "new").touch()
+    refused(run("train", "new"), "new: exists already; --overwrite replaces it")
 
 
 @pytest.mark.slow
