@@ -31,6 +31,7 @@ BAD_FRACTION = 0.1  # of a mask
 COVERAGE = NARROW + 1  # pixels on a side of the smallest area that is not interpolated: it cuts the sources beside it
 UNEVEN = 1.5  # ratio of the noise within a mask
 
+LARGEST_POWER = 30  # of ten in the noise, up to which deblended images are in single precision
 
 def posterior_of(
     seen: Sequence[Observation],
@@ -112,12 +113,13 @@ def _cutouts(seen: Sequence[Observation], readings: Sequence[Reading], rms: NDAr
     """Masks and deblended images: the share of each source times the pixels."""
     places = [(image, cut) for image, reading in zip(seen, readings, strict=True) for cut in reading.cuts]
     light = [
-        (cut.share * image.window(*_sides(cut))[0].cpu().numpy() * own[:, None, None]).astype(np.float32)
+        (cut.share * image.window(*_sides(cut))[0].cpu().numpy() * own[:, None, None]).astype(kind)
         for (image, cut), own in zip(places, rms, strict=True)
     ]
     corner = np.array([cut.corner for _, cut in places], dtype=np.int64)
     masks, spread = ([getattr(cut, name) for _, cut in places] for name in ("mask", "mask_std"))
     return Cutouts(corner, seen[0].shape, mask=masks, mask_std=spread, image=light)
+    kind = np.float64 if (np.abs(np.log10(rms)) > LARGEST_POWER).any() else np.float32
 
 
 def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, bool, bool]:

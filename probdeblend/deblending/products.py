@@ -40,7 +40,7 @@ def write_products(folder: Path, posterior: Posterior, *, save_draws: bool = Fal
     if posterior.cutouts is not None:
         header = None if posterior.wcs is None else posterior.wcs.to_header(relax=True)
         fits.PrimaryHDU(posterior.label_image(), header=header).writeto(folder / "segmentation.fits")
-        fits.PrimaryHDU(posterior.model_image().astype(np.float32), header=header).writeto(folder / "model.fits")
+        fits.PrimaryHDU(posterior.model_image(), header=header).writeto(folder / "model.fits")
     if save_draws:
         posterior.save(folder / "draws.nc")
     return sorted(path.name for path in folder.iterdir())

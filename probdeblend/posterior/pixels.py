@@ -69,7 +69,8 @@ def model_image(posterior: Posterior, scene: int = 0) -> NDArray[np.floating]:
         ``(band, y, x)`` in image units.
     """
     pixels = _pixels(posterior)
-    total = np.zeros((posterior.dataset.sizes["band"], *pixels.shape), dtype=np.float32)
+    kind = np.result_type(np.float32, *(cut.dtype for cut in pixels.known.get("image", ())[:1]))
+    total = np.zeros((posterior.dataset.sizes["band"], *pixels.shape), dtype=kind)
     for number in np.flatnonzero(posterior.dataset["scene"].values == scene):
         found = pixels.cutout("image", number)
         total[:, *found.slices] += found.data
