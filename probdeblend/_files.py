@@ -29,6 +29,8 @@ __all__: list[str] = []  # private to the package
 
 VERSION = 1  # of every kind of file; raise it when a format changes after a release
 TABLES = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".fit": "fits", ".vot": "votable"}
+LARGEST_RATIO = 1100  # of data to what zlib stores
+LARGEST_SMALL = 2**26  # bytes
 RECORD = ".probdeblend.json"  # in a folder: the digests of the files that a run wrote
 HERE, EXCHANGE = -100, 2  # of Linux's renameat2: paths from the working folder, and both names keep a folder
 
@@ -40,22 +42,49 @@ def header(kind: str) -> dict[str, str]:
 
 def check_header(attributes: Mapping[str, object], kind: str, path: object) -> None:
     """Raise a ValueError for a file of another kind or version than `header` states."""
-    if attributes.get("format") != f"probdeblend {kind}":
+    if str(attributes.get("format")) != f"probdeblend {kind}":
         raise ValueError(f"{path}: must be a {kind} written by probdeblend, got another file")
-    if str(version := attributes.get("version")) != str(VERSION):
+    if (version := str(attributes.get("version")).strip("[]")) != str(VERSION):
         raise ValueError(f"{path}: must be a {kind} of version {VERSION}, got version {version}")
 
 
 @contextlib.contextmanager
 def open_hdf5(path: str | PathLike[str], kind: str) -> Iterator[h5py.File]:
-    """Open an HDF5 file, which must be of a kind as by `header`."""
+    """Open an HDF5 file of a kind as by `header`, which holds all its data itself; what is read of it may be damaged."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path}: must be a {kind} written by probdeblend, got another or a damaged file") from error
-    with file:
-        check_header(file.attrs, kind, path)
-        yield file
+        with h5py.File(path, "r") as file:
+            check_header(file.attrs, kind, path)
+            links: dict[str, object] = {}
+            file.visititems_links(links.__setitem__)
+            for name, link in links.items():
+                item = file[name] if isinstance(link, h5py.HardLink) else None
+                if item is None or (isinstance(item, h5py.Dataset) and not _stored(item)):
+                    raise ValueError(f"{name} is not stored in it")
+            yield file
+    except Exception as error:  # what HDF5 raises, and whatever reads it, depends on the damage
+        if str(error).startswith(f"{path}: "):
+            raise
+        found = f"got another or a damaged file ({' '.join(str(error).split())[:200]})"
+        raise ValueError(f"{path}: must be a {kind} written by probdeblend, {found}") from error
+
+
+def _stored(item: h5py.Dataset) -> bool:
+    """Return whether a file holds all that it claims: nothing is elsewhere, missing or packed more than zlib can."""
+    stored = item.id.get_storage_size()
+    if item.is_scale and not stored:  # a dimension of netCDF without coordinates
+        stored = Path(item.file.filename).stat().st_size
+    return not (item.is_virtual or item.external) and (item.nbytes or 0) <= LARGEST_RATIO * stored
+
+
+def read_small(path: str | PathLike[str], kind: str) -> bytes:
+    """Return what is in a file of a kind that is never large."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if (size := Path(path).stat().st_size) > LARGEST_SMALL:
+        raise ValueError(f"{path}: must be a {kind} of at most {LARGEST_SMALL} bytes, got {size}")
+    return Path(path).read_bytes()
 
 
 @contextlib.contextmanager
@@ -264,7 +293,7 @@ def read_tensors(path: str | PathLike[str], *, kind: str) -> tuple[dict[str, str
     try:
         with safe_open(path, framework="pt") as file:
             metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, MemoryError) as error:
         raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from None
     check_header(metadata, kind, path)
     return metadata, tensors

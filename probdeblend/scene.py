@@ -225,15 +225,23 @@ class Scene:
         scenes, bands, *pixels = self.image.shape
         for name in ("sky_rms", "exposure", "wavelength", "psf", "noise_kernel"):
             value = getattr(self, name)
-            if value is not None and tuple(value.shape[:2]) != (scenes, bands):
+            axes = 4 if name in ("psf", "noise_kernel") else 2
+            if value is not None and (tuple(value.shape[:2]) != (scenes, bands) or value.ndim != axes):
                 raise ValueError(f"{name} must begin with the axes {(scenes, bands)}, got {tuple(value.shape)}")
+            if name in ("exposure", "wavelength") and value is not None and bool((value <= 0).any()):
+                raise ValueError(f"{name} must be positive, got {float(value.min())}")
         good = torch.isfinite(self.sky_rms) & (self.sky_rms > 0)
         if not bool(good.all()):
             wrong = float(self.sky_rms[~good][0])
             raise ValueError(f"sky_rms must be positive and finite for every scene, got {wrong}")
+        if not 0 < self.pixel_scale < math.inf or len(self.zero_point) not in (0, bands):
+            known = f"{self.pixel_scale} and {self.zero_point}"
+            raise ValueError(f"pixel_scale must be positive, and zero_point one for each of {bands} bands, got {known}")
         if self.scene is None:
             return
-        if bool((self.scene.diff() < 0).any()) or (len(self.scene) and int(self.scene[-1]) >= scenes):
+        if bool((self.scene.diff() < 0).any()) or (
+            len(self.scene) and not 0 <= self.scene[0] <= self.scene[-1] < scenes
+        ):
             raise ValueError(f"scene must not decrease and be below {scenes}")
         sources = len(self.scene)
         shapes = dict.fromkeys(("flux", "auto_flux"), (sources, bands)) | {"light": (sources, bands, *pixels)}

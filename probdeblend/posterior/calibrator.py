@@ -21,23 +21,21 @@ noise, and to which sources are real (Platt 1999).
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from os import PathLike
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._files import check_header, header, whole_file
+from .._files import check_header, header, read_small, whole_file
 from ..metrics.arrays import group_total
 from ..scene import Scene
 from .cutouts import Cutouts
 from .draws import Posterior
 from .flags import Flag
-from .maps import NODES, cell_of, color_stretch, fit_cells, fit_logistic, logistic, mapped, with_colors, with_totals
+from .maps import cell_of, color_stretch, fit_cells, fit_logistic, logistic, mapped, maps_of, with_colors, with_totals
 from .moments import FLUX_OF
 
 __all__ = ["Calibrator", "Known", "fit_known", "known_sources"]
@@ -204,13 +202,13 @@ class Calibrator:
         return json.dumps(header("calibrator") | numbers)
 
     @classmethod
-    def parse(cls, text: str, *, path: str | PathLike[str] = "calibrator") -> Calibrator:
+    def parse(cls, text: str | bytes, *, path: str | PathLike[str] = "calibrator") -> Calibrator:
         """Return the calibrator that `describe` described.
 
         Parameters
         ----------
         text
-            The JSON.
+            The JSON, or its bytes.
         path
             Its file, to be named in errors.
 
@@ -225,21 +223,23 @@ class Calibrator:
             If this is no calibrator, or one of another version.
         """
         try:
-            numbers = json.loads(text)
-        except json.JSONDecodeError:
+            numbers = dict(json.loads(text))
+        except (RecursionError, TypeError, ValueError):
             numbers = {}
         check_header(numbers, "calibrator", path)
         try:
-            kept = {field.name: numbers[field.name] for field in fields(cls)}
+            kinds = [kind for kind in FLUX_OF if kind in numbers["flux"]]
+            pairs = {name: numbers[name] for name in ("low", "high", "mask", "existence") if numbers[name] is not None}
+            kept = {name: (float(first), float(second)) for name, (first, second) in pairs.items()}
+            kept |= {name: str(numbers[name]) for name in ("method", "fitted_on")}
             for name, edges in (("flux", EDGES), ("total", GROUP_EDGES)):
-                bins = math.prod(len(own) + 1 for own in edges)
-                for kind, maps in kept[name].items():
-                    kept[name][kind] = np.reshape(maps, (bins * bool(maps), 2, len(NODES)))
-            for name in ("low", "high", "mask", "existence"):
-                kept[name] = None if kept[name] is None else tuple(kept[name])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+                kept[name] = {kind: maps_of(numbers[name][kind], edges, optional=name == "total") for kind in kinds}
+            found = cls(**kept, color={kind: float(numbers["color"][kind]) for kind in kinds})
+            if found.describe() != json.dumps(numbers, allow_nan=False):
+                raise ValueError("this is not how it was written")
+        except (LookupError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: damaged calibrator ({error!r})") from None
-        return cls(**kept)
+        return found
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write a JSON file.
@@ -280,9 +280,7 @@ class Calibrator:
         ValueError
             If it is no calibrator, or one of another version.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        return cls.parse(Path(path).read_text(encoding="utf-8"), path=path)
+        return cls.parse(read_small(path, "calibrator"), path=path)
 
 
 def known_sources(posterior: Posterior, scene: Scene, matched: ArrayLike) -> Known:

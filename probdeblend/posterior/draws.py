@@ -51,7 +51,7 @@ class Posterior:
     dataset
         The variables ``flux`` (total) and ``flux_auto`` (Kron) ``(chain, draw, source, band)``, at least one of them,
         and columns of the sources. The coordinates ``scene``, ``group``, ``label``, ``x``, ``y`` and, where known,
-        ``ra`` and ``dec (source,)``; ``zero_point (band,)``. The attributes ``method``, ``unit``, ``pixel_scale``
+        ``ra``, ``dec`` and ``id (source,)``; ``zero_point (band,)``. The attributes ``method``, ``unit``, ``pixel_scale``
         (arcsec), ``scenes`` (their number) and, where known, ``wcs`` (a FITS header).
     cutouts
         The pixels of each source, or None.
@@ -255,7 +255,7 @@ class Posterior:
         Returns
         -------
         astropy.table.QTable
-            Columns label, (scene,) group, group_size, x, y, (ra, dec,) total and Kron fluxes with their quantiles,
+            Columns label, (id, scene,) group, group_size, x, y, (ra, dec,) total and Kron fluxes with their quantiles,
             magnitudes, correlation with the neighbor that is most correlated, and what else is known; each has a
             description. Magnitudes are masked without a zero point and where the flux, or for mag_err its lower
             quantile, is not positive.
@@ -359,7 +359,7 @@ class Posterior:
         for name, values in columns.items():
             if name not in COLUMNS:
                 raise ValueError(f"columns must be among {', '.join(COLUMNS)}, got {name}")
-            array = np.asarray(values, dtype=np.int64 if name == "flags" else None)
+            array = np.asarray(values, dtype=np.int64 if name == "flags" else np.float64)
             assigned[name] = (COLUMNS[name], _checked(name, array, tuple(sizes[dim] for dim in COLUMNS[name])))
         dataset = self.dataset.assign(assigned)
         if "kind_probability" in assigned:

@@ -11,6 +11,7 @@ sources, remains. At last all fluxes of a draw are scaled alike, so that its tot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -19,7 +20,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 __all__ = ["NODES", "cell_of", "color_stretch", "fit_cells", "fit_logistic", "logistic", "mapped", "with_colors"]
-__all__ += ["with_totals"]
+__all__ += ["maps_of", "with_totals"]
 
 NODES = np.array([0.02, 0.05, 0.1, 0.16, 0.25, 0.35, 0.5, 0.65, 0.75, 0.84, 0.9, 0.95, 0.98])
 MIDDLE = len(NODES) // 2
@@ -91,6 +92,16 @@ def mapped(draws: NDArray, maps: NDArray, cell: NDArray) -> NDArray[np.float64]:
             moved = np.where(beyond, wanted[end] + slope * (values - given[end]), moved)
         found[:, chosen] = middle + scale * moved
     return found
+
+
+def maps_of(numbers: list, edges: Edges, *, optional: bool) -> NDArray[np.float64]:
+    """Return maps ``(cell, 2, node)`` from lists of numbers; if they are optional, there may be none."""
+    maps = np.array(numbers, dtype=np.float64).reshape(-1, 2, len(NODES))
+    if len(maps) != math.prod(len(own) + 1 for own in edges) and (len(maps) or not optional):
+        raise ValueError(f"there must be a map for each bin, got {len(maps)}")
+    if not ((np.diff(maps) >= 0).all() and (np.diff(maps[:, 0, [0, MIDDLE, -1]]) > 0).all()):
+        raise ValueError("maps must be monotone")
+    return maps
 
 
 def color_stretch(batches: Iterable[tuple[NDArray, NDArray]]) -> float:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from .._files import check_header, whole_bytes
+from .._files import open_hdf5, whole_bytes
 from .cutouts import Cutouts
 
 if TYPE_CHECKING:
     from .draws import Posterior
 
 __all__ = ["open_posterior", "save"]
+
+FLUXES = ("flux", "flux_auto")
 
 
 def save(posterior: Posterior, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -64,12 +65,24 @@ def open_posterior(cls: type[Posterior], path: str | os.PathLike[str]) -> Poster
     ValueError
         If the file is not a posterior, is damaged, or has another version.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
+    with open_hdf5(path, "posterior"):
         dataset = xr.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a posterior written by probdeblend, or damaged") from error
-    check_header(dataset.attrs, "posterior", path)
-    cutouts = Cutouts.from_dataset(dataset) if "cutout_corner" in dataset else None
-    return cls(dataset.drop_vars([name for name in dataset.data_vars if name.startswith("cutout")]), cutouts)
+        cutouts = Cutouts.from_dataset(dataset) if "cutout_corner" in dataset else None
+        dataset = dataset.drop_vars([name for name in dataset.data_vars if name.startswith("cutout")])
+        known = {name: values.values for name, values in dataset.variables.items()}
+        columns = {name: known[name] for name in dataset.data_vars if name not in FLUXES}
+        same = cls.from_draws(
+            **{name: known[name] for name in FLUXES if name in known},
+            **{name: known[name] for name in ("scene", "group", "x", "y", "label", "zero_point")},
+            **{name: dataset.attrs[name] for name in ("unit", "pixel_scale", "method", "scenes")},
+            bands=known["band"].tolist(),
+            columns=columns,
+            cutouts=cutouts,
+        ).dataset
+        like = dict(same.variables) | {name: same["x"].variable for name in ("ra", "dec") if name in known}
+        for name, values in like.items():
+            if (values.dims, values.dtype.kind) != (dataset[name].dims, dataset[name].dtype.kind):
+                raise ValueError(f"{name} is not as it was written")
+        found = cls(dataset, cutouts)
+        _ = found.wcs, found.flags
+        return found

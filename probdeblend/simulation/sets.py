@@ -32,6 +32,8 @@ KIND = "set of scenes"
 SETTINGS = "settings.json"
 BATCHES_PER_SHARD = 16
 PIXELS = ("image", "light")
+WHOLE = ("scene", "source_type", "identity")  # integers
+SURE = ("psf", "noise_kernel", "x", "y", "flux", "light")  # what is always known of a scene that has it
 PIXEL_UNIT = 16.0  # in units of the sky noise
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -124,11 +126,12 @@ def read_scenes(path: str | PathLike[str], start: int = 0, stop: int | None = No
     parts: list[Scene] = []
     for shard, low, high in zip(shards, starts[:-1], starts[1:], strict=True):
         if (low < stop and high > start) or (start == stop and not parts):
+            begin = max(start - low, 0)
             with open_hdf5(shard, KIND) as file:
-                if high - low > len(file["image"]):
-                    raise ValueError(f"{path}: a shard is missing after {shard.name}")
-                begin = max(start - low, 0)
-                parts.append(_load(file, begin, max(min(stop, high) - low, begin)))
+                if high - low == len(file["image"]):
+                    parts.append(_load(file, begin, max(min(stop, high) - low, begin)))
+                    continue
+            raise ValueError(f"{path}: a shard is missing after {shard.name}, or one does not belong there")
     return Scene.join(parts)
 
 
@@ -149,7 +152,7 @@ def count_scenes(path: str | PathLike[str]) -> int:
 
 
 def _shard_files(path: Path) -> list[Path]:
-    return sorted(path.glob("scenes-????????.h5"))
+    return sorted(path.glob(f"scenes-{8 * '[0-9]'}.h5"))
 
 
 def _index(path: str | PathLike[str]) -> tuple[list[Path], list[int]]:
@@ -158,9 +161,11 @@ def _index(path: str | PathLike[str]) -> tuple[list[Path], list[int]]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such set of scenes")
     shards = _shard_files(path) if path.is_dir() else [path]
-    if not shards:
-        raise ValueError(f"{path}: must be a set of scenes written by probdeblend, got a folder without shards")
     starts = [int(shard.stem.removeprefix("scenes-")) for shard in shards] if path.is_dir() else [0]
+    if not starts or starts[0]:
+        raise ValueError(
+            f"{path}: must be a set of scenes written by probdeblend, got a folder without its first shard"
+        )
     with open_hdf5(shards[-1], KIND) as file:
         return shards, [*starts, starts[-1] + len(file["image"])]
 
@@ -213,11 +218,21 @@ def _unit(scenes: Scene, name: str) -> np.ndarray:
 
 
 def _load(file: h5py.File, start: int, stop: int) -> Scene:
+    for names in (SCENE_FIELDS, SOURCE_FIELDS):
+        for name in filter(file.__contains__, names):
+            kind, count = file[name].dtype.kind, len(file[name])
+            if kind != ("i" if name in WHOLE else "f") or count != len(file[names[0]]):
+                raise ValueError(f"{name} must be as many numbers as {names[0]}, got {count} of {file[name].dtype}")
     loaded = {name: torch.from_numpy(file[name][start:stop]) for name in SCENE_FIELDS if name in file}
     if "scene" in file:
-        low, high = np.searchsorted(file["scene"][()], [start, stop])
+        number = file["scene"][()]
+        if (np.diff(number, prepend=0, append=len(file["image"]) - 1) < 0).any():
+            raise ValueError(f"scene must not decrease, and be from 0 to {len(file['image']) - 1}")
+        low, high = np.searchsorted(number, [start, stop])
         loaded |= {name: torch.from_numpy(file[name][low:high]) for name in SOURCE_FIELDS if name in file}
         loaded["scene"] -= start
+    if wrong := [name for name in SURE if name in loaded and not bool(loaded[name].isfinite().all())]:
+        raise ValueError(f"{wrong[0]} must be finite")
     numbers = {"pixel_scale": float(file.attrs["pixel_scale"]), "zero_point": tuple(file.attrs["zero_point"].tolist())}
     scenes = Scene(**loaded, **numbers)
     pixels = {name: loaded[name].float() * torch.from_numpy(_unit(scenes, name)) for name in PIXELS if name in loaded}

@@ -28,6 +28,8 @@ from ..scene import GALAXY_TYPES, STAMP_SIZE
 __all__ = ["Library", "Quality", "identity_number", "join", "keep_table", "read_library", "write_library"]
 
 LIBRARY_FILE, KEEP_FILE = "library.h5", "keep.csv"
+KINDS = dict.fromkeys(("identity", "origin"), "U") | dict.fromkeys(("segmentation", "keep"), "b")
+KINDS |= dict.fromkeys(("galaxy_type", "quality"), "i")  # of arrays; all others hold floating-point numbers
 PER_SHEET = 48
 KEPT, REJECTED = "#009E73", "#D55E00"
 PART_LIMITS = (0.6, 0.8)  # fractions of the identities below which those for training and validation lie
@@ -121,6 +123,8 @@ class Library:
             expected = (count, STAMP_SIZE, STAMP_SIZE) if name in ("pixels", "segmentation") else (count,)
             if np.shape(values) != expected:
                 raise ValueError(f"{name} must have shape {expected}, got {np.shape(values)}")
+            if values.dtype.kind != KINDS.get(name, "f"):
+                raise ValueError(f"{name} must be of another type, got {values.dtype}")
         if ((self.galaxy_type < -1) | (self.galaxy_type >= len(GALAXY_TYPES))).any():
             raise ValueError(f"galaxy_type must be from -1 to {len(GALAXY_TYPES) - 1}")
 
@@ -309,7 +313,7 @@ def _read(path: Path) -> Library:
         raise FileNotFoundError(f"{path}: not a library of galaxies, it has no {LIBRARY_FILE}")
     with open_hdf5(path / LIBRARY_FILE, "library") as file:
         table = Table.read(file, path="galaxies", character_as_bytes=False)
-    library = Library(**{name: np.asarray(table[name]) for name in table.colnames})
+        library = Library(**{name: np.asarray(table[name]) for name in table.colnames})
     return replace(library, keep=_kept(path / KEEP_FILE, library))
 
 
