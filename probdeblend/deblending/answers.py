@@ -29,9 +29,9 @@ EDGE = 3.0  # pixels from the edge of the image within which a center is flagged
 BAD_RADIUS = 4.0  # pixels around a center where a bad pixel raises a flag
 BAD_FRACTION = 0.1  # of a mask
 COVERAGE = NARROW + 1  # pixels on a side of the smallest area that is not interpolated: it cuts the sources beside it
+LARGEST_POWER = 30  # of ten in the noise, up to which deblended images are in single precision
 UNEVEN = 1.5  # ratio of the noise within a mask
 
-LARGEST_POWER = 30  # of ten in the noise, up to which deblended images are in single precision
 
 def posterior_of(
     seen: Sequence[Observation],
@@ -112,6 +112,7 @@ def _sides(cut: Cut) -> tuple[slice, slice]:
 def _cutouts(seen: Sequence[Observation], readings: Sequence[Reading], rms: NDArray) -> Cutouts:
     """Masks and deblended images: the share of each source times the pixels."""
     places = [(image, cut) for image, reading in zip(seen, readings, strict=True) for cut in reading.cuts]
+    kind = np.float64 if (np.abs(np.log10(rms)) > LARGEST_POWER).any() else np.float32
     light = [
         (cut.share * image.window(*_sides(cut))[0].cpu().numpy() * own[:, None, None]).astype(kind)
         for (image, cut), own in zip(places, rms, strict=True)
@@ -119,7 +120,6 @@ def _cutouts(seen: Sequence[Observation], readings: Sequence[Reading], rms: NDAr
     corner = np.array([cut.corner for _, cut in places], dtype=np.int64)
     masks, spread = ([getattr(cut, name) for _, cut in places] for name in ("mask", "mask_std"))
     return Cutouts(corner, seen[0].shape, mask=masks, mask_std=spread, image=light)
-    kind = np.float64 if (np.abs(np.log10(rms)) > LARGEST_POWER).any() else np.float32
 
 
 def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, bool, bool]:
