@@ -50,7 +50,7 @@ def check_header(attributes: Mapping[str, object], kind: str, path: object) -> N
 
 @contextlib.contextmanager
 def open_hdf5(path: str | PathLike[str], kind: str) -> Iterator[h5py.File]:
-    """Open an HDF5 file of a kind as by `header`, which holds all its data itself; what is read of it may be damaged."""
+    """Open an HDF5 file of a kind as by `header`, which holds all its data; what is read of it may be damaged."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:

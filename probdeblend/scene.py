@@ -239,9 +239,8 @@ class Scene:
             raise ValueError(f"pixel_scale must be positive, and zero_point one for each of {bands} bands, got {known}")
         if self.scene is None:
             return
-        if bool((self.scene.diff() < 0).any()) or (
-            len(self.scene) and not 0 <= self.scene[0] <= self.scene[-1] < scenes
-        ):
+        number = self.scene.tolist()
+        if number != sorted(number) or (number and not 0 <= number[0] <= number[-1] < scenes):
             raise ValueError(f"scene must not decrease and be below {scenes}")
         sources = len(self.scene)
         shapes = dict.fromkeys(("flux", "auto_flux"), (sources, bands)) | {"light": (sources, bands, *pixels)}

@@ -163,9 +163,7 @@ def _index(path: str | PathLike[str]) -> tuple[list[Path], list[int]]:
     shards = _shard_files(path) if path.is_dir() else [path]
     starts = [int(shard.stem.removeprefix("scenes-")) for shard in shards] if path.is_dir() else [0]
     if not starts or starts[0]:
-        raise ValueError(
-            f"{path}: must be a set of scenes written by probdeblend, got a folder without its first shard"
-        )
+        raise ValueError(f"{path}: must be a set of scenes written by probdeblend, got a folder without shards")
     with open_hdf5(shards[-1], KIND) as file:
         return shards, [*starts, starts[-1] + len(file["image"])]
 

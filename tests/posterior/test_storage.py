@@ -48,16 +48,12 @@ def test_open_refuses_other_files(posterior, tmp_path):
         Posterior.open(tmp_path / "none.nc")
     text = tmp_path / "text.nc"
     text.write_text("flux\n1.0\n")
-    with pytest.raises(
-        ValueError, match=r"text.nc: must be a posterior written by probdeblend, got another or a damaged file"
-    ):
+    with pytest.raises(ValueError, match=r"text.nc: must be a posterior .* got another or a damaged file"):
         Posterior.open(text)
     posterior.save(tmp_path / "whole.nc")
     cut = tmp_path / "cut.nc"
     cut.write_bytes((tmp_path / "whole.nc").read_bytes()[:4000])
-    with pytest.raises(
-        ValueError, match=r"cut.nc: must be a posterior written by probdeblend, got another or a damaged file"
-    ):
+    with pytest.raises(ValueError, match=r"cut.nc: must be a posterior .* got another or a damaged file"):
         Posterior.open(cut)
     xr.Dataset({"flux": ("x", np.ones(3))}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
     with pytest.raises(ValueError, match=r"other.nc: must be a posterior written by probdeblend, got another file"):
