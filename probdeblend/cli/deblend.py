@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -96,7 +97,7 @@ def _deblend_image(deblender: Deblender, images: tuple[Path, ...], arguments: di
 
     with options.new_folder(given, *images, *given["psf"], *given["rms"]) as folder:
         bands = [path if given["hdu"] is None else f"{path}[{given['hdu']}]" for path in images]
-        with tqdm(desc="sky, noise and PSF", unit="tile", leave=False, disable=None) as bar:
+        with tqdm(desc="sky, noise and PSF", unit="tile", leave=False, disable=None if sys.stderr else True) as bar:
             posterior = deblender(bands, **arguments, progress=partial(_advance, bar))
         write_products(folder, posterior, save_draws=given["save_draws"])
         failed = _draw(folder / "field.png", posterior, bands[0])

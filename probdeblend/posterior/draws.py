@@ -51,8 +51,8 @@ class Posterior:
     dataset
         The variables ``flux`` (total) and ``flux_auto`` (Kron) ``(chain, draw, source, band)``, at least one of them,
         and columns of the sources. The coordinates ``scene``, ``group``, ``label``, ``x``, ``y`` and, where known,
-        ``ra``, ``dec`` and ``id (source,)``; ``zero_point (band,)``. The attributes ``method``, ``unit``, ``pixel_scale``
-        (arcsec), ``scenes`` (their number) and, where known, ``wcs`` (a FITS header).
+        ``ra``, ``dec`` and ``id (source,)``; ``zero_point (band,)``. The attributes ``method``, ``unit``,
+        ``pixel_scale`` (arcsec), ``scenes`` (their number) and, where known, ``wcs`` (a FITS header).
     cutouts
         The pixels of each source, or None.
     """
