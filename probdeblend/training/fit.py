@@ -146,6 +146,7 @@ def _forward(loss: nn.Module, batch: Sequence[Tensor]) -> Tensor:
     moved = [part.to(device, non_blocking=True) for part in batch]
     if moved[0].ndim == 4:
         moved[0] = moved[0].contiguous(memory_format=torch.channels_last)
+    torch.clear_autocast_cache()  # inside the caller's autocast, it would keep the weights of the first step
     with torch.autocast(device.type, torch.bfloat16):
         return loss(*moved)
 

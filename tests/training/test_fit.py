@@ -53,6 +53,17 @@ def test_training_finds_the_line():
     assert loss.line.weight.dtype == torch.float32
 
 
+def test_training_inside_autocast():
+    """The caller's mixed precision must not keep weights as they were before the first step."""
+    plain, inside, few = LineLoss(), LineLoss(), Schedule(8, learning_rate=0.05, validate_every=4)
+    torch.manual_seed(7)
+    reference = train(plain, schedule=few)
+    torch.manual_seed(7)
+    with torch.autocast("cpu", enabled=False):
+        assert train(inside, schedule=few) == reference
+    assert torch.equal(inside.line.weight, plain.line.weight)
+
+
 class StoppedError(Exception):
     pass
 
@@ -86,18 +97,29 @@ def loaded(first):
     return DataLoader(Numbered(first), batch_size=None)
 
 
+def same(one, other):
+    """Whether two states are equal: weights, optimizer, history, and the state of random numbers."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
 @pytest.mark.parametrize("source", [batches, loaded])
 def test_resumed_training_is_the_uninterrupted_one(tmp_path, source):
     whole, first, again = LineLoss(), LineLoss(), LineLoss()
     checkpoint = tmp_path / "state"
     torch.manual_seed(7)
-    reference = train(whole, source)
+    reference = train(whole, source, checkpoint=tmp_path / "whole")
     torch.manual_seed(7)
     with pytest.raises(StoppedError):
         train(first, Interrupted(source), checkpoint=checkpoint)
     torch.manual_seed(99)
     resumed = train(again, source, checkpoint=checkpoint)
     assert resumed == reference
+    states = [torch.load(path, weights_only=True) for path in (tmp_path / "whole", checkpoint)]
+    assert same(*states)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
     # A run that was over stays as it is.
     assert train(LineLoss(), source, checkpoint=checkpoint) == reference

@@ -1,5 +1,8 @@
 """The recipe of the scene network: what it writes, resuming, and training further."""
 
+from itertools import count
+from pathlib import Path
+
 import pytest
 import torch
 from bumps import Bumps
@@ -71,12 +74,40 @@ def test_training_goes_on_where_it_was_killed(weights, tmp_path, monkeypatch):
     assert not (tmp_path / "w").exists()
     with pytest.raises(FileExistsError, match="an interrupted run exists: resume continues it"):
         train(tmp_path / "w", **FEW)
-    with pytest.raises(ValueError, match="must be resumed with the settings it was begun with"):
-        train(tmp_path / "w", **FEW | {"steps": 3}, resume=True)
+    for other in ({"steps": 3}, {"seed": 1}, {"batch_size": 3}, {"start": weights}):
+        with pytest.raises(ValueError, match="must be resumed with the settings it was begun with"):
+            train(tmp_path / "w", **FEW | other, resume=True)
     train(tmp_path / "w", **FEW, resume=True)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert load(tmp_path / "w").digest == load(weights).digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_is_the_same_wherever_it_was_interrupted(tmp_path, monkeypatch, workers):
+    """In the middle of writing each checkpoint and the weights, with dropout, and with the processes of a loader."""
+    options, write = {"steps": 3, "batch_size": 2, "workers": workers}, Path.write_bytes
+    train(tmp_path / "whole", **options)
+    for at in range(1, 5):
+        numbers, output = count(1), tmp_path / f"again{at}"
+
+        def dies(path, data, numbers=numbers, at=at):
+            if next(numbers) == at:
+                write(path, bytes(data)[: len(data) // 3])
+                raise KeyboardInterrupt
+            return write(path, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", dies)
+            with pytest.raises(KeyboardInterrupt):
+                train(output, **options)
+        assert not output.exists()
+        assert [path.name for path in tmp_path.glob("*.partial")] == ([f"again{at}.partial"] if at > 1 else [])
+        train(output, **options, resume=at > 1)
+        assert load(output).digest == load(tmp_path / "whole").digest
+        assert load(output).description == load(tmp_path / "whole").description
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again1", "again2", "again3", "again4", "whole"]
 
 
 def test_weights_are_trained_further(weights, tmp_path):
