@@ -3,96 +3,83 @@
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 
 import numpy as np
 import torch
-from astropy.nddata import NDData, NDUncertainty, StdDevUncertainty
+from astropy.io import fits
+from astropy.nddata import NDData, StdDevUncertainty
 from astropy.units import Quantity
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..photometry.extensions import Parts
-from ..photometry.headers import stated_gain, stated_zero_point
-from ..photometry.images import open_mosaic
+from ..photometry.headers import gain, zero_point
+from ..photometry.images import FieldImage, open_mosaic
 from .pixels import numbers
 
-__all__ = ["Band", "Image", "bad_pixels", "bands_of", "plain", "uncertainty"]
+__all__ = ["Image", "bad_pixels", "bands_of", "plain"]
 
 Image = ArrayLike | NDData | Quantity | str | PathLike
 
 
-@dataclass(eq=False)
-class Band:
-    """Pixels of one band, masked where bad, and what is known of them from the image itself."""
-
-    pixels: NDArray | Parts
-    name: str = ""
-    unit: str = ""
-    wcs: WCS | None = None
-    zero_point: float | None = None
-    error: NDUncertainty | None = None
-    notes: tuple[str, ...] = ()
-    noise: Parts | None = None
-    gain: float | None = None
-    psf: NDArray | None = None
-
-
-def bands_of(image: Image | Sequence[Image], dq: object, stack: contextlib.ExitStack) -> list[Band]:
-    """Open an image, and split it into its bands."""
+def bands_of(image: Image | Sequence[Image], dq: object, stack: contextlib.ExitStack) -> list[FieldImage]:
+    """Open an image, and split it into its bands, whose pixels are masked where they are bad."""
     single = (str, PathLike, NDData)
     if isinstance(image, (list, tuple)) and all(isinstance(item, single) or np.ndim(item) >= 2 for item in image):
-        return [_opened(item, dq, stack) for item in image] or [Band(np.zeros(0))]
+        return [_opened(item, dq, stack) for item in image] or [_array(np.zeros(0))]
     whole = _opened(image, dq, stack)
-    if len(whole.pixels.shape) != 3 or not len(whole.pixels):
+    if len(whole.shape) != 3 or not len(whole.data):
         return [whole]
-    errors = [None] * len(whole.pixels)
-    if (error := whole.error) is not None:
-        errors = [type(error)(own, unit=error.unit) for own in np.broadcast_to(error.array, whole.pixels.shape)]
-    return [replace(whole, pixels=pixels, error=own) for pixels, own in zip(whole.pixels, errors, strict=True)]
+    noise = [None] * len(whole.data) if whole.noise is None else whole.noise
+    return [replace(whole, data=data, noise=own) for data, own in zip(whole.data, noise, strict=True)]
 
 
-def _opened(item: Image, dq: object, stack: contextlib.ExitStack) -> Band:
+def _opened(item: Image, dq: object, stack: contextlib.ExitStack) -> FieldImage:
     if isinstance(item, (str, PathLike)):
-        return _stored(item, dq, stack)
+        return stack.enter_context(open_mosaic(item, dq=dq))
     if dq is not None:
         raise ValueError(f"dq must be left out for an image that is not a file, got {dq!r}")
     if isinstance(item, NDData):
         return _described(item)
     values = plain("image", item)
-    pixels = numbers("image", values.value if isinstance(values, Quantity) else values)
-    return Band(pixels, unit=str(getattr(values, "unit", None) or ""))
+    return _array(values.value if isinstance(values, Quantity) else values, str(getattr(values, "unit", None) or ""))
 
 
-def _stored(path: str | PathLike, dq: object, stack: contextlib.ExitStack) -> Band:
-    """Open a file, of which parts are read when they are needed."""
-    file = stack.enter_context(open_mosaic(path, dq=dq))
-    pixels = file.data
-    if file.mask is not None:
-        pixels = Parts(file.shape, lambda part: np.ma.array(file.data[part], mask=file.mask[part]))
-    known = {"notes": file.notes, "noise": file.noise, "gain": file.gain}
-    return Band(pixels, re.sub(r"\.fits?(\.\w+)?$", "", file.name), file.unit, file.wcs, file.zero_point, **known)
+def _array(values: ArrayLike, unit: str = "", **known: object) -> FieldImage:
+    empty = dict.fromkeys(("wcs", "pixel_scale", "zero_point"))
+    return FieldImage("", numbers("image", values), unit=unit, header=fits.Header(), **empty | known)
 
 
-def _described(item: NDData) -> Band:
+def _described(item: NDData) -> FieldImage:
     """Take an NDData with its mask, uncertainty, PSF, world coordinates and header."""
     shape, mask, unit, notes = np.shape(item.data), np.ma.nomask, str(item.unit or ""), []
     if item.mask is not None:
         mask = np.broadcast_to(bad_pixels("the mask of image", item.mask, shape, ()), shape)
-    if item.uncertainty is not None and np.shape(item.uncertainty.array) not in {shape, ()}:
-        wrong = np.shape(item.uncertainty.array)
-        raise ValueError(f"the uncertainty of image must have the image's shape {shape}, got {wrong}")
     if not isinstance(wcs := item.wcs, WCS | None):
         notes.append(f"world coordinates are not used, as they are a {type(wcs).__name__}, not an astropy.wcs.WCS")
         wcs = None
-    headers = [item.meta] if isinstance(item.meta, Mapping) else []
-    known = {"error": item.uncertainty, "psf": item.psf, "gain": stated_gain("image", headers, unit)}
-    zero_point = stated_zero_point("image", headers, unit, notes)
-    return Band(numbers("image", np.ma.array(item.data, mask=mask)), "", unit, wcs, zero_point, notes=notes, **known)
+    known = {"wcs": wcs, "noise": _deviation(item, notes), "psf": item.psf, "gain": gain([item.meta], unit)}
+    known["zero_point"] = zero_point("image", item.meta, unit, notes)
+    return _array(np.ma.array(item.data, mask=mask), unit, notes=tuple(notes), **known)
+
+
+def _deviation(item: NDData, notes: list[str]) -> NDArray | None:
+    """Return the uncertainty of an NDData as a standard deviation, not positive or not finite where a pixel is bad."""
+    if (error := item.uncertainty) is None:
+        return None
+    shape = np.shape(item.data)
+    if np.shape(error.array) not in {shape, ()}:
+        raise ValueError(f"the uncertainty of image must have the image's shape {shape}, got {np.shape(error.array)}")
+    with contextlib.suppress(TypeError), np.errstate(all="ignore"):
+        error = error.represent_as(StdDevUncertainty)
+        rms = error.array if error.unit is None else error.quantity.to_value(item.unit)
+        if (np.isfinite(rms) & (rms > 0)).any():
+            return np.broadcast_to(rms, shape)
+    notes.append("the uncertainty of image is not used, as its kind is not known or it is nowhere positive and finite")
+    return None
 
 
 def plain(name: str, values: object) -> object:
@@ -115,22 +102,3 @@ def bad_pixels(name: str, values: ArrayLike, *shapes: tuple[int, ...]) -> NDArra
     if bad.shape not in shapes:
         raise ValueError(f"{name} must have the image's shape {shapes[0]}, got {bad.shape}")
     return bad
-
-
-def uncertainty(band: Band) -> NDArray | Parts | None:
-    """Sky noise from the uncertainty of an NDData, not positive or not finite where a pixel is bad, or of a file."""
-    if band.error is None:
-        return band.noise
-    name = "the uncertainty of image"
-    with np.errstate(all="ignore"):
-        try:
-            error = band.error.represent_as(StdDevUncertainty)
-        except TypeError:
-            form = "a standard deviation, a variance or an inverse variance"
-            raise TypeError(
-                f"{name} must be {form}, got {type(band.error).__name__} of {band.error.array.dtype}"
-            ) from None
-        rms = numbers(name, error.array if error.unit is None else error.quantity.to_value(band.unit))
-    if not (np.isfinite(rms) & (rms > 0)).any():
-        raise ValueError(f"{name} must be positive and finite, or sky_rms given")
-    return np.broadcast_to(rms, band.pixels.shape)

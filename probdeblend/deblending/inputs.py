@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -23,13 +24,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..photometry.extensions import Parts, deviations
-from ..photometry.headers import flux_unit
-from ..photometry.images import ZERO_POINT_TOLERANCE, read_image
+from ..photometry.headers import ZERO_POINT_TOLERANCE, Parts, deviations, flux_unit
+from ..photometry.images import FieldImage, read_image
 from ..photometry.noise import correlation_sum, noise_numbers
 from ..photometry.sky import estimate_noise_kernel, middle_of
 from ..scene import PIXEL_SCALE_TOLERANCE, Instrument, drizzle_kernel
-from .bands import Band, Image, bad_pixels, bands_of, plain, uncertainty
+from .bands import Image, bad_pixels, bands_of, plain
 from .pixels import CHECKED, LARGEST_MISFIT, SMALLEST_SKY, BandPixels, bridged, numbers
 from .psfs import REACH, PsfLike, band_psfs, camera_of, gaussian, smooth, widening
 
@@ -65,6 +65,9 @@ class Observation:
     smoothing, noise_ratio
         Gaussians ``(band, y, x)`` that bands are smoothed with for the network, if any is, and the sky noise that is
         left of that of the image's pixels ``(band,)``.
+    raw
+        Returns pixels as they are in the image, for rows and columns of each band, NaN where bad; None if `window`
+        returns them, over a number.
     noise_map
         Returns the noise that is given for rows and columns, for each band a number or a map.
     sky_rms
@@ -92,6 +95,7 @@ class Observation:
     zero_point: tuple[float, ...] = ()
     wcs: WCS | None = None
     notes: list[str] = field(default_factory=list)
+    raw: Callable[[slice, slice], list[NDArray[np.float64]]] | None = None
     noise_map: Callable[[slice, slice], list[NDArray[np.float64]]] = lambda *_: []
     smoothing: Tensor | None = None
     noise_ratio: NDArray[np.float32] | float = 1.0
@@ -129,7 +133,7 @@ def observe(  # noqa: PLR0913
     """Open an image for deblending; the arguments are those of `probdeblend.deblend`."""
     with contextlib.ExitStack() as stack:
         opened = bands_of(image, dq, stack)
-        shape = _common("shape", [tuple(band.pixels.shape) for band in opened])
+        shape = _common("shape", [tuple(band.shape) for band in opened])
         unit = _common("unit", [band.unit for band in opened])
         if len(shape) != 2 or not min(shape):
             raise ValueError(f"image must have the axes (y, x) or (band, y, x), got shape {shape}")
@@ -138,9 +142,13 @@ def observe(  # noqa: PLR0913
             raise TypeError(f"wcs must be an astropy.wcs.WCS, got {type(wcs).__name__}")
         notes = [note for band in opened for note in band.notes]
         noise, masks = _noise_of(sky_rms, opened, shape, unit, notes), _masks(mask, len(opened), shape)
-        bands = [BandPixels(band.pixels, *known) for band, *known in zip(opened, masks, noise, strict=True)]
-        bands = [_checked(*pair, notes) for pair in zip(bands, opened, strict=True)]
+        bands = [BandPixels(band.data, *known) for band, *known in zip(opened, masks, noise, strict=True)]
+        bands = [_checked(band, notes) for band in bands]
         notes += [_not_subtracted(band) for band in bands if not band.background]
+        own = [band.psf for band in opened]
+        if psf is None and all(array is not None for array in own):
+            psf = own
+            notes.append("the PSF is that of the image itself")
         camera = camera_of(psf)
         scale = _pixel_scale(wcs, camera, notes)
         flux, factor, zero_points = _fluxes(unit, scale, zero_point, [band.zero_point for band in opened], notes)
@@ -150,11 +158,12 @@ def observe(  # noqa: PLR0913
         waves = _per_band("wavelength", wavelength, [camera.wavelength if camera else math.nan] * len(bands), u.micron)
         yield Observation(
             shape=shape,
-            psf=band_psfs(_own_psf(psf, opened, notes), bands, scale or 1.0, notes),
+            psf=band_psfs(psf, bands, scale or 1.0, notes),
             noise_kernel=torch.stack(kernels),
             photon=torch.tensor(photon, dtype=torch.float32),
             wavelength=torch.tensor(waves, dtype=torch.float32),
             window=lambda rows, columns: _window(bands, rows, columns),
+            raw=lambda *part: [band.raw(part) for band in bands],
             noise_map=lambda *part: [band.given_noise(part) for band in bands],
             sky_rms=lambda x, y: factor * np.stack([band.noise_at(x, y) for band in bands], -1),
             bands=_names([band.name for band in opened]),
@@ -174,6 +183,7 @@ def _common(name: str, values: list) -> object:
 
 def _names(given: list[str]) -> tuple[str, ...]:
     """Names of the bands, numbers where files do not tell them apart."""
+    given = [re.sub(r"\.fits?(\.\w+)?$", "", name) for name in given]
     if len(given) == 1:
         return ("",)
     return tuple(given) if all(given) and len(set(given)) == len(given) else tuple(map(str, range(len(given))))
@@ -201,13 +211,13 @@ def _per_band(name: str, given: object, otherwise: list, *units: u.UnitBase) -> 
     return np.broadcast_to(values, len(otherwise)).tolist()
 
 
-def _noise_of(sky_rms: object, opened: list[Band], shape: tuple[int, int], unit: str, notes: list[str]) -> list:
+def _noise_of(sky_rms: object, opened: list[FieldImage], shape: tuple[int, int], unit: str, notes: list[str]) -> list:
     """Sky noise of each band: a number, a map, or None where it is to be measured."""
     if sky_rms is None:
-        return [uncertainty(band) for band in opened]
+        return [band.noise for band in opened]
     if isinstance(sky_rms, (str, PathLike)):
         file = read_image(sky_rms, kind="ERR")
-        sky_rms = deviations("sky_rms", file.header, file.unit, unit, notes)(file.data)
+        sky_rms = deviations("sky_rms", file.header, unit, notes)(file.data)
     if isinstance(sky_rms := plain("sky_rms", sky_rms), Quantity):
         sky_rms = _value("sky_rms", sky_rms, u.Unit(unit, parse_strict="silent"))
     noise = numbers("sky_rms", sky_rms).astype(np.float64).filled(np.nan)
@@ -228,28 +238,24 @@ def _masks(given: ArrayLike | None, bands: int, shape: tuple[int, int]) -> Seque
     return np.broadcast_to(bad_pixels("mask", given, shape, (bands, *shape)), (bands, *shape))
 
 
-def _checked(band: BandPixels, opened: Band, notes: list[str]) -> BandPixels:
+def _checked(band: BandPixels, notes: list[str]) -> BandPixels:
     """Refuse noise that is not the scatter of blank sky; scale that of the image's own file to it, or leave it out.
 
     Such a map may be corrected for the correlation between pixels, which leaves its level off.
     """
-    if (noise := opened.noise) is None or band.rms is not noise:
+    if not isinstance(noise := band.rms, Parts):
         band.check_noise()
         return band
-    scatter = band.scatter()[0]
-    known = np.isfinite(band.given_noise(middle_of(band.shape, CHECKED))).any()
-    if 1 / LARGEST_MISFIT < scatter < LARGEST_MISFIT:
-        notes.append(f"the sky noise is {noise.name} times {scatter:.2f}, as blank sky scatters")
-        return replace(band, rms=Parts(band.shape, lambda part: scatter * noise[part]))
-    if known and np.isnan(scatter):
-        notes.append(f"the sky noise is {noise.name}, as there is too little blank sky to measure it")
-        return band
-    wrong = f"blank sky scatters {scatter:.2g} times as much as" if known else "there is nothing positive in"
-    notes.append(f"the sky noise is measured, as {wrong} {noise.name}")
-    return replace(band, rms=None)
+    factor, known = band.scatter()[0], np.isfinite(band.given_noise(middle_of(band.shape, CHECKED))).any()
+    factor = 1.0 if known and np.isnan(factor) else factor  # there is too little blank sky to tell
+    if not 1 / LARGEST_MISFIT < factor < LARGEST_MISFIT:
+        notes.append(f"the sky noise is measured, as blank sky scatters {factor:.2g} times as much as {noise.name}")
+        return replace(band, rms=None)
+    notes.append(f"the sky noise is {noise.name}, times {factor:.2f} to be the scatter of blank sky")
+    return replace(band, rms=replace(noise, read=lambda part: factor * noise[part]))
 
 
-def _gains(given: object, opened: list[Band], unit: str, notes: list[str]) -> list[float | None]:
+def _gains(given: object, opened: list[FieldImage], unit: str, notes: list[str]) -> list[float | None]:
     """Return the counts per unit of the image for each band; None where they are not known."""
     if given is None:
         stated = [f"{band.gain:.6g}" for band in opened if band.gain]
@@ -261,15 +267,6 @@ def _gains(given: object, opened: list[Band], unit: str, notes: list[str]) -> li
             raise ValueError(f"gain must be a number for an image in {unit}, got {given}")
         given = _value("gain times image", given * pixel, *COUNTS)
     return _per_band("gain", given, [None] * len(opened))
-
-
-def _own_psf(psf: PsfLike | None, opened: list[Band], notes: list[str]) -> PsfLike | None:
-    """Return the PSF that is given, or that of the image itself, as an NDData may hold it."""
-    own = [band.psf for band in opened]
-    if psf is not None or any(array is None for array in own):
-        return psf
-    notes.append("the PSF is that of the image itself")
-    return own
 
 
 def _fluxes(unit: str, scale: float | None, given: object, own: list, notes: list[str]) -> tuple[str, float, list]:

@@ -1,37 +1,32 @@
 """FITS images and PSFs, checked as they are read, and squares cut out of images."""
 
-import bz2
 import contextlib
 import gzip
-import lzma
-import math
+import io
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from os import SEEK_END, PathLike
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from astropy.io import fits
 from astropy.nddata import NoOverlapError, overlap_slices
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
-from astropy.wcs.utils import proj_plane_pixel_area
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from ..scene import ALONE, PIXEL_SCALE_TOLERANCE
-from .extensions import Parts, bad_bits, choose, companion, deviations, flagged
-from .headers import PIXEL_SCALE_CARDS, celestial, flux_unit, number_of, stated_gain, stated_zero_point, unit_of
+from .headers import Parts, choose, companions, described, number_of
 
 __all__ = ["FieldImage", "check_psf", "cut_stamps", "open_mosaic", "read_image", "read_psf", "uncovered"]
 
-ZERO_POINT_TOLERANCE = 0.02  # mag
-PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-LARGEST_PACKED = 2**32  # bytes that a compressed file may hold
+PIXEL_SCALE_CARDS = ("PIXSCALE", "PIXSCL", "PIXSCAL")
+GZIP = b"\x1f\x8b"
+LARGEST_PACKED = 2**31  # bytes that a compressed file may hold, as they are held in memory
 LARGEST_CHECKED = 2**31  # bytes of a file whose checksums are verified, for which astropy loads whole HDUs
 LARGEST_SIDE = 2**18  # pixels; longer rows could not be read in blocks
 NO_COVERAGE = np.ones((5, 5), dtype=bool)  # smallest block of exact zeros that means no exposure
@@ -39,15 +34,15 @@ NO_COVERAGE = np.ones((5, 5), dtype=bool)  # smallest block of exact zeros that 
 
 @dataclass(frozen=True, eq=False)
 class FieldImage:
-    """An image in a FITS file.
+    """An image, and what its file or container says of it.
 
     Parameters
     ----------
     name
         Name of the file.
     data
-        Pixels ``(y, x)`` as native 32- or 64-bit floats; of a mosaic, parts of it, which are read when they are
-        needed.
+        Pixels ``(y, x)`` as native 32- or 64-bit floats; of a mosaic, parts of it, masked where the data
+        quality is bad, which are read when they are needed.
     wcs
         Celestial world coordinates, or None if the header has none.
     pixel_scale
@@ -60,10 +55,12 @@ class FieldImage:
         Header of the image's HDU.
     notes
         What was taken from the file, and what was left out and why, one sentence each.
-    noise, mask
-        Standard deviation, and whether pixels are bad, from extensions of the file, read when they are needed; or None.
+    noise
+        Standard deviation of the sky in the image's unit, also in parts, or None.
     gain
         Counts per unit of the image that cards of the header state, or None.
+    psf
+        Effective PSF, or None.
     """
 
     name: str
@@ -74,9 +71,9 @@ class FieldImage:
     unit: str
     header: fits.Header
     notes: tuple[str, ...] = ()
-    noise: Parts | None = None
-    mask: Parts | None = None
+    noise: NDArray | Parts | None = None
     gain: float | None = None
+    psf: NDArray | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -110,7 +107,7 @@ class FieldImage:
 
 
 def read_image(path: str | PathLike[str], *, hdu: int | str | None = None, kind: str = "SCI") -> FieldImage:
-    """Read a two-dimensional image, without the noise and the mask that go along with it.
+    """Read a two-dimensional image, without its noise; pixels of bad quality are NaN.
 
     SIP terms are dropped unless CTYPE announces them: some mosaics keep those of their input exposures, which would
     shift positions by arcseconds to arcminutes. The zero point is that of the unit, if it is one of flux density (nJy,
@@ -144,7 +141,7 @@ def read_image(path: str | PathLike[str], *, hdu: int | str | None = None, kind:
     with open_mosaic(path, hdu=hdu, kind=kind) as image:
         data = image.data[:, :]
     data = data.astype(np.result_type(data.dtype.newbyteorder("="), np.float32))
-    return replace(image, data=data, noise=None, mask=None)
+    return replace(image, data=np.ma.filled(data, np.nan), noise=None)
 
 
 def read_psf(path: str | PathLike[str], *, pixel_scale: float | None = None) -> np.ndarray:
@@ -227,7 +224,12 @@ def open_mosaic(
     with contextlib.ExitStack() as stack:
         with _readable(path):
             # Not mapped, as astropy refuses to map integers that are to be scaled.
-            file = stack.enter_context(_unpacked(path))
+            file = stack.enter_context(Path(path).open("rb"))
+            if file.read(len(GZIP)) == GZIP:
+                with gzip.open(path) as packed:
+                    file = io.BytesIO(packed.read(LARGEST_PACKED))
+                    if packed.read(1):  # behind the last byte, its checksum is verified
+                        raise ValueError(f"{path}: must be unpacked first, as it holds more than 2 GiB")
             check = file.seek(0, SEEK_END) < LARGEST_CHECKED
             file.seek(0)
             hdus = stack.enter_context(fits.open(file, memmap=False, lazy_load_hdus=False, checksum=check))
@@ -241,8 +243,10 @@ def open_mosaic(
                 notes.append(f"{path}: the image is {chosen.name},{chosen.ver}, one of {number}")
             if not check and any("DATASUM" in item.header for item in hdus):
                 notes.append(f"{path}: checksums are not verified, as the file has more than 2 GiB")
-            known = _accompanying(path, hdus, chosen, dq, notes) if kind == "SCI" else {}
-            mosaic = replace(_described(path, hdus, chosen, notes), **known)
+            parts = partial(_parts, path)
+            known = companions(chosen, hdus, parts, dq, notes) if kind == "SCI" else {"data": parts(chosen)}
+            known |= described(path, hdus, chosen, notes)
+            mosaic = FieldImage(Path(path).name, header=chosen.header, notes=tuple(notes), **known)
         yield mosaic
 
 
@@ -258,7 +262,7 @@ def cut_stamps(image: NDArray | Parts, first_pixels: ArrayLike, size: int) -> ND
     for stamp, corner in zip(stamps, corners, strict=True):
         with contextlib.suppress(NoOverlapError):
             there, here = overlap_slices(image.shape, stamp.shape, corner[::-1] + (size - 1) / 2, mode="partial")
-            stamp[here] = image[there]
+            stamp[here] = np.ma.filled(np.ma.asarray(image[there]).astype(kind), np.nan)
     return stamps
 
 
@@ -286,7 +290,7 @@ def _readable(path: str | PathLike[str]) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # what astropy raises here depends on the damage
-            if str(error).startswith(str(path)):
+            if str(error).startswith((str(path), "dq must")):
                 raise
             raise ValueError(f"{path}: not a FITS file, or damaged ({' '.join(str(error).split())})") from error
 
@@ -298,63 +302,4 @@ def _parts(path: str | PathLike[str], hdu: fits.ImageHDU) -> Parts:
         with _readable(path):
             return hdu.section[(*(0,) * (len(hdu.shape) - 2), *part)]
 
-    return Parts(hdu.shape[-2:], read)
-
-
-@contextlib.contextmanager
-def _unpacked(path: str | PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file, or what a compressed one holds, up to the checksum at its end."""
-    with Path(path).open("rb") as file:
-        magic = file.read(max(map(len, PACKED)))
-        file.seek(0)
-        opened = next((opened for start, opened in PACKED.items() if magic.startswith(start)), None)
-        if opened is None:
-            yield file
-            return
-        with opened(file) as packed, tempfile.TemporaryFile(buffering=0) as unpacked:
-            while block := packed.read(2**24):
-                if unpacked.tell() + unpacked.write(block) > LARGEST_PACKED:
-                    raise ValueError(f"{path}: must be unpacked first, as it holds more than 4 GiB")
-            with open(unpacked.fileno(), "rb", closefd=False) as plain:
-                yield plain
-
-
-def _accompanying(
-    path: str | PathLike[str], hdus: fits.HDUList, chosen: fits.ImageHDU, dq: object, notes: list[str]
-) -> dict[str, Parts]:
-    """Return the noise and the mask that go along with an image in its file."""
-    (noise, quality), known = (companion(hdus, chosen, kind) for kind in ("ERR", "DQ")), {}
-    if noise is not None:
-        name = f"{noise.name},{noise.ver} of {path}"
-        try:
-            converted = deviations(name, noise.header, unit_of(noise.header), unit_of(chosen.header), notes)
-            pixels = _parts(path, noise)
-            known["noise"] = Parts(pixels.shape, lambda part: converted(pixels[part]), name)
-        except ValueError as error:
-            notes.append(f"{error}, so it is not used")
-    if quality is None and dq is not None:
-        raise ValueError(f"{path}: dq must be left out for an image without an extension DQ, got {dq!r}")
-    if quality is not None:
-        name, flags = f"{quality.name},{quality.ver} of {path}", _parts(path, quality)
-        if flags.dtype.kind not in "iu" or (dq is None and quality.name == "MASK" and flags.dtype.itemsize > 1):
-            notes.append(f"{name} is not used, as what it holds is not known")
-        else:
-            bits, words = bad_bits(path, [chosen.header, hdus[0].header], dq)
-            notes.append(f"pixels are bad where {name} has {words}")
-            known["mask"] = flagged(flags, bits)
-    return known
-
-
-def _described(path: str | PathLike[str], hdus: fits.HDUList, chosen: fits.ImageHDU, notes: list[str]) -> FieldImage:
-    headers = [hdu.header for hdu in hdus if hdu in (chosen, hdus[0])]
-    wcs, unit = celestial(path, chosen.header, hdus, notes), unit_of(chosen.header)
-    scale = None if wcs is None else 3600 * float(np.sqrt(proj_plane_pixel_area(wcs)))
-    zero_point = stated_zero_point(path, headers, unit, notes)
-    _, factor, fixed = flux_unit(unit, scale or math.nan)
-    if fixed is not None and not math.isnan(factor):
-        fixed += -2.5 * math.log10(factor)
-        if zero_point is not None and abs(zero_point - fixed) > ZERO_POINT_TOLERANCE:
-            notes.append(f"{path}: the zero point {zero_point:g} is not used, as the unit {unit} has {fixed:.4g}")
-        zero_point = fixed
-    found = FieldImage(Path(path).name, _parts(path, chosen), wcs, scale, zero_point, unit, chosen.header, tuple(notes))
-    return replace(found, gain=stated_gain(path, headers, unit))
+    return Parts(hdu.shape[-2:], read, f"{hdu.name},{hdu.ver} of {path}", hdu.section.dtype)

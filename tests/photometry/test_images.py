@@ -137,12 +137,14 @@ def test_unreadable_files(tmp_path, rng):
         read_image(tiles)
 
 
-@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress, gzip.compress])
-def test_what_is_packed_may_be_as_large_as_it_says_and_not_larger(tmp_path, pixels, pack, monkeypatch):
-    (tmp_path / "x.fits.z").write_bytes(pack(write(tmp_path / "x.fits", pixels).read_bytes()))
-    np.testing.assert_array_equal(read_image(tmp_path / "x.fits.z").data, pixels)
+def test_what_is_packed_may_hold_as_much_as_can_be_read_at_once(tmp_path, pixels, monkeypatch):
+    content = write(tmp_path / "x.fits", pixels).read_bytes()
+    for number, pack in enumerate((gzip.compress, bz2.compress, lzma.compress)):
+        path = tmp_path / f"{number}.fits"
+        path.write_bytes(pack(content))
+        np.testing.assert_array_equal(read_image(path).data, pixels)
     monkeypatch.setattr(images, "LARGEST_PACKED", 2**19)
-    (tmp_path / "bomb.fits").write_bytes(pack(bytes(2**20)))
+    (tmp_path / "bomb.fits").write_bytes(gzip.compress(bytes(2**20)))
     with pytest.raises(ValueError, match=r"bomb.fits: must be unpacked first, as it holds more than"):
         read_image(tmp_path / "bomb.fits")
 
@@ -276,14 +278,14 @@ CDELT = {f"CD{i}_{j}": None for i in (1, 2) for j in (1, 2)}
     ("cards", "reason"),
     [
         ({"CD1_1": 0.0, "CD2_2": 0.0}, "that have no meaning (PCi_ja matrix is singular)"),
-        ({"CD1_2": LINEAR["CD1_1"], "CD2_1": LINEAR["CD2_2"]}, "pixels that are not 1e-06 to 100000 arcsec wide"),
+        ({"CD1_2": LINEAR["CD1_1"], "CD2_1": LINEAR["CD2_2"]}, "without a pair of celestial axes of any scale"),
         (CDELT | {"CDELT1": 0.0, "CDELT2": 1e-5}, "that have no meaning (PCi_ja matrix is singular)"),
         (CDELT, "without CDELT1, CDELT2"),
         ({"CRVAL1": None, "CRVAL2": None}, "without CRVAL1, CRVAL2"),
         ({"CRPIX2": None}, "without CRPIX2"),
         ({"CTYPE2": None}, "that have no meaning (Unmatched celestial axes)"),
         ({"CTYPE1": "LINEAR", "CTYPE2": "LINEAR"}, "without a pair of celestial axes"),
-        ({"CRVAL1": 1e300}, "with CRVAL beyond a full turn"),
+        ({"CRVAL1": 1e300}, "without a pair of celestial axes of any scale"),
         ({"CUNIT1": "furlong"}, "that have no meaning"),
     ],
 )

@@ -58,10 +58,10 @@ def test_pixels_are_read_when_they_are_asked_for(mosaic, monkeypatch):
     read, pixels = [], fits.Section.__getitem__
     monkeypatch.setattr(fits.Section, "__getitem__", lambda self, part: read.append(pixels(self, part)) or read[-1])
     with open_mosaic(path) as opened:
-        assert sum(part.size for part in read) <= 2  # which tell the type
+        assert read == []
         opened.window(0, 0, 5)
         assert opened.noise[:2, 3:5].tolist() == [[1, 1], [1, 1]]
-        assert opened.mask[:2, 3:5].all()
+        assert opened.data[:2, 3:5].mask.all()
         assert max(part.size for part in read) <= 13**2
 
 
