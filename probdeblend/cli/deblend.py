@@ -113,8 +113,7 @@ def _arguments(given: dict) -> dict[str, object]:
     found["calibrate"] = not given["no_calibrator"]
     found["psf"] = given["psf"][0] if len(given["psf"]) == 1 else list(given["psf"]) or None
     found["sky_rms"] = _noise(given["rms"])
-    for name in ("zero_point", "wavelength"):
-        found[name] = list(given[name]) or None
+    found |= {name: list(given[name]) or None for name in ("zero_point", "wavelength")}
     found["positions"] = None if given["positions"] is None else read_positions(given["positions"])
     return found
 

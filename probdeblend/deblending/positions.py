@@ -26,13 +26,12 @@ CORNERS = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
 LARGEST_LABEL = 2**31 - 1  # that a segmentation map holds
 
 
-def locate(
-    positions: object, shape: tuple[int, int], wcs: WCS | None, notes: list[str]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray | None]:
-    """Return x and y in pixels, and labels, of given sources, see `Deblender.forward`, and note what is left out.
+Located = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray | None]
+"""Sources inside an image: x and y in pixels, labels, and what names the sources where that cannot be a label."""
 
-    The last is what names the sources where that cannot be a label, or None.
-    """
+
+def locate(positions: object, shape: tuple[int, int], wcs: WCS | None, notes: list[str]) -> Located:
+    """Return the sources of a list, see `Deblender.forward`; what is outside of the image is left out and noted."""
     if isinstance(positions, (str, PathLike)):
         positions = read_positions(positions)
     if isinstance(positions, np.ndarray) and positions.dtype.names:
@@ -106,8 +105,9 @@ def _names(table: Table) -> NDArray | None:
     known = {name.lower(): name for name in reversed(table.colnames)}
     for column in filter(known.__contains__, LABEL_COLUMNS):
         values = np.ma.asarray(table[known[column]])
+        values = values if values.dtype.kind in "iuf" else values.astype(str)
         if values.dtype.kind != "f" and values.ndim == 1 and len(np.unique(values.compressed())) == len(table):
-            return values.data if values.dtype.kind in "iu" else values.data.astype(str)
+            return values.data
         if column == "label":
             raise ValueError("positions must have labels of which no two are alike and none is missing")
     return None
@@ -131,9 +131,8 @@ def _inside(x: NDArray, y: NDArray, shape: tuple[int, int], notes: list[str]) ->
         raise ValueError("positions must hold at least one source, got none")
     inside = (x >= -0.5) & (y >= -0.5) & (x < shape[1] - 0.5) & (y < shape[0] - 0.5)
     if not inside.any():
-        image = f"the image of {shape[1]} x {shape[0]} pixels"
-        first = f"the first at x, y = {x[0]:.6g}, {y[0]:.6g}"
-        raise ValueError(f"positions must be inside {image}, got none of {len(x)} there, {first}")
+        found = f"got none of {len(x)} there, the first at x, y = {x[0]:.6g}, {y[0]:.6g}"
+        raise ValueError(f"positions must be inside the image of {shape[1]} x {shape[0]} pixels, {found}")
     if not inside.all():
         notes.append(f"{np.sum(~inside)} of {len(x)} positions are outside of the image, and not in the catalog")
     unique, counts = np.unique(np.stack([x, y], -1)[inside], axis=0, return_counts=True)

@@ -82,7 +82,7 @@ def test_one_place_on_the_sky(sky, wcs):
         ("id", [0, 1, 2], [1, 2, 3], [0, 1, 2]),
         ("ID", ["a7", "b", "c"], [1, 2, 3], ["a7", "b", "c"]),
         ("Name", np.array([b"a7", b"b", b"c"]), [1, 2, 3], ["a7", "b", "c"]),
-        ("name", np.array(["a7", "b", "c"], dtype=object), [1, 2, 3], ["a7", "b", "c"]),
+        ("name", np.array(["a7", "b", 3], dtype=object), [1, 2, 3], ["a7", "b", "3"]),
         ("number", [4, 4, 4], [1, 2, 3], None),
         ("number", [7.0, 3.0, 1.5], [1, 2, 3], None),
         ("id", MaskedColumn([7, 3, 9], mask=[False, True, False]), [1, 2, 3], None),
