@@ -7,19 +7,22 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from astropy.stats import mad_std
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ..networks.dropout import GroupDraws
 from ..networks.scenes import SHAPES
+from ..photometry.noise import correlation_sum
 from ..posterior.cutouts import Cutouts
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 from ..scene import SOURCE_TYPES
 from .inputs import Observation
 from .pixels import NARROW
-from .tiles import Cut, Reading
+from .tiles import FAINT, Cut, Reading
 
 __all__ = ["distances", "familiar", "posterior_of"]
 
@@ -31,6 +34,11 @@ BAD_FRACTION = 0.1  # of a mask
 COVERAGE = NARROW + 1  # pixels on a side of the smallest area that is not interpolated: it cuts the sources beside it
 LARGEST_POWER = 30  # of ten in the noise, up to which deblended images are in single precision
 UNEVEN = 1.5  # ratio of the noise within a mask
+HIGH, FLAT, STEPS = 30.0, 1e-4, 100  # a plateau's least height over the noise, roughness, and height in steps of pixels
+LARGEST_RADIUS = 13.5  # pixels that hold half of the light within a mask; the training has up to 12
+AROUND = 48  # pixels around a source whose sky is measured
+MARGINS, LEAST_SKY = (32, 24, 16, 8), 300  # pixels from all masks, the first beyond which as many pixels are left
+SKY_ERRORS, LARGEST_SKY = 4.0, 0.2  # standard errors, and sky noise of a pixel, of a level that matters
 
 
 def posterior_of(
@@ -122,32 +130,92 @@ def _cutouts(seen: Sequence[Observation], readings: Sequence[Reading], rms: NDAr
     return Cutouts(corner, seen[0].shape, mask=masks, mask_std=spread, image=light)
 
 
-def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, bool, bool]:
-    """Whether a border cuts a source, its pixels are bad, and its noise is uneven."""
+def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, ...]:
+    """Whether a border cuts a source, its pixels are bad or saturated, its noise is uneven, and it is too large."""
     rows, columns = _sides(cut)
     wide = (slice(side.start - COVERAGE, side.stop + COVERAGE) for side in (rows, columns))
-    bad = ~image.window(*wide)[1].bool().all(0).cpu().numpy()
-    inner, mask = (slice(COVERAGE, -COVERAGE),) * 2, cut.mask > 0.5
+    ratio, good = (values.cpu().numpy() for values in image.window(*wide))
+    bad, inner, mask = ~(good > 0).all(0), (..., *[slice(COVERAGE, -COVERAGE)] * 2), cut.mask > 0.5
     uncovered = ndimage.binary_opening(bad, np.ones((COVERAGE, COVERAGE))) if bad.any() else bad
-    bad, edge = bad[inner], bool((ndimage.binary_dilation(uncovered)[inner] & mask).any())
+    bad, edge = bad[inner], (ndimage.binary_dilation(uncovered)[inner] & mask).any()
     distance = np.hypot(np.arange(rows.start, rows.stop)[:, None] - y, np.arange(columns.start, columns.stop) - x)
-    poor = bool(bad[distance < BAD_RADIUS].any() or cut.mask[bad].sum() > BAD_FRACTION * cut.mask.sum())
+    poor = bad[distance < BAD_RADIUS].any() or cut.mask[bad].sum() > BAD_FRACTION * cut.mask.sum()
     maps = [noise[mask] for noise in image.noise_map(rows, columns) if noise.ndim and mask.any()]
     uneven = any(np.divide(*np.nanpercentile(noise, [95, 5])) > UNEVEN for noise in maps)
-    return edge, poor, uneven
+    ratio, near = ratio[inner], mask | (distance < BAD_RADIUS)
+    high = [band for band, values in enumerate(ratio) if values[near].max(initial=0) > HIGH]
+    pixels = image.raw(rows, columns) if high and image.raw else ratio
+    flat = any(_plateau(pixels[band], near) for band in high)
+    order, light = np.argsort(distance, axis=None), (cut.share * ratio * mask).clip(0).max(0)
+    within = np.cumsum(light.ravel()[order])
+    large = distance.ravel()[order][np.searchsorted(within, within[-1] / 2)] > LARGEST_RADIUS
+    return edge, poor, uneven, flat, large
+
+
+def _plateau(pixels: NDArray[np.float64], near: NDArray[np.bool_]) -> bool:
+    """Whether the highest pixels of a source are as high as each other, as clipped and saturated ones are."""
+    known = np.isfinite(pixels)
+    values = np.unique(pixels[known])
+    top, low = pixels[near & known].max(), values[0]
+    if top - low < STEPS * np.diff(values).min(initial=np.inf):
+        return False
+    labels, _ = ndimage.label(near & known & (pixels > top - FLAT * (top - low)), np.ones((3, 3)))
+    for box in ndimage.find_objects(labels):
+        flat, sides = labels[box] > 0, [slice(max(side.start - 1, 0), side.stop + 1) for side in box]
+        around = pixels[*sides]
+        # Noise-free sources in the middle of 2 x 2 pixels have as many of one height, by symmetry.
+        symmetric = flat.shape == (2, 2) and np.allclose(around, around[::-1, ::-1], atol=FLAT * (top - low))
+        if flat.sum() > 2 and not symmetric:
+            return True
+    return False
+
+
+def _sky_left(image: Observation, reading: Reading) -> NDArray[np.bool_]:
+    """Whether the sky around each source has a level that matters in any band, or none that is known."""
+    correlation = [float(correlation_sum(kernel)) for kernel in image.noise_kernel]
+    lit = cKDTree(np.concatenate([np.zeros((0, 2)), *(np.argwhere(c.mask > FAINT) + c.corner for c in reading.cuts)]))
+    left = [
+        any(
+            not abs(level) <= max(SKY_ERRORS * error * math.sqrt(factor), LARGEST_SKY)
+            for (level, error), factor in zip(_sky_around(image, cut, lit), correlation, strict=True)
+        )
+        for cut in reading.cuts
+    ]
+    return np.array(left, dtype=bool)
+
+
+def _sky_around(image: Observation, cut: Cut, lit: cKDTree) -> list[tuple[float, float]]:
+    """Level of the sky around a source in each band, and its error for white noise; NaN where no sky is left."""
+    middle = [side.start + (side.stop - side.start) // 2 for side in _sides(cut)]
+    half = max(cut.mask.shape) // 2 + AROUND + MARGINS[0]
+    ratio, good = (values.cpu().numpy() for values in image.window(*(slice(n - half, n + half + 1) for n in middle)))
+    dark = np.ones(ratio.shape[1:], dtype=bool)
+    places = lit.data[lit.query_ball_point(middle, half, p=np.inf)].astype(int) - middle + half
+    dark[(*places.T,)] = dark[half, half] = False
+    inner = (slice(MARGINS[0], -MARGINS[0]),) * 2
+    distance, found = ndimage.distance_transform_edt(dark)[inner], []
+    for values, known in zip(ratio, good > 0, strict=True):
+        skies = [values[inner][known[inner] & (distance > margin)] for margin in MARGINS]
+        sky = next((sky for sky in skies if len(sky) >= LEAST_SKY), skies[-1])
+        found.append(
+            (np.median(sky), math.sqrt(math.pi / 2 / len(sky)) * mad_std(sky)) if len(sky) else (math.nan,) * 2
+        )
+    return found
 
 
 def _flags(seen: Observation, reading: Reading, brightest: float) -> NDArray[np.int64]:
     x, y = reading.x, reading.y
     found = [_defects(seen, cut, *place) for cut, *place in zip(reading.cuts, x, y, strict=True)]
-    cut, bad, uneven = np.array(found, dtype=bool).reshape(-1, 3).T
+    cut, bad, uneven, flat, large = np.array(found, dtype=bool).reshape(-1, 5).T
     near = np.minimum(np.minimum(x, seen.shape[1] - 1 - x), np.minimum(y, seen.shape[0] - 1 - y)) < EDGE
     raised = {
         Flag.EDGE: near | cut,
         Flag.BAD_PIXELS: bad,
         Flag.UNEVEN_NOISE: uneven,
         Flag.UNLISTED: reading.unlisted,
-        Flag.BRIGHT: reading.anchor.cpu().numpy().max(1, initial=-np.inf) > brightest,
+        Flag.BRIGHT: large | (reading.anchor.cpu().numpy().max(1, initial=-np.inf) > brightest),
+        Flag.SATURATED: flat,
+        Flag.SKY: _sky_left(seen, reading),
         Flag.LARGE_GROUP: np.bincount(reading.group, minlength=1)[reading.group] >= LARGEST_GROUP,
     }
     return sum(int(flag) * where.astype(np.int64) for flag, where in raised.items())

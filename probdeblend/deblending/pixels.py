@@ -29,7 +29,7 @@ LEAST_IN_CELL = 64  # blank pixels
 SIGNIFICANT, LEAST_LEVEL = 5.0, 0.2  # standard errors, and sky noise of a pixel, of a level that is subtracted
 LARGEST_MISFIT = 2.0  # of the noise that is given, over or below the scatter of blank sky
 CHECKED, LEAST_BLANK = 512, 1000  # pixels on a side that it is checked in, and of blank sky
-# Width in pixels of defects that are interpolated, and standard deviation in pixels and passes of the Gaussian for that.
+# Width in pixels of defects that are interpolated, and the Gaussian for that: standard deviation in pixels, and passes.
 BRIDGES = (3, 1.5, 7), (6, 2.0, 5)
 NARROW = BRIDGES[-1][0]
 LEAST_WEIGHT = 1e-3  # of good pixels around a pixel that is interpolated

@@ -30,7 +30,7 @@ from ..networks.trunk import REACH as TRUNK_REACH
 from ..scene import overlap_groups
 from .inputs import Observation
 
-__all__ = ["NEAR", "Reading", "find_peaks", "read_image", "source_features"]
+__all__ = ["FAINT", "NEAR", "Cut", "Reading", "find_peaks", "read_image", "source_features"]
 
 PATCH = 128  # pixels on a side whose sources are read together
 NEAR = int(SHARE_REACH)  # pixels around a source where it may have light
@@ -177,6 +177,8 @@ def read_image(
         raise ValueError(f"tile must be at least {STRIDE} pixels, got {tile}")
     tiles = _squares([slice(0, size) for size in seen.shape], tile)
     parts: list[_Part] = []
+    if progress is not None:
+        progress(0, len(tiles))
     with torch.inference_mode():
         for number, core in enumerate(tiles):
             parts += _read_tile(network, seen, core, positions, kept)

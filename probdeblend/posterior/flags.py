@@ -25,6 +25,8 @@ class Flag(IntFlag, boundary=STRICT):
     - ``MISFIT`` (2048): the best-fit model leaves larger residuals than noise would.
     - ``DISAGREEMENT`` (4096): refinement and network disagree.
     - ``UNEVEN_NOISE`` (8192): the given noise varies within its mask; pixels are divided by a smooth version of it.
+    - ``SATURATED`` (16384): its highest pixels are equally high, as clipped and saturated ones are.
+    - ``SKY`` (32768): the sky around it is not zero, or no sky is left there to tell.
     """
 
     EDGE = 1
@@ -41,6 +43,8 @@ class Flag(IntFlag, boundary=STRICT):
     MISFIT = 2048
     DISAGREEMENT = 4096
     UNEVEN_NOISE = 8192
+    SATURATED = 16384
+    SKY = 32768
 
     @classmethod
     def _missing_(cls, value: object) -> Self:

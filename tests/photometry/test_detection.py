@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sep
 
 from probdeblend.photometry import detection as photometry
 
@@ -180,3 +181,19 @@ def test_exposure_is_positive(pair):
 def test_image_that_is_all_source():
     with pytest.raises(ValueError, match="image must be sky-subtracted and not one crowded source, SEP reports"):
         photometry.detect(np.full((600, 600), 10.0), 0.1)
+
+
+def test_sources_that_fill_the_buffer_of_sep_are_found():
+    """With the limits of the process as they were."""
+    rows, columns = np.indices((90, 90))
+    image = np.exp(-((rows - 40) ** 2 + (columns - 50) ** 2) / 800) + 1e-3 * np.sin(rows * columns)
+    usual = photometry.detect(image, 0.02)
+    limit = sep.get_extract_pixstack()
+    sep.set_extract_pixstack(2000)
+    try:
+        found = photometry.detect(image, 0.02)
+        assert sep.get_extract_pixstack() == 2000
+    finally:
+        sep.set_extract_pixstack(limit)
+    np.testing.assert_array_equal(found.segmentation, usual.segmentation)
+    assert found.flux == pytest.approx(usual.flux)
