@@ -30,7 +30,7 @@ __all__: list[str] = []  # private to the package
 VERSION = 1  # of every kind of file; raise it when a format changes after a release
 TABLES = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".fit": "fits", ".vot": "votable"}
 LARGEST_RATIO = 1100  # of data to what zlib stores
-LARGEST_SMALL = 2**26  # bytes
+LARGEST_HOLE, LEAST_FILLED = 2**26, 100  # bytes, and the ratio of a file's length to what is stored of it
 RECORD = ".probdeblend.json"  # in a folder: the digests of the files that a run wrote
 HERE, EXCHANGE = -100, 2  # of Linux's renameat2: paths from the working folder, and both names keep a folder
 
@@ -48,11 +48,19 @@ def check_header(attributes: Mapping[str, object], kind: str, path: object) -> N
         raise ValueError(f"{path}: must be a {kind} of version {VERSION}, got version {version}")
 
 
+def check_file(path: str | PathLike[str], kind: str = "file") -> None:
+    """Refuse a path where no file is, or one that is nearly all a hole, which would be read as gigabytes of zeros."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such {kind}")
+    size, blocks = Path(path).stat().st_size, getattr(Path(path).stat(), "st_blocks", 0)
+    if size > LARGEST_HOLE and 0 < 512 * LEAST_FILLED * blocks < size:
+        raise ValueError(f"{path}: must hold what it has room for, got a {kind} that is nearly all a hole")
+
+
 @contextlib.contextmanager
 def open_hdf5(path: str | PathLike[str], kind: str) -> Iterator[h5py.File]:
     """Open an HDF5 file of a kind as by `header`, which holds all its data; what is read of it may be damaged."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_file(path)
     try:
         with h5py.File(path, "r") as file:
             check_header(file.attrs, kind, path)
@@ -76,15 +84,6 @@ def _stored(item: h5py.Dataset) -> bool:
     if item.is_scale and not stored:  # a dimension of netCDF without coordinates
         stored = Path(item.file.filename).stat().st_size
     return not (item.is_virtual or item.external) and (item.nbytes or 0) <= LARGEST_RATIO * stored
-
-
-def read_small(path: str | PathLike[str], kind: str) -> bytes:
-    """Return what is in a file of a kind that is never large."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if (size := Path(path).stat().st_size) > LARGEST_SMALL:
-        raise ValueError(f"{path}: must be a {kind} of at most {LARGEST_SMALL} bytes, got {size}")
-    return Path(path).read_bytes()
 
 
 @contextlib.contextmanager
@@ -270,8 +269,7 @@ def read_table(path: str | PathLike[str], **options: object) -> Table:
 
     The options are those of `astropy.table.Table.read` for this format.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_file(path)
     ending = Path(str(path).lower().removesuffix(".gz")).suffix
     if ending not in TABLES:
         raise ValueError(f"{path}: must be a table whose name ends with one of {', '.join(TABLES)}")
@@ -282,18 +280,18 @@ def read_table(path: str | PathLike[str], **options: object) -> Table:
                     raise ValueError("its rows are in another file")
         return Table.read(path, format=TABLES[ending], **options)
     except Exception as error:  # what astropy raises here depends on the format and on the damage
-        raise ValueError(f"{path}: not a table of the kind that its name says ({error})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: not a table of the kind that its name says ({reason})") from error
 
 
 def read_tensors(path: str | PathLike[str], *, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the metadata and the tensors of a safetensors file, which must be of a kind as by `header`."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such {kind}")
+    check_file(path, kind)
     try:
         with safe_open(path, framework="pt") as file:
             metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, MemoryError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from None
     check_header(metadata, kind, path)
     return metadata, tensors

@@ -19,6 +19,7 @@ from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from .._files import check_file
 from ..scene import ALONE, PIXEL_SCALE_TOLERANCE
 from .headers import Parts, choose, companions, described, number_of
 
@@ -281,8 +282,7 @@ def _split(path: str | PathLike[str], hdu: int | str | None) -> tuple[str | Path
 @contextlib.contextmanager
 def _readable(path: str | PathLike[str]) -> Iterator[None]:
     """Turn whatever astropy raises while it reads a FITS file into one sentence."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_file(path)
     with ALONE, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fatal = r"(?s).*(truncated|[Mm]issing END card|sum verification failed)"

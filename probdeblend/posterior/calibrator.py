@@ -24,12 +24,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from os import PathLike
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._files import check_header, header, read_small, whole_file
+from .._files import check_file, check_header, header, whole_file
 from ..metrics.arrays import group_total
 from ..scene import Scene
 from .cutouts import Cutouts
@@ -280,7 +281,8 @@ class Calibrator:
         ValueError
             If it is no calibrator, or one of another version.
         """
-        return cls.parse(read_small(path, "calibrator"), path=path)
+        check_file(path)
+        return cls.parse(Path(path).read_bytes(), path=path)
 
 
 def known_sources(posterior: Posterior, scene: Scene, matched: ArrayLike) -> Known:
