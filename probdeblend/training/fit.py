@@ -102,29 +102,28 @@ def fit(
     if state is not None:  # only now: a data loader draws its seed from the generator when it starts
         torch.set_rng_state(state["random"])
         torch.cuda.set_rng_state_all(state["cuda"])
-    bar = tqdm(total=schedule.steps, initial=history.step, desc="train", unit="batch")
-    for batch in islice(source, schedule.steps - history.step):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(history.step)
-        value = _step(loss, batch, optimizer)
-        running += [] if value is None else [value]
-        history.skipped += value is None
-        history.step += 1
-        bar.update()
-        if history.step % schedule.validate_every and history.step < schedule.steps:
-            continue
-        if _validated(loss, validation, history, running):
-            best = {name: value.detach().clone() for name, value in loss.state_dict().items()}
-        running = []
-        losses = (f"{name} {value:.4f}" for name, value in history.rows[-1].items() if name != "step")
-        bar.write(f"step {history.step}: {', '.join(losses)}")
-        if checkpoint is not None:
-            stored = {"loss": loss.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
-            stored |= {"history": vars(history), "random": torch.get_rng_state()}
-            stored["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-            with whole_bytes(checkpoint, overwrite=True) as file:
-                torch.save(stored, file)
-    bar.close()
+    with tqdm(total=schedule.steps, initial=history.step, desc="train", unit="batch") as bar:
+        for batch in islice(source, schedule.steps - history.step):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate(history.step)
+            value = _step(loss, batch, optimizer)
+            running += [] if value is None else [value]
+            history.skipped += value is None
+            history.step += 1
+            bar.update()
+            if history.step % schedule.validate_every and history.step < schedule.steps:
+                continue
+            if _validated(loss, validation, history, running):
+                best = {name: value.detach().clone() for name, value in loss.state_dict().items()}
+            running = []
+            losses = (f"{name} {value:.4f}" for name, value in history.rows[-1].items() if name != "step")
+            bar.write(f"step {history.step}: {', '.join(losses)}")
+            if checkpoint is not None:
+                stored = {"loss": loss.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
+                stored |= {"history": vars(history), "random": torch.get_rng_state()}
+                stored["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+                with whole_bytes(checkpoint, overwrite=True) as file:
+                    torch.save(stored, file)
     loss.load_state_dict(best)
     loss.eval()
     return history
