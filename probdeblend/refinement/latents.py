@@ -6,15 +6,16 @@ band; the center in pixels from the listed position; ln of the circularized half
 index. Each has a range, outside of which there is no density, and `Within` maps any real number into it: so the guide
 never leaves the support of the prior.
 
-Brightness has a broad prior, the same for every camera. Sizes and shapes follow the galaxies of
-`~probdeblend.simulation.population.Population`, marginalized over magnitudes and types; a share of 0.02 has any shape,
-since a type of galaxy leaves out indices and axis ratios that real galaxies have.
+Brightness has a broad prior, the same for every camera. Sizes and shapes have a normal distribution for each type of
+galaxy, with the moments of galaxies of `~probdeblend.simulation.population.Population`: its tails have indices and axis
+ratios that the population leaves out and real galaxies have.
 """
 
 from __future__ import annotations
 
 import math
 from copy import copy
+from functools import lru_cache
 
 import pyro
 import pyro.distributions as dist
@@ -23,9 +24,9 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
-from ..scene import GALAXY_TYPES
+from ..scene import seeded
 from ..simulation.morphology import SMOOTH_INDEX
-from ..simulation.population import FLATTENING, Population
+from ..simulation.population import Population
 
 __all__ = [
     "AXES",
@@ -36,6 +37,7 @@ __all__ = [
     "FluxPrior",
     "ShapePrior",
     "Within",
+    "galaxy_shapes",
 ]
 
 AXES = 6  # unknowns of a source besides its fluxes: position (2) and shape (4)
@@ -50,9 +52,8 @@ SHAPE_RANGE = (
 POSITION_SPREAD = 1.0  # pixels
 BRIGHTNESS, BRIGHTNESS_SPREAD, COLOR_SPREAD = 6.0, 2.5, 1.0  # of ln total flux over sky noise
 APERTURE, APERTURE_SPREAD, APERTURE_FREEDOM = -0.1, 0.06, 4.0  # of ln(auto / total flux)
-ANY_SHAPE = 0.02
 FLATTEST = 0.995  # ellipticity; the corners of its range are beyond it
-ROUND = 1e-3  # softens the density of shapes at round galaxies, where it has a pole
+DRAWN, LEAST_DRAWN = 4096, 20  # galaxies that tell the moments of all types, and fewest of a type that counts
 
 
 class Within(Transform):
@@ -131,61 +132,41 @@ class ShapePrior(_SourcePrior):
     support = constraints.real_vector
 
     def __init__(self, population: Population, pixel_scale: float, batch_shape: tuple[int, ...] = ()) -> None:
-        self.population, self.pixel_scale = population, pixel_scale
-        weight, mean, covariance = (
-            torch.tensor(v) for v in (population.weights, population.means, population.covariances)
-        )
-        scatter = (covariance[..., 1, 1] + population.size_scatter**2).sqrt()
-        center = mean[..., 1] - math.log(pixel_scale)
-        self.major = dist.MixtureSameFamily(dist.Categorical(weight), dist.Normal(center, scatter), validate_args=False)
-        self.index_low, self.index_span = torch.tensor(SMOOTH_INDEX[: len(GALAXY_TYPES)]).unbind(-1)
-        spheroid = torch.arange(len(GALAXY_TYPES)) == GALAXY_TYPES.index("sph")
-        self.least, *flat = (torch.where(spheroid, *ends) for ends in zip(*FLATTENING, strict=True))
-        self.flat = dist.Beta(*flat, validate_args=False)
-        self.quantile = dist.Beta(torch.tensor(2.0), torch.tensor(2.0), validate_args=False)
+        self.types, *_ = galaxy_shapes(population, pixel_scale)
+        self.low, self.high, _ = (torch.tensor(ends) for ends in SHAPE_RANGE)
         super().__init__(torch.Size(batch_shape), torch.Size([4]), validate_args=False)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draw shapes ``(*sample, *batch, 4)`` of galaxies by the population's program."""
-        shape = torch.Size(sample_shape) + self.batch_shape
-        galaxies = self.population.replace(star_fraction=0.0)
-        with torch.no_grad(), pyro.poutine.block(), pyro.plate("drawn", shape.numel(), dim=-3):
-            drawn = galaxies.source(self.pixel_scale)
-        drawn = {name: value.reshape(shape) for name, value in drawn.items()}
-        kind, anything, twice = drawn["source_type"], torch.rand(shape) < ANY_SHAPE, 2 * drawn["angle"]
-        low, high, _ = (torch.tensor(ends) for ends in SHAPE_RANGE)
-        ln_index = (self.index_low[kind] + self.index_span[kind] * drawn["sersic_quantile"]).log()
-        ln_index = torch.where(anything, low[3] + (high[3] - low[3]) * torch.rand(shape), ln_index)
-        size = (1 - drawn["axis_ratio"]) / (1 + drawn["axis_ratio"])
-        size = torch.where(anything, high[1] * torch.rand(shape).sqrt(), size)
-        ln_radius = (drawn["half_light_radius"] / self.pixel_scale).log() + torch.log((1 - size) / (1 + size)) / 2
-        values = torch.stack([ln_radius, size * twice.cos(), size * twice.sin(), ln_index], -1).float()
-        return torch.minimum(torch.maximum(values, low), high)
+        """Draw shapes ``(*sample, *batch, 4)``."""
+        shape = self.types.sample(torch.Size(sample_shape) + self.batch_shape)
+        return torch.minimum(torch.maximum(shape, self.low), self.high)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the density, summed over types; minus infinity beyond the range."""
-        ln_radius, first, second, ln_index = value[..., None].unbind(-2)
-        size = (first.square() + second.square() + ROUND**2).sqrt().clamp(max=FLATTEST)
-        q = (1 - size) / (1 + size)
-        major = self.major.log_prob((ln_radius - q.log() / 2).expand(*value.shape[:-1], len(GALAXY_TYPES)))
-        flat = _beta(self.flat, (1 - q) / (1 - self.least)) - torch.log1p(-self.least)
-        # The density of the axis ratio, spread over a circle of ellipticities.
-        flat = flat + math.log(2.0) - 2 * torch.log1p(size) - (2 * math.pi * size).log()
-        index = _beta(self.quantile, (ln_index.exp() - self.index_low) / self.index_span)
-        own = flat + index + ln_index - self.index_span.log()
-        low, high, _ = SHAPE_RANGE
-        anything = torch.full_like(own, -math.log((high[3] - low[3]) * math.pi * high[1] ** 2))
-        own = torch.logaddexp(own + math.log1p(-ANY_SHAPE), anything + math.log(ANY_SHAPE))
-        total = (major + own + torch.tensor(self.population.type_probabilities).log()).logsumexp(-1)
-        return total.masked_fill(_beyond(value, torch.tensor(low), torch.tensor(high)), -math.inf)
+        """Return the density; minus infinity beyond the range."""
+        return self.types.log_prob(value).masked_fill(_beyond(value, self.low, self.high), -math.inf)
+
+
+@lru_cache(maxsize=8)
+def galaxy_shapes(population: Population, pixel_scale: float) -> tuple[dist.MixtureSameFamily, Tensor, Tensor]:
+    """Return a mixture of one normal distribution for each type of galaxy, and the mean and covariance of them all.
+
+    They have the moments of galaxies that the population's program draws.
+    """
+    galaxies = population.replace(star_fraction=0.0)
+    with seeded(0), torch.no_grad(), pyro.poutine.block(), pyro.plate("drawn", DRAWN, dim=-3):
+        drawn = {name: value.flatten() for name, value in galaxies.source(pixel_scale).items()}
+    kind, q, twice = drawn["source_type"], drawn["axis_ratio"], 2 * drawn["angle"]
+    size, (index, span) = (1 - q) / (1 + q), torch.tensor(SMOOTH_INDEX)[kind].unbind(-1)
+    ln_radius = (drawn["half_light_radius"] * q.sqrt() / pixel_scale).log()
+    ln_index = (index + span * drawn["sersic_quantile"]).log()
+    shape = torch.stack([ln_radius, size * twice.cos(), size * twice.sin(), ln_index], -1).float()
+    parts = [own for number in kind.unique() if len(own := shape[kind == number]) > LEAST_DRAWN]
+    mean, covariance = (torch.stack([moment(part.T) for part in parts]) for moment in (lambda v: v.mean(1), torch.cov))
+    number = dist.Categorical(torch.tensor([float(len(part)) for part in parts]))
+    types = dist.MixtureSameFamily(number, dist.MultivariateNormal(mean, covariance), validate_args=False)
+    return types, shape.mean(0), torch.cov(shape.T)
 
 
 def _beyond(value: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     """Return which vectors ``(...)`` have a number outside its range; the ends belong to it."""
     return ((value < low) | (value > high)).any(-1)
-
-
-def _beta(beta: dist.Beta, value: Tensor) -> Tensor:
-    """Return the log-density of a beta distribution: -1e3 outside its support, with finite gradients."""
-    inside = (value > 0) & (value < 1)
-    return torch.where(inside, beta.log_prob(torch.where(inside, value, 0.5)), -1e3)

@@ -7,16 +7,14 @@ the size and shape (4), the last of galaxies alone; then for each band the sky l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..scene import seeded
-from ..simulation.population import Population
-from .latents import APERTURE, AXES, FLUX_RANGE, POSITION_RANGE, POSITION_SPREAD, SHAPE_RANGE, FluxPrior, ShapePrior
+from .latents import APERTURE, AXES, FLUX_RANGE, POSITION_RANGE, POSITION_SPREAD, SHAPE_RANGE, FluxPrior, galaxy_shapes
 from .model import SITES, Listed, SceneModel
 
 __all__ = ["Unknowns"]
@@ -24,7 +22,6 @@ __all__ = ["Unknowns"]
 STEPS = (0.02, 0.02, 0.01, 0.01, 0.01, 0.02)  # of central differences, along position and shape
 GROWTH_STEP = 0.005
 REACH = 0.08  # of the range of a number, the largest change in one step of a climb
-PRIOR_DRAWS = 4096
 CHUNK = 64  # draws at a time
 
 
@@ -154,7 +151,7 @@ class Unknowns:
 
     @cached_property
     def _prior(self) -> tuple[Tensor, Tensor]:
-        shape, covariance = _shape_moments(self.model.population, self.listed.pixel_scale)
+        _, shape, covariance = galaxy_shapes(self.model.population, self.listed.pixel_scale)
         flux = FluxPrior(self.bands).total
         mean = torch.cat([flux.mean.double(), torch.zeros(2), shape])
         parts = [flux.covariance_matrix.double(), POSITION_SPREAD**2 * torch.eye(2), covariance]
@@ -182,11 +179,3 @@ class Unknowns:
             "angle": galaxy * np.arctan2(second, first) / 2,
             "sersic_index": galaxy * np.exp(ln_index),
         }
-
-
-@lru_cache(maxsize=8)
-def _shape_moments(population: Population, pixel_scale: float) -> tuple[Tensor, Tensor]:
-    """Return mean ``(4,)`` and covariance of shapes under the prior."""
-    with seeded(0):
-        shape = ShapePrior(population, pixel_scale).sample((PRIOR_DRAWS,)).double()
-    return shape.mean(0), torch.cov(shape.T)
