@@ -249,7 +249,7 @@ def _checked(band: BandPixels, notes: list[str]) -> BandPixels:
     factor, known = band.scatter()[0], np.isfinite(band.given_noise(middle_of(band.shape, CHECKED))).any()
     factor = 1.0 if known and np.isnan(factor) else factor  # there is too little blank sky to tell
     if not 1 / LARGEST_MISFIT < factor < LARGEST_MISFIT:
-        notes.append(f"the sky noise is measured, as blank sky scatters {factor:.2g} times as much as {noise.name}")
+        notes.append(f"the sky noise is measured, as {noise.name} is far from the scatter of blank sky")
         return replace(band, rms=None)
     notes.append(f"the sky noise is {noise.name}, times {factor:.2f} to be the scatter of blank sky")
     return replace(band, rms=replace(noise, read=lambda part: factor * noise[part]))
@@ -276,7 +276,7 @@ def _fluxes(unit: str, scale: float | None, given: object, own: list, notes: lis
         kind = "of flux, or of surface brightness if the size of a pixel is known"
         raise ValueError(f"the unit of image must be {kind}, got {unit}")
     if flux != unit:
-        notes.append(f"pixels in {unit} are multiplied by their solid angle, so fluxes are in {flux}")
+        notes.append(f"pixels in {unit} are multiplied by their area, so fluxes are in {flux}")
     if isinstance(u.Unit(unit, parse_strict="silent"), u.UnrecognizedUnit):
         notes.append(f"astropy does not know the unit {unit}, so fluxes are sums of pixels in it")
     points = _per_band("zero_point", given, own if fixed is None else [fixed] * len(own), u.ABmag, u.mag)

@@ -1,7 +1,5 @@
 """Every form of an image becomes the same pixels over sky noise, and what is wrong with one is said in a sentence."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -257,21 +255,13 @@ def test_a_file_alone_brings_its_noise_and_its_mask(tmp_path):
     assert flagged([path, plain], sky_rms=1.5)[0].sum((1, 2)).tolist() == [bad.sum(), 0]
 
 
-@pytest.mark.parametrize(
-    ("noise", "reason"),
-    [
-        (30.0, r"measured, as blank sky scatters 0.0\d+ times as much as ERR,1 of"),
-        (0.01, r"measured, as blank sky scatters (1e.02|\d+) times as much as ERR,1 of"),
-        (0.0, "measured, as blank sky scatters nan times as much as ERR,1 of"),
-        (np.nan, "measured, as blank sky scatters nan times as much as ERR,1 of"),
-    ],
-)
-def test_noise_of_a_file_that_is_not_that_of_its_sky_is_measured(tmp_path, noise, reason):
+@pytest.mark.parametrize("noise", [30.0, 0.01, 0.0, np.nan])
+def test_noise_of_a_file_that_is_not_that_of_its_sky_is_measured(tmp_path, noise):
     image = light_of((80, 80), [40], [20], 300) + noise_of((80, 80))
     path = accompanied(tmp_path / "x.fits", image, noise)
     with observe(path, psf=PSF) as seen:
         assert seen.sky_rms(np.array([8.0]), np.array([9.0]))[0, 0] == pytest.approx(1, rel=0.1)
-    assert any(re.search(f"the sky noise is {reason}", note) for note in seen.notes)
+    assert f"the sky noise is measured, as ERR,1 of {path} is far from the scatter of blank sky" in seen.notes
     with pytest.raises(ValueError, match="sky_rms must be"):
         seen_of(image, sky_rms=f"{path}[ERR]")
 
@@ -327,7 +317,7 @@ def test_surface_brightness_becomes_flux(unit):
         sky, named, zero_point, notes = sky_of(PIXELS * factor * u.Unit(unit), sky_rms=RMS * factor, **options)
         assert sky == pytest.approx(RMS)
         assert (named, zero_point) == ("uJy", pytest.approx(23.9, abs=1e-3))
-        assert any("multiplied by their solid angle, so fluxes are in uJy" in note for note in notes)
+        assert any("multiplied by their area, so fluxes are in uJy" in note for note in notes)
     rms = RMS * factor * u.Unit(unit)
     assert sky_of(PIXELS * factor * u.Unit(unit), sky_rms=rms, wcs=world())[0] == pytest.approx(RMS)
     counts = sky_of(PIXELS * u.electron / u.s / u.arcsec**2, wcs=world(2.0))
