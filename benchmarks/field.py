@@ -1,9 +1,8 @@
 """Deblend a large field: seconds and memory by its area, the same catalog whatever the size of the tiles, and SEP's.
 
-Scenes of the published camera are added to an empty sky at random places, 3,000 sources to 16 million pixels, and
-noise is added once. The image is written to a FITS file, and a process of its own deblends it from there, so that its
-peak memory is that of an astronomer's run. Kron fluxes of isolated galaxies are easy: there the network must agree with
-the truth and with SEP.
+Groups of sources lie anywhere in an image of CANDELS F160W, 3,000 sources to 16 million pixels. The image is written to
+a FITS file, and a process of its own deblends it from there, so that its peak memory is that of an astronomer's run.
+Kron fluxes of isolated galaxies are easy: there the network must agree with the truth and with SEP.
 """
 
 from __future__ import annotations
@@ -15,30 +14,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from astropy.io import fits
-from astropy.table import Table, vstack
+from astropy.table import Table
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from benchmarks._command import Run, benchmark, weights_option
-from benchmarks._populations import published_scenes
-from benchmarks._scenes import LEAST_SNR, formatted
+from benchmarks._scenes import formatted
 from probdeblend._files import whole_file
 from probdeblend.deblending.weights import load
 from probdeblend.photometry.detection import detect, kron_flux
-from probdeblend.photometry.noise import add_noise
-from probdeblend.scene import SOURCE_TYPES, Scene, seed_of
+from probdeblend.scene import SOURCE_TYPES
 from probdeblend.simulation.cameras import Camera
-from probdeblend.training.evaluation import signal_to_noise
+from probdeblend.simulation.population import Population
+from probdeblend.simulation.scenes import Simulator
 
 __all__ = ["agreement", "compare_catalogs", "main", "write_field"]
 
 DENSITY = 3000 / 4000**2  # sources per pixel
 SIDES, SMALL_SIDES = (1000, 2000, 4000), (192, 384)  # pixels
 TILES, SMALL_TILES = (512, 256), (256, 128)
-SOURCES = (1, 2, 3, 4, 5, 8)  # in one of the scenes that are added
-AT_ONCE = 16  # scenes
 APART = 0.5  # pixels, within which two catalogs list the same source
-ISOLATED = 1e-3  # contested fraction of the light, below which a galaxy is isolated
+ISOLATED = 48.0  # pixels around a galaxy without another source, if it is isolated
 NEAR = 2.0  # pixels, within which a measurement is that of an isolated galaxy
 EDGE = 24.0  # pixels from the edge of the field, within which no galaxy counts as isolated
 STAR = SOURCE_TYPES.index("star")
@@ -80,50 +76,20 @@ def main(run: Run, weights: Path | None) -> None:
 
 
 def write_field(path: Path, side: int, *, seed: int) -> None:
-    """Simulate a square field and write it, with a table of its sources and which of them are isolated."""
-    rng, camera = np.random.default_rng(seed), Camera.candels_f160w()
-    light, wanted, batch = torch.zeros(side, side), round(DENSITY * side**2), 0
-    tables, stamps = [], []
-    while len(stamps) < wanted:
-        number = min(int(rng.choice(SOURCES)), wanted - len(stamps))
-        scenes = published_scenes(number, min(AT_ONCE, (wanted - len(stamps)) // number), seed=seed_of(seed, 1, batch))
-        corner = rng.integers(-scenes.image.shape[-1] // 4, side - 3 * scenes.image.shape[-1] // 4, (len(scenes), 2))
-        tables.append(_sources(scenes, corner[scenes.scene.numpy()]))
-        for stamp, place in zip(scenes.light[:, 0], corner[scenes.scene.numpy()].tolist(), strict=True):
-            stamps.append((stamp, place))
-            seen, own = _overlap(light, stamp, place)
-            seen += own
-        batch += 1
-    table = vstack(tables)
-    table["isolated"] &= [_contested(*_overlap(light, *stamp)) < ISOLATED for stamp in stamps]
-    from_edge = np.minimum(_places(table), side - 1 - _places(table)).min(1)
-    table["isolated"] &= from_edge > EDGE
-    table = table[from_edge > -0.5]
-    noise = {name: getattr(camera, name)[None] for name in ("sky_rms", "exposure", "noise_kernel")}
-    image = add_noise(light[None, None], **noise, generator=torch.Generator().manual_seed(seed))[0, 0].numpy()
+    """Simulate a square field and write it, with a table of its sources and which of them are isolated galaxies."""
+    population = Population.default().replace(size_scatter=0.0, star_fraction=0.1)
+    groups = max(round(DENSITY * side**2 / np.dot(population.number, range(len(population.number)))), 1)
+    simulator = Simulator(population, Camera.candels_f160w(), (side, side), groups=groups)
+    (field,) = simulator.batches(1, seed=seed, batch_size=1)
+    known = {"x": field.x, "y": field.y, "flux_auto": field.auto_flux[:, 0]}
+    table = Table({name: values.double().numpy() for name, values in known.items()})
+    places = _places(table)
+    table["isolated"] = KDTree(places).query(places, k=2)[0][:, 1] > ISOLATED
+    table["isolated"] &= field.source_type.numpy() != STAR
+    table["isolated"] &= np.minimum(places, side - 1 - places).min(1) > EDGE
     with whole_file(path) as temporary:
-        fits.HDUList([fits.PrimaryHDU(image), fits.BinTableHDU(table, name="SOURCES")]).writeto(temporary)
-
-
-def _sources(scenes: Scene, corner: NDArray) -> Table:
-    """Return what is true of the sources of scenes whose first pixels lie at corners y, x of the field."""
-    x, y = (corner[:, axis] + value.numpy() for axis, value in ((1, scenes.x), (0, scenes.y)))
-    bright_galaxy = (signal_to_noise(scenes) >= LEAST_SNR) & (scenes.source_type.numpy() != STAR)
-    return Table({"x": x, "y": y, "flux_auto": scenes.auto_flux[:, 0].double().numpy(), "isolated": bright_galaxy})
-
-
-def _overlap(light: torch.Tensor, stamp: torch.Tensor, corner: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the pixels of a field and those of a stamp with its first pixel at a corner y, x, where both are."""
-    low = [max(start, 0) for start in corner]
-    ends = zip(low, corner, stamp.shape, light.shape, strict=True)
-    spans = [(first, max(min(start + size, side), first)) for first, start, size, side in ends]
-    own = tuple(slice(low - start, high - start) for (low, high), start in zip(spans, corner, strict=True))
-    return light[tuple(slice(*span) for span in spans)], stamp[own]
-
-
-def _contested(light: torch.Tensor, own: torch.Tensor) -> float:
-    """Return the fraction of a source's light that others contest, 1 outside the field; see `benchmarks._scenes`."""
-    return 1 - float(own.double().square().sum() / (light * own).double().sum().clamp(min=1e-12))
+        image, sources = fits.PrimaryHDU(field.image[0, 0].numpy()), fits.BinTableHDU(table, name="SOURCES")
+        fits.HDUList([image, sources]).writeto(temporary)
 
 
 def _in_a_process(*given: object) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from astropy.io import fits
 from astropy.table import Table
 from scipy import special
 
@@ -133,21 +134,20 @@ def test_isolated_galaxies_agree_within_their_errors(rng, claim):
 
 
 def test_a_field_knows_which_of_its_galaxies_are_isolated(tmp_path, monkeypatch):
-    """The more of the light in its pixels belongs to others, the less isolated it is."""
-    monkeypatch.setattr(field, "DENSITY", 3 / 256**2)
+    """Those far from all others, and from the edge."""
+    monkeypatch.setattr(field, "DENSITY", 12 / 256**2)
     field.write_field(tmp_path / "field.fits", 256, seed=1)
     sources = Table.read(tmp_path / "field.fits", hdu="SOURCES")
-    assert 0 < len(sources) <= 3
+    assert len(sources) > 3
     assert (sources["flux_auto"] > 0).all()
-    light = torch.zeros(40, 40)
-    stamp = torch.ones(8, 8)
-    seen, own = field._overlap(light, stamp, [36, -4])
-    assert seen.shape == own.shape == (4, 4)
-    seen += own
-    assert field._contested(seen, own) == 0
-    seen += 3 * own
-    assert field._contested(seen, own) == pytest.approx(0.75)
-    assert field._contested(*field._overlap(light, stamp, [50, 50])) == 1
+    x, y = np.array([sources["x"], sources["y"]], dtype=float)
+    apart = np.hypot(x[:, None] - x, y[:, None] - y) + 1e9 * np.eye(len(x))
+    edge = np.minimum(np.minimum(x, 255 - x), np.minimum(y, 255 - y))
+    isolated = np.asarray(sources["isolated"], dtype=bool)
+    assert 0 < isolated.sum() < len(isolated)
+    assert (apart.min(1)[isolated] > 48).all()
+    assert (edge[isolated] > 24).all()
+    assert fits.getdata(tmp_path / "field.fits").shape == (256, 256)
 
 
 @pytest.mark.parametrize(
