@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import numpy as np
 import xarray as xr
@@ -176,7 +179,11 @@ def import_arviz() -> ModuleType:
     """Import ArviZ, which takes seconds and announces its next major version once per day."""
     with ALONE, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
-        import arviz
+        try:
+            import arviz
+        except OSError:  # it notes the day in the user's cache, which cannot be written
+            with TemporaryDirectory() as cache, patch.dict(os.environ, XDG_CACHE_HOME=cache):
+                import arviz
     return arviz
 
 

@@ -133,7 +133,7 @@ def refine(unknowns: Unknowns, starts: Tensor, *, draws: int = 400, attempts: in
     for name, value, least in (("draws", draws, 100), ("attempts", attempts, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    with torch.no_grad(), seeded(seed):
+    with torch.no_grad(), seeded(seed), np.errstate(all="ignore"):
         places, curvatures, share = find_modes(unknowns, starts)
         proposal, tried = Mixture(places, torch.linalg.inv(curvatures), share), []
         for _ in range(attempts):

@@ -93,7 +93,7 @@ class Refiner:
         dataset, groups = network.dataset.copy(deep=True), network.dataset["group"].values
         known = {name: list(arrays) for name, arrays in network.cutouts.known.items()}
         cutouts = Cutouts(network.cutouts.corner.copy(), network.cutouts.shape, **known)
-        with seeded(seed):
+        with seeded(seed), np.errstate(all="ignore"):
             for group in np.unique(groups):
                 members = np.flatnonzero(groups == group)
                 _put(dataset, cutouts, members, self._group(scene, network, members, seed=seed))
