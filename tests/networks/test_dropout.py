@@ -6,7 +6,7 @@ import torch
 from scenery import scenes, understand
 from scipy.stats import kstest
 
-from probdeblend.networks.dropout import draw_groups
+from probdeblend.networks.dropout import draw_groups, kept_units
 
 PAIRS = [(0, [0, 1]), (1, [1, 2]), (1, [0, 2])]
 FEW = {"draws": 40, "passes": 4}
@@ -47,6 +47,18 @@ def test_a_pass_drops_the_same_units_for_every_group(network, features):
     torch.testing.assert_close(found[:, :, 2], found[:, :, 0], rtol=1e-5, atol=1e-5)
     middle = draw_groups(network, features, PAIRS[:1], keys=[0], draws=8000, passes=4).log_flux.median(1).values
     assert middle.std(0).amin() > 1e-3
+
+
+def test_streams_of_seeds_are_apart(network, features):
+    """No pass of a seed is one of another seed, and no group's numbers are those of a group of another seed."""
+    passes = torch.cat([kept_units(0.1, 40, seed).token.flatten(1) for seed in (0, 1, 32, 64, 2**32, 2**40)])
+    assert len(passes.unique(dim=0)) == 6 * 40
+    assert torch.equal(kept_units(0.1, 8, 64).query, kept_units(0.1, 40, 64).query[:8])
+    drawn = [
+        draw_groups(network, features, PAIRS[:1], keys=[key], **FEW, seed=seed).log_flux
+        for seed, key in ((0, 64), (64, 0), (0, 65), (1, 64), (64, 64), (0, 0))
+    ]
+    assert len(torch.stack(drawn).flatten(1).unique(dim=0)) == 6
 
 
 def test_a_rounding_error_changes_draws_by_no_more(network, features):
