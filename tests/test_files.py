@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,18 @@ def test_tensors_come_back(tmp_path):
         read_tensors(path, kind="network")
 
 
+def test_a_hole_is_no_file(tmp_path):
+    path = tmp_path / "w.safetensors"
+    write_tensors(path, {"a": torch.zeros(2)}, {}, kind="weights file")
+    os.truncate(path, 2**33)
+    with pytest.raises(ValueError, match=r"w.safetensors: must hold what it has room for, got a weights file that is"):
+        read_tensors(path, kind="weights file")
+    (tmp_path / "list.csv").write_text("x,y\n1,2\n")
+    os.truncate(tmp_path / "list.csv", 2**33)
+    with pytest.raises(ValueError, match=r"list.csv: must hold what it has room for"):
+        read_table(tmp_path / "list.csv")
+
+
 def test_output_folder_appears_whole(tmp_path):
     target = tmp_path / "runs" / "out"
     with output_folder(target) as folder:
@@ -112,7 +125,7 @@ def test_output_folder_leaves_nothing_when_it_fails(tmp_path, earlier):
     assert not earlier or (target / "catalog.ecsv").read_text() == "earlier"
 
 
-def test_nothing_is_replaced_but_what_an_earlier_run_wrote(tmp_path):
+def test_nothing_is_replaced_but_what_an_earlier_run_wrote(tmp_path, monkeypatch):
     """Whatever its name: a file of the user's, a folder, and an output that the user has changed."""
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(
@@ -135,6 +148,13 @@ def test_nothing_is_replaced_but_what_an_earlier_run_wrote(tmp_path):
             write_output(target, overwrite=True)
         assert listed(target) == before
     target = write_output(tmp_path / "own")
+    with monkeypatch.context() as patch:
+        patch.chdir(target)
+        for name in (".", "..", target):
+            with pytest.raises(FileExistsError, match="holds the working folder, and is not replaced: choose another"):
+                write_output(name, overwrite=True)
+            with pytest.raises(FileExistsError, match="holds the working folder, and is not replaced: choose another"):
+                interrupt(name, {}, overwrite=True)
     given = [target / "catalog.ecsv"]
     with pytest.raises(FileExistsError, match=r"own: is not replaced, because it holds the input .*catalog.ecsv"):
         output_folder(target, overwrite=True, inputs=given).__enter__()
@@ -206,16 +226,6 @@ def test_links_are_followed(tmp_path):
         assert (tmp_path / "disk" / "file").read_text() == text
         assert listed(tmp_path / "disk") == ["file", "out", "run"]
     assert all((tmp_path / name).is_symlink() for name in ("out", "file", "run"))
-
-
-def test_files_are_written_where_there_are_no_hard_links(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
-    with whole_file(tmp_path / "file") as temporary:
-        temporary.write_text("whole")
-    assert listed(tmp_path) == ["file"]
 
 
 def test_tables_are_read_by_the_format_that_their_name_states(tmp_path):

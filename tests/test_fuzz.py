@@ -134,7 +134,7 @@ def refusal(name, errors):
     text = errors[-1] if errors else ""
     if len(errors) != 1 or not text.startswith("Error: ") or not text.isprintable() or len(text) > 700:
         return f"not one sentence: {errors[:4]}"
-    if "unexpected" in text or not (Path(name).stem in text or re.search(rf"\b({NAMES})\b", text)):
+    if text.startswith("Error: unexpected") or not (Path(name).stem in text or re.search(rf"\b({NAMES})\b", text)):
         return f"does not say which: {text}"
     return ""
 

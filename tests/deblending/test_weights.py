@@ -106,6 +106,15 @@ def test_damaged_and_foreign_files(deblender, tmp_path):
         save_file(tensors, path, metadata | {"description": json.dumps(json.loads(metadata["description"]) | change)})
         with pytest.raises(ValueError, match=finite):
             load(path)
+    description = json.loads(metadata["description"])
+    for change in ({"fwhm": [6.0, 1.7]}, {"brightest": True}, {"settings": {"dynamic": 3}}, {"training": [1]}):
+        save_file(tensors, path, metadata | {"description": json.dumps(description | change)})
+        with pytest.raises(ValueError, match=fitting):
+            load(path)
+    for change in ({"token_mean": torch.zeros(96, 1)}, {"token_limit": torch.tensor(3)}):
+        save_file(tensors | change, path, metadata)
+        with pytest.raises(ValueError, match=fitting):
+            load(path)
     save_file({name: value for name, value in tensors.items() if name != "token_mean"}, path, metadata)
     with pytest.raises(ValueError, match=fitting):
         load(path)

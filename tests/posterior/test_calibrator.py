@@ -1,6 +1,7 @@
 """Posteriors that are wrong in known ways, repaired, and checked on sources that the repair has not seen."""
 
 import json
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -326,13 +327,26 @@ def test_files_that_are_no_calibrators(tmp_path):
         ({"version": 10}, "must be a calibrator of version 1, got version 10"),
         ({"format": "x"}, "must be a calibrator written by probdeblend, got another file"),
         ({"flux": []}, "damaged calibrator"),
+        (
+            {"flux": {kind: maps[1:] for kind, maps in numbers["flux"].items()}},
+            "damaged calibrator .*a map for each bin",
+        ),
+        (
+            {"flux": {kind: [[row[::-1] for row in maps[0]], *maps[1:]] for kind, maps in numbers["flux"].items()}},
+            "must be monotone",
+        ),
+        ({"color": {}}, "damaged calibrator"),
+        ({"low": ["1.0", 2.0]}, "damaged calibrator .*not how it was written"),
+        ({"high": [1.0, math.nan]}, "damaged calibrator"),
+        ({"fitted_on": 3}, "damaged calibrator"),
     ]:
         (tmp_path / "c.json").write_text(json.dumps(numbers | change))
         with pytest.raises(ValueError, match=message):
             Calibrator.open(tmp_path / "c.json")
-    (tmp_path / "c.json").write_text("no")
-    with pytest.raises(ValueError, match=r"c.json: must be a calibrator written by probdeblend"):
-        Calibrator.open(tmp_path / "c.json")
+    for text in ("no", "[1]", "[" * 100_000, "\xe9"):
+        (tmp_path / "c.json").write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=r"c.json: must be a calibrator written by probdeblend"):
+            Calibrator.open(tmp_path / "c.json")
     with pytest.raises(FileNotFoundError, match="no such file"):
         Calibrator.open(tmp_path / "none.json")
 

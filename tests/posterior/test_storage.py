@@ -1,3 +1,4 @@
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -61,3 +62,25 @@ def test_open_refuses_other_files(posterior, tmp_path):
     Posterior(posterior.dataset.assign_attrs(version=99)).save(tmp_path / "new.nc")
     with pytest.raises(ValueError, match=r"new.nc: must be a posterior of version \d+, got version 99"):
         Posterior.open(tmp_path / "new.nc")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("group", lambda values: values + 0.5, "group is not as it was written"),
+        ("x", lambda values: np.full(values.shape, b"text"), "could not convert string to float"),
+        ("label", np.zeros_like, "label must be positive and no two alike"),
+        ("y", lambda values: values[:3], ""),
+        ("flux", lambda _: h5py.SoftLink("/flux_auto"), "flux is not stored in it"),
+    ],
+)
+def test_what_a_posterior_holds_is_what_was_written(posterior, tmp_path, name, change, message):
+    posterior.save(tmp_path / "draws.nc")
+    with h5py.File(tmp_path / "draws.nc", "r+") as file:
+        attributes, values = dict(file[name].attrs), file[name][()]
+        del file[name]
+        file[name] = change(values)
+        if isinstance(file.get(name, getlink=True), h5py.HardLink):
+            file[name].attrs.update({key: attributes[key] for key in ("_Netcdf4Dimid", "_Netcdf4Coordinates")})
+    with pytest.raises(ValueError, match=rf"draws.nc: must be a posterior .*{message}"):
+        Posterior.open(tmp_path / "draws.nc")

@@ -185,6 +185,9 @@ def test_a_missing_shard_is_reported(tmp_path, rng):
     (tmp_path / "set" / "scenes-00000016.h5").unlink()
     with pytest.raises(ValueError, match=r"set: a shard is missing after scenes-00000000.h5"):
         read_scenes(tmp_path / "set")
+    (tmp_path / "set" / "scenes-00000000.h5").unlink()
+    with pytest.raises(ValueError, match=r"set: must be a set of scenes .* got a folder without shards"):
+        count_scenes(tmp_path / "set")
 
 
 def test_later_shards_have_the_fields_of_the_first(tmp_path, rng):
@@ -194,6 +197,37 @@ def test_later_shards_have_the_fields_of_the_first(tmp_path, rng):
     finer = replace(make_scenes(rng, 1), pixel_scale=0.03)
     with pytest.raises(ValueError, match=r"batches must have the same shape, pixel scale and zero points, got .*0.03"):
         write_scenes(tmp_path / "other", [make_scenes(rng, 1), finer])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("psf", lambda values: values[:2], "psf must be as many numbers as image, got 2 of float32"),
+        ("flux", lambda values: values[:, 0], "flux must have shape"),
+        ("identity", lambda values: values + 0.5, "identity must be as many numbers as scene, got .* of float64"),
+        ("light", lambda values: np.full(values.shape, np.nan, values.dtype), "light must be finite"),
+        ("scene", lambda values: values - 1, "scene must not decrease, and be from 0 to 2"),
+        ("wavelength", np.zeros_like, "wavelength must be positive"),
+        ("image", lambda _: h5py.ExternalLink("other.h5", "image"), "image is not stored in it"),
+        ("x", lambda _: h5py.SoftLink("/y"), "x is not stored in it"),
+    ],
+)
+def test_what_a_set_holds_is_what_was_written(tmp_path, rng, name, change, message):
+    write_scenes(tmp_path / "set", [make_scenes(rng, 3)])
+    with h5py.File(tmp_path / "set" / "scenes-00000000.h5", "r+") as file:
+        values = file[name][()]
+        del file[name]
+        file[name] = change(values)
+    with pytest.raises(ValueError, match=rf"scenes-00000000.h5: must be a set of scenes .*{message}"):
+        read_scenes(tmp_path / "set")
+
+
+def test_a_set_that_claims_more_than_it_holds(tmp_path, rng):
+    write_scenes(tmp_path / "set", [make_scenes(rng, 3)])
+    with h5py.File(tmp_path / "set" / "scenes-00000000.h5", "r+") as file:
+        file["image"].resize(2**40, axis=0)
+    with pytest.raises(ValueError, match="image is not stored in it"):
+        count_scenes(tmp_path / "set")
 
 
 def test_files_that_are_not_sets(tmp_path, rng):
