@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 
 import numpy as np
 from astropy import units as u
@@ -157,8 +158,8 @@ def described(path: object, hdus: fits.HDUList, chosen: fits.ImageHDU, notes: li
         if magnitude is not None and abs(magnitude - fixed) > ZERO_POINT_TOLERANCE:
             notes.append(f"{path}: the zero point {magnitude:g} is not used, as the unit {unit} has {fixed:.4g}")
         magnitude = fixed
-    counts = gain(headers, unit)
-    return {"wcs": wcs, "pixel_scale": scale, "zero_point": magnitude, "unit": unit, "gain": counts}
+    known = {"wcs": wcs, "pixel_scale": scale, "zero_point": magnitude, "unit": unit}
+    return known | {"gain": gain(headers, unit)}
 
 
 def flux_unit(unit: str, pixel_scale: float) -> tuple[str, float, float | None]:
@@ -191,7 +192,7 @@ def number_of(name: object, header: fits.Header, card: str, notes: list[str] | N
         value = header[card]
     except VerifyError:
         value = header.cards[card].image.partition("=")[2].strip(" '")
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    known = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if known and (value > 0 or WCS_CARD.fullmatch(card)):
         return float(value)
     wrong = f"{name}: {card} must be a {'' if WCS_CARD.fullmatch(card) else 'positive '}number, got {value!r}"

@@ -33,6 +33,8 @@ def test_the_header_of_an_image_is_read_like_that_of_a_file(header, tmp_path):
     assert seen.zero_point == pytest.approx(stored.zero_point, nan_ok=True)
     assert seen.notes == [note.replace(f"{tmp_path}/image.fits", "image") for note in stored.notes]
     assert any("would make it 100" in note for note in seen.notes)
+    single = {"ABMAGZP": np.float32(25.9)}  # cards of a header that no file has held
+    assert seen_of(CCDData(SKY, unit="adu", meta=single))[0].zero_point == pytest.approx((25.9,))
     assert seen_of(CCDData(SKY, unit="nJy", meta=header))[0].zero_point == pytest.approx((31.4,), abs=1e-3)
 
 
