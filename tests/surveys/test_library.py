@@ -60,7 +60,7 @@ def test_a_library_checks_its_fields():
 
 def test_a_library_comes_back_with_the_users_choice(tmp_path):
     folder = tmp_path / "library"
-    whole = made(5, quality=np.array([0, 1, 6, 0, 0]), keep=np.array([True, False, False, True, True]))
+    whole = made(5, quality=np.array([0, 1, 10, 0, 0]), keep=np.array([True, False, False, True, True]))
     assert write_library(folder, whole) == ["library.h5", "keep.csv", "contact-001.png"]
     again = read_library(folder)
     with pytest.raises(FileExistsError, match="library: exists already"):
@@ -68,7 +68,7 @@ def test_a_library_comes_back_with_the_users_choice(tmp_path):
     for field in fields(Library):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(whole, field.name))
     table = Table.read(folder / "keep.csv")
-    assert table["reasons"][2] == "asymmetric; edge"
+    assert table["reasons"][2] == "asymmetric; missing pixels"
     text = (folder / "keep.csv").read_text().splitlines()
     text[2] = text[2].replace(",no,", ",YES ,")
     (folder / "keep.csv").write_text("\n".join(text))
