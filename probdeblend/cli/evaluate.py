@@ -11,7 +11,7 @@ from .options import FILE
 
 __all__: list[str] = []  # used from the command line alone
 
-SIMULATED = 250  # fields; they take ten minutes on one core
+SIMULATED = 250  # fields; they take eight minutes on one core
 TABLES = ("accuracy", "detection", "summary")
 ACCURACY = ["method", "flux", "sources", "count", "mape", "nmad_mag", "bias_mag", "outliers", "coverage_68", "joint_68"]
 ACCURACY += ["total_68", "iou"]
