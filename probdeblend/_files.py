@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 import h5py
 from astropy.table import Table
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
@@ -58,24 +58,30 @@ def check_file(path: str | PathLike[str], kind: str = "file") -> None:
 
 
 @contextlib.contextmanager
+def readable(path: object, otherwise: str) -> Iterator[None]:
+    """Turn whatever is raised while a file is read, which depends on its damage, into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if str(error).startswith(f"{path}: "):
+            raise
+        raise ValueError(f"{path}: {otherwise} ({' '.join(str(error).split())[:200]})") from error
+
+
+@contextlib.contextmanager
 def open_hdf5(path: str | PathLike[str], kind: str) -> Iterator[h5py.File]:
     """Open an HDF5 file of a kind as by `header`, which holds all its data; what is read of it may be damaged."""
     check_file(path)
-    try:
-        with h5py.File(path, "r") as file:
-            check_header(file.attrs, kind, path)
-            links: dict[str, object] = {}
-            file.visititems_links(links.__setitem__)
-            for name, link in links.items():
-                item = file[name] if isinstance(link, h5py.HardLink) else None
-                if item is None or (isinstance(item, h5py.Dataset) and not _stored(item)):
-                    raise ValueError(f"{name} is not stored in it")
-            yield file
-    except Exception as error:  # what HDF5 raises, and whatever reads it, depends on the damage
-        if str(error).startswith(f"{path}: "):
-            raise
-        found = f"got another or a damaged file ({' '.join(str(error).split())[:200]})"
-        raise ValueError(f"{path}: must be a {kind} written by probdeblend, {found}") from error
+    wanted = f"must be a {kind} written by probdeblend, got another or a damaged file"
+    with readable(path, wanted), h5py.File(path, "r") as file:
+        check_header(file.attrs, kind, path)
+        links: dict[str, object] = {}
+        file.visititems_links(links.__setitem__)
+        for name, link in links.items():
+            item = file[name] if isinstance(link, h5py.HardLink) else None
+            if item is None or (isinstance(item, h5py.Dataset) and not _stored(item)):
+                raise ValueError(f"{name} is not stored in it")
+        yield file
 
 
 def _stored(item: h5py.Dataset) -> bool:
@@ -96,9 +102,8 @@ def output_folder(
     run wrote, and none of the `inputs`.
     """
     target = Path(path).resolve()
+    _refuse_existing(path, overwrite=overwrite)
     if target.exists():
-        if not overwrite:
-            raise FileExistsError(f"{path}: exists already")
         if not target.is_dir():
             raise FileExistsError(f"{path}: is a file, not a folder, and is not replaced")
         _refuse_foreign(target, path)
@@ -120,19 +125,14 @@ def whole_file(path: str | PathLike[str], *, overwrite: bool = False) -> Iterato
     target = _followed(path)
     if target.is_dir():
         raise FileExistsError(f"{path}: is a folder, not a file, and is not replaced")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{path}: exists already")
+    _refuse_existing(path, overwrite=overwrite)
     temporary = _hidden(target)
     try:
         yield temporary
-        try:
-            temporary.replace(target) if overwrite else target.hardlink_to(temporary)  # a link never replaces a file
-        except OSError as error:
-            if not overwrite and target.exists():
-                raise FileExistsError(f"{path}: exists already") from error
-            temporary.replace(target)  # in a file system without hard links
+        _refuse_existing(path, overwrite=overwrite)
+        temporary.replace(target)
     finally:
-        _discard(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -154,8 +154,7 @@ def unfinished_folder(
     after an error it stays if any part is finished. What a run that was killed had begun to write is dropped.
     """
     path = _followed(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path}: exists already")
+    _refuse_existing(path, overwrite=overwrite)
     if path.is_dir():
         _refuse_foreign(path, path)
     kept = path.with_name(path.name + ".partial")
@@ -192,11 +191,10 @@ def put_in_place(folder: Path, target: Path, *, overwrite: bool = False) -> None
     (folder / RECORD).write_text(json.dumps(_digests(folder), sort_keys=True), encoding="utf-8")
     target = _followed(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_existing(target, overwrite=overwrite)
     if not target.exists():
         folder.rename(target)
         return
-    if not overwrite:
-        raise FileExistsError(f"{target}: exists already")
     _exchange(folder, target)
     try:
         _refuse_foreign(folder, target)
@@ -228,20 +226,17 @@ def _remove(folder: Path) -> None:
 
 
 def _discard(temporary: Path) -> None:
-    """Remove a file or folder, if there is one, also where the first try is interrupted."""
+    """Remove a folder, if there is one, also where the first try is interrupted."""
     try:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
-    except KeyboardInterrupt:
-        _discard(temporary)
-        raise
+        shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _followed(path: str | PathLike[str]) -> Path:
     """Return the place that a path names: where it is a link, the one that it leads to."""
-    return Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    path = Path(path)
+    return path.resolve() if path.is_symlink() or path.name in ("", "..") else path
 
 
 def _hidden(path: Path) -> Path:
@@ -255,8 +250,19 @@ def _digests(folder: Path) -> dict[str, str]:
     return {entry.name: hashlib.sha256(entry.read_bytes()).hexdigest() if entry.is_file() else "" for entry in entries}
 
 
+def _refuse_existing(path: str | PathLike[str], *, overwrite: bool) -> None:
+    """Raise a FileExistsError for what exists and is not to be replaced."""
+    if Path(path).exists() and not overwrite:
+        raise FileExistsError(f"{path}: exists already")
+
+
 def _refuse_foreign(folder: Path, path: str | PathLike[str]) -> None:
-    """Raise a FileExistsError for a folder, known as `path`, with a file that no run wrote, or not as it is now."""
+    """Raise a FileExistsError for a folder, known as `path`, with a file that no run wrote, or not as it is now.
+
+    Nor is the working folder replaced: whoever is in there would see an empty one.
+    """
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise FileExistsError(f"{path}: holds the working folder, and is not replaced: choose another output")
     record = folder / RECORD
     written = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if foreign := sorted(_digests(folder).items() - written.items()):
@@ -273,26 +279,20 @@ def read_table(path: str | PathLike[str], **options: object) -> Table:
     ending = Path(str(path).lower().removesuffix(".gz")).suffix
     if ending not in TABLES:
         raise ValueError(f"{path}: must be a table whose name ends with one of {', '.join(TABLES)}")
-    try:
+    with readable(path, "not a table of the kind that its name says"):
         if TABLES[ending] == "votable":
             for _, node in ElementTree.iterparse(path):
                 if "href" in node.attrib and node.tag.endswith("STREAM"):
                     raise ValueError("its rows are in another file")
         return Table.read(path, format=TABLES[ending], **options)
-    except Exception as error:  # what astropy raises here depends on the format and on the damage
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: not a table of the kind that its name says ({reason})") from error
 
 
 def read_tensors(path: str | PathLike[str], *, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the metadata and the tensors of a safetensors file, which must be of a kind as by `header`."""
     path = Path(path)
     check_file(path, kind)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from None
+    with readable(path, "not a safetensors file, or damaged"), safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     check_header(metadata, kind, path)
     return metadata, tensors
 

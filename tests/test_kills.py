@@ -192,6 +192,7 @@ def prepare(home):
         once(owner, name)
     for owner in (Simulator, surveys.Injector):
         once(owner, "_batch", key=lambda *arguments: arguments[1:])
+    once(recipes, "_familiar")
     written_once(Figure, "savefig")
     written_once(Dataset, "to_netcdf")
     recipes.SceneLoss.forward = quick
