@@ -102,7 +102,7 @@ def deviations(name: str, header: fits.Header, unit: str, notes: list[str]) -> C
 
 
 def companions(
-    chosen: fits.ImageHDU, hdus: fits.HDUList, parts: Callable[[fits.ImageHDU], Parts], dq: object, notes: list[str]
+    path: object, hdus: fits.HDUList, chosen: fits.ImageHDU, parts: Callable, dq: object, notes: list[str]
 ) -> dict[str, Parts]:
     """Return the pixels of an image, masked where they are bad, and its noise, from the extensions of its file."""
     alike = [item for item in hdus if item.is_image and (item.shape, item.ver) == (chosen.shape, chosen.ver)]
@@ -119,18 +119,18 @@ def companions(
             notes.append(f"{error}, so it is not used")
     longest = 8 if dq is None and quality is not None and quality.name == "MASK" else 64
     if quality is not None and 0 < quality.header["BITPIX"] <= longest:
-        flags, (bits, words) = parts(quality), _bad_bits([chosen.header, hdus[0].header], dq)
+        flags, (bits, words) = parts(quality), _bad_bits(path, [chosen.header, hdus[0].header], dq)
         notes.append(f"pixels are bad where {flags.name} has {words}")
         bad = partial(bitfield_to_boolean_mask, ignore_flags=~bits)
         found["data"] = replace(pixels, read=lambda part: np.ma.array(pixels[part], mask=bad(flags[part])))
     elif dq is not None:
-        raise ValueError(f"dq must be left out for an image without an extension DQ, got {dq!r}")
+        raise ValueError(f"{path}: dq must be left out for an image without an extension DQ, got {dq!r}")
     elif quality is not None:  # bits of longer masks may mean that there are sources
         notes.append(f"{parts(quality).name} is not used, as what it holds is not known")
     return found
 
 
-def _bad_bits(headers: Sequence[fits.Header], dq: object) -> tuple[int, str]:
+def _bad_bits(path: object, headers: Sequence[fits.Header], dq: object) -> tuple[int, str]:
     """Return the bits of a data quality that make a pixel bad, those that a user names or the usual ones, and words."""
     cards = {str(header.get(card)).upper() for header in headers for card in ("TELESCOP", "INSTRUME", "DETECTOR")}
     camera = next((name for name in BAD if cards.issuperset(name.split())), "")
@@ -140,7 +140,7 @@ def _bad_bits(headers: Sequence[fits.Header], dq: object) -> tuple[int, str]:
         bits = BAD.get(camera, -1) if dq is None else interpret_bit_flags(dq, flag_name_map=flags) or 0
     except (AttributeError, TypeError, ValueError):
         form = " or ".join(["numbers", *filter(None, [", ".join(names)])])
-        raise ValueError(f"dq must list bits as {form}, got {dq!r}") from None
+        raise ValueError(f"{path}: dq must list bits as {form}, got {dq!r}") from None
     listed = [bit for bit in range(32) if (~bits if bits < 0 else bits) >> bit & 1]
     words = " or ".join(names[bit] if bit < len(names) else str(1 << bit) for bit in listed)
     return bits, f"any bit{words and ' but '}{words}" if bits < 0 else f"bit {words or 0}"
