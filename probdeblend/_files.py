@@ -58,12 +58,12 @@ def check_file(path: str | PathLike[str], kind: str = "file") -> None:
 
 
 @contextlib.contextmanager
-def readable(path: object, otherwise: str) -> Iterator[None]:
-    """Turn whatever is raised while a file is read, which depends on its damage, into one sentence."""
+def readable(path: object, otherwise: str, *others: str) -> Iterator[None]:
+    """Turn what is raised while a file is read, whatever its damage, into a sentence, if it is none of `others`."""
     try:
         yield
     except Exception as error:
-        if str(error).startswith(f"{path}: "):
+        if str(error).startswith((f"{path}: ", *others)):
             raise
         raise ValueError(f"{path}: {otherwise} ({' '.join(str(error).split())[:200]})") from error
 

@@ -6,8 +6,6 @@ settings that it was built with, what it was trained on, and the calibrator that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from inspect import signature
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .._files import read_tensors, write_tensors
+from .._files import read_tensors, readable, write_tensors
 from ..networks.scenes import SceneNetwork
 from ..networks.sources import TOKEN
 from ..posterior.calibrator import Calibrator
@@ -54,7 +52,8 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
     """
     path = Path(str(files("probdeblend") / "data" / DEFAULT)) if path is None else Path(path)
     metadata, tensors = read_tensors(path, kind=KIND)
-    with _described(path), seeded(0):  # a network is made of random weights before it gets its own
+    wanted = f"tensors must match the stored description of the {KIND}"
+    with readable(path, wanted), seeded(0):  # a network is made of random weights before it gets its own
         description = Description.parse(metadata["description"])
         (low, high), known = description.fwhm, signature(SceneNetwork).parameters
         numbers = [(value, 0.0) for value in (low, high, description.brightest)]
@@ -63,12 +62,10 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
             raise ValueError("fwhm must be a range, and settings those of the network")
         if not all(value.is_floating_point() for value in tensors.values()):
             raise TypeError("tensors must hold floating-point numbers")
-        with torch.device("cpu"):
-            known = torch.tensor([value for value, _ in numbers])
-            if not all(bool(values.isfinite().all()) for values in (known, *tensors.values())):
-                raise ValueError("numbers must be finite, got NaN or infinity")
-            network = SceneNetwork(**description.settings)
-            deblender = Deblender(network, description, tokens=torch.zeros(2, TOKEN)).float()
+        stated = torch.tensor([value for value, _ in numbers])
+        if not all(bool(values.isfinite().all()) for values in (stated, *tensors.values())):
+            raise ValueError("numbers must be finite, got NaN or infinity")
+        deblender = Deblender(SceneNetwork(**description.settings), description, tokens=torch.zeros(2, TOKEN))
         deblender.load_state_dict({name: value.float() for name, value in tensors.items()})
         if "calibrator" in metadata:
             deblender.use(Calibrator.parse(metadata["calibrator"]))
@@ -118,13 +115,3 @@ def save(deblender: Deblender, path: Path | str) -> None:
     if deblender.calibrator is not None:
         metadata["calibrator"] = deblender.calibrator.describe()
     write_tensors(path, deblender.state_dict(), metadata, kind=KIND)
-
-
-@contextmanager
-def _described(path: Path) -> Iterator[None]:
-    """Turn whatever a file raises that does not fit its description into one sentence."""
-    try:
-        yield
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"{path}: tensors must match the stored description of the {KIND} ({reason})") from None

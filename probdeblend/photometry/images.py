@@ -19,7 +19,7 @@ from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from .._files import check_file
+from .._files import check_file, readable
 from ..scene import ALONE, PIXEL_SCALE_TOLERANCE
 from .headers import Parts, choose, companions, described, number_of
 
@@ -53,7 +53,7 @@ class FieldImage:
     unit
         Unit of a pixel, in astropy's spelling if astropy knows it; may be empty.
     header
-        Header of the image's HDU.
+        Header of the image's HDU, or None.
     notes
         What was taken from the file, and what was left out and why, one sentence each.
     noise
@@ -66,11 +66,11 @@ class FieldImage:
 
     name: str
     data: NDArray | Parts
-    wcs: WCS | None
-    pixel_scale: float | None
-    zero_point: float | None
-    unit: str
-    header: fits.Header
+    wcs: WCS | None = None
+    pixel_scale: float | None = None
+    zero_point: float | None = None
+    unit: str = ""
+    header: fits.Header | None = None
     notes: tuple[str, ...] = ()
     noise: NDArray | Parts | None = None
     gain: float | None = None
@@ -287,12 +287,8 @@ def _readable(path: str | PathLike[str]) -> Iterator[None]:
         warnings.simplefilter("ignore")
         fatal = r"(?s).*(truncated|[Mm]issing END card|sum verification failed)"
         warnings.filterwarnings("error", fatal, AstropyUserWarning)
-        try:
+        with readable(path, "not a FITS file, or damaged", "dq must"):
             yield
-        except Exception as error:  # what astropy raises here depends on the damage
-            if str(error).startswith(str(path)):
-                raise
-            raise ValueError(f"{path}: not a FITS file, or damaged ({' '.join(str(error).split())})") from error
 
 
 def _parts(path: str | PathLike[str], hdu: fits.ImageHDU) -> Parts:

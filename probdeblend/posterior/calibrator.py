@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._files import check_file, check_header, header, whole_file
+from .._files import check_file, check_header, header, readable, whole_file
 from ..metrics.arrays import group_total
 from ..scene import Scene
 from .cutouts import Cutouts
@@ -228,7 +228,7 @@ class Calibrator:
         except (RecursionError, TypeError, ValueError):
             numbers = {}
         check_header(numbers, "calibrator", path)
-        try:
+        with readable(path, "damaged calibrator"):
             kinds = [kind for kind in FLUX_OF if kind in numbers["flux"]]
             pairs = {name: numbers[name] for name in ("low", "high", "mask", "existence") if numbers[name] is not None}
             kept = {name: (float(first), float(second)) for name, (first, second) in pairs.items()}
@@ -238,8 +238,6 @@ class Calibrator:
             found = cls(**kept, color={kind: float(numbers["color"][kind]) for kind in kinds})
             if found.describe() != json.dumps(numbers, allow_nan=False):
                 raise ValueError("this is not how it was written")
-        except (LookupError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: damaged calibrator ({error!r})") from None
         return found
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
