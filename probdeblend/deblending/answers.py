@@ -154,59 +154,45 @@ def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, ..
 
 def _plateau(pixels: NDArray[np.float64], near: NDArray[np.bool_]) -> bool:
     """Whether the highest pixels of a source are as high as each other, as clipped and saturated ones are."""
-    known = np.isfinite(pixels)
-    values = np.unique(pixels[known])
-    top, low = pixels[near & known].max(), values[0]
-    if top - low < STEPS * np.diff(values).min(initial=np.inf):
+    values, known = np.unique(pixels[np.isfinite(pixels)]), near & np.isfinite(pixels)
+    top, height = pixels[known].max(), np.ptp(values)
+    if height < STEPS * np.diff(values).min(initial=np.inf):
         return False
-    labels, _ = ndimage.label(near & known & (pixels > top - FLAT * (top - low)), np.ones((3, 3)))
+    labels, _ = ndimage.label(known & (pixels > top - FLAT * height), np.ones((3, 3)))
     for box in ndimage.find_objects(labels):
-        flat, sides = labels[box] > 0, [slice(max(side.start - 1, 0), side.stop + 1) for side in box]
-        around = pixels[*sides]
+        around = pixels[*(slice(max(side.start - 1, 0), side.stop + 1) for side in box)]
         # Noise-free sources in the middle of 2 x 2 pixels have as many of one height, by symmetry.
-        symmetric = flat.shape == (2, 2) and np.allclose(around, around[::-1, ::-1], atol=FLAT * (top - low))
-        if flat.sum() > 2 and not symmetric:
+        symmetric = labels[box].shape == (2, 2) and np.allclose(around, around[::-1, ::-1], atol=FLAT * height)
+        if np.count_nonzero(labels[box]) > 2 and not symmetric:
             return True
     return False
 
 
-def _sky_left(image: Observation, reading: Reading) -> NDArray[np.bool_]:
-    """Whether the sky around each source has a level that matters in any band, or none that is known."""
-    correlation = [float(correlation_sum(kernel)) for kernel in image.noise_kernel]
-    lit = cKDTree(np.concatenate([np.zeros((0, 2)), *(np.argwhere(c.mask > FAINT) + c.corner for c in reading.cuts)]))
-    left = [
-        any(
-            not abs(level) <= max(SKY_ERRORS * error * math.sqrt(factor), LARGEST_SKY)
-            for (level, error), factor in zip(_sky_around(image, cut, lit), correlation, strict=True)
-        )
-        for cut in reading.cuts
-    ]
-    return np.array(left, dtype=bool)
-
-
-def _sky_around(image: Observation, cut: Cut, lit: cKDTree) -> list[tuple[float, float]]:
-    """Level of the sky around a source in each band, and its error for white noise; NaN where no sky is left."""
+def _sky_left(image: Observation, cut: Cut, lit: cKDTree) -> bool:
+    """Whether the sky around a source has a level that matters in any band, or none that is known."""
     middle = [side.start + (side.stop - side.start) // 2 for side in _sides(cut)]
     half = max(cut.mask.shape) // 2 + AROUND + MARGINS[0]
     ratio, good = (values.cpu().numpy() for values in image.window(*(slice(n - half, n + half + 1) for n in middle)))
-    dark = np.ones(ratio.shape[1:], dtype=bool)
+    dark, inner = np.ones(ratio.shape[1:], dtype=bool), (slice(MARGINS[0], -MARGINS[0]),) * 2
     places = lit.data[lit.query_ball_point(middle, half, p=np.inf)].astype(int) - middle + half
     dark[(*places.T,)] = dark[half, half] = False
-    inner = (slice(MARGINS[0], -MARGINS[0]),) * 2
-    distance, found = ndimage.distance_transform_edt(dark)[inner], []
-    for values, known in zip(ratio, good > 0, strict=True):
+    distance = ndimage.distance_transform_edt(dark)[inner]
+    for values, known, kernel in zip(ratio, good > 0, image.noise_kernel, strict=True):
         skies = [values[inner][known[inner] & (distance > margin)] for margin in MARGINS]
         sky = next((sky for sky in skies if len(sky) >= LEAST_SKY), skies[-1])
-        found.append(
-            (np.median(sky), math.sqrt(math.pi / 2 / len(sky)) * mad_std(sky)) if len(sky) else (math.nan,) * 2
-        )
-    return found
+        if not len(sky):
+            return True
+        error = mad_std(sky) * math.sqrt(math.pi / 2 * float(correlation_sum(kernel)) / len(sky))
+        if not abs(np.median(sky)) <= max(SKY_ERRORS * error, LARGEST_SKY):
+            return True
+    return False
 
 
 def _flags(seen: Observation, reading: Reading, brightest: float) -> NDArray[np.int64]:
     x, y = reading.x, reading.y
     found = [_defects(seen, cut, *place) for cut, *place in zip(reading.cuts, x, y, strict=True)]
     cut, bad, uneven, flat, large = np.array(found, dtype=bool).reshape(-1, 5).T
+    lit = cKDTree(np.concatenate([np.zeros((0, 2)), *(np.argwhere(c.mask > FAINT) + c.corner for c in reading.cuts)]))
     near = np.minimum(np.minimum(x, seen.shape[1] - 1 - x), np.minimum(y, seen.shape[0] - 1 - y)) < EDGE
     raised = {
         Flag.EDGE: near | cut,
@@ -215,7 +201,7 @@ def _flags(seen: Observation, reading: Reading, brightest: float) -> NDArray[np.
         Flag.UNLISTED: reading.unlisted,
         Flag.BRIGHT: large | (reading.anchor.cpu().numpy().max(1, initial=-np.inf) > brightest),
         Flag.SATURATED: flat,
-        Flag.SKY: _sky_left(seen, reading),
+        Flag.SKY: np.array([_sky_left(seen, cut, lit) for cut in reading.cuts], dtype=bool),
         Flag.LARGE_GROUP: np.bincount(reading.group, minlength=1)[reading.group] >= LARGEST_GROUP,
     }
     return sum(int(flag) * where.astype(np.int64) for flag, where in raised.items())

@@ -37,6 +37,9 @@ __all__ = ["Image", "Observation", "Window", "observe", "widened"]
 
 USUALLY_BELOW = (0.1, 0.75)  # fraction of the pixels of a sky-subtracted image below zero, whatever its sources
 COUNTS = (u.electron, u.ct, u.photon, u.adu, u.DN, u.one)
+COVERED = (
+    "more than half of the middle of the image is light: its sky is uncertain, and very large sources are not found"
+)
 SQUARE = 0.01  # difference of the sides of a pixel that is worth a note
 LARGEST_RATIO = 1e7  # times the sky noise; beyond it a pixel is bad, and would drown its tile in rounding errors
 
@@ -145,6 +148,7 @@ def observe(  # noqa: PLR0913
         bands = [BandPixels(band.data, *known) for band, *known in zip(opened, masks, noise, strict=True)]
         bands = [_checked(band, notes) for band in bands]
         notes += [_not_subtracted(band) for band in bands if not band.background]
+        notes += [COVERED for band in bands if band.covered]
         own = [band.psf for band in opened]
         if psf is None and all(array is not None for array in own):
             psf = own

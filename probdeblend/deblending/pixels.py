@@ -99,6 +99,11 @@ class BandPixels:
             scatter = f"which scatter {low if low > 1 else high:.2g} times as much"
             raise ValueError(f"sky_rms must be the standard deviation of pixels of blank sky, {scatter}")
 
+    @property
+    def covered(self) -> bool:
+        """Whether sources cover more than half of the middle of the image."""
+        return bool((np.nan_to_num(self.middle(CHECKED), nan=-np.inf) > 1).mean() > 0.5)
+
     @cached_property
     def level(self) -> float:
         """Level of the sky of a small image, to be subtracted; 0 if it is not significant, NaN if it is not known."""

@@ -100,7 +100,7 @@ def _noise(sky_rms: ArrayLike, shape: tuple[int, ...], exposure: float = np.inf)
 
 
 def _extract(pixels: NDArray[np.float64], threshold: float, **settings: object) -> tuple[NDArray, NDArray[np.int32]]:
-    """Call SEP; where that fills its buffer, again with a larger one, which is slow, and without deblending, as is that.
+    """Call SEP; where that fills its buffer, again with a larger one, and as both are slow, without deblending.
 
     The size of the buffer is one of the whole process.
     """
@@ -111,14 +111,14 @@ def _extract(pixels: NDArray[np.float64], threshold: float, **settings: object) 
             raise
         with BUFFER:
             usual = sep.get_extract_pixstack()
+            sep.set_extract_pixstack(max(usual, pixels.size))
             try:
-                sep.set_extract_pixstack(max(usual, pixels.size))
-                found, segmentation = sep.extract(pixels, threshold, **settings | {"deblend_nthresh": 1})
+                found = sep.extract(pixels, threshold, **settings | {"deblend_nthresh": 1})
             finally:
                 sep.set_extract_pixstack(usual)
-        if (segmentation[~settings["mask"]] > 0).mean() > MOST_SOURCE:
+        if (found[1][~settings["mask"]] > 0).mean() > MOST_SOURCE:
             raise
-        return found, segmentation
+        return found
 
 
 def detect(

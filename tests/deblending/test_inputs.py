@@ -427,6 +427,15 @@ def test_a_sky_that_cannot_be_measured_is_noted():
     assert any("the level of its blank sky cannot be measured" in note for note in seen.notes)
 
 
+@pytest.mark.parametrize(("sigma", "expected"), [(8.0, False), (60.0, True)])
+def test_a_source_that_covers_the_image_is_noted(sigma, expected):
+    image = light_of((200, 200), [100], [100], 1e6, sigma=sigma) + noise_of((200, 200))
+    assert (
+        any("half of the middle of the image is light" in note for note in seen_of(image, sky_rms=1.0)[2].notes)
+        == expected
+    )
+
+
 @pytest.mark.parametrize("factor", [0.1, 0.45, 2.3, 100])
 def test_noise_that_is_not_the_scatter_of_blank_sky_is_refused(factor):
     image = light_of(SHAPE, [20, 40], [30, 12], [200, 100]) + noise_of(SHAPE)
