@@ -172,7 +172,7 @@ def test_forms_of_an_image_do_not_matter(form, path):
 
 
 @pytest.mark.slow
-@often(max_examples=100)
+@often(max_examples=60)
 @given(form=FORMS)
 def test_many_forms_of_an_image_do_not_matter(form, path):
     check_form(form, path)
@@ -235,7 +235,7 @@ def test_fluxes_follow_factor_and_unit(scaling):
 
 
 @pytest.mark.slow
-@often(max_examples=100)
+@often(max_examples=60)
 @given(scaling=SCALINGS)
 def test_fluxes_follow_many_factors_and_units(scaling):
     check_scaling(scaling)
@@ -298,7 +298,7 @@ def test_sources_move_with_the_image(motion):
 
 
 @pytest.mark.slow
-@often(max_examples=40)
+@often(max_examples=15)
 @given(motion=MOTIONS)
 def test_sources_move_with_the_image_in_many_ways(motion):
     check_motion(motion)

@@ -136,8 +136,7 @@ def kept_units(dropout: float, passes: int, seed: int) -> KeptUnits:
 def _draw(
     network: SceneNetwork, tokens: GroupTokens, kept: Tensor, keys: Sequence[int], *, each: int, seed: int
 ) -> GroupDraws:
-    passes, groups = len(kept), len(keys)
-    sources, bands = tokens.anchor.shape[1:]
+    passes, (groups, sources, bands) = len(kept), tokens.anchor.shape
     fused, per_band = kept.to(tokens.hidden).unbind(1)
     dropped = GroupTokens(
         (tokens.hidden * fused[:, None, None]).flatten(0, 1),
@@ -146,7 +145,6 @@ def _draw(
         tokens.anchor.repeat(passes, 1, 1),
     )
     answer = network.heads(dropped)
-    device = answer.shape.device
     noise = torch.empty(each, passes, groups, sources, bands, 2, dtype=REAL)
     proposals = torch.empty(each, passes, groups, sources + 1, PROPOSALS, 2, dtype=REAL)
     for number, key in enumerate(keys):
@@ -154,7 +152,7 @@ def _draw(
         noise[:, :, number] = torch.randn(each, passes, sources, bands, 2, **own)
         proposals[:, :, number, ..., 0] = torch.randn(each, passes, sources + 1, PROPOSALS, **own)
         proposals[:, :, number, ..., 1] = torch.rand(each, passes, sources + 1, PROPOSALS, **own)
-    noise, proposals = noise.flatten(1, 2).to(device), proposals.flatten(1, 2).to(device)
+    noise, proposals = (value.flatten(1, 2).to(answer.shape.device) for value in (noise, proposals))
     numbers = answer.flux.numbers
     freedom = torch.cat([numbers.freedom[:, None], numbers.aperture_freedom.expand(passes * groups, sources)], 1)
     stretch = (_gamma(freedom / 2, proposals) * 2 / freedom).clamp(min=1e-6).rsqrt()

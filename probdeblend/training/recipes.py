@@ -25,7 +25,6 @@ from ..deblending.weights import load, save
 from ..networks.scene_loss import SceneLoss
 from ..networks.scenes import SceneNetwork
 from ..refinement.mode import fwhm_of
-from ..scene import seeded
 from ..simulation.bank import Templates
 from ..simulation.stream import SceneBatch, SceneStream
 from ..simulation.workers import on_threads
@@ -111,7 +110,6 @@ def train(
         unfinished_folder(output, settings, resume=resume, overwrite=overwrite) as kept,
         whole_file(output, overwrite=overwrite) as temporary,
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-        seeded(seed),
     ):
         torch.manual_seed(seed)
         network = SceneNetwork() if begun is None else begun.network.requires_grad_(True)
