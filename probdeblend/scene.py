@@ -146,8 +146,7 @@ def drizzle_kernel(strength: float) -> Tensor:
         Kernel ``(3, 3)`` that turns white noise into such noise, with 1 in the middle.
     """
     edge, corner = strength * 0.2910, strength * 0.1252
-    rows = [[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]]
-    return torch.from_numpy(np.array(rows, dtype=np.float32))
+    return torch.from_numpy(np.float32([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]]))
 
 
 @dataclass(frozen=True, eq=False)
