@@ -9,7 +9,6 @@ from os import PathLike
 
 import numpy as np
 import torch
-from astropy.io import fits
 from astropy.nddata import NDData, StdDevUncertainty
 from astropy.units import Quantity
 from astropy.wcs import WCS
@@ -29,7 +28,7 @@ def bands_of(image: Image | Sequence[Image], dq: object, stack: contextlib.ExitS
     """Open an image, and split it into its bands, whose pixels are masked where they are bad."""
     single = (str, PathLike, NDData)
     if isinstance(image, (list, tuple)) and all(isinstance(item, single) or np.ndim(item) >= 2 for item in image):
-        return [_opened(item, dq, stack) for item in image] or [_array(np.zeros(0))]
+        return [_opened(item, dq, stack) for item in image] or [FieldImage("", np.zeros(0))]
     whole = _opened(image, dq, stack)
     if len(whole.shape) != 3 or not len(whole.data):
         return [whole]
@@ -45,12 +44,8 @@ def _opened(item: Image, dq: object, stack: contextlib.ExitStack) -> FieldImage:
     if isinstance(item, NDData):
         return _described(item)
     values = plain("image", item)
-    return _array(values.value if isinstance(values, Quantity) else values, str(getattr(values, "unit", None) or ""))
-
-
-def _array(values: ArrayLike, unit: str = "", **known: object) -> FieldImage:
-    empty = dict.fromkeys(("wcs", "pixel_scale", "zero_point"))
-    return FieldImage("", numbers("image", values), unit=unit, header=fits.Header(), **empty | known)
+    pixels = numbers("image", values.value if isinstance(values, Quantity) else values)
+    return FieldImage("", pixels, unit=str(getattr(values, "unit", None) or ""))
 
 
 def _described(item: NDData) -> FieldImage:
@@ -62,8 +57,8 @@ def _described(item: NDData) -> FieldImage:
         notes.append(f"world coordinates are not used, as they are a {type(wcs).__name__}, not an astropy.wcs.WCS")
         wcs = None
     known = {"wcs": wcs, "noise": _deviation(item, notes), "psf": item.psf, "gain": gain([item.meta], unit)}
-    known["zero_point"] = zero_point("image", item.meta, unit, notes)
-    return _array(np.ma.array(item.data, mask=mask), unit, notes=tuple(notes), **known)
+    known |= {"zero_point": zero_point("image", item.meta, unit, notes), "unit": unit}
+    return FieldImage("", numbers("image", np.ma.array(item.data, mask=mask)), notes=tuple(notes), **known)
 
 
 def _deviation(item: NDData, notes: list[str]) -> NDArray | None:
