@@ -267,13 +267,13 @@ def test_a_network_takes_them():
 
 @pytest.mark.slow
 def test_fields_like_the_scenes_of_the_training():
-    fields = list(training_fields(12, seed=2, progress=False))
+    fields = list(training_fields(8, seed=5, progress=False))
     assert {field.image.shape[2:] for field in fields} == {(384, 384)}
     assert {field.image.shape[1] for field in fields} >= {1, 3}
-    assert len({field.pixel_scale for field in fields}) > 6
+    assert len({field.pixel_scale for field in fields}) > 4
     assert all(field.group.max() >= 3 for field in fields)
     pairs = [field for field in fields if field.pixel_scale == 0.06]
-    assert 0 < len(pairs) < 9
-    again, other = (next(training_fields(1, seed=seed, progress=False)) for seed in (2, 3))
+    assert 0 < len(pairs) < 6
+    again, other = (next(training_fields(1, seed=seed, progress=False)) for seed in (5, 6))
     np.testing.assert_array_equal(fields[0].image, again.image)
     assert fields[0].image.shape != other.image.shape or not np.array_equal(fields[0].image, other.image)
