@@ -23,6 +23,7 @@ __all__: list[str] = []  # used from the command line alone
 
 FILE = click.Path(path_type=Path)
 BATCH_PIXELS = 2**20  # of the images of a batch
+LONGEST = 600  # letters of a sentence
 
 
 class Group(click.Group):
@@ -59,7 +60,7 @@ def sentence(error: Exception) -> str:
     elif not isinstance(error, ValueError | TypeError | OSError):
         text = f"unexpected {type(error).__name__}: {text}"
     hint = "; --overwrite replaces it" if text.endswith("exists already") else ""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split())) + hint
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split())[:LONGEST]) + hint
 
 
 def combine(*options: Callable) -> Callable:
