@@ -69,7 +69,7 @@ def train(
     start
         Weights to train further, at a fifth of the learning rate. None starts with random ones.
     resume
-        Resume an interrupted run; the result is that of a run without interruption.
+        Resume an interrupted run; on as many threads, the result is that of a run without interruption.
     overwrite
         Replace an existing output or unfinished run.
 
