@@ -35,7 +35,6 @@ from .psfs import REACH, PsfLike, band_psfs, camera_of, gaussian, smooth, wideni
 
 __all__ = ["Image", "Observation", "Window", "observe", "widened"]
 
-USUALLY_BELOW = (0.1, 0.75)  # fraction of the pixels of a sky-subtracted image below zero, whatever its sources
 COUNTS = (u.electron, u.ct, u.photon, u.adu, u.DN, u.one)
 COVERED = (
     "more than half of the middle of the image is light: its sky is uncertain, and very large sources are not found"
@@ -307,15 +306,12 @@ def _pixel_scale(wcs: WCS | None, camera: Instrument | None, notes: list[str]) -
 
 
 def _not_subtracted(band: BandPixels) -> str:
-    """Say that the sky of a band is not subtracted, and whether its pixels look as if it should be."""
-    ratio = band.middle()
-    below = (ratio < 0).sum() / max(np.isfinite(ratio).sum(), 1)
-    doubt = not USUALLY_BELOW[0] < below < USUALLY_BELOW[1] and np.isfinite(ratio).any()
+    """Say that the sky of a band is not subtracted, but for its level."""
     note = f"an image with fewer than {SMALLEST_SKY} x {SMALLEST_SKY} good pixels is taken as sky-subtracted"
     if band.level:
         level = "cannot be measured" if math.isnan(band.level) else f"is {band.level:.3g}, which is subtracted"
         note += f"; the level of its blank sky {level}"
-    return note + (f", though {100 * below:.0f} % of its pixels are below zero" if doubt else "")
+    return note
 
 
 def _kernel(band: BandPixels, camera: Instrument | None, notes: list[str]) -> Tensor:
