@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gzip
 import hashlib
 import io
 import json
@@ -31,6 +32,7 @@ VERSION = 1  # of every kind of file; raise it when a format changes after a rel
 TABLES = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".fit": "fits", ".vot": "votable"}
 LARGEST_RATIO = 1100  # of data to what zlib stores
 LARGEST_HOLE, LEAST_FILLED = 2**26, 100  # bytes, and the ratio of a file's length to what is stored of it
+GZIP = b"\x1f\x8b"  # at the beginning of a compressed file
 RECORD = ".probdeblend.json"  # in a folder: the digests of the files that a run wrote
 HERE, EXCHANGE = -100, 2  # of Linux's renameat2: paths from the working folder, and both names keep a folder
 
@@ -284,6 +286,10 @@ def read_table(path: str | PathLike[str], **options: object) -> Table:
             for _, node in ElementTree.iterparse(path):
                 if "href" in node.attrib and node.tag.endswith("STREAM"):
                     raise ValueError("its rows are in another file")
+        with Path(path).open("rb") as file:
+            if file.read(len(GZIP)) == GZIP:
+                with gzip.open(path) as packed:
+                    packed.seek(0, os.SEEK_END)  # where its checksum is
         return Table.read(path, format=TABLES[ending], **options)
 
 

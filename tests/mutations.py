@@ -617,7 +617,10 @@ def rename_shard(folder, rng):
     shard = next(folder.glob("scenes-*.h5"))
     names = ["scenes-00000005.h5", "scenes-abcdefgh.h5", "scenes-00000001.h5", "scenes--0000001.h5"]
     new = folder / names[rng.integers(len(names))]
-    shutil.copy(shard, new) if rng.random() < 0.5 else shard.rename(new)
+    if rng.random() < 0.5:
+        shutil.copy(shard, new)
+        return True if new.stem[-8:].isdecimal() else None  # another file beside the shards is none of them
+    shard.rename(new)
     return True
 
 

@@ -19,14 +19,13 @@ from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from .._files import check_file, readable
+from .._files import GZIP, check_file, readable
 from ..scene import ALONE, PIXEL_SCALE_TOLERANCE
 from .headers import Parts, choose, companions, described, number_of
 
 __all__ = ["FieldImage", "check_psf", "cut_stamps", "open_mosaic", "read_image", "read_psf", "uncovered"]
 
 PIXEL_SCALE_CARDS = ("PIXSCALE", "PIXSCL", "PIXSCAL")
-GZIP = b"\x1f\x8b"
 LARGEST_PACKED = 2**31  # bytes that a compressed file may hold, as they are held in memory
 LARGEST_CHECKED = 2**31  # bytes of a file whose checksums are verified, for which astropy loads whole HDUs
 LARGEST_SIDE = 2**18  # pixels; longer rows could not be read in blocks

@@ -70,6 +70,8 @@ def open_posterior(cls: type[Posterior], path: str | os.PathLike[str]) -> Poster
         cutouts = Cutouts.from_dataset(dataset) if "cutout_corner" in dataset else None
         dataset = dataset.drop_vars([name for name in dataset.data_vars if name.startswith("cutout")])
         known = {name: values.values for name, values in dataset.variables.items()}
+        if not all(isinstance(dataset.attrs[name], str) for name in ("unit", "method")):
+            raise ValueError("unit and method must be words")
         columns = {name: known[name] for name in dataset.data_vars if name not in FLUXES}
         same = cls.from_draws(
             **{name: known[name] for name in FLUXES if name in known},

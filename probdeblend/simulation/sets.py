@@ -33,7 +33,7 @@ SETTINGS = "settings.json"
 BATCHES_PER_SHARD = 16
 PIXELS = ("image", "light")
 WHOLE = ("scene", "source_type", "identity")  # integers
-SURE = ("psf", "noise_kernel", "x", "y", "flux", "light")  # what is always known of a scene that has it
+SURE = ("x", "y", "flux", "light")  # what is always known of a scene that has it
 PIXEL_UNIT = 16.0  # in units of the sky noise
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -231,6 +231,10 @@ def _load(file: h5py.File, start: int, stop: int) -> Scene:
         loaded["scene"] -= start
     if wrong := [name for name in SURE if name in loaded and not bool(loaded[name].isfinite().all())]:
         raise ValueError(f"{wrong[0]} must be finite")
+    for kernel in (loaded[name] for name in ("psf", "noise_kernel") if name in loaded):
+        power = kernel.square().sum((-2, -1))
+        if not bool(((power > 0) & power.isfinite() & (kernel.sum((-2, -1)) > 0)).all()):
+            raise ValueError("psf and noise_kernel must be finite, with positive sums")
     numbers = {"pixel_scale": float(file.attrs["pixel_scale"]), "zero_point": tuple(file.attrs["zero_point"].tolist())}
     scenes = Scene(**loaded, **numbers)
     pixels = {name: loaded[name].float() * torch.from_numpy(_unit(scenes, name)) for name in PIXELS if name in loaded}
