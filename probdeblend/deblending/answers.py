@@ -21,7 +21,7 @@ from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 from ..scene import SOURCE_TYPES
 from .inputs import Observation
-from .pixels import NARROW
+from .pixels import BLOCK, NARROW
 from .tiles import FAINT, Cut, Reading
 
 __all__ = ["distances", "familiar", "posterior_of"]
@@ -117,14 +117,21 @@ def _sides(cut: Cut) -> tuple[slice, slice]:
     return tuple(slice(first, first + size) for first, size in zip(cut.corner, cut.mask.shape, strict=True))
 
 
+def _walk(reading: Reading) -> NDArray[np.int64]:
+    """Order in which to look at sources: block by block, as few blocks of pixels are kept."""
+    return np.lexsort((reading.x // BLOCK, reading.y // BLOCK))
+
+
 def _cutouts(seen: Sequence[Observation], readings: Sequence[Reading], rms: NDArray) -> Cutouts:
     """Masks and deblended images: the share of each source times the pixels."""
     places = [(image, cut) for image, reading in zip(seen, readings, strict=True) for cut in reading.cuts]
     kind = np.float64 if (np.abs(np.log10(rms)) > LARGEST_POWER).any() else np.float32
-    light = [
-        (cut.share * image.window(*_sides(cut))[0].cpu().numpy() * own[:, None, None]).astype(kind)
-        for (image, cut), own in zip(places, rms, strict=True)
-    ]
+    light: list[NDArray] = [np.zeros(0)] * len(places)
+    first = np.cumsum([0, *map(len, readings)])
+    for number in np.concatenate([_walk(reading) + n for reading, n in zip(readings, first, strict=False)]):
+        image, cut = places[number]
+        pixels = image.window(*_sides(cut))[0].cpu().numpy()
+        light[number] = (cut.share * pixels * rms[number][:, None, None]).astype(kind)
     corner = np.array([cut.corner for _, cut in places], dtype=np.int64)
     masks, spread = ([getattr(cut, name) for _, cut in places] for name in ("mask", "mask_std"))
     return Cutouts(corner, seen[0].shape, mask=masks, mask_std=spread, image=light)
@@ -190,9 +197,11 @@ def _sky_left(image: Observation, cut: Cut, lit: cKDTree) -> bool:
 
 def _flags(seen: Observation, reading: Reading, brightest: float) -> NDArray[np.int64]:
     x, y = reading.x, reading.y
-    found = [_defects(seen, cut, *place) for cut, *place in zip(reading.cuts, x, y, strict=True)]
-    cut, bad, uneven, flat, large = np.array(found, dtype=bool).reshape(-1, 5).T
     lit = cKDTree(np.concatenate([np.zeros((0, 2)), *(np.argwhere(c.mask > FAINT) + c.corner for c in reading.cuts)]))
+    found = np.zeros((len(reading), 6), dtype=bool)
+    for i in _walk(reading):
+        found[i] = *_defects(seen, reading.cuts[i], x[i], y[i]), _sky_left(seen, reading.cuts[i], lit)
+    cut, bad, uneven, flat, large, sky = found.T
     near = np.minimum(np.minimum(x, seen.shape[1] - 1 - x), np.minimum(y, seen.shape[0] - 1 - y)) < EDGE
     raised = {
         Flag.EDGE: near | cut,
@@ -201,7 +210,7 @@ def _flags(seen: Observation, reading: Reading, brightest: float) -> NDArray[np.
         Flag.UNLISTED: reading.unlisted,
         Flag.BRIGHT: large | (reading.anchor.cpu().numpy().max(1, initial=-np.inf) > brightest),
         Flag.SATURATED: flat,
-        Flag.SKY: np.array([_sky_left(seen, cut, lit) for cut in reading.cuts], dtype=bool),
+        Flag.SKY: sky,
         Flag.LARGE_GROUP: np.bincount(reading.group, minlength=1)[reading.group] >= LARGEST_GROUP,
     }
     return sum(int(flag) * where.astype(np.int64) for flag, where in raised.items())

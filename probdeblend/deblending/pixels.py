@@ -17,7 +17,7 @@ from ..photometry.detection import HOT, detect
 from ..photometry.images import uncovered
 from ..photometry.sky import blank_sky, middle_of, sky_scatter, smooth_noise, subtract_sky
 
-__all__ = ["CHECKED", "LARGEST_MISFIT", "NARROW", "SMALLEST_SKY", "BandPixels", "bridged", "numbers"]
+__all__ = ["BLOCK", "CHECKED", "LARGEST_MISFIT", "NARROW", "SMALLEST_SKY", "BandPixels", "bridged", "numbers"]
 
 BLOCK = 2048  # pixels on a side with one sky
 BLOCK_MARGIN = 128  # pixels around a block that its sky is measured in as well
