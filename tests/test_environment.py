@@ -163,3 +163,26 @@ if __name__ == "__main__":
     print(torch.get_num_threads())
 """
     assert run_script(tmp_path / "script.py", text, OMP_NUM_THREADS="2") == ["2"]
+
+
+@pytest.mark.slow
+def test_memory_of_many_scenes_is_bounded_by_their_sources(tmp_path):
+    """Two sources in each stamp of 64 pixels; what torch and the weights take is paid for in the first call."""
+    text = """
+import os, resource
+from tiny_weights import listed, scene_of
+deblender, stamp = probdeblend.load(), IMAGE[10:74, 10:74].astype(np.float32)
+def peak_of(number):
+    scene = scene_of(np.repeat(stamp[None], number, 0))
+    posterior = deblender.scenes(scene, positions=listed(*[PLACES[:2] - 10] * number))
+    return posterior, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(_, before), (posterior, after) = peak_of(200), peak_of(600)
+posterior.save("posterior.nc")
+kept = sum(values.nbytes for values in posterior.dataset.variables.values())
+kept += sum(pixels.nbytes for known in posterior.cutouts.known.values() for pixels in known)
+sizes = kept, os.path.getsize("posterior.nc"), (after - before) * 1024
+print(*(round(size / (2 * given) / 1000) for size, given in zip(sizes, (600, 600, 400))))
+"""
+    kept, stored, peak = map(int, run_script(tmp_path / "script.py", text))
+    assert max(kept, stored) < 40
+    assert peak < 200
