@@ -236,10 +236,6 @@ class Deblender(nn.Module):
     ) -> Posterior:
         """Deblend the images of scenes, without a look at the truth.
 
-        With the usual number of draws it takes some 0.1 MB of memory per source and band, and the posterior 20 kB. More
-        scenes than that allows are deblended in batches with the same seed, whose posteriors are saved one by one, or
-        put together by `Posterior.concatenate`.
-
         Parameters
         ----------
         scene
