@@ -1,4 +1,4 @@
-"""The population of sources and scenes, as one Pyro program: simulations draw from it, refinement takes priors from it.
+"""The population of sources and scenes: sources are a Pyro program, and their positions follow.
 
 A galaxy is a spheroid, a disk, a bulge with a disk, or an irregular, in the proportions of the 1,050 distinct galaxies
 in the published test set of Boucaud et al. (2020, doi:10.1093/mnras/stz3056). Given its type, magnitude and logarithm
@@ -8,10 +8,10 @@ ratios, bulge fractions and Sérsic indices, which the table lacks, follow broad
 CANDELS by van der Wel et al. (2012, doi:10.1088/0067-0049/203/2/24). Colors follow from the slope of ln flux with ln
 wavelength.
 
-The program has the plates ``scenes`` (-2) and ``sources`` (-1), the sites ``number`` and ``position`` per scene and,
-per source, ``source_type``, ``magnitude``, ``ln_radius``, ``flattening``, ``angle``, ``sersic_quantile``,
-``bulge_fraction``, ``slope`` and, if fluxes follow from it, ``ln_snr``. What a scene lacks is masked. A limit on the
-difference of magnitudes is a factor ``difference``.
+The program has the plates ``scenes`` (-2) and ``sources`` (-1), the site ``number`` per scene and, per source,
+``source_type``, ``magnitude``, ``ln_radius``, ``flattening``, ``angle``, ``sersic_quantile``, ``bulge_fraction``,
+``slope`` and, if fluxes follow from it, ``ln_snr``. What a scene lacks is masked. A limit on the difference of
+magnitudes is a factor ``difference``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..scene import GALAXY_TYPES, SOURCE_TYPES, seeded
 from .mixtures import TruncatedMixture, conditional, nested_tuples
-from .positions import Clustered, Frame, Paired, Positions
+from .positions import Frame, anywhere, clustered, paired
 
 __all__ = ["Population"]
 
@@ -275,40 +275,33 @@ class Population:
             if math.isfinite(self.max_difference):
                 apart = (values["magnitude"] - values["magnitude"][:, :1]).abs() > self.max_difference
                 pyro.factor("difference", torch.where((apart & exists).any(-1, keepdim=True), -math.inf, 0.0))
-            near = torch.zeros(count, 1)
-            if self.layout == "clustered":
-                near = pyro.sample("near", dist.Uniform(*map(torch.tensor, NEAR)))
-            law = self.positions(values, exists, frame, near=near)
-            x, y = pyro.sample("position", law)[:, 0].unbind(-1)
+        x, y = self.positions(values, frame).unbind(-1)
         return values | {"x": x, "y": y, "exists": exists}
 
-    def positions(self, values: Mapping[str, Tensor], exists: Tensor, frame: Frame, *, near: Tensor) -> Positions:
-        """Return the distribution of the centers ``(scene, 1)`` with event ``(source, 2)``.
+    def positions(self, values: Mapping[str, Tensor], frame: Frame) -> Tensor:
+        """Draw centers x, y ``(scene, source, 2)``.
 
         Parameters
         ----------
-        values, exists
-            Values ``(scene, source)`` of `source`, and which sources there are.
+        values
+            Values ``(scene, source)`` of `source`.
         frame
             The image that they lie in.
-        near
-            Probability that a source of a cluster lies near an earlier one ``(scene, 1)``.
 
         Returns
         -------
-        Positions
-            The distribution.
+        Tensor
+            Centers in pixels.
         """
         radius = values["half_light_radius"] / frame.pixel_scale
-        if clustered := self.layout == "clustered":
-            radius = radius * values["axis_ratio"].sqrt()
-        radius = torch.where(values["source_type"] == STAR, STAR_RADIUS, radius)[:, None]
-        if clustered:
-            return Clustered(radius, exists[:, None], frame, near=near)
+        radius = radius * values["axis_ratio"].sqrt() if self.layout == "clustered" else radius
+        radius = torch.where(values["source_type"] == STAR, STAR_RADIUS, radius)
+        if self.layout == "clustered":
+            return clustered(radius, frame, NEAR[0] + (NEAR[1] - NEAR[0]) * torch.rand(len(radius)))
         if self.layout == "anywhere":
-            return Positions(radius, exists[:, None], frame)
-        fractions = {"anywhere": self.anywhere_fraction, "close": self.close_fraction}
-        return Paired(radius, exists[:, None], frame, centered=self.layout == "centered", **fractions)
+            return anywhere(radius, frame)
+        fractions = {"anywhere_fraction": self.anywhere_fraction, "close_fraction": self.close_fraction}
+        return paired(radius, frame, centered=self.layout == "centered", **fractions)
 
     def sample(self, count: int, frame: Frame, *, seed: int, number: int | None = None) -> dict[str, Tensor]:
         """Draw scenes; those whose magnitudes differ too much are drawn again.

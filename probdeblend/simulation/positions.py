@@ -14,11 +14,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Uniform, constraints
+from torch.distributions import Uniform
 
-__all__ = ["Clustered", "Frame", "Paired", "Positions", "separation_limits"]
+__all__ = ["Frame", "anywhere", "clustered", "paired", "separation_limits"]
 
 FARTHEST = 64.0  # pixels, the largest published separation
 MIDDLE = 1.0  # pixels from the middle of the image within which a published central galaxy lies
@@ -66,135 +65,62 @@ def _within(low: Tensor | float, high: Tensor | float, like: Tensor) -> Tensor:
     return (low**2 + (high**2 - low**2) * torch.rand_like(like)).sqrt()
 
 
-class Positions(TorchDistribution):
-    """Centers x, y of the sources of scenes, event ``(source, 2)``: anywhere in the image.
-
-    Sources that do not exist do not count. The subclasses have other laws.
-    """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
-    support = constraints.independent(constraints.real, 2)
-
-    def __init__(self, radius: Tensor, exists: Tensor, frame: Frame) -> None:
-        self.radius, self.exists, self.frame = radius, exists, frame
-        self.anywhere = Uniform(*frame.limits, validate_args=False)
-        super().__init__(torch.Size(radius.shape[:-1]), (radius.shape[-1], 2), validate_args=False)
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw centers."""
-        return self.anywhere.sample(sample_shape + self.radius.shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density of centers."""
-        return torch.where(self.exists, self.anywhere.log_prob(value).sum(-1), 0.0).sum(-1)
+def anywhere(radius: Tensor, frame: Frame) -> Tensor:
+    """Draw centers x, y ``(scene, source, 2)`` anywhere in the image."""
+    return Uniform(*frame.limits, validate_args=False).sample(radius.shape)
 
 
-class Paired(Positions):
-    """Two sources by a law of separations, the others anywhere.
+def paired(
+    radius: Tensor, frame: Frame, *, centered: bool, anywhere_fraction: float = 0.0, close_fraction: float = 0.0
+) -> Tensor:
+    """Draw centers ``(scene, source, 2)``: two sources by a law of separations, the others anywhere.
 
-    Major-axis half-light radii ``(..., source)`` are in pixels. If `centered`, the first source lies in the middle of
+    Major-axis half-light radii ``(scene, source)`` are in pixels. If `centered`, the first source lies in the middle of
     the image, as published, else both lie anywhere in it. Fractions of the pairs are farther apart or closer.
     """
-
-    def __init__(
-        self, radius: Tensor, exists: Tensor, frame: Frame, *, centered: bool, anywhere: float = 0.0, close: float = 0.0
-    ) -> None:
-        super().__init__(radius, exists, frame)
-        self.centered, self.fractions = centered, (1 - anywhere - close, anywhere, close)
-
-    def _circles(self) -> tuple[Tensor, Tensor]:
-        radius = self.radius[..., :2]
-        inner, outer = separation_limits(radius)
-        if self.centered:
-            return inner, outer
-        outer = outer.clamp(max=LARGEST * min(self.frame.shape))
-        return torch.minimum(inner, 0.8 * outer), outer
-
-    def _corner(self, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Limits of the first center such that the second one, a step away, is in the image too."""
-        if self.centered:
-            middle = (torch.tensor(self.frame.shape[::-1]) - 1) / 2 + 0 * step
-            return middle - MIDDLE, middle + MIDDLE
-        low, high = self.frame.limits
+    inner, outer = separation_limits(radius[:, :2])
+    side = min(frame.shape)
+    if not centered:
+        outer = outer.clamp(max=LARGEST * side)
+        inner = torch.minimum(inner, 0.8 * outer)
+    law = torch.rand_like(inner)
+    distance = _within(inner, outer, inner)
+    far = _within(APART, ACROSS * side, inner)
+    near = CLOSE[0] + (CLOSE[1] - CLOSE[0]) * torch.rand_like(inner)
+    distance = torch.where(law < anywhere_fraction + close_fraction, near, distance)
+    step = _step(torch.where(law < anywhere_fraction, far, distance))
+    if centered:
+        middle = (torch.tensor(frame.shape[::-1]) - 1) / 2
+        low, high = middle - MIDDLE, middle + MIDDLE
+    else:  # so that the second center is in the image, too
+        low, high = frame.limits
         low = low - step.clamp(max=0)
-        return low, torch.maximum(high - step.clamp(min=0), low + 1e-3)
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw centers."""
-        inner, outer = (value.expand(sample_shape + self.batch_shape) for value in self._circles())
-        _, anywhere, close = self.fractions
-        law = torch.rand_like(inner)
-        distance = _within(inner, outer, inner)
-        far = _within(APART, ACROSS * min(self.frame.shape), inner)
-        near = CLOSE[0] + (CLOSE[1] - CLOSE[0]) * torch.rand_like(inner)
-        step = _step(torch.where(law < anywhere, far, torch.where(law < anywhere + close, near, distance)))
-        low, high = self._corner(step)
-        first = low + (high - low) * torch.rand_like(low)
-        others = self.anywhere.sample((*inner.shape, max(self.radius.shape[-1] - 2, 0)))
-        places = torch.cat([torch.stack([first, first + step], -2), others], -2)
-        return places[..., : self.radius.shape[-1], :]
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density of centers."""
-        step = (value[..., 1, :] - value[..., 0, :]) if value.shape[-2] > 1 else torch.zeros_like(value[..., 0, :])
-        distance = torch.hypot(*step.unbind(-1))
-        circles = (self._circles(), (APART, ACROSS * min(self.frame.shape)), CLOSE)
-        density = torch.zeros_like(distance)
-        for fraction, (inner, outer), close in zip(self.fractions, circles, (False, False, True), strict=True):
-            area = 2 * math.pi * distance * (outer - inner) if close else math.pi * (outer**2 - inner**2)
-            density = density + fraction * ((distance >= inner) & (distance <= outer)) / area
-        low, high = self._corner(step * self.exists[..., 1:2] if value.shape[-2] > 1 else step)
-        inside = ((value[..., 0, :] >= low - 1e-3) & (value[..., 0, :] <= high + 1e-3)).all(-1)
-        first = torch.where(inside, -(high - low).log().sum(-1), -math.inf)
-        others = self.anywhere.log_prob(value[..., 2:, :]).sum(-1)
-        terms = torch.cat([torch.stack([first, density.log()], -1), others], -1)[..., : value.shape[-2]]
-        return torch.where(self.exists, terms, 0.0).sum(-1)
+        high = torch.maximum(high - step.clamp(min=0), low + 1e-3)
+    first = low + (high - low) * torch.rand_like(step)
+    places = torch.cat([torch.stack([first, first + step], 1), anywhere(radius[:, 2:], frame)], 1)
+    return places[:, : radius.shape[1]]
 
 
-class Clustered(Positions):
-    """Each source lies anywhere or, with a probability, near an earlier one.
+def clustered(radius: Tensor, frame: Frame, near: Tensor) -> Tensor:
+    """Draw centers ``(scene, source, 2)``: each lies anywhere or, with a probability, near an earlier one.
 
-    Half-light radii ``(..., source)`` are in pixels, the probability is one per scene ``(...)``. Centers closer to each
-    other than a quarter of the PSF's radius, or outside the image, are drawn again; `log_prob` leaves out how often.
+    Half-light radii ``(scene, source)`` are in pixels, the probability `near` is ``(scene,)``. Centers closer to each
+    other than a quarter of the PSF's radius, or outside the image, are drawn again.
     """
-
-    def __init__(self, radius: Tensor, exists: Tensor, frame: Frame, *, near: Tensor) -> None:
-        super().__init__(radius, exists, frame)
-        self.near = near
-        self.blur = torch.as_tensor(frame.blur, dtype=radius.dtype).expand(self.batch_shape)
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw centers, one source after the other."""
-        if sample_shape:
-            return torch.stack([self.sample() for _ in range(sample_shape.numel())]).unflatten(0, sample_shape)
-        sources = self.radius.shape[-1]
-        radius, blur, near = self.radius.reshape(-1, sources), self.blur.reshape(-1), self.near.reshape(-1)
-        scene = torch.arange(len(radius))
-        places = radius.new_zeros(len(radius), sources, 2)
-        largest = torch.tensor(self.frame.shape[::-1]) - 4.0
-        for number in range(sources):
-            tried = self.anywhere.sample((TRIES, len(radius)))
-            if number:
-                attached = torch.rand(TRIES, len(radius)) < near
-                other = torch.randint(number, (TRIES, len(radius)))
-                reach = 2.0 * (radius[:, number] + radius[scene, other]) + 0.8 * blur
-                beside = places[scene, other] + _step(_within(0.15 * blur, reach, reach))
-                tried = torch.where(attached[..., None], beside, tried)
-            apart = (tried[:, :, None] - places[:, :number]).square().sum(-1) > (0.25 * blur[:, None]).square()
-            good = ((tried > 3) & (tried < largest)).all(-1) & apart.all(-1)
-            first = torch.where(good.any(0), good.int().argmax(0), TRIES - 1)
-            places[:, number] = torch.minimum(tried[first, scene].clamp(min=3), largest)
-        return places.reshape(*self.batch_shape, sources, 2)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density of centers as they are proposed."""
-        sources = self.radius.shape[-1]
-        apart = torch.hypot(*(value[..., :, None, :] - value[..., None, :, :]).unbind(-1))
-        blur = self.blur[..., None, None]
-        low, high = 0.15 * blur, 2.0 * (self.radius[..., :, None] + self.radius[..., None, :]) + 0.8 * blur
-        ring = ((apart >= low) & (apart <= high)) / (math.pi * (high**2 - low**2))
-        earlier = torch.arange(sources)
-        mean = (ring * (earlier[:, None] > earlier)).sum(-1) / earlier.clamp(min=1)
-        near = self.near[..., None] * (earlier > 0)
-        density = (1 - near) * self.anywhere.log_prob(value).sum(-1).exp() + near * mean
-        return torch.where(self.exists, density.log(), 0.0).sum(-1)
+    blur = torch.as_tensor(frame.blur, dtype=radius.dtype).reshape(-1).expand(len(radius))
+    scene = torch.arange(len(radius))
+    places = radius.new_zeros(*radius.shape, 2)
+    largest = torch.tensor(frame.shape[::-1]) - 4.0
+    for number in range(radius.shape[1]):
+        tried = anywhere(radius.expand(TRIES, *radius.shape)[..., 0], frame)
+        if number:
+            attached = torch.rand(TRIES, len(radius)) < near
+            other = torch.randint(number, (TRIES, len(radius)))
+            reach = 2.0 * (radius[:, number] + radius[scene, other]) + 0.8 * blur
+            beside = places[scene, other] + _step(_within(0.15 * blur, reach, reach))
+            tried = torch.where(attached[..., None], beside, tried)
+        apart = (tried[:, :, None] - places[:, :number]).square().sum(-1) > (0.25 * blur[:, None]).square()
+        good = ((tried > 3) & (tried < largest)).all(-1) & apart.all(-1)
+        first = torch.where(good.any(0), good.int().argmax(0), TRIES - 1)
+        places[:, number] = torch.minimum(tried[first, scene].clamp(min=3), largest)
+    return places

@@ -27,7 +27,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ..photometry.noise import correlated_noise, noise_numbers
 from ..scene import PSF_SIZE, seeded
 from .bank import HALF, STORED_UNIT, Template, Templates, log_flux
-from .population import NEAR, Population
+from .population import Population
 from .positions import Frame
 from .scenes import paste
 
@@ -184,9 +184,7 @@ def _draw(
     values = {n: torch.stack([t.source[n][w] for t, w in zip(seen, which, strict=True)]) for n in names}
     blur = torch.tensor([[t.camera.blur] for t in seen])
     frame = Frame((size, size), torch.tensor([[t.camera.pixel_scale] for t in seen]), blur, MARGIN)
-    near = NEAR[0] + (NEAR[1] - NEAR[0]) * torch.rand(len(seen), 1)
-    exists = torch.ones(len(seen), listed, dtype=torch.bool)
-    middle = population.positions(values, exists, frame, near=near).sample()[:, 0].clamp(1, size - 2).round()
+    middle = population.positions(values, frame).clamp(1, size - 2).round()
     snr = [None] * len(seen) if population.snr is None else population.ln_snr((len(seen), listed)).sample().exp()
     fluxes = [_fluxes(*source) for source in zip(seen, which, snr, strict=True)]
     return [list(zip(w, m, f, strict=True)) for w, m, f in zip(which, middle, fluxes, strict=True)]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..photometry.images import cut_stamps
 from ..photometry.sky import draw_noise
 from ..scene import STAMP_SIZE, Instrument, Scene, seeded
-from ..simulation.population import NEAR, Population
+from ..simulation.population import Population
 from ..simulation.positions import Frame
 from ..simulation.workers import in_batches
 from .library import Library, identity_number
@@ -169,10 +169,8 @@ class Injector:
         values = {"half_light_radius": radius, "axis_ratio": torch.ones_like(radius), "source_type": 0 * radius.long()}
         blur = float(self.instrument.psf.square().sum().rsqrt())
         frame = Frame((self.size, self.size), self.instrument.pixel_scale, blur)
-        near = torch.full((1, 1), rng.uniform(*NEAR))
         with seeded(int(rng.integers(2**62))):
-            law = self.population.positions(values, torch.ones_like(radius, dtype=torch.bool), frame, near=near)
-            return law.sample()[0, 0].double().numpy()
+            return self.population.positions(values, frame)[0].double().numpy()
 
 
 def _turned(pixels: NDArray, quarters: int, flip: bool) -> NDArray:
