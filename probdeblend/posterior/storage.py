@@ -86,5 +86,5 @@ def open_posterior(cls: type[Posterior], path: str | os.PathLike[str]) -> Poster
             if (values.dims, values.dtype.kind) != (dataset[name].dims, dataset[name].dtype.kind):
                 raise ValueError(f"{name} is not as it was written")
         found = cls(dataset, cutouts)
-        _ = found.wcs, found.flags
+        _ = found.wcs  # its header must be one
         return found
