@@ -163,7 +163,7 @@ def check_form(form, path):
     assert_same(deblended(image, **same), answer(**same, bad=form.bad))
 
 
-@often(max_examples=5)
+@often(max_examples=4)
 @example(form=Form("masked array", "<f4", "cut out", bad=True, listed=True, noise="map"))
 @example(form=Form("packed file", ">i2", "every other", bad=True, listed=False, noise="measured"))
 @given(form=FORMS)
@@ -226,7 +226,7 @@ def check_scaling(scaling):
     np.testing.assert_allclose(found.magnitude, expected, atol=1e-6)
 
 
-@often(max_examples=5)
+@often(max_examples=4)
 @example(scaling=Scaling(-40, "W/(m2 Hz)", listed=True, noise="given"))
 @example(scaling=Scaling(40, "MJy/sr", listed=False, noise="measured"))
 @given(scaling=SCALINGS)
