@@ -339,7 +339,7 @@ def signature(value):
 def change_json(path, rng):
     new, must = damaged(json.loads(path.read_text()), rng)
     path.write_text(json.dumps(new))
-    return must
+    return must or None
 
 
 def odd_json(path, rng):
@@ -408,7 +408,7 @@ def change_description(path, rng):
             description[key] = new
     header["__metadata__"]["description"] = json.dumps(description)
     _join_weights(path, header, data)
-    return must
+    return must or None
 
 
 def change_inner_calibrator(path, rng):
@@ -416,7 +416,7 @@ def change_inner_calibrator(path, rng):
     new, must = damaged(json.loads(header["__metadata__"]["calibrator"]), rng)
     header["__metadata__"]["calibrator"] = json.dumps(new)
     _join_weights(path, header, data)
-    return must
+    return must or None
 
 
 def change_tensor(path, rng):
@@ -451,7 +451,7 @@ def change_tensor(path, rng):
         data = data[:start] + values.tobytes() + data[stop:]
         must = not np.isfinite(values).all()
     _join_weights(path, header, data)
-    return must
+    return must or None
 
 
 def long_header(path, rng):
