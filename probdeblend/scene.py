@@ -178,7 +178,7 @@ class Scene:
     x, y
         Centers ``(source,)`` in pixels.
     flux
-        Total flux ``(source, band)``: the integral of the profile.
+        Total flux ``(source, band)``: the integral of the profile; NaN where unknown, as of real galaxies.
     auto_flux
         Kron flux ``(source, band)`` that SEP would measure were the source isolated; NaN where unknown.
     light

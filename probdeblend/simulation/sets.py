@@ -33,7 +33,7 @@ SETTINGS = "settings.json"
 BATCHES_PER_SHARD = 16
 PIXELS = ("image", "light")
 WHOLE = ("scene", "source_type", "identity")  # integers
-SURE = ("x", "y", "flux", "light")  # what is always known of a scene that has it
+SURE = ("x", "y", "light")  # what is always known of a scene that has it
 PIXEL_UNIT = 16.0  # in units of the sky noise
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -237,5 +237,9 @@ def _load(file: h5py.File, start: int, stop: int) -> Scene:
             raise ValueError("psf and noise_kernel must be finite, with positive sums")
     numbers = {"pixel_scale": float(file.attrs["pixel_scale"]), "zero_point": tuple(file.attrs["zero_point"].tolist())}
     scenes = Scene(**loaded, **numbers)
+    if fluxes := [flux for flux in (scenes.flux, scenes.auto_flux) if flux is not None]:
+        both = torch.stack(fluxes)
+        if bool(both.isinf().any() | both.isnan().all(0).any()):
+            raise ValueError("flux must be finite, or NaN where auto_flux is known")
     pixels = {name: loaded[name].float() * torch.from_numpy(_unit(scenes, name)) for name in PIXELS if name in loaded}
     return replace(scenes, **pixels)

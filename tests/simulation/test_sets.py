@@ -204,6 +204,8 @@ def test_later_shards_have_the_fields_of_the_first(tmp_path, rng):
     [
         ("psf", lambda values: values[:2], "psf must be as many numbers as image, got 2 of float32"),
         ("flux", lambda values: values[:, 0], "flux must have shape"),
+        ("flux", lambda values: values + np.nan, "flux must be finite, or NaN where auto_flux is known"),
+        ("flux", lambda values: values + np.inf, "flux must be finite, or NaN where auto_flux is known"),
         ("identity", lambda values: values + 0.5, "identity must be as many numbers as scene, got .* of float64"),
         ("light", lambda values: np.full(values.shape, np.nan, values.dtype), "light must be finite"),
         ("scene", lambda values: values - 1, "scene must not decrease, and be from 0 to 2"),
@@ -220,6 +222,12 @@ def test_what_a_set_holds_is_what_was_written(tmp_path, rng, name, change, messa
         file[name] = change(values)
     with pytest.raises(ValueError, match=rf"scenes-00000000.h5: must be a set of scenes .*{message}"):
         read_scenes(tmp_path / "set")
+
+
+def test_total_fluxes_of_real_galaxies_may_be_unknown(tmp_path, rng):
+    scenes = make_scenes(rng, 3)
+    write_scenes(tmp_path / "set", [replace(scenes, flux=scenes.auto_flux, auto_flux=scenes.flux)])
+    assert read_scenes(tmp_path / "set").flux.isnan().all()
 
 
 def test_a_set_that_claims_more_than_it_holds(tmp_path, rng):
