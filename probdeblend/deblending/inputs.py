@@ -41,6 +41,7 @@ COVERED = (
 )
 SQUARE = 0.01  # difference of the sides of a pixel that is worth a note
 LARGEST_RATIO = 1e7  # times the sky noise; beyond it a pixel is bad, and would drown its tile in rounding errors
+TOO_BRIGHT = f"pixels above {LARGEST_RATIO:,.0f} times the sky noise are bad: sources there may be missing"
 
 Window = Callable[[slice, slice], tuple[Tensor, Tensor]]
 """A function that returns pixels over sky noise and good pixels ``(band, y, x)`` of rows and columns of an image."""
@@ -165,7 +166,7 @@ def observe(  # noqa: PLR0913
             noise_kernel=torch.stack(kernels),
             photon=torch.tensor(photon, dtype=torch.float32),
             wavelength=torch.tensor(waves, dtype=torch.float32),
-            window=lambda rows, columns: _window(bands, rows, columns),
+            window=lambda rows, columns: _window(bands, rows, columns, notes),
             raw=lambda *part: [band.raw(part) for band in bands],
             noise_map=lambda *part: [band.given_noise(part) for band in bands],
             sky_rms=lambda x, y: factor * np.stack([band.noise_at(x, y) for band in bands], -1),
@@ -174,7 +175,7 @@ def observe(  # noqa: PLR0913
             unit=flux,
             zero_point=tuple(math.nan if value is None else float(value) for value in zero_points),
             wcs=wcs,
-            notes=list(dict.fromkeys(notes)),
+            notes=notes,
         )
 
 
@@ -333,9 +334,11 @@ def _photon(band: BandPixels, kernel: Tensor, gain: float | None, camera: Instru
     return 1 / (counts * float(correlation_sum(kernel)))
 
 
-def _window(bands: list[BandPixels], rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+def _window(bands: list[BandPixels], rows: slice, columns: slice, notes: list[str]) -> tuple[Tensor, Tensor]:
     ratio = torch.from_numpy(np.stack([band.window(rows, columns) for band in bands])).float()
     good = ratio.abs() < LARGEST_RATIO
+    if TOO_BRIGHT not in notes and bool((ratio.abs() >= LARGEST_RATIO).any()):
+        notes.append(TOO_BRIGHT)
     return ratio.where(good, 0.0), good.float()
 
 

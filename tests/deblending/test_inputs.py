@@ -476,6 +476,16 @@ def test_an_absurd_pixel_is_a_bad_pixel(absurd):
     np.testing.assert_allclose(seen_of(image, sky_rms=1.0)[0], usual, atol=1e-4)
 
 
+def test_pixels_that_are_too_bright_are_noted():
+    image = light_of((64, 64), [30], [30], 3000) + noise_of((64, 64))
+    too_bright = "pixels above 10,000,000 times the sky noise are bad: sources there may be missing"
+    assert too_bright not in seen_of(image, sky_rms=1.0)[2].notes
+    image[30:33, 30:33] = 2e7
+    _, good, seen = seen_of(image, sky_rms=1.0)[:3]
+    assert not good[0, 30:33, 30:33].any()
+    assert seen.notes.count(too_bright) == 1
+
+
 @pytest.mark.parametrize("rms", [0.6, 1.0, 2.0, 5.0])
 def test_the_noise_of_integers_is_measured(rms):
     image = np.round(light_of((200, 200), [60], [70], 3000) + rms * noise_of((200, 200)) + 100)
