@@ -383,6 +383,11 @@ def seeded(seed: int) -> Iterator[None]:
     ----------
     seed
         Same seed, same random numbers.
+
+    Yields
+    ------
+    None
+        While the generator is seeded.
     """
     with ALONE, torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.autocast("cpu", enabled=False):
         default = torch.get_default_dtype()
