@@ -78,7 +78,7 @@ def plot_image(image: ArrayLike, *, axes: Axes | None = None) -> Axes:
 
 
 def plot_stamps(
-    stamps: ArrayLike,
+    stamps: ArrayLike | Sequence[ArrayLike],
     titles: Sequence[str],
     *,
     outlines: ArrayLike | None = None,
@@ -90,7 +90,7 @@ def plot_stamps(
     Parameters
     ----------
     stamps
-        Pixels ``(stamp, y, x)``.
+        Pixels ``(stamp, y, x)``, or a list of images of any sizes.
     titles
         One title per stamp, of one line or several.
     outlines
@@ -112,7 +112,6 @@ def plot_stamps(
     """
     from matplotlib.figure import Figure
 
-    stamps = np.asarray(stamps)
     if not len(stamps) or len(titles) != len(stamps):
         raise ValueError(f"titles must be as many as stamps, and at least one, got {len(titles)} for {len(stamps)}")
     rows = -(-len(stamps) // columns)

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from ..photometry.images import cut_stamps
 from ..photometry.sky import draw_noise
-from ..scene import STAMP_SIZE, Instrument, Scene, seeded
+from ..scene import STAMP_SIZE, Scene, seeded
+from ..simulation.cameras import Camera
 from ..simulation.population import Population
 from ..simulation.positions import Frame
 from ..simulation.workers import in_batches
-from .library import Library, identity_number
+from .stamps import Library, identity_number
 
 __all__ = ["Injector"]
 
@@ -53,7 +54,7 @@ class Injector:
     """
 
     library: Library
-    instrument: Instrument
+    instrument: Camera
     population: Population = field(default_factory=Population.default)
     size: int = STAMP_SIZE
     dimming: float = 1.0
@@ -116,7 +117,7 @@ class Injector:
         """Make one scene."""
         chosen, dimmed = self._choose(rng)
         own, instrument = self._kept.select(chosen), self.instrument
-        unit = 10 ** (0.4 * (instrument.zero_point - own.zero_point))
+        unit = 10 ** (0.4 * (instrument.zero_point[0] - own.zero_point))
         factor = unit * 10 ** (-0.4 * dimmed)
         center = self._places(own, rng)
         light, variance = np.zeros((len(own), self.size, self.size)), np.zeros((self.size, self.size))
@@ -128,20 +129,20 @@ class Injector:
             center[i] = corner + inside
             light[i] = factor[i] * pixels
             variance += (pixels != 0) * (factor[i] * own.sky_rms[i]) ** 2
-        sky_rms = float(max(unit * own.sky_rms, default=instrument.sky_rms))
-        noise = sky_rms * draw_noise(variance.shape, instrument.noise_kernel, rng)
+        sky_rms = float(max(unit * own.sky_rms, default=instrument.sky_rms[0]))
+        noise = sky_rms * draw_noise(variance.shape, instrument.noise_kernel[0], rng)
         image = light.sum(0) + noise * np.sqrt(np.clip(1 - variance / sky_rms**2, 0, None))
-        exposure = np.median(own.exposure / unit) if len(own) else instrument.exposure
+        exposure = np.median(own.exposure / unit) if len(own) else instrument.exposure[0]
         truth = {"x": center[:, 0], "y": center[:, 1], "light": light[:, None]}
         truth |= {"auto_flux": (factor * own.auto_flux)[:, None], "flux": np.full((len(own), 1), np.nan)}
         return Scene(
             image=torch.from_numpy(image)[None, None].float(),
             sky_rms=torch.tensor([[sky_rms]]),
             exposure=torch.tensor([[float(exposure)]]),
-            psf=instrument.psf[None, None].cpu(),
-            noise_kernel=None if instrument.noise_kernel is None else instrument.noise_kernel[None, None].cpu(),
+            psf=instrument.psf[None].cpu(),
+            noise_kernel=instrument.noise_kernel[None].cpu(),
             pixel_scale=instrument.pixel_scale,
-            zero_point=(instrument.zero_point,),
+            zero_point=instrument.zero_point,
             scene=torch.zeros(len(own), dtype=torch.long),
             source_type=torch.from_numpy(own.galaxy_type),
             identity=torch.tensor([identity_number(name) for name in own.identity], dtype=torch.long),
@@ -167,8 +168,7 @@ class Injector:
             return np.zeros((0, 2))
         radius = torch.from_numpy(own.half_light_radius)[None].float()
         values = {"half_light_radius": radius, "axis_ratio": torch.ones_like(radius), "source_type": 0 * radius.long()}
-        blur = float(self.instrument.psf.square().sum().rsqrt())
-        frame = Frame((self.size, self.size), self.instrument.pixel_scale, blur)
+        frame = Frame((self.size, self.size), self.instrument.pixel_scale, self.instrument.blur)
         with seeded(int(rng.integers(2**62))):
             return self.population.positions(values, frame)[0].double().numpy()
 

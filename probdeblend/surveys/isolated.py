@@ -21,8 +21,9 @@ from ..photometry.detection import COLD, HOT, SEGMENTATION, Detection, detect, k
 from ..photometry.images import cut_stamps
 from ..photometry.noise import correlation_sum
 from ..photometry.sky import dilate, draw_noise, estimate_noise_kernel, sky_scatter, subtract_sky
-from ..scene import STAMP_SIZE, Instrument
-from .library import Quality
+from ..scene import STAMP_SIZE
+from ..simulation.cameras import Camera
+from .stamps import Quality
 
 __all__ = ["NOISE_RATIO", "WINDOW", "Galaxy", "NotIsolatedError", "cut_galaxy", "find_galaxies", "measure_galaxy"]
 
@@ -64,7 +65,7 @@ def _source_at(found: Detection, center: tuple[float, float], otherwise: str) ->
 
 
 def cut_galaxy(
-    window: NDArray[np.float64], x: float, y: float, *, instrument: Instrument, rng: np.random.Generator
+    window: NDArray[np.float64], x: float, y: float, *, instrument: Camera, rng: np.random.Generator
 ) -> Galaxy:
     """Cut out the galaxy at x, y, in the middle of a window, replace all others by sky, and measure it.
 
@@ -82,11 +83,11 @@ def cut_galaxy(
     try:
         kernel = estimate_noise_kernel(pixels)
     except ValueError:  # too little blank sky
-        kernel = instrument.noise_kernel
+        kernel = instrument.noise_kernel[0]
     filled = np.where(foreign | bad, sky_rms * draw_noise(pixels.shape, kernel, rng), pixels)
     x0, y0 = (int(np.floor(center)) - STAMP_SIZE // 2 + 1 for center in (x, y))
     stamp = cut_stamps(filled, (x0, y0), STAMP_SIZE)[0]
-    galaxy = measure_galaxy(stamp, sky_rms, (x - x0, y - y0), exposure=instrument.exposure, kernel=kernel)
+    galaxy = measure_galaxy(stamp, sky_rms, (x - x0, y - y0), exposure=float(instrument.exposure[0]), kernel=kernel)
     reach = dilate(footprint.astype(np.int32), margin=EDGE_MARGIN, growth=0.0) > 0
     gaps = (reach & bad).any() or bad[BORDER:-BORDER, BORDER:-BORDER].mean() > MISSING_SHARE
     quality = galaxy["quality"] | Quality.MISSING_PIXELS * gaps

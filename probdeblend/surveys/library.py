@@ -1,16 +1,16 @@
-"""A library of isolated galaxies: pixels, measurements, splits in which no galaxy is in two parts, and files.
+"""A library of isolated real galaxies: pixels in any number of bands, one name per galaxy, folds, and files.
 
-A library is a folder. ``library.h5`` holds a table with a column for each field of `Library`. ``keep.csv`` has one row
-per galaxy for the user to edit: its column ``keep``, yes or no, is what counts. Contact sheets show the galaxies with
-their segmentations, in green frames if they are kept and red ones if not.
+A library is a list of `Galaxy`, and on disk a folder. ``library.h5`` holds one group per galaxy. ``keep.csv`` has one
+row per galaxy for the user to edit: its column ``keep``, yes or no, is what counts. Contact sheets show the galaxies
+with the outlines of their footprints, in green frames if they are kept and red ones if not.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from enum import IntFlag
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -19,42 +19,98 @@ import numpy as np
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from .._files import header, open_hdf5, output_folder, read_table, whole_bytes
-from ..photometry.sky import dilate
-from ..scene import GALAXY_TYPES, STAMP_SIZE
+from ..photometry.images import check_psf
+from ..scene import GALAXY_TYPES
 
-__all__ = ["Library", "Quality", "identity_number", "join", "keep_table", "read_library", "write_library"]
+__all__ = ["Galaxy", "fold_of", "identity_number", "keep_table", "read_library", "write_library"]
 
 LIBRARY_FILE, KEEP_FILE = "library.h5", "keep.csv"
-KINDS = dict.fromkeys(("identity", "origin"), "U") | dict.fromkeys(("segmentation", "keep"), "b")
-KINDS |= dict.fromkeys(("galaxy_type", "quality"), "i")  # of arrays; all others hold floating-point numbers
+BAND_ARRAYS = {"pixels": "f4", "psf": "f4", "sky_rms": "f8", "zero_point": "f8", "wavelength": "f8"}
+ARRAYS = BAND_ARRAYS | {"footprint": "?"}
+NUMBERS = {"identity": str, "origin": str, "pixel_scale": float, "ra": float, "dec": float, "galaxy_type": int}
 PER_SHEET = 48
 KEPT, REJECTED = "#009E73", "#D55E00"
-PART_LIMITS = (0.6, 0.8)  # fractions of the identities below which those for training and validation lie
 SAME_GALAXY = 0.6  # arcsec within which two positions are those of one galaxy
 
 
-class Quality(IntFlag):
-    """Reasons to reject a cutout as isolated.
+@dataclass(frozen=True, eq=False)
+class Galaxy:
+    """An isolated real galaxy, as it was observed.
 
-    - ``NEIGHBOR``: another source is still found in the stamp, or the neighbors took more than a twentieth of the
-      galaxy's footprint;
-    - ``ASYMMETRIC``: beyond the half-light radius, more than a quarter of the light has no counterpart on the opposite
-      side of the center (Conselice et al. 2000, doi:10.1086/308300), noise allowed for;
-    - ``MISSING_PIXELS``: bad pixels, or the edge of the mosaic, within 4 pixels of the footprint, or in a tenth of the
-      stamp;
-    - ``DOUBLE_NUCLEUS``: another source lies within 8 pixels of the center, or SEP splits the galaxy in two at a
-      contrast of 0.1;
-    - ``TWO_NOISE_LEVELS``: the noise differs by more than a factor of 1.5 between two quarters of the window.
+    Parameters
+    ----------
+    identity
+        Name of the galaxy: images of one galaxy share it, and no fold separates them.
+    origin
+        Where the image comes from.
+    pixels
+        Sky-subtracted pixels ``(band, y, x)`` in image units, with the galaxy anywhere in them; noise is part of them.
+    footprint
+        Pixels ``(y, x)`` that are the galaxy's and can be trusted in all bands. Beyond it, there may be sky, other
+        sources, zeros or NaN.
+    psf
+        Effective PSFs ``(band, y, x)``, the pixel included, on the image's own pixels, with unit sum.
+    sky_rms
+        Sky noise of a pixel ``(band,)`` in image units; NaN where unknown.
+    zero_point
+        AB magnitude of unit flux ``(band,)``; NaN where unknown.
+    wavelength
+        In micron ``(band,)``; NaN where unknown.
+    pixel_scale
+        Size of a pixel in arcsec.
+    ra, dec
+        Position on the sky in degrees; NaN where unknown.
+    galaxy_type
+        Index into `GALAXY_TYPES`, -1 if unknown.
+    flags
+        Reasons to reject the galaxy, in words.
+    keep
+        Whether the galaxy is to be used.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, the footprint is empty or holds a pixel that is not finite, or another value is not allowed.
     """
 
-    NEIGHBOR = 1
-    ASYMMETRIC = 2
-    MISSING_PIXELS = 8
-    DOUBLE_NUCLEUS = 16
-    TWO_NOISE_LEVELS = 32
+    identity: str
+    origin: str
+    pixels: NDArray[np.float32]
+    footprint: NDArray[np.bool_]
+    psf: NDArray[np.float32]
+    sky_rms: NDArray[np.float64]
+    zero_point: NDArray[np.float64]
+    wavelength: NDArray[np.float64]
+    pixel_scale: float
+    ra: float = math.nan
+    dec: float = math.nan
+    galaxy_type: int = -1
+    flags: tuple[str, ...] = ()
+    keep: bool = True
+
+    def __post_init__(self) -> None:
+        bands = len(self.pixels)
+        shapes = dict.fromkeys(BAND_ARRAYS, (bands,)) | {"psf": (bands, *np.shape(self.psf)[1:])}
+        for name, shape in (shapes | {"pixels": (bands, *np.shape(self.footprint))}).items():
+            if np.shape(values := getattr(self, name)) != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {np.shape(values)}")
+        for psf in self.psf:
+            check_psf("psf", psf)
+        if not self.footprint.any() or not np.isfinite(self.pixels[:, self.footprint]).all():
+            raise ValueError(f"footprint must hold finite pixels, got {self.footprint.sum()} pixels, not all finite")
+        if not 0 < self.pixel_scale < math.inf or (self.sky_rms <= 0).any():
+            raise ValueError(f"pixel_scale and sky_rms must be positive, got {self.pixel_scale} and {self.sky_rms}")
+        if not -1 <= self.galaxy_type < len(GALAXY_TYPES):
+            raise ValueError(f"galaxy_type must be from -1 to {len(GALAXY_TYPES) - 1}, got {self.galaxy_type}")
+
+    @property
+    def magnitude(self) -> NDArray[np.float64]:
+        """AB magnitude of the light in the footprint ``(band,)``; NaN without a zero point or light."""
+        light = self.pixels[:, self.footprint].sum(1, dtype=np.float64)
+        return self.zero_point - 2.5 * np.log10(np.where(light > 0, light, np.nan))
 
 
 def identity_number(identity: str) -> int:
@@ -62,193 +118,70 @@ def identity_number(identity: str) -> int:
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1
 
 
-@dataclass(frozen=True, eq=False)
-class Library:
-    """Isolated galaxies, each in the middle of a stamp of sky, as they were observed.
-
-    Every field is an array whose first axis counts galaxies.
+def fold_of(identity: str, folds: int = 5) -> int:
+    """Return the fold of a galaxy, which depends on its name alone, not on what else is in a library.
 
     Parameters
     ----------
     identity
-        Name of the galaxy: stamps of one galaxy share it, and no split separates them.
-    origin
-        Where the stamp comes from.
-    pixels
-        Sky-subtracted stamps ``(galaxy, y, x)`` in image units, sky and photon noise included.
-    segmentation
-        Pixels above 3 times the sky noise that SEP assigns to the galaxy ``(galaxy, y, x)``.
-    sky_rms
-        Sky noise of a pixel in image units.
-    x, y, ra, dec
-        Center in pixels of the stamp, and on the sky in degrees (NaN if unknown).
-    auto_flux, flux_error
-        Kron (AUTO) flux and its standard error in image units; the total flux of a real galaxy is not known.
-    half_light_radius
-        Half-light radius within the Kron aperture in arcsec, not corrected for the PSF.
-    galaxy_type
-        Index into `GALAXY_TYPES`, -1 if unknown.
-    quality, keep
-        Sum of `Quality` bits, and whether the galaxy is to be used.
-    zero_point, exposure
-        AB magnitude of unit flux (NaN if unknown), and counts per unit of flux (infinite if unknown).
+        Name of the galaxy.
+    folds
+        Number of folds; keep it the same for training, calibration and test.
+
+    Returns
+    -------
+    int
+        From 0 to `folds` - 1, all about equally often.
 
     Raises
     ------
     ValueError
-        If the fields disagree in length, or a galaxy type is unknown.
+        If `folds` is not positive.
     """
-
-    identity: NDArray[np.str_]
-    origin: NDArray[np.str_]
-    pixels: NDArray[np.float32]
-    segmentation: NDArray[np.bool_]
-    sky_rms: NDArray[np.float64]
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    ra: NDArray[np.float64]
-    dec: NDArray[np.float64]
-    auto_flux: NDArray[np.float64]
-    flux_error: NDArray[np.float64]
-    half_light_radius: NDArray[np.float64]
-    galaxy_type: NDArray[np.int64]
-    quality: NDArray[np.int64]
-    keep: NDArray[np.bool_]
-    zero_point: NDArray[np.float64]
-    exposure: NDArray[np.float64]
-
-    def __post_init__(self) -> None:
-        count = len(self.identity)
-        for name, values in vars(self).items():
-            expected = (count, STAMP_SIZE, STAMP_SIZE) if name in ("pixels", "segmentation") else (count,)
-            if np.shape(values) != expected:
-                raise ValueError(f"{name} must have shape {expected}, got {np.shape(values)}")
-            if values.dtype.kind != KINDS.get(name, "f"):
-                raise ValueError(f"{name} must be of another type, got {values.dtype}")
-        if ((self.galaxy_type < -1) | (self.galaxy_type >= len(GALAXY_TYPES))).any():
-            raise ValueError(f"galaxy_type must be from -1 to {len(GALAXY_TYPES) - 1}")
-
-    def __len__(self) -> int:
-        return len(self.identity)
-
-    @property
-    def magnitude(self) -> NDArray[np.float64]:
-        """AB magnitude of the Kron flux ``(galaxy,)``; NaN without a zero point or a positive flux."""
-        return self.zero_point - 2.5 * np.log10(np.where(self.auto_flux > 0, self.auto_flux, np.nan))
-
-    @property
-    def footprint(self) -> NDArray[np.bool_]:
-        """Segmentations grown into the galaxies' wings ``(galaxy, y, x)``: where their light is."""
-        return np.array([dilate(own.astype(np.int32)) > 0 for own in self.segmentation], dtype=bool)
-
-    @property
-    def reasons(self) -> NDArray[np.str_]:
-        """Reasons to reject each galaxy in words ``(galaxy,)``, joined by semicolons; empty for none."""
-        names = [[flag.name.lower().replace("_", " ") for flag in Quality(bits)] for bits in self.quality.tolist()]
-        return np.array(["; ".join(reasons) for reasons in names], dtype=str)
-
-    def select(self, index: ArrayLike | slice) -> Library:
-        """Return the galaxies that an index picks: numbers, booleans or a slice.
-
-        Parameters
-        ----------
-        index
-            Numbers ``(galaxy,)``, booleans ``(galaxy,)``, or a slice.
-
-        Returns
-        -------
-        Library
-            These galaxies.
-        """
-        return Library(**{name: values[index] for name, values in vars(self).items()})
-
-    def split(self, *, seed: int = 0) -> tuple[Library, ...]:
-        """Split by galaxy into parts for training, validation and test, so that no identity is in two parts.
-
-        The part of a galaxy depends on its identity and the seed alone, whatever other galaxies the library holds. On
-        average, 60, 20 and 20 % of the identities are in the parts.
-
-        Parameters
-        ----------
-        seed
-            Same seed, same split.
-
-        Returns
-        -------
-        tuple of Library
-            One library per part.
-
-        Raises
-        ------
-        ValueError
-            If a part has no galaxy.
-        """
-        place = np.array([identity_number(f"{seed}:{name}") for name in self.identity]) / 2.0**63
-        part = np.searchsorted(PART_LIMITS, place, side="right")
-        parts = tuple(self.select(part == number) for number in range(len(PART_LIMITS) + 1))
-        if not all(len(galaxies) for galaxies in parts):
-            raise ValueError(f"library must hold galaxies for each of {len(parts)} parts, got {len(self)} in all")
-        return parts
-
-    def digest(self) -> str:
-        """Return a fingerprint, 32 hexadecimal digits, of the kept galaxies: identities, pixels and fluxes."""
-        kept = self.select(self.keep)
-        parts = "\n".join(kept.identity).encode(), kept.pixels.tobytes(), kept.auto_flux.tobytes()
-        return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+    if folds < 1:
+        raise ValueError(f"folds must be positive, got {folds}")
+    return identity_number(identity) % folds
 
 
-def join(libraries: Sequence[Library]) -> Library:
-    """Put libraries together; stamps within 0.6 arcsec of one another become stamps of one galaxy."""
-    if not libraries:
-        raise ValueError("libraries must hold at least one, got none")
-    whole = Library(**{f.name: np.concatenate([getattr(part, f.name) for part in libraries]) for f in fields(Library)})
-    placed = np.flatnonzero(np.isfinite(whole.ra) & np.isfinite(whole.dec))
-    sky = SkyCoord(whole.ra[placed], whole.dec[placed], unit="deg")
-    identity = whole.identity.copy()
-    for first, second in zip(*sky.search_around_sky(sky, SAME_GALAXY * u.arcsec)[:2], strict=True):
-        if first < second:
-            identity[identity == identity[placed[second]]] = identity[placed[first]]
-    return replace(whole, identity=identity)
-
-
-def keep_table(library: Library) -> Table:
+def keep_table(galaxies: Sequence[Galaxy]) -> Table:
     """Return the list of galaxies for the user to edit.
 
     Parameters
     ----------
-    library
-        The galaxies.
+    galaxies
+        The library.
 
     Returns
     -------
     Table
-        One row per galaxy: ``number`` (from 1, as on the contact sheet), ``keep``, ``identity``, ``origin``,
-        ``type``, ``magnitude``, ``half_light_radius``, ``reasons``.
+        One row per galaxy: ``number`` (from 1, as on the contact sheet), ``keep``, ``identity``, ``origin``, ``type``,
+        ``magnitude`` (of the light in the footprint, in the band where that is brightest), ``reasons``.
     """
     kinds = [*GALAXY_TYPES, ""]
-    return Table(
-        {
-            "number": np.arange(1, len(library) + 1),
-            "keep": np.where(library.keep, "yes", "no"),
-            "identity": library.identity,
-            "origin": library.origin,
-            "type": np.array([kinds[kind] for kind in library.galaxy_type], dtype=str),
-            "magnitude": np.round(library.magnitude, 3),
-            "half_light_radius": np.round(library.half_light_radius, 4),
-            "reasons": library.reasons,
-        }
-    )
+    rows = [
+        (
+            number,
+            "yes" if galaxy.keep else "no",
+            galaxy.identity,
+            galaxy.origin,
+            kinds[galaxy.galaxy_type],
+            round(float(np.fmin.reduce(galaxy.magnitude)), 3),
+            "; ".join(galaxy.flags),
+        )
+        for number, galaxy in enumerate(galaxies, start=1)
+    ]
+    return Table(rows=rows, names=("number", "keep", "identity", "origin", "type", "magnitude", "reasons"))
 
 
-def write_library(path: str | PathLike[str], library: Library, *, overwrite: bool = False) -> list[str]:
+def write_library(path: str | PathLike[str], galaxies: Sequence[Galaxy], *, overwrite: bool = False) -> list[str]:
     """Write a library, the list of galaxies to keep, and contact sheets.
 
     Parameters
     ----------
     path
         The folder.
-    library
-        The galaxies.
+    galaxies
+        The library.
     overwrite
         Replace an earlier library.
 
@@ -261,32 +194,46 @@ def write_library(path: str | PathLike[str], library: Library, *, overwrite: boo
     ------
     FileExistsError
         If the folder exists and must not be replaced.
+    ValueError
+        If there is no galaxy.
     """
+    if not galaxies:
+        raise ValueError("galaxies must be at least one, got none")
     with output_folder(path, overwrite=overwrite) as folder:
         with whole_bytes(folder / LIBRARY_FILE) as stored, h5py.File(stored, "w") as file:
             file.attrs.update(header("library"))
-            Table(vars(library)).write(file, path="galaxies", compression="lzf")
-        keep_table(library).write(folder / KEEP_FILE, format="ascii.csv")
-        return [LIBRARY_FILE, KEEP_FILE, *_contact_sheets(folder, library)]
+            for number, galaxy in enumerate(galaxies):
+                group = file.create_group(f"{number:06d}")
+                for name, kind in ARRAYS.items():
+                    group.create_dataset(name, data=getattr(galaxy, name).astype(kind), compression="lzf")
+                group.attrs.update({name: getattr(galaxy, name) for name in NUMBERS})
+                group.attrs["flags"] = "; ".join(galaxy.flags)
+        keep_table(galaxies).write(folder / KEEP_FILE, format="ascii.csv")
+        return [LIBRARY_FILE, KEEP_FILE, *_contact_sheets(folder, galaxies)]
 
 
-def _contact_sheets(folder: Path, library: Library) -> list[str]:
+def _contact_sheets(folder: Path, galaxies: Sequence[Galaxy]) -> list[str]:
     from ..plots.images import plot_stamps
 
-    titled = enumerate(zip(library.magnitude, library.reasons, strict=True), start=1)
-    titles = [f"{number}: mag {magnitude:.2f}\n{reasons or 'keep'}" for number, (magnitude, reasons) in titled]
     names: list[str] = []
-    for start in range(0, len(library), PER_SHEET):
-        part, own = library.select(slice(start, start + PER_SHEET)), titles[start : start + PER_SHEET]
-        colors = np.where(part.keep, KEPT, REJECTED).tolist()
-        panels = plot_stamps(part.pixels, own, outlines=part.segmentation[:, None], colors=colors)
+    table = keep_table(galaxies)
+    titles = [f"{row['number']}: mag {row['magnitude']:.2f}\n{row['reasons'] or row['keep']}" for row in table]
+    for start in range(0, len(galaxies), PER_SHEET):
+        part = galaxies[start : start + PER_SHEET]
+        light = [galaxy.pixels.sum(0) for galaxy in part]
+        shown = [np.where(one.footprint | (sum_ != 0), sum_, np.nan) for one, sum_ in zip(part, light, strict=True)]
+        colors = [KEPT if galaxy.keep else REJECTED for galaxy in part]
+        outlines = [galaxy.footprint[None] for galaxy in part]
+        panels = plot_stamps(shown, titles[start : start + PER_SHEET], outlines=outlines, colors=colors)
         names.append(f"contact-{len(names) + 1:03d}.png")
         panels[0].figure.savefig(folder / names[-1], dpi=100)
     return names
 
 
-def read_library(*paths: str | PathLike[str]) -> Library:
+def read_library(*paths: str | PathLike[str]) -> list[Galaxy]:
     """Read libraries as one, with the choice of galaxies in their lists.
+
+    Galaxies within 0.6 arcsec of one another on the sky are one: they share the first of their names in the alphabet.
 
     Parameters
     ----------
@@ -295,8 +242,8 @@ def read_library(*paths: str | PathLike[str]) -> Library:
 
     Returns
     -------
-    Library
-        All galaxies; `Library.keep` is what the lists say.
+    list of Galaxy
+        All galaxies; `Galaxy.keep` is what the lists say.
 
     Raises
     ------
@@ -305,25 +252,40 @@ def read_library(*paths: str | PathLike[str]) -> Library:
     ValueError
         If it is not a library, of another version, or its list does not fit.
     """
-    return join([_read(Path(path)) for path in paths])
+    galaxies = [galaxy for path in paths for galaxy in _read(Path(path))]
+    names = np.array([galaxy.identity for galaxy in galaxies], dtype=object)
+    placed = np.flatnonzero([math.isfinite(galaxy.ra + galaxy.dec) for galaxy in galaxies])
+    if len(placed) > 1:
+        sky = SkyCoord([(galaxies[i].ra, galaxies[i].dec) for i in placed], unit="deg")
+        for pair in zip(*sky.search_around_sky(sky, SAME_GALAXY * u.arcsec)[:2], strict=True):
+            first, second = sorted(names[placed[list(pair)]])
+            names[names == second] = first
+    return [replace(galaxy, identity=name) for galaxy, name in zip(galaxies, names, strict=True)]
 
 
-def _read(path: Path) -> Library:
+def _read(path: Path) -> list[Galaxy]:
     if not (path / LIBRARY_FILE).is_file():
         raise FileNotFoundError(f"{path}: not a library of galaxies, it has no {LIBRARY_FILE}")
+    galaxies = []
     with open_hdf5(path / LIBRARY_FILE, "library") as file:
-        table = Table.read(file, path="galaxies", character_as_bytes=False)
-        library = Library(**{name: np.asarray(table[name]) for name in table.colnames})
-    return replace(library, keep=_kept(path / KEEP_FILE, library))
+        for group in file.values():
+            arrays = {name: group[name][()] for name in ARRAYS}
+            if wrong := [name for name, kind in ARRAYS.items() if arrays[name].dtype != kind]:
+                raise ValueError(f"{wrong[0]} must be of another type, got {arrays[wrong[0]].dtype}")
+            told = {name: kind(group.attrs[name]) for name, kind in NUMBERS.items()}
+            flags = tuple(filter(None, str(group.attrs["flags"]).split("; ")))
+            galaxies.append(Galaxy(**arrays, **told, flags=flags))
+    kept = _kept(path / KEEP_FILE, [galaxy.identity for galaxy in galaxies])
+    return [replace(galaxy, keep=keep) for galaxy, keep in zip(galaxies, kept, strict=True)]
 
 
-def _kept(path: Path, library: Library) -> NDArray[np.bool_]:
+def _kept(path: Path, identities: list[str]) -> list[bool]:
     table = read_table(path, converters={"*": [str]})
     if missing := {"identity", "keep"} - set(table.colnames):
         raise ValueError(f"{path}: the columns {', '.join(sorted(missing))} are missing")
-    if list(table["identity"]) != library.identity.tolist():
-        raise ValueError(f"{path}: must have one row per galaxy of the library, {len(library)}, in its order")
-    answers = np.char.lower(np.char.strip(np.ma.filled(table["keep"].astype(str), "").astype(str)))
-    if wrong := sorted(set(answers.tolist()) - {"yes", "no"}):
+    if list(table["identity"]) != identities:
+        raise ValueError(f"{path}: must have one row per galaxy of the library, {len(identities)}, in its order")
+    answers = [str(answer).strip().lower() for answer in np.ma.filled(table["keep"].astype(str), "")]
+    if wrong := sorted(set(answers) - {"yes", "no"}):
         raise ValueError(f"{path}: keep must be yes or no, got {wrong[0]!r}")
-    return answers == "yes"
+    return [answer == "yes" for answer in answers]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from os import PathLike
 from pathlib import Path
@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 from .._files import read_table
 from ..photometry.detection import kron_flux
 from ..photometry.images import FieldImage, open_mosaic
-from ..scene import GALAXY_TYPES, PIXEL_SCALE_TOLERANCE, Instrument
+from ..scene import GALAXY_TYPES, PIXEL_SCALE_TOLERANCE
+from ..simulation.cameras import Camera
 from .isolated import WINDOW, Galaxy, NotIsolatedError, cut_galaxy, find_galaxies
-from .library import Library, join
+from .stamps import Library, join
 
 __all__ = ["Collection", "collect", "cut_galaxies", "in_units_of", "isolate_galaxies", "read_catalog"]
 
@@ -57,7 +58,7 @@ class Collection:
 def isolate_galaxies(
     images: Sequence[Path],
     *,
-    instrument: Instrument,
+    instrument: Camera,
     catalog: Path | None = None,
     columns: Mapping[str, str] | None = None,
     hdu: str | None = None,
@@ -135,15 +136,15 @@ def read_catalog(path: str | PathLike[str], columns: Mapping[str, str]) -> Table
     return Table({name: table[column] for name, column in names.items() if column in table.colnames})
 
 
-def in_units_of(mosaic: FieldImage, instrument: Instrument) -> Instrument:
+def in_units_of(mosaic: FieldImage, instrument: Camera) -> Camera:
     """Return the instrument in the units of an image, if these are known; refuse pixels of another size."""
     scale = mosaic.pixel_scale
     if scale is not None and abs(scale / instrument.pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
         raise ValueError(f'{mosaic.name}: pixels must be {instrument.pixel_scale}" within 2%, got {scale:.4g}"')
     if mosaic.zero_point is None:
         return instrument
-    unit = 10 ** (0.4 * (mosaic.zero_point - instrument.zero_point))
-    return instrument.replace(zero_point=mosaic.zero_point, exposure=instrument.exposure / unit)
+    unit = 10 ** (0.4 * (mosaic.zero_point - instrument.zero_point[0]))
+    return replace(instrument, zero_point=(mosaic.zero_point,), exposure=instrument.exposure / unit)
 
 
 def positions(catalog: Table, mosaic: FieldImage) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -161,7 +162,7 @@ def cut_galaxies(
     mosaic: FieldImage,
     catalog: Table | None,
     *,
-    instrument: Instrument,
+    instrument: Camera,
     faintest: float,
     skipped: Counter[str],
     seed: int = 0,
@@ -197,10 +198,10 @@ def cut_galaxies(
         ra, dec = (np.nan, np.nan) if mosaic.wcs is None else mosaic.wcs.pixel_to_world_values(*center)
         kind = GALAXY_TYPES.index(kinds[number]) if kinds[number] in GALAXY_TYPES else -1
         told = {"identity": f"{mosaic.name}:{names[number]}", "origin": mosaic.name, "galaxy_type": kind}
-        yield cut | told | {"ra": float(ra), "dec": float(dec), "zero_point": instrument.zero_point}
+        yield cut | told | {"ra": float(ra), "dec": float(dec), "zero_point": instrument.zero_point[0]}
 
 
-def find_sources(mosaic: FieldImage, instrument: Instrument) -> Table:
+def find_sources(mosaic: FieldImage, instrument: Camera) -> Table:
     """Find sources with SEP, from bright to faint: ``x``, ``y``, Kron ``magnitude`` and ``id``.
 
     SEP works tile by tile; a source belongs to the tile whose core holds its center.
@@ -216,7 +217,7 @@ def find_sources(mosaic: FieldImage, instrument: Instrument) -> Table:
         flux, _ = kron_flux(pixels, found, sky_rms)
         x, y = (at + side.start - OVERLAP for at, side in ((found.x, good[1]), (found.y, good[0])))
         core = (np.minimum(x, y) >= -0.5) & (np.maximum(x, y) < TILE - 0.5) & (flux > 0)
-        magnitude = instrument.zero_point - 2.5 * np.log10(flux[core])
+        magnitude = instrument.zero_point[0] - 2.5 * np.log10(flux[core])
         rows += list(zip(x[core] + x0, y[core] + y0, magnitude, strict=True))
     table = Table(rows=rows, names=("x", "y", "magnitude"), dtype=(float, float, float))
     table.sort("magnitude")
