@@ -18,7 +18,7 @@ from astropy.wcs import WCS
 import probdeblend
 from probdeblend._files import whole_file
 from probdeblend.plots import plot_field
-from probdeblend.scene import SOURCE_TYPES, Instrument, Scene
+from probdeblend.scene import SOURCE_TYPES, Scene
 from probdeblend.simulation.cameras import Camera
 from probdeblend.simulation.galsim import render_galsim
 from probdeblend.simulation.population import Population
@@ -36,13 +36,12 @@ POSITION = (53.1227, -27.8051)
 
 def write_example(path: Path, *, overwrite: bool = False) -> None:
     """Simulate the example and write it as FITS, with its noise in the header and the truth as a table."""
-    instrument = Instrument.candels_f160w()
     population = Population.default().replace(layout="anywhere", size_scatter=0.0, star_fraction=0.1, snr=(20.0, 500.0))
-    camera = Camera.of(instrument)
+    camera = Camera.candels_f160w()
     scene = simulate(
         1, population=population, camera=camera, size=SIZE, number=SOURCES, seed=SEED, engine=render_galsim
     )
-    image = fits.PrimaryHDU(scene.image[0, 0].float().numpy(), _header(instrument))
+    image = fits.PrimaryHDU(scene.image[0, 0].float().numpy(), _header(camera))
     with whole_file(path, overwrite=overwrite) as temporary:
         fits.HDUList([image, fits.table_to_hdu(_truth(scene))]).writeto(temporary)
 
@@ -65,8 +64,8 @@ def _truth(scene: Scene) -> Table:
     return table
 
 
-def _header(instrument: Instrument) -> fits.Header:
-    degrees = instrument.pixel_scale / 3600
+def _header(camera: Camera) -> fits.Header:
+    degrees = camera.pixel_scale / 3600
     wcs = WCS(naxis=2)
     wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
     wcs.wcs.crpix = [SIZE / 2 + 0.5] * 2
@@ -74,10 +73,10 @@ def _header(instrument: Instrument) -> fits.Header:
     wcs.wcs.cd = [[-degrees, 0.0], [0.0, degrees]]
     header = wcs.to_header()
     header["BUNIT"] = ("electron/s", "unit of a pixel")
-    header["ABMAGZP"] = (instrument.zero_point, "AB magnitude of unit flux")
-    header["SKYRMS"] = (instrument.sky_rms, "standard deviation of the sky's pixels")
-    if math.isfinite(instrument.exposure):
-        header["EXPOSURE"] = (instrument.exposure, "counts per unit of flux")
+    header["ABMAGZP"] = (camera.zero_point[0], "AB magnitude of unit flux")
+    header["SKYRMS"] = (float(camera.sky_rms[0]), "standard deviation of the sky's pixels")
+    if math.isfinite(exposure := float(camera.exposure[0])):
+        header["EXPOSURE"] = (exposure, "counts per unit of flux")
     header["ORIGIN"] = ("probdeblend", "simulated with GalSim; the position is made up")
     return header
 

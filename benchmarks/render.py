@@ -22,7 +22,8 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from benchmarks._command import Run, benchmark, sized_option
-from probdeblend.scene import STAMP_CENTER, STAMP_SIZE, Instrument
+from probdeblend.scene import STAMP_CENTER, STAMP_SIZE
+from probdeblend.simulation.cameras import Camera
 from probdeblend.simulation.galsim import render_galsim
 from probdeblend.simulation.morphology import source_components
 from probdeblend.simulation.population import Population
@@ -56,7 +57,7 @@ def main(run: Run, pairs: int) -> None:
 
 
 def compare_profiles(
-    instrument: Instrument | None = None,
+    camera: Camera | None = None,
     *,
     indices: Sequence[float] = INDICES,
     radii: Sequence[float] = RADII,
@@ -67,15 +68,15 @@ def compare_profiles(
     Every row covers axis ratios 0.2, 0.5 and 1, once within half a pixel of the stamp's center and once up to 60
     pixels from it, at random angles. Times are milliseconds per galaxy.
     """
-    instrument = Instrument.candels_f160w() if instrument is None else instrument
+    camera = Camera.candels_f160w() if camera is None else camera
     groups = list(product(indices, radii))
     grid = np.array([_group(index, radius, rng) for index, radius in groups])
-    images, torch_time = _render_torch(grid.reshape(-1, grid.shape[-1]), instrument)
+    images, torch_time = _render_torch(grid.reshape(-1, grid.shape[-1]), camera)
     images = images.reshape(*grid.shape[:2], STAMP_SIZE, STAMP_SIZE)
     rows = []
     for (index, radius), galaxies, rendered in zip(groups, grid, images, strict=True):
-        expected, _ = _render_galsim(galaxies, instrument, galsim.Lanczos(31), PRECISE)
-        _, seconds = _render_galsim(galaxies, instrument, "quintic", galsim.GSParams())
+        expected, _ = _render_galsim(galaxies, camera, galsim.Lanczos(31), PRECISE)
+        _, seconds = _render_galsim(galaxies, camera, "quintic", galsim.GSParams())
         limits = STRICT if index <= STRICT_INDEX and radius <= STRICT_RADIUS else LOOSE
         rows.append((index, radius, *_errors(rendered, expected), *limits, 1e3 * seconds))
     unit = {"half_light_radius": units.arcsec, "galsim_time": units.ms}
@@ -90,13 +91,13 @@ def compare_profiles(
 
 def compare_pairs(count: int, *, seed: int) -> dict[str, float]:
     """Return pairs per second by both codes, and the largest error of a pixel over its galaxy's peak."""
-    instrument = Instrument.candels_f160w()
-    frame = Frame((STAMP_SIZE, STAMP_SIZE), instrument.pixel_scale, 1.0)
+    camera = Camera.candels_f160w()
+    frame = Frame((STAMP_SIZE, STAMP_SIZE), camera.pixel_scale, 1.0)
     drawn = {name: value.flatten() for name, value in Population.published().sample(count, frame, seed=seed).items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        light, _ = source_components(drawn, pixel_scale=instrument.pixel_scale)
-    settings = {"psf": instrument.psf, "pixel_scale": instrument.pixel_scale}
+        light, _ = source_components(drawn, pixel_scale=camera.pixel_scale)
+    settings = {"psf": camera.psf[0], "pixel_scale": camera.pixel_scale}
     with _one_thread():
         render(light.select(slice(1)), **settings)
         start = time.perf_counter()
@@ -123,24 +124,24 @@ def _errors(images: NDArray, expected: NDArray) -> tuple[float, float]:
     return float(peak.max()), float(np.abs(difference.sum((1, 2))).max())
 
 
-def _render_torch(galaxies: NDArray, instrument: Instrument) -> tuple[NDArray, float]:
+def _render_torch(galaxies: NDArray, camera: Camera) -> tuple[NDArray, float]:
     """Return images ``(galaxy, y, x)``, and seconds per galaxy once everything is loaded."""
     values = torch.from_numpy(galaxies).float().reshape(-1, 1, galaxies.shape[-1])
     components = Components(*values.unbind(-1), torch.ones(values.shape[:2], dtype=torch.bool))
     with _one_thread(), torch.inference_mode():
-        render(components, instrument.psf, pixel_scale=instrument.pixel_scale)
+        render(components, camera.psf[0], pixel_scale=camera.pixel_scale)
         start = time.perf_counter()
-        images = render(components, instrument.psf, pixel_scale=instrument.pixel_scale)
+        images = render(components, camera.psf[0], pixel_scale=camera.pixel_scale)
         seconds = time.perf_counter() - start
     return images.double().numpy(), seconds / len(galaxies)
 
 
 def _render_galsim(
-    galaxies: NDArray, instrument: Instrument, interpolant: galsim.Interpolant | str, params: galsim.GSParams
+    galaxies: NDArray, camera: Camera, interpolant: galsim.Interpolant | str, params: galsim.GSParams
 ) -> tuple[NDArray, float]:
     """Return images ``(galaxy, y, x)``, and seconds per galaxy."""
-    scale = instrument.pixel_scale
-    kernel = galsim.Image(instrument.psf.double().cpu().numpy(), scale=scale)
+    scale = camera.pixel_scale
+    kernel = galsim.Image(camera.psf[0].double().cpu().numpy(), scale=scale)
     psf = galsim.InterpolatedImage(kernel, x_interpolant=interpolant, gsparams=params)
     images = np.empty((len(galaxies), STAMP_SIZE, STAMP_SIZE))
     start = time.perf_counter()

@@ -23,7 +23,8 @@ from benchmarks._command import FILE, Run, benchmark
 from probdeblend.photometry.detection import HOT, detect
 from probdeblend.photometry.noise import correlation_sum
 from probdeblend.photometry.sky import dilate, draw_noise
-from probdeblend.scene import STAMP_CENTER, STAMP_SIZE, Instrument
+from probdeblend.scene import STAMP_CENTER, STAMP_SIZE
+from probdeblend.simulation.cameras import Camera
 from probdeblend.surveys import Quality, write_library
 from probdeblend.surveys.isolated import NOISE_RATIO, Galaxy, NotIsolatedError, measure_galaxy
 from probdeblend.surveys.selection import Collection, collect
@@ -45,13 +46,13 @@ def main(run: Run, catalog: Path) -> None:
 
     OUTPUT is a library of isolated galaxies, as `probdeblend isolate` makes it, for `probdeblend inject`.
     """
-    found = reobserve_galaxies(catalog, instrument=Instrument.candels_f160w(), seed=run.seed)
+    found = reobserve_galaxies(catalog, instrument=Camera.candels_f160w(), seed=run.seed)
     names = write_library(run.output, found.library, overwrite=run.overwrite)
     click.echo("\n".join(found.summary().pformat(max_width=-1, max_lines=-1)))
     click.echo(f"written to {run.output}: {', '.join(names)}")
 
 
-def reobserve_galaxies(path: Path, *, instrument: Instrument, seed: int = 0) -> Collection:
+def reobserve_galaxies(path: Path, *, instrument: Camera, seed: int = 0) -> Collection:
     """Observe galaxies of a catalog in GalSim's RealGalaxy format, its images beside it, with an instrument."""
     import galsim
 
@@ -62,7 +63,7 @@ def reobserve_galaxies(path: Path, *, instrument: Instrument, seed: int = 0) -> 
     except Exception as error:  # GalSim and astropy raise many kinds
         reason = " ".join(str(error).split())[:80]
         raise ValueError(f"{path}: not a catalog in GalSim's RealGalaxy format ({reason})") from error
-    kernel = galsim.Image(instrument.psf.double().cpu().numpy(), scale=instrument.pixel_scale)
+    kernel = galsim.Image(instrument.psf[0].double().cpu().numpy(), scale=instrument.pixel_scale)
     psf = galsim.InterpolatedImage(kernel, x_interpolant=galsim.Lanczos(31))
     skipped: Counter[str] = Counter()
     galaxies: list[Galaxy] = []
@@ -75,12 +76,12 @@ def reobserve_galaxies(path: Path, *, instrument: Instrument, seed: int = 0) -> 
         # With their positions, the same galaxies in another library are recognized.
         place = {name.lower(): float(catalog.cat[name][number]) for name in {"RA", "DEC"} & set(catalog.cat.names)}
         told = {"identity": f"cosmos:{catalog.ident[number]}", "origin": path.name, "galaxy_type": -1}
-        galaxies.append({"ra": np.nan, "dec": np.nan} | cut | told | place | {"zero_point": instrument.zero_point})
+        galaxies.append({"ra": np.nan, "dec": np.nan} | cut | told | place | {"zero_point": instrument.zero_point[0]})
     return collect(galaxies, skipped, instrument.pixel_scale)
 
 
 def _observe(
-    catalog: galsim.RealGalaxyCatalog, number: int, psf: galsim.GSObject, instrument: Instrument, seed: int
+    catalog: galsim.RealGalaxyCatalog, number: int, psf: galsim.GSObject, instrument: Camera, seed: int
 ) -> Galaxy:
     """Observe a galaxy, keeping its magnitude; its number is the key of the noise's seed."""
     import galsim
@@ -88,7 +89,8 @@ def _observe(
     if not catalog.mag[number] < FAINTEST:
         raise NotIsolatedError("too faint")
     galaxy = galsim.RealGalaxy(catalog, index=number)
-    wanted = 10 ** (-0.4 * (catalog.mag[number] - instrument.zero_point))
+    sky_rms, exposure = float(instrument.sky_rms[0]), float(instrument.exposure[0])
+    wanted = 10 ** (-0.4 * (catalog.mag[number] - instrument.zero_point[0]))
     seen = galsim.Convolve(galaxy * (wanted / galaxy.flux), psf)
     grid = {"nx": STAMP_SIZE, "ny": STAMP_SIZE, "scale": instrument.pixel_scale}
     image = seen.drawImage(**grid, method="no_pixel", dtype=float).array
@@ -98,17 +100,17 @@ def _observe(
     side = min(catalog.getGalImage(number).array.shape) * native / instrument.pixel_scale
     inside = np.abs(np.arange(STAMP_SIZE) - STAMP_CENTER) <= side / 2
     own = inside[:, None] & inside
-    blank = own & (dilate(detect(image, instrument.sky_rms, **HOT).segmentation) == 0)
+    blank = own & (dilate(detect(image, sky_rms, **HOT).segmentation) == 0)
     model = seen.noise.getVariance() * (instrument.pixel_scale / native) ** 4
     old = max(model, mad_std(image[blank]) ** 2 if blank.sum() > SMALLEST_SAMPLE else 0.0)
-    if old > instrument.sky_rms**2:
+    if old > sky_rms**2:
         raise NotIsolatedError("its own noise exceeds the instrument's")
-    photons = np.maximum(image, 0.0) / (instrument.exposure * float(correlation_sum(instrument.noise_kernel)))
-    variance = instrument.sky_rms**2 - np.where(own, old, 0.0) + photons
-    noise = draw_noise(variance.shape, instrument.noise_kernel, np.random.default_rng((seed, number)))
+    photons = np.maximum(image, 0.0) / (exposure * float(correlation_sum(instrument.noise_kernel[0])))
+    variance = sky_rms**2 - np.where(own, old, 0.0) + photons
+    noise = draw_noise(variance.shape, instrument.noise_kernel[0], np.random.default_rng((seed, number)))
     stamp = image + np.sqrt(np.maximum(variance, 0.0)) * noise
-    settings = {"exposure": instrument.exposure, "kernel": instrument.noise_kernel}
-    galaxy = measure_galaxy(stamp, instrument.sky_rms, (STAMP_CENTER, STAMP_CENTER), **settings)
+    settings = {"exposure": exposure, "kernel": instrument.noise_kernel[0]}
+    galaxy = measure_galaxy(stamp, sky_rms, (STAMP_CENTER, STAMP_CENTER), **settings)
     uneven = _noise_ratio(stamp, galaxy["segmentation"]) > NOISE_RATIO
     return galaxy | {"quality": galaxy["quality"] | int(Quality.TWO_NOISE_LEVELS * uneven)}
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .deblending import Deblender, deblend, load
     from .posterior import Calibrator, Flag, Posterior
-    from .scene import Instrument, Scene
+    from .scene import Scene
     from .simulation import Camera, Population, simulate
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Camera",
     "Deblender",
     "Flag",
-    "Instrument",
     "Population",
     "Posterior",
     "Scene",
@@ -38,7 +37,7 @@ __all__ = [
 _NAMES_OF = {
     "deblending": ("Deblender", "deblend", "load"),
     "posterior": ("Calibrator", "Flag", "Posterior"),
-    "scene": ("Instrument", "Scene"),
+    "scene": ("Scene",),
     "simulation": ("Camera", "Population", "simulate"),
 }
 

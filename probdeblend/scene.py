@@ -1,4 +1,4 @@
-"""The vocabulary of the package: instruments, scenes of any number of sources, and groups of sources that overlap.
+"""The vocabulary of the package: scenes of any number of sources, and groups of sources that overlap.
 
 Axes are always ``(scene, band, y, x)`` for images and ``(source, band)`` for fluxes. Pixel (0, 0) is the center of the
 first pixel, angles are in radians from +x toward +y, sizes in arcsec.
@@ -10,8 +10,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from importlib.resources import files
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ __all__ = [
     "SOURCE_TYPES",
     "STAMP_CENTER",
     "STAMP_SIZE",
-    "Instrument",
     "Scene",
     "drizzle_kernel",
     "overlap_groups",
@@ -46,90 +44,6 @@ ALONE = threading.RLock()  # held while a state of the whole process is changed
 SCENE_FIELDS = ("image", "sky_rms", "psf", "exposure", "noise_kernel", "wavelength")
 SOURCE_FIELDS = ("scene", "x", "y", "flux", "auto_flux", "light")
 SOURCE_FIELDS += ("source_type", "half_light_radius", "axis_ratio", "angle", "identity")
-
-
-@dataclass(frozen=True, eq=False)
-class Instrument:
-    """How images are taken: sampling, effective PSF, units and noise.
-
-    Parameters
-    ----------
-    pixel_scale
-        Size of a pixel in arcsec.
-    psf
-        The effective PSF ``(y, x)``, sampled at `pixel_scale`, with the response of the pixel included: square, an odd
-        number of pixels on a side, unit sum.
-    zero_point
-        AB magnitude of unit flux.
-    sky_rms
-        Standard deviation of the sky's pixels as they are in the image, in image units.
-    exposure
-        Effective exposure: counts per unit of flux, for photon noise; infinite for none.
-    noise_kernel
-        Kernel that, convolved with white noise, gives the correlation of the sky noise; None for white noise.
-    wavelength
-        In micron; NaN where unknown.
-
-    Raises
-    ------
-    ValueError
-        If a number is not positive or the PSF is not a square array with an odd side and unit sum.
-    """
-
-    pixel_scale: float
-    psf: Tensor
-    zero_point: float
-    sky_rms: float
-    exposure: float = math.inf
-    noise_kernel: Tensor | None = None
-    wavelength: float = math.nan
-
-    def __post_init__(self) -> None:
-        for name in ("pixel_scale", "sky_rms", "exposure"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        shape = tuple(self.psf.shape)
-        if len(shape) != 2 or shape[0] != shape[1] or shape[0] % 2 == 0:
-            raise ValueError(f"psf must be square with an odd number of pixels on a side, got shape {shape}")
-        total = float(self.psf.sum())
-        if not abs(total - 1) < 1e-3:
-            raise ValueError(f"psf must have unit sum, got {total:.6g}")
-
-    @classmethod
-    def candels_f160w(cls, *, sky_rms: float = 3e-3, exposure: float = 3200.0) -> Instrument:
-        """HST WFC3/F160W as in the CANDELS mosaics (Koekemoer et al. 2011, doi:10.1088/0067-0049/197/2/36).
-
-        Parameters
-        ----------
-        sky_rms
-            Sky noise of a pixel in e-/s; the mosaics have 2e-3 to 8e-3.
-        exposure
-            Exposure time in s.
-
-        Returns
-        -------
-        Instrument
-            Pixels of 0.06 arcsec, zero point 25.9463, the PSF fitted by ``python -m benchmarks.f160w_psf`` and the
-            correlation of drizzled noise with a drop of 0.8 pixels.
-        """
-        with (files("probdeblend") / "data" / "psf_f160w.npy").open("rb") as file:
-            psf = torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32))
-        return cls(0.06, psf / psf.sum(), 25.9463, sky_rms, exposure, drizzle_kernel(1.0), wavelength=1.54)
-
-    def replace(self, **changes: object) -> Instrument:
-        """Return a copy with some fields changed.
-
-        Parameters
-        ----------
-        **changes
-            New values by field name.
-
-        Returns
-        -------
-        Instrument
-            The changed copy.
-        """
-        return replace(self, **changes)
 
 
 def drizzle_kernel(strength: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -40,17 +41,17 @@ def isolate(images: tuple[Path, ...], **given: object) -> None:
     Example:
       probdeblend isolate mosaic.fits --catalog sources.fits --columns ra=RA,dec=DEC,magnitude=H_MAG --output isolated
     """  # noqa: D301
-    from ..scene import Instrument
+    from ..simulation import Camera
     from ..surveys import isolate_galaxies, write_library
 
-    changes = {} if given["zero_point"] is None else options.picked(given, "zero_point")
+    changes = {} if given["zero_point"] is None else {"zero_point": (given["zero_point"],)}
     if given["output"].exists() and not given["overwrite"]:  # before the work, not after it
         raise FileExistsError(f"{given['output']}: exists already")
     collection = isolate_galaxies(
         images,
         **options.picked(given, "catalog", "hdu", "seed"),
         columns=options.columns(given["columns"]),
-        instrument=Instrument.candels_f160w().replace(**changes),
+        instrument=replace(Camera.candels_f160w(), **changes),
         faintest=given["magnitude"],
     )
     names = write_library(given["output"], collection.library, overwrite=given["overwrite"])
@@ -79,7 +80,7 @@ def inject(libraries: tuple[Path, ...], **given: object) -> None:
     Example:
       probdeblend inject isolated --part training --count 10000 --output real-training
     """  # noqa: D301
-    from ..scene import Instrument
+    from ..simulation import Camera
     from ..surveys import Injector, read_library
 
     library = read_library(*libraries)
@@ -87,6 +88,6 @@ def inject(libraries: tuple[Path, ...], **given: object) -> None:
     if given["part"] != "all":
         library = library.split()[PARTS.index(given["part"])]
     how = options.picked(given, "size", "dimming")
-    injector = Injector(library, Instrument.candels_f160w(), options.population_of(given), **how)
+    injector = Injector(library, Camera.candels_f160w(), options.population_of(given), **how)
     settings = {"command": "inject"} | options.picked(given, "part", "dimming")
     options.write_set(given["output"], injector.batches, given, settings | {"library": library.digest()})

@@ -28,7 +28,8 @@ from ..photometry.headers import ZERO_POINT_TOLERANCE, Parts, deviations, flux_u
 from ..photometry.images import FieldImage, read_image
 from ..photometry.noise import correlation_sum, noise_numbers
 from ..photometry.sky import estimate_noise_kernel, middle_of
-from ..scene import PIXEL_SCALE_TOLERANCE, Instrument, drizzle_kernel
+from ..scene import PIXEL_SCALE_TOLERANCE, drizzle_kernel
+from ..simulation.cameras import Camera
 from .bands import Image, bad_pixels, bands_of, plain
 from .pixels import CHECKED, LARGEST_MISFIT, SMALLEST_SKY, BandPixels, bridged, numbers
 from .psfs import REACH, PsfLike, band_psfs, camera_of, gaussian, smooth, widening
@@ -159,7 +160,8 @@ def observe(  # noqa: PLR0913
         kernels = [_kernel(band, camera, notes) for band in bands]
         gains = _gains(gain, opened, unit, notes if camera is None else [])
         photon = [_photon(*band, camera) for band in zip(bands, kernels, gains, strict=True)]
-        waves = _per_band("wavelength", wavelength, [camera.wavelength if camera else math.nan] * len(bands), u.micron)
+        usual = math.nan if camera is None else float(camera.wavelength[0])
+        waves = _per_band("wavelength", wavelength, [usual] * len(bands), u.micron)
         yield Observation(
             shape=shape,
             psf=band_psfs(psf, bands, scale or 1.0, notes),
@@ -289,7 +291,7 @@ def _fluxes(unit: str, scale: float | None, given: object, own: list, notes: lis
     return flux, factor, points
 
 
-def _pixel_scale(wcs: WCS | None, camera: Instrument | None, notes: list[str]) -> float | None:
+def _pixel_scale(wcs: WCS | None, camera: Camera | None, notes: list[str]) -> float | None:
     scale = None
     if wcs is not None and wcs.has_celestial:
         sides = 3600 * proj_plane_pixel_scales(wcs.celestial)
@@ -315,9 +317,9 @@ def _not_subtracted(band: BandPixels) -> str:
     return note
 
 
-def _kernel(band: BandPixels, camera: Instrument | None, notes: list[str]) -> Tensor:
+def _kernel(band: BandPixels, camera: Camera | None, notes: list[str]) -> Tensor:
     if camera is not None:
-        return camera.noise_kernel
+        return camera.noise_kernel[0]
     try:
         return estimate_noise_kernel(band.middle()).float()
     except ValueError:
@@ -325,12 +327,12 @@ def _kernel(band: BandPixels, camera: Instrument | None, notes: list[str]) -> Te
         return drizzle_kernel(0.0)
 
 
-def _photon(band: BandPixels, kernel: Tensor, gain: float | None, camera: Instrument | None) -> float:
+def _photon(band: BandPixels, kernel: Tensor, gain: float | None, camera: Camera | None) -> float:
     """Variance that light of one sky rms in a pixel adds, over that of the sky; 0 where the gain is not known."""
+    if gain is None and camera is not None:  # as usual for the camera, whatever the unit of the image
+        return float(camera.photon[0])
     rms = float(band.noise_at(np.array([band.shape[1] / 2]), np.array([band.shape[0] / 2]))[0])
     counts = math.inf if gain is None or math.isnan(rms) else gain * rms
-    if gain is None and camera is not None:  # as usual for the camera, whatever the unit of the image
-        counts = camera.exposure * camera.sky_rms
     return 1 / (counts * float(correlation_sum(kernel)))
 
 

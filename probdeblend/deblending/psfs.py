@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from ..photometry.images import check_psf, read_psf
 from ..photometry.stars import measure_psf
-from ..scene import PSF_SIZE, Instrument
+from ..scene import PSF_SIZE
+from ..simulation.cameras import CAMERAS, Camera
 from .pixels import BandPixels, numbers
 
 __all__ = ["REACH", "PsfLike", "band_psfs", "camera_of", "gaussian", "smooth", "widening"]
 
-CAMERAS = {"candels_f160w": Instrument.candels_f160w}
 NARROWEST = 1.2  # pixels; of a narrower PSF, pixels hold too little to be smoothed
 REACH = 6  # pixels that the Gaussians reach with which images are smoothed
 CENTERS = (("x_0", "y_0"), ("x_mean", "y_mean"))  # parameters of models that are their centers
@@ -27,7 +27,7 @@ CENTERS = (("x_0", "y_0"), ("x_mean", "y_mean"))  # parameters of models that ar
 PsfLike = ArrayLike | str | PathLike | object
 
 
-def camera_of(psf: PsfLike | None) -> Instrument | None:
+def camera_of(psf: PsfLike | None) -> Camera | None:
     """Return the camera that a PSF names, or None."""
     return CAMERAS[psf]() if isinstance(psf, str) and psf in CAMERAS else None
 
@@ -56,7 +56,7 @@ def _psf_array(psf: PsfLike, pixel_scale: float) -> NDArray[np.float64]:
     if isinstance(psf, (str, PathLike)):
         camera = camera_of(psf)
         if camera is not None:
-            return camera.psf.double().numpy()
+            return camera.psf[0].double().numpy()
         try:
             return read_psf(psf, pixel_scale=pixel_scale if pixel_scale != 1.0 else None)
         except FileNotFoundError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ..photometry.noise import correlation_sum
-from ..scene import PSF_SIZE, Instrument, drizzle_kernel
+from ..scene import PSF_SIZE, drizzle_kernel
 
 if TYPE_CHECKING:
     import galsim
 
-__all__ = ["Camera", "Cameras"]
+__all__ = ["CAMERAS", "Camera", "Cameras"]
 
 FINE = 2.6  # pixels; narrower PSFs are not sampled well enough to be drawn at one sample per pixel
 UNKNOWN = (0.5, 1.5)  # micron, from the bluest to the reddest band where wavelengths are not known
@@ -53,6 +54,11 @@ class Camera:
         PSFs sampled twice as finely ``(band, y, x)``, where one sample per pixel is not enough.
     native
         Whether it is CANDELS F160W.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive, or a PSF is not a square array with an odd side and unit sum.
     """
 
     pixel_scale: float
@@ -65,40 +71,40 @@ class Camera:
     fine_psf: Tensor | None = None
     native: bool = False
 
-    @classmethod
-    def of(cls, instrument: Instrument) -> Camera:
-        """Return a camera of one band.
-
-        Parameters
-        ----------
-        instrument
-            The band.
-
-        Returns
-        -------
-        Camera
-            The camera.
-        """
-        kernel = None if instrument.noise_kernel is None else instrument.noise_kernel[None]
-        numbers = (instrument.psf.new_tensor([float(v)]) for v in (instrument.sky_rms, instrument.exposure))
-        wave, zero_point = instrument.psf.new_tensor([instrument.wavelength]), (instrument.zero_point,)
-        return cls(instrument.pixel_scale, instrument.psf[None], *numbers, kernel, wave, zero_point)
+    def __post_init__(self) -> None:
+        bands, *shape = self.psf.shape
+        if len(shape) != 2 or shape[0] != shape[1] or shape[0] % 2 == 0:
+            raise ValueError(f"psf must be a square with an odd side for each band, got shape {tuple(self.psf.shape)}")
+        if not bool(((total := self.psf.sum((1, 2))) - 1).abs().max() < 1e-3):
+            raise ValueError(f"psf must have unit sum, got {total.tolist()}")
+        if not self.pixel_scale > 0:
+            raise ValueError(f"pixel_scale must be positive, got {self.pixel_scale}")
+        for name in ("sky_rms", "exposure"):
+            value = getattr(self, name)
+            if tuple(value.shape) != (bands,) or not bool((value > 0).all()):
+                raise ValueError(f"{name} must be positive for each of {bands} bands, got {value.tolist()}")
 
     @classmethod
     def candels_f160w(cls, *, sky_rms: float = 3e-3, exposure: float = 3200.0) -> Camera:
-        """Return HST WFC3/F160W as in the CANDELS mosaics.
+        """HST WFC3/F160W as in the CANDELS mosaics (Koekemoer et al. 2011, doi:10.1088/0067-0049/197/2/36).
 
         Parameters
         ----------
-        sky_rms, exposure
-            As for `Instrument.candels_f160w`.
+        sky_rms
+            Sky noise of a pixel in e-/s; the mosaics have 2e-3 to 8e-3.
+        exposure
+            Exposure time in s.
 
         Returns
         -------
         Camera
-            The camera.
+            Pixels of 0.06 arcsec, zero point 25.9463, the PSF fitted by ``python -m benchmarks.f160w_psf`` and the
+            correlation of drizzled noise with a drop of 0.8 pixels.
         """
-        return cls.of(Instrument.candels_f160w(sky_rms=sky_rms, exposure=exposure))
+        with (files("probdeblend") / "data" / "psf_f160w.npy").open("rb") as file:
+            psf = torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32))[None]
+        numbers = (torch.tensor([float(value)]) for value in (sky_rms, exposure))
+        return cls(0.06, psf / psf.sum(), *numbers, drizzle_kernel(1.0)[None], torch.tensor([1.54]), (25.9463,))
 
     def __len__(self) -> int:
         return len(self.psf)
@@ -118,6 +124,10 @@ class Camera:
         """Wavelengths in micron ``(band,)``, or some that fit the order of the bands where unknown."""
         known = bool(self.wavelength.isfinite().all())
         return self.wavelength if known else torch.linspace(*UNKNOWN, len(self))
+
+
+CAMERAS = {"candels_f160w": Camera.candels_f160w}
+"""Makers of the cameras that are known by name."""
 
 
 @dataclass(frozen=True)

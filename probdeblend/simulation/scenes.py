@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..photometry.detection import auto_flux
 from ..photometry.noise import add_noise
-from ..scene import SCENE_FIELDS, SOURCE_TYPES, STAMP_SIZE, Instrument, Scene, seeded
+from ..scene import SCENE_FIELDS, SOURCE_TYPES, STAMP_SIZE, Scene, seeded
 from .cameras import Camera
 from .morphology import source_components
 from .population import Population
@@ -232,7 +232,7 @@ def simulate(
     count: int,
     *,
     population: Population | None = None,
-    camera: Camera | Instrument | None = None,
+    camera: Camera | None = None,
     size: int | tuple[int, int] = STAMP_SIZE,
     number: int | None = None,
     seed: int = 0,
@@ -279,8 +279,7 @@ def simulate(
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    camera = camera or Camera.candels_f160w()
-    camera = Camera.of(camera) if isinstance(camera, Instrument) else camera
+    camera = Camera.candels_f160w() if camera is None else camera
     shape = (size, size) if isinstance(size, int) else tuple(size)
     simulator = Simulator(population or Population.published(), camera, shape, number, engine)
     return Scene.join(simulator.batches(count, seed=seed, workers=workers))

@@ -9,7 +9,7 @@ import pytest
 from astropy.io import fits
 
 from benchmarks.f160w_psf import PsfModel, fit_psf, write_psf
-from probdeblend.scene import Instrument
+from probdeblend.simulation import Camera
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def test_shipped_array_is_a_psf(shipped):
     cross = array[middle - 1 : middle + 2, middle], array[middle, middle - 1 : middle + 2]
     for before, _, after in cross:
         assert before == pytest.approx(after, rel=0.02)
-    instrument = Instrument.candels_f160w()
-    assert instrument.pixel_scale == numbers["pixel_scale"]
-    assert instrument.psf.shape == array.shape
+    camera = Camera.candels_f160w()
+    assert camera.pixel_scale == numbers["pixel_scale"]
+    assert camera.psf[0].shape == array.shape
 
 
 def test_shipped_array_against_the_measured_psf(shipped, data_dir):

@@ -10,7 +10,7 @@ from photutils.psf import CircularGaussianPRF
 from tiny_weights import PSF, light_of, noise_of
 
 from probdeblend.deblending.inputs import observe
-from probdeblend.scene import Instrument
+from probdeblend.simulation import Camera
 
 IMAGE = noise_of((40, 40))
 SIGMA = 1.3
@@ -59,9 +59,9 @@ def test_models_are_drawn_in_the_middle(model):
 
 
 def test_cameras_have_names():
-    camera = Instrument.candels_f160w()
+    camera = Camera.candels_f160w()
     with observe(IMAGE, psf="candels_f160w", sky_rms=1.0) as seen:
-        cut = camera.psf[12:-12, 12:-12]
+        cut = camera.psf[0, 12:-12, 12:-12]
         np.testing.assert_allclose(seen.psf[0], cut / cut.sum(), atol=1e-6)
         assert seen.pixel_scale == camera.pixel_scale
         assert seen.noise[0, 0] > 0.1

@@ -1,6 +1,7 @@
 """Cameras: the ranges that they are drawn from, and what one of CANDELS is."""
 
 import math
+from dataclasses import replace
 
 import galsim
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 import torch
 
 from probdeblend.photometry.noise import correlation_sum
-from probdeblend.scene import Instrument
 from probdeblend.simulation import Camera, Cameras
 
 
@@ -18,15 +18,45 @@ def drawn():
     return [Cameras(native_fraction=0.3).sample(rng) for _ in range(8)]
 
 
-def test_candels_is_the_instrument():
-    camera, hst = Camera.candels_f160w(sky_rms=4e-3), Instrument.candels_f160w(sky_rms=4e-3)
+def test_candels_is_a_sampled_psf_with_drizzled_noise():
+    camera = Camera.candels_f160w(sky_rms=4e-3)
     assert len(camera) == 1
-    assert torch.equal(camera.psf[0], hst.psf)
-    assert camera.zero_point == (hst.zero_point,)
-    assert float(camera.photon) == pytest.approx(1 / (3200 * 4e-3 * correlation_sum(hst.noise_kernel)))
-    white = Camera.of(hst.replace(noise_kernel=None, exposure=math.inf))
-    assert float(white.photon) == 0
-    assert white.noise_kernel is None
+    assert (camera.pixel_scale, camera.zero_point) == (0.06, (25.9463,))
+    numbers = [float(value) for value in (camera.sky_rms, camera.exposure, camera.wavelength)]
+    assert numbers == pytest.approx([4e-3, 3200.0, 1.54])
+    assert camera.psf.dtype == torch.float32
+    assert float(camera.psf.sum()) == pytest.approx(1, abs=1e-6)
+    middle = camera.psf.shape[-1] // 2
+    assert int(camera.psf.argmax()) == middle * camera.psf.shape[-1] + middle
+    assert camera.noise_kernel.shape == (1, 3, 3)
+    torch.testing.assert_close(camera.noise_kernel, camera.noise_kernel.rot90(dims=(1, 2)))
+    assert float(camera.photon) == pytest.approx(1 / (3200 * 4e-3 * correlation_sum(camera.noise_kernel)))
+
+
+@pytest.mark.parametrize("name", ["pixel_scale", "sky_rms", "exposure"])
+@pytest.mark.parametrize("value", [0.0, -0.3, math.nan])
+def test_numbers_of_a_camera_must_be_positive(name, value):
+    wrong = value if name == "pixel_scale" else torch.tensor([value])
+    with pytest.raises(ValueError, match=f"{name} must be positive.*, got .*{value}"):
+        replace(Camera.candels_f160w(), **{name: wrong})
+
+
+@pytest.mark.parametrize("name", ["sky_rms", "exposure"])
+def test_numbers_of_a_camera_are_one_for_each_band(name):
+    with pytest.raises(ValueError, match=f"{name} must be positive for each of 1 bands, got .*2.0"):
+        replace(Camera.candels_f160w(), **{name: torch.tensor([1.0, 2.0])})
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (1, 3, 5), (9,), (3, 3)])
+def test_psf_must_be_an_odd_square(shape):
+    with pytest.raises(ValueError, match="psf must be a square with an odd side for each band, got shape"):
+        replace(Camera.candels_f160w(), psf=torch.full(shape, 1 / math.prod(shape)))
+
+
+@pytest.mark.parametrize("value", [1.0, math.nan])
+def test_psf_must_have_unit_sum(value):
+    with pytest.raises(ValueError, match="psf must have unit sum, got "):
+        replace(Camera.candels_f160w(), psf=torch.full((1, 3, 3), value))
 
 
 def test_widths_are_those_asked_for(drawn):

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from probdeblend.scene import STAMP_CENTER, Instrument
-from probdeblend.simulation import Components, Frame, Population, render, render_galsim
+from probdeblend.scene import STAMP_CENTER
+from probdeblend.simulation import Camera, Components, Frame, Population, render, render_galsim
 from probdeblend.simulation.morphology import source_components
 
-HST = Instrument.candels_f160w()
+HST = Camera.candels_f160w()
 
 
 def drawn(light, engine):
-    return engine(light, HST.psf, pixel_scale=HST.pixel_scale)
+    return engine(light, HST.psf[0], pixel_scale=HST.pixel_scale)
 
 
 @pytest.mark.slow

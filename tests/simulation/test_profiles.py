@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from probdeblend.scene import Instrument
-from probdeblend.simulation import Components, render
+from probdeblend.simulation import Camera, Components, render
 from probdeblend.simulation.profiles import sersic_surface_brightness, widen_psf
 
-INSTRUMENT = Instrument.candels_f160w()
-PSF = INSTRUMENT.psf.double()
-SCALE = INSTRUMENT.pixel_scale
+CAMERA = Camera.candels_f160w()
+PSF = CAMERA.psf[0].double()
+SCALE = CAMERA.pixel_scale
 CENTER = 63.5
 
 
@@ -169,11 +168,11 @@ def test_absent_components_may_hold_anything():
 @pytest.mark.parametrize("scenes", [0, 1, 7, 20])
 def test_shape_and_dtype_and_independence_of_the_batch(scenes):
     parts = random_components(scenes, dtype=torch.float32)
-    images = render(parts, INSTRUMENT.psf, pixel_scale=SCALE)
+    images = render(parts, CAMERA.psf[0], pixel_scale=SCALE)
     assert images.shape == (scenes, 2, 128, 128)
     assert images.dtype == torch.float32
     if scenes:
-        last = render(parts.select(slice(-1, None)), INSTRUMENT.psf, pixel_scale=SCALE)
+        last = render(parts.select(slice(-1, None)), CAMERA.psf[0], pixel_scale=SCALE)
         torch.testing.assert_close(last[0], images[-1], atol=2e-6, rtol=0)
 
 
@@ -207,9 +206,9 @@ def test_single_precision():
 @pytest.mark.gpu
 def test_agrees_on_a_device():
     parts = random_components(9, dtype=torch.float32)
-    expected = render(parts, INSTRUMENT.psf, pixel_scale=SCALE)
+    expected = render(parts, CAMERA.psf[0], pixel_scale=SCALE)
     moved = Components(**{name: value.to("cuda") for name, value in vars(parts).items()})
-    images = render(moved, INSTRUMENT.psf.to("cuda"), pixel_scale=SCALE)
+    images = render(moved, CAMERA.psf[0].to("cuda"), pixel_scale=SCALE)
     torch.testing.assert_close(images.cpu(), expected, atol=1e-5, rtol=0)
 
 
@@ -218,10 +217,10 @@ def test_works_after_a_first_call_in_inference_mode():
     """Tables are made at the first call, in a process of its own here."""
     program = """
 import torch
-from probdeblend.scene import Instrument
+from probdeblend.simulation.cameras import Camera
 from probdeblend.simulation.profiles import Components, render
 
-psf, present = Instrument.candels_f160w().psf, torch.ones(1, 1, dtype=torch.bool)
+psf, present = Camera.candels_f160w().psf[0], torch.ones(1, 1, dtype=torch.bool)
 values = torch.tensor([[1.0, 0.3, 2.0, 0.5, 1.0, 60.0, 60.0]], requires_grad=True)
 with torch.inference_mode():
     render(Components(*values.detach()[:, None].unbind(-1), present), psf, pixel_scale=0.06)

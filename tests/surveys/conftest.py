@@ -9,8 +9,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from probdeblend.photometry import FieldImage
-from probdeblend.scene import GALAXY_TYPES, Instrument
-from probdeblend.simulation import Population, simulate
+from probdeblend.scene import GALAXY_TYPES
+from probdeblend.simulation import Camera, Population, simulate
 from probdeblend.surveys.selection import collect, cut_galaxies
 
 
@@ -24,7 +24,7 @@ def simulated(number, size, *, instrument, seed):
     scene = simulate(1, population=population, camera=instrument, size=size, number=number, seed=seed)
     values = {name: getattr(scene, name).double().numpy() for name in ("x", "y")}
     values["flux"] = scene.auto_flux[:, 0].double().numpy()
-    values["magnitude"] = instrument.zero_point - 2.5 * np.log10(scene.flux[:, 0].double().numpy())
+    values["magnitude"] = instrument.zero_point[0] - 2.5 * np.log10(scene.flux[:, 0].double().numpy())
     kinds = [GALAXY_TYPES[kind] for kind in scene.source_type.tolist()]
     catalog = Table({"id": np.arange(1, number + 1)} | values | {"type": kinds})
     return scene.image[0, 0].double().numpy(), catalog
@@ -32,7 +32,7 @@ def simulated(number, size, *, instrument, seed):
 
 @pytest.fixture(scope="session")
 def hst():
-    return Instrument.candels_f160w()
+    return Camera.candels_f160w()
 
 
 @pytest.fixture(scope="session")
