@@ -13,6 +13,7 @@ from probdeblend.photometry.detection import auto_flux
 from probdeblend.photometry.noise import add_noise
 from probdeblend.scene import GALAXY_TYPES, Scene, seed_of
 from probdeblend.simulation.cameras import Camera, Cameras
+from probdeblend.simulation.light import Sources
 from probdeblend.simulation.population import Population
 from probdeblend.simulation.profiles import Components, render
 from probdeblend.simulation.scenes import simulate
@@ -29,9 +30,9 @@ HALF_LIGHT_RADIUS, SERSIC_INDEX = (0.4, 0.25), (1.2, 3.0)  # arcsec
 AXIS_RATIOS, ANGLES = (0.6, 0.75), (0.4, 1.9)  # radians
 
 
-def published_pairs(count: int, seed: int, *, size: int = 128, population: Population | None = None) -> Scene:
+def published_pairs(count: int, seed: int, *, size: int = 128, sources: Sources | None = None) -> Scene:
     """Draw pairs of the published population in CANDELS F160W, the central galaxy first and in the middle."""
-    return simulate(count, population=population, size=size, number=2, seed=seed)
+    return simulate(count, sources=sources, size=size, number=2, seed=seed)
 
 
 def published_scenes(number: int, count: int, seed: int) -> Scene:

@@ -21,6 +21,7 @@ from probdeblend.plots import plot_field
 from probdeblend.scene import SOURCE_TYPES, Scene
 from probdeblend.simulation.cameras import Camera
 from probdeblend.simulation.galsim import render_galsim
+from probdeblend.simulation.light import SimulatedSources
 from probdeblend.simulation.population import Population
 from probdeblend.simulation.scenes import simulate
 
@@ -38,9 +39,8 @@ def write_example(path: Path, *, overwrite: bool = False) -> None:
     """Simulate the example and write it as FITS, with its noise in the header and the truth as a table."""
     population = Population.default().replace(layout="anywhere", size_scatter=0.0, star_fraction=0.1, snr=(20.0, 500.0))
     camera = Camera.candels_f160w()
-    scene = simulate(
-        1, population=population, camera=camera, size=SIZE, number=SOURCES, seed=SEED, engine=render_galsim
-    )
+    sources = SimulatedSources(engine=render_galsim)
+    scene = simulate(1, population=population, camera=camera, size=SIZE, number=SOURCES, seed=SEED, sources=sources)
     image = fits.PrimaryHDU(scene.image[0, 0].float().numpy(), _header(camera))
     with whole_file(path, overwrite=overwrite) as temporary:
         fits.HDUList([image, fits.table_to_hdu(_truth(scene))]).writeto(temporary)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from benchmarks._command import Run, benchmark, sized_option
 from benchmarks.boucaud2020.pairs import Pairs, make_pairs
 from probdeblend.networks.published import LABELS, FullyConvolutional
-from probdeblend.simulation.population import Population
+from probdeblend.simulation.light import SimulatedSources
 from probdeblend.training.fit import Schedule, fit
 
 __all__ = ["LabelEntropy", "confusion", "labels", "labels_table", "main", "train_labels"]
@@ -44,9 +44,9 @@ def main(run: Run, pairs: int, steps: int, batch_size: int) -> None:
     pixels that the network assigns to each label. First is the central galaxy, in the middle of the image, second the
     companion.
     """
-    population = Population.published().replace(smooth=True)
+    sources = SimulatedSources(smooth=True)
     with run.unfinished(pairs=pairs, steps=steps, batch_size=batch_size) as kept:
-        data = make_pairs(kept, "pairs", pairs, seed=run.seed, population=population, skies=1)
+        data = make_pairs(kept, "pairs", pairs, seed=run.seed, sources=sources, skies=1)
         network = train_labels(data, steps=steps, batch_size=batch_size, seed=run.seed, kept=kept)
         run.write(labels_table(confusion(network, data, start=int((1 - TEST_SHARE) * len(data)))))
 

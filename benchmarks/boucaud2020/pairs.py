@@ -20,7 +20,7 @@ from benchmarks._populations import published_pairs
 from benchmarks._scenes import CHUNK
 from probdeblend.photometry.noise import correlated_noise
 from probdeblend.scene import Scene, seed_of
-from probdeblend.simulation.population import Population
+from probdeblend.simulation.light import Sources
 
 __all__ = ["Pairs", "draw", "make_pairs"]
 
@@ -46,17 +46,14 @@ class Pairs:
         return len(self.image)
 
 
-def draw(
-    count: int, seed: int, *, population: Population | None = None, skies: int = 2
-) -> tuple[Scene, NDArray[np.bool_]]:
+def draw(count: int, seed: int, *, sources: Sources | None = None, skies: int = 2) -> tuple[Scene, NDArray[np.bool_]]:
     """Draw pairs with two skies or one, and their masks ``(pair, 2, y, x)``: above three times the noise of one."""
-    scene = published_pairs(count, seed=seed, size=SIZE, population=population)
+    scene = published_pairs(count, seed=seed, size=SIZE, sources=sources)
     mask = scene.mask.unflatten(0, (count, 2)).numpy()
     if skies == 1:
         return scene, mask
     generator = torch.Generator().manual_seed(seed_of(seed, 2))
-    kernel = None if scene.noise_kernel is None else scene.noise_kernel[0, 0]
-    sky = correlated_noise(tuple(scene.image.shape), kernel, generator=generator)
+    sky = correlated_noise(tuple(scene.image.shape), scene.noise_kernel[0, 0], generator=generator)
     image = scene.image + scene.sky_rms[..., None, None] * sky
     return replace(scene, image=image, sky_rms=scene.sky_rms * 2**0.5), mask
 

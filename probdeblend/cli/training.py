@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from . import options
 from .options import FILE
-
-if TYPE_CHECKING:
-    from ..simulation.cameras import Camera
 
 __all__: list[str] = []  # used from the command line alone
 
@@ -22,17 +18,7 @@ __all__: list[str] = []  # used from the command line alone
 @options.count
 @options.population
 @options.size
-@click.option(
-    "--camera",
-    type=click.Choice(["candels_f160w", "random"]),
-    default="candels_f160w",
-    help="CANDELS F160W, or one drawn at random by the seed.",
-)
-@click.option("--bands", type=click.IntRange(1, 3), default=1, help="Bands of a random camera.")
-@click.option("--fwhm", type=float, help="Width of a random camera's PSF in pixels.  [default: 1.8 to 5]")
-@click.option("--sky-rms", type=float, default=3e-3, help="Sky noise of CANDELS in e-/s.")
-@click.option("--exposure", type=float, default=3200.0, help="Exposure of CANDELS in s; inf: no photon noise.")
-@click.option("--white", is_flag=True, help="Uncorrelated sky noise.")
+@click.option("--camera", default="candels_f160w", help="Name of a camera, or random: one drawn by the seed.")
 @click.option("--galsim", is_flag=True, help="Render with GalSim, which takes ten times as long.")
 @options.seed
 @options.workers(0)
@@ -43,33 +29,25 @@ def simulate(output: Path, **given: object) -> None:
 
     \b
     Example:
-      probdeblend simulate crowded --population default --sources 8 --camera random --bands 3
+      probdeblend simulate crowded --population default --sources 8 --camera random
     """  # noqa: D301
+    import numpy as np
+
+    from ..simulation.cameras import CAMERAS, Cameras
     from ..simulation.galsim import render_galsim
+    from ..simulation.light import SimulatedSources
     from ..simulation.profiles import render
     from ..simulation.scenes import Simulator
 
-    engine = render_galsim if given["galsim"] else render
-    simulator = Simulator(options.population_of(given), _camera(given), (given["size"],) * 2, engine=engine)
-    conditions = ("camera", "bands", "fwhm", "sky_rms", "exposure", "white", "galsim")
-    options.write_set(output, simulator.batches, given, {"command": "simulate"} | options.picked(given, *conditions))
-
-
-def _camera(given: dict) -> Camera:
-    import numpy as np
-
-    from ..simulation.cameras import Camera, Cameras
-
-    if given["camera"] == "random":
-        limits = {} if given["fwhm"] is None else {"fwhm": (given["fwhm"],) * 2}
-        bands = tuple(float(given["bands"] == number) for number in (1, 2, 3))
-        cameras = Cameras(native_fraction=0.0, bands=bands, **limits)
-        camera = cameras.sample(np.random.default_rng(given["seed"]))
-    elif given["bands"] > 1 or given["fwhm"] is not None:
-        raise ValueError("bands and fwhm must be given with --camera random, got those of candels_f160w")
-    else:
-        camera = Camera.candels_f160w(**options.picked(given, "sky_rms", "exposure"))
-    return replace(camera, noise_kernel=None) if given["white"] else camera
+    random = partial(Cameras(native_fraction=0.0).sample, np.random.default_rng(given["seed"]))
+    makers = CAMERAS | {"random": random}
+    if given["camera"] not in makers:
+        raise ValueError(f"camera must be one of {', '.join(makers)}, got {given['camera']!r}")
+    sources = SimulatedSources(engine=render_galsim if given["galsim"] else render)
+    how = (makers[given["camera"]](), (given["size"],) * 2)
+    simulator = Simulator(options.population_of(given), *how, sources=sources)
+    settings = {"command": "simulate"} | options.picked(given, "camera", "galsim")
+    options.write_set(output, simulator.batches, given, settings)
 
 
 @click.command(short_help="Train a network.")

@@ -2,6 +2,7 @@
 
 from .cameras import Camera, Cameras
 from .galsim import render_galsim
+from .light import SimulatedSources
 from .population import Population
 from .positions import Frame
 from .profiles import Components, render
@@ -14,6 +15,7 @@ __all__ = [
     "Components",
     "Frame",
     "Population",
+    "SimulatedSources",
     "Simulator",
     "count_scenes",
     "read_scenes",

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from ..scene import SOURCE_TYPES, seeded
 from .cameras import Camera, Cameras
-from .morphology import source_components
+from .light import SimulatedSources, Sources
 from .population import Population
 from .positions import Frame
-from .profiles import render
-from .scenes import auto_over_total, render_bands
+from .scenes import auto_over_total
 
 __all__ = ["HALF", "STORED_UNIT", "Template", "Templates"]
 
@@ -44,10 +43,10 @@ class Template(NamedTuple):
     - `color`: ln of the flux in each band over that in the first ``(template, band)``.
     - `auto`: ln of auto over total flux, at each of the levels ``(template, band, level)``.
     - `shape (template, 6)`: offset of the center from a pixel in x and y, ln circularized radius in pixels,
-      ellipticity, ln Sérsic index (NaN where there is none).
+      ellipticity, ln Sérsic index (NaN where there is none, and all but the offset of real galaxies).
     - `norm`: root of the sum of squares of the light ``(template, band)``.
     - `brightest`: flux over sky rms beyond which light would reach the template's edge ``(template,)``.
-    - `source`: values ``(template,)`` of `Population.source`.
+    - `source`: values ``(template,)`` of `Population.source`; the type of real galaxies is -1.
     """
 
     camera: Camera
@@ -70,6 +69,8 @@ class Templates:
         Populations whose galaxies cameras of CANDELS F160W see, and all others.
     cameras
         The cameras.
+    sources
+        What makes the light of sources.
     seed
         Same seed, same templates.
     """
@@ -77,6 +78,7 @@ class Templates:
     pairs: Population = field(default_factory=Population.pairs)
     crowds: Population = field(default_factory=Population.default)
     cameras: Cameras = field(default_factory=Cameras)
+    sources: Sources = field(default_factory=SimulatedSources)
     seed: int = 0
 
     def draw(self, number: int) -> tuple[Camera, dict[str, Tensor]]:
@@ -119,20 +121,21 @@ class Templates:
         with seeded(own_seed), torch.no_grad():
             offset = torch.rand(2, len(source["angle"])) - 0.5
             centered = source | {"x": HALF + offset[0], "y": HALF + offset[1]}
-            light, slope = source_components(centered, pixel_scale=camera.pixel_scale)
-            image, color = render_bands(light, slope, camera, engine=render, size=TEMPLATE)
+            light = self.sources(centered, camera)
+            image, color, brightest = light.seen(camera, corner=torch.zeros(len(offset[0]), 2), size=TEMPLATE)
         edge = torch.cat([image[..., :2, :].flatten(2), image[..., :2].flatten(2)], -1).amax((1, 2))
-        single = light.present.sum(-1) == 1
-        index = torch.where(single, light.sersic_index[:, 0].log(), torch.nan)
+        norm, real = image.square().sum((-2, -1)).sqrt(), light.identity >= 0
+        shape = describe_shapes(source, offset, light.ln_index, camera.pixel_scale)
+        shape[real, 2:] = torch.nan
         return Template(
             camera,
             (image * STORED_UNIT).half(),
             color,
             _auto(image),
-            describe_shapes(source, offset, index, camera.pixel_scale),
-            image.square().sum((-2, -1)).sqrt(),
-            EDGE_LIGHT / edge.clamp(min=1e-9),
-            source,
+            shape,
+            norm,
+            torch.minimum(EDGE_LIGHT / edge.clamp(min=1e-9), brightest / norm.amax(1)),
+            source | {"source_type": source["source_type"].masked_fill(real, -1)},
         )
 
 
@@ -153,8 +156,9 @@ def _auto(image: Tensor) -> Tensor:
 
 
 def log_flux(template: Template, which: int, fluxes: Tensor) -> Tensor:
-    """Return ln of auto and total flux over sky rms ``(band, 2)`` of a template."""
+    """Return ln of auto and total flux over sky rms ``(band, 2)`` of a template; the total of real ones is NaN."""
     total, levels = fluxes.log(), np.log(AUTO_LEVELS)
     bands = zip(total.numpy(), template.auto[which].numpy(), strict=True)
     ratio = torch.tensor([np.interp(own, levels, known) for own, known in bands])
-    return torch.stack([total + ratio.float(), total], -1)
+    unknown = template.source["source_type"][which] < 0
+    return torch.stack([total + ratio.float(), total.masked_fill(unknown, torch.nan)], -1)

@@ -77,8 +77,6 @@ class Population:
         Standard deviation that is added to ln of the radius, for cameras that see galaxies of any size.
     largest
         Largest major-axis half-light radius in pixels.
-    smooth
-        Whether every galaxy is a single Sérsic profile, whatever its type.
 
     Raises
     ------
@@ -100,7 +98,6 @@ class Population:
     snr: tuple[float, float] | None = None
     size_scatter: float = 0.0
     largest: float = math.inf
-    smooth: bool = False
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

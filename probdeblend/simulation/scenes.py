@@ -8,8 +8,8 @@ not find the source, it is that of a brighter source of the same shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -20,16 +20,12 @@ from ..photometry.detection import auto_flux
 from ..photometry.noise import add_noise
 from ..scene import SCENE_FIELDS, SOURCE_TYPES, STAMP_SIZE, Scene, seeded
 from .cameras import Camera
-from .morphology import source_components
+from .light import Light, SimulatedSources, Sources
 from .population import Population
 from .positions import Frame
-from .profiles import Components, render
 from .workers import in_batches
 
-__all__ = ["Renderer", "Simulator", "auto_over_total", "paste", "render_bands", "simulate"]
-
-Renderer = Callable[..., Tensor]
-"""`render` or `render_galsim`: a function of components and a PSF that returns each source's image."""
+__all__ = ["Simulator", "auto_over_total", "paste", "simulate"]
 
 CUTOUT, LARGEST_CUTOUT = 128, 512  # pixels on a side
 FAINTEST = 0.02  # sky rms; brighter light at the edge of a cutout makes it larger
@@ -38,25 +34,6 @@ LIGHT_SIDE = 384  # pixels; larger images come without the light of every source
 BATCH_PIXELS = 2**20  # pixels of a batch of scenes
 AT_ONCE = 32  # sources
 BOOST, BOOSTS = 4.0, 8  # how much brighter a source is made until SEP finds it
-
-
-def render_bands(
-    light: Components, slope: Tensor, camera: Camera, *, engine: Renderer, size: int
-) -> tuple[Tensor, Tensor]:
-    """Render sources of unit flux in every band, and return ln of the flux in each over that in the first.
-
-    Light ``(source, band, y, x)`` sums to 1 over an infinite image; colors are ``(source, band)``.
-    """
-    psf, finer = (camera.psf, 1) if camera.fine_psf is None else (camera.fine_psf, 2)
-    images, colors = [], []
-    for band, wave in enumerate(camera.wavelengths / camera.wavelengths[0]):
-        flux = light.flux * (slope * wave.log()).exp() * light.present
-        total = flux.sum(-1, keepdim=True)
-        drawn = replace(light, flux=flux / total, x=finer * light.x, y=finer * light.y)
-        image = engine(drawn, psf[band], pixel_scale=camera.pixel_scale / finer, size=finer * size)
-        images.append(finer**2 * image[..., ::finer, ::finer])
-        colors.append(total[..., 0].log())
-    return torch.stack(images, 1), torch.stack(colors, 1)
 
 
 def auto_over_total(light: Tensor, flux: float) -> float:
@@ -83,8 +60,8 @@ class Simulator:
         Pixels ``(y, x)`` of the images.
     number
         Number of sources in every scene; drawn from the population if None.
-    engine
-        `render`, or `render_galsim`.
+    sources
+        `SimulatedSources`, or real galaxies: `~probdeblend.surveys.RealGalaxies`, whose total fluxes are not known.
     groups
         Number of squares of 96 pixels, anywhere in the image, in each of which sources lie as in a scene of its own;
         0 if they lie in the whole image.
@@ -94,7 +71,7 @@ class Simulator:
     camera: Camera = field(default_factory=Camera.candels_f160w)
     shape: tuple[int, int] = (STAMP_SIZE, STAMP_SIZE)
     number: int | None = None
-    engine: Renderer = render
+    sources: Sources = field(default_factory=SimulatedSources)
     groups: int = 0
 
     def __post_init__(self) -> None:
@@ -151,16 +128,16 @@ class Simulator:
             drawn[name] = drawn[name] + start
         scene = group // groups
         with seeded(seeds[1]), torch.no_grad():
-            how = {"pixel_scale": self.camera.pixel_scale, "smooth": self.population.smooth}
-            light, slope = source_components(drawn, **how)
             kept = int((scene < count).sum())
+            light = self.sources(drawn, self.camera).select(slice(kept))
             drawn = {name: value[:kept] for name, value in drawn.items()}
-            image, *truth = self._painted(drawn, light.select(slice(kept)), slope[:kept], scene[:kept], size)
+            image, *truth = self._painted(drawn, light, scene[:kept], size)
         truth = dict(zip(("light", "flux", "auto_flux"), truth, strict=True)) | {"scene": scene[:kept]}
+        truth["identity"] = light.identity
         return self._observed(drawn, image, truth, count, seeds[2])
 
     def _painted(
-        self, drawn: Mapping[str, Tensor], light: Components, slope: Tensor, scene: Tensor, count: int
+        self, drawn: Mapping[str, Tensor], light: Light, scene: Tensor, count: int
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Return the noiseless images, the light of each source, and its total and AUTO flux."""
         bands, sources = len(self.camera), len(scene)
@@ -176,10 +153,8 @@ class Simulator:
             larger = []
             for some in todo:
                 corner = middle[some] - size // 2
-                part = light.select(some)
-                part = replace(part, x=part.x - corner[:, :1], y=part.y - corner[:, 1:])
-                cutout, color = render_bands(part, slope[some], self.camera, engine=self.engine, size=size)
-                flux = self._fluxes({name: value[some] for name, value in drawn.items()}, cutout, color)
+                cutout, *limits = light.select(some).seen(self.camera, corner=corner, size=size)
+                flux = self._fluxes({name: value[some] for name, value in drawn.items()}, cutout, *limits)
                 enough = self._is_enough(cutout, flux, size)
                 larger.append(some[~enough])
                 for i in enough.nonzero()[:, 0].tolist():
@@ -189,14 +164,16 @@ class Simulator:
                     for pixels in (image[scene[number]], *([] if alone is None else [alone[number]])):
                         paste(pixels, own, corner[i])
             todo, size = [some for some in larger if len(some)], 2 * size
-        return image, alone, total, auto
+        return image, alone, total.masked_fill(light.identity[:, None] >= 0, torch.nan), auto
 
-    def _fluxes(self, drawn: Mapping[str, Tensor], cutout: Tensor, color: Tensor) -> Tensor:
+    def _fluxes(self, drawn: Mapping[str, Tensor], cutout: Tensor, color: Tensor, brightest: Tensor) -> Tensor:
         """Total flux ``(source, band)`` in image units."""
-        if self.population.snr is None:
-            return 10 ** (-0.4 * (drawn["magnitude"][:, None] - torch.tensor(self.camera.zero_point))) * color.exp()
         snr = color.exp() * cutout.square().sum((-2, -1)).sqrt() / self.camera.sky_rms
-        return color.exp() * (drawn["ln_snr"].exp() / snr.amax(1))[:, None]
+        if self.population.snr is None:
+            factor = 10 ** (-0.4 * (drawn["magnitude"][:, None] - torch.tensor(self.camera.zero_point)))
+        else:
+            factor = (drawn["ln_snr"].exp() / snr.amax(1))[:, None]
+        return color.exp() * torch.minimum(factor, (brightest[:, None] / snr).amin(1, keepdim=True))
 
     def _is_enough(self, cutout: Tensor, flux: Tensor, size: int) -> Tensor:
         """Whether the light at a cutout's edge is negligible, or the cutout as large as it need be."""
@@ -213,16 +190,17 @@ class Simulator:
         known = ((name, getattr(camera, name)) for name in SCENE_FIELDS[1:])
         values = {name: value.expand(len(image), *value.shape) for name, value in known if value is not None}
         noise = {name: values.get(name) for name in ("sky_rms", "exposure", "noise_kernel")}
-        galaxy = drawn["source_type"] != SOURCE_TYPES.index("star")
+        star, real = drawn["source_type"] == SOURCE_TYPES.index("star"), truth["identity"] >= 0
         radius = drawn["half_light_radius"] * drawn["axis_ratio"].sqrt()
         return Scene(
             image=add_noise(image, **noise, generator=torch.Generator().manual_seed(seed))[:count],
             pixel_scale=camera.pixel_scale,
             zero_point=camera.zero_point,
-            half_light_radius=torch.where(galaxy, radius, torch.nan),
-            axis_ratio=torch.where(galaxy, drawn["axis_ratio"], 1.0),
-            angle=torch.where(galaxy, drawn["angle"], 0.0),
-            **{name: drawn[name] for name in ("x", "y", "source_type")},
+            half_light_radius=radius.masked_fill(star | real, torch.nan),
+            axis_ratio=drawn["axis_ratio"].masked_fill(star, 1.0).masked_fill(real, torch.nan),
+            angle=drawn["angle"].masked_fill(star, 0.0).masked_fill(real, torch.nan),
+            source_type=drawn["source_type"].masked_fill(real, -1),
+            **{name: drawn[name] for name in "xy"},
             **{name: value[:count] for name, value in values.items()},
             **truth,
         )
@@ -236,7 +214,7 @@ def simulate(
     size: int | tuple[int, int] = STAMP_SIZE,
     number: int | None = None,
     seed: int = 0,
-    engine: Renderer = render,
+    sources: Sources | None = None,
     workers: int = 0,
 ) -> Scene:
     """Simulate scenes with their truth.
@@ -256,8 +234,8 @@ def simulate(
         Number of sources in every scene; drawn from the population if None.
     seed
         Same seed, same scenes; not negative.
-    engine
-        `render`, or `render_galsim`, which takes ten times as long.
+    sources
+        What makes their light: by default `SimulatedSources`, or `~probdeblend.surveys.RealGalaxies`.
     workers
         Number of processes that simulate; 0 for this one alone. The scenes do not depend on it.
 
@@ -281,7 +259,7 @@ def simulate(
         raise ValueError(f"count must be at least 1, got {count}")
     camera = Camera.candels_f160w() if camera is None else camera
     shape = (size, size) if isinstance(size, int) else tuple(size)
-    simulator = Simulator(population or Population.published(), camera, shape, number, engine)
+    simulator = Simulator(population or Population.published(), camera, shape, number, sources or SimulatedSources())
     return Scene.join(simulator.batches(count, seed=seed, workers=workers))
 
 

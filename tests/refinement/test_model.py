@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from probdeblend.refinement import SceneModel, listed_scenes
-from probdeblend.simulation import Population, simulate
+from probdeblend.simulation import Population, SimulatedSources, simulate
 from tests.refinement.conftest import blank, gaussian_psf
 
 
@@ -25,8 +25,8 @@ def light_of(model, listed, *, flux=5.0, shape=(0.8, 0.1, 0.0, 0.5), star=0.0):
 
 def test_light_is_that_of_the_simulation(model):
     """Of the same sources, galaxies and stars, over the sky noise."""
-    population = Population.default().replace(smooth=True, star_fraction=0.3, snr=(30.0, 100.0))
-    scene = simulate(2, population=population, size=48, number=3, seed=5)
+    population = Population.default().replace(star_fraction=0.3, snr=(30.0, 100.0))
+    scene = simulate(2, population=population, sources=SimulatedSources(smooth=True), size=48, number=3, seed=5)
     listed = listed_scenes(scene)
     assert listed.there.all()
     q, size = scene.axis_ratio, 1 / scene.pixel_scale

@@ -20,7 +20,7 @@ SETTINGS = {
     "published": Population.published(),
     "pairs": Population.pairs(),
     "default": Population.default(),
-    "anywhere": Population.default().replace(layout="anywhere", smooth=True),
+    "anywhere": Population.default().replace(layout="anywhere"),
 }
 
 
@@ -199,7 +199,7 @@ def test_what_a_population_is_by_default():
     given = Population.published()
     plain = Population(given.type_probabilities, *(getattr(given, name) for name in FITTED))
     assert plain == given.replace(magnitude_range=(18.0, 26.0), max_difference=math.inf, layout="anywhere")
-    assert (plain.number, plain.snr, plain.star_fraction, plain.smooth) == ((0, 0, 1), None, 0, False)
+    assert (plain.number, plain.snr, plain.star_fraction) == ((0, 0, 1), None, 0)
     assert (plain.anywhere_fraction, plain.close_fraction, plain.size_scatter, plain.largest) == (0, 0, 0, math.inf)
 
 
