@@ -111,16 +111,8 @@ def population_of(given: Mapping[str, Any]) -> Population:
     """Return the population that `population` names, with as many sources in a scene as `sources` says."""
     from ..simulation.population import Population
 
-    chosen, text = getattr(Population, given["population"])(), given["sources"]
-    if text is None:
-        return chosen
-    if text.isdecimal():
-        return chosen.replace(number=(0.0,) * int(text) + (1.0,))
-    try:
-        first, second, *others = map(float, text.split(","))
-    except ValueError:
-        raise ValueError(f"sources must be a number, or probabilities separated by commas, got {text!r}") from None
-    return chosen.replace(number=(first, second, *others))
+    chosen, number = getattr(Population, given["population"])(), given["sources"]
+    return chosen if number is None else chosen.replace(number=(0.0,) * number + (1.0,))
 
 
 def write_set(output: Path, make: Callable[..., Iterator[Scene]], given: Mapping[str, Any], settings: dict) -> None:
@@ -170,7 +162,7 @@ population = combine(
         default="published",
         help="published or fainter pairs; default: 0 to 14 clustered galaxies and stars.",
     ),
-    click.option("--sources", metavar="N|P0,P1,...", help="Their number, or probabilities of 0, 1, 2, ... of them."),
+    click.option("--sources", type=click.IntRange(0), help="Number of sources in every scene.  [default: drawn]"),
 )
 size = click.option("--size", type=click.IntRange(16), default=128, help="Pixels on a side.")
 
