@@ -16,7 +16,8 @@ from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import spearmanr
 
-from probdeblend.metrics.accuracy import flux_accuracy, magnitude_error
+from probdeblend.metrics.accuracy import magnitude_error, point_accuracy
+from probdeblend.metrics.arrays import over_finite
 from probdeblend.metrics.coverage import in_bins
 from probdeblend.scene import GALAXY_TYPES
 
@@ -73,7 +74,8 @@ def summarize(estimate: ArrayLike, truth: ArrayLike, kind: ArrayLike, case: Arra
 
 def _row(estimate: NDArray, truth: NDArray) -> dict[str, object]:
     """Return numbers that JSON can hold, to five digits; None for NaN."""
-    found = flux_accuracy(estimate, truth)
+    found = point_accuracy(estimate, truth)
+    found["sd_mag"] = over_finite(np.std, magnitude_error(estimate, truth))
     row = {name: float(f"{found[name]:.5g}") for name in NUMBERS}
     return {name: None if np.isnan(value) else value for name, value in row.items()} | {"count": int(found["count"])}
 

@@ -1,37 +1,34 @@
-"""Checks of draws, truths and probabilities that all diagnostics share."""
+"""Checks and sums of draws and truths that all diagnostics share."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ONE_SIGMA", "group_total", "joint_arrays", "paired_arrays"]
+__all__ = ["ONE_SIGMA", "group_total", "over_finite", "paired_arrays"]
 
 ONE_SIGMA = (0.16, 0.5, 0.84)
 """Quantiles of the lower end, the median and the upper end of the central 68 % interval."""
 
 
-def paired_arrays(
-    draws: ArrayLike, truth: ArrayLike, *, least: int = 2
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def paired_arrays(draws: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return draws ``(draw, ...)``, NaN for a non-detection, and finite truths ``(...)`` as arrays of floats."""
     draws, truth = np.asarray(draws, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     if draws.ndim == 0 or draws.shape[1:] != truth.shape:
         raise ValueError(f"draws must have the shape (draw, *{truth.shape}), got {draws.shape}")
-    if len(draws) < least:
-        raise ValueError(f"draws must be at least {least}, got {len(draws)}")
+    if len(draws) < 2:
+        raise ValueError(f"draws must be at least 2, got {len(draws)}")
     if not np.isfinite(truth).all():
         raise ValueError(f"truth must be finite, got {int((~np.isfinite(truth)).sum())} non-finite values")
     return draws, truth
 
 
-def joint_arrays(draws: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return draws ``(draw, group, part)`` and truths ``(group, part)`` of the groups all of whose parts have draws."""
-    draws, truth = paired_arrays(draws, truth)
-    if truth.ndim != 2:
-        raise ValueError(f"truth must have the axes (group, part), got shape {truth.shape}")
-    known = np.isfinite(draws).all((0, 2))
-    return draws[:, known], truth[known]
+def over_finite(statistic: Callable[[NDArray], float], values: NDArray) -> float:
+    """Return a statistic of the finite values; NaN without any."""
+    values = values[np.isfinite(values)]
+    return float(statistic(values)) if values.size else float("nan")
 
 
 def group_total(values: ArrayLike, group: ArrayLike) -> NDArray[np.float64]:

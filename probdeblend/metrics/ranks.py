@@ -1,4 +1,4 @@
-"""Ranks of truths among draws, and whitened errors.
+"""Ranks of truths among draws.
 
 For an exact posterior ranks are uniform, which ``scipy.stats.kstest(ranks, "uniform")`` tests.
 Draws have the shape ``(draw, ...)``, truths ``(...)``; the last axis of joint quantities holds their parts.
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
-from .arrays import joint_arrays, paired_arrays
+from .arrays import paired_arrays
 
-__all__ = ["covariance_pit", "group_pit", "joint_pit", "normal_pit", "pit", "whitened"]
+__all__ = ["group_pit", "joint_pit", "pit"]
 
 
 def pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
@@ -46,36 +45,6 @@ def pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.floa
     return (below + place * (equal + 1)) / (len(draws) + 1)
 
 
-def normal_pit(mean: ArrayLike, sd: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
-    """Return the probability integral transform of normal errors, such as those quoted in a catalog.
-
-    Parameters
-    ----------
-    mean, sd
-        Estimates and their errors ``(...)``.
-    truth
-        True values ``(...)``.
-
-    Returns
-    -------
-    NDArray
-        One-dimensional; non-detections are left out.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, an error is not positive, or a truth is not finite.
-    """
-    mean, truth = paired_arrays(np.asarray(mean)[None], truth, least=1)
-    mean, sd = mean[0], np.asarray(sd, dtype=np.float64)
-    if sd.shape != truth.shape:
-        raise ValueError(f"sd must have the shape of truth {truth.shape}, got {sd.shape}")
-    known = np.isfinite(mean) & np.isfinite(sd)
-    if (sd[known] <= 0).any():
-        raise ValueError(f"sd must be positive, got {sd[known].min()}")
-    return stats.norm.cdf((truth[known] - mean[known]) / sd[known])
-
-
 def joint_pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
     """Return the rank of the Mahalanobis distance of the truth among the draws: uniform for an exact posterior.
 
@@ -101,10 +70,13 @@ def joint_pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[n
     ValueError
         If shapes disagree or there are not more than twice as many draws as parts.
     """
-    draws, truth = joint_arrays(draws, truth)
+    draws, truth = paired_arrays(draws, truth)
+    if truth.ndim != 2:
+        raise ValueError(f"truth must have the axes (group, part), got shape {truth.shape}")
     if len(draws) // 2 <= truth.shape[1]:
         raise ValueError(f"draws must be more than twice the {truth.shape[1]} parts, got {len(draws)}")
-    fitted, ranked = draws[::2], draws[1::2]
+    known = np.isfinite(draws).all((0, 2))
+    fitted, ranked, truth = draws[::2, known], draws[1::2, known], truth[known]
     mean = fitted.mean(0)
     covariance = np.einsum("dgi,dgj->gij", fitted - mean, fitted - mean) / (len(fitted) - 1)
     whitening = np.linalg.inv(np.linalg.cholesky(covariance))
@@ -154,65 +126,3 @@ def group_pit(draws: ArrayLike, truth: ArrayLike, group: ArrayLike, *, seed: int
         if known.any():
             values[groups[known]] = joint_pit(drawn[:, known], true[known], seed=seed + int(number))
     return values
-
-
-def covariance_pit(mean: ArrayLike, covariance: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
-    """Return the chi-square probability of the Mahalanobis distance for means with covariances.
-
-    Parameters
-    ----------
-    mean
-        Estimates ``(group, part)``.
-    covariance
-        Their covariances ``(group, part, part)``, positive definite.
-    truth
-        True values ``(group, part)``.
-
-    Returns
-    -------
-    NDArray
-        One value per group, uniform for an exact posterior; non-detections are left out.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree or a covariance is not positive definite.
-    """
-    error = whitened(mean, covariance, truth)
-    return stats.chi2.cdf(np.square(error).sum(-1), error.shape[-1])
-
-
-def whitened(mean: ArrayLike, covariance: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
-    """Return errors in units of the posterior covariance: uncorrelated, of unit scatter, for an exact posterior.
-
-    Parameters
-    ----------
-    mean
-        Posterior means ``(group, part)``.
-    covariance
-        Posterior covariances ``(group, part, part)``.
-    truth
-        True values ``(group, part)``.
-
-    Returns
-    -------
-    NDArray
-        ``L^-1 (truth - mean)`` with the Cholesky factor L of the covariance ``(group, part)``; non-detections are
-        left out.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree or a covariance is not positive definite.
-    """
-    mean, truth = paired_arrays(np.asarray(mean)[None], truth, least=1)
-    mean, covariance = mean[0], np.asarray(covariance, dtype=np.float64)
-    if truth.ndim != 2 or covariance.shape != (*truth.shape, truth.shape[1]):
-        expected = (*truth.shape, truth.shape[-1])
-        raise ValueError(f"covariance must have the shape {expected}, got {covariance.shape}")
-    known = np.isfinite(mean).all(-1) & np.isfinite(covariance).all((-2, -1))
-    try:
-        factor = np.linalg.cholesky(covariance[known])
-    except np.linalg.LinAlgError as error:
-        raise ValueError("covariance must be positive definite for every group") from error
-    return np.linalg.solve(factor, (truth - mean)[known][..., None])[..., 0]

@@ -6,7 +6,7 @@ of sources in their group, which is what makes them hard. Detections are judged 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 from ..deblending.deblender import Deblends
 from ..deblending.sep import SepDeblender
-from ..metrics.accuracy import FLOOR, accuracy_table, over_finite
-from ..metrics.arrays import group_total
+from ..metrics.accuracy import FLOOR, flux_accuracy
+from ..metrics.arrays import group_total, over_finite
 from ..metrics.detections import average_precision, binned_fraction, match_sources
 from ..metrics.masks import blendedness, iou, iou_matrix, reliability
 from ..metrics.ranks import group_pit, pit
@@ -39,7 +39,7 @@ SIZES = (1, 2, 3, 4, 6, 11, 10**6)  # edges of the numbers of sources in a group
 EDGES = {"flux": (0.0, 30.0, 100.0, 300.0, 1000.0, np.inf), "contested": (0.0, 0.05, 0.2, 0.5, 1.0)}
 TRUTHS = {"flux": "flux", "flux_auto": "auto_flux"}
 ACCURACY = ["count", "detected", "mape", "nmad_mag", "bias_mag", "outliers", "coverage_50", "coverage_68"]
-ACCURACY += ["coverage_95", "width", "crps_ln"]
+ACCURACY += ["coverage_68_low", "coverage_68_high", "coverage_95", "interval_score", "width"]
 Arrays = dict[str, NDArray]
 
 
@@ -51,13 +51,14 @@ class Evaluation:
     ----------
     accuracy
         One row per method, kind of flux and number of ``sources`` in the group ("all", "1", "2", ..., "4-5"): the
-        columns ``count`` to ``crps_ln`` of `~probdeblend.metrics.accuracy_table`; ``joint_68``, the fraction of groups
-        whose fluxes are in the 68 % region by Mahalanobis distance; ``total_68`` and ``total_nmad_mag`` of the groups'
-        totals; ``color_68`` and ``color_nmad_mag`` of neighboring bands' colors (NaN with one band); ``iou`` of masks.
+        columns ``count`` to ``width`` of `~probdeblend.metrics.flux_accuracy`, with a band by bootstrap over groups, or
+        over galaxies if they are real ones, which repeat; ``joint_68``, the fraction of groups whose fluxes are in the
+        68 % region by Mahalanobis distance; ``total_68`` and ``total_nmad_mag`` of the groups' totals; ``color_68`` and
+        ``color_nmad_mag`` of neighboring bands' colors (NaN with one band); ``iou`` of masks.
     detection
         The fraction of sources with its band (``completeness``), and of detections (``purity``), for each method in
-        bins of ``flux`` (over the sky noise of a pixel, of the band where it is highest) and of ``contested`` light:
-        true values for completeness, estimated ones for purity.
+        bins of ``flux`` (Kron's, over the sky noise of a pixel, of the band where it is highest) and of ``contested``
+        light: true values for completeness, estimated ones for purity.
     summary
         One row per method: ``completeness``, ``purity``, average precision of the masks ``ap`` and ``ap_50``, and the
         expected calibration error ``existence_ece`` of existence probabilities (NaN without).
@@ -120,31 +121,27 @@ def evaluate(scenes: Iterable[Scene], deblender: Deblends, *, seed: int = 0) -> 
         If there are no scenes, or they have no truth.
     """
     truths: list[Arrays] = []
-    forced: dict[str, list[Arrays]] = {}
-    detections: dict[str, list[Arrays]] = {}
-    masks: dict[str, list[tuple[NDArray, NDArray]]] = {}
+    found: dict[str, list[tuple[Arrays, Arrays, list]]] = {}
     for number, scene in enumerate(scenes):
         check_truth(scene)
         bright = signal_to_noise(scene) >= LEAST_SNR
         truths.append(_truth(scene, bright))
+        places = tuple(values[bright] for values in (scene.scene, scene.x, scene.y))
         sep = [] if isinstance(deblender, SepDeblender) else [SepDeblender(pairs=bool((scene.count == 2).all()))]
         for deblends in (deblender, *sep):
-            answer = deblends.scenes(scene, seed=seed_of(seed, number))
-            method = answer.dataset.attrs["method"]
-            places = tuple(values[bright] for values in (scene.scene, scene.x, scene.y))
-            given = deblends.scenes(scene, positions=places, seed=seed_of(seed, number))
-            forced.setdefault(method, []).append(_measured(scene, given, bright))
-            detections.setdefault(method, []).append(_detections(scene, answer, bright))
-            masks.setdefault(method, []).extend(_overlaps(scene, answer, bright))
+            answer, given = (deblends.scenes(scene, positions=at, seed=seed_of(seed, number)) for at in (None, places))
+            judged = _measured(scene, given, bright), _detections(scene, answer, bright)
+            found.setdefault(answer.dataset.attrs["method"], []).append((*judged, _overlaps(scene, answer, bright)))
     if not truths:
         raise ValueError("scenes must hold at least one batch, got none")
-    truth, found = joined(truths), {method: joined(parts) for method, parts in detections.items()}
-    accuracy = ((method, row) for method, parts in forced.items() for row in accuracy_rows(joined(parts), truth))
-    return Evaluation(
-        formatted({"method": method} | row for method, row in accuracy),
-        formatted(row for method, parts in found.items() for row in _by_feature(method, parts, truth)),
-        formatted([_summary(method, parts, masks[method]) for method, parts in found.items()]),
-    )
+    truth, accuracy, detection, summary = joined(truths), [], [], []
+    for method, parts in found.items():
+        measured, detections, masks = zip(*parts, strict=True)
+        detections = joined(detections)
+        accuracy += [{"method": method} | row for row in accuracy_rows(joined(measured), truth)]
+        detection += [{"method": method} | row for row in _by_feature(detections, truth)]
+        summary += [{"method": method} | _summary(detections, [own for part in masks for own in part])]
+    return Evaluation(*map(formatted, (accuracy, detection, summary)))
 
 
 def check_truth(scene: Scene) -> None:
@@ -154,7 +151,7 @@ def check_truth(scene: Scene) -> None:
         raise ValueError(f"scenes must have truth, got some without {', '.join(missing)}")
 
 
-def joined(parts: list[Arrays]) -> Arrays:
+def joined(parts: Sequence[Arrays]) -> Arrays:
     """Join arrays of batches, of which draws have sources on their second axis; groups are renumbered."""
     common = [name for name in parts[0] if all(name in part for part in parts)]
     found = {name: np.concatenate([part[name] for part in parts], axis=int(name in TRUTHS)) for name in common}
@@ -170,9 +167,10 @@ def _truth(scene: Scene, bright: NDArray) -> Arrays:
     owner = scene.scene.numpy()
     contested = np.concatenate([np.zeros(0), *(blendedness(over[owner == number]) for number in np.unique(owner))])
     known = {kind: getattr(scene, name)[bright].double().numpy()[None] for kind, name in TRUTHS.items()}
-    rms = scene.sky_rms[scene.scene].numpy()[bright]
-    brightness = (known["flux"][0] / rms).max(1)
-    return known | {"group": scene.group.numpy()[bright], "brightness": brightness, "contested": contested[bright]}
+    brightness = (scene.auto_flux / scene.sky_rms[scene.scene]).double().numpy().max(1)
+    others = {"group": scene.group.numpy(), "brightness": brightness, "contested": contested}
+    others |= {} if scene.identity is None else {"identity": scene.identity.numpy()}
+    return known | {name: values[bright] for name, values in others.items()}
 
 
 def flat_draws(posterior: Posterior, kind: str) -> NDArray[np.float64]:
@@ -212,7 +210,7 @@ def _detections(scene: Scene, answer: Posterior, bright: NDArray) -> Arrays:
     data, unknown = answer.dataset, np.full(len(answer), np.nan)
     matched = detected(scene, answer)
     counts = ~np.isin(matched, np.flatnonzero(~bright))
-    kind = next(kind for kind in TRUTHS if kind in data)
+    kind = next(kind for kind in reversed(TRUTHS) if kind in data)
     ratio = np.median(flat_draws(answer, kind), axis=0) / scene.sky_rms.numpy()[data["scene"].values]
     known = {name: data[name].values if name in data else unknown for name in ("contested", "existence")}
     known |= {"brightness": ratio.max(1), "real": matched >= 0}
@@ -235,25 +233,27 @@ def accuracy_rows(found: Arrays, truth: Arrays) -> Iterator[dict[str, object]]:
     """Return one row per kind of flux and class of groups: the columns of `Evaluation.accuracy`, without the method.
 
     ``flux`` and ``flux_auto`` are draws ``(draw, source, band)``, and true fluxes with an axis of length one before;
-    the truth has the ``group`` of each source as well, and what was found may have the ``iou`` of its mask.
+    the truth has the ``group`` of each source as well, and may have its ``identity`` (-1 for none); what was found may
+    have the ``iou`` of its mask. There are no rows of a kind of flux of which no truth is known.
     """
-    size = np.bincount(truth["group"])[truth["group"]]
+    group, identity = truth["group"], truth.get("identity", np.array(-1))
+    size, cluster = np.bincount(group)[group], np.where(identity >= 0, identity, -1 - group)
     classes = [("all", size > 0)] + [
         (str(low) if high == low + 1 else f"{low}-{high - 1}", (size >= low) & (size < high))
         for low, high in pairwise(SIZES)
     ]
-    for kind in (kind for kind in TRUTHS if kind in found):
+    for kind in (kind for kind in TRUTHS if kind in found and np.isfinite(truth[kind]).any()):
         for name, chosen in classes:
             if chosen.any():
-                draws, true, group = found[kind][:, chosen], truth[kind][0, chosen], truth["group"][chosen]
-                row = {"flux": kind, "sources": name} | _fluxes(draws, true, group)
+                own = found[kind][:, chosen], truth[kind][0, chosen], group[chosen], cluster[chosen]
+                row = {"flux": kind, "sources": name} | _fluxes(*own)
                 yield row | {"iou": float(found["iou"][chosen].mean()) if "iou" in found else np.nan}
 
 
-def _fluxes(draws: NDArray, true: NDArray, group: NDArray) -> dict[str, float]:
+def _fluxes(draws: NDArray, true: NDArray, group: NDArray, cluster: NDArray) -> dict[str, float]:
     """Return the columns of fluxes, from draws ``(draw, source, band)`` and truths ``(source, band)``."""
-    each = accuracy_table({"": draws[None]}, true)[0]
-    total = accuracy_table({"": group_total(draws, group)[None]}, group_total(true, group))[0]
+    each = flux_accuracy(draws, true, cluster=np.repeat(cluster[:, None], true.shape[1], 1))
+    total = flux_accuracy(group_total(draws, group), group_total(true, group))
     logs, log_true = np.log(np.maximum(draws, FLOOR * true)), np.log(true)
     logs[:, ~(logs.std(0) > 0)] = np.nan
     joint = group_pit(logs, log_true, group)
@@ -269,17 +269,17 @@ def _fluxes(draws: NDArray, true: NDArray, group: NDArray) -> dict[str, float]:
     }
 
 
-def _by_feature(method: str, found: Arrays, truth: Arrays) -> Iterator[dict[str, object]]:
+def _by_feature(found: Arrays, truth: Arrays) -> Iterator[dict[str, object]]:
     names = {"flux": "brightness", "contested": "contested"}
     for quantity, inside, of in (("completeness", found["hit"], truth), ("purity", found["real"], found)):
         for feature, edges in EDGES.items():
             for row in binned_fraction(inside, of[names[feature]], edges):
-                yield {"method": method, "quantity": quantity, "feature": feature} | dict(row)
+                yield {"quantity": quantity, "feature": feature} | dict(row)
 
 
-def _summary(method: str, found: Arrays, masks: list[tuple[NDArray, NDArray]]) -> dict[str, object]:
-    row = {"method": method, "completeness": over_finite(np.mean, found["hit"])}
-    row |= {"purity": over_finite(np.mean, found["real"]), "ap": np.nan, "ap_50": np.nan, "existence_ece": np.nan}
+def _summary(found: Arrays, masks: list[tuple[NDArray, NDArray]]) -> dict[str, object]:
+    row = {"completeness": over_finite(np.mean, found["hit"]), "purity": over_finite(np.mean, found["real"])}
+    row |= {"ap": np.nan, "ap_50": np.nan, "existence_ece": np.nan}
     known = np.isfinite(found["existence"])
     if known.any():
         row["existence_ece"] = reliability(found["existence"][known], found["real"][known]).meta["ece"]

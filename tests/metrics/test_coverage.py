@@ -1,10 +1,10 @@
-"""Coverage of exact and of wrong posteriors, for all galaxies, for repeated ones, and in bins."""
+"""Coverage of exact and of wrong posteriors, for all galaxies and for repeated ones, their score, and bins."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from probdeblend.metrics import binned_table, diagnose
+from probdeblend.metrics import diagnose
 from probdeblend.metrics.coverage import bootstrap, in_bins
 
 
@@ -54,35 +54,27 @@ def test_clusters_widen_the_band():
     assert diagnose(draws, truth)["coverage_68_high"] - diagnose(draws, truth)["coverage_68_low"] < 0.04
 
 
-def test_bins_tell_where_it_is_wrong():
-    """Too narrow for the faint half alone."""
-    rng = np.random.default_rng(3)
-    snr = rng.uniform(0, 2, 4000)
-    draws, truth = normal(4000, narrow=np.where(snr < 1, 0.6, 1.0))
-    table = binned_table(draws, truth, snr, [0, 1, 2], name="snr")
-    assert list(table["low"]) == [0, 1]
-    assert table["coverage_68"][0] < table["coverage_68_low"][0]
-    assert table["coverage_68_low"][1] <= table["coverage_68"][1] <= table["coverage_68_high"][1]
-    assert table["count"].sum() == 4000
+def test_few_clusters_have_no_band():
+    """With one galaxy the bootstrap would be certain of whatever that one says."""
+    row = diagnose(*normal(90), cluster=np.arange(90) // 10)
+    assert row["clusters"] == 9
+    assert np.isfinite(row["coverage_68"])
+    assert np.isnan([row["coverage_68_low"], row["coverage_68_high"]]).all()
+    assert diagnose(*normal(100), cluster=np.arange(100) // 10)["coverage_68_low"] < 0.68
 
 
-def test_thin_bins_warn():
-    draws, truth = normal(150)
-    feature = np.linspace(0, 1, 150)
-    with pytest.warns(UserWarning, match=r"of snr holds 75 values, fewer than 100: it is uncertain"):
-        table = binned_table(draws, truth, feature, [0, 0.5, 1.0], name="snr")
-    assert len(table) == 2
-    draws, truth = normal(300)
-    feature = np.linspace(0, 0.9, 300)
-    with pytest.warns(UserWarning, match=r"bin 1 to 2 of feature holds 0 values"):
-        assert len(binned_table(draws, truth, feature, [0, 1, 2])) == 1
+def test_nothing_is_known_without_draws():
+    draws, truth = normal(20)
+    for cluster in (None, np.arange(20)):
+        row = diagnose(np.full_like(draws, np.nan), truth, cluster=cluster)
+        assert row.pop("count") == row.pop("clusters") == 0
+        assert np.isnan(list(row.values())).all()
 
 
 def test_non_detections_are_left_out():
     draws, truth = normal(500)
     draws[:, :100] = np.nan
     assert diagnose(draws, truth)["count"] == 400
-    assert binned_table(draws, truth, np.zeros(500), [-1, 1])["count"][0] == 400
 
 
 def test_bins():
@@ -128,17 +120,23 @@ def test_band_covers_over_galaxies_not_over_rows(rng, false_alarm):
 def test_same_seed_same_band(rng):
     values = rng.normal(size=50)
     bands = {seed: bootstrap(lambda rows: values[rows].mean(), np.arange(50), seed=seed) for seed in (1, 2)}
-    assert bands[1] == bootstrap(lambda rows: values[rows].mean(), np.arange(50), seed=1)
-    assert bands[1] != bands[2]
+    np.testing.assert_array_equal(bands[1], bootstrap(lambda rows: values[rows].mean(), np.arange(50), seed=1))
+    assert not np.array_equal(bands[1], bands[2])
+
+
+def test_bands_of_several_statistics(rng):
+    values, galaxy = rng.normal(size=(3, 60)), np.arange(60) // 3
+    together = bootstrap(lambda rows: values[:, rows].mean(1), galaxy)
+    assert together.shape == (2, 3)
+    each = [bootstrap(lambda rows, v=v: v[rows].mean(), galaxy) for v in values]
+    np.testing.assert_allclose(together.T, each)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: diagnose(np.ones((5, 3)), np.ones(3)), "at least 10 values with draws are needed, got 3"),
+        (lambda: diagnose(np.ones((5, 3)), np.ones(2)), r"draws must have the shape \(draw, \*\(2,\)\), got \(5, 3\)"),
         (lambda: diagnose(*normal(20), cluster=[1]), r"cluster must have the shape of truth \(20,\), got \(1,\)"),
-        (lambda: binned_table(*normal(20), [1], [0, 1], name="snr"), r"snr must have the shape of truth \(20,\)"),
-        (lambda: binned_table(*normal(20), np.ones(20), [1, 0]), r"edges must ascend, got \[1\.0, 0\.0\]"),
         (lambda: bootstrap(len, []), "cluster must name at least one row, got none"),
         (lambda: bootstrap(len, [1], level=2), "level must be between 0 and 1, got 2"),
     ],

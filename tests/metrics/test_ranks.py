@@ -6,16 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from probdeblend.metrics import (
-    covariance_pit,
-    crps,
-    group_pit,
-    interval_score,
-    joint_pit,
-    normal_pit,
-    pit,
-    whitened,
-)
+from probdeblend.metrics import group_pit, interval_score, joint_pit, pit
 
 BLENDS, DRAWS = 2000, 120
 COVARIANCE = np.array([[1.0, -0.85], [-0.85, 1.0]])
@@ -24,7 +15,7 @@ WRONG = ("narrow", "wide", "biased", "uncorrelated")
 
 @cache
 def posteriors(kind="exact", *, seed=1):
-    """Draws, means, covariances and truths of pairs whose posterior widths differ from blend to blend."""
+    """Draws and truths of pairs whose posterior widths differ from blend to blend."""
     rng = np.random.default_rng(seed)
     scale = np.exp(0.5 * rng.normal(size=(BLENDS, 1)))
     mean = 10 + 3 * rng.normal(size=(BLENDS, 2))
@@ -34,27 +25,22 @@ def posteriors(kind="exact", *, seed=1):
     width = {"narrow": 0.7, "wide": 1.5}.get(kind, 1.0)
     shift = 0.5 * scale if kind == "biased" else 0.0
     draws = mean + shift + width * scale * noise
-    return draws, mean + shift, (width * scale[:, :, None]) ** 2 * covariance, truth
+    return draws, truth
 
 
 def values(diagnostic, kind):
-    draws, mean, covariance, truth = posteriors(kind)
-    sd = np.sqrt(np.einsum("bii->bi", covariance))
+    draws, truth = posteriors(kind)
     return {
         "pit": lambda: pit(draws[..., 0], truth[:, 0]),
-        "normal_pit": lambda: normal_pit(mean[:, 0], sd[:, 0], truth[:, 0]),
         "total": lambda: pit(draws.sum(-1), truth.sum(-1)),
         "joint_pit": lambda: joint_pit(draws, truth),
-        "covariance_pit": lambda: covariance_pit(mean, covariance, truth),
     }[diagnostic]()
 
 
 SEES = {
     "pit": ("narrow", "wide", "biased"),
-    "normal_pit": ("narrow", "wide", "biased"),
     "total": WRONG,
     "joint_pit": WRONG,
-    "covariance_pit": WRONG,
 }
 
 
@@ -73,18 +59,9 @@ def test_wrong_posteriors_fail(diagnostic, kind, false_alarm):
 @pytest.mark.parametrize("kind", WRONG)
 def test_interval_score_worsens(kind):
     """By more than five standard errors of the paired difference, for the total, which sees the correlation."""
-    right, wrong = (
-        interval_score(part[0].sum(-1), part[3].sum(-1)) for part in (posteriors("exact"), posteriors(kind))
-    )
+    right, wrong = (interval_score(*(part.sum(-1) for part in posteriors(name))) for name in ("exact", kind))
     difference = wrong - right
     assert difference.mean() > 5 * difference.std() / np.sqrt(len(difference))
-
-
-def test_whitened_errors_show_a_missing_correlation():
-    exact, wrong = (whitened(*posteriors(kind)[1:]) for kind in ("exact", "uncorrelated"))
-    assert abs(np.corrcoef(exact.T)[0, 1]) < 0.1
-    assert np.corrcoef(wrong.T)[0, 1] < -0.7
-    assert exact.std(0) == pytest.approx([1, 1], abs=0.08)
 
 
 def test_interval_score_of_an_interval(rng):
@@ -93,31 +70,11 @@ def test_interval_score_of_an_interval(rng):
     np.testing.assert_allclose(found, [0.8, 0.8 + 10 * 0.1, 0.8 + 10 * 0.1], atol=1e-6)
 
 
-def test_crps_of_a_normal(rng):
-    truth = np.array([0.0, 1.0, -2.0])
-    exact = truth * (2 * stats.norm.cdf(truth) - 1) + 2 * stats.norm.pdf(truth) - 1 / np.sqrt(np.pi)
-    score = crps(rng.normal(size=(100_000, 3)), truth)
-    np.testing.assert_allclose(score, exact, atol=0.01)
-
-
-def test_crps_is_the_same_for_few_draws(rng, false_alarm):
-    few = crps(rng.normal(size=(2, 50_000)), np.zeros(50_000))
-    exact = np.sqrt(2 / np.pi) - 1 / np.sqrt(np.pi)
-    assert abs(few.mean() - exact) < stats.norm.isf(false_alarm / 2) * few.std() / np.sqrt(few.size)
-
-
-def test_crps_prefers_the_exact_posterior(rng):
-    truth, measured = np.zeros(4000), rng.normal(size=4000)
-    score = {width: crps(measured + width * rng.normal(size=(100, 4000)), truth).mean() for width in (0.3, 1.0, 3.0)}
-    assert score[1.0] < min(score[0.3], score[3.0])
-
-
 def test_non_detections_are_left_out():
-    draws, mean, covariance, truth = (array.copy() for array in posteriors())
-    draws[:, :10], mean[:10] = np.nan, np.nan
+    draws, truth = (array.copy() for array in posteriors())
+    draws[:, :10] = np.nan
     assert len(pit(draws[..., 0], truth[:, 0])) == BLENDS - 10
     assert len(joint_pit(draws, truth)) == BLENDS - 10
-    assert len(covariance_pit(mean, covariance, truth)) == BLENDS - 10
 
 
 def crowd(*, narrow=1.0, correlated=True, seed=0, draws=100):
@@ -160,7 +117,7 @@ def test_groups_keep_their_place():
 
 
 def test_same_seed_same_values():
-    draws, _, _, truth = posteriors()
+    draws, truth = posteriors()
     assert np.array_equal(joint_pit(draws, truth, seed=3), joint_pit(draws, truth, seed=3))
     assert not np.array_equal(joint_pit(draws, truth, seed=3), joint_pit(draws, truth, seed=4))
 
@@ -174,10 +131,6 @@ def test_same_seed_same_values():
         (lambda: joint_pit(np.ones((5, 3)), np.ones(3)), r"truth must have the axes \(group, part\)"),
         (lambda: joint_pit(np.ones((5, 3, 2)), np.ones((3, 2))), "draws must be more than twice the 2 parts, got 5"),
         (lambda: group_pit(np.ones((9, 3)), np.ones(3), [1]), "draws, truth and group must have one row per source"),
-        (lambda: whitened(np.ones((3, 2)), np.ones((3, 3)), np.ones((3, 2))), "covariance must have the"),
-        (lambda: whitened(np.ones((3, 2)), -np.ones((3, 2, 2)), np.ones((3, 2))), "must be positive def"),
-        (lambda: normal_pit(np.ones(3), np.zeros(3), np.ones(3)), r"sd must be positive, got 0\.0"),
-        (lambda: normal_pit(np.ones(3), np.ones(2), np.ones(3)), r"sd must have the shape of truth \(3,\)"),
         (lambda: interval_score(np.ones((5, 3)), np.ones(3), level=1), "level must be between 0 and 1"),
     ],
 )

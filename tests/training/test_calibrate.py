@@ -92,7 +92,7 @@ def test_the_test_is_on_unseen_scenes(fit):
         assert 130 < after["count"] < 190  # a fifth of about 800 bright sources
         assert before["coverage_68"] < 0.5
         assert after["coverage_68"] == pytest.approx(0.68, abs=spread(after["count"], 600))
-        assert after["crps_ln"] < before["crps_ln"]
+        assert after["interval_score"] < before["interval_score"]
         assert before["total_68"] < 0.55
         assert after["total_68"] == pytest.approx(0.68, abs=spread(80, 200))
         assert abs(after["joint_68"] - 0.68) < abs(before["joint_68"] - 0.68)

@@ -34,7 +34,8 @@ def scenes_of(count=40, *, number=None, bands=1, seed=0):
     known |= {"half_light_radius": np.full(len(owner), 0.14), "axis_ratio": np.ones(len(owner))}
     known |= {"angle": np.zeros(len(owner))}
     truth = {name: torch.from_numpy(values).float() for name, values in known.items()}
-    truth |= {name: torch.zeros(len(owner), dtype=torch.long) for name in ("source_type", "identity")}
+    truth |= {"source_type": torch.zeros(len(owner), dtype=torch.long)}
+    truth |= {"identity": torch.full((len(owner),), -1)}
     psf = torch.zeros(count, bands, 3, 3)
     psf[..., 1, 1] = 1
     rms = torch.full((count, bands), SKY_RMS)
@@ -50,7 +51,7 @@ class Oracle:
     def scenes(self, scene, *, positions=None, seed=0):
         rng = np.random.default_rng(seed)
         owner, x, y = (v.numpy() for v in (scene.scene, scene.x, scene.y))
-        flux, masks = scene.flux.double().numpy(), scene.mask.numpy()
+        flux, masks = scene.auto_flux.double().numpy() / 0.95, scene.mask.numpy()
         forced = positions is not None
         kept = np.isin(x, positions[1].numpy()) if forced else rng.random(len(owner)) >= self.missed
         owner, x, y, flux, masks = (v[kept] for v in (owner, x, y, flux, masks))
@@ -92,6 +93,10 @@ def test_evaluation_finds_what_was_put_in(right):
             assert row[f"coverage_{level}"] == pytest.approx(p, abs=FOUR * np.sqrt(p * (1 - p) / count))
         assert row["joint_68"] == pytest.approx(0.68, abs=FOUR * np.sqrt(0.68 * 0.32 / 40))
         assert row["total_68"] == pytest.approx(0.68, abs=FOUR * np.sqrt(0.68 * 0.32 / 40))
+        assert 0.1 < row["coverage_68_high"] - row["coverage_68_low"] < 0.4
+        assert row["coverage_68_low"] <= row["coverage_68"] <= row["coverage_68_high"]
+        # A normal of unit scatter has a 68 % interval of 1.99, and a penalty of as much when missed: 3.04 together.
+        assert row["interval_score"] == pytest.approx(0.304, rel=0.3)
         assert row["mape"] == pytest.approx(100 * 0.1 * (2 / np.pi) ** 0.5, rel=0.3)
         assert row["nmad_mag"] == pytest.approx(0.1086, rel=0.3)
         assert row["iou"] == 1
@@ -167,6 +172,18 @@ def test_faint_sources_do_not_count():
     found = evaluate([faint], Oracle())
     assert rows(found.accuracy, method="network", sources="all")["count"][0] == 15
     assert found.summary["purity"][0] == 1
+
+
+def test_real_galaxies():
+    """Total fluxes are not known, and the same galaxies occur in many scenes: bands are those of twelve galaxies."""
+    scenes = scenes_of()
+    known = {"flux": torch.full_like(scenes.flux, torch.nan), "identity": torch.arange(len(scenes.scene)) % 12}
+    real = Scene(**vars(scenes) | known)
+    table = evaluate([real.select(slice(20)), real.select(slice(20, 40))], Oracle()).accuracy
+    assert set(table["flux"]) == {"flux_auto"}
+    (row,) = rows(table, method="network", sources="all")
+    assert row["coverage_68"] == pytest.approx(0.68, abs=FOUR * np.sqrt(0.68 * 0.32 / row["count"]))
+    assert 0.05 < row["coverage_68_high"] - row["coverage_68_low"] < 0.4
 
 
 def test_stored_sets(tmp_path):
