@@ -21,9 +21,8 @@ from tqdm.auto import tqdm
 
 from benchmarks._command import FILE, Run, benchmark
 from probdeblend.photometry.detection import HOT, detect
-from probdeblend.photometry.noise import correlation_sum
 from probdeblend.photometry.sky import dilate, draw_noise
-from probdeblend.scene import STAMP_CENTER, STAMP_SIZE
+from probdeblend.scene import STAMP_CENTER, STAMP_SIZE, correlation_sum
 from probdeblend.simulation.cameras import Camera
 from probdeblend.surveys import Quality, write_library
 from probdeblend.surveys.isolated import NOISE_RATIO, Galaxy, NotIsolatedError, measure_galaxy

@@ -11,10 +11,14 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .simulation.cameras import Camera
 
 __all__ = [
     "GALAXY_TYPES",
@@ -63,6 +67,14 @@ def drizzle_kernel(strength: float) -> Tensor:
     return torch.from_numpy(np.float32([[corner, edge, corner], [edge, 1.0, edge], [corner, edge, corner]]))
 
 
+def correlation_sum(kernel: Tensor) -> Tensor:
+    """Return the variance ``(...)`` of sums over large areas relative to that of white noise with the same rms.
+
+    The noise is white noise convolved with kernels ``(..., y, x)``.
+    """
+    return kernel.sum((-2, -1)).square() / kernel.square().sum((-2, -1))
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """A batch of scenes: images of one shape, how they were taken, and the sources in them where they are known.
@@ -80,11 +92,11 @@ class Scene:
     pixel_scale
         Size of a pixel in arcsec.
     exposure
-        Counts per unit of flux ``(scene, band)``; infinite where photon noise does not matter.
+        Counts per unit of flux ``(scene, band)``; infinite, as by default, where photon noise does not matter.
     noise_kernel
-        Kernel ``(scene, band, y, x)`` that turns white noise into the noise of the sky; None for white noise.
+        Kernel ``(scene, band, y, x)`` that turns white noise into the noise of the sky; by default the noise is white.
     wavelength
-        Wavelength of each band in micron ``(scene, band)``; NaN where unknown.
+        Wavelength of each band in micron ``(scene, band)``; NaN, as by default, where unknown.
     zero_point
         AB magnitude of unit flux, for each band; empty if unknown.
     scene
@@ -136,12 +148,13 @@ class Scene:
         if self.image.ndim != 4:
             raise ValueError(f"image must have the axes (scene, band, y, x), got shape {tuple(self.image.shape)}")
         scenes, bands, *pixels = self.image.shape
-        for name in ("sky_rms", "exposure", "wavelength", "psf", "noise_kernel"):
+        complete(self)
+        for name in SCENE_FIELDS[1:]:
             value = getattr(self, name)
             axes = 4 if name in ("psf", "noise_kernel") else 2
-            if value is not None and (tuple(value.shape[:2]) != (scenes, bands) or value.ndim != axes):
+            if tuple(value.shape[:2]) != (scenes, bands) or value.ndim != axes:
                 raise ValueError(f"{name} must begin with the axes {(scenes, bands)}, got {tuple(value.shape)}")
-            if name in ("exposure", "wavelength") and value is not None and bool((value <= 0).any()):
+            if name in ("exposure", "wavelength") and bool((value <= 0).any()):
                 raise ValueError(f"{name} must be positive, got {float(value.min())}")
         good = torch.isfinite(self.sky_rms) & (self.sky_rms > 0)
         if not bool(good.all()):
@@ -169,6 +182,11 @@ class Scene:
     def count(self) -> Tensor:
         """Number of sources in each scene ``(scene,)``."""
         return torch.bincount(self.scene, minlength=len(self))
+
+    @property
+    def photon(self) -> Tensor:
+        """Variance that light of one sky rms in a pixel adds, over that of the sky ``(scene, band)``."""
+        return 1 / (self.exposure * self.sky_rms * correlation_sum(self.noise_kernel))
 
     @property
     def mask(self) -> Tensor:
@@ -207,7 +225,7 @@ class Scene:
         """
         index = torch.arange(len(self))[scenes]
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {name: values[name][index] for name in SCENE_FIELDS if values[name] is not None}
+        values |= {name: values[name][index] for name in SCENE_FIELDS}
         if self.scene is not None:
             number = torch.full((len(self),), -1)
             number[index] = torch.arange(len(index))
@@ -238,6 +256,15 @@ class Scene:
             start = np.cumsum([0, *map(len, batches)])
             values["scene"] = torch.cat([batch.scene + int(n) for batch, n in zip(batches, start, strict=False)])
         return cls(**values)
+
+
+def complete(how: Scene | Camera) -> None:
+    """Fill in what is not known of how images were taken: white noise, no photon noise, unknown wavelengths."""
+    white = torch.ones_like(how.sky_rms)
+    usual = {"exposure": white * math.inf, "noise_kernel": white[..., None, None], "wavelength": white * math.nan}
+    for name, value in usual.items():
+        if getattr(how, name) is None:
+            object.__setattr__(how, name, value)
 
 
 def overlap_groups(overlap: Tensor, *, link: float = 1.0, most: int = 16) -> list[list[int]]:

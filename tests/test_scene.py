@@ -35,6 +35,21 @@ def test_scenes_of_any_number_of_sources(scenes, counts):
     assert len(Scene(torch.rand(scenes, 1, 8, 8), torch.ones(scenes, 1), torch.ones(scenes, 1, 1, 1), 0.06)) == scenes
 
 
+def test_what_is_not_known_of_the_noise_is_taken_as_simple():
+    bare = Scene(torch.rand(2, 3, 8, 8), torch.rand(2, 3) + 0.1, torch.ones(2, 3, 1, 1), 0.06)
+    assert torch.equal(bare.noise_kernel, torch.ones(2, 3, 1, 1))
+    assert bare.exposure.isinf().all()
+    assert bare.wavelength.isnan().all()
+    assert torch.equal(bare.photon, torch.zeros(2, 3))
+
+
+def test_photon_noise_is_in_units_of_the_sky():
+    """Light of one sky rms is 6 counts; sums over many pixels scatter twice as much as with white noise."""
+    kernel = torch.tensor([[1.0, 1.0], [1.0, 1.0]])[None, None]
+    made = scene((0,), sky_rms=torch.tensor([[3.0]]), exposure=torch.tensor([[2.0]]), noise_kernel=kernel)
+    assert float(made.photon) == pytest.approx(1 / 24)
+
+
 def test_a_mask_is_where_the_light_of_all_bands_exceeds_three_sky_rms():
     light = torch.zeros(1, 2, 8, 8)
     light[0, :, 1, 2] = torch.tensor([2.9, 0.0])

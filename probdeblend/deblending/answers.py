@@ -15,11 +15,10 @@ from torch import Tensor
 
 from ..networks.dropout import GroupDraws
 from ..networks.scenes import SHAPES
-from ..photometry.noise import correlation_sum
 from ..posterior.cutouts import Cutouts
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
-from ..scene import SOURCE_TYPES
+from ..scene import SOURCE_TYPES, correlation_sum
 from .inputs import Observation
 from .pixels import BLOCK, NARROW
 from .tiles import FAINT, Cut, Reading

@@ -369,22 +369,18 @@ class Deblender(nn.Module):
 
 def _observations(scene: Scene) -> list[Observation]:
     """Return the images of scenes, each as an image of its own."""
-    shape = scene.sky_rms.shape
-    kernel = scene.sky_rms.new_ones(*shape, 1, 1) if scene.noise_kernel is None else scene.noise_kernel
-    counts = math.inf if scene.exposure is None else scene.exposure * scene.sky_rms
-    photon = kernel.square().sum((-2, -1)) / (kernel.sum((-2, -1)).square() * counts)
-    wavelength = torch.full_like(scene.sky_rms, math.nan) if scene.wavelength is None else scene.wavelength
+    bands, photon = scene.image.shape[1], scene.photon.float()
     ratio, levels = scene.image / scene.sky_rms[..., None, None], scene.sky_rms.double().cpu().numpy()
     return [
         Observation(
             shape=tuple(ratio.shape[-2:]),
             psf=scene.psf[number].float(),
-            noise_kernel=kernel[number].float(),
-            photon=photon[number].float(),
-            wavelength=wavelength[number],
+            noise_kernel=scene.noise_kernel[number].float(),
+            photon=photon[number],
+            wavelength=scene.wavelength[number],
             window=window,
             sky_rms=lambda x, _, level=levels[number]: np.repeat(level[None], len(x), 0),
-            bands=tuple(map(str, range(shape[1]))) if shape[1] > 1 else ("",),
+            bands=tuple(map(str, range(bands))) if bands > 1 else ("",),
             pixel_scale=scene.pixel_scale,
             zero_point=scene.zero_point,
         )

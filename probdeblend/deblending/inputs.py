@@ -26,9 +26,9 @@ from torch.nn import functional
 
 from ..photometry.headers import ZERO_POINT_TOLERANCE, Parts, deviations, flux_unit
 from ..photometry.images import FieldImage, read_image
-from ..photometry.noise import correlation_sum, noise_numbers
+from ..photometry.noise import noise_numbers
 from ..photometry.sky import estimate_noise_kernel, middle_of
-from ..scene import PIXEL_SCALE_TOLERANCE, drizzle_kernel
+from ..scene import PIXEL_SCALE_TOLERANCE, correlation_sum, drizzle_kernel
 from ..simulation.cameras import Camera
 from .bands import Image, bad_pixels, bands_of, plain
 from .pixels import CHECKED, LARGEST_MISFIT, SMALLEST_SKY, BandPixels, bridged, numbers
@@ -80,6 +80,8 @@ class Observation:
         Their names.
     pixel_scale
         In arcsec; 1 where it is not known.
+    pixel_flux
+        Flux of a pixel whose value in the image is 1.
     unit, zero_point, wcs
         Of fluxes, and world coordinates; an empty unit, NaN and None where they are not known.
     notes
@@ -95,6 +97,7 @@ class Observation:
     sky_rms: Callable[[NDArray, NDArray], NDArray[np.float64]]
     bands: tuple[str, ...] = ("",)
     pixel_scale: float = 1.0
+    pixel_flux: float = 1.0
     unit: str = ""
     zero_point: tuple[float, ...] = ()
     wcs: WCS | None = None
@@ -174,6 +177,7 @@ def observe(  # noqa: PLR0913
             sky_rms=lambda x, y: factor * np.stack([band.noise_at(x, y) for band in bands], -1),
             bands=_names([band.name for band in opened]),
             pixel_scale=scale or 1.0,
+            pixel_flux=factor,
             unit=flux,
             zero_point=tuple(math.nan if value is None else float(value) for value in zero_points),
             wcs=wcs,

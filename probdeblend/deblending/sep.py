@@ -96,8 +96,7 @@ class SepDeblender:
         """Return what is known of the sources of one scene, by names of `Posterior.from_draws`."""
         image, rms = (values[number].double().numpy() for values in (scene.image, scene.sky_rms))
         detection = (detect_cold_hot if self.pairs else _detect_everywhere)(_combined(image, rms), 1.0)
-        exposure = np.full(len(rms), np.inf) if scene.exposure is None else scene.exposure[number].double().numpy()
-        bands = zip(image, rms.tolist(), exposure.tolist(), strict=True)
+        bands = zip(image, rms.tolist(), scene.exposure[number].tolist(), strict=True)
         measured = [kron_flux(pixels, detection, sky, exposure=depth) for pixels, sky, depth in bands]
         place = np.stack([detection.x, detection.y], axis=-1)
         chosen, at = np.arange(len(detection)), place

@@ -15,7 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["add_noise", "autocorrelation", "correlated_noise", "correlation_sum", "noise_numbers"]
+from ..scene import correlation_sum
+
+__all__ = ["add_noise", "autocorrelation", "correlated_noise", "noise_numbers"]
 
 LEAST_PHOTONS = 1e-3  # photon variance over sky variance below which it does not matter
 TYPICAL_WAVELENGTH = 0.8  # micron
@@ -25,13 +27,13 @@ def _unit_kernel(kernel: Tensor) -> Tensor:
     return kernel / kernel.square().sum((-2, -1), keepdim=True).sqrt()
 
 
-def autocorrelation(kernel: Tensor | None) -> Tensor:
+def autocorrelation(kernel: Tensor) -> Tensor:
     """Return the autocorrelation of white noise convolved with a kernel.
 
     Parameters
     ----------
     kernel
-        Kernel ``(y, x)``; None for white noise.
+        Kernel ``(y, x)``.
 
     Returns
     -------
@@ -39,30 +41,16 @@ def autocorrelation(kernel: Tensor | None) -> Tensor:
         Correlation of two pixels by their lag ``(2 y - 1, 2 x - 1)``, 1 at the center. Its sum is the variance of a sum
         over a large area relative to that of white noise with the same rms.
     """
-    if kernel is None:
-        return torch.ones(1, 1)
     unit = _unit_kernel(kernel)[None, None]
     height, width = kernel.shape
     return torch.nn.functional.conv2d(unit, unit, padding=(height - 1, width - 1))[0, 0]
 
 
-def correlation_sum(kernel: Tensor | None) -> Tensor:
-    """Return the variance ``(...)`` of sums over large areas relative to that of white noise with the same rms.
-
-    The noise is white noise convolved with kernels ``(..., y, x)``; None for white noise.
-    """
-    return torch.ones(()) if kernel is None else kernel.sum((-2, -1)).square() / kernel.square().sum((-2, -1))
-
-
-def correlated_noise(
-    shape: tuple[int, ...], kernel: Tensor | None, *, generator: torch.Generator | None = None
-) -> Tensor:
+def correlated_noise(shape: tuple[int, ...], kernel: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Draw stationary Gaussian noise ``(..., y, x)`` of unit variance, with the correlation of the kernel.
 
     The kernel is one for all ``(y, x)``, or one for each image ``(..., y, x)``.
     """
-    if kernel is None:
-        return torch.randn(shape, generator=generator)
     height, width = kernel.shape[-2:]
     if height % 2 == 0 or width % 2 == 0:
         raise ValueError(f"kernel must have odd sides, got shape {(height, width)}")
@@ -79,7 +67,7 @@ def add_noise(
     *,
     sky_rms: Tensor,
     exposure: Tensor,
-    noise_kernel: Tensor | None = None,
+    noise_kernel: Tensor,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Add sky and photon noise to noiseless images.
@@ -91,7 +79,7 @@ def add_noise(
     sky_rms, exposure
         Sky noise of a pixel and counts per unit of flux ``(scene, band)``; infinite without photon noise.
     noise_kernel
-        Kernel ``(scene, band, y, x)`` that turns white noise into the noise of the sky; None for white noise.
+        Kernel ``(scene, band, y, x)`` that turns white noise into the noise of the sky.
     generator
         Source of randomness; torch's default generator if None.
 
@@ -105,13 +93,13 @@ def add_noise(
     return light + rms * correlated_noise(tuple(light.shape), noise_kernel, generator=generator).to(light)
 
 
-def noise_numbers(noise_kernel: Tensor | None, photon: Tensor, wavelength: Tensor) -> Tensor:
+def noise_numbers(noise_kernel: Tensor, photon: Tensor, wavelength: Tensor) -> Tensor:
     """Describe the noise and color of bands to a network.
 
     Parameters
     ----------
     noise_kernel
-        Kernel ``(scene, band, y, x)`` that turns white noise into the noise of the sky; None for white noise.
+        Kernel ``(scene, band, y, x)`` that turns white noise into the noise of the sky.
     photon
         Variance that light of one sky rms in a pixel adds, over the variance of the sky ``(scene, band)``:
         1 / (exposure * sky_rms * correlation sum), and 0 where photon noise does not matter.
@@ -124,11 +112,9 @@ def noise_numbers(noise_kernel: Tensor | None, photon: Tensor, wavelength: Tenso
         Five numbers ``(scene, band, 5)`` of order 1: the correlation of next pixels, ln of how much more sums over
         large areas scatter than with white noise, the photon noise, ln of the wavelength, and whether it is known.
     """
-    neighbor = spread = torch.zeros_like(photon)
-    if noise_kernel is not None:
-        unit = _unit_kernel(noise_kernel)
-        neighbor = (unit[..., 1:] * unit[..., :-1]).sum((-2, -1))
-        spread = unit.sum((-2, -1)).abs().log()
+    unit = _unit_kernel(noise_kernel)
+    neighbor = (unit[..., 1:] * unit[..., :-1]).sum((-2, -1))
+    spread = unit.sum((-2, -1)).abs().log()
     photons = (photon + LEAST_PHOTONS).log() / 3 + 1
     known = wavelength.isfinite()
     color = torch.where(known, wavelength / TYPICAL_WAVELENGTH, 1.0).log()

@@ -120,11 +120,10 @@ def sky_scatter(image: ArrayLike, segmentation: NDArray[np.int32]) -> float:
     return float(mad_std(pixels[blank]))
 
 
-def draw_noise(shape: tuple[int, ...], kernel: torch.Tensor | None, rng: np.random.Generator) -> NDArray[np.float64]:
+def draw_noise(shape: tuple[int, ...], kernel: torch.Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw noise of unit variance ``(..., y, x)`` with the correlation of a kernel."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    kernel = None if kernel is None else kernel.cpu().double()
-    return correlated_noise(shape, kernel, generator=generator).double().numpy()
+    return correlated_noise(shape, kernel.cpu().double(), generator=generator).numpy()
 
 
 def middle_of(shape: tuple[int, int], size: int) -> tuple[slice, ...]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..networks.joint import TOTAL
-from ..photometry.noise import correlation_sum, noise_numbers
+from ..photometry.noise import noise_numbers
 from ..scene import Scene
 from ..simulation.population import Population
 from ..simulation.profiles import Components, render, widen_psf
@@ -83,21 +83,17 @@ def listed_scenes(scene: Scene, *, positions: tuple[Tensor, Tensor, Tensor] | No
         Images and listed sources; those beyond the last of a scene are padding.
     """
     number, x, y = (scene.scene, scene.x, scene.y) if positions is None else positions
-    scenes, bands = scene.sky_rms.shape
-    counts = torch.bincount(number, minlength=scenes)
+    counts = torch.bincount(number, minlength=len(scene))
     place = torch.arange(len(number)) - (counts.cumsum(0) - counts)[number]
     there = torch.arange(int(counts.max())) < counts[:, None]
     across, along = (torch.zeros(there.shape).index_put((number, place), v.float()) for v in (x, y))
     ratio = scene.image / scene.sky_rms[..., None, None]
     good = torch.isfinite(ratio)
-    kernel = torch.ones(scenes, bands, 1, 1) if scene.noise_kernel is None else scene.noise_kernel
-    exposure = torch.full((scenes, bands), torch.inf) if scene.exposure is None else scene.exposure
-    photon = 1 / (exposure * scene.sky_rms * correlation_sum(kernel))
-    wavelength = torch.full((scenes, bands), torch.nan) if scene.wavelength is None else scene.wavelength
-    power = expected_periodogram(kernel, tuple(ratio.shape[-2:])).float()
-    noise = noise_numbers(scene.noise_kernel, photon.float(), wavelength.float())
+    photon = scene.photon.float()
+    power = expected_periodogram(scene.noise_kernel, tuple(ratio.shape[-2:])).float()
+    noise = noise_numbers(scene.noise_kernel, photon, scene.wavelength.float())
     image = torch.where(good, ratio, 0.0).float()
-    taken = (scene.psf.float(), power, photon.float(), noise)
+    taken = (scene.psf.float(), power, photon, noise)
     return Listed(image, good.float(), *taken, across, along, there, scene.pixel_scale)
 
 

@@ -107,7 +107,7 @@ class Refiner:
         doubts = int(np.bitwise_or.reduce(network.flags[members])) & DOUBTS
         part, corner, foreign = _cutout(scene, network, members)
         x, y = (network.dataset[name].values[members] - start for name, start in zip("xy", corner[::-1], strict=True))
-        kernel = 0 if scene.noise_kernel is None else 2 * (scene.noise_kernel.shape[-1] - 1)
+        kernel = 2 * (scene.noise_kernel.shape[-1] - 1)
         sides = part.image.shape[-2:]
         fits = kernel < min(sides) and max(sides) <= LARGEST_CUTOUT
         if doubts or not fits or not foreign <= MOST_FOREIGN or not np.isfinite(log_flux).all():
@@ -187,8 +187,7 @@ def _cutout(scene: Scene, network: Posterior, members: NDArray[np.int64]) -> tup
         there = cutouts.cutout("image", int(source))
         (own if source in members else others)[(slice(None), *there.slices)] += there.data
     foreign = (own * others).sum() / max(np.square(own).sum(), 1e-300)
-    taken = ((name, getattr(scene, name)) for name in SCENE_FIELDS[1:])
-    known = {name: value[number : number + 1] for name, value in taken if value is not None}
+    known = {name: getattr(scene, name)[number : number + 1] for name in SCENE_FIELDS[1:]}
     pixels = (scene.image[number].double() - torch.from_numpy(others))[None, :, rows, columns]
     return Scene(image=pixels, pixel_scale=scene.pixel_scale, **known), (rows.start, columns.start), foreign
 

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..photometry.noise import correlation_sum
-from ..scene import PSF_SIZE, drizzle_kernel
+from ..scene import PSF_SIZE, complete, correlation_sum, drizzle_kernel
 
 if TYPE_CHECKING:
     import galsim
@@ -43,11 +42,11 @@ class Camera:
     sky_rms
         Sky noise of a pixel ``(band,)`` in image units.
     exposure
-        Counts per unit of flux ``(band,)``; infinite without photon noise.
+        Counts per unit of flux ``(band,)``; infinite, as by default, without photon noise.
     noise_kernel
-        Kernels ``(band, y, x)`` that turn white noise into the noise of the sky; None for white noise.
+        Kernels ``(band, y, x)`` that turn white noise into the noise of the sky; by default the noise is white.
     wavelength
-        In micron ``(band,)``; NaN where unknown.
+        In micron ``(band,)``; NaN, as by default, where unknown.
     zero_point
         AB magnitude of unit flux, for each band; empty where unknown.
     fine_psf
@@ -64,14 +63,15 @@ class Camera:
     pixel_scale: float
     psf: Tensor
     sky_rms: Tensor
-    exposure: Tensor
-    noise_kernel: Tensor | None
-    wavelength: Tensor
+    exposure: Tensor | None = None
+    noise_kernel: Tensor | None = None
+    wavelength: Tensor | None = None
     zero_point: tuple[float, ...] = ()
     fine_psf: Tensor | None = None
     native: bool = False
 
     def __post_init__(self) -> None:
+        complete(self)
         bands, *shape = self.psf.shape
         if len(shape) != 2 or shape[0] != shape[1] or shape[0] % 2 == 0:
             raise ValueError(f"psf must be a square with an odd side for each band, got shape {tuple(self.psf.shape)}")

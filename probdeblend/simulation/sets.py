@@ -173,7 +173,7 @@ def _alike(batches: Iterable[Scene]) -> Iterator[Scene]:
     first = None
     for batch in batches:
         given = {name for name, value in vars(batch).items() if value is not None}
-        camera = (batch.image.shape[1:], batch.pixel_scale, batch.zero_point)
+        camera = (batch.image.shape[1:], batch.noise_kernel.shape[1:], batch.pixel_scale, batch.zero_point)
         first = first or (given, camera)
         if differing := ", ".join(sorted(given ^ first[0])):
             raise ValueError(f"batches must have the same fields, only some have {differing}")

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from ..photometry.detection import COLD, HOT, SEGMENTATION, Detection, detect, kron_flux, kron_radius, native_image
 from ..photometry.images import cut_stamps
-from ..photometry.noise import correlation_sum
 from ..photometry.sky import dilate, draw_noise, estimate_noise_kernel, sky_scatter, subtract_sky
-from ..scene import STAMP_SIZE
+from ..scene import STAMP_SIZE, correlation_sum
 from ..simulation.cameras import Camera
 from .stamps import Quality
 

@@ -73,7 +73,7 @@ class AsImages:
         for number, image in enumerate(scene.image + SKY * scene.sky_rms[..., None, None]):
             known = {"psf": scene.psf[number].numpy()}
             for name, value in (("gain", scene.exposure), ("wavelength", scene.wavelength)):
-                if value is not None and bool(value[number].isfinite().all()):
+                if bool(value[number].isfinite().all()):
                     known[name] = value[number].tolist()
             if positions is not None:
                 known["positions"] = torch.stack(positions[1:], 1)[positions[0] == number].numpy()

@@ -7,7 +7,8 @@ import torch
 from scipy.stats import chi2
 
 from probdeblend.photometry import add_noise, autocorrelation
-from probdeblend.photometry.noise import correlated_noise, correlation_sum, noise_numbers
+from probdeblend.photometry.noise import correlated_noise, noise_numbers
+from probdeblend.scene import correlation_sum
 from probdeblend.simulation import Camera
 
 MEASURED = {(1, 0): 0.52, (1, 1): 0.30, (2, 0): 0.08, (2, 1): 0.05, (2, 2): 0.02}
@@ -66,12 +67,12 @@ def test_covariance_is_positive_definite(candels):
 
 
 def test_white_noise():
-    field = correlated_noise((8, 128, 128), None, generator=seeded(2))
+    field = correlated_noise((8, 128, 128), torch.ones(1, 1), generator=seeded(2))
     assert field.shape == (8, 128, 128)
     assert float(field.std()) == pytest.approx(1, abs=0.01)
     assert float((field[:, 1:] * field[:, :-1]).mean()) == pytest.approx(0, abs=0.01)
-    assert correlation_sum(None) == 1
-    torch.testing.assert_close(autocorrelation(None), torch.ones(1, 1))
+    assert correlation_sum(torch.ones(1, 1)) == 1
+    torch.testing.assert_close(autocorrelation(torch.ones(1, 1)), torch.ones(1, 1))
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (0, 8, 8), (1, 8, 9), (7, 2, 1, 16, 8)])
@@ -90,7 +91,7 @@ def test_noise_level_adds_sky_and_photons():
     white = torch.randn(light.shape, generator=seeded(2))
     for exposure, rms in ((1.0, [3.0, 3.0, 5.0]), (math.inf, [3.0, 3.0, 3.0])):
         levels = {"sky_rms": torch.full((3, 1), 3.0), "exposure": torch.full((3, 1), exposure)}
-        noisy = add_noise(light, **levels, generator=seeded(2))
+        noisy = add_noise(light, **levels, noise_kernel=torch.ones(3, 1, 1, 1), generator=seeded(2))
         torch.testing.assert_close(noisy, light + torch.tensor(rms)[:, None, None, None] * white)
 
 
@@ -104,7 +105,7 @@ def gaussian_light(flux, size=64, sigma=8.0):
 def test_flux_of_a_galaxy_has_poisson_scatter(candels, drizzled, false_alarm):
     """Whatever the correlation of the pixels, a galaxy's counts scatter as their square root."""
     flux, exposure, count = 20.0, 100.0, 3000
-    kernel = candels.expand(count, 1, 3, 3) if drizzled else None
+    kernel = (candels if drizzled else torch.ones(1, 1)).expand(count, 1, -1, -1)
     light = gaussian_light(flux).expand(count, 1, -1, -1)
     levels = {"sky_rms": torch.full((count, 1), 1e-6), "exposure": torch.full((count, 1), exposure)}
     total = add_noise(light, **levels, noise_kernel=kernel, generator=seeded(3)).sum((1, 2, 3))
@@ -140,7 +141,7 @@ def test_same_generator_same_bits_and_the_global_one_untouched(candels):
 def test_numbers_of_the_noise_for_a_network(candels):
     """Correlation of next pixels, ln of the excess scatter of sums, photon noise, color, and whether it is known."""
     photon, wavelength = torch.tensor([[0.0, 0.1]]), torch.tensor([[0.8, math.nan]])
-    white = noise_numbers(None, photon, wavelength)
+    white = noise_numbers(torch.ones(1, 2, 1, 1), photon, wavelength)
     assert white.shape == (1, 2, 5)
     torch.testing.assert_close(white[0, :, :2], torch.zeros(2, 2))
     torch.testing.assert_close(white[0, :, 3:], torch.tensor([[0.0, 1.0], [0.0, 0.0]]))

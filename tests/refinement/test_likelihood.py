@@ -20,7 +20,7 @@ def noisy(light, kernel, *, photon=0.0, good=None):
 def test_chi_square_of_noise_is_one_per_pixel(kernel):
     """In cutouts of noise that does not repeat at their edges; the standard error of the mean is 0.002 to 0.004."""
     generator = torch.Generator().manual_seed(1)
-    residual = correlated_noise((400, *SHAPE), kernel if kernel.numel() > 1 else None, generator=generator)
+    residual = correlated_noise((400, *SHAPE), kernel, generator=generator)
     chi_square = whitened(residual, expected_periodogram(kernel, SHAPE)).square().sum((-3, -2, -1))
     assert float(chi_square.mean()) / (SHAPE[0] * SHAPE[1]) == pytest.approx(1.0, abs=0.015)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from probdeblend.photometry.noise import correlation_sum
+from probdeblend.scene import correlation_sum
 from probdeblend.simulation import Camera, Cameras
 
 
