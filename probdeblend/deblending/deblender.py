@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from ..networks.dropout import GroupDraws, draw_groups, kept_units
 from ..networks.scenes import SHAPES, SceneNetwork
-from ..networks.sources import TOKEN, SourceFeatures
+from ..networks.sources import SourceFeatures
 from ..posterior.calibrator import Calibrator
 from ..posterior.draws import Posterior
 from ..scene import SOURCE_TYPES, Scene
@@ -270,7 +270,7 @@ class Deblender(nn.Module):
         """Answer for all sources of images, as arrays; random numbers go with the number of a group's first one."""
         chains, bands, first = max(passes, 1), readings[0].anchor.shape[1], np.cumsum([0, *map(len, readings)])
         log_flux = np.zeros((chains, math.ceil(draws / chains), first[-1], bands, 2), dtype=np.float32)
-        others = ((len(SHAPES),), (len(SHAPES),), (len(SOURCE_TYPES),), (), (TOKEN,))
+        others = ((len(SHAPES),), (len(SHAPES),), (len(SOURCE_TYPES),), ())
         answers = GroupDraws(log_flux, *(np.zeros((first[-1], *row)) for row in others))
         groups = [(number, members) for number, reading in enumerate(readings) for members in reading.groups]
         for size in {len(members) for _, members in groups}:

@@ -27,7 +27,6 @@ __all__ = ["GroupDraws", "KeptUnits", "draw_groups", "kept_units"]
 
 REAL = torch.float32  # whatever torch's default is: other precisions have other random numbers
 ROWS = 8192  # pairs of sources, over all passes, that the heads see at a time
-PROPOSALS = 4  # of the rejection sampler; the chance that none is accepted is below 1e-5
 
 
 class KeptUnits(NamedTuple):
@@ -48,7 +47,6 @@ class GroupDraws(NamedTuple):
     - `shape`, `shape_width (group, source, shape)`: mean of `SHAPES`, and its scale with the spread over the passes.
     - `kind`: probability of each class ``(group, source, class)``.
     - `existence`: probability that there is a source ``(group, source)``.
-    - `hidden`: last features without dropout ``(group, source, feature)``.
     """
 
     log_flux: Tensor
@@ -56,7 +54,6 @@ class GroupDraws(NamedTuple):
     shape_width: Tensor
     kind: Tensor
     existence: Tensor
-    hidden: Tensor
 
 
 @torch.no_grad()
@@ -136,7 +133,7 @@ def kept_units(dropout: float, passes: int, seed: int) -> KeptUnits:
 def _draw(
     network: SceneNetwork, tokens: GroupTokens, kept: Tensor, keys: Sequence[int], *, each: int, seed: int
 ) -> GroupDraws:
-    passes, (groups, sources, bands) = len(kept), tokens.anchor.shape
+    passes, groups = len(kept), len(tokens.hidden)
     fused, per_band = kept.to(tokens.hidden).unbind(1)
     dropped = GroupTokens(
         (tokens.hidden * fused[:, None, None]).flatten(0, 1),
@@ -145,34 +142,14 @@ def _draw(
         tokens.anchor.repeat(passes, 1, 1),
     )
     answer = network.heads(dropped)
-    noise = torch.empty(each, passes, groups, sources, bands, 2, dtype=REAL)
-    proposals = torch.empty(each, passes, groups, sources + 1, PROPOSALS, 2, dtype=REAL)
+    noise = torch.empty(each, passes, groups, answer.flux.normals, dtype=REAL)
     for number, key in enumerate(keys):
-        own = {"generator": torch.Generator().manual_seed(seed_of(seed, 1, key)), "dtype": REAL}
-        noise[:, :, number] = torch.randn(each, passes, sources, bands, 2, **own)
-        proposals[:, :, number, ..., 0] = torch.randn(each, passes, sources + 1, PROPOSALS, **own)
-        proposals[:, :, number, ..., 1] = torch.rand(each, passes, sources + 1, PROPOSALS, **own)
-    noise, proposals = (value.flatten(1, 2).to(answer.shape.device) for value in (noise, proposals))
-    numbers = answer.flux.numbers
-    freedom = torch.cat([numbers.freedom[:, None], numbers.aperture_freedom.expand(passes * groups, sources)], 1)
-    stretch = (_gamma(freedom / 2, proposals) * 2 / freedom).clamp(min=1e-6).rsqrt()
-    log_flux = answer.flux.transform(noise, stretch[..., 0], stretch[..., 1:])
+        generator = torch.Generator().manual_seed(seed_of(seed, 1, key))
+        noise[:, :, number] = torch.randn(each, passes, answer.flux.normals, generator=generator, dtype=REAL)
+    log_flux = answer.flux.transform(noise.flatten(1, 2).to(answer.shape.device))
     of_passes = (answer.shape, answer.shape_width, answer.kind.softmax(-1), answer.existence.sigmoid())
     shape, width, kind, existence = (value.unflatten(0, (passes, groups)) for value in of_passes)
     width = (width.square().mean(0) + shape.var(0, correction=0)).sqrt()
-    means = (shape.mean(0), width, kind.mean(0), existence.mean(0), tokens.hidden.float())
+    means = (shape.mean(0), width, kind.mean(0), existence.mean(0))
     log_flux = log_flux.unflatten(1, (passes, groups)).transpose(0, 1)
     return GroupDraws(log_flux.cpu(), *(value.cpu() for value in means))
-
-
-def _gamma(shape: Tensor, proposals: Tensor) -> Tensor:
-    """Turn normals and uniforms ``(..., proposal, 2)`` into draws of a gamma distribution, of shape above 1.
-
-    The method is that of Marsaglia and Tsang (2000, doi:10.1145/358407.358414), with a fixed number of proposals.
-    """
-    normal, uniform = proposals.unbind(-1)
-    d = (shape - 1 / 3)[..., None]
-    cube = (1 + normal / (9 * d).sqrt()) ** 3
-    accepted = (cube > 0) & (uniform.log() < 0.5 * normal.square() + d * (1 - cube + cube.clamp(min=1e-30).log()))
-    first = accepted.int().argmax(-1, keepdim=True)
-    return (d * cube.clamp(min=1e-3)).gather(-1, first)[..., 0]

@@ -189,38 +189,38 @@ class GroupFlux(TorchDistribution):
         Tensor
             ln fluxes ``(*sample_shape, group, source, band, kind)``.
         """
-        n = self.numbers
-        shape = (*sample_shape, *n.mean.shape)
-        noise = torch.randn(*shape, 2, dtype=n.mean.dtype, device=n.mean.device)
-        stretch = _inverse_chi(n.freedom.expand(shape[:-2]))
-        return self.transform(noise, stretch, _inverse_chi(n.aperture_freedom.expand(shape[:-1])))
+        like = self.numbers.mean
+        return self.transform(torch.randn(*sample_shape, len(like), self.normals, dtype=like.dtype, device=like.device))
 
-    def transform(self, noise: Tensor, stretch: Tensor, aperture_stretch: Tensor) -> Tensor:
+    @property
+    def normals(self) -> int:
+        """Number of standard normals that a draw of a group takes."""
+        sources, bands = self.numbers.mean.shape[1:]
+        return _even(sources * bands) + sources * _even(bands)
+
+    def transform(self, noise: Tensor) -> Tensor:
         """Turn standard normals into draws.
 
         Parameters
         ----------
         noise
-            Standard normals ``(..., group, source, band, 2)``.
-        stretch, aperture_stretch
-            What makes a Student-t of them, the square root of the degrees of freedom over a chi-square:
-            ``(..., group)`` and ``(..., group, source)``.
+            Standard normals ``(..., group, number)``, as many as `normals`.
 
         Returns
         -------
         Tensor
-            ln fluxes of the shape of `noise`.
+            ln fluxes ``(..., group, source, band, kind)``.
         """
         n = self.numbers
         sources, bands = n.mean.shape[1:]
-        auto, aperture = noise.unbind(-1)
-        auto = (auto * stretch[..., None, None]).flatten(-2)
-        divided, total = auto.split([(sources - 1) * bands, bands], -1)
         with _in_full_precision(noise):
+            auto, aperture = noise.split([_even(sources * bands), sources * _even(bands)], -1)
+            aperture = _student_t(aperture.unflatten(-1, (sources, -1)), n.aperture_freedom)[..., :bands]
+            divided, total = _student_t(auto, n.freedom)[..., : sources * bands].tensor_split([-bands], -1)
             divided = (self._division_factor @ divided[..., None])[..., 0].unflatten(-1, (sources - 1, bands))
             departure = torch.einsum("...kb,sk->...sb", divided, self._basis)
             total = self._total_mean(departure) + (self._total_factor @ total[..., None])[..., 0]
-            aperture = (self._aperture_factor @ (aperture * aperture_stretch[..., None])[..., None])[..., 0]
+            aperture = (self._aperture_factor @ aperture[..., None])[..., 0]
         division = departure + n.mean - n.mean.mean(1, keepdim=True)
         auto = division + (total - division.logsumexp(-2))[..., None, :]
         return torch.stack([auto, auto - n.aperture - n.aperture_slope * (auto - n.mean) - aperture], -1)
@@ -241,9 +241,21 @@ def _solve(factor: Tensor, values: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, values[..., None], upper=False)[..., 0]
 
 
-def _inverse_chi(freedom: Tensor) -> Tensor:
-    """Draw factors that turn normals into a Student-t."""
-    return torch.distributions.Gamma(freedom / 2, freedom / 2).rsample().clamp(min=1e-6).rsqrt()
+def _even(number: int) -> int:
+    return number + number % 2
+
+
+def _student_t(normals: Tensor, freedom: Tensor) -> Tensor:
+    """Turn an even number of normals ``(..., number)`` into a Student-t, pair by pair, each given those before.
+
+    The length of a pair follows from that of the normals by a smooth map (Bailey 1994, Mathematics of Computation 62,
+    779); given some of its numbers, the others of a Student-t are one with as many more degrees of freedom.
+    """
+    pairs = normals.unflatten(-1, (-1, 2))
+    square = pairs.square().sum(-1)
+    growth = square / (freedom[..., None] + torch.arange(0, normals.shape[-1], 2, device=normals.device))
+    length = freedom[..., None] * (growth.cumsum(-1) - growth).exp() * growth.expm1()
+    return (pairs * (length / square.clamp(min=1e-30)).sqrt()[..., None]).flatten(-2)
 
 
 def student_t(squared: Tensor, size: int, freedom: Tensor) -> Tensor:

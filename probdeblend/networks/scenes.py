@@ -37,7 +37,6 @@ class GroupAnswer(NamedTuple):
     - `shape`, `shape_width (group, source, shape)`: mean and scale of `SHAPES`.
     - `kind`: logit of each class ``(group, source, class)``.
     - `existence`: logit that there is a source ``(group, source)``.
-    - `hidden`: last features ``(group, source, feature)``.
     """
 
     flux: GroupFlux
@@ -45,7 +44,6 @@ class GroupAnswer(NamedTuple):
     shape_width: Tensor
     kind: Tensor
     existence: Tensor
-    hidden: Tensor
 
 
 class GroupTokens(NamedTuple):
@@ -248,7 +246,7 @@ class SceneNetwork(nn.Module):
             aperture_freedom=low + functional.softplus(self.aperture_freedom),
         )
         shape, shape_width, kind, existence = self.answers(hidden).float().split([len(SHAPES)] * 2 + [CLASSES, 1], -1)
-        return GroupAnswer(GroupFlux(flux), shape, _positive(shape_width), kind, existence[..., 0], hidden)
+        return GroupAnswer(GroupFlux(flux), shape, _positive(shape_width), kind, existence[..., 0])
 
     def _pairs(self, hidden: Tensor, each: Tensor, edge: Tensor) -> Tensor:
         """Return the exchange of each source with each other, ``(group, source, source, band, 2)``."""

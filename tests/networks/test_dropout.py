@@ -26,7 +26,6 @@ def test_shapes(network, features):
     assert found.shape.shape == found.shape_width.shape == (3, 2, 6)
     torch.testing.assert_close(found.kind.sum(-1), torch.ones(3, 2))
     assert ((found.existence > 0) & (found.existence < 1)).all()
-    assert found.hidden.shape[:2] == (3, 2)
 
 
 def test_a_group_depends_on_the_seed_and_its_key_alone(network, features):

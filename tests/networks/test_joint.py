@@ -54,19 +54,21 @@ def test_draws_follow_the_density(sources, bands, false_alarm):
     """Twice the drop of the log-density below its peak is a chi-square with as many degrees of freedom as numbers."""
     n = numbers(1, sources, bands, freedom=1e6)._replace(aperture_freedom=torch.tensor(1e6).double())
     flux = GroupFlux(n)
-    still = torch.zeros(1, sources, bands, 2).double()
-    peak = flux.log_prob(flux.transform(still, torch.ones(1).double(), torch.ones(1, sources).double()))
+    peak = flux.log_prob(flux.transform(torch.zeros(1, flux.normals).double()))
     drop = 2 * (peak - flux.log_prob(flux.sample((4000,))))[:, 0]
     assert kstest(drop.numpy(), chi2(2 * sources * bands).cdf).pvalue > false_alarm
 
 
-def test_heavy_tails_are_those_stated(false_alarm):
-    """For two sources the same drop follows Snedecor's F, where the degrees of freedom are few."""
-    flux = GroupFlux(numbers(1, 2, 1, freedom=3.0))
-    still = flux.transform(torch.zeros(1, 2, 1, 2).double(), torch.ones(1).double(), torch.ones(1, 2).double())
-    drop = flux.log_prob_auto(still[..., 0]) - flux.log_prob_auto(flux.sample((4000,))[..., 0])
-    squared = 3 * torch.expm1(drop[:, 0] / 2.5)
-    assert kstest((squared / 2).numpy(), f(2, 3).cdf).pvalue > false_alarm
+@pytest.mark.parametrize(("sources", "bands"), [(1, 1), (2, 1), (3, 3)])
+def test_heavy_tails_are_those_stated(sources, bands, false_alarm):
+    """The same drop follows Snedecor's F where the degrees of freedom are few: for the group, and for each aperture."""
+    flux = GroupFlux(numbers(1, sources, bands, freedom=3.0))
+    still, value = flux.transform(torch.zeros(1, flux.normals).double()), flux.sample((4000,))
+    group = flux.log_prob_auto(still[..., 0]) - flux.log_prob_auto(value[..., 0])
+    aperture = flux.log_prob_aperture(still) - flux.log_prob_aperture(value)
+    for drop, size, freedom in ((group[:, 0], sources * bands, 3), (aperture[:, 0, -1], bands, 4)):
+        squared = freedom * torch.expm1(2 * drop / (freedom + size))
+        assert kstest((squared / size).numpy(), f(size, freedom).cdf).pvalue > false_alarm
 
 
 def test_a_wrong_width_is_seen():
