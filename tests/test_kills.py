@@ -176,7 +176,7 @@ def prepare(home):
     from probdeblend import cli, surveys
     from probdeblend.deblending import Deblender, weights
     from probdeblend.plots import images, sources
-    from probdeblend.simulation import Simulator, sets
+    from probdeblend.simulation import Simulator
     from probdeblend.surveys.selection import Collection
     from probdeblend.training import calibrate, evaluation, recipes
 
@@ -198,7 +198,7 @@ def prepare(home):
     recipes.SceneLoss.forward = quick
     recipes.SceneStream, recipes.VALIDATE_EVERY = Bumps, 1
     recipes.VALIDATION_SCENES = recipes.FAMILIAR_SCENES = 2
-    sets.BATCHES_PER_SHARD, cli.options.BATCH_PIXELS = 1, 64**2
+    cli.options.BATCH_PIXELS = 64**2
     os.chdir(home)
     y, x = np.mgrid[:64, :64]
     light = np.exp(-((x - 30) ** 2 + (y - 30) ** 2) / 18) + np.exp(-((x - 36) ** 2 + (y - 40) ** 2) / 18)

@@ -1,11 +1,11 @@
 """Sets of scenes with their truth, in HDF5.
 
-A set is a folder of shards, ``scenes-00000000.h5`` and so on, numbered by the first scene of each. A shard is an HDF5
-file: each known field of a `Scene` is a dataset of that name, whose first axis is the scene or, for what belongs to a
-source, the source; ``scene`` counts from the first scene of the shard. The pixels of ``image`` and ``light`` are 16-bit
-floats in units of 16 times the ``sky_rms`` of the scene and band: rounding adds 0.03 % of a pixel, far less than its
-photon noise. Pixel scale and zero points are attributes. Beside the shards, ``settings.json`` tells how the set was
-made.
+A set is a folder of shards, ``scenes-00000000.h5`` and so on, numbered by the first scene of each. A shard is a batch
+of scenes in an HDF5 file: each known field of a `Scene` is a dataset of that name, whose first axis is the scene or,
+for what belongs to a source, the source; ``scene`` counts from the first scene of the shard. The pixels of ``image``
+and ``light`` are 16-bit floats in units of 16 times the ``sky_rms`` of the scene and band: rounding adds 0.03 % of a
+pixel, far less than its photon noise. Pixel scale and zero points are attributes. Beside the shards, ``settings.json``
+tells how the set was made.
 
 While a set is written, its complete shards are in a folder with ``.partial`` appended to the name, from which an
 interrupted run can be resumed.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 
@@ -30,7 +30,6 @@ __all__ = ["count_scenes", "read_scenes", "write_scenes"]
 
 KIND = "set of scenes"
 SETTINGS = "settings.json"
-BATCHES_PER_SHARD = 16
 PIXELS = ("image", "light")
 WHOLE = ("scene", "source_type", "identity")  # integers
 SURE = ("x", "y", "light")  # what is always known of a scene that has it
@@ -46,7 +45,7 @@ def write_scenes(
     resume: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Write a set of scenes, 16 batches per shard.
+    """Write a set of scenes, one batch per shard.
 
     If writing is interrupted or fails, complete shards stay in ``PATH.partial``, and `resume` continues from them.
 
@@ -82,14 +81,11 @@ def write_scenes(
         raise FileExistsError(f"{path}: is a file, not a set of scenes, and is not replaced")
     with unfinished_folder(path, settings or {}, resume=resume, overwrite=overwrite) as unfinished:
         shards = _shard_files(unfinished)
-        first, count = BATCHES_PER_SHARD * len(shards), _index(unfinished)[1][-1] if shards else 0
-        remaining = _alike(batches(first) if callable(batches) else islice(batches, first, None))
-        while (batch := next(remaining, None)) is not None:
+        count = _index(unfinished)[1][-1] if shards else 0
+        for batch in _alike(batches(len(shards)) if callable(batches) else islice(batches, len(shards), None)):
             with whole_bytes(unfinished / f"scenes-{count:08d}.h5") as stored, h5py.File(stored, "w") as file:
-                file.attrs.update(header(KIND))
-                for part in chain([batch], islice(remaining, BATCHES_PER_SHARD - 1)):
-                    _append(file, part)
-                    count += len(part)
+                _store(file, batch)
+            count += len(batch)
         if not count:
             raise ValueError("batches must hold at least one scene, got none")
         put_in_place(unfinished, path, overwrite=overwrite)
@@ -182,31 +178,25 @@ def _alike(batches: Iterable[Scene]) -> Iterator[Scene]:
         yield batch
 
 
-def _append(file: h5py.File, batch: Scene) -> None:
-    """Append a batch to the datasets of its known fields, which are made with the first one."""
-    start = len(file["image"]) if "image" in file else 0
-    if not start:
-        file.attrs.update(pixel_scale=batch.pixel_scale, zero_point=np.array(batch.zero_point, dtype=float))
+def _store(file: h5py.File, batch: Scene) -> None:
+    """Store the known fields of a batch as datasets."""
+    file.attrs.update(
+        header(KIND) | {"pixel_scale": batch.pixel_scale, "zero_point": np.array(batch.zero_point, float)}
+    )
     for name in SCENE_FIELDS + SOURCE_FIELDS:
         tensor = getattr(batch, name)
         if tensor is None:
             continue
-        values = tensor.detach().cpu().numpy() + (start if name == "scene" else 0)
+        values, storage = tensor.detach().cpu().numpy(), {}
         if name in PIXELS:
             values = values / _unit(batch, name)
             if (most := float(np.nanmax(np.abs(values), initial=0.0))) > LARGEST:
                 most *= PIXEL_UNIT
                 raise ValueError(f"{name} must be below a million times the sky noise to be stored, got {most:.3g}")
             values = values.astype(np.float16)
-        if name not in file:
-            shape, chunk = values.shape[1:], 16 if values.ndim > 3 else 1024
-            storage = {"shape": (0, *shape), "maxshape": (None, *shape), "chunks": (chunk, *shape)}
-            if values.ndim > 3 and name != "image":  # light without noise and PSFs compress well, noise does not
-                storage |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-            file.create_dataset(name, dtype=values.dtype, **storage)
-        dataset = file[name]
-        dataset.resize(len(dataset) + len(values), axis=0)
-        dataset[len(dataset) - len(values) :] = values
+        if len(values) and values.ndim > 3 and name != "image":  # light and PSFs compress well, noise does not
+            storage = {"chunks": (1, *values.shape[1:]), "compression": "gzip", "compression_opts": 1, "shuffle": True}
+        file.create_dataset(name, data=values, **storage)
 
 
 def _unit(scenes: Scene, name: str) -> np.ndarray:

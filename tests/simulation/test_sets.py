@@ -60,10 +60,10 @@ def same(found, expected, *, exact=False):
 
 def test_a_set_comes_back(tmp_path, rng):
     path = tmp_path / "set"
-    batches = [make_scenes(rng, count) for count in (7, 1, *14 * [2], 20)]
+    batches = [make_scenes(rng, count) for count in (7, 29, 20)]
     settings = {"seed": 3, "rule": "published"}
     assert write_scenes(path, iter(batches), settings=settings) == 56
-    shards = ["scenes-00000000.h5", "scenes-00000036.h5"]
+    shards = ["scenes-00000000.h5", "scenes-00000007.h5", "scenes-00000036.h5"]
     assert sorted(entry.name for entry in path.iterdir()) == [".probdeblend.json", *shards, "settings.json"]
     assert json.loads((path / "settings.json").read_text(encoding="utf-8")) == settings
     assert count_scenes(path) == 56
@@ -73,7 +73,7 @@ def test_a_set_comes_back(tmp_path, rng):
         part = read_scenes(path, start, stop)
         assert len(part) == stop - start
         same(part, whole.select(slice(start, stop)), exact=True)
-    assert len(read_scenes(path / shards[1])) == 20
+    assert len(read_scenes(path / shards[2])) == 20
     with h5py.File(path / shards[0]) as file:
         assert file["light"].dtype == np.float16
         assert file["image"].dtype == np.float16
@@ -103,8 +103,9 @@ def test_sets_appear_whole(tmp_path, rng):
     full, bare = make_scenes(rng, 2), replace(bare_scenes(), zero_point=(25.9463, 26.0))
     with pytest.raises(ValueError, match="batches must have the same fields, only some have angle, auto_flux"):
         write_scenes(path, [full, bare])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set.partial"], "the whole shard is kept"
     with pytest.raises(ValueError, match="batches must hold at least one scene, got none"):
-        write_scenes(path, [])
+        write_scenes(path, [], overwrite=True)
     assert not list(tmp_path.iterdir())
     write_scenes(path, [full])
     with pytest.raises(FileExistsError, match=r"set: exists already"):
@@ -139,11 +140,11 @@ def interrupted(path, batches, settings):
 @pytest.mark.parametrize("callable_batches", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_interrupted_set_is_resumed(tmp_path, rng, callable_batches):
     """Complete shards stay; the resumed set is the one that was never interrupted."""
-    batches = [make_scenes(rng, 1) for _ in range(40)]
+    batches = [make_scenes(rng, 1) for _ in range(5)]
     settings, path, partial = {"seed": 1}, tmp_path / "set", tmp_path / "set.partial"
-    interrupted(path, batches[:35], settings)
-    assert len(read_scenes(partial)) == 32
-    (partial / ".scenes-00000032.h5.ab12.partial").touch()  # a killed run leaves such a file
+    interrupted(path, batches[:3], settings)
+    assert len(read_scenes(partial)) == 3
+    (partial / ".scenes-00000003.h5.ab12.partial").touch()  # a killed run leaves such a file
     written = {"settings": settings}
     with pytest.raises(FileExistsError, match=r"set.partial: an interrupted run exists: resume"):
         write_scenes(path, batches, **written)
@@ -155,8 +156,8 @@ def test_an_interrupted_set_is_resumed(tmp_path, rng, callable_batches):
         asked.append(first)
         return batches[first:]
 
-    assert write_scenes(path, later if callable_batches else batches, **written, resume=True) == 40
-    assert asked == ([32] if callable_batches else [])
+    assert write_scenes(path, later if callable_batches else batches, **written, resume=True) == 5
+    assert asked == ([3] if callable_batches else [])
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
     write_scenes(tmp_path / "straight", iter(batches), **written)
     assert {file.name for file in path.iterdir()} == {file.name for file in (tmp_path / "straight").iterdir()}
@@ -167,22 +168,22 @@ def test_an_interrupted_set_is_resumed(tmp_path, rng, callable_batches):
 
 
 def test_an_unfinished_set_that_is_complete_is_put_in_place(tmp_path, rng):
-    batches = [make_scenes(rng, 1) for _ in range(16)]
+    batches = [make_scenes(rng, 1) for _ in range(4)]
     interrupted(tmp_path / "set", batches, {})
-    assert write_scenes(tmp_path / "set", batches, resume=True) == 16
-    assert count_scenes(tmp_path / "set") == 16
+    assert write_scenes(tmp_path / "set", batches, resume=True) == 4
+    assert count_scenes(tmp_path / "set") == 4
 
 
 def test_an_unfinished_set_can_be_overwritten(tmp_path, rng):
-    batches = [make_scenes(rng, 1) for _ in range(16)]
+    batches = [make_scenes(rng, 1) for _ in range(4)]
     interrupted(tmp_path / "set", batches, {})
     assert write_scenes(tmp_path / "set", batches[:3], overwrite=True) == 3
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
 def test_a_missing_shard_is_reported(tmp_path, rng):
-    write_scenes(tmp_path / "set", [make_scenes(rng, 1) for _ in range(33)])
-    (tmp_path / "set" / "scenes-00000016.h5").unlink()
+    write_scenes(tmp_path / "set", [make_scenes(rng, 1) for _ in range(3)])
+    (tmp_path / "set" / "scenes-00000001.h5").unlink()
     with pytest.raises(ValueError, match=r"set: a shard is missing after scenes-00000000.h5"):
         read_scenes(tmp_path / "set")
     (tmp_path / "set" / "scenes-00000000.h5").unlink()
@@ -191,7 +192,7 @@ def test_a_missing_shard_is_reported(tmp_path, rng):
 
 
 def test_later_shards_have_the_fields_of_the_first(tmp_path, rng):
-    batches = [*(make_scenes(rng, 1) for _ in range(16)), replace(make_scenes(rng, 1), auto_flux=None)]
+    batches = [make_scenes(rng, 1), replace(make_scenes(rng, 1), auto_flux=None)]
     with pytest.raises(ValueError, match="batches must have the same fields, only some have auto_flux"):
         write_scenes(tmp_path / "set", batches)
     finer = replace(make_scenes(rng, 1), pixel_scale=0.03)
@@ -233,7 +234,9 @@ def test_total_fluxes_of_real_galaxies_may_be_unknown(tmp_path, rng):
 def test_a_set_that_claims_more_than_it_holds(tmp_path, rng):
     write_scenes(tmp_path / "set", [make_scenes(rng, 3)])
     with h5py.File(tmp_path / "set" / "scenes-00000000.h5", "r+") as file:
-        file["image"].resize(2**40, axis=0)
+        shape, kind = file["image"].shape[1:], file["image"].dtype
+        del file["image"]
+        file.create_dataset("image", (2**40, *shape), kind, chunks=(1, *shape))
     with pytest.raises(ValueError, match="image is not stored in it"):
         count_scenes(tmp_path / "set")
 
