@@ -11,7 +11,7 @@ import torch
 
 from probdeblend.photometry.detection import auto_flux
 from probdeblend.photometry.noise import add_noise
-from probdeblend.scene import GALAXY_TYPES, Scene, seed_of
+from probdeblend.scene import GALAXY_TYPES, SCENE_FIELDS, Scene, seed_of
 from probdeblend.simulation.cameras import Camera, Cameras
 from probdeblend.simulation.light import Sources
 from probdeblend.simulation.population import Population
@@ -63,11 +63,8 @@ def pair_at(places: tuple[tuple[float, float], ...], count: int, seed: int) -> S
     drawn = Components(*columns, torch.ones(2, 1, dtype=torch.bool))
     light = render(drawn, camera.psf[0], pixel_scale=camera.pixel_scale)
     auto = torch.tensor([auto_flux(alone, SKY_RMS) for alone in light.double().numpy()])
-    known = {
-        name: value.expand(count, *value.shape)
-        for name in ("sky_rms", "exposure", "noise_kernel", "wavelength", "psf")
-        if (value := getattr(camera, name)) is not None
-    }
+    taken = ((name, getattr(camera, name)) for name in SCENE_FIELDS[1:])
+    known = {name: value.expand(count, *value.shape) for name, value in taken}
     noise = {name: known[name] for name in ("sky_rms", "exposure", "noise_kernel")}
     generator = torch.Generator().manual_seed(seed_of(seed, 1))
     flux, radius, _, ratio, angle, x, y = (column[:, 0].repeat(count) for column in columns)

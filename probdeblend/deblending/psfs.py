@@ -53,10 +53,9 @@ def band_psfs(psf: PsfLike | None, bands: list[BandPixels], pixel_scale: float, 
 
 def _psf_array(psf: PsfLike, pixel_scale: float) -> NDArray[np.float64]:
     """Effective PSF ``(y, x)``, or one per band, from whatever users have."""
+    if (camera := camera_of(psf)) is not None:
+        return camera.psf[0].double().numpy()
     if isinstance(psf, (str, PathLike)):
-        camera = camera_of(psf)
-        if camera is not None:
-            return camera.psf[0].double().numpy()
         try:
             return read_psf(psf, pixel_scale=pixel_scale if pixel_scale != 1.0 else None)
         except FileNotFoundError as error:

@@ -188,8 +188,8 @@ class Simulator:
         """Add noise to a whole batch, on which the noise depends, and keep its first scenes."""
         camera = self.camera
         known = ((name, getattr(camera, name)) for name in SCENE_FIELDS[1:])
-        values = {name: value.expand(len(image), *value.shape) for name, value in known if value is not None}
-        noise = {name: values.get(name) for name in ("sky_rms", "exposure", "noise_kernel")}
+        values = {name: value.expand(len(image), *value.shape) for name, value in known}
+        noise = {name: values[name] for name in ("sky_rms", "exposure", "noise_kernel")}
         star, real = drawn["source_type"] == SOURCE_TYPES.index("star"), truth["identity"] >= 0
         radius = drawn["half_light_radius"] * drawn["axis_ratio"].sqrt()
         return Scene(
