@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ..metrics.detections import match_positions
@@ -24,8 +22,8 @@ from ..scene import Scene
 
 __all__ = ["SepDeblender"]
 
-KNOWN = ("scene", "group", "x", "y", "flags", "axis_ratio", "angle", "sky_rms", "corner")
 REACH = 10.0  # pixels; a detection farther from a given position is another source
+TOUCHING = np.ones((3, 3))  # neighbors of a pixel, along edges and at corners, as SEP has them
 
 
 @dataclass(frozen=True)
@@ -83,66 +81,56 @@ class SepDeblender:
         ValueError
             If SEP cannot segment an image.
         """
-        given = None if positions is None else [np.asarray(values) for values in positions]
-        parts, groups = [], 0
-        for number in range(len(scene)):
-            wanted = None if given is None else np.stack([values[given[0] == number] for values in given[1:]], -1)
-            parts.append(self._measured(scene, number, wanted, seed))
-            parts[-1]["group"] += groups
-            groups = int(parts[-1]["group"].max(initial=groups - 1)) + 1
-        return self._posterior(scene, parts)
-
-    def _measured(self, scene: Scene, number: int, wanted: NDArray | None, seed: int) -> dict[str, NDArray | list]:
-        """Return what is known of the sources of one scene, by names of `Posterior.from_draws`."""
-        image, rms = (values[number].double().numpy() for values in (scene.image, scene.sky_rms))
-        detection = (detect_cold_hot if self.pairs else _detect_everywhere)(_combined(image, rms), 1.0)
-        bands = zip(image, rms.tolist(), scene.exposure[number].tolist(), strict=True)
-        measured = [kron_flux(pixels, detection, sky, exposure=depth) for pixels, sky, depth in bands]
-        place = np.stack([detection.x, detection.y], axis=-1)
-        chosen, at = np.arange(len(detection)), place
-        if wanted is not None:
-            chosen, at = match_positions(place, wanted, radius=REACH), wanted
-        # A last row, at index -1, stands for what was not detected.
-        none = np.full((1, len(rms)), np.nan)
-        flux, error = (np.append(np.stack(values, -1), none, 0) for values in zip(*measured, strict=True))
-        normal = np.random.default_rng([seed, number]).normal(size=(self.draws, len(at), len(rms)))
-        axes = np.append(np.stack([detection.semi_minor / detection.semi_major, detection.angle]), [[np.nan]] * 2, 1)
-        touching = _touching(detection)
-        alone = touching.max(initial=-1) + 1 + np.arange(len(at))
-        boxes = ndimage.find_objects(detection.segmentation)
-        cutouts = [_cutout(detection, boxes, index, *position) for index, position in zip(chosen, at, strict=True)]
-        return {
-            "scene": np.full(len(at), number),
-            "group": np.unique(np.where(chosen >= 0, np.append(touching, 0)[chosen], alone), return_inverse=True)[1],
-            "x": at[:, 0],
-            "y": at[:, 1],
-            "draws": flux[chosen] + error[chosen] * normal,
-            "flags": np.where(chosen < 0, int(Flag.NOT_DETECTED), 0),
-            "axis_ratio": axes[0, chosen],
-            "angle": axes[1, chosen],
-            "sky_rms": np.broadcast_to(rms, (len(at), len(rms))),
-            "corner": np.array([corner for corner, _ in cutouts]).reshape(-1, 2),
-            "mask": [mask for _, mask in cutouts],
-        }
-
-    def _posterior(self, scene: Scene, parts: list[dict]) -> Posterior:
-        bands, shape = scene.image.shape[1], scene.image.shape[-2:]
-        draws = [np.zeros((self.draws, 0, bands)), *(part["draws"] for part in parts)]
-        masks = [mask for part in parts for mask in part["mask"]]
-        known = {name: np.concatenate([part[name] for part in parts]) for name in KNOWN} if parts else {}
-        corner = known.pop("corner", np.zeros((0, 2)))
-        place = {name: known.pop(name, np.zeros(0)) for name in ("scene", "group", "x", "y")}
+        bands, size = scene.image.shape[1], scene.image.shape[-2:]
+        given = None if positions is None else np.stack([np.asarray(values) for values in positions])
+        nothing = np.zeros((self.draws, 0, bands)), np.zeros((0, 9)), []
+        parts = [nothing, *(self._measured(scene, number, given, seed) for number in range(len(scene)))]
+        draws, rows, masks = zip(*parts, strict=True)
+        number, group, x, y, flags, axis_ratio, angle, *corner = np.concatenate(rows).T
+        rms = scene.sky_rms.double().numpy()[number.astype(int)]
         return Posterior.from_draws(
             flux_auto=np.concatenate(draws, axis=1)[None],
-            **place,
+            scene=number,
+            group=np.unique(np.stack([number, group], 1), axis=0, return_inverse=True)[1].ravel(),
+            x=x,
+            y=y,
             bands=("",) if bands == 1 else tuple(map(str, range(bands))),
             zero_point=scene.zero_point,
             pixel_scale=scene.pixel_scale,
             method="sep",
-            columns=known,
-            cutouts=Cutouts(corner, shape, mask=masks),
+            columns={"flags": flags, "axis_ratio": axis_ratio, "angle": angle, "sky_rms": rms},
+            cutouts=Cutouts(np.stack(corner, 1), size, mask=[mask for part in masks for mask in part]),
             scenes=len(scene),
         )
+
+    def _measured(self, scene: Scene, number: int, given: NDArray | None, seed: int) -> tuple[NDArray, NDArray, list]:
+        """Return the draws, rows and masks of the sources of one scene.
+
+        Rows ``(source, 9)`` hold the scene, the group in it, x, y, flags, axis ratio, angle and the mask's first pixel.
+        """
+        image, rms = (values[number].double().numpy() for values in (scene.image, scene.sky_rms))
+        detection = (detect_cold_hot if self.pairs else _detect_everywhere)(_combined(image, rms), 1.0)
+        bands = zip(image, rms.tolist(), scene.exposure[number].tolist(), strict=True)
+        measured = [kron_flux(pixels, detection, sky, exposure=depth) for pixels, sky, depth in bands]
+        at, chosen = np.stack([detection.x, detection.y], axis=-1), np.arange(len(detection))
+        if given is not None:
+            place, at = at, given[1:, given[0] == number].T
+            chosen = match_positions(place, at, radius=REACH)
+        # A last row, at index -1, stands for what was not detected.
+        none = np.full((1, len(rms)), np.nan)
+        flux, error = (np.append(np.stack(values, -1), none, 0)[chosen] for values in zip(*measured, strict=True))
+        draws = flux + error * np.random.default_rng([seed, number]).normal(size=(self.draws, *flux.shape))
+        touching = ndimage.label(detection.segmentation > 0, TOUCHING)[0]
+        touching = ndimage.maximum(touching, detection.segmentation, detection.label)
+        known = np.stack([touching, detection.semi_minor / detection.semi_major, detection.angle], -1)
+        group, *axes = np.append(known, none[:, :1].repeat(3, 1), 0)[chosen].T
+        group = np.where(chosen < 0, -1 - np.arange(len(at)), group)
+        flags = np.where(chosen < 0, int(Flag.NOT_DETECTED), 0)
+        boxes = ndimage.find_objects(detection.segmentation)
+        cutouts = [_cutout(detection, boxes, index, *position) for index, position in zip(chosen, at, strict=True)]
+        corner = np.array([corner for corner, _ in cutouts]).reshape(-1, 2)
+        rows = np.column_stack([np.full(len(at), number), group, at, flags, *axes, corner])
+        return draws, rows, [mask for _, mask in cutouts]
 
 
 def _combined(image: NDArray, rms: NDArray) -> NDArray[np.float64]:
@@ -161,16 +149,6 @@ def _detect_everywhere(image: NDArray, sky_rms: float) -> Detection:
     number[new] = len(cold) + 1 + np.arange(len(new))
     joined = {name: np.concatenate([v, vars(hot)[name][new - 1]]) for name, v in vars(cold).items() if v.ndim == 1}
     return Detection(np.where(cold.segmentation > 0, cold.segmentation, number[hot.segmentation]), **joined)
-
-
-def _touching(detection: Detection) -> NDArray[np.int64]:
-    """Return the group of each source: those whose segments touch along an edge, and so on."""
-    labels = detection.segmentation
-    sides = [(labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])]
-    links = np.concatenate([np.stack(side, axis=-1).reshape(-1, 2) for side in sides])
-    links = np.unique(links[(links > 0).all(-1)] - 1, axis=0)
-    graph = coo_array((np.ones(len(links)), tuple(links.T)), shape=(len(detection),) * 2)
-    return connected_components(graph, directed=False)[1]
 
 
 def _cutout(
