@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
@@ -14,8 +15,6 @@ from .images import PALETTE, plot_image, show, stretch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ..posterior.draws import Posterior
 
 __all__ = ["plot_field", "plot_group", "plot_source"]
 
@@ -28,8 +27,21 @@ MOST_PIXELS = 1500  # on a side of a field; of larger ones the means of squares 
 DEPTH = 1.5  # of the colors, relative to the gray of the image
 
 
+class Sources(Protocol):
+    """What a figure needs of a `probdeblend.Posterior`."""
+
+    dataset: xr.Dataset
+    cutouts: Any
+
+    def index(self, label: int) -> int:
+        """Return the place of a source."""
+
+    def model_image(self, scene: int) -> NDArray:
+        """Return the sum of the images of the sources."""
+
+
 def plot_source(
-    posterior: Posterior, label: int, image: ArrayLike | None = None, *, band: int = 0
+    posterior: Sources, label: int, image: ArrayLike | None = None, *, band: int = 0
 ) -> NDArray[np.object_]:
     """Show a source: the image, its mask probability, its deblended image, and the posterior of its flux.
 
@@ -79,7 +91,7 @@ def plot_source(
 
 
 def plot_group(
-    posterior: Posterior, label: int, image: ArrayLike | None = None, *, band: int = 0
+    posterior: Sources, label: int, image: ArrayLike | None = None, *, band: int = 0
 ) -> tuple[Axes, NDArray[np.object_]]:
     """Show a group: the masks of its sources in colors over the image, and the joint posterior of their fluxes.
 
@@ -133,7 +145,7 @@ def plot_group(
 
 
 def plot_field(
-    posterior: Posterior, image: ArrayLike | None = None, *, scene: int = 0, band: int = 0
+    posterior: Sources, image: ArrayLike | None = None, *, scene: int = 0, band: int = 0
 ) -> NDArray[np.object_]:
     """Show a field beside its deblended sources: each source's light in a color that its neighbors do not have.
 
@@ -186,7 +198,7 @@ def plot_field(
     return panels
 
 
-def _scene_image(posterior: Posterior, scene: int, image: ArrayLike | None, band: int) -> NDArray:
+def _scene_image(posterior: Sources, scene: int, image: ArrayLike | None, band: int) -> NDArray:
     pixels = posterior.model_image(int(scene)) if image is None else image
     pixels = pixels if hasattr(pixels, "shape") else np.asarray(pixels)
     pixels = pixels[band] if len(pixels.shape) == 3 else pixels
@@ -205,7 +217,7 @@ def _binned(pixels: ArrayLike, step: int) -> NDArray[np.float64]:
     return np.stack(found)
 
 
-def _draws(posterior: Posterior, band: int) -> tuple[NDArray, str]:
+def _draws(posterior: Sources, band: int) -> tuple[NDArray, str]:
     """Return the draws ``(source, draw)`` of the total flux, or of the Kron flux where that alone is known."""
     name = "flux" if "flux" in posterior.dataset else "flux_auto"
     draws = posterior.dataset[name].isel(band=band).transpose("source", "chain", "draw").values.astype(float)
@@ -218,7 +230,7 @@ def _outline(axes: Axes, mask: object, color: str) -> None:
         axes.contour(x + np.arange(columns), y + np.arange(rows), mask.data, [0.5], colors=[color], linewidths=1.3)
 
 
-def _group_image(axes: Axes, posterior: Posterior, colors: dict[int, str], pixels: NDArray) -> None:
+def _group_image(axes: Axes, posterior: Sources, colors: dict[int, str], pixels: NDArray) -> None:
     plot_image(pixels, axes=axes)
     label, x, y = (posterior.dataset[name].values for name in ("label", "x", "y"))
     edges = []
