@@ -25,7 +25,7 @@ from probdeblend.photometry.sky import dilate, draw_noise
 from probdeblend.scene import STAMP_CENTER, STAMP_SIZE, correlation_sum
 from probdeblend.simulation.cameras import Camera
 from probdeblend.surveys import Quality, write_library
-from probdeblend.surveys.isolated import NOISE_RATIO, Galaxy, NotIsolatedError, measure_galaxy
+from probdeblend.surveys.cutouts import NOISE_RATIO, Galaxy, NotIsolatedError, measure_galaxy
 from probdeblend.surveys.selection import Collection, collect
 
 if TYPE_CHECKING:

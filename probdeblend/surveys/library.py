@@ -31,7 +31,7 @@ LIBRARY_FILE, KEEP_FILE = "library.h5", "keep.csv"
 BAND_ARRAYS = {"pixels": "f4", "psf": "f4", "sky_rms": "f8", "zero_point": "f8", "wavelength": "f8"}
 ARRAYS = BAND_ARRAYS | {"footprint": "?"}
 NUMBERS = {"identity": str, "origin": str, "pixel_scale": float, "ra": float, "dec": float, "galaxy_type": int}
-PER_SHEET = 48
+PER_SHEET, AROUND = 48, 16  # galaxies on a contact sheet, and pixels around their footprints
 KEPT, REJECTED = "#009E73", "#D55E00"
 SAME_GALAXY = 0.6  # arcsec within which two positions are those of one galaxy
 
@@ -220,14 +220,20 @@ def _contact_sheets(folder: Path, galaxies: Sequence[Galaxy]) -> list[str]:
     titles = [f"{row['number']}: mag {row['magnitude']:.2f}\n{row['reasons'] or row['keep']}" for row in table]
     for start in range(0, len(galaxies), PER_SHEET):
         part = galaxies[start : start + PER_SHEET]
-        light = [galaxy.pixels.sum(0) for galaxy in part]
-        shown = [np.where(one.footprint | (sum_ != 0), sum_, np.nan) for one, sum_ in zip(part, light, strict=True)]
+        shown, outlines = zip(*map(_shown, part), strict=True)
         colors = [KEPT if galaxy.keep else REJECTED for galaxy in part]
-        outlines = [galaxy.footprint[None] for galaxy in part]
         panels = plot_stamps(shown, titles[start : start + PER_SHEET], outlines=outlines, colors=colors)
         names.append(f"contact-{len(names) + 1:03d}.png")
         panels[0].figure.savefig(folder / names[-1], dpi=100)
     return names
+
+
+def _shown(galaxy: Galaxy) -> tuple[NDArray, NDArray]:
+    """Return the sum of the bands around the footprint, NaN where there are zeros instead of sky, and the outline."""
+    low, high = (extreme(np.nonzero(galaxy.footprint), axis=1) for extreme in (np.min, np.max))
+    part = tuple(map(slice, np.maximum(low - AROUND, 0), high + AROUND + 1))
+    light, footprint = galaxy.pixels.sum(0)[part], galaxy.footprint[part]
+    return np.where(footprint | (light != 0), light, np.nan), footprint[None]
 
 
 def read_library(*paths: str | PathLike[str]) -> list[Galaxy]:

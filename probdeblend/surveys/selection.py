@@ -20,7 +20,7 @@ from ..photometry.detection import kron_flux
 from ..photometry.images import FieldImage, open_mosaic
 from ..scene import GALAXY_TYPES, PIXEL_SCALE_TOLERANCE
 from ..simulation.cameras import Camera
-from .isolated import WINDOW, Galaxy, NotIsolatedError, cut_galaxy, find_galaxies
+from .cutouts import WINDOW, Galaxy, NotIsolatedError, cut_galaxy, find_galaxies
 from .stamps import Library, join
 
 __all__ = ["Collection", "collect", "cut_galaxies", "in_units_of", "isolate_galaxies", "read_catalog"]

@@ -8,7 +8,7 @@ import torch
 
 from probdeblend.photometry.noise import correlated_noise
 from probdeblend.surveys import Quality
-from probdeblend.surveys.isolated import WINDOW, NotIsolatedError, cut_galaxy, measure_galaxy
+from probdeblend.surveys.cutouts import WINDOW, NotIsolatedError, cut_galaxy, measure_galaxy
 
 MIDDLE = WINDOW / 2
 

@@ -9,7 +9,7 @@ from astropy.table import Table
 from libraries import made
 
 from probdeblend.surveys import Library, keep_table, read_library, write_library
-from probdeblend.surveys.library import join
+from probdeblend.surveys.stamps import join
 
 
 def test_a_split_separates_identities():
