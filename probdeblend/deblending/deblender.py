@@ -37,7 +37,7 @@ __all__ = ["Deblender", "Deblends", "Description", "Positions"]
 
 FAMILIAR = ("token_mean", "token_whitening", "token_limit")  # mean, whitening matrix and largest usual distance
 PROCESS = os.getpid()  # that imported this module
-ENTRIES = 2**24  # draws of fluxes that are in memory at a time before they are written to their places
+ROWS, ENTRIES = 2**13, 2**23  # pairs of sources, over all passes, and draws of sources that are computed at a time
 
 Positions = tuple[Tensor, Tensor, Tensor]
 """The scene, x and y of flat sources, ordered by scene."""
@@ -275,7 +275,7 @@ class Deblender(nn.Module):
         groups = [(number, members) for number, reading in enumerate(readings) for members in reading.groups]
         for size in {len(members) for _, members in groups}:
             alike = [(number, members) for number, members in groups if len(members) == size]
-            chunk = max(1, ENTRIES // (max(draws, chains) * size * bands * 2))
+            chunk = max(1, min(ROWS // (chains * size), ENTRIES // draws) // (size * bands))
             for part in (alike[start : start + chunk] for start in range(0, len(alike), chunk)):
                 parts = [source_features(readings[n], [m for _, m in own]) for n, own in groupby(part, itemgetter(0))]
                 features = SourceFeatures(*(torch.cat(values).to(self._device) for values in zip(*parts, strict=True)))

@@ -26,7 +26,6 @@ from .sources import QUERY, TOKEN, SourceFeatures
 __all__ = ["GroupDraws", "KeptUnits", "draw_groups", "kept_units"]
 
 REAL = torch.float32  # whatever torch's default is: other precisions have other random numbers
-ROWS = 8192  # pairs of sources, over all passes, that the heads see at a time
 
 
 class KeptUnits(NamedTuple):
@@ -67,7 +66,7 @@ def draw_groups(
     passes: int = 32,
     seed: int = 0,
 ) -> GroupDraws:
-    """Draw the fluxes of groups of equal size.
+    """Draw the fluxes of groups of equal size, all at once.
 
     The draws of a group depend on the seed and on its key alone, not on the other groups, and not on their number.
 
@@ -96,24 +95,30 @@ def draw_groups(
     Raises
     ------
     ValueError
-        If a number is out of range, or there are not as many keys as groups.
+        If a number is negative, or there are not as many keys as groups.
     """
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
-    if min(keys, default=0) < 0:
-        raise ValueError(f"keys must not be negative, got {min(keys)}")
-    if len(keys) != len(index):
-        raise ValueError(f"keys must be one for each of {len(index)} groups, got {len(keys)}")
-    sources, bands = len(index[0][1]), features.anchor.shape[-1]
     kept = kept_units(network.drop.p, passes, seed).token
-    chunk = max(1, ROWS // (len(kept) * sources**2 * bands))
     tokens = network.tokens_of(features, index)
-    parts = []
-    for start in range(0, len(index), chunk):
-        here = slice(start, start + chunk)
-        piece = GroupTokens(*(value[here] for value in tokens))
-        parts.append(_draw(network, piece, kept, keys[here], each=math.ceil(draws / len(kept)), seed=seed))
-    return GroupDraws(*(torch.cat(values, 2 if i == 0 else 0) for i, values in enumerate(zip(*parts, strict=True))))
+    passes, groups, each = len(kept), len(index), math.ceil(draws / len(kept))
+    fused, per_band = kept.to(tokens.hidden).unbind(1)
+    dropped = GroupTokens(
+        (tokens.hidden * fused[:, None, None]).flatten(0, 1),
+        (tokens.each * per_band[:, None, None, None]).flatten(0, 1),
+        tokens.edge.repeat(passes, 1, 1, 1),
+        tokens.anchor.repeat(passes, 1, 1),
+    )
+    answer = network.heads(dropped)
+    noise = torch.empty(each, passes, groups, answer.flux.normals, dtype=REAL)
+    for number, key in zip(range(groups), keys, strict=True):
+        generator = torch.Generator().manual_seed(seed_of(seed, 1, key))
+        noise[:, :, number] = torch.randn(each, passes, answer.flux.normals, generator=generator, dtype=REAL)
+    log_flux = answer.flux.transform(noise.flatten(1, 2).to(answer.shape.device))
+    of_passes = (answer.shape, answer.shape_width, answer.kind.softmax(-1), answer.existence.sigmoid())
+    shape, width, kind, existence = (value.unflatten(0, (passes, groups)) for value in of_passes)
+    width = (width.square().mean(0) + shape.var(0, correction=0)).sqrt()
+    means = (shape.mean(0), width, kind.mean(0), existence.mean(0))
+    log_flux = log_flux.unflatten(1, (passes, groups)).transpose(0, 1)
+    return GroupDraws(log_flux.cpu(), *(value.cpu() for value in means))
 
 
 @lru_cache(maxsize=8)
@@ -128,28 +133,3 @@ def kept_units(dropout: float, passes: int, seed: int) -> KeptUnits:
     kept = torch.stack([torch.rand(3, TOKEN, generator=one, dtype=REAL) for one in generators]) < 1 - dropout
     kept = kept.to(REAL) / (1 - dropout)
     return KeptUnits(kept[:, :2], kept[:, 2, :QUERY])
-
-
-def _draw(
-    network: SceneNetwork, tokens: GroupTokens, kept: Tensor, keys: Sequence[int], *, each: int, seed: int
-) -> GroupDraws:
-    passes, groups = len(kept), len(tokens.hidden)
-    fused, per_band = kept.to(tokens.hidden).unbind(1)
-    dropped = GroupTokens(
-        (tokens.hidden * fused[:, None, None]).flatten(0, 1),
-        (tokens.each * per_band[:, None, None, None]).flatten(0, 1),
-        tokens.edge.repeat(passes, 1, 1, 1),
-        tokens.anchor.repeat(passes, 1, 1),
-    )
-    answer = network.heads(dropped)
-    noise = torch.empty(each, passes, groups, answer.flux.normals, dtype=REAL)
-    for number, key in enumerate(keys):
-        generator = torch.Generator().manual_seed(seed_of(seed, 1, key))
-        noise[:, :, number] = torch.randn(each, passes, answer.flux.normals, generator=generator, dtype=REAL)
-    log_flux = answer.flux.transform(noise.flatten(1, 2).to(answer.shape.device))
-    of_passes = (answer.shape, answer.shape_width, answer.kind.softmax(-1), answer.existence.sigmoid())
-    shape, width, kind, existence = (value.unflatten(0, (passes, groups)) for value in of_passes)
-    width = (width.square().mean(0) + shape.var(0, correction=0)).sqrt()
-    means = (shape.mean(0), width, kind.mean(0), existence.mean(0))
-    log_flux = log_flux.unflatten(1, (passes, groups)).transpose(0, 1)
-    return GroupDraws(log_flux.cpu(), *(value.cpu() for value in means))

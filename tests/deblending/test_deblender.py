@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_weights import PSF, QUICK, light_of, listed, moments, noise_of, scene_of
 
-from probdeblend.deblending import Deblender, Description
+from probdeblend.deblending import Deblender, Description, deblender
 from probdeblend.networks import SceneNetwork
 from probdeblend.posterior import Flag
 from probdeblend.simulation import Cameras, Population, simulate
@@ -142,6 +142,12 @@ def test_tiles_of_any_size_give_the_same_catalog(shipped, given, tiles):
         np.testing.assert_allclose(whole.dataset["x"], other.dataset["x"], atol=1e-3)
     x, y = whole.dataset["x"].values, whole.dataset["y"].values
     assert given or (np.hypot(x[:, None] - x, y[:, None] - y) + 9 * np.eye(len(whole))).min() > 1.5
+
+
+def test_many_groups_are_answered_in_parts(blank, image, places, monkeypatch):
+    whole = blank(image, positions=places, **GIVEN)
+    monkeypatch.setattr(deblender, "ROWS", 1)
+    np.testing.assert_allclose(blank(image, positions=places, **GIVEN).flux, whole.flux, rtol=1e-4)
 
 
 def test_a_scene_alone_gives_what_it_gives_in_a_batch(shipped, image):

