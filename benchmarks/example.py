@@ -74,7 +74,7 @@ def _header(camera: Camera) -> fits.Header:
     header = wcs.to_header()
     header["BUNIT"] = ("electron/s", "unit of a pixel")
     header["ABMAGZP"] = (camera.zero_point[0], "AB magnitude of unit flux")
-    header["SKYRMS"] = (float(camera.sky_rms[0]), "standard deviation of the sky's pixels")
+    header["SKYRMS"] = (round(float(camera.sky_rms[0]), 6), "standard deviation of the sky's pixels")
     if math.isfinite(exposure := float(camera.exposure[0])):
         header["EXPOSURE"] = (exposure, "counts per unit of flux")
     header["ORIGIN"] = ("probdeblend", "simulated with GalSim; the position is made up")

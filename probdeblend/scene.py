@@ -11,14 +11,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .simulation.cameras import Camera
 
 __all__ = [
     "GALAXY_TYPES",
@@ -148,7 +144,7 @@ class Scene:
         if self.image.ndim != 4:
             raise ValueError(f"image must have the axes (scene, band, y, x), got shape {tuple(self.image.shape)}")
         scenes, bands, *pixels = self.image.shape
-        complete(self)
+        complete(self, self.sky_rms)
         for name in SCENE_FIELDS[1:]:
             value = getattr(self, name)
             axes = 4 if name in ("psf", "noise_kernel") else 2
@@ -258,9 +254,9 @@ class Scene:
         return cls(**values)
 
 
-def complete(how: Scene | Camera) -> None:
+def complete(how: object, sky_rms: Tensor) -> None:
     """Fill in what is not known of how images were taken: white noise, no photon noise, unknown wavelengths."""
-    white = torch.ones_like(how.sky_rms)
+    white = torch.ones_like(sky_rms)
     usual = {"exposure": white * math.inf, "noise_kernel": white[..., None, None], "wavelength": white * math.nan}
     for name, value in usual.items():
         if getattr(how, name) is None:

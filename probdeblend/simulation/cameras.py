@@ -71,7 +71,7 @@ class Camera:
     native: bool = False
 
     def __post_init__(self) -> None:
-        complete(self)
+        complete(self, self.sky_rms)
         bands, *shape = self.psf.shape
         if len(shape) != 2 or shape[0] != shape[1] or shape[0] % 2 == 0:
             raise ValueError(f"psf must be a square with an odd side for each band, got shape {tuple(self.psf.shape)}")

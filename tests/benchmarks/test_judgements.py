@@ -42,6 +42,7 @@ def test_colors_of_bands_that_err_alike():
 def test_one_band_of_three(truth):
     scene = truth(2)
     three = {name: getattr(scene, name).repeat(1, 3, 1, 1) for name in ("image", "psf", "light")}
+    three |= dict.fromkeys(("exposure", "noise_kernel", "wavelength"))
     three |= {"sky_rms": torch.tensor([[1.0, 2.0, 3.0]]).repeat(2, 1), "flux": scene.flux * torch.tensor([1.0, 2, 3])}
     many = type(scene)(**vars(scene) | three | {"auto_flux": three["flux"], "zero_point": (1.0, 2.0, 3.0)})
     one = bands.one_band(many, 1)
