@@ -6,7 +6,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from functools import reduce
+from functools import partial, reduce
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from astropy.table import Table
 
     from ..scene import Scene
-    from ..simulation.population import Population
+    from ..simulation import Population, Simulator
+    from ..simulation.light import Sources
 
 __all__: list[str] = []  # used from the command line alone
 
@@ -115,6 +116,21 @@ def population_of(given: Mapping[str, Any]) -> Population:
     return chosen if number is None else chosen.replace(number=(0.0,) * number + (1.0,))
 
 
+def simulator_of(given: Mapping[str, Any], sources: Sources) -> Simulator:
+    """Return the simulator of what `population`, `sources`, `camera`, `seed` and `size` name."""
+    import numpy as np
+
+    from ..simulation import Cameras, Population, Simulator
+    from ..simulation.cameras import CAMERAS
+
+    random = partial(Cameras(native_fraction=0.0).sample, np.random.default_rng(given["seed"]))
+    makers, name = CAMERAS | {"random": random}, given["camera"]
+    if name not in makers:
+        raise ValueError(f"camera must be one of {', '.join(makers)}, got {name!r}")
+    population = getattr(Population, given["population"])()
+    return Simulator(population, makers[name](), (given["size"],) * 2, given["sources"], sources)
+
+
 def write_set(output: Path, make: Callable[..., Iterator[Scene]], given: Mapping[str, Any], settings: dict) -> None:
     """Write a set of the scenes that `make` yields in batches, with a progress bar, and say how many they are."""
     from tqdm import tqdm
@@ -164,6 +180,7 @@ population = combine(
     ),
     click.option("--sources", type=click.IntRange(0), help="Number of sources in every scene.  [default: drawn]"),
 )
+camera = click.option("--camera", default="candels_f160w", help="Name of a camera, or random: one drawn by the seed.")
 size = click.option("--size", type=click.IntRange(16), default=128, help="Pixels on a side.")
 
 

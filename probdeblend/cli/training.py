@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
@@ -18,7 +17,7 @@ __all__: list[str] = []  # used from the command line alone
 @options.count
 @options.population
 @options.size
-@click.option("--camera", default="candels_f160w", help="Name of a camera, or random: one drawn by the seed.")
+@options.camera
 @click.option("--galsim", is_flag=True, help="Render with GalSim, which takes ten times as long.")
 @options.seed
 @options.workers(0)
@@ -31,21 +30,10 @@ def simulate(output: Path, **given: object) -> None:
     Example:
       probdeblend simulate crowded --population default --sources 8 --camera random
     """  # noqa: D301
-    import numpy as np
+    from ..simulation import SimulatedSources, render, render_galsim
 
-    from ..simulation.cameras import CAMERAS, Cameras
-    from ..simulation.galsim import render_galsim
-    from ..simulation.light import SimulatedSources
-    from ..simulation.profiles import render
-    from ..simulation.scenes import Simulator
-
-    random = partial(Cameras(native_fraction=0.0).sample, np.random.default_rng(given["seed"]))
-    makers = CAMERAS | {"random": random}
-    if given["camera"] not in makers:
-        raise ValueError(f"camera must be one of {', '.join(makers)}, got {given['camera']!r}")
     sources = SimulatedSources(engine=render_galsim if given["galsim"] else render)
-    how = (makers[given["camera"]](), (given["size"],) * 2)
-    simulator = Simulator(options.population_of(given), *how, sources=sources)
+    simulator = options.simulator_of(given, sources)
     settings = {"command": "simulate"} | options.picked(given, "camera", "galsim")
     options.write_set(output, simulator.batches, given, settings)
 
