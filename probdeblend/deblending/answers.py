@@ -56,7 +56,10 @@ def posterior_of(
     first, sources = seen[0], [len(reading) for reading in readings]
     start = np.cumsum([0, *(len(reading.groups) for reading in readings)])
     levels = [image.sky_rms(reading.x, reading.y) for image, reading in zip(seen, readings, strict=True)]
-    rms = np.concatenate(levels)
+    looked = [_look(*each, brightest) for each in zip(seen, readings, levels, strict=True)]
+    cuts = [cut for reading in readings for cut in reading.cuts]
+    pixels = {name: [getattr(cut, name) for cut in cuts] for name in ("mask", "mask_std")}
+    pixels["image"] = [light for _, own in looked for light in own]
     read_rms = np.concatenate([own * image.noise_ratio for own, image in zip(levels, seen, strict=True)])
     with np.errstate(over="ignore"):
         auto, total = (np.exp(answers.log_flux[..., kind].astype(np.float64)) * read_rms for kind in (0, 1))
@@ -66,10 +69,10 @@ def posterior_of(
         "kind_probability": answers.kind,
         "star": answers.kind[:, SOURCE_TYPES.index("star")],
         "contested": np.concatenate([reading.contested for reading in readings]),
-        "sky_rms": rms,
+        "sky_rms": np.concatenate(levels),
         "anomaly": anomaly,
     }
-    flags = np.concatenate([_flags(*each, brightest) for each in zip(seen, readings, strict=True)])
+    flags = np.concatenate([own for own, _ in looked])
     columns["flags"] = flags | (anomaly > 1) * int(Flag.ANOMALY) | (answers.existence < 0.5) * int(Flag.DOUBTFUL)
     return Posterior.from_draws(
         total,
@@ -84,7 +87,7 @@ def posterior_of(
         zero_point=first.zero_point,
         pixel_scale=first.pixel_scale,
         columns=columns,
-        cutouts=_cutouts(seen, readings, rms),
+        cutouts=Cutouts(np.array([cut.corner for cut in cuts], dtype=np.int64), first.shape, **pixels),
         wcs=first.wcs,
         scenes=len(readings),
     )
@@ -112,35 +115,26 @@ def _shapes(answers: GroupDraws, pixel_scale: float) -> dict[str, NDArray[np.flo
     }
 
 
-def _sides(cut: Cut) -> tuple[slice, slice]:
-    return tuple(slice(first, first + size) for first, size in zip(cut.corner, cut.mask.shape, strict=True))
+def _defects(image: Observation, cut: Cut, x: float, y: float, lit: cKDTree) -> tuple[NDArray, tuple[bool, ...]]:
+    """Return the pixels of a source over the noise, and what is wrong with them.
 
-
-def _walk(reading: Reading) -> NDArray[np.int64]:
-    """Order in which to look at sources: block by block, as few blocks of pixels are kept."""
-    return np.lexsort((reading.x // BLOCK, reading.y // BLOCK))
-
-
-def _cutouts(seen: Sequence[Observation], readings: Sequence[Reading], rms: NDArray) -> Cutouts:
-    """Masks and deblended images: the share of each source times the pixels."""
-    places = [(image, cut) for image, reading in zip(seen, readings, strict=True) for cut in reading.cuts]
-    kind = np.float64 if (np.abs(np.log10(rms)) > LARGEST_POWER).any() else np.float32
-    light: list[NDArray] = [np.zeros(0)] * len(places)
-    first = np.cumsum([0, *map(len, readings)])
-    for number in np.concatenate([_walk(reading) + n for reading, n in zip(readings, first, strict=False)]):
-        image, cut = places[number]
-        pixels = image.window(*_sides(cut))[0].cpu().numpy()
-        light[number] = (cut.share * pixels * rms[number][:, None, None]).astype(kind)
-    corner = np.array([cut.corner for _, cut in places], dtype=np.int64)
-    masks, spread = ([getattr(cut, name) for _, cut in places] for name in ("mask", "mask_std"))
-    return Cutouts(corner, seen[0].shape, mask=masks, mask_std=spread, image=light)
-
-
-def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, ...]:
-    """Whether a border cuts a source, its pixels are bad or saturated, its noise is uneven, and it is too large."""
-    rows, columns = _sides(cut)
-    wide = (slice(side.start - COVERAGE, side.stop + COVERAGE) for side in (rows, columns))
-    ratio, good = (values.cpu().numpy() for values in image.window(*wide))
+    That is whether a border cuts the source, its pixels are bad, its noise is uneven, it is saturated or too large, and
+    the sky around has a level that matters, or none that is known. Lit pixels are those of all masks.
+    """
+    rows, columns = (slice(first, first + size) for first, size in zip(cut.corner, cut.mask.shape, strict=True))
+    middle, reach = np.add(cut.corner, np.array(cut.mask.shape) // 2), max(cut.mask.shape) // 2 + AROUND
+    start = np.maximum(middle - reach - MARGINS[0], -COVERAGE)
+    stop = np.minimum(middle + reach + MARGINS[0] + 1, np.add(image.shape, COVERAGE))
+    ratio, good = (values.cpu().numpy() for values in image.window(*map(slice, start.tolist(), stop.tolist())))
+    dark = np.ones(ratio.shape[1:], dtype=bool)
+    near = lit.data[lit.query_ball_point(middle, reach + MARGINS[0], p=np.inf)].astype(int)
+    dark[tuple(np.vstack([near, middle]).T - start[:, None])] = False
+    around = (..., *map(slice, np.maximum(middle - reach - start, 0), middle + reach + 1 - start))
+    distance = ndimage.distance_transform_edt(dark)[around]
+    level = any(map(_level_left, ratio[around], good[around] > 0, [distance] * len(ratio), image.noise_kernel))
+    corner = np.subtract(cut.corner, start)
+    wide = (..., *map(slice, corner - COVERAGE, corner + cut.mask.shape + COVERAGE))
+    ratio, good = ratio[wide], good[wide]
     bad, inner, mask = ~(good > 0).all(0), (..., *[slice(COVERAGE, -COVERAGE)] * 2), cut.mask > 0.5
     uncovered = ndimage.binary_opening(bad, np.ones((COVERAGE, COVERAGE))) if bad.any() else bad
     bad, edge = bad[inner], (ndimage.binary_dilation(uncovered)[inner] & mask).any()
@@ -155,7 +149,7 @@ def _defects(image: Observation, cut: Cut, x: float, y: float) -> tuple[bool, ..
     order, light = np.argsort(distance, axis=None), (cut.share * ratio * mask).clip(0).max(0)
     within = np.cumsum(light.ravel()[order])
     large = distance.ravel()[order][np.searchsorted(within, within[-1] / 2)] > LARGEST_RADIUS
-    return edge, poor, uneven, flat, large
+    return ratio, (edge, poor, uneven, flat, large, level)
 
 
 def _plateau(pixels: NDArray[np.float64], near: NDArray[np.bool_]) -> bool:
@@ -174,32 +168,27 @@ def _plateau(pixels: NDArray[np.float64], near: NDArray[np.bool_]) -> bool:
     return False
 
 
-def _sky_left(image: Observation, cut: Cut, lit: cKDTree) -> bool:
-    """Whether the sky around a source has a level that matters in any band, or none that is known."""
-    middle = [side.start + (side.stop - side.start) // 2 for side in _sides(cut)]
-    half = max(cut.mask.shape) // 2 + AROUND + MARGINS[0]
-    ratio, good = (values.cpu().numpy() for values in image.window(*(slice(n - half, n + half + 1) for n in middle)))
-    dark, inner = np.ones(ratio.shape[1:], dtype=bool), (slice(MARGINS[0], -MARGINS[0]),) * 2
-    places = lit.data[lit.query_ball_point(middle, half, p=np.inf)].astype(int) - middle + half
-    dark[(*places.T,)] = dark[half, half] = False
-    distance = ndimage.distance_transform_edt(dark)[inner]
-    for values, known, kernel in zip(ratio, good > 0, image.noise_kernel, strict=True):
-        skies = [values[inner][known[inner] & (distance > margin)] for margin in MARGINS]
-        sky = next((sky for sky in skies if len(sky) >= LEAST_SKY), skies[-1])
-        if not len(sky):
-            return True
-        error = mad_std(sky) * math.sqrt(math.pi / 2 * float(correlation_sum(kernel)) / len(sky))
-        if not abs(np.median(sky)) <= max(SKY_ERRORS * error, LARGEST_SKY):
-            return True
-    return False
+def _level_left(sky: NDArray, known: NDArray, distance: NDArray, kernel: Tensor) -> bool:
+    """Whether the sky of a band has a level that matters, or none that is known, at some distance from all sources."""
+    skies = (sky[known & (distance > margin)] for margin in MARGINS)
+    blank = next((values for values in skies if len(values) >= LEAST_SKY), sky[known & (distance > MARGINS[-1])])
+    if not len(blank):
+        return True
+    error = mad_std(blank) * math.sqrt(math.pi / 2 * float(correlation_sum(kernel)) / len(blank))
+    return not abs(np.median(blank)) <= max(SKY_ERRORS * error, LARGEST_SKY)
 
 
-def _flags(seen: Observation, reading: Reading, brightest: float) -> NDArray[np.int64]:
+def _look(
+    seen: Observation, reading: Reading, rms: NDArray[np.float64], brightest: float
+) -> tuple[NDArray[np.int64], list[NDArray]]:
+    """Return the flags of sources, and their deblended images: the share of each times the pixels."""
     x, y = reading.x, reading.y
     lit = cKDTree(np.concatenate([np.zeros((0, 2)), *(np.argwhere(c.mask > FAINT) + c.corner for c in reading.cuts)]))
-    found = np.zeros((len(reading), 6), dtype=bool)
-    for i in _walk(reading):
-        found[i] = *_defects(seen, reading.cuts[i], x[i], y[i]), _sky_left(seen, reading.cuts[i], lit)
+    kind = np.float64 if (np.abs(np.log10(rms)) > LARGEST_POWER).any() else np.float32
+    found, light = np.zeros((len(reading), 6), dtype=bool), [np.zeros(0)] * len(reading)
+    for i in np.lexsort((x // BLOCK, y // BLOCK)):  # block by block, as few blocks of pixels are kept
+        ratio, found[i] = _defects(seen, reading.cuts[i], x[i], y[i], lit)
+        light[i] = (reading.cuts[i].share * ratio * rms[i][:, None, None]).astype(kind)
     cut, bad, uneven, flat, large, sky = found.T
     near = np.minimum(np.minimum(x, seen.shape[1] - 1 - x), np.minimum(y, seen.shape[0] - 1 - y)) < EDGE
     raised = {
@@ -212,7 +201,7 @@ def _flags(seen: Observation, reading: Reading, brightest: float) -> NDArray[np.
         Flag.SKY: sky,
         Flag.LARGE_GROUP: np.bincount(reading.group, minlength=1)[reading.group] >= LARGEST_GROUP,
     }
-    return sum(int(flag) * where.astype(np.int64) for flag, where in raised.items())
+    return sum(int(flag) * where.astype(np.int64) for flag, where in raised.items()), light
 
 
 def familiar(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
