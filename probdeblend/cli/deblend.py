@@ -30,17 +30,8 @@ SPARED = ("correlation", "star", "group", "existence", "mag", "flux_err")  # col
 
 @click.command(short_help="Find the sources in an image and deblend them.")
 @click.argument("images", type=FILE, nargs=-1)
-@options.hdu
-@click.option(
-    "--psf", metavar="FILE|CAMERA", multiple=True, help="Effective PSF, or candels_f160w.  [default: measured]"
-)
-@click.option("--rms", metavar="VALUE|FILE", multiple=True, help="Sky noise per pixel.  [default: measured]")
+@options.observation
 @click.option("--positions", type=FILE, help="Table with x, y (from 0) or ra, dec, or map of labels.  [default: found]")
-@click.option("--mask", type=FILE, help="Image that is not zero where pixels are bad.")
-@click.option("--dq", metavar="BITS", help="Bits of the extension DQ that make a pixel bad.  [default: the usual ones]")
-@click.option("--zero-point", type=float, multiple=True, help="AB magnitude of unit flux.  [default: from the header]")
-@click.option("--gain", type=float, callback=options.finite, help="Counts per unit of flux, for photon noise.")
-@click.option("--wavelength", type=float, multiple=True, help="Wavelength in micron.")
 @options.sampling
 @click.option("--tile", type=click.IntRange(64), default=512, help="Side of a tile in pixels.")
 @options.output("probdeblend-output")
@@ -96,7 +87,7 @@ def _deblend_image(deblender: Deblender, images: tuple[Path, ...], arguments: di
     from ..deblending.products import write_products
 
     with options.new_folder(given, *images, *given["psf"], *given["rms"]) as folder:
-        bands = [path if given["hdu"] is None else f"{path}[{given['hdu']}]" for path in images]
+        bands = options.bands(given, images)
         with tqdm(desc="sky, noise and PSF", unit="tile", leave=False, disable=None if sys.stderr else True) as bar:
             posterior = deblender(bands, **arguments, progress=partial(_advance, bar))
         write_products(folder, posterior, save_draws=given["save_draws"])
@@ -109,23 +100,10 @@ def _arguments(given: dict) -> dict[str, object]:
     """Turn options into arguments of a `Deblender`."""
     from ..deblending.positions import read_positions
 
-    found = options.picked(given, "gain", "mask", "dq", "draws", "passes", "seed", "tile")
+    found = options.picked(given, "draws", "passes", "seed", "tile") | options.observed(given)
     found["calibrate"] = not given["no_calibrator"]
-    found["psf"] = given["psf"][0] if len(given["psf"]) == 1 else list(given["psf"]) or None
-    found["sky_rms"] = _noise(given["rms"])
-    found |= {name: list(given[name]) or None for name in ("zero_point", "wavelength")}
     found["positions"] = None if given["positions"] is None else read_positions(given["positions"])
     return found
-
-
-def _noise(given: tuple[str, ...]) -> object:
-    """Return the sky noise that the user gives as numbers or a file; None where it is to be measured."""
-    try:
-        return [float(value) for value in given] or None
-    except ValueError:
-        if len(given) > 1:
-            raise ValueError(f"rms must be a file or numbers, one per band, got {', '.join(given)}") from None
-        return given[0]
 
 
 def _advance(bar: tqdm, done: int, total: int) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from . import options
 from .options import FILE
 
+if TYPE_CHECKING:
+    from ..deblending import Deblender
+
 __all__: list[str] = []  # used from the command line alone
 
 SIMULATED = 250  # fields; they take eight minutes on one core
-TABLES = ("accuracy", "detection", "summary")
+TESTED = ["state", "bands", "flux", "count", "mape", "nmad_mag", "bias_mag", "outliers", "coverage_68", "joint_68"]
+TESTED += ["total_68", "color_68"]
 ACCURACY = ["method", "flux", "sources", "count", "mape", "nmad_mag", "bias_mag", "outliers", "coverage_68", "joint_68"]
 ACCURACY += ["total_68", "iou"]
 
@@ -40,64 +47,95 @@ def evaluate(scenes: Path, **given: object) -> None:
     from ..training import evaluation
 
     options.exclusive(given, "calibrator", "no_calibrator")
-    output, names = given["output"], [f"{name}.ecsv" for name in TABLES]
+    output = given["output"]
     folder = nullcontext() if output is None else options.new_folder(given, scenes)
     with folder as path:
         deblender = weights.load(given["weights"], calibrator=given["calibrator"])
         if given["no_calibrator"]:
             deblender.use(None)
         found = evaluation.evaluate(evaluation.stored_scenes(scenes), deblender, seed=given["seed"])
-        for name in TABLES if path is not None else ():
-            getattr(found, name).write(path / f"{name}.ecsv", format="ascii.ecsv")
+        for name, table in vars(found).items() if path is not None else ():
+            table.write(path / f"{name}.ecsv", format="ascii.ecsv")
     options.show(found.accuracy[ACCURACY])
     click.echo()
     options.show(found.summary)
     if output is not None:
-        click.echo(f"written to {output}: {', '.join(names)}")
+        click.echo(f"written to {output}: {', '.join(f'{name}.ecsv' for name in vars(found))}")
 
 
-@click.command(short_help="Fit a calibrator to scenes of known truth.")
-@click.argument("scenes", type=FILE, nargs=-1)
-@click.option("--count", type=click.IntRange(5), help="Number of fields to simulate, without SCENES.  [default: 250]")
+@click.command(short_help="Fit a calibrator to a survey's own images.")
+@click.argument("paths", type=FILE, nargs=-1, metavar="[IMAGES|SCENES]...")
+@options.observation
+@click.option("--each", is_flag=True, help="IMAGES are fields of one band, instead of the bands of one field.")
+@click.option("--catalog", type=FILE, help="Table of magnitudes or fluxes, and radii, that injected sources follow.")
+@click.option(
+    "--count", type=click.IntRange(5), help="Number of fields.  [default: what a quarter of an hour suffices for]"
+)
 @click.option("--least", type=click.IntRange(20), default=400, help="Least sources with one map.")
 @options.weights
 @options.seed
 @options.output("calibration")
+@options.resume
 @options.overwrite
-def calibrate(scenes: tuple[Path, ...], **given: object) -> None:
-    """Fit a calibrator to SCENES, sets with truth like the images to deblend, and test it.
+def calibrate(paths: tuple[Path, ...], **given: object) -> None:
+    """Fit a calibrator to sources of known flux in IMAGES, test it, and say how wrong error bars were without it.
 
-    Sets may be of different cameras, sizes and bands. Without any, fields with sources like those of the training are
-    simulated, and deblended as images are: sky and noise are measured.
+    IMAGES are the bands of one field, as for `deblend`. Galaxies and stars are injected into windows of them. They are
+    as bright and as large as those of --catalog, such as one that `deblend` wrote, if there is one. SCENES are sets
+    with truth, of any cameras; without both, fields with sources like those of the training are simulated.
     OUTPUT holds calibrator.json (for `deblend --calibrator`), weights.safetensors (the weights with it inside, for
-    `deblend --weights`) and tested.ecsv: fitted to four fifths of the scenes, tested on the others.
+    `deblend --weights`), report.ecsv and tested.ecsv. What is done is kept beside OUTPUT, and --resume continues it.
 
     \b
     Example:
-      probdeblend calibrate real-training --output survey
+      probdeblend calibrate field.fits --psf psf.fits --output survey
     """  # noqa: D301
-    from itertools import chain
-
+    from .._files import unfinished_folder
     from ..deblending import weights
-    from ..training.calibrate import AsImages, fit_calibrator, training_fields
-    from ..training.evaluation import stored_scenes
+    from ..training.calibrate import answers_of, fit_answers
 
-    options.exclusive({"scenes": scenes} | given, "scenes", "count")
-    names, count = ("calibrator.json", "weights.safetensors", "tested.ecsv"), given["count"] or SIMULATED
-    how = options.picked(given, "least", "seed") | {"fitted_on": ", ".join(map(str, scenes))}
-    with options.new_folder(given, *scenes) as folder:
-        deblender = weights.load(given["weights"])
-        deblender.use(None)
-        batches, deblends = chain.from_iterable(map(stored_scenes, scenes)), deblender
-        if not scenes:
-            batches, deblends = training_fields(count, seed=given["seed"]), AsImages(deblender)
-            how["fitted_on"] = f"{count} simulated fields: pairs in CANDELS F160W, and crowds of random cameras"
-        fit = fit_calibrator(batches, deblends, **how)
-        fit.calibrator.save(folder / names[0])
+    deblender = weights.load(given["weights"])
+    before = deblender.calibrator
+    deblender.use(None)
+    count, fields, fitted_on = _fields(deblender, paths, given)
+    settings = options.picked(given, "each", "seed", "hdu", "catalog") | options.observed(given)
+    settings |= {"paths": [*map(str, paths)], "count": count, "weights": deblender.digest}
+    settings = {name: str(value) for name, value in settings.items()}
+    with unfinished_folder(given["output"], settings, **options.picked(given, "resume", "overwrite")) as kept:
+        answers = answers_of(fields, count, kept, seed=given["seed"])
+        fit = fit_answers(answers, before=before, least=given["least"], fitted_on=fitted_on)
         deblender.use(fit.calibrator)
-        weights.save(deblender, folder / names[1])
-        fit.tested.write(folder / names[2], format="ascii.ecsv")
-    options.show(fit.tested[fit.tested["sources"] == "all"])
-    click.echo()
-    options.show(fit.probabilities)
-    click.echo(f"written to {given['output']}: {', '.join(names)}")
+        fit.report.meta["comments"] = fit.findings()
+        with options.new_folder(given, *paths, *given["psf"], *given["rms"]) as folder:
+            fit.calibrator.save(folder / "calibrator.json")
+            weights.save(deblender, folder / "weights.safetensors")
+            for name, table in (("report", fit.report), ("tested", fit.tested)):
+                table.write(folder / f"{name}.ecsv", format="ascii.ecsv")
+            names = sorted(path.name for path in folder.iterdir())
+    for table in (fit.tested[fit.tested["sources"] == "all"][TESTED], fit.probabilities, fit.report):
+        options.show(table)
+        click.echo()
+    click.echo("\n".join([*fit.findings(), f"written to {given['output']}: {', '.join(names)}"]))
+
+
+def _fields(deblender: Deblender, paths: tuple[Path, ...], given: dict) -> tuple[int, Callable, str]:
+    """Return the number of fields, what makes them from their numbers, and their description."""
+    from .._files import read_table
+    from ..training import fields
+
+    text, count = ", ".join(map(str, paths)), given["count"]
+    if paths and all(path.is_dir() for path in paths):
+        options.exclusive({"scenes": paths} | given, "scenes", "count")
+        parts = fields.stored_parts(paths)
+        return len(parts), partial(fields.stored_fields, deblender, parts), text
+    if not paths:
+        count = count or SIMULATED
+        text = f"{count} simulated fields: pairs in CANDELS F160W, and crowds of random cameras"
+        return count, partial(fields.simulated_fields, deblender, seed=given["seed"]), text
+    bands = options.bands(given, paths)
+    images = [[band] for band in bands] if given["each"] else [bands]
+    count = count or fields.usual_count(images[0])
+    catalog = None if given["catalog"] is None else read_table(given["catalog"])
+    injection = fields.Injection.usual(deblender, seed=given["seed"])
+    how = {"count": count, "catalog": catalog} | options.observed(given)
+    return count, partial(fields.injected_fields, injection, images, **how), f"{count} windows of {text}"

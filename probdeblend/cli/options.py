@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial, reduce
 from math import isfinite
@@ -76,17 +76,28 @@ def finite(context: click.Context, option: click.Parameter, value: float | None)
     return value
 
 
-def columns(text: str | None) -> dict[str, str]:
-    """Read NAME=COLUMN pairs that are separated by commas."""
-    pairs = [part.split("=") for part in (text or "").split(",") if part]
-    if wrong := ["=".join(pair) for pair in pairs if len(pair) != 2]:
-        raise ValueError(f"columns must be NAME=COLUMN, separated by commas, got {wrong[0]!r}")
-    return {name.strip(): column.strip() for name, column in pairs}
-
-
 def picked(options: dict, *names: str) -> dict:
     """Return some of the options by their names."""
     return {name: options[name] for name in names}
+
+
+def observed(given: Mapping[str, Any]) -> dict[str, object]:
+    """Turn options into what is known of an image."""
+    found = picked(given, "gain", "mask", "dq")
+    found["psf"] = given["psf"][0] if len(given["psf"]) == 1 else list(given["psf"]) or None
+    found |= {name: list(given[name]) or None for name in ("zero_point", "wavelength")}
+    try:
+        return found | {"sky_rms": [float(value) for value in given["rms"]] or None}
+    except ValueError:
+        if len(given["rms"]) > 1:
+            text = ", ".join(given["rms"])
+            raise ValueError(f"rms must be a file or numbers, one per band, got {text}") from None
+        return found | {"sky_rms": given["rms"][0]}
+
+
+def bands(given: Mapping[str, Any], images: Iterable[Path]) -> list[Path | str]:
+    """Return images with the HDU that is chosen."""
+    return [path if given["hdu"] is None else f"{path}[{given['hdu']}]" for path in images]
 
 
 def exclusive(options: dict, *names: str) -> None:
@@ -154,6 +165,22 @@ resume = click.option("--resume", is_flag=True, help="Resume an interrupted run.
 weights = click.option("--weights", type=FILE, help="Weights file.  [default: shipped]")
 hdu = click.option("--hdu", metavar="HDU", help="Number or name of the image HDU, or NAME,VERSION.")
 seed = click.option("--seed", type=click.IntRange(0), default=0, help="Random seed: same seed, same result.")
+observation = combine(
+    hdu,
+    click.option(
+        "--psf", metavar="FILE|CAMERA", multiple=True, help="Effective PSF, or candels_f160w.  [default: measured]"
+    ),
+    click.option("--rms", metavar="VALUE|FILE", multiple=True, help="Sky noise per pixel.  [default: measured]"),
+    click.option("--mask", type=FILE, help="Image that is not zero where pixels are bad."),
+    click.option(
+        "--dq", metavar="BITS", help="Bits of the extension DQ that make a pixel bad.  [default: the usual ones]"
+    ),
+    click.option(
+        "--zero-point", type=float, multiple=True, help="AB magnitude of unit flux.  [default: from the header]"
+    ),
+    click.option("--gain", type=float, callback=finite, help="Counts per unit of flux, for photon noise."),
+    click.option("--wavelength", type=float, multiple=True, help="Wavelength in micron."),
+)
 sampling = combine(
     click.option("--draws", type=click.IntRange(1), default=1000, help="Posterior draws."),
     click.option("--passes", type=click.IntRange(0), default=32, help="Monte Carlo dropout passes; 0: none."),

@@ -155,14 +155,10 @@ class Calibrator:
         if "calibrated" in posterior.dataset.attrs:
             raise ValueError("posterior must not be calibrated already")
         features, group, changed = _features(posterior), posterior.dataset["group"].values, {}
-        for kind, maps in self.flux.items():
+        for kind in self.flux:
             if FLUX_OF[kind] in posterior.dataset:
                 given = posterior.dataset[FLUX_OF[kind]]
-                draws = _log_draws(posterior, kind)
-                moved = with_colors(mapped(draws, maps, cell_of(features, EDGES)), self.color[kind])
-                if len(self.total[kind]):
-                    total = _log_total(moved, draws, group)
-                    moved = with_totals(moved, mapped(total, self.total[kind], _group_cell(features, group)), group)
+                moved = self.corrected(kind, _log_draws(posterior, kind), features, group)
                 moved = np.exp(moved).reshape(given.shape)
                 moved = np.where(np.isfinite(moved), moved, given.values)
                 changed[FLUX_OF[kind]] = given.copy(data=moved.astype(given.dtype))
@@ -171,6 +167,29 @@ class Calibrator:
         if self.existence is not None and "existence" in dataset:
             columns["existence"] = logistic(dataset["existence"].values, self.existence)
         return Posterior(dataset, self._masks(posterior.cutouts)).with_columns(columns)
+
+    def corrected(self, kind: str, draws: NDArray, features: NDArray, group: NDArray) -> NDArray[np.float64]:
+        """Map draws of ln flux ``(draw, source, band)`` of sources with such features, in groups.
+
+        Parameters
+        ----------
+        kind
+            "total" or "auto"; draws of what it was not fitted to stay.
+        draws, features, group
+            As in what a calibrator learns from.
+
+        Returns
+        -------
+        NDArray
+            The draws, mapped.
+        """
+        if kind not in self.flux:
+            return draws
+        moved = with_colors(mapped(draws, self.flux[kind], cell_of(features, EDGES)), self.color[kind])
+        if len(self.total[kind]):
+            total = _log_total(moved, draws, group)
+            moved = with_totals(moved, mapped(total, self.total[kind], _group_cell(features, group)), group)
+        return moved
 
     def _outside(self, features: NDArray) -> NDArray[np.bool_]:
         low, high = np.array(self.low) / MARGIN, np.array(self.high) * MARGIN

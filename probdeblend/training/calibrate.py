@@ -1,9 +1,10 @@
-"""Fit a calibrator to scenes of known truth, and test it on scenes that it was not fitted to."""
+"""Fit a calibrator to fields of known truth, test it on others, and say how wrong error bars were without it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,32 +12,34 @@ from astropy.table import Table
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from ..deblending.deblender import Deblender, Deblends, Positions
+from .._files import whole_bytes
+from ..deblending.deblender import Deblends
+from ..metrics.arrays import ONE_SIGMA
+from ..metrics.coverage import bootstrap
 from ..metrics.masks import reliability
 from ..posterior.calibrator import LEAST, Calibrator, Known, fit_known, known_sources
 from ..posterior.draws import Posterior
 from ..posterior.maps import logistic
+from ..posterior.moments import FLUX_OF
 from ..scene import Scene, seed_of
-from ..simulation.cameras import Cameras
-from ..simulation.population import Population
-from ..simulation.scenes import Simulator
 from . import evaluation
+from .fields import Field
 
-__all__ = ["AsImages", "CalibratorFit", "fit_calibrator", "training_fields"]
+__all__ = ["CalibratorFit", "answers_of", "fit_answers", "fit_calibrator"]
 
-HELD_OUT = 5  # one batch in so many is held out for the test
+HELD_OUT = 5  # one field in so many is held out for the test
 JITTER = 0.7  # pixels, largest standard deviation of listed positions
-PAIRS = 0.3  # fraction of the fields
-NATIVE = 0.1  # fraction of the fields of crowds that CANDELS F160W sees
-SIDE = 384  # pixels of a field
-GROUPS = (4, 13)  # least number of groups in a field, and the first that is too large
-FAINTEST = 2.0  # signal-to-noise ratio of sources in crowds
-SKY = 100.0  # sky noise of a pixel: the level of the sky in images
+FAINT, EXTENDED = 30.0, 3.0  # signal-to-noise ratio, and half-light radius in pixels, between classes of the report
+LEAST_IN_CLASS = 100  # values; a factor is then uncertain by a tenth
+WITHIN = 0.68
+SIGNIFICANT = 2.0  # standard errors of a factor
+RIGHT = "right, as far as this test can tell"
+STATES = {"before": "Your error bars of {} fluxes were", "after": "With the calibrator, error bars of {} fluxes are"}
 
 
 @dataclass(frozen=True, eq=False)
 class CalibratorFit:
-    """A calibrator fitted to all scenes, and the test of one that was fitted to four fifths of them on the others.
+    """A calibrator fitted to all fields, and the test of one that was fitted to four fifths of them on the others.
 
     Parameters
     ----------
@@ -48,69 +51,34 @@ class CalibratorFit:
     probabilities
         The expected calibration error ``ece`` of the quantities "mask" (where the image exceeds the sky noise) and
         "existence", with the same states.
+    report
+        For each state, kind of ``flux`` and class of ``sources`` the ``factor`` by which 68 % intervals in ln flux must
+        be stretched so that they contain 68 % of the truths, with its standard error ``factor_err`` by bootstrap over
+        fields, and the ``count`` of values. Before calibration these are all fields, afterwards those held out.
     """
 
     calibrator: Calibrator
     tested: Table
     probabilities: Table
+    report: Table
 
+    def findings(self) -> list[str]:
+        """Say in plain words which error bars were too small or too wide, and which are so with the calibrator.
 
-@dataclass(frozen=True)
-class AsImages:
-    """Deblends scenes as users' images: one by one, above a sky whose level, noise and correlation are measured.
-
-    Parameters
-    ----------
-    deblender
-        The deblender. It is given the PSF and, where they are known, the exposure as gain and the wavelengths.
-    """
-
-    deblender: Deblender
-
-    def scenes(self, scene: Scene, *, positions: Positions | None = None, seed: int = 0) -> Posterior:
-        """Deblend the images of scenes; in each there are positions, if any are given."""
-        answers = []
-        for number, image in enumerate(scene.image + SKY * scene.sky_rms[..., None, None]):
-            known = {"psf": scene.psf[number].numpy()}
-            for name, value in (("gain", scene.exposure), ("wavelength", scene.wavelength)):
-                if bool(value[number].isfinite().all()):
-                    known[name] = value[number].tolist()
-            if positions is not None:
-                known["positions"] = torch.stack(positions[1:], 1)[positions[0] == number].numpy()
-            answers.append(self.deblender(image.numpy(), **known, seed=seed))
-            answers[-1].dataset.attrs["notes"] = ""
-        return Posterior.concatenate(answers)
-
-
-def training_fields(count: int, *, seed: int = 0, progress: bool = True) -> Iterator[Scene]:
-    """Simulate fields of sources like those that networks are trained on, but others.
-
-    Each holds 4 to 12 groups and, between them, sky. In three tenths of them the groups are pairs in CANDELS F160W, in
-    the others crowds of 0 to 14 sources, some too faint to count, of random cameras with one to three bands and white
-    or drizzled noise.
-
-    Parameters
-    ----------
-    count
-        Number of fields.
-    seed
-        Same seed, same fields.
-    progress
-        Show a progress bar.
-
-    Yields
-    ------
-    Scene
-        One field of 384 pixels on a side.
-    """
-    crowds = Population.default()
-    crowds = crowds.replace(snr=(FAINTEST, crowds.snr[1]))
-    for field in tqdm(range(count), disable=not progress, desc="fields", unit="field"):
-        rng = np.random.default_rng((seed, field))
-        population, number, native = (Population.pairs(), 2, 1.0) if rng.random() < PAIRS else (crowds, None, NATIVE)
-        camera, groups = Cameras(native_fraction=native).sample(rng), int(rng.integers(*GROUPS))
-        simulator = Simulator(population, camera, (SIDE, SIDE), number, groups=groups)
-        yield from simulator.batches(1, seed=seed_of(seed, field + 1))
+        Returns
+        -------
+        list of str
+            A sentence for each state and kind of flux. It names the classes whose factor differs from 1 by more than
+            twice its standard error, as one in twenty does by chance.
+        """
+        found: dict[str, list[str]] = {}
+        for row in self.report:
+            start = STATES[row["state"]].format("total" if row["flux"] == "flux" else "Kron")
+            how, factor = ("small", row["factor"]) if row["factor"] > 1 else ("wide", 1 / row["factor"])
+            error = row["factor_err"] * factor / row["factor"]
+            wrong = [f"{factor:.2f} ± {error:.2f} times too {how} for {row['sources']}"]
+            found.setdefault(start, []).extend(wrong if factor - 1 > SIGNIFICANT * error else [])
+        return [f"{start} {', '.join(wrong) or RIGHT}." for start, wrong in found.items()]
 
 
 def fit_calibrator(
@@ -125,10 +93,10 @@ def fit_calibrator(
     Parameters
     ----------
     scenes
-        Five and more batches of scenes with their truth, such as from `training_fields`, which the network was not
-        trained on. Cameras, shapes and bands may differ from batch to batch.
+        Five and more batches of scenes with their truth, which the network was not trained on. Cameras, shapes and
+        bands may differ from batch to batch.
     deblender
-        The deblender, without a calibrator of its own; as `AsImages`, for what it is to do with whole images.
+        The deblender, without a calibrator of its own.
     least
         Minimum number of sources with one map.
     fitted_on
@@ -146,71 +114,163 @@ def fit_calibrator(
     ValueError
         If there are fewer than five batches, too few sources, they have no truth, or the deblender calibrates already.
     """
-    fitted: list[Known] = []
-    held: list[tuple[Posterior, Known, evaluation.Arrays]] = []
-    for batch, scene in enumerate(scenes):
-        evaluation.check_truth(scene)
-        bright = evaluation.signal_to_noise(scene) >= evaluation.LEAST_SNR
-        listed = batch % 2 == 0 and bool(bright.any())
-        posterior, matched, faint = _answered(scene, deblender, bright, listed=listed, seed=seed_of(seed, batch))
-        known = known_sources(posterior, scene, matched)
-        for truth in known.truth.values():
-            truth[faint] = np.nan
-        counts = np.zeros_like(faint) if listed else ~faint
-        known = known._replace(existence=known.existence[:, counts[: known.existence.shape[1]]])
-        if batch % HELD_OUT == HELD_OUT - 1:
-            held.append((Posterior(posterior.dataset), known, _truth(scene, posterior, np.where(faint, -1, matched))))
-        else:
-            fitted.append(known)
+    fields = ((number, scene, deblender) for number, scene in enumerate(scenes))
+    return fit_answers([_answer(*field, seed) for field in fields], least=least, fitted_on=fitted_on)
+
+
+def answers_of(
+    fields: Callable[[Sequence[int]], Iterator[Field]], count: int, folder: Path, *, seed: int = 0
+) -> list[Known]:
+    """Answer for fields, those that a folder holds no answer for yet, and return all answers.
+
+    Parameters
+    ----------
+    fields
+        A function of the numbers of fields, which makes them.
+    count
+        Their number.
+    folder
+        Holds the answers.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    list of Known
+        What a calibrator learns from each field.
+    """
+    if count < HELD_OUT:
+        raise ValueError(f"scenes must hold at least {HELD_OUT} batches, got {count}")
+    files = [folder / f"field-{number:06d}.npz" for number in range(count)]
+    left = [number for number, file in enumerate(files) if not file.exists()]
+    for field in tqdm(fields(left), total=count, initial=count - len(left), desc="fields", unit="field", disable=None):
+        known = _answer(*field, seed)._asdict()
+        flat = {f"{name} {kind}": values for name in ("draws", "truth") for kind, values in known.pop(name).items()}
+        with whole_bytes(files[field[0]]) as file:
+            np.savez(file, **known, **flat)
+    return [_stored(file) for file in files]
+
+
+def _stored(path: Path) -> Known:
+    """Read an answer that `answers_of` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        found = {name: file[name] for name in file.files}
+    kinds: dict[str, dict[str, NDArray]] = {"draws": {}, "truth": {}}
+    for key in [key for key in found if " " in key]:
+        name, kind = key.split()
+        kinds[name][kind] = found.pop(key)
+    return Known(**found | kinds | {"method": str(found["method"])})
+
+
+def fit_answers(
+    answers: Sequence[Known], *, before: Calibrator | None = None, least: int = LEAST, fitted_on: str = ""
+) -> CalibratorFit:
+    """Fit a calibrator to answers for fields, and test it; `before` is the calibrator that was used so far."""
+    held = [(number, known) for number, known in enumerate(answers) if number % HELD_OUT == HELD_OUT - 1]
     if not held:
-        raise ValueError(f"scenes must hold at least {HELD_OUT} batches, got {len(fitted)}")
+        raise ValueError(f"scenes must hold at least {HELD_OUT} batches, got {len(answers)}")
+    fitted = [known for number, known in enumerate(answers) if number % HELD_OUT != HELD_OUT - 1]
     partial = fit_known(fitted, least=least * (HELD_OUT - 1) // HELD_OUT)
-    everything = fit_known(fitted + [known for _, known, _ in held], least=least, fitted_on=fitted_on)
-    tested, errors = [], []
-    for state in ("before", "after"):
-        answers = [(answer if state == "before" else partial(answer), truth) for answer, _, truth in held]
-        tested += _tested(state, answers)
+    everything = fit_known(answers, least=least, fitted_on=fitted_on)
+    tested, errors, report = [], [], []
+    for state, calibrator, judged in (("before", before, list(enumerate(answers))), ("after", partial, held)):
+        moved = {number: _moved(known, calibrator) for number, known in judged}
+        tested += _tested(state, [moved[number] for number, _ in held])
+        report += _reported(state, moved)
         for name in ("mask", "existence"):
-            given, true = np.concatenate([getattr(known, name) for _, known, _ in held], 1)
-            numbers = getattr(partial, name)
+            given, true = np.concatenate([getattr(known, name) for _, known in held], 1)
+            numbers = getattr(calibrator, name, None)
             if len(given):
-                given = logistic(given, numbers) if state == "after" and numbers is not None else given
-                error = reliability(given, true).meta["ece"]
-                errors.append({"state": state, "quantity": name, "ece": error})
-    return CalibratorFit(everything, evaluation.formatted(tested), evaluation.formatted(errors))
+                given = given if numbers is None else logistic(given, numbers)
+                errors.append({"state": state, "quantity": name, "ece": reliability(given, true).meta["ece"]})
+    return CalibratorFit(everything, *map(evaluation.formatted, (tested, errors, report)))
 
 
-def _answered(
-    scene: Scene, deblender: Deblends, bright: NDArray[np.bool_], *, listed: bool, seed: int
-) -> tuple[Posterior, NDArray[np.int64], NDArray[np.bool_]]:
-    """Ask for sources, and return the true source of each, -1 for none, and whether that is too faint to count."""
+def _answer(number: int, scene: Scene, deblender: Deblends, seed: int) -> Known:
+    """Answer for a field, and return what a calibrator learns from it."""
+    evaluation.check_truth(scene)
+    bright = evaluation.signal_to_noise(scene) >= evaluation.LEAST_SNR
+    unknown = scene.light.isnan().flatten(1).any(1).numpy()  # sources that were there before others were injected
+    listed, seed = number % 2 == 0 and bool(bright.any()), seed_of(seed, number)
+    posterior, matched = _asked(scene, deblender, bright | unknown, listed=listed, seed=seed)
+    faint = np.isin(matched, np.flatnonzero(~bright))
+    known = known_sources(posterior, scene, np.where(np.isin(matched, np.flatnonzero(unknown)), -1, matched))
+    for truth in known.truth.values():
+        truth[faint] = np.nan
+    counts = np.zeros_like(faint) if listed else ~faint
+    return known._replace(existence=known.existence[:, counts[: known.existence.shape[1]]])
+
+
+def _asked(
+    scene: Scene, deblender: Deblends, wanted: NDArray[np.bool_], *, listed: bool, seed: int
+) -> tuple[Posterior, NDArray[np.int64]]:
+    """Ask for sources, wanted ones or detected ones, and return the true source of each, -1 for none."""
     if not listed:
         posterior = deblender.scenes(scene, seed=seed)
-        matched = evaluation.detected(scene, posterior)
-        return posterior, matched, np.isin(matched, np.flatnonzero(~bright))
+        return posterior, evaluation.detected(scene, posterior)
     rng = np.random.default_rng(seed)
-    error = JITTER * torch.from_numpy(rng.random(len(scene))[scene.scene.numpy()] * rng.normal(size=(2, len(bright))))
+    error = JITTER * torch.from_numpy(rng.random(len(scene))[scene.scene.numpy()] * rng.normal(size=(2, len(wanted))))
     places = (
-        (place + own)[bright].clamp(0, side - 1)
+        (place + own)[wanted].clamp(0, side - 1)
         for place, own, side in zip((scene.x, scene.y), error, scene.image.shape[:-3:-1], strict=True)
     )
-    posterior = deblender.scenes(scene, positions=(scene.scene[bright], *places), seed=seed)
-    return posterior, np.flatnonzero(bright), np.zeros(len(posterior), dtype=bool)
+    return deblender.scenes(scene, positions=(scene.scene[wanted], *places), seed=seed), np.flatnonzero(wanted)
 
 
-def _truth(scene: Scene, posterior: Posterior, matched: NDArray[np.int64]) -> evaluation.Arrays:
-    """Return which sources are real, their groups and, with an axis before them, their true fluxes."""
-    real, names = matched >= 0, evaluation.TRUTHS.items()
-    fluxes = {kind: getattr(scene, name).double().numpy()[None, matched[real]] for kind, name in names}
-    return fluxes | {"real": real, "group": posterior.dataset["group"].values[real]}
+def _moved(known: Known, calibrator: Calibrator | None) -> Known:
+    """Return an answer as a calibrator would give it."""
+    if calibrator is None:
+        return known
+    moved = {k: calibrator.corrected(k, draws, known.features, known.group) for k, draws in known.draws.items()}
+    return known._replace(draws=moved)
 
 
-def _tested(state: str, answers: list[tuple[Posterior, evaluation.Arrays]]) -> Iterator[dict[str, object]]:
+def _tested(state: str, answers: list[Known]) -> Iterator[dict[str, object]]:
     """Measure the real ones of the sources, by the number of bands."""
-    for bands in sorted({answer.dataset.sizes["band"] for answer, _ in answers}):
-        own = [(answer, truth) for answer, truth in answers if answer.dataset.sizes["band"] == bands]
-        kinds = [kind for kind in evaluation.TRUTHS if kind in own[0][0].dataset]
-        found = [{kind: evaluation.flat_draws(p, kind)[:, truth["real"]] for kind in kinds} for p, truth in own]
-        for row in evaluation.accuracy_rows(evaluation.joined(found), evaluation.joined([truth for _, truth in own])):
+    for bands in sorted({known.features.shape[1] for known in answers}):
+        own, found, truths = [known for known in answers if known.features.shape[1] == bands], [], []
+        for known in own:
+            real = np.any([np.isfinite(truth).any(1) for truth in known.truth.values()], axis=0)
+            found.append({FLUX_OF[kind]: np.exp(draws[:, real], dtype=float) for kind, draws in known.draws.items()})
+            true = {FLUX_OF[kind]: np.exp(truth[None, real]) for kind, truth in known.truth.items()}
+            truths.append(true | {"group": known.group[real]})
+        for row in evaluation.accuracy_rows(evaluation.joined(found), evaluation.joined(truths)):
             del row["iou"]
             yield {"state": state, "bands": bands} | row
+
+
+def _reported(state: str, answers: dict[int, Known]) -> Iterator[dict[str, object]]:
+    """Measure by which factor the 68 % intervals of classes of sources must be stretched."""
+    features = np.concatenate([known.features.reshape(-1, known.features.shape[2]) for known in answers.values()])
+    owner = np.repeat([*answers], [known.features[..., 0].size for known in answers.values()])
+    for kind in (kind for kind in FLUX_OF if all(kind in known.draws for known in answers.values())):
+        ratio = np.concatenate([_misfit(known.draws[kind], known.truth[kind]).ravel() for known in answers.values()])
+        for name, chosen in _classes(features):
+            rows = np.flatnonzero(chosen & np.isfinite(ratio))
+            if len(rows) >= LEAST_IN_CLASS:
+                values, row = ratio[rows], {"state": state, "flux": FLUX_OF[kind], "sources": name, "count": len(rows)}
+                low, high = bootstrap(lambda picked, own=values: np.quantile(own[picked], WITHIN), owner[rows])
+                yield row | {"factor": np.quantile(values, WITHIN), "factor_err": (high - low) / 2}
+
+
+def _misfit(draws: NDArray, truth: NDArray) -> NDArray[np.float64]:
+    """Return errors ``(source, band)`` over the half of the 68 % interval on their side; NaN without a truth."""
+    low, middle, high = np.quantile(draws, ONE_SIGMA, axis=0)
+    error = np.where(np.isfinite(truth), truth, np.nan) - middle
+    return np.abs(error) / np.where(error > 0, high - middle, middle - low)
+
+
+def _classes(features: NDArray) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Return classes of sources by the features that a calibrator knows, and which of them are in each."""
+    listed, bands, snr, number, _, size = features.T
+    yield "all sources", np.ones(len(features), dtype=bool)
+    for names, first in {
+        ("listed sources", "detected sources"): listed > 0.5,
+        ("faint sources", "bright sources"): ~(snr >= FAINT),
+        ("sources alone", "blended sources"): number < 2,
+        ("compact sources", "extended sources"): ~(size >= EXTENDED),
+    }.items():
+        yield from zip(names, (first, ~first), strict=True)
+    several = np.unique(bands).astype(int).tolist()
+    for number in several if len(several) > 1 else ():
+        yield f"sources in {number} band{'s' * (number > 1)}", bands == number

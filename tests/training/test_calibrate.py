@@ -1,21 +1,26 @@
 """Calibrators are fitted to answers that are too narrow or too wide, and tested on scenes that they have not seen."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from astropy.table import Table
 
 from probdeblend.deblending import Deblender, Description
 from probdeblend.networks import SceneNetwork
 from probdeblend.posterior import Cutouts, Posterior
+from probdeblend.posterior.calibrator import Known
 from probdeblend.scene import Scene
 from probdeblend.training import fit_calibrator
-from probdeblend.training.calibrate import AsImages, training_fields
+from probdeblend.training.calibrate import CalibratorFit, _answer, answers_of, fit_answers
+from probdeblend.training.fields import AsImages, simulated_fields
 
 SIZE, SKY_RMS, COUNT = 8, 0.01, 400
 SOURCES = 100  # in a field
 FOUR = 4.0  # standard errors: a false alarm in 16,000
+FIT = CalibratorFit(*(None,) * 4)
 
 
 def scenes_of(count=COUNT, *, seed=0, bands=1):
@@ -115,6 +120,88 @@ def test_each_number_of_bands_is_tested():
         assert after["coverage_68"] == pytest.approx(0.68, abs=spread(after["count"], 600))
     assert not np.isfinite(rows(found, bands=1)["color_68"]).any()
     assert rows(found, flux="flux", sources="all", bands=3)["color_68"][1] == pytest.approx(0.68, abs=spread(160, 600))
+
+
+@pytest.mark.parametrize(("narrow", "how"), [(0.5, "small"), (2.0, "wide")])
+def test_the_report_says_how_wrong_error_bars_were(narrow, how):
+    fit = fit_calibrator(batches_of(scenes_of()), Wrong(narrow, pixels=False))
+    for kind in ("flux", "flux_auto"):
+        before, after = rows(fit.report, flux=kind, sources="all sources")
+        assert before["count"] > 4 * after["count"]  # before calibration, no scene needs to be held out
+        assert abs(np.log(before["factor"] * narrow)) < FOUR * before["factor_err"] / before["factor"]
+        assert abs(after["factor"] - 1) < FOUR * after["factor_err"]
+    total, kron, *_ = fit.findings()
+    assert total.startswith("Your error bars of total fluxes were ")
+    assert kron.startswith("Your error bars of Kron fluxes were ")
+    (first,) = re.findall(rf"were (\S+) ± \S+ times too {how} for all sources", total)
+    assert float(first) == pytest.approx(2, abs=0.3)
+
+
+def test_the_report_tells_classes_apart():
+    """Errors of extended sources alone are understated."""
+    rng = np.random.default_rng(0)
+    size, draws = np.repeat([1.0, 5.0], 300), rng.normal(size=(200, 600, 1))
+    truth, one = rng.normal(size=(600, 1)) * np.where(size > 3, 1.5, 1.0)[:, None], np.ones(600)
+    features, none = np.stack([one, one, 100 * one, one, 0 * one, size], -1)[:, None], np.zeros((2, 0))
+    known = [
+        Known("network", {"total": draws[:, part]}, {"total": truth[part]}, features[part], np.arange(60), none, none)
+        for part in np.arange(600).reshape(60, 10).T
+    ]
+    report = {row["sources"]: row for row in fit_answers(known, least=100).report if row["state"] == "before"}
+    assert "detected sources" not in report
+    assert abs(report["extended sources"]["factor"] - 1.5) < FOUR * report["extended sources"]["factor_err"]
+    assert abs(report["compact sources"]["factor"] - 1) < FOUR * report["compact sources"]["factor_err"]
+
+
+def test_right_error_bars_are_said_to_be_right():
+    table = Table({"state": ["before"], "flux": ["flux"], "sources": ["all sources"], "factor": [1.09]})
+    table["factor_err"] = 0.05
+    assert replace(FIT, report=table).findings() == [
+        "Your error bars of total fluxes were right, as far as this test can tell."
+    ]
+    table["factor"] = 0.8
+    assert replace(FIT, report=table).findings() == [
+        "Your error bars of total fluxes were 1.25 ± 0.08 times too wide for all sources."
+    ]
+
+
+def test_the_calibrator_that_was_used_so_far_is_judged(fit):
+    scenes = batches_of(scenes_of(seed=1))
+    found = fit_answers([_answer(*one, Wrong(), 0) for one in enumerate(scenes)], before=fit.calibrator)
+    for kind in ("flux", "flux_auto"):
+        before = rows(found.tested, flux=kind, sources="all", state="before")
+        assert before["coverage_68"] == pytest.approx(0.68, abs=spread(before["count"][0], 800))
+        before = rows(found.report, flux=kind, sources="all sources", state="before")
+        assert abs(before["factor"] - 1) < FOUR * np.hypot(1, 1) * before["factor_err"]
+    assert (found.probabilities["ece"] < 0.05).all()
+
+
+def test_an_interrupted_run_is_resumed(tmp_path):
+    asked = []
+
+    def fields(numbers):
+        for number in numbers:
+            asked.append(number)
+            yield number, scenes[number], Wrong()
+
+    scenes = batches_of(scenes_of(30), 5)
+    whole = [_answer(number, scene, Wrong(), 0) for number, scene in enumerate(scenes)]
+    scenes[3] = None
+    with pytest.raises(AttributeError):
+        answers_of(fields, 6, tmp_path)
+    scenes[3] = batches_of(scenes_of(30), 5)[3]
+    found = answers_of(fields, 6, tmp_path)
+    assert asked == [0, 1, 2, 3, 3, 4, 5]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"field-{number:06d}.npz" for number in range(6)]
+    for one, other in zip(whole, found, strict=True):
+        assert one.method == other.method
+        for kind in ("total", "auto"):
+            np.testing.assert_array_equal(one.draws[kind], other.draws[kind])
+            np.testing.assert_array_equal(one.truth[kind], other.truth[kind])
+        for name in ("features", "group", "mask", "existence"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    with pytest.raises(ValueError, match="scenes must hold at least 5 batches, got 4"):
+        answers_of(fields, 4, tmp_path)
 
 
 def test_listed_and_detected_sources_take_turns():
@@ -267,13 +354,15 @@ def test_a_network_takes_them():
 
 @pytest.mark.slow
 def test_fields_like_the_scenes_of_the_training():
-    fields = list(training_fields(8, seed=5, progress=False))
+    numbers, fields, wrapped = zip(*simulated_fields(Photometer(), range(8), seed=5), strict=True)
+    assert numbers == tuple(range(8))
+    assert {type(deblends) for deblends in wrapped} == {AsImages}
     assert {field.image.shape[2:] for field in fields} == {(384, 384)}
     assert {field.image.shape[1] for field in fields} >= {1, 3}
     assert len({field.pixel_scale for field in fields}) > 4
     assert all(field.group.max() >= 3 for field in fields)
     pairs = [field for field in fields if field.pixel_scale == 0.06]
     assert 0 < len(pairs) < 6
-    again, other = (next(training_fields(1, seed=seed, progress=False)) for seed in (5, 6))
-    np.testing.assert_array_equal(fields[0].image, again.image)
-    assert fields[0].image.shape != other.image.shape or not np.array_equal(fields[0].image, other.image)
+    again, other = (next(simulated_fields(Photometer(), [3], seed=seed))[1] for seed in (5, 6))
+    np.testing.assert_array_equal(fields[3].image, again.image)
+    assert fields[3].image.shape != other.image.shape or not np.array_equal(fields[3].image, other.image)

@@ -1,0 +1,224 @@
+"""Sources are injected into the sky of users' images, and nothing else changes."""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from astropy.io import fits
+from astropy.nddata import NDData
+from astropy.table import Table
+from scipy import ndimage
+
+from probdeblend.posterior import Posterior
+from probdeblend.simulation import Population
+from probdeblend.simulation.positions import Frame
+from probdeblend.training import fields
+from probdeblend.training.calibrate import _answer, answers_of, fit_answers
+from probdeblend.training.fields import Injection, injected_fields, population_like, usual_count
+
+SIZE, RMS = 128, 2.0
+FOUR = 4.0  # standard errors: a false alarm in 16,000
+Y, X = np.mgrid[-20:21, -20:21]
+PSF = np.exp(-(Y**2 + X**2) / 4.5) / (4.5 * np.pi)
+ERROR = 0.03  # relative, of fluxes that are taken at the nearest pixel
+NOISE = RMS / np.sqrt((PSF**2).sum())  # of the flux of a star
+
+
+class Photometer:
+    """Fits a star at each place, or at each peak, and claims an error that is off by a factor."""
+
+    def __init__(self, factor=1.0):
+        self.factor, self.images = factor, []
+
+    def __call__(self, image, *, positions=None, seed=0, **known):
+        self.images.append((image, known))
+        pixels = np.nan_to_num([band.data for band in image])
+        pixels = pixels - np.median(pixels, axis=(1, 2), keepdims=True)
+        flux = np.stack([ndimage.correlate(band, PSF) for band in pixels]) / (PSF**2).sum()
+        highest = ndimage.maximum_filter(flux[0], 9)
+        given = positions is not None
+        y, x = np.nonzero((flux[0] == highest) & (highest > 5 * NOISE))
+        x, y = positions.T if given else (x.astype(float), y.astype(float))
+        place = np.rint(np.stack([y, x])).astype(int)
+        found = np.stack([ndimage.maximum_filter(band, 5)[*place] for band in flux], -1)  # lists err
+        error = self.factor * np.hypot(NOISE, ERROR * found)
+        draws = found + error * np.random.default_rng(seed).normal(size=(1, 400, *found.shape))
+        columns = {"sky_rms": np.full(found.shape, RMS), "existence": np.full(len(x), 0.9)}
+        number = np.arange(len(x))
+        bands = tuple(map(str, range(len(image))))
+        answer = Posterior.from_draws(np.maximum(draws, 1e-9), scene=0 * number, group=number, x=x, y=y, bands=bands,
+                                      pixel_scale=1.0, columns=columns)  # fmt: skip
+        answer.dataset.attrs["positions"] = "given" if given else "detected"
+        return answer
+
+
+def sky(size=SIZE, *, bands=1, stars=3, seed=0):
+    """An image with a level, noise and some bright stars."""
+    rng = np.random.default_rng(seed)
+    pixels = 50 + RMS * rng.normal(size=(bands, size, size))
+    for x, y in rng.integers(25, size - 25, (stars, 2)):
+        pixels[:, y - 20 : y + 21, x - 20 : x + 21] += 60 * NOISE * PSF
+    return pixels
+
+
+def stars_of(deblender, *, number=(0.0, 0.0, 1.0)):
+    """Inject bright stars, two in a group."""
+    stars = Population.default().replace(star_fraction=1.0, number=number, snr=(20.0, 60.0))
+    return replace(Injection.usual(deblender), population=stars)
+
+
+def injected(deblender, image, numbers=(7,), *, count=9, **changes):
+    how = {"psf": PSF, "sky_rms": RMS, "gain": 5.0} | changes
+    return list(injected_fields(stars_of(deblender), [image], numbers, count=count, **how))
+
+
+@pytest.mark.parametrize("bands", [1, 2])
+def test_light_is_added_to_the_users_pixels(bands):
+    photometer, image = Photometer(), sky(bands=bands)
+    image[:, :30, 40:60] = np.nan
+    ((number, scene, window),) = injected(photometer, image, wavelength=0.8)
+    assert number == 7
+    window.scenes(scene)
+    (before, known), (after, _) = photometer.images
+    assert known["gain"] == pytest.approx([5.0] * bands)
+    assert known["wavelength"] == pytest.approx([0.8] * bands)
+    np.testing.assert_array_equal([band.data for band in before], image)
+    own = scene.flux.isfinite().all(1)
+    added, light = np.array([band.data for band in after]) - image, scene.light[own].sum(0).numpy()
+    np.testing.assert_array_equal(np.isnan(added), np.isnan(image))
+    dark = np.isfinite(added) & (light <= 0)
+    np.testing.assert_allclose(added[dark], light[dark], atol=1e-9)
+    lit = light > 1
+    pull = (added - light)[lit] / np.sqrt(light[lit] / 5)
+    assert pull.std() == pytest.approx(1, abs=FOUR / np.sqrt(2 * lit.sum()))
+    np.testing.assert_allclose(scene.image[0].numpy()[lit], (image - 50 + added)[lit], atol=0.3 * RMS)
+
+
+def test_sources_that_are_there_are_listed_but_not_known():
+    photometer, image = Photometer(), sky(stars=4)
+    ((_, scene, window),) = injected(photometer, image, [1])
+    there = photometer([NDData(band) for band in image])
+    own = scene.flux.isfinite().all(1).numpy()
+    assert own.tolist() == [True] * 2 + [False] * len(there)
+    for name in "xy":
+        np.testing.assert_allclose(getattr(scene, name)[~own], there.dataset[name])
+    assert scene.light[~own].isnan().all()
+    assert scene.auto_flux[~own].isnan().all()
+    listed, detected = (_answer(number, scene, window, 0) for number in (0, 1))
+    for known in (listed, detected):
+        assert np.isfinite(known.truth["total"]).sum() == 2
+        assert len(known.features) >= 2 + len(there) - 1  # two may be one detection
+    assert listed.existence.shape == (2, 0)
+    assert detected.existence[1].sum() == 2  # the others count neither as real nor as false
+
+
+def test_windows_of_a_mosaic_have_good_pixels_and_do_not_depend_on_others(monkeypatch):
+    monkeypatch.setattr(fields, "SIDE", 96)
+    photometer, image = Photometer(), sky(200)
+    image[:, :, :60] = np.nan
+    both = injected(photometer, image, (2, 5))
+    (again,) = injected(photometer, image, (5,))
+    np.testing.assert_array_equal(both[1][1].image, again[1].image)
+    for _, scene, _ in both:
+        assert scene.image.shape == (1, 1, 96, 96)
+    for seen, _ in photometer.images:
+        assert np.isfinite(seen[0].data).mean() >= 0.5
+    with pytest.raises(ValueError, match="image must have windows that can be deblended, got none in 20 tries: more"):
+        injected(photometer, np.where(np.arange(200) > 40, np.nan, image))
+
+
+def test_images_share_the_fields():
+    photometer, images = Photometer(), [sky(seed=number) for number in range(3)]
+    found = injected_fields(stars_of(photometer), images, range(6), count=6, psf=PSF, sky_rms=RMS)
+    assert [number for number, *_ in found] == list(range(6))
+    asked = [image[0].data[0, 0] for image, _ in photometer.images]
+    assert asked == [image[0, 0, 0] for image in images]  # each is looked at once, as it is a single window
+
+
+@pytest.mark.parametrize(
+    ("image", "known", "message"),
+    [
+        (sky(), {"psf": None}, "psf must be given"),
+        (sky()[:, :64], {}, r"image must be at least 96 pixels on a side, got shape \(64, 128\)"),
+        (np.ones((1, 128, 128)), {"sky_rms": None}, "sky_rms must be given where the sky"),
+    ],
+)
+def test_images_that_cannot_be_used(image, known, message):
+    with pytest.raises(ValueError, match=message):
+        injected(Photometer(), image, **known)
+
+
+def seen_as(**changes):
+    known = {"zero_point": (25.0, 26.0), "bands": ("g", "r"), "unit": "nJy", "pixel_scale": 0.2} | changes
+    return SimpleNamespace(psf=torch.from_numpy(PSF)[None], **known)
+
+
+def test_injected_sources_are_like_those_of_a_catalog():
+    rng = np.random.default_rng(0)
+    magnitude = rng.normal(22, 1, 400)
+    radius = 0.1 + 0.2 * (24 - magnitude).clip(0.5)
+    magnitudes = Table({"mag_g": magnitude, "half_light_radius": radius, "mag_r": magnitude + 9})
+    fluxes = Table({"flux_g": 10 ** (0.4 * (25 - magnitude)), "half_light_radius": radius})
+    for catalog, middle, seen in (
+        (magnitudes, 22, seen_as()),
+        (fluxes, 22, seen_as()),
+        (fluxes, -3, seen_as(zero_point=(np.nan, np.nan))),
+    ):
+        population = population_like(catalog, seen).replace(star_fraction=0.0, number=(0.0, 1.0))
+        drawn = population.sample(400, Frame((SIZE, SIZE), 0.2, 4.0), seed=1)
+        found = drawn["magnitude"][drawn["exists"]].numpy()
+        assert found.mean() == pytest.approx(middle, abs=FOUR * np.sqrt(2 / 400))
+        assert found.std() == pytest.approx(1, abs=FOUR * np.sqrt(1 / 400))
+        size = (drawn["half_light_radius"] * drawn["axis_ratio"].sqrt())[drawn["exists"]].numpy()
+        expected = 0.1 + 0.2 * (2 - found + middle).clip(0.5)
+        assert np.median(size / expected) == pytest.approx(1, abs=0.15)
+
+
+def test_catalogs_that_cannot_be_used():
+    good = {"flux": np.ones(30), "half_light_radius": np.ones(30)}
+    blind = seen_as(zero_point=(np.nan, np.nan))
+    for columns, seen, message in (
+        (
+            {"x": [1.0]},
+            seen_as(),
+            "catalog must have a column mag or magnitude or mag_auto or flux or flux_auto, got x",
+        ),
+        ({"mag": [1.0]}, blind, "catalog must have a column flux or flux_auto, got mag"),
+        ({"flux": good["flux"]}, blind, "half_light_radius for an image without a zero point"),
+        ({name: v[:9] for name, v in good.items()}, blind, "catalog must have 20 sources with fluxes and radii, got 9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            population_like(Table(columns), seen)
+    with pytest.raises(ValueError, match="catalog must have flux in nJy, as the image's fluxes, got uJy"):
+        population_like(Table(good, units={"flux": "uJy"}), blind)
+
+
+def test_larger_images_and_more_bands_get_fewer_windows(tmp_path):
+    for side in (128, 500):
+        fits.PrimaryHDU(np.zeros((side, side), "f4")).writeto(tmp_path / f"{side}.fits")
+    counts = [usual_count([tmp_path / f"{side}.fits"] * bands) for side, bands in ((500, 1), (500, 2), (128, 1))]
+    assert counts == [250, 125, 1000]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("factor", "how"), [(0.5, "small"), (2.0, "wide")])
+def test_a_calibrator_repairs_error_bars_in_the_users_sky(factor, how, tmp_path):
+    """Intervals that are too narrow or too wide are reported so, and cover with the calibrator.
+
+    False alarms: one of 16,000 for each coverage and factor.
+    """
+    photometer, image = Photometer(factor), sky(384, stars=10)
+    single = stars_of(photometer, number=(0.0, 1.0))
+    make = partial(injected_fields, single, [image], count=60, psf=PSF, sky_rms=RMS)
+    fit = fit_answers(answers_of(make, 60, tmp_path), least=100)
+    assert f"times too {how} for all sources" in fit.findings()[0]
+    before, after = (row for row in fit.report if row["sources"] == "all sources")
+    assert abs(before["factor"] - 1) > FOUR * before["factor_err"]
+    assert abs(after["factor"] - 1) < FOUR * after["factor_err"]
+    before, after = (row for row in fit.tested if row["sources"] == "all")
+    assert before["coverage_68"] < 0.5 if how == "small" else before["coverage_68"] > 0.85
+    count = after["count"]
+    assert after["coverage_68"] == pytest.approx(0.68, abs=FOUR * np.sqrt(0.68 * 0.32 * (1 / count + 0.25 / count)))
