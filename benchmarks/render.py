@@ -22,7 +22,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from benchmarks._command import Run, benchmark, sized_option
-from probdeblend.scene import STAMP_CENTER, STAMP_SIZE
+from probdeblend.scene import STAMP_SIZE
 from probdeblend.simulation.cameras import Camera
 from probdeblend.simulation.galsim import render_galsim
 from probdeblend.simulation.morphology import source_components
@@ -32,6 +32,7 @@ from probdeblend.simulation.profiles import Components, render
 
 __all__ = ["compare_pairs", "compare_profiles", "main"]
 
+STAMP_CENTER = (STAMP_SIZE - 1) / 2
 INDICES, SMALL_INDICES = (0.5, 0.7, 1.0, 1.5, 2.5, 4.0, 5.0, 6.0), (0.7, 2.5, 5.0)
 RADII, SMALL_RADII = (0.1, 0.3, 0.6, 1.2), (0.1, 0.6)  # arcsec
 AXIS_RATIOS = (0.2, 0.5, 1.0)

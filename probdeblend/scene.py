@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,6 @@ __all__ = [
     "PIXEL_SCALE_TOLERANCE",
     "PSF_SIZE",
     "SOURCE_TYPES",
-    "STAMP_CENTER",
     "STAMP_SIZE",
     "Scene",
     "drizzle_kernel",
@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 STAMP_SIZE = 128
-STAMP_CENTER = (STAMP_SIZE - 1) / 2
 PSF_SIZE = 41  # pixels on a side of the PSFs that networks see
 MASK_THRESHOLD = 3.0  # a pixel is in the mask of a galaxy whose own light exceeds so many times the sky noise
 PIXEL_SCALE_TOLERANCE = 0.02  # relative; a larger mismatch biases sizes and fluxes
@@ -144,21 +143,7 @@ class Scene:
         if self.image.ndim != 4:
             raise ValueError(f"image must have the axes (scene, band, y, x), got shape {tuple(self.image.shape)}")
         scenes, bands, *pixels = self.image.shape
-        complete(self, self.sky_rms)
-        for name in SCENE_FIELDS[1:]:
-            value = getattr(self, name)
-            axes = 4 if name in ("psf", "noise_kernel") else 2
-            if tuple(value.shape[:2]) != (scenes, bands) or value.ndim != axes:
-                raise ValueError(f"{name} must begin with the axes {(scenes, bands)}, got {tuple(value.shape)}")
-            if name in ("exposure", "wavelength") and bool((value <= 0).any()):
-                raise ValueError(f"{name} must be positive, got {float(value.min())}")
-        good = torch.isfinite(self.sky_rms) & (self.sky_rms > 0)
-        if not bool(good.all()):
-            wrong = float(self.sky_rms[~good][0])
-            raise ValueError(f"sky_rms must be positive and finite for every scene, got {wrong}")
-        if not 0 < self.pixel_scale < math.inf or len(self.zero_point) not in (0, bands):
-            known = f"{self.pixel_scale} and {self.zero_point}"
-            raise ValueError(f"pixel_scale must be positive, and zero_point one for each of {bands} bands, got {known}")
+        check_conditions(vars(self), scenes, bands)
         if self.scene is None:
             return
         number = self.scene.tolist()
@@ -254,13 +239,28 @@ class Scene:
         return cls(**values)
 
 
-def complete(how: object, sky_rms: Tensor) -> None:
-    """Fill in what is not known of how images were taken: white noise, no photon noise, unknown wavelengths."""
-    white = torch.ones_like(sky_rms)
+def check_conditions(known: dict[str, Any], *axes: int) -> None:
+    """Check what is known of how images were taken, and fill in the rest: white noise, no photon noise, no wavelength.
+
+    Values are arrays with the lengths of `axes`, of which the last one is that of the bands.
+    """
+    white = torch.ones_like(known["sky_rms"])
     usual = {"exposure": white * math.inf, "noise_kernel": white[..., None, None], "wavelength": white * math.nan}
-    for name, value in usual.items():
-        if getattr(how, name) is None:
-            object.__setattr__(how, name, value)
+    known |= {name: value for name, value in usual.items() if known[name] is None}
+    for name in SCENE_FIELDS[1:]:
+        value, pixels = known[name], 2 * (name in ("psf", "noise_kernel"))
+        if tuple(value.shape[: len(axes)]) != axes or value.ndim != len(axes) + pixels:
+            raise ValueError(f"{name} must begin with the axes {axes}, got {tuple(value.shape)}")
+    rms, exposure, wavelength = (known[name] for name in ("sky_rms", "exposure", "wavelength"))
+    wrong = {"sky_rms": ~((rms > 0) & rms.isfinite()), "exposure": ~(exposure > 0), "wavelength": wavelength <= 0}
+    for name, bad in wrong.items():
+        if bool(bad.any()):
+            number = "positive and finite" if name == "sky_rms" else "positive"
+            raise ValueError(f"{name} must be {number}, got {float(known[name][bad][0])}")
+    scale, points = known["pixel_scale"], known["zero_point"]
+    if not 0 < scale < math.inf or len(points) not in (0, axes[-1]):
+        one = f"one for each of {axes[-1]} bands"
+        raise ValueError(f"pixel_scale must be positive, and zero_point {one}, got {scale} and {points}")
 
 
 def overlap_groups(overlap: Tensor, *, link: float = 1.0, most: int = 16) -> list[list[int]]:

@@ -117,7 +117,7 @@ def test_images_have_four_axes():
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
 def test_sky_noise_must_be_positive_and_finite(wrong):
-    with pytest.raises(ValueError, match=f"sky_rms must be positive and finite for every scene, got {wrong}"):
+    with pytest.raises(ValueError, match=f"sky_rms must be positive and finite, got {wrong}"):
         scene((1, 1), sky_rms=torch.tensor([[1.0], [wrong]]))
 
 

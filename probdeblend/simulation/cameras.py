@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..scene import PSF_SIZE, complete, correlation_sum, drizzle_kernel
+from ..scene import PSF_SIZE, check_conditions, correlation_sum, drizzle_kernel
 
 if TYPE_CHECKING:
     import galsim
@@ -71,18 +71,11 @@ class Camera:
     native: bool = False
 
     def __post_init__(self) -> None:
-        complete(self, self.sky_rms)
-        bands, *shape = self.psf.shape
-        if len(shape) != 2 or shape[0] != shape[1] or shape[0] % 2 == 0:
-            raise ValueError(f"psf must be a square with an odd side for each band, got shape {tuple(self.psf.shape)}")
+        check_conditions(vars(self), len(self.psf))
+        if (shape := tuple(self.psf.shape))[1] != shape[2] or shape[1] % 2 == 0:
+            raise ValueError(f"psf must be a square with an odd side for each band, got shape {shape}")
         if not bool(((total := self.psf.sum((1, 2))) - 1).abs().max() < 1e-3):
             raise ValueError(f"psf must have unit sum, got {total.tolist()}")
-        if not self.pixel_scale > 0:
-            raise ValueError(f"pixel_scale must be positive, got {self.pixel_scale}")
-        for name in ("sky_rms", "exposure"):
-            value = getattr(self, name)
-            if tuple(value.shape) != (bands,) or not bool((value > 0).all()):
-                raise ValueError(f"{name} must be positive for each of {bands} bands, got {value.tolist()}")
 
     @classmethod
     def candels_f160w(cls, *, sky_rms: float = 3e-3, exposure: float = 3200.0) -> Camera:

@@ -41,13 +41,16 @@ def test_numbers_of_a_camera_must_be_positive(name, value):
         replace(Camera.candels_f160w(), **{name: wrong})
 
 
-@pytest.mark.parametrize("name", ["sky_rms", "exposure"])
-def test_numbers_of_a_camera_are_one_for_each_band(name):
-    with pytest.raises(ValueError, match=f"{name} must be positive for each of 1 bands, got .*2.0"):
-        replace(Camera.candels_f160w(), **{name: torch.tensor([1.0, 2.0])})
+@pytest.mark.parametrize("name", ["psf", "sky_rms", "exposure", "wavelength", "noise_kernel"])
+def test_conditions_are_one_for_each_band(name):
+    wrong = torch.ones(1, 3) if name in ("psf", "noise_kernel") else torch.tensor([1.0, 2.0])
+    with pytest.raises(ValueError, match=rf"{name} must begin with the axes \(., *\), got \("):
+        replace(Camera.candels_f160w(), **{name: wrong})
+    with pytest.raises(ValueError, match=r"zero_point one for each of 1 bands, got 0.06 and \(26.0, 26.0\)"):
+        replace(Camera.candels_f160w(), zero_point=(26.0, 26.0))
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 4), (1, 3, 5), (9,), (3, 3)])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (1, 3, 5)])
 def test_psf_must_be_an_odd_square(shape):
     with pytest.raises(ValueError, match="psf must be a square with an odd side for each band, got shape"):
         replace(Camera.candels_f160w(), psf=torch.full(shape, 1 / math.prod(shape)))

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from probdeblend.scene import STAMP_CENTER
 from probdeblend.simulation import Camera, Components, Frame, Population, render, render_galsim
 from probdeblend.simulation.morphology import source_components
 
 HST = Camera.candels_f160w()
+CENTER = 63.5  # of a stamp of 128 pixels
 
 
 def drawn(light, engine):
@@ -36,7 +36,7 @@ def test_galsim_and_torch_draw_the_same_sources():
 
 def one_galaxy(**changes):
     numbers = {"flux": 5.0, "half_light_radius": 0.3, "sersic_index": 1.0, "axis_ratio": 0.5, "angle": 0.4}
-    numbers |= {"x": STAMP_CENTER, "y": STAMP_CENTER} | changes
+    numbers |= {"x": CENTER, "y": CENTER} | changes
     present = torch.ones(1, dtype=torch.bool)
     return Components(**{name: torch.full((1,), value) for name, value in numbers.items()}, present=present)
 
@@ -56,7 +56,7 @@ def test_positions_and_angles(engine):
 
     center, second = moments(x=70.0, y=50.25)
     middle, round_ = moments(axis_ratio=1.0)
-    np.testing.assert_allclose(center - middle, [70.0 - STAMP_CENTER, 50.25 - STAMP_CENTER], atol=0.05)
+    np.testing.assert_allclose(center - middle, [70.0 - CENTER, 50.25 - CENTER], atol=0.05)
     xx, yy, xy = second - round_
     assert 0.5 * np.arctan2(2 * xy, xx - yy) == pytest.approx(0.4, abs=0.03)
 
