@@ -43,6 +43,7 @@ def simulate(output: Path, **given: object) -> None:
 @click.option("--steps", type=click.IntRange(1), default=40_000, help="Number of batches.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, help="Scenes per batch.")
 @click.option("--start", type=FILE, help="Weights to train further.  [default: random ones]")
+@click.option("--galaxies", type=FILE, multiple=True, help="Library of real galaxies, for half of the sources.")
 @options.workers(1)
 @options.seed
 @options.resume
@@ -56,8 +57,10 @@ def train(output: Path, **given: object) -> None:
     Example:
       probdeblend train my.safetensors --resume
     """  # noqa: D301
+    from ..surveys import read_library
     from ..training.recipes import train as train_network
 
-    table = train_network(output, **given)
+    library = read_library(*given.pop("galaxies"))
+    table = train_network(output, galaxies=[galaxy for galaxy in library if galaxy.keep], **given)
     click.echo(", ".join(f"{name} {value:.4g}" for name, value in table.meta.items()))
     click.echo(f"written to {output}")

@@ -55,7 +55,7 @@ def test_train_hands_its_options_on(run, monkeypatch):
     assert text == "steps 7, validation_loss -1.25\nwritten to new\n"
     assert {name: str(value) for name, value in calls[0].items()} == {
         "output": "new", "steps": "7", "batch_size": "4", "workers": "2", "start": "w", "seed": "0", "resume": "True",
-        "overwrite": "False",
+        "overwrite": "False", "galaxies": "[]",
     }  # fmt: skip
 
 

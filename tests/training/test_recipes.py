@@ -3,6 +3,7 @@
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bumps import Bumps
@@ -10,6 +11,7 @@ from torch import nn
 
 from probdeblend.deblending import load
 from probdeblend.simulation.stream import SceneStream
+from probdeblend.surveys import Galaxy
 from probdeblend.training import recipes, train
 
 FEW = {"steps": 2, "batch_size": 2, "workers": 0}
@@ -119,6 +121,29 @@ def test_weights_are_trained_further(weights, tmp_path):
         one.network.parameters()
     )
     assert 0 < moved.abs().max() <= 2.1 * recipes.FINE_TUNING
+
+
+@pytest.fixture
+def galaxy():
+    """Of one pixel: the stream of these tests does not look at it."""
+    pixel, one = np.ones((1, 1, 1), dtype=np.float32), np.ones(1)
+    return Galaxy("one", "made", pixel, pixel[0] > 0, pixel, one, one, one, pixel_scale=0.06)
+
+
+def test_only_what_follows_the_trunk_is_trained_on_real_galaxies(weights, galaxy, tmp_path):
+    """So that its features have never seen them, and a few hundred of them are enough."""
+    with pytest.raises(ValueError, match="start must be weights to train further on galaxies, got None"):
+        train(tmp_path / "further", **FEW, galaxies=[galaxy])
+    train(tmp_path / "further", **FEW, start=weights, galaxies=[galaxy])
+    one, other = load(weights), load(tmp_path / "further")
+    moved = {
+        name.split(".")[0]
+        for name, value in other.network.state_dict().items()
+        if not torch.equal(value, one.network.state_dict()[name])
+    }
+    assert moved
+    assert "trunk" not in moved
+    assert other.description.training["galaxies"] == 1
 
 
 def test_refuses(weights, tmp_path):
