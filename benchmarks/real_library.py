@@ -31,8 +31,7 @@ from scipy import ndimage
 from benchmarks._command import FILE, Run, benchmark
 from probdeblend.photometry import read_psf
 from probdeblend.photometry.sky import dilate
-from probdeblend.surveys import Galaxy, isolate
-from probdeblend.surveys.library import write_library
+from probdeblend.surveys import Galaxy, isolate, write_library
 
 __all__ = ["main", "real_galaxies"]
 
@@ -66,7 +65,7 @@ COSMOS_FAINTEST, COSMOS_ZERO_POINT, COSMOS_WAVELENGTH = 24.2, 25.947, 0.81
 SMOOTHING, THRESHOLD = 2.0, 1.0  # Gaussian in pixels, and least light in it over the noise of a pixel
 LEAST_AREA = 40  # pixels of a footprint
 TAKEN = 0.05  # share of a footprint that may be masked
-CANDELS_FAINTEST, CANDELS_ZERO_POINT = 24.7, 25.9463
+CANDELS_SNR, CANDELS_ZERO_POINT = 50.0, 25.9463
 
 
 @benchmark("real_library", resume=False)
@@ -104,12 +103,14 @@ def goods_galaxies(data: Path) -> Iterator[Galaxy]:
     light = images.sum((2, 3)) / np.sqrt((images > 0).sum((2, 3)))
     noise = [np.median(light[:, band] / table[f"sn_{name}_est"]) for band, name in enumerate(GOODS_FILTERS)]
     for pixels, number in zip(images, numbers, strict=True):
-        footprint = _brightest(pixels.sum(0), ndimage.binary_opening((pixels > 0).any(0), np.ones((3, 3))))
+        isophote = (pixels > 0).any(0)
+        footprint = _brightest(pixels.sum(0), ndimage.binary_opening(isophote, np.ones((3, 3))))
+        part = tuple(slice(first.min(), first.max() + 1) for first in np.nonzero(isophote))
         yield Galaxy(
             identity=f"goods-s:{number}",
             origin=folder.name,
-            pixels=pixels,
-            footprint=footprint,
+            pixels=np.where(isophote | footprint, pixels, np.nan)[(slice(None), *part)],
+            footprint=footprint[part],
             psf=psfs.astype(np.float32),
             sky_rms=np.array(noise),
             zero_point=zero_points.astype(float),
@@ -171,7 +172,7 @@ def candels_galaxies(folder: Path) -> Iterator[Galaxy]:
     """Galaxies of CANDELS mosaics in F160W, with `isolate`."""
     for path in sorted(folder.glob("*.fits")):
         camera = {"psf": "candels_f160w", "zero_point": CANDELS_ZERO_POINT}
-        found = isolate(f"{path}[1]", **camera, faintest=CANDELS_FAINTEST, origin=path.stem)
+        found = isolate(f"{path}[1]", **camera, least_snr=CANDELS_SNR, origin=path.stem)
         yield from (replace(galaxy, origin=folder.name) for galaxy in found)
 
 

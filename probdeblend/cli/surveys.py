@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,52 +11,33 @@ from .options import FILE
 
 __all__: list[str] = []  # used from the command line alone
 
-PARTS = ("training", "validation", "test")
 
-
-@click.command(short_help="Cut isolated galaxies out of images.")
+@click.command(short_help="Cut isolated galaxies out of an image.")
 @click.argument("images", type=FILE, nargs=-1, required=True)
+@options.observation
+@click.option("--positions", type=FILE, help="Table with x, y (from 0) or ra, dec of galaxies.  [default: all sources]")
+@click.option("--least-snr", type=float, default=20.0, callback=options.finite, help="Least signal-to-noise ratio.")
 @options.output(None)
-@click.option("--catalog", type=FILE, help="Galaxies of a single image, as FITS, ECSV or CSV.  [default: SEP's]")
-@click.option(
-    "--columns",
-    metavar="NAME=COLUMN,...",
-    help="The catalog's columns for x, y (from 0) or ra, dec; magnitude; id; type.",
-)
-@options.hdu
-@click.option("--magnitude", type=float, default=23.5, callback=options.finite, help="Faintest magnitude.")
-@click.option(
-    "--zero-point",
-    type=float,
-    callback=options.finite,
-    help="AB magnitude of unit flux, where headers have none.  [default: that of CANDELS F160W]",
-)
-@options.seed
 @options.overwrite
 def isolate(images: tuple[Path, ...], **given: object) -> None:
     """Cut isolated galaxies out of IMAGES: a library with contact sheets, and keep.csv, a list for you to edit.
 
+    IMAGES are the bands of one image, on one grid of pixels. --psf, --rms, --zero-point and --wavelength may be
+    repeated, once per band.
+
     \b
     Example:
-      probdeblend isolate mosaic.fits --catalog sources.fits --columns ra=RA,dec=DEC,magnitude=H_MAG --output isolated
+      probdeblend isolate mosaic.fits --psf psf.fits --least-snr 50 --output isolated
     """  # noqa: D301
-    from ..simulation import Camera
-    from ..surveys import isolate_galaxies, write_library
+    from ..surveys import isolate as isolated
+    from ..surveys import write_library
 
-    changes = {} if given["zero_point"] is None else {"zero_point": (given["zero_point"],)}
     if given["output"].exists() and not given["overwrite"]:  # before the work, not after it
         raise FileExistsError(f"{given['output']}: exists already")
-    collection = isolate_galaxies(
-        images,
-        **options.picked(given, "catalog", "hdu", "seed"),
-        columns=options.columns(given["columns"]),
-        instrument=replace(Camera.candels_f160w(), **changes),
-        faintest=given["magnitude"],
-    )
-    names = write_library(given["output"], collection.library, overwrite=given["overwrite"])
-    table = collection.summary()
-    options.show(table)
-    click.echo(f"{table.meta['distinct']} distinct galaxies to keep")
+    how = options.picked(given, "positions", "least_snr") | {"origin": images[0].name.partition(".fit")[0]}
+    galaxies = isolated(options.bands(given, images), **how, **options.observed(given))
+    names = write_library(given["output"], galaxies, overwrite=given["overwrite"])
+    click.echo(f"{sum(galaxy.keep for galaxy in galaxies)} of {len(galaxies)} galaxies to keep")
     click.echo(f"written to {given['output']}: {', '.join(names)}")
 
 
@@ -65,29 +45,28 @@ def isolate(images: tuple[Path, ...], **given: object) -> None:
 @click.argument("libraries", type=FILE, nargs=-1, required=True)
 @options.output(None, "Set")
 @options.count
-@click.option("--part", type=click.Choice([*PARTS, "all"]), default="all", help="Part (60, 20, 20 %) to use.")
+@click.option("--fold", type=click.IntRange(0, 4), multiple=True, help="Folds of galaxies to use.  [default: all five]")
+@options.camera
 @options.population
 @options.size
-@click.option("--dimming", type=float, default=1.0, help="Largest dimming in magnitudes.")
 @options.seed
 @options.workers(0)
 @options.resume
 @options.overwrite
 def inject(libraries: tuple[Path, ...], **given: object) -> None:
-    """Put the isolated galaxies of LIBRARIES into scenes, and write a set of these with their truth.
+    """Simulate scenes of the real galaxies of LIBRARIES, and write a set of these with their truth.
+
+    The fold of a galaxy, one of five, depends on its name alone: test on one, train and calibrate on the others.
 
     \b
     Example:
-      probdeblend inject isolated --part training --count 10000 --output real-training
+      probdeblend inject isolated --fold 0 --count 1000 --output real-test
     """  # noqa: D301
-    from ..simulation import Camera
-    from ..surveys import Injector, read_library
+    from ..surveys import RealGalaxies, fold_of, read_library
 
-    library = read_library(*libraries)
-    library = library.select(library.keep)
-    if given["part"] != "all":
-        library = library.split()[PARTS.index(given["part"])]
-    how = options.picked(given, "size", "dimming")
-    injector = Injector(library, Camera.candels_f160w(), options.population_of(given), **how)
-    settings = {"command": "inject"} | options.picked(given, "part", "dimming")
-    options.write_set(given["output"], injector.batches, given, settings | {"library": library.digest()})
+    folds = given["fold"] or range(5)
+    galaxies = [galaxy for galaxy in read_library(*libraries) if fold_of(galaxy.identity) in folds]
+    simulator = options.simulator_of(given, RealGalaxies(galaxies))
+    names = sorted(galaxy.identity for galaxy in galaxies if galaxy.keep)
+    settings = {"command": "inject", "galaxies": names} | options.picked(given, "camera")
+    options.write_set(given["output"], simulator.batches, given, settings)

@@ -80,31 +80,6 @@ class FieldImage:
         """Number of pixels along each axis."""
         return self.data.shape
 
-    def window(self, x0: int, y0: int, size: int) -> NDArray[np.float64]:
-        """Read the square of `size` pixels ``(y, x)`` that begins at pixel x0, y0, and may reach over the edge.
-
-        Pixels are NaN beyond the image and where blocks of exact zeros mean that there is no coverage.
-
-        Parameters
-        ----------
-        x0
-            First column.
-        y0
-            First row.
-        size
-            Pixels per side.
-
-        Returns
-        -------
-        ndarray
-            The pixels.
-        """
-        # With a margin, so that blocks of zeros are recognized wherever a window ends.
-        margin = len(NO_COVERAGE) - 1
-        (wide,) = cut_stamps(self.data, (x0 - margin, y0 - margin), size + 2 * margin).astype(np.float64)
-        wide[uncovered(wide) | ~np.isfinite(wide)] = np.nan
-        return wide[margin:-margin, margin:-margin]
-
 
 def read_image(path: str | PathLike[str], *, hdu: int | str | None = None, kind: str = "SCI") -> FieldImage:
     """Read a two-dimensional image, without its noise; pixels of bad quality are NaN.
@@ -213,7 +188,7 @@ def open_mosaic(
     Yields
     ------
     FieldImage
-        The image, of which `FieldImage.window` reads a part.
+        The image, of whose data a slice reads a part.
 
     Raises
     ------

@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 
 from .._files import header, open_hdf5, output_folder, read_table, whole_bytes
 from ..photometry.images import check_psf
-from ..scene import GALAXY_TYPES
+from ..plots.images import plot_stamps
 
 __all__ = ["Galaxy", "fold_of", "identity_number", "keep_table", "read_library", "write_library"]
 
 LIBRARY_FILE, KEEP_FILE = "library.h5", "keep.csv"
 BAND_ARRAYS = {"pixels": "f4", "psf": "f4", "sky_rms": "f8", "zero_point": "f8", "wavelength": "f8"}
 ARRAYS = BAND_ARRAYS | {"footprint": "?"}
-NUMBERS = {"identity": str, "origin": str, "pixel_scale": float, "ra": float, "dec": float, "galaxy_type": int}
-PER_SHEET, AROUND = 48, 16  # galaxies on a contact sheet, and pixels around their footprints
+ATTRIBUTES = {"identity": str, "origin": str, "flags": str, "pixel_scale": float, "ra": float, "dec": float}
+PER_SHEET = 48
 KEPT, REJECTED = "#009E73", "#D55E00"
 SAME_GALAXY = 0.6  # arcsec within which two positions are those of one galaxy
 
@@ -63,8 +63,6 @@ class Galaxy:
         Size of a pixel in arcsec.
     ra, dec
         Position on the sky in degrees; NaN where unknown.
-    galaxy_type
-        Index into `GALAXY_TYPES`, -1 if unknown.
     flags
         Reasons to reject the galaxy, in words.
     keep
@@ -87,7 +85,6 @@ class Galaxy:
     pixel_scale: float
     ra: float = math.nan
     dec: float = math.nan
-    galaxy_type: int = -1
     flags: tuple[str, ...] = ()
     keep: bool = True
 
@@ -99,12 +96,11 @@ class Galaxy:
                 raise ValueError(f"{name} must have shape {shape}, got {np.shape(values)}")
         for psf in self.psf:
             check_psf("psf", psf)
-        if not self.footprint.any() or not np.isfinite(self.pixels[:, self.footprint]).all():
-            raise ValueError(f"footprint must hold finite pixels, got {self.footprint.sum()} pixels, not all finite")
+        good = np.isfinite(self.pixels).all(0)[self.footprint]
+        if not (good.size and good.all()):
+            raise ValueError(f"footprint must hold finite pixels alone, got {good.sum()} of {good.size}")
         if not 0 < self.pixel_scale < math.inf or (self.sky_rms <= 0).any():
             raise ValueError(f"pixel_scale and sky_rms must be positive, got {self.pixel_scale} and {self.sky_rms}")
-        if not -1 <= self.galaxy_type < len(GALAXY_TYPES):
-            raise ValueError(f"galaxy_type must be from -1 to {len(GALAXY_TYPES) - 1}, got {self.galaxy_type}")
 
     @property
     def magnitude(self) -> NDArray[np.float64]:
@@ -154,23 +150,18 @@ def keep_table(galaxies: Sequence[Galaxy]) -> Table:
     Returns
     -------
     Table
-        One row per galaxy: ``number`` (from 1, as on the contact sheet), ``keep``, ``identity``, ``origin``, ``type``,
+        One row per galaxy: ``number`` (from 1, as on the contact sheet), ``keep``, ``identity``, ``origin``,
         ``magnitude`` (of the light in the footprint, in the band where that is brightest), ``reasons``.
     """
-    kinds = [*GALAXY_TYPES, ""]
-    rows = [
-        (
-            number,
-            "yes" if galaxy.keep else "no",
-            galaxy.identity,
-            galaxy.origin,
-            kinds[galaxy.galaxy_type],
-            round(float(np.fmin.reduce(galaxy.magnitude)), 3),
-            "; ".join(galaxy.flags),
-        )
-        for number, galaxy in enumerate(galaxies, start=1)
-    ]
-    return Table(rows=rows, names=("number", "keep", "identity", "origin", "type", "magnitude", "reasons"))
+    columns = {
+        "number": range(1, len(galaxies) + 1),
+        "keep": ["yes" if galaxy.keep else "no" for galaxy in galaxies],
+        "identity": [galaxy.identity for galaxy in galaxies],
+        "origin": [galaxy.origin for galaxy in galaxies],
+        "magnitude": np.round([np.fmin.reduce(galaxy.magnitude) for galaxy in galaxies], 3),
+        "reasons": ["; ".join(galaxy.flags) for galaxy in galaxies],
+    }
+    return Table(columns)
 
 
 def write_library(path: str | PathLike[str], galaxies: Sequence[Galaxy], *, overwrite: bool = False) -> list[str]:
@@ -199,41 +190,26 @@ def write_library(path: str | PathLike[str], galaxies: Sequence[Galaxy], *, over
     """
     if not galaxies:
         raise ValueError("galaxies must be at least one, got none")
+    table = keep_table(galaxies)
     with output_folder(path, overwrite=overwrite) as folder:
         with whole_bytes(folder / LIBRARY_FILE) as stored, h5py.File(stored, "w") as file:
             file.attrs.update(header("library"))
             for number, galaxy in enumerate(galaxies):
                 group = file.create_group(f"{number:06d}")
+                told = vars(galaxy) | {"flags": "; ".join(galaxy.flags)}
+                group.attrs.update({name: told[name] for name in ATTRIBUTES})
                 for name, kind in ARRAYS.items():
-                    group.create_dataset(name, data=getattr(galaxy, name).astype(kind), compression="lzf")
-                group.attrs.update({name: getattr(galaxy, name) for name in NUMBERS})
-                group.attrs["flags"] = "; ".join(galaxy.flags)
-        keep_table(galaxies).write(folder / KEEP_FILE, format="ascii.csv")
-        return [LIBRARY_FILE, KEEP_FILE, *_contact_sheets(folder, galaxies)]
-
-
-def _contact_sheets(folder: Path, galaxies: Sequence[Galaxy]) -> list[str]:
-    from ..plots.images import plot_stamps
-
-    names: list[str] = []
-    table = keep_table(galaxies)
-    titles = [f"{row['number']}: mag {row['magnitude']:.2f}\n{row['reasons'] or row['keep']}" for row in table]
-    for start in range(0, len(galaxies), PER_SHEET):
-        part = galaxies[start : start + PER_SHEET]
-        shown, outlines = zip(*map(_shown, part), strict=True)
-        colors = [KEPT if galaxy.keep else REJECTED for galaxy in part]
-        panels = plot_stamps(shown, titles[start : start + PER_SHEET], outlines=outlines, colors=colors)
-        names.append(f"contact-{len(names) + 1:03d}.png")
-        panels[0].figure.savefig(folder / names[-1], dpi=100)
-    return names
-
-
-def _shown(galaxy: Galaxy) -> tuple[NDArray, NDArray]:
-    """Return the sum of the bands around the footprint, NaN where there are zeros instead of sky, and the outline."""
-    low, high = (extreme(np.nonzero(galaxy.footprint), axis=1) for extreme in (np.min, np.max))
-    part = tuple(map(slice, np.maximum(low - AROUND, 0), high + AROUND + 1))
-    light, footprint = galaxy.pixels.sum(0)[part], galaxy.footprint[part]
-    return np.where(footprint | (light != 0), light, np.nan), footprint[None]
+                    group.create_dataset(name, data=told[name].astype(kind), compression="lzf")
+        table.write(folder / KEEP_FILE, format="ascii.csv")
+        titles = [f"{row['number']}: mag {row['magnitude']:.2f}\n{row['reasons'] or row['keep']}" for row in table]
+        colors = [KEPT if galaxy.keep else REJECTED for galaxy in galaxies]
+        for start in range(0, len(galaxies), PER_SHEET):
+            part = slice(start, start + PER_SHEET)
+            light = [galaxy.pixels.sum(0) for galaxy in galaxies[part]]
+            outlines = [[galaxy.footprint] for galaxy in galaxies[part]]
+            panels = plot_stamps(light, titles[part], outlines=outlines, colors=colors[part])
+            panels[0].figure.savefig(folder / f"contact-{start // PER_SHEET + 1:03d}.png", dpi=100)
+        return sorted(file.name for file in folder.iterdir())
 
 
 def read_library(*paths: str | PathLike[str]) -> list[Galaxy]:
@@ -278,9 +254,9 @@ def _read(path: Path) -> list[Galaxy]:
             arrays = {name: group[name][()] for name in ARRAYS}
             if wrong := [name for name, kind in ARRAYS.items() if arrays[name].dtype != kind]:
                 raise ValueError(f"{wrong[0]} must be of another type, got {arrays[wrong[0]].dtype}")
-            told = {name: kind(group.attrs[name]) for name, kind in NUMBERS.items()}
-            flags = tuple(filter(None, str(group.attrs["flags"]).split("; ")))
-            galaxies.append(Galaxy(**arrays, **told, flags=flags))
+            told = {name: kind(group.attrs[name]) for name, kind in ATTRIBUTES.items()}
+            told["flags"] = tuple(filter(None, told["flags"].split("; ")))
+            galaxies.append(Galaxy(**arrays, **told))
     kept = _kept(path / KEEP_FILE, [galaxy.identity for galaxy in galaxies])
     return [replace(galaxy, keep=keep) for galaxy, keep in zip(galaxies, kept, strict=True)]
 

@@ -1,10 +1,11 @@
-"""Windows of mosaics."""
+"""Parts of mosaics."""
 
 import numpy as np
 import pytest
 from astropy.io import fits
 
 from probdeblend.photometry import open_mosaic
+from probdeblend.photometry.images import uncovered
 
 
 @pytest.fixture
@@ -19,35 +20,20 @@ def mosaic(tmp_path, rng):
     return tmp_path / "mosaic.fits", image
 
 
-def test_windows(mosaic):
+def test_parts(mosaic):
     path, image = mosaic
     with open_mosaic(path) as opened:
         assert (opened.name, opened.shape, opened.zero_point) == ("mosaic.fits", (50, 70), 26.0)
         assert opened.pixel_scale == pytest.approx(0.06)
-        inside = opened.window(10, 20, 30)
-        assert inside.dtype == np.float64
-        np.testing.assert_array_equal(inside, image[20:50, 10:40])
-        over = opened.window(-5, -3, 12)
-        assert np.isnan(over[:3]).all()
-        assert np.isnan(over[:, :5]).all()
-        assert np.isnan(over[6, 9])  # an infinite pixel
-        np.testing.assert_array_equal(over[3:6, 5:], image[:3, :7])
-        assert np.isnan(opened.window(500, 0, 4)).all()
+        np.testing.assert_array_equal(opened.data[20:50, 10:40], image[20:50, 10:40])
 
 
-def test_zeros_are_no_coverage(tmp_path, rng):
-    """Blocks of exact zeros, wherever a window ends; single zeros are pixels."""
+def test_zeros_are_no_coverage(rng):
+    """Blocks of exact zeros; single zeros are pixels."""
     image = rng.normal(size=(60, 60))
     image[:, :20] = 0
     image[30, 40] = 0
-    fits.PrimaryHDU(image).writeto(tmp_path / "drizzled.fits")
-    with open_mosaic(tmp_path / "drizzled.fits") as opened:
-        whole = opened.window(0, 0, 60)
-        assert np.isnan(whole[:, :20]).all()
-        assert whole[30, 40] == 0
-        assert np.isfinite(whole[:, 20:]).all()
-        for corner in (18, 19):
-            np.testing.assert_array_equal(opened.window(corner, 5, 10), whole[5:15, corner : corner + 10])
+    np.testing.assert_array_equal(uncovered(image), np.arange(60)[None] < np.full((60, 1), 20))
 
 
 def test_pixels_are_read_when_they_are_asked_for(mosaic, monkeypatch):
@@ -59,7 +45,7 @@ def test_pixels_are_read_when_they_are_asked_for(mosaic, monkeypatch):
     monkeypatch.setattr(fits.Section, "__getitem__", lambda self, part: read.append(pixels(self, part)) or read[-1])
     with open_mosaic(path) as opened:
         assert read == []
-        opened.window(0, 0, 5)
+        assert opened.data[:5, :5].shape == (5, 5)
         assert opened.noise[:2, 3:5].tolist() == [[1, 1], [1, 1]]
         assert opened.data[:2, 3:5].mask.all()
         assert max(part.size for part in read) <= 13**2

@@ -24,6 +24,5 @@ def galaxy(number=0, *, bands=1, side=80, **changes):
         "zero_point": np.full(bands, 25.9463),
         "wavelength": np.full(bands, np.nan),
         "pixel_scale": 0.06,
-        "galaxy_type": 1,
     }
     return Galaxy(**(values | changes))

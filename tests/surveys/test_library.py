@@ -1,86 +1,108 @@
-"""Libraries: their splits, positions, files and lists of galaxies to keep."""
+"""Libraries: their galaxies, folds, positions, files and lists of galaxies to keep."""
 
-from dataclasses import fields, replace
+from collections import Counter
+from dataclasses import fields
 
 import h5py
 import numpy as np
 import pytest
 from astropy.table import Table
-from libraries import made
+from galaxies import galaxy
 
-from probdeblend.surveys import Library, keep_table, read_library, write_library
-from probdeblend.surveys.stamps import join
-
-
-def test_a_split_separates_identities():
-    names = np.array([f"g{i % 30}" for i in range(90)])
-    whole = made(90, identities=names)
-    parts = whole.split(seed=5)
-    sets = [set(part.identity) for part in parts]
-    assert [len(names) for names in made(600).split()] == pytest.approx([360, 120, 120], abs=50)
-    assert not sets[0] & sets[1]
-    assert not sets[0] & sets[2]
-    assert not sets[1] & sets[2]
-    assert sum(len(part) for part in parts) == 90
-    # The galaxies to test on are set aside first: they stay whatever becomes of the others, or is added.
-    fewer = whole.select(whole.identity != sorted(sets[2])[0])
-    assert set(fewer.split(seed=5)[2].identity) == sets[2] - {sorted(sets[2])[0]}
-    assert set(fewer.split(seed=5)[0].identity) == sets[0]
-    assert set(whole.split(seed=6)[2].identity) != sets[2]
+from probdeblend.surveys import Galaxy, fold_of, keep_table, read_library, write_library
 
 
-def test_libraries_that_cannot_be_split():
-    with pytest.raises(ValueError, match="library must hold galaxies for each of 3 parts, got 2 in all"):
-        made(2).split()
+def library(number=3, **changes):
+    return [galaxy(i, **changes) for i in range(number)]
 
 
-def test_one_place_in_the_sky_is_one_galaxy():
-    ra, dec = np.array([53.1, 54.1, 55.1]), np.full(3, -27.8)
-    first, second = (
-        made(3, ra=ra, dec=dec),
-        made(3, identities=["h0", "h1", "h2"], ra=ra + np.array([1e-4, 1e-3, 0]), dec=dec),
-    )
-    whole = join([first, second])
+@pytest.fixture
+def unseen(monkeypatch):
+    """Contact sheets take longer than all else, and are not looked at."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.write_bytes(b""))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sky_rms": np.ones(3)}, r"sky_rms must have shape \(1,\), got \(3,\)"),
+        ({"footprint": np.ones((8, 8), dtype=bool)}, r"pixels must have shape \(1, 8, 8\), got \(1, 80, 80\)"),
+        ({"psf": np.ones((1, 4, 5))}, r"psf must be square, got shape \(4, 5\)"),
+        ({"footprint": np.zeros((80, 80), dtype=bool)}, "footprint must hold finite pixels alone, got 0 of 0"),
+        ({"pixels": np.full((1, 80, 80), np.nan)}, "footprint must hold finite pixels alone, got 0 of 472"),
+        ({"pixel_scale": 0.0}, "pixel_scale and sky_rms must be positive, got 0.0 and"),
+        ({"sky_rms": np.array([-1.0])}, r"pixel_scale and sky_rms must be positive, got 0.06 and \[-1.\]"),
+    ],
+)
+def test_a_galaxy_checks_its_fields(changes, message):
+    with pytest.raises(ValueError, match=message):
+        galaxy(**changes)
+
+
+def test_magnitudes_are_those_of_the_footprint():
+    one = galaxy(bands=2, zero_point=np.array([25.0, np.nan]))
+    light = one.pixels[0][one.footprint].sum()
+    assert one.magnitude == pytest.approx([25 - 2.5 * np.log10(light), np.nan], nan_ok=True)
+    assert np.isnan(galaxy(pixels=-one.pixels[:1]).magnitude).all()
+
+
+def test_folds_depend_on_names_alone():
+    names = [f"survey:{number}" for number in range(2000)]
+    folds = Counter(map(fold_of, names))
+    assert sorted(folds) == [0, 1, 2, 3, 4]
+    assert all(340 < number < 460 for number in folds.values())  # 3.4 standard deviations
+    assert [fold_of(name) for name in names[:5]] == [fold_of(name) for name in names][:5]
+    assert {fold_of(name, 2) for name in names} == {0, 1}
+    with pytest.raises(ValueError, match="folds must be positive, got 0"):
+        fold_of("one", 0)
+
+
+@pytest.mark.usefixtures("unseen")
+def test_one_place_in_the_sky_is_one_galaxy(tmp_path):
+    places = [(53.1, -27.8), (54.1, -27.8), (np.nan, np.nan)]
     # 1e-4 deg in right ascension are 0.32" here, within the radius; 1e-3 deg are not.
-    assert whole.identity[0] == whole.identity[3]
-    assert whole.identity[1] != whole.identity[4]
-    assert whole.identity[2] == whole.identity[5]
-    assert len(set(join([made(3), made(3, identities=["a", "b", "c"])]).identity)) == 6
-    with pytest.raises(ValueError, match="libraries must hold at least one, got none"):
-        join([])
+    moved = [(53.1001, -27.8), (54.101, -27.8), (np.nan, np.nan)]
+    for name, own in (("a", places), ("h", moved)):
+        galaxies = [galaxy(i, identity=f"{name}{i}", ra=ra, dec=dec) for i, (ra, dec) in enumerate(own)]
+        write_library(tmp_path / name, galaxies)
+    names = ["a0", "a1", "a2", "a0", "h1", "h2"]
+    assert [one.identity for one in read_library(tmp_path / "a", tmp_path / "h")] == names
+    assert [one.identity for one in read_library(tmp_path / "h", tmp_path / "a")] == [*names[3:], *names[:3]]
 
 
-def test_a_library_checks_its_fields():
-    with pytest.raises(ValueError, match=r"auto_flux must have shape \(12,\), got \(3,\)"):
-        made(auto_flux=np.ones(3))
-    with pytest.raises(ValueError, match="galaxy_type must be from -1 to 3"):
-        made(galaxy_type=np.full(12, 4))
-    assert np.isnan(made(auto_flux=np.full(12, -1.0)).magnitude).all()
-
-
+@pytest.mark.slow
 def test_a_library_comes_back_with_the_users_choice(tmp_path):
     folder = tmp_path / "library"
-    whole = made(5, quality=np.array([0, 1, 10, 0, 0]), keep=np.array([True, False, False, True, True]))
-    assert write_library(folder, whole) == ["library.h5", "keep.csv", "contact-001.png"]
+    pixels = galaxy().pixels
+    pixels[0, :3] = np.nan
+    given = [
+        galaxy(0, pixels=pixels),
+        galaxy(1, bands=3, side=70, flags=("asymmetric", "missing pixels"), keep=False, ra=150.1, dec=2.2),
+        galaxy(2, bands=2, sky_rms=np.array([1e-3, np.nan])),
+    ]
+    assert write_library(folder, given) == ["contact-001.png", "keep.csv", "library.h5"]
     again = read_library(folder)
+    for one, other in zip(again, given, strict=True):
+        for field in fields(Galaxy):
+            np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
     with pytest.raises(FileExistsError, match="library: exists already"):
-        write_library(folder, whole)
-    for field in fields(Library):
-        np.testing.assert_array_equal(getattr(again, field.name), getattr(whole, field.name))
-    table = Table.read(folder / "keep.csv")
-    assert table["reasons"][2] == "asymmetric; missing pixels"
+        write_library(folder, given)
+    assert Table.read(folder / "keep.csv")["reasons"][1] == "asymmetric; missing pixels"
     text = (folder / "keep.csv").read_text().splitlines()
     text[2] = text[2].replace(",no,", ",YES ,")
     (folder / "keep.csv").write_text("\n".join(text))
-    assert read_library(folder).keep.tolist() == [True, True, False, True, True]
+    assert all(one.keep for one in read_library(folder))
 
 
+@pytest.mark.usefixtures("unseen")
 def test_libraries_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"not a library of galaxies, it has no library.h5"):
         read_library(tmp_path)
     path = tmp_path / "library"
-    write_library(path, made(3))
-    table = keep_table(made(3))
+    with pytest.raises(ValueError, match="galaxies must be at least one, got none"):
+        write_library(path, [])
+    write_library(path, library())
+    table = keep_table(library())
     for change, message in [
         (lambda t: t.remove_column("keep"), "the columns keep are missing"),
         (lambda t: t.remove_row(0), "must have one row per galaxy of the library, 3, in its order"),
@@ -92,16 +114,12 @@ def test_libraries_that_are_none(tmp_path):
         with pytest.raises(ValueError, match=message):
             read_library(path)
     with h5py.File(path / "library.h5", "r+") as file:
+        values = file["000001/psf"][()]
+        del file["000001/psf"]
+        file["000001/psf"] = values.astype(int)
+    with pytest.raises(ValueError, match="must be a library written by probdeblend, got another or a damaged file"):
+        read_library(path)
+    with h5py.File(path / "library.h5", "r+") as file:
         file.attrs["version"] = 9
     with pytest.raises(ValueError, match="must be a library of version 1, got version 9"):
         read_library(path)
-    (path / "library.h5").write_text("no")
-    with pytest.raises(ValueError, match="must be a library written by probdeblend, got another or a damaged file"):
-        read_library(path)
-
-
-def test_a_digest_tells_libraries_apart():
-    first = made(5)
-    assert first.digest() == made(5).digest()
-    assert first.digest() != first.select([0, 1, 2]).digest()
-    assert first.digest() != replace(first, keep=np.arange(5) > 0).digest()
