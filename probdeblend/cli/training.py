@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -10,6 +11,8 @@ from . import options
 from .options import FILE
 
 __all__: list[str] = []  # used from the command line alone
+
+REAL = 0.5  # fraction of the galaxies that are real ones, where there are any
 
 
 @click.command(short_help="Simulate a set of scenes.")
@@ -43,7 +46,7 @@ def simulate(output: Path, **given: object) -> None:
 @click.option("--steps", type=click.IntRange(1), default=40_000, help="Number of batches.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, help="Scenes per batch.")
 @click.option("--start", type=FILE, help="Weights to train further.  [default: random ones]")
-@click.option("--galaxies", type=FILE, multiple=True, help="Library of real galaxies, for half of the sources.")
+@click.option("--galaxies", type=FILE, multiple=True, help="Library of real galaxies, to train the heads further on.")
 @options.workers(1)
 @options.seed
 @options.resume
@@ -57,10 +60,17 @@ def train(output: Path, **given: object) -> None:
     Example:
       probdeblend train my.safetensors --resume
     """  # noqa: D301
-    from ..surveys import read_library
+    from ..simulation.bank import Templates
+    from ..simulation.stream import SceneStream
     from ..training.recipes import train as train_network
 
-    library = read_library(*given.pop("galaxies"))
-    table = train_network(output, galaxies=[galaxy for galaxy in library if galaxy.keep], **given)
+    templates, galaxies = Templates(seed=given["seed"]), given["galaxies"]
+    if galaxies:
+        from ..surveys import RealGalaxies, read_library
+
+        templates = replace(templates, sources=RealGalaxies(read_library(*galaxies), REAL))
+    stream = SceneStream(templates, **options.picked(given, "batch_size", "seed"))
+    how = options.picked(given, "steps", "start", "workers", "resume", "overwrite")
+    table = train_network(output, stream=stream, trunk=not galaxies, **how)
     click.echo(", ".join(f"{name} {value:.4g}" for name, value in table.meta.items()))
     click.echo(f"written to {output}")

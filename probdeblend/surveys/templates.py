@@ -233,7 +233,8 @@ def _template(galaxy: Galaxy) -> _Template:
     radius = max(radius**2 - (POINT * widths.mean()) ** 2, (0.3 * radius) ** 2) ** 0.5
     pixels = galaxy.pixels[:, galaxy.footprint].astype(float)
     rms = np.where(np.isfinite(galaxy.sky_rms), galaxy.sky_rms, np.quantile(pixels, 0.05, axis=1) / RIM)
-    flux, snr = light.sum((1, 2)), np.sqrt(np.square(pixels / rms[:, None]).sum(1))
+    flux = light.sum((1, 2))
+    snr = np.sqrt(np.maximum((np.square(pixels / rms[:, None]) - 1).sum(1), 0))
     own = np.stack([_transfer(psf.astype(float), _wavenumbers(len(image)), 1.0) for psf in galaxy.psf])
     inverse = own.conj() / np.maximum(np.abs(own), LEAST_TRANSFER) ** 2
     spectrum = np.fft.fft2(light / flux[:, None, None]) / image.size * inverse

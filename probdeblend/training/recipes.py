@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from itertools import count, islice
 from pathlib import Path
 
@@ -26,12 +25,8 @@ from ..deblending.weights import load, save
 from ..networks.scene_loss import SceneLoss
 from ..networks.scenes import SceneNetwork
 from ..refinement.mode import fwhm_of
-from ..simulation.bank import Templates
-from ..simulation.light import SimulatedSources, Sources
 from ..simulation.stream import SceneBatch, SceneStream
 from ..simulation.workers import on_threads
-from ..surveys.library import Galaxy
-from ..surveys.templates import RealGalaxies
 from .fit import Schedule, fit
 
 __all__ = ["train"]
@@ -41,7 +36,6 @@ VALIDATION_SCENES = 512
 FAMILIAR_SCENES = 2048  # whose features define what is familiar
 HELD_OUT = 2**20  # added to the seed, for the scenes to validate on
 PREFETCHED = 8  # batches per worker
-REAL = 0.5  # fraction of the galaxies that are real ones, where there are any
 RATE, FINE_TUNING = 1.5e-3, 3e-4  # learning rates of new and of trained weights
 SLACK = 0.03  # relative, of the range of PSFs: rare ones were not among those that were looked at
 
@@ -49,12 +43,11 @@ SLACK = 0.03  # relative, of the range of PSFs: rare ones were not among those t
 def train(
     output: Path,
     *,
+    stream: SceneStream | None = None,
     steps: int = 40_000,
-    batch_size: int = 32,
-    workers: int = 1,
-    seed: int = 0,
     start: Path | None = None,
-    galaxies: Sequence[Galaxy] = (),
+    trunk: bool = True,
+    workers: int = 1,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Table:
@@ -64,19 +57,17 @@ def train(
     ----------
     output
         The weights file.
+    stream
+        Scenes to train on, by default simulated ones of all cameras. Its seed is that of the network too.
     steps
         Number of batches.
-    batch_size
-        Scenes per batch.
-    workers
-        Processes that make scenes while the network trains; 0 makes them in turn.
-    seed
-        Seed of the network and of the scenes.
     start
         Weights to train further, at a fifth of the learning rate. None starts with random ones.
-    galaxies
-        Real galaxies, which then take the place of half of the simulated ones. Only what follows the trunk is trained
-        on them, so that weights to start with are needed.
+    trunk
+        Whether the trunk is trained. Without it, weights to start with go on with their heads alone: its features then
+        have never seen the galaxies of this stream, and a few hundred real ones are enough.
+    workers
+        Processes that make scenes while the network trains; 0 makes them in turn.
     resume
         Resume an interrupted run; on as many threads, the result is that of a run without interruption.
     overwrite
@@ -91,44 +82,41 @@ def train(
     Raises
     ------
     ValueError
-        If there is nothing to resume, the unfinished run has other settings, or there are real galaxies but no weights
-        to start with.
+        If there is nothing to resume, the unfinished run has other settings, or a new trunk is not to be trained.
     FileExistsError
         If the output or an unfinished run exists and is not to be replaced.
     FileNotFoundError
         If there are no weights to start with.
     """
-    if galaxies and start is None:
-        raise ValueError("start must be weights to train further on galaxies, got None")
+    if not trunk and start is None:
+        raise ValueError("start must be weights whose trunk is not to be trained, got None")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     begun = None if start is None else load(start)
-    sources = RealGalaxies(galaxies, REAL) if galaxies else SimulatedSources()
-    stream = partial(_stream, batch_size, sources)
-    settings = {"steps": steps, "batch_size": batch_size, "seed": seed, "start": begun and begun.digest}
-    settings["stream"] = json.loads(json.dumps(asdict(_stream(batch_size, None, seed))))
-    settings["galaxies"] = sorted(galaxy.identity for galaxy in galaxies)
+    stream = SceneStream() if stream is None else stream
+    settings = {"steps": steps, "trunk": trunk, "start": begun and begun.digest, "stream": _described(stream)}
 
     def batches(first: int) -> DataLoader:
         return DataLoader(
-            stream(seed, first),
+            replace(stream, first=first),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=PREFETCHED if workers else None,
             pin_memory=device == "cuda",
         )
 
-    held_out = stream(seed + HELD_OUT)
-    validating = min(steps, math.ceil(VALIDATION_SCENES / batch_size))
-    familiar = min(steps, math.ceil(FAMILIAR_SCENES / batch_size))
+    other = replace(stream.templates, seed=stream.templates.seed + HELD_OUT)
+    held_out = replace(stream, templates=other, seed=stream.seed + HELD_OUT)
+    validating = min(steps, math.ceil(VALIDATION_SCENES / stream.batch_size))
+    familiar = min(steps, math.ceil(FAMILIAR_SCENES / stream.batch_size))
     later = (batch for batch in map(held_out.batch, count(validating)) if batch.light.shape[1])
     with (
         unfinished_folder(output, settings, resume=resume, overwrite=overwrite) as kept,
         whole_file(output, overwrite=overwrite) as temporary,
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
     ):
-        torch.manual_seed(seed)
+        torch.manual_seed(stream.seed)
         network = SceneNetwork() if begun is None else begun.network.requires_grad_(True)
-        network.trunk.requires_grad_(not galaxies)
+        network.trunk.requires_grad_(trunk)
         # The processes that make scenes have cores of their own: threads that wait for one another spin.
         with on_threads(max(1, (os.cpu_count() or 1) - workers)):
             history = fit(
@@ -145,15 +133,18 @@ def train(
             ranges, tokens = _familiar(network.cpu(), islice(later, familiar))
         built = {} if begun is None else begun.description.settings
         record = {"command": "probdeblend train", "torch": torch.__version__, "probdeblend": __version__} | settings
-        record["galaxies"] = len(set(settings["galaxies"]))
         record |= {"steps_done": history.step, "validation_loss": round(history.best, 4)}
         description = Description(settings=built, **ranges, training=record)
         save(Deblender(network, description, tokens=tokens), temporary)
     return history.table()
 
 
-def _stream(batch_size: int, sources: Sources | None, seed: int, first: int = 0) -> SceneStream:
-    return SceneStream(Templates(sources=sources, seed=seed), batch_size=batch_size, seed=seed, first=first)
+def _described(stream: SceneStream) -> dict[str, object]:
+    """Return what a stream is made of: its numbers, and the names of its real galaxies."""
+    templates = stream.templates
+    galaxies = sorted({galaxy.identity for galaxy in getattr(templates.sources, "kept", ())})
+    plain = replace(stream, templates=replace(templates, sources=None))
+    return json.loads(json.dumps(asdict(plain) | {"galaxies": galaxies}))
 
 
 @torch.no_grad()

@@ -53,9 +53,11 @@ def test_train_hands_its_options_on(run, monkeypatch):
     monkeypatch.setattr(recipes, "train", train)
     text = succeeded(run("train", "new", "--steps", 7, "--batch-size", 4, "--workers", 2, "--start", "w", "--resume"))
     assert text == "steps 7, validation_loss -1.25\nwritten to new\n"
+    stream = calls[0].pop("stream")
+    assert (stream.batch_size, stream.seed, stream.templates.seed) == (4, 0, 0)
     assert {name: str(value) for name, value in calls[0].items()} == {
-        "output": "new", "steps": "7", "batch_size": "4", "workers": "2", "start": "w", "seed": "0", "resume": "True",
-        "overwrite": "False", "galaxies": "[]",
+        "output": "new", "steps": "7", "workers": "2", "start": "w", "trunk": "True", "resume": "True",
+        "overwrite": "False",
     }  # fmt: skip
 
 

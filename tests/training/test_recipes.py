@@ -10,18 +10,19 @@ from bumps import Bumps
 from torch import nn
 
 from probdeblend.deblending import load
+from probdeblend.simulation.bank import Templates
 from probdeblend.simulation.stream import SceneStream
-from probdeblend.surveys import Galaxy
+from probdeblend.surveys.library import Galaxy
+from probdeblend.surveys.templates import RealGalaxies
 from probdeblend.training import recipes, train
 
-FEW = {"steps": 2, "batch_size": 2, "workers": 0}
+FEW = {"stream": Bumps(), "steps": 2, "workers": 0}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _little():
     """A quick stream, and few scenes to look at besides."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipes, "SceneStream", Bumps)
         patch.setattr(recipes, "VALIDATION_SCENES", 4)
         patch.setattr(recipes, "FAMILIAR_SCENES", 4)
         patch.setattr(recipes, "VALIDATE_EVERY", 1)
@@ -44,7 +45,8 @@ def test_weights_state_how_they_were_made(weights):
     deblender = load(weights)
     made = deblender.description.training
     assert made["command"] == "probdeblend train"
-    assert (made["steps_done"], made["steps"], made["batch_size"], made["seed"], made["start"]) == (2, 2, 2, 0, None)
+    assert (made["steps_done"], made["steps"], made["start"], made["trunk"]) == (2, 2, None, True)
+    assert (made["stream"]["batch_size"], made["stream"]["seed"], made["stream"]["galaxies"]) == (2, 0, [])
     assert made["stream"]["templates"]["cameras"]["fwhm"] == [1.8, 5.0]
     low, high = deblender.description.fwhm
     assert low < 2.3548 * 2**0.5 < high
@@ -76,7 +78,7 @@ def test_training_goes_on_where_it_was_killed(weights, tmp_path, monkeypatch):
     assert not (tmp_path / "w").exists()
     with pytest.raises(FileExistsError, match="an interrupted run exists: resume continues it"):
         train(tmp_path / "w", **FEW)
-    for other in ({"steps": 3}, {"seed": 1}, {"batch_size": 3}, {"start": weights}):
+    for other in ({"steps": 3}, {"stream": Bumps(seed=1)}, {"stream": Bumps(batch_size=3)}, {"start": weights}):
         with pytest.raises(ValueError, match="must be resumed with the settings it was begun with"):
             train(tmp_path / "w", **FEW | other, resume=True)
     train(tmp_path / "w", **FEW, resume=True)
@@ -89,7 +91,7 @@ def test_training_goes_on_where_it_was_killed(weights, tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_is_the_same_wherever_it_was_interrupted(tmp_path, monkeypatch, workers):
     """In the middle of writing each checkpoint and the weights, with dropout, and with the processes of a loader."""
-    options, write = {"steps": 3, "batch_size": 2, "workers": workers}, Path.write_bytes
+    options, write = {"stream": Bumps(), "steps": 3, "workers": workers}, Path.write_bytes
     train(tmp_path / "whole", **options)
     for at in range(1, 5):
         numbers, output = count(1), tmp_path / f"again{at}"
@@ -132,9 +134,10 @@ def galaxy():
 
 def test_only_what_follows_the_trunk_is_trained_on_real_galaxies(weights, galaxy, tmp_path):
     """So that its features have never seen them, and a few hundred of them are enough."""
-    with pytest.raises(ValueError, match="start must be weights to train further on galaxies, got None"):
-        train(tmp_path / "further", **FEW, galaxies=[galaxy])
-    train(tmp_path / "further", **FEW, start=weights, galaxies=[galaxy])
+    real = Bumps(Templates(sources=RealGalaxies([galaxy])))
+    with pytest.raises(ValueError, match="start must be weights whose trunk is not to be trained, got None"):
+        train(tmp_path / "further", **FEW, trunk=False)
+    train(tmp_path / "further", **FEW | {"stream": real}, start=weights, trunk=False)
     one, other = load(weights), load(tmp_path / "further")
     moved = {
         name.split(".")[0]
@@ -143,7 +146,7 @@ def test_only_what_follows_the_trunk_is_trained_on_real_galaxies(weights, galaxy
     }
     assert moved
     assert "trunk" not in moved
-    assert other.description.training["galaxies"] == 1
+    assert other.description.training["stream"]["galaxies"] == ["one"]
 
 
 def test_refuses(weights, tmp_path):
@@ -158,9 +161,8 @@ def test_refuses(weights, tmp_path):
 @pytest.mark.slow
 def test_the_stream_of_scenes_is_what_it_trains_on(tmp_path, monkeypatch):
     """A worker process makes the scenes of the bank; one step of them."""
-    monkeypatch.setattr(recipes, "SceneStream", SceneStream)
     monkeypatch.setattr("probdeblend.simulation.stream.BANK", 12)
-    table = train(tmp_path / "w", steps=1, batch_size=2, workers=1)
+    table = train(tmp_path / "w", stream=SceneStream(batch_size=2), steps=1)
     assert len(table) == 1
     assert load(tmp_path / "w").description.training["stream"]["pairs"] == 0.5
 
