@@ -31,9 +31,8 @@ from benchmarks._real import ln_flux
 from benchmarks._scenes import column, flat_draws
 from probdeblend.deblending.deblender import Deblender
 from probdeblend.deblending.sep import SepDeblender
-from probdeblend.photometry.noise import correlation_sum
 from probdeblend.posterior.draws import Posterior
-from probdeblend.scene import Scene, drizzle_kernel
+from probdeblend.scene import Scene, correlation_sum, drizzle_kernel
 from probdeblend.simulation.profiles import Components, render
 
 __all__ = ["BANDS", "BETWEEN", "NOISE_KERNEL", "WAVELENGTH", "Blend", "color_pull", "data_folder", "held_band"]

@@ -46,10 +46,8 @@ def blending_excess(deblender: Deblends, scenes: Scene, *, kind: str = "auto", s
 
 def isolated(scenes: Scene, seed: int) -> Scene:
     """Return one scene for each source, with its light alone and fresh noise of the level of the scene it is from."""
-    shared = {name: getattr(scenes, name) for name in SCENE_FIELDS if getattr(scenes, name) is not None}
-    shared = {name: value[scenes.scene] for name, value in shared.items()}
-    exposure = shared.get("exposure", torch.full_like(shared["sky_rms"], torch.inf))
-    noise = {"sky_rms": shared["sky_rms"], "exposure": exposure, "noise_kernel": shared.get("noise_kernel")}
+    shared = {name: getattr(scenes, name)[scenes.scene] for name in SCENE_FIELDS}
+    noise = {name: shared[name] for name in ("sky_rms", "exposure", "noise_kernel")}
     shared["image"] = add_noise(scenes.light, **noise, generator=torch.Generator().manual_seed(seed))
     return replace(scenes, scene=torch.arange(len(scenes.scene)), **shared)
 

@@ -52,10 +52,10 @@ from benchmarks._scenes import ONE_CAMERA, compare, formatted, positions
 from probdeblend.deblending.deblender import Deblender, Deblends
 from probdeblend.deblending.weights import load
 from probdeblend.metrics.coverage import bootstrap
-from probdeblend.photometry.noise import add_noise, correlation_sum
+from probdeblend.photometry.noise import add_noise
 from probdeblend.photometry.sky import draw_noise, estimate_noise_kernel, subtract_sky
 from probdeblend.posterior.flags import Flag
-from probdeblend.scene import LN_FLUX_UNIT, Scene, seed_of
+from probdeblend.scene import LN_FLUX_UNIT, Scene, correlation_sum, seed_of
 from probdeblend.simulation.cameras import Camera
 from probdeblend.simulation.population import Population
 from probdeblend.simulation.scenes import simulate
@@ -136,9 +136,7 @@ def observed_twice(deblender: Deblends, scene: Scene, *, depth: float, seed: int
     """Observe scenes twice, the second time with `depth` times the exposure, and compare the total fluxes."""
     posteriors = []
     for number, deeper in enumerate((1.0, depth)):
-        taken = {"sky_rms": scene.sky_rms / deeper**0.5}
-        exposure = torch.full_like(scene.sky_rms, torch.inf) if scene.exposure is None else scene.exposure
-        taken |= {"exposure": exposure * deeper}
+        taken = {"sky_rms": scene.sky_rms / deeper**0.5, "exposure": scene.exposure * deeper}
         light = torch.zeros_like(scene.image).index_add_(0, scene.scene, scene.light)
         generator = torch.Generator().manual_seed(seed_of(seed, number + 1, int(deeper)))
         image = add_noise(light, **taken, noise_kernel=scene.noise_kernel, generator=generator)
@@ -238,7 +236,7 @@ def _chi2(deblender: Deblender, blend: Blend, *, band: str, seed: int) -> Arrays
     return {name: np.atleast_1d(found[name]) for name in (*METHODS, "sources", "segments")}
 
 
-def color_scatter(band: str, *, count: int = 400) -> float:
+def color_scatter(band: str, *, count: int = 50) -> float:
     """Return the scatter of ln flux in a band around the interpolation between its neighbors, in the population."""
     first, last = BETWEEN[band][1:]
     waves = [WAVELENGTH[BANDS.index(name)] for name in (first, band, last)]
