@@ -16,7 +16,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from libraries import made
+from galaxies import galaxy
 from scipy.stats import norm
 
 from probdeblend.deblending import load, weights
@@ -70,7 +70,7 @@ def write_inputs(folder):
     deblender(folder / "plain.fits", **options).save(folder / "draws.nc")
     scenes = Simulator(Population.published(), camera, (SIDE, SIDE)).batches(2, seed=1, batch_size=2)
     write_scenes(folder / "set", scenes, settings={"seed": 1})
-    write_library(folder / "library", made(3))
+    write_library(folder / "library", [galaxy(number) for number in range(3)])
 
 
 def _header():

@@ -29,7 +29,7 @@ def test_help_is_quick():
 
 def test_a_request_to_terminate_ends_a_command_like_an_interrupt(run, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(options, "columns", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(options, "observed", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     result = run("isolate", "mosaic.fits", "--output", "isolated")
     assert result.exit_code == 130
     assert result.stderr.strip() == "Interrupted!"
