@@ -35,12 +35,12 @@ COMMANDS = {
     "deblend": ("../image.fits", "--psf", "candels_f160w", *QUICK, "--save-draws", "--output", "out"),
     "evaluate": ("../scenes", "--output", "out"),
     "calibrate": ("../scenes", "--output", "out"),
-    "isolate": ("../image.fits", "--output", "out"),
+    "isolate": ("../image.fits", "--psf", "candels_f160w", "--output", "out"),
     "simulate": ("out", *SIZE),
     "inject": ("../library", *SIZE, "--output", "out"),
     "train": ("out", "--steps", "2", "--batch-size", "2", "--workers", "0"),
 }
-RESUMED = ("simulate", "inject", "train")
+RESUMED = ("calibrate", "simulate", "inject", "train")
 SENTENCE = re.compile(r"(Error: [^\n]+|\w+!)\n\Z")
 CHANGES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink", "shutil.rmtree")
 FILLING = ("open", "os.link", "os.mkdir", "os.rename")  # they may find the disk full
@@ -168,30 +168,33 @@ def prepare(home):
     from astropy.io import fits
     from astropy.table import Table
     from bumps import Bumps
-    from libraries import made
+    from galaxies import galaxy
     from matplotlib.figure import Figure
     from tqdm import tqdm
     from xarray import Dataset
 
     from probdeblend import cli, surveys
+    from probdeblend.cli.evaluate import TESTED
     from probdeblend.deblending import Deblender, weights
     from probdeblend.plots import images, sources
+    from probdeblend.posterior.calibrator import Known
     from probdeblend.simulation import Simulator
-    from probdeblend.surveys.selection import Collection
-    from probdeblend.training import calibrate, evaluation, recipes
+    from probdeblend.training import calibrate, evaluation, fields, recipes
 
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # it would be a thread, which a fork lacks
-    galaxies, calibrator = made(3), weights.load().calibrator
-    fit = calibrate.CalibratorFit(calibrator, Table({"sources": ["all"]}), Table({"ece": [0.01]}))
-    calibrate.fit_calibrator = lambda *_, **options: fit
-    surveys.isolate_galaxies = lambda *_, **options: Collection(galaxies, Counter())
+    galaxies, calibrator = [galaxy(number) for number in range(3)], weights.load().calibrator
+    unknown = Known("network", {}, {}, *np.zeros((4, 2, 0)))
+    tested, report = Table({name: ["all"] for name in [*TESTED, "sources"]}), Table({"factor": [1.0]})
+    fit = calibrate.CalibratorFit(calibrator, tested, Table({"ece": [0.01]}), report[:0])
+    calibrate.fit_answers, calibrate._answer = lambda *_, **options: fit, lambda *_: unknown
+    calibrate.HELD_OUT = fields.CHUNK = 1
+    surveys.isolate = lambda *_, **options: galaxies
     for owner, name in ((weights, "load"), (Deblender, "__call__"), (evaluation, "evaluate")):
         once(owner, name)
     for owner, name in ((images, "plot_stamps"), (sources, "plot_field")):
         once(owner, name)
-    for owner in (Simulator, surveys.Injector):
-        once(owner, "_batch", key=lambda *arguments: arguments[1:])
+    once(Simulator, "_batch", key=lambda *arguments: arguments[1:])
     once(recipes, "_familiar")
     written_once(Figure, "savefig")
     written_once(Dataset, "to_netcdf")
@@ -311,15 +314,15 @@ class Trial:
             self.end("limit", partial(confine, size, ending), ending, earlier=True)
 
     def until_it_is_done(self, operation=12):
-        """Kill the command, resume it, kill that again, and so on."""
+        """Kill the command, resume it, kill that again, each time later, and so on."""
         folder, options = self.start(earlier=False), []
-        for _ in range(20):
+        for number in range(20):
             first = partial(watch, operation, signal.SIGKILL, mmap.mmap(-1, 1))
             status, said = run(folder, *self.command, *options, first=first)
             self.ends["resumed"] += status < 0
             if contents(folder / "out") == self.whole:
                 break
-            operation, options = 5, ["--resume"]
+            operation, options = 5 * (number + 1), ["--resume"]
         if contents(folder / "out") != self.whole:
             self.faults.append(f"{self.name} is never done, but ended with {status} and said {said!r}")
 

@@ -97,41 +97,45 @@ def calibrate(paths: tuple[Path, ...], **given: object) -> None:
     deblender = weights.load(given["weights"])
     before = deblender.calibrator
     deblender.use(None)
-    count, fields, fitted_on = _fields(deblender, paths, given)
-    settings = options.picked(given, "each", "seed", "hdu", "catalog") | options.observed(given)
-    settings |= {"paths": [*map(str, paths)], "count": count, "weights": deblender.digest}
-    settings = {name: str(value) for name, value in settings.items()}
-    with unfinished_folder(given["output"], settings, **options.picked(given, "resume", "overwrite")) as kept:
+    of_images = options.picked(given, "each", "hdu", "catalog") | options.observed(given)
+    count, fields, fitted_on = _fields(deblender, paths, given, of_images)
+    settings = {"paths": [*map(str, paths)], "count": count, "seed": given["seed"], "weights": deblender.digest}
+    settings |= {name: str(value) for name, value in of_images.items()}
+    with (
+        unfinished_folder(given["output"], settings, **options.picked(given, "resume", "overwrite")) as kept,
+        options.new_folder(given, *paths, *given["psf"], *given["rms"]) as folder,
+    ):
         answers = answers_of(fields, count, kept, seed=given["seed"])
         fit = fit_answers(answers, before=before, least=given["least"], fitted_on=fitted_on)
         deblender.use(fit.calibrator)
         fit.report.meta["comments"] = fit.findings()
-        with options.new_folder(given, *paths, *given["psf"], *given["rms"]) as folder:
-            fit.calibrator.save(folder / "calibrator.json")
-            weights.save(deblender, folder / "weights.safetensors")
-            for name, table in (("report", fit.report), ("tested", fit.tested)):
-                table.write(folder / f"{name}.ecsv", format="ascii.ecsv")
-            names = sorted(path.name for path in folder.iterdir())
+        fit.calibrator.save(folder / "calibrator.json")
+        weights.save(deblender, folder / "weights.safetensors")
+        for name, table in (("report", fit.report), ("tested", fit.tested)):
+            table.write(folder / f"{name}.ecsv", format="ascii.ecsv")
+        names = sorted(path.name for path in folder.iterdir())
     for table in (fit.tested[fit.tested["sources"] == "all"][TESTED], fit.probabilities, fit.report):
         options.show(table)
         click.echo()
     click.echo("\n".join([*fit.findings(), f"written to {given['output']}: {', '.join(names)}"]))
 
 
-def _fields(deblender: Deblender, paths: tuple[Path, ...], given: dict) -> tuple[int, Callable, str]:
+def _fields(deblender: Deblender, paths: tuple[Path, ...], given: dict, of_images: dict) -> tuple[int, Callable, str]:
     """Return the number of fields, what makes them from their numbers, and their description."""
     from .._files import read_table
     from ..training import fields
 
     text, count = ", ".join(map(str, paths)), given["count"]
-    if paths and all(path.is_dir() for path in paths):
+    if all(path.is_dir() for path in paths):
+        if wrong := [name for name, value in of_images.items() if value not in (None, False)]:
+            raise ValueError(f"{wrong[0]} must be left out without images, got {of_images[wrong[0]]}")
+        if not paths:
+            count = count or SIMULATED
+            text = f"{count} simulated fields: pairs in CANDELS F160W, and crowds of random cameras"
+            return count, partial(fields.simulated_fields, deblender, seed=given["seed"]), text
         options.exclusive({"scenes": paths} | given, "scenes", "count")
         parts = fields.stored_parts(paths)
         return len(parts), partial(fields.stored_fields, deblender, parts), text
-    if not paths:
-        count = count or SIMULATED
-        text = f"{count} simulated fields: pairs in CANDELS F160W, and crowds of random cameras"
-        return count, partial(fields.simulated_fields, deblender, seed=given["seed"]), text
     bands = options.bands(given, paths)
     images = [[band] for band in bands] if given["each"] else [bands]
     count = count or fields.usual_count(images[0])
