@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from astropy.table import Table
 
     from ..scene import Scene
-    from ..simulation import Population, Simulator
+    from ..simulation import Simulator
     from ..simulation.light import Sources
 
 __all__: list[str] = []  # used from the command line alone
@@ -119,14 +119,6 @@ def show(table: Table) -> None:
     click.echo("\n".join(table.pformat(max_width=-1, max_lines=-1)))
 
 
-def population_of(given: Mapping[str, Any]) -> Population:
-    """Return the population that `population` names, with as many sources in a scene as `sources` says."""
-    from ..simulation.population import Population
-
-    chosen, number = getattr(Population, given["population"])(), given["sources"]
-    return chosen if number is None else chosen.replace(number=(0.0,) * number + (1.0,))
-
-
 def simulator_of(given: Mapping[str, Any], sources: Sources) -> Simulator:
     """Return the simulator of what `population`, `sources`, `camera`, `seed` and `size` name."""
     import numpy as np
@@ -142,21 +134,22 @@ def simulator_of(given: Mapping[str, Any], sources: Sources) -> Simulator:
     return Simulator(population, makers[name](), (given["size"],) * 2, given["sources"], sources)
 
 
-def write_set(output: Path, make: Callable[..., Iterator[Scene]], given: Mapping[str, Any], settings: dict) -> None:
-    """Write a set of the scenes that `make` yields in batches, with a progress bar, and say how many they are."""
+def write_set(output: Path, sources: Sources, given: Mapping[str, Any], settings: dict) -> None:
+    """Write a set of the scenes that are asked for, with a progress bar, and say how many they are."""
     from tqdm import tqdm
 
-    from ..simulation.sets import write_scenes
+    from ..simulation import write_scenes
 
-    count, names = given["count"], ("count", "population", "sources", "size", "seed")
+    simulator, count = simulator_of(given, sources), given["count"]
     size = max(1, min(64, count, BATCH_PIXELS // given["size"] ** 2))
 
     def batches(first: int) -> Iterator[Scene]:
-        made = make(count, seed=given["seed"], batch_size=size, first=first, workers=given["workers"])
+        made = simulator.batches(count, seed=given["seed"], batch_size=size, first=first, workers=given["workers"])
         return iter(tqdm(made, total=-(-count // size), initial=first, unit="batch", disable=None))
 
-    settings = settings | picked(given, *names) | {"batch_size": size}
-    written = write_scenes(output, batches, settings=settings, **picked(given, "resume", "overwrite"))
+    settings = settings | picked(given, "count", "population", "sources", "camera", "size", "seed")
+    how = picked(given, "resume", "overwrite")
+    written = write_scenes(output, batches, settings=settings | {"batch_size": size}, **how)
     click.echo(f"{written} scenes written to {output}")
 
 
@@ -197,8 +190,13 @@ def output(default: str | None, what: str = "Folder") -> Callable:
     return click.option("--output", type=FILE, default=default, required=default is None, help=f"{what} to write.")
 
 
-count = click.option("--count", type=click.IntRange(1), default=2000, help="Number of scenes.")
-population = combine(
+def workers(default: int) -> Callable:
+    """Make the option that names the number of worker processes."""
+    return click.option("--workers", type=click.IntRange(0), default=default, help="Worker processes; 0 for none.")
+
+
+scenes = combine(
+    click.option("--count", type=click.IntRange(1), default=2000, help="Number of scenes."),
     click.option(
         "--population",
         type=click.Choice(["published", "pairs", "default"]),
@@ -206,11 +204,10 @@ population = combine(
         help="published or fainter pairs; default: 0 to 14 clustered galaxies and stars.",
     ),
     click.option("--sources", type=click.IntRange(0), help="Number of sources in every scene.  [default: drawn]"),
+    click.option("--camera", default="candels_f160w", help="Name of a camera, or random: one drawn by the seed."),
+    click.option("--size", type=click.IntRange(16), default=128, help="Pixels on a side."),
+    seed,
+    workers(0),
+    resume,
+    overwrite,
 )
-camera = click.option("--camera", default="candels_f160w", help="Name of a camera, or random: one drawn by the seed.")
-size = click.option("--size", type=click.IntRange(16), default=128, help="Pixels on a side.")
-
-
-def workers(default: int) -> Callable:
-    """Make the option that names the number of worker processes."""
-    return click.option("--workers", type=click.IntRange(0), default=default, help="Worker processes; 0 for none.")

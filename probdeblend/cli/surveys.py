@@ -44,15 +44,8 @@ def isolate(images: tuple[Path, ...], **given: object) -> None:
 @click.command(short_help="Put isolated galaxies into scenes.")
 @click.argument("libraries", type=FILE, nargs=-1, required=True)
 @options.output(None, "Set")
-@options.count
 @click.option("--fold", type=click.IntRange(0, 4), multiple=True, help="Folds of galaxies to use.  [default: all five]")
-@options.camera
-@options.population
-@options.size
-@options.seed
-@options.workers(0)
-@options.resume
-@options.overwrite
+@options.scenes
 def inject(libraries: tuple[Path, ...], **given: object) -> None:
     """Simulate scenes of the real galaxies of LIBRARIES, and write a set of these with their truth.
 
@@ -66,7 +59,5 @@ def inject(libraries: tuple[Path, ...], **given: object) -> None:
 
     folds = given["fold"] or range(5)
     galaxies = [galaxy for galaxy in read_library(*libraries) if fold_of(galaxy.identity) in folds]
-    simulator = options.simulator_of(given, RealGalaxies(galaxies))
     names = sorted(galaxy.identity for galaxy in galaxies if galaxy.keep)
-    settings = {"command": "inject", "galaxies": names} | options.picked(given, "camera")
-    options.write_set(given["output"], simulator.batches, given, settings)
+    options.write_set(given["output"], RealGalaxies(galaxies), given, {"command": "inject", "galaxies": names})

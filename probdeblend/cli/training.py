@@ -17,15 +17,8 @@ REAL = 0.5  # fraction of the galaxies that are real ones, where there are any
 
 @click.command(short_help="Simulate a set of scenes.")
 @click.argument("output", type=FILE)
-@options.count
-@options.population
-@options.size
-@options.camera
+@options.scenes
 @click.option("--galsim", is_flag=True, help="Render with GalSim, which takes ten times as long.")
-@options.seed
-@options.workers(0)
-@options.resume
-@options.overwrite
 def simulate(output: Path, **given: object) -> None:
     """Simulate scenes and write them, with their truth, to the folder OUTPUT.
 
@@ -36,9 +29,7 @@ def simulate(output: Path, **given: object) -> None:
     from ..simulation import SimulatedSources, render, render_galsim
 
     sources = SimulatedSources(engine=render_galsim if given["galsim"] else render)
-    simulator = options.simulator_of(given, sources)
-    settings = {"command": "simulate"} | options.picked(given, "camera", "galsim")
-    options.write_set(output, simulator.batches, given, settings)
+    options.write_set(output, sources, given, {"command": "simulate", "galsim": given["galsim"]})
 
 
 @click.command(short_help="Train a network.")
