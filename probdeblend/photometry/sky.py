@@ -6,6 +6,8 @@ correlation are measured on blank sky: what is left of an image once its sources
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import sep
 import torch
@@ -168,6 +170,11 @@ def estimate_noise_kernel(image: ArrayLike) -> torch.Tensor:
             raise ValueError(f"image must have {LEAST_PAIRS} pairs of neighboring pixels of blank sky, got {count}")
         sums, differences = (mad_std(values) ** 2 for values in ((first + second)[pair], (first - second)[pair]))
         measured.append((sums - differences) / max(sums + differences, 1e-300))
-    expected = [autocorrelation(drizzle_kernel(strength)).numpy() for strength in STRENGTHS]
-    misfit = [((np.array([rho[2, 3], rho[3, 2], rho[3, 3], rho[3, 1]]) - measured) ** 2).sum() for rho in expected]
-    return drizzle_kernel(float(STRENGTHS[np.argmin(misfit)]))
+    return drizzle_kernel(float(STRENGTHS[((_expected() - measured) ** 2).sum(1).argmin()]))
+
+
+@cache
+def _expected() -> NDArray[np.float64]:
+    """Return the correlation of a pixel with those beside, above and on both diagonals, for each of `STRENGTHS`."""
+    rho = np.stack([autocorrelation(drizzle_kernel(strength).double()).numpy() for strength in STRENGTHS])
+    return rho[:, [2, 3, 3, 3], [3, 2, 3, 1]]
