@@ -41,6 +41,7 @@ BY_EYE = {
     "goods-s:83": "two sources",
     "goods-s:91": "companion at the rim",
     "goods-s:93": "star",
+    "goods-s:94": "companion at the rim",
     "goods-s:110": "star",
     "goods-s:111": "ragged",
     "goods-s:131": "the same galaxy as 80",
@@ -51,6 +52,7 @@ BY_EYE = {
     "cosmos:5": "a defect of the image, and the noise is not known",
     "cosmos:bright-108402": "masked in the middle",
     "cosmos:bright-116522": "two sources",
+    "gds_H.gf18160:42,172": "two sources",
     "gds_H.gf18959:94,123": "star",
 }
 """Reasons to reject galaxies that were found by eye on the contact sheets, by identity."""

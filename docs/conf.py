@@ -41,7 +41,7 @@ numpydoc_validation_checks = {
     "SS05",  # ruff checks the mood, and knows plural nouns
 }
 numpydoc_validation_exclude = {
-    r"\.(Flag|Quality|Deblends)$",  # constructors of enumerations and protocols have no parameters of their own
+    r"\.(Flag|Deblends)$",  # constructors of enumerations and protocols have no parameters of their own
     r"\.(Frame|Listed|PairEstimate)(\.|$)",  # named tuples list their fields
     r"\.Unknowns\.",  # methods of a vector that refinement alone calls
     r"\.(digest|describe|parse|to_dataset|from_dataset)$",  # methods that other rooms call
