@@ -52,8 +52,8 @@ from benchmarks._scenes import ONE_CAMERA, compare, formatted, positions
 from probdeblend.deblending.deblender import Deblender, Deblends
 from probdeblend.deblending.weights import load
 from probdeblend.metrics.coverage import bootstrap
-from probdeblend.photometry.noise import add_noise
-from probdeblend.photometry.sky import draw_noise, estimate_noise_kernel, subtract_sky
+from probdeblend.photometry.noise import add_noise, correlated_noise
+from probdeblend.photometry.sky import estimate_noise_kernel, subtract_sky
 from probdeblend.posterior.flags import Flag
 from probdeblend.scene import LN_FLUX_UNIT, Scene, correlation_sum, seed_of
 from probdeblend.simulation.cameras import Camera
@@ -191,6 +191,12 @@ def _real_repeats(deblender: Deblender, kept: Path, images: Sequence[Image], see
             ask = partial(measured_twice, deblender, depth=depth)
             every = _asked(kept, f"repeats {survey} {name}", own, ask, seed)
             yield from ({"test": "repeats", "images": survey, "case": name} | row for row in judged(every, SNR))
+
+
+def draw_noise(shape: tuple[int, ...], kernel: torch.Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw noise of unit variance ``(..., y, x)`` with the correlation of a kernel."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    return correlated_noise(shape, kernel.cpu().double(), generator=generator).numpy()
 
 
 def split(image: Image, ratio: float, rng: np.random.Generator) -> list[tuple[NDArray, float]]:

@@ -19,12 +19,9 @@ import numpy as np
 import sep
 from numpy.typing import ArrayLike, NDArray
 
-from ..scene import MASK_THRESHOLD
-
 __all__ = [
     "COLD",
     "HOT",
-    "SEGMENTATION",
     "Detection",
     "auto_flux",
     "detect",
@@ -35,7 +32,6 @@ __all__ = [
 ]
 
 COLD = {"threshold": 5.0, "minimum_area": 10, "contrast": 0.01}
-SEGMENTATION = {"threshold": MASK_THRESHOLD, "minimum_area": 10, "contrast": 1.0}
 HOT = {"threshold": 4.0, "minimum_area": 6, "contrast": 1e-4}
 DEBLEND_LEVELS = 64
 KRON_FACTOR = 2.5

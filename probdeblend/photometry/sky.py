@@ -17,12 +17,11 @@ from scipy import ndimage
 
 from ..scene import drizzle_kernel
 from .detection import HOT, detect, native_image
-from .noise import autocorrelation, correlated_noise
+from .noise import autocorrelation
 
 __all__ = [
     "blank_sky",
     "dilate",
-    "draw_noise",
     "estimate_noise_kernel",
     "middle_of",
     "sky_scatter",
@@ -120,12 +119,6 @@ def sky_scatter(image: ArrayLike, segmentation: NDArray[np.int32]) -> float:
     if not blank.any():
         raise ValueError("segmentation must leave blank sky, got none")
     return float(mad_std(pixels[blank]))
-
-
-def draw_noise(shape: tuple[int, ...], kernel: torch.Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw noise of unit variance ``(..., y, x)`` with the correlation of a kernel."""
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    return correlated_noise(shape, kernel.cpu().double(), generator=generator).numpy()
 
 
 def middle_of(shape: tuple[int, int], size: int) -> tuple[slice, ...]:

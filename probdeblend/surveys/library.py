@@ -263,10 +263,9 @@ def _read(path: Path) -> list[Galaxy]:
 
 def _kept(path: Path, identities: list[str]) -> list[bool]:
     table = read_table(path, converters={"*": [str]})
-    if missing := {"identity", "keep"} - set(table.colnames):
-        raise ValueError(f"{path}: the columns {', '.join(sorted(missing))} are missing")
-    if list(table["identity"]) != identities:
-        raise ValueError(f"{path}: must have one row per galaxy of the library, {len(identities)}, in its order")
+    if not {"identity", "keep"} <= set(table.colnames) or list(table["identity"]) != identities:
+        rows = f"one row per galaxy of the library, {len(identities)}, in its order"
+        raise ValueError(f"{path}: must have the columns identity and keep, and {rows}")
     answers = [str(answer).strip().lower() for answer in np.ma.filled(table["keep"].astype(str), "")]
     if wrong := sorted(set(answers) - {"yes", "no"}):
         raise ValueError(f"{path}: keep must be yes or no, got {wrong[0]!r}")

@@ -139,13 +139,6 @@ def test_auto_flux_does_not_split_knots(rng):
     assert photometry.auto_flux(image, SKY_RMS) == pytest.approx(60, rel=0.03)
 
 
-def test_segments_that_outline_a_galaxy(rng):
-    """Ten pixels above three sky rms, where the light of a galaxy counts as its own, and never split."""
-    assert photometry.SEGMENTATION == {"threshold": 3.0, "minimum_area": 10, "contrast": 1.0}
-    knots = sum(gaussian(57 + 5 * i, 63, 20.0, major=1.5, minor=1.5) for i in range(3))
-    assert len(photometry.detect(knots + noise(rng), SKY_RMS, **photometry.SEGMENTATION)) == 1
-
-
 def test_auto_flux_is_that_of_the_brightest(rng):
     image = gaussian(63, 63, 50.0) + gaussian(20, 100, 10.0) + noise(rng)
     assert photometry.auto_flux(image, SKY_RMS) == pytest.approx(50, rel=0.02)

@@ -104,8 +104,8 @@ def test_libraries_that_are_none(tmp_path):
     write_library(path, library())
     table = keep_table(library())
     for change, message in [
-        (lambda t: t.remove_column("keep"), "the columns keep are missing"),
-        (lambda t: t.remove_row(0), "must have one row per galaxy of the library, 3, in its order"),
+        (lambda t: t.remove_column("keep"), "must have the columns identity and keep, and one row"),
+        (lambda t: t.remove_row(0), "and one row per galaxy of the library, 3, in its order"),
         (lambda t: t.replace_column("keep", ["yes", "maybe", "no"]), "keep must be yes or no, got 'maybe'"),
     ]:
         wrong = table.copy()
