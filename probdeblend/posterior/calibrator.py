@@ -154,7 +154,9 @@ class Calibrator:
             raise ValueError(f"posterior must have method {self.method!r} of the calibrator, got {method!r}")
         if "calibrated" in posterior.dataset.attrs:
             raise ValueError("posterior must not be calibrated already")
-        features, group, changed = _features(posterior), posterior.dataset["group"].values, {}
+        features, group = _features(posterior), posterior.dataset["group"].values
+        outside = np.where(self._outside(features), int(Flag.OUTSIDE_CALIBRATION), 0)
+        changed: dict[str, object] = {"flags": ("source", posterior.flags | outside)}
         for kind in self.flux:
             if FLUX_OF[kind] in posterior.dataset:
                 given = posterior.dataset[FLUX_OF[kind]]
@@ -162,11 +164,10 @@ class Calibrator:
                 moved = np.exp(moved).reshape(given.shape)
                 moved = np.where(np.isfinite(moved), moved, given.values)
                 changed[FLUX_OF[kind]] = given.copy(data=moved.astype(given.dtype))
+        if self.existence is not None and "existence" in posterior.dataset:
+            changed["existence"] = ("source", logistic(posterior.dataset["existence"].values, self.existence))
         dataset = posterior.dataset.assign(changed).assign_attrs(calibrated=1)
-        columns = {"flags": posterior.flags | np.where(self._outside(features), int(Flag.OUTSIDE_CALIBRATION), 0)}
-        if self.existence is not None and "existence" in dataset:
-            columns["existence"] = logistic(dataset["existence"].values, self.existence)
-        return Posterior(dataset, self._masks(posterior.cutouts)).with_columns(columns)
+        return Posterior(dataset, self._masks(posterior.cutouts))
 
     def corrected(self, kind: str, draws: NDArray, features: NDArray, group: NDArray) -> NDArray[np.float64]:
         """Map draws of ln flux ``(draw, source, band)`` of sources with such features, in groups.

@@ -153,8 +153,10 @@ class Posterior:
         variables = {name: (FLUX_DIMS, values, {"unit": unit}) for name, values in fluxes.items()}
         if cutouts is not None and len(cutouts) != shape[2]:
             raise ValueError(f"cutouts must be of {shape[2]} sources, got {len(cutouts)}")
-        found = cls(xr.Dataset(variables, coordinates, attributes), cutouts)
-        return found.with_columns({"flags": np.zeros(shape[2])} | dict(columns or {}))
+        sizes = dict(zip(FLUX_DIMS, shape, strict=True))
+        variables |= _columns({"flags": np.zeros(shape[2])} | dict(columns or {}), sizes)
+        coordinates |= _types_of(variables)
+        return cls(xr.Dataset(variables, coordinates, attributes), cutouts)
 
     @classmethod
     def concatenate(cls, posteriors: Sequence[Self]) -> Self:
@@ -355,16 +357,8 @@ class Posterior:
         ValueError
             If a name is unknown, or a shape does not fit.
         """
-        sizes, assigned = {**self.dataset.sizes, "source_type": len(SOURCE_TYPES)}, {}
-        for name, values in columns.items():
-            if name not in COLUMNS:
-                raise ValueError(f"columns must be among {', '.join(COLUMNS)}, got {name}")
-            array = np.asarray(values, dtype=np.int64 if name == "flags" else np.float64)
-            assigned[name] = (COLUMNS[name], _checked(name, array, tuple(sizes[dim] for dim in COLUMNS[name])))
-        dataset = self.dataset.assign(assigned)
-        if "kind_probability" in assigned:
-            dataset = dataset.assign_coords(source_type=list(SOURCE_TYPES))
-        return type(self)(dataset, self.cutouts)
+        assigned = _columns(columns, self.dataset.sizes)
+        return type(self)(self.dataset.assign(assigned).assign_coords(_types_of(assigned)), self.cutouts)
 
     def plot(self, label: int, image: ArrayLike | None = None) -> NDArray[np.object_]:
         """Show a source: the image, its mask, its deblended image, and the posterior of its flux.
@@ -384,6 +378,21 @@ class Posterior:
         from ..plots.sources import plot_source
 
         return plot_source(self, label, image)
+
+
+def _columns(columns: Mapping[str, ArrayLike], sizes: Mapping[str, int]) -> dict[str, tuple]:
+    """Return columns as variables of a dataset of such sizes."""
+    sizes, found = {**sizes, "source_type": len(SOURCE_TYPES)}, {}
+    for name, values in columns.items():
+        if name not in COLUMNS:
+            raise ValueError(f"columns must be among {', '.join(COLUMNS)}, got {name}")
+        array = np.asarray(values, dtype=np.int64 if name == "flags" else np.float64)
+        found[name] = (COLUMNS[name], _checked(name, array, tuple(sizes[dim] for dim in COLUMNS[name])))
+    return found
+
+
+def _types_of(variables: Mapping[str, tuple]) -> dict[str, list[str]]:
+    return {"source_type": list(SOURCE_TYPES)} if "kind_probability" in variables else {}
 
 
 def _checked(name: str, values: NDArray, shape: tuple[int, ...]) -> NDArray:
