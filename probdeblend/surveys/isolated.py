@@ -117,11 +117,12 @@ def _galaxies(
             continue
         band_part = (slice(None), *part)
         even = noise[band_part].max((1, 2)) < NOISE_RATIO * noise[band_part].min((1, 2))
+        whole = all(side.start > 0 and side.stop < length for side, length in zip(where, grown.shape, strict=True))
         center = np.array([[y - y0 - part[0].start], [x - x0 - part[1].start]])
         flags = {
             "neighbor": foreign[own > 0].mean() > TAKEN,
             "asymmetric": _asymmetry(np.where(footprint, light[part], np.nan), center) > ASYMMETRY,
-            "missing pixels": not known[dilate(own, margin=EDGE_MARGIN, growth=0.0) > 0].all(),
+            "missing pixels": not (whole and known[dilate(own, margin=EDGE_MARGIN, growth=0.0) > 0].all()),
             "two noise levels": not even.all(),
         }
         ra, dec = (np.nan, np.nan) if seen.wcs is None else seen.wcs.celestial.pixel_to_world_values(x, y)

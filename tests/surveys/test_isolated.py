@@ -103,6 +103,8 @@ def test_tiles_do_not_change_galaxies(sky, monkeypatch):
         for found in (parts, whole)
     ]
     np.testing.assert_allclose(*fluxes, rtol=1e-3)
+    monkeypatch.setattr("probdeblend.surveys.isolated.OVERLAP", 8)
+    assert all("missing pixels" in one.flags for one in isolate(sky((*ALONE[:2], 500.0, 12.0)), **HST))
 
 
 @pytest.mark.slow
