@@ -1,8 +1,9 @@
 """The shapes of sources: from a source's type and size to the Sérsic components of its light, and their colors.
 
 A spheroid is one component, a disk another; a bulge with a disk two, scaled so that the whole has the wanted half-light
-radius. A third of the disks, with or without a bulge, has two spiral arms of three knots each, and a quarter is
-lopsided: a part of its light lies to one side. An irregular is a disk with 3 to 8 knots scattered lopsidedly over it.
+radius. Two fifths of the disks and irregulars have a nucleus: a small bulge or a bar. A third of the disks, with or
+without a bulge, has two spiral arms of three knots each, and a quarter is lopsided: a part of its light lies to one
+side. An irregular is a disk with 3 to 8 knots scattered lopsidedly over it.
 How much light is in knots, and how large they are, is chosen such that SEP splits blends as often as SExtractor splits
 the published ones (``python -m benchmarks.training_sets``). Sérsic indices, bulge fractions and knots follow broad
 distributions around the ranges that van der Wel et al. (2012, doi:10.1088/0067-0049/203/2/24) and, for knots, Guo et
@@ -32,6 +33,10 @@ LOPSIDED_FRACTION = 0.25
 # Sérsic index of sources of a single profile, for each of `SOURCE_TYPES`: the least, and the range of its quantiles.
 SMOOTH_INDEX = ((1.5, 4.5), (0.5, 1.3), (1.0, 3.0), (0.5, 1.3), (0.5, 0.0))
 STAR_RADIUS = 1e-2  # pixels
+NUCLEATED, NUCLEUS = 0.4, 0.4  # fraction of disks and irregulars with a nucleus; its light over that of a bulge
+# Sérsic index of nuclei and of bulges: the least, and the range of its quantiles; and their least axis ratio.
+INNER = ((0.5, 2.0, 0.3), (1.5, 4.0, 0.6))
+INNER_RADIUS = (0.06, 0.7)  # over that of the disk
 
 
 def source_components(
@@ -72,9 +77,9 @@ def source_components(
     light["sersic_index"][..., 0] = least + span * sources["sersic_quantile"]
     if not smooth:
         is_a = {name: kind == number for number, name in enumerate(GALAXY_TYPES)}
-        _add_disk(light, present, is_a["sphd"], sources)
-        _add_arms(light, present, is_a["disk"], disk=0)
-        _add_arms(light, present, is_a["sphd"], disk=1)
+        nucleated = (is_a["disk"] | is_a["irr"]) & (torch.rand(kind.shape) < NUCLEATED)
+        _add_disk(light, present, is_a["sphd"] | nucleated, sources)
+        _add_arms(light, present, is_a["disk"] | is_a["sphd"])
         _add_knots(light, present, is_a["irr"])
     x, y = (sources[name][..., None] + light.pop(f"d{name}") / pixel_scale for name in "xy")
     slope = sources["slope"][..., None].expand(size).clone()
@@ -106,17 +111,19 @@ def _half_light_radius(fraction: Tensor, ratio: Tensor, bulge_index: Tensor) -> 
 
 
 def _add_disk(light: dict[str, Tensor], present: Tensor, where: Tensor, sources: Mapping[str, Tensor]) -> None:
-    """Make the galaxies `where` a bulge (component 0) with an exponential disk (component 1)."""
-    fraction = sources["bulge_fraction"][where]
-    bulge_index = 1.5 + 4.0 * sources["sersic_quantile"][where]
-    ratio = _uniform(math.log(0.15), math.log(0.7), fraction).exp()
+    """Make the galaxies `where` a bulge or a nucleus (component 0) with an exponential disk (component 1)."""
+    bulge = sources["source_type"][where] == GALAXY_TYPES.index("sphd")
+    least, span, flattest = torch.tensor(INNER)[bulge.long()].unbind(-1)
+    fraction = torch.where(bulge, 1.0, NUCLEUS) * sources["bulge_fraction"][where]
+    bulge_index = least + span * sources["sersic_quantile"][where]
+    ratio = _uniform(*map(math.log, INNER_RADIUS), fraction).exp()
     disk_radius = light["half_light_radius"][where, 0] / _half_light_radius(fraction, ratio, bulge_index)
     total = light["flux"][where, 0]
     values = {
         "flux": (fraction * total, (1 - fraction) * total),
         "half_light_radius": (ratio * disk_radius, disk_radius),
         "sersic_index": (bulge_index, torch.ones_like(fraction)),
-        "axis_ratio": (_uniform(0.6, 1.0, fraction), light["axis_ratio"][where, 0]),
+        "axis_ratio": (_uniform(flattest, 1.0, fraction), light["axis_ratio"][where, 0]),
     }
     for name, (bulge, disk) in values.items():
         light[name][where, 0], light[name][where, 1] = bulge, disk
@@ -142,10 +149,10 @@ def _add_knots(light: dict[str, Tensor], present: Tensor, where: Tensor) -> None
         "axis_ratio": _uniform(0.6, 1.0, share),
         "angle": torch.zeros_like(share),
     }
-    _move_light(light, present, where, blobs, exists=exists, disk=0)
+    _move_light(light, present, where, blobs, exists=exists)
 
 
-def _add_arms(light: dict[str, Tensor], present: Tensor, where: Tensor, *, disk: int) -> None:
+def _add_arms(light: dict[str, Tensor], present: Tensor, where: Tensor) -> None:
     """Move part of the light of a disk into two logarithmic spiral arms, or into one patch on one side of it."""
     count = int(where.sum())
     step = torch.arange(MAX_KNOTS)
@@ -170,17 +177,18 @@ def _add_arms(light: dict[str, Tensor], present: Tensor, where: Tensor, *, disk:
         # An arm runs at its pitch from the tangent of the circle.
         "angle": turn + hand * (math.pi / 2 - pitch),
     }
-    _move_light(light, present, where, blobs, exists=exists, disk=disk)
+    _move_light(light, present, where, blobs, exists=exists)
 
 
 def _move_light(
-    light: dict[str, Tensor], present: Tensor, where: Tensor, blobs: dict[str, Tensor], *, exists: Tensor, disk: int
+    light: dict[str, Tensor], present: Tensor, where: Tensor, blobs: dict[str, Tensor], *, exists: Tensor
 ) -> None:
-    """Make blobs (galaxy, knot) out of the light of the component `disk` of the galaxies `where`.
+    """Make blobs (galaxy, knot) out of the light of the disks of the galaxies `where`.
 
     Fluxes are in units of the disk's; positions and radii in those of its half-light radius, in its plane seen face-on.
     """
     names = ("flux", "half_light_radius", "axis_ratio", "angle")
+    disk = present[where, 1].long()
     total, radius, axis_ratio, angle = (light[name][where, disk][:, None] for name in names)
     major = radius * blobs["along"] / axis_ratio.sqrt()
     minor = radius * blobs["across"] * axis_ratio.sqrt()

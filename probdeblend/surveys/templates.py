@@ -34,6 +34,8 @@ NARROWER = 0.9  # largest width of a galaxy's own PSF, over that of the camera's
 NOISELESS = 1 / 3  # largest signal-to-noise ratio of a source, over that of the galaxy's own image
 LARGEST = 0.1  # fraction of the galaxies that sources are made of that none can be magnified to
 RIM = 3.0  # sky noise of a pixel at the rim of a footprint, where it is not known
+SMOOTHING, FAINT_RIM = 2.0, 6.0  # pixels, and noise of smoothed pixels: fainter rims are replaced
+CLEAR = 1e4  # sky noise
 EXTENSION = 0.75  # of the frame beyond the footprint, over its size
 SCALE_LENGTHS = (0.1, 0.6)  # of the wings, over the radius of the footprint
 POINT = 0.6  # half-light radius of a PSF, over 1 / sqrt(sum of its squares)
@@ -252,17 +254,29 @@ def extended(galaxy: Galaxy) -> NDArray[np.float64]:
     Returns
     -------
     ndarray
-        Light ``(band, y, x)`` in image units; beyond the footprint, exponentials without noise.
+        Light ``(band, y, x)`` in image units; beyond the footprint and where that is but noise, exponentials.
     """
-    filled = ndimage.binary_fill_holes(galaxy.footprint)
+    trusted = _above_noise(galaxy)
+    filled = ndimage.binary_fill_holes(trusted)
     ends = [np.flatnonzero(filled.any(axis))[[0, -1]] for axis in (0, 1)]
     reach = max(int(last - first) + 1 for first, last in ends)
     side = reach + 2 * int(EXTENSION * reach)
     corner = [int(first + last + 1 - side) // 2 for first, last in ends]
     inside, filled, *pixels = (
-        cut_stamps(values.astype(float), corner, side)[0] for values in (galaxy.footprint, filled, *galaxy.pixels)
+        cut_stamps(values.astype(float), corner, side)[0] for values in (trusted, filled, *galaxy.pixels)
     )
     return np.stack([_with_wings(band, inside == 1, filled == 1) for band in pixels])
+
+
+def _above_noise(galaxy: Galaxy) -> NDArray[np.bool_]:
+    """Return the part of a footprint, around its brightest pixels, where the light exceeds the noise once smoothed."""
+    rms = np.where(np.isfinite(galaxy.sky_rms), galaxy.sky_rms, 0.0)[:, None, None]
+    ratio = np.divide(galaxy.pixels, rms, out=np.full(galaxy.pixels.shape, np.inf), where=rms > 0)
+    inside = galaxy.footprint.astype(float)
+    ratio = np.where(galaxy.footprint, np.minimum(ratio, CLEAR).sum(0) / len(rms) ** 0.5, 0.0)
+    smooth = ndimage.gaussian_filter(ratio, SMOOTHING) / np.maximum(ndimage.gaussian_filter(inside, SMOOTHING), 0.1)
+    labels, _ = ndimage.label(galaxy.footprint & (2 * SMOOTHING * math.pi**0.5 * smooth > FAINT_RIM), np.ones((3, 3)))
+    return labels == labels[np.unravel_index(np.argmax(smooth * (labels > 0)), labels.shape)]
 
 
 def _with_wings(
