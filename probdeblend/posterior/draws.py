@@ -155,7 +155,6 @@ class Posterior:
             raise ValueError(f"cutouts must be of {shape[2]} sources, got {len(cutouts)}")
         sizes = dict(zip(FLUX_DIMS, shape, strict=True))
         variables |= _columns({"flags": np.zeros(shape[2])} | dict(columns or {}), sizes)
-        coordinates |= _types_of(variables)
         return cls(xr.Dataset(variables, coordinates, attributes), cutouts)
 
     @classmethod
@@ -357,8 +356,7 @@ class Posterior:
         ValueError
             If a name is unknown, or a shape does not fit.
         """
-        assigned = _columns(columns, self.dataset.sizes)
-        return type(self)(self.dataset.assign(assigned).assign_coords(_types_of(assigned)), self.cutouts)
+        return type(self)(self.dataset.assign(_columns(columns, self.dataset.sizes)), self.cutouts)
 
     def plot(self, label: int, image: ArrayLike | None = None) -> NDArray[np.object_]:
         """Show a source: the image, its mask, its deblended image, and the posterior of its flux.
@@ -388,11 +386,7 @@ def _columns(columns: Mapping[str, ArrayLike], sizes: Mapping[str, int]) -> dict
             raise ValueError(f"columns must be among {', '.join(COLUMNS)}, got {name}")
         array = np.asarray(values, dtype=np.int64 if name == "flags" else np.float64)
         found[name] = (COLUMNS[name], _checked(name, array, tuple(sizes[dim] for dim in COLUMNS[name])))
-    return found
-
-
-def _types_of(variables: Mapping[str, tuple]) -> dict[str, list[str]]:
-    return {"source_type": list(SOURCE_TYPES)} if "kind_probability" in variables else {}
+    return found | ({"source_type": ("source_type", list(SOURCE_TYPES))} if "kind_probability" in found else {})
 
 
 def _checked(name: str, values: NDArray, shape: tuple[int, ...]) -> NDArray:
