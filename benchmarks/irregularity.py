@@ -148,16 +148,16 @@ def measure(
     if told.flag >= 2 or not told.sn_per_pixel > LEAST_SNR:
         return None
     answer = {name: float(getattr(told, theirs)) for name, theirs in MEASURES.items()}
-    total = _sersic_flux(told.sersic_amplitude, told.sersic_rhalf, told.sersic_n, 1 - told.sersic_ellip)
-    auto = auto_flux(image, rms)
-    return answer | {AUTO: math.log(auto / total) if auto > 0 and total > 0 else math.nan}
+    with np.errstate(all="ignore"):  # of fits that run away
+        total = _sersic_flux(told.sersic_amplitude, told.sersic_rhalf, told.sersic_n, 1 - told.sersic_ellip)
+        return answer | {AUTO: float(np.log(np.divide(auto_flux(image, rms), total)))}
 
 
 def _sersic_flux(amplitude: float, radius: float, index: float, axis_ratio: float) -> float:
     """Total flux of a Sérsic profile from its brightness at the major-axis half-light radius."""
     scale = special.gammaincinv(2 * index, 0.5)
-    shape = index * math.exp(scale) * scale ** (-2 * index) * special.gamma(2 * index)
-    return 2 * math.pi * amplitude * radius**2 * axis_ratio * shape
+    ln_shape = scale - 2 * index * np.log(scale) + special.gammaln(2 * index)
+    return float(2 * np.pi * index * amplitude * radius**2 * axis_ratio * np.exp(ln_shape))
 
 
 if __name__ == "__main__":

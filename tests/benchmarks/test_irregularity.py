@@ -65,7 +65,7 @@ def test_a_knot_and_a_steep_profile_are_seen(statmorph):
 
 @pytest.mark.slow
 def test_irregularity(run, statmorph, data_dir):
-    table = run(irregularity, "--count", "5", weighted=False)
+    table = run(irregularity, "--count", "3", weighted=False)
     assert table.colnames[:3] == ["measure", "real", "simulated"]
     assert set(table["measure"]) == {*irregularity.MEASURES, AUTO}
     assert np.isfinite(table["real"]).all()
