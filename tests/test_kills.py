@@ -187,7 +187,7 @@ def prepare(home):
     unknown = Known("network", {}, {}, *np.zeros((4, 2, 0)))
     tested, report = Table({name: ["all"] for name in [*TESTED, "sources"]}), Table({"factor": [1.0]})
     fit = calibrate.CalibratorFit(calibrator, tested, Table({"ece": [0.01]}), report[:0])
-    calibrate.fit_answers, calibrate._answer = lambda *_, **options: fit, lambda *_: unknown
+    calibrate.fit_answers, calibrate.answer = lambda *_, **options: fit, lambda *_: unknown
     calibrate.HELD_OUT = fields.CHUNK = 1
     surveys.isolate = lambda *_, **options: galaxies
     for owner, name in ((weights, "load"), (Deblender, "__call__"), (evaluation, "evaluate")):

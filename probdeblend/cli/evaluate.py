@@ -140,6 +140,5 @@ def _fields(deblender: Deblender, paths: tuple[Path, ...], given: dict, of_image
     images = [[band] for band in bands] if given["each"] else [bands]
     count = count or fields.usual_count(images[0])
     catalog = None if given["catalog"] is None else read_table(given["catalog"])
-    injection = fields.Injection.usual(deblender, seed=given["seed"])
-    how = {"count": count, "catalog": catalog} | options.observed(given)
-    return count, partial(fields.injected_fields, injection, images, **how), f"{count} windows of {text}"
+    how = {"count": count, "catalog": catalog, "seed": given["seed"]} | options.observed(given)
+    return count, partial(fields.injected_fields, deblender, images, **how), f"{count} windows of {text}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from ..scene import Scene, seed_of
 from . import evaluation
 from .fields import Field
 
-__all__ = ["CalibratorFit", "answers_of", "fit_answers", "fit_calibrator"]
+__all__ = ["CalibratorFit", "answer", "answers_of", "fit_answers", "fit_calibrator"]
 
 HELD_OUT = 5  # one field in so many is held out for the test
 JITTER = 0.7  # pixels, largest standard deviation of listed positions
@@ -71,14 +72,15 @@ class CalibratorFit:
             A sentence for each state and kind of flux. It names the classes whose factor differs from 1 by more than
             twice its standard error, as one in twenty does by chance.
         """
-        found: dict[str, list[str]] = {}
+        found: dict[str, dict[str, list[str]]] = {}
         for row in self.report:
             start = STATES[row["state"]].format("total" if row["flux"] == "flux" else "Kron")
             how, factor = ("small", row["factor"]) if row["factor"] > 1 else ("wide", 1 / row["factor"])
-            error = row["factor_err"] * factor / row["factor"]
-            wrong = [f"{factor:.2f} ± {error:.2f} times too {how} for {row['sources']}"]
-            found.setdefault(start, []).extend(wrong if factor - 1 > SIGNIFICANT * error else [])
-        return [f"{start} {', '.join(wrong) or RIGHT}." for start, wrong in found.items()]
+            error, wrong = row["factor_err"] * factor / row["factor"], found.setdefault(start, {})
+            if factor - 1 > SIGNIFICANT * error:
+                times = f" times too {how}" if how not in wrong else ""
+                wrong.setdefault(how, []).append(f"{factor:.2f} ± {error:.2f}{times} for {row['sources']}")
+        return [f"{start} {', '.join(chain(*wrong.values())) or RIGHT}." for start, wrong in found.items()]
 
 
 def fit_calibrator(
@@ -115,7 +117,7 @@ def fit_calibrator(
         If there are fewer than five batches, too few sources, they have no truth, or the deblender calibrates already.
     """
     fields = ((number, scene, deblender) for number, scene in enumerate(scenes))
-    return fit_answers([_answer(*field, seed) for field in fields], least=least, fitted_on=fitted_on)
+    return fit_answers([answer(*field, seed) for field in fields], least=least, fitted_on=fitted_on)
 
 
 def answers_of(
@@ -144,7 +146,7 @@ def answers_of(
     files = [folder / f"field-{number:06d}.npz" for number in range(count)]
     left = [number for number, file in enumerate(files) if not file.exists()]
     for field in tqdm(fields(left), total=count, initial=count - len(left), desc="fields", unit="field", disable=None):
-        known = _answer(*field, seed)._asdict()
+        known = answer(*field, seed)._asdict()
         flat = {f"{name} {kind}": values for name in ("draws", "truth") for kind, values in known.pop(name).items()}
         with whole_bytes(files[field[0]]) as file:
             np.savez(file, **known, **flat)
@@ -186,7 +188,7 @@ def fit_answers(
     return CalibratorFit(everything, *map(evaluation.formatted, (tested, errors, report)))
 
 
-def _answer(number: int, scene: Scene, deblender: Deblends, seed: int) -> Known:
+def answer(number: int, scene: Scene, deblender: Deblends, seed: int) -> Known:
     """Answer for a field, and return what a calibrator learns from it."""
     evaluation.check_truth(scene)
     bright = evaluation.signal_to_noise(scene) >= evaluation.LEAST_SNR

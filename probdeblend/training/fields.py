@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from astropy.nddata import NDData, StdDevUncertainty
 from astropy.table import Table
+from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,15 +30,15 @@ from ..deblending.psfs import PsfLike, camera_of
 from ..photometry.images import open_mosaic
 from ..photometry.noise import add_noise
 from ..posterior.draws import Posterior
-from ..scene import GALAXY_TYPES, PSF_SIZE, SOURCE_FIELDS, Scene, correlation_sum, seed_of, seeded
-from ..simulation.cameras import FINE, Camera, Cameras
+from ..scene import GALAXY_TYPES, SOURCE_FIELDS, Scene, correlation_sum, seed_of, seeded
+from ..simulation.cameras import Camera, Cameras
 from ..simulation.light import SimulatedSources, Sources
 from ..simulation.mixtures import nested_tuples
 from ..simulation.population import Population
 from ..simulation.scenes import GROUP_SIDE, Simulator
 from ..simulation.sets import count_scenes, read_scenes
 
-__all__ = ["AsImages", "Field", "Injection", "injected_fields", "population_like", "simulated_fields"]
+__all__ = ["AsImages", "Field", "injected_fields", "population_like", "simulated_fields"]
 __all__ += ["stored_fields", "stored_parts", "usual_count"]
 
 PAIRS = 0.3  # fraction of the simulated fields
@@ -59,6 +60,7 @@ AXIS_RATIO = 0.6  # typical one of galaxies
 
 Field = tuple[int, Scene, Deblends]
 """Number of a field, its images with their truth, and what deblends them."""
+Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -143,164 +145,119 @@ def usual_count(image: Sequence[str | PathLike[str]]) -> int:
 
 
 def injected_fields(
-    injection: Injection,
+    deblender: Deblender,
     images: Sequence[Image | Sequence[Image]],
     numbers: Iterable[int],
     *,
     count: int,
     catalog: Table | None = None,
+    sources: Sources = SimulatedSources(),  # noqa: B008
+    seed: int = 0,
     **known: object,
 ) -> Iterator[Field]:
     """Inject sources into windows of images, which share `count` fields evenly and are opened one after the other.
 
-    What is `known` of each image are the arguments of `probdeblend.deblend`. Sources are as bright and as large as
-    those of a `catalog`, if there is one.
+    What is `known` of each image are the arguments of `probdeblend.deblend`. Sources are like those of crowds, or as
+    bright and as large as those of a `catalog`; `sources` make their light. A field depends on its number, their count
+    and the seed alone.
     """
     for place, own in groupby(numbers, lambda number: number * len(images) // count):
         with observe(images[place], **known) as seen:
             if min(seen.shape) < GROUP_SIDE:
                 raise ValueError(f"image must be at least {GROUP_SIDE} pixels on a side, got shape {seen.shape}")
-            if catalog is not None:
-                injection = replace(injection, population=population_like(catalog, seen))
-            look = lru_cache(maxsize=1)(partial(_look, injection.deblender, seen, _known(seen, known.get("psf"))))
+            simulate = partial(_simulated, _crowds() if catalog is None else population_like(catalog, seen), sources)
+            look = lru_cache(maxsize=1)(partial(_look, deblender, seen, known.get("psf")))
             for number in own:
-                yield number, *injection.field(look, seen.shape, number)
+                scene, window = _injected(look, seen.shape, simulate, np.random.default_rng((seed, number)))
+                yield number, scene, _Window(deblender, *window)
 
 
 class _Sky(NamedTuple):
-    """A window of an image: pixels and given noise of each band, the same without sky, and what is there already."""
+    """A window of an image, and what is known of it: its camera, its pixels without sky, and the sources in it."""
 
-    pixels: list[NDArray]
+    pixels: NDArray
     noise: list[NDArray]
-    known: Mapping[str, object]
-    image: Tensor
+    known: dict[str, object]
     camera: Camera
+    image: Tensor
     there: Posterior
 
-    def with_light(self, light: Tensor) -> list[NDData]:
-        """Return the image with the light ``(band, y, x)`` of other sources."""
-        return _bands([own + new for own, new in zip(self.pixels, light.double().numpy(), strict=True)], self.noise)
+
+def _simulated(population: Population, sources: Sources, camera: Camera, shape: Shape, rng: Generator) -> Scene:
+    """Simulate one scene of a shape, with groups as dense as in simulated fields."""
+    groups = max(1, round(int(rng.integers(*GROUPS)) * math.prod(shape) / SIDE**2))
+    simulator = Simulator(population, camera, shape, sources=sources, groups=groups)
+    return next(simulator.batches(1, seed=int(rng.integers(2**62)), batch_size=1))
 
 
-@dataclass(frozen=True, eq=False)
-class Injection:
-    """How sources are injected into images.
-
-    Parameters
-    ----------
-    deblender
-        Finds the sources that are there already.
-    population
-        What sources are injected; those in groups lie within 96 pixels.
-    sources
-        What makes their light, as for a `Simulator`.
-    seed
-        Same seed, same fields.
-    """
-
-    deblender: Deblender
-    population: Population
-    sources: Sources
-    seed: int = 0
-
-    @classmethod
-    def usual(cls, deblender: Deblender, *, seed: int = 0) -> Injection:
-        """Return that of simulated sources like those of the training."""
-        return cls(deblender, _crowds(), SimulatedSources(), seed)
-
-    def field(self, look: Callable[..., _Sky], shape: tuple[int, int], number: int) -> tuple[Scene, Deblends]:
-        """Inject sources into a random window of an image of some shape, at which one can `look` by its corner."""
-        rng, reason = np.random.default_rng((self.seed, number)), ""
-        for _ in range(TRIES):
-            try:
-                sky = look(*(int(rng.integers(max(size - SIDE, 0) + 1)) for size in shape))
-            except ValueError as error:
-                reason = str(error)
-                continue
-            seeds, sides = rng.integers(2**62, size=2).tolist(), sky.image.shape[1:]
-            groups = max(1, round(int(rng.integers(*GROUPS)) * math.prod(sides) / SIDE**2))
-            simulator = Simulator(self.population, sky.camera, tuple(sides), sources=self.sources, groups=groups)
-            scene = next(simulator.batches(1, seed=seeds[0], batch_size=1))
-            light = scene.light * torch.from_numpy(np.isfinite(sky.pixels).all(0))
-            noise = {"sky_rms": torch.zeros_like(scene.sky_rms), "noise_kernel": scene.noise_kernel}
-            noise |= {"exposure": scene.exposure, "generator": torch.Generator().manual_seed(seeds[1])}
-            added = add_noise(light.sum(0, keepdim=True), **noise)
-            scene = _with_others(replace(scene, image=sky.image + added, light=light), sky.there)
-            return scene, _Window(self.deblender, sky.with_light(added[0]), sky.known)
-        raise ValueError(f"image must have windows that can be deblended, got none in {TRIES} tries: {reason}")
+def _injected(
+    look: Callable[..., _Sky], shape: Shape, simulate: Callable[..., Scene], rng: Generator
+) -> tuple[Scene, tuple[list[NDData], dict[str, object]]]:
+    """Inject sources into a random window of an image, at which one can look by its corner, that can be deblended."""
+    for _ in range(TRIES):
+        try:
+            sky = look(*(int(rng.integers(max(side - SIDE, 0) + 1)) for side in shape))
+        except ValueError as error:
+            reason = error
+            continue
+        scene = simulate(sky.camera, tuple(sky.image.shape[1:]), rng)
+        light = scene.light * torch.from_numpy(np.isfinite(sky.pixels).all(0))
+        noise = {name: getattr(scene, name) for name in ("exposure", "noise_kernel")}
+        noise["generator"] = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        added = add_noise(light.sum(0, keepdim=True), sky_rms=torch.zeros_like(scene.sky_rms), **noise)
+        image = _bands(sky.pixels + added[0].double().numpy(), sky.noise)
+        return _with_others(replace(scene, image=sky.image + added, light=light), sky.there), (image, sky.known)
+    raise ValueError(f"image must have windows that can be deblended, got none in {TRIES} tries: {reason}")
 
 
-def _look(deblender: Deblender, seen: Observation, known: Mapping[str, object], *corner: int) -> _Sky:
-    """Look at a window of an image, and find the sources in it."""
-    part = tuple(slice(n, min(n + SIDE, size)) for n, size in zip(corner, seen.shape, strict=True))
-    pixels, noise = ([seen.pixel_flux * own for own in read(*part)] for read in (seen.raw, seen.noise_map))
+def _look(deblender: Deblender, seen: Observation, psf: PsfLike | None, *corner: int) -> _Sky:
+    """Look at a window of an image, in units of flux, and find the sources in it."""
+    part = tuple(slice(n, min(n + SIDE, side)) for n, side in zip(corner, seen.shape, strict=True))
+    pixels, noise = seen.pixel_flux * np.stack(seen.raw(*part)), [seen.pixel_flux * n for n in seen.noise_map(*part)]
     if np.isfinite(pixels).all(0).mean() < LEAST_GOOD:
         raise ValueError("more than half of the pixels of a window are bad")
-    with observe(_bands(pixels, noise), **known) as own:
-        rms = torch.from_numpy(own.sky_rms(*_middle(own))[0]).float()
-        narrow = WIDTH / float(own.psf.square().sum((1, 2)).max()) ** 0.5 < FINE
+    gain = 1 / (seen.photon * correlation_sum(seen.noise_kernel) * _middle_rms(seen))
+    known: dict[str, object] = {"psf": psf if camera_of(psf) is not None else seen.psf.cpu().numpy()}
+    finite = {name: v for name, v in (("gain", gain), ("wavelength", seen.wavelength)) if bool(v.isfinite().all())}
+    known |= {name: values.tolist() for name, values in finite.items()}
+    window = _bands(pixels, noise)
+    with observe(window, **known) as own:
+        rms = _middle_rms(own)
         camera = Camera(
             pixel_scale=_pixel_scale(seen),
-            psf=own.psf,
             sky_rms=rms,
-            exposure=torch.tensor(known.get("gain", [np.inf] * len(rms))).float(),
-            noise_kernel=own.noise_kernel,
-            wavelength=own.wavelength,
+            exposure=gain.nan_to_num(math.inf, math.inf),
             zero_point=seen.zero_point if np.isfinite(seen.zero_point).all() else (0.0,) * len(rms),
-            fine_psf=torch.stack([_finer(psf) for psf in own.psf]) if narrow else None,
+            **{name: getattr(own, name) for name in ("psf", "noise_kernel", "wavelength")},
         )
         image = own.window(*(slice(0, side) for side in own.shape))[0] * rms[:, None, None]
-    there = deblender(_bands(pixels, noise), **known, draws=1, passes=0)
-    return _Sky(pixels, noise, known, image, camera, there)
+    return _Sky(pixels, noise, known, camera, image, deblender(window, **known, draws=1, passes=0))
 
 
-def _known(seen: Observation, psf: PsfLike | None) -> dict[str, object]:
-    """Return what is known of all windows of an image in units of flux."""
-    known: dict[str, object] = {"psf": psf if camera_of(psf) is not None else seen.psf.cpu().numpy()}
-    rms = torch.from_numpy(seen.sky_rms(*_middle(seen))[0])
-    gain = 1 / (seen.photon * correlation_sum(seen.noise_kernel) * rms)
-    for name, values in (("gain", gain), ("wavelength", seen.wavelength)):
-        if bool(values.isfinite().all()):
-            known[name] = values.tolist()
-    return known
-
-
-def _middle(seen: Observation) -> tuple[NDArray, NDArray]:
-    return tuple(np.array([side / 2]) for side in seen.shape[::-1])
+def _middle_rms(seen: Observation) -> Tensor:
+    """Return the sky noise in the middle ``(band,)``."""
+    return torch.from_numpy(seen.sky_rms(*(np.array([side / 2]) for side in seen.shape[::-1]))[0]).float()
 
 
 def _pixel_scale(seen: Observation) -> float:
     """Return the size of a pixel in arcsec, or one for which the PSF is as wide as usual."""
-    width = WIDTH / float(seen.psf[0].square().sum()) ** 0.5
-    return seen.pixel_scale if seen.pixel_scale != 1 else SEEING / width
+    return seen.pixel_scale if seen.pixel_scale != 1 else SEEING / WIDTH * float(seen.psf[0].square().sum()) ** 0.5
 
 
-def _bands(pixels: list[NDArray], noise: list[NDArray]) -> list[NDData]:
+def _bands(pixels: NDArray, noise: list[NDArray]) -> list[NDData]:
     """Return the bands of an image, with the noise that is given, which is NaN where there is none."""
     known = [StdDevUncertainty(own) if np.isfinite(own).any() else None for own in noise]
     return [NDData(own, uncertainty=error) for own, error in zip(pixels, known, strict=True)]
 
 
-def _finer(psf: Tensor) -> Tensor:
-    """Return a PSF ``(y, x)`` at twice the sampling."""
-    import galsim
-
-    image = galsim.Image(psf.double().cpu().numpy(), scale=1.0)
-    drawn = galsim.InterpolatedImage(image, x_interpolant=galsim.Lanczos(15)).drawImage(
-        nx=2 * PSF_SIZE - 1, ny=2 * PSF_SIZE - 1, scale=0.5, method="no_pixel", dtype=np.float32
-    )
-    return torch.from_numpy(drawn.array / drawn.array.sum())
-
-
 def _with_others(scene: Scene, there: Posterior) -> Scene:
     """Add the sources that are there already, of which nothing is known but where they are."""
-    count, known = len(there), {"scene": there.dataset["scene"], "x": there.dataset["x"], "y": there.dataset["y"]}
-    added = {name: torch.from_numpy(values.values).to(getattr(scene, name)) for name, values in known.items()}
-    unknown = {name: getattr(scene, name) for name in ("flux", "auto_flux", "light")}
-    added |= {name: values.new_full((count, *values.shape[1:]), math.nan) for name, values in unknown.items()}
-    added = {name: torch.cat([getattr(scene, name), values]) for name, values in added.items()}
-    others = dict.fromkeys(name for name in SOURCE_FIELDS if name not in added)
-    return replace(scene, **added, **others)
+    old = {name: getattr(scene, name) for name in SOURCE_FIELDS}
+    new = {name: torch.from_numpy(there.dataset[name].values) for name in ("scene", "x", "y")}
+    for name in ("flux", "auto_flux", "light"):
+        new[name] = old[name].new_full((len(there), *old[name].shape[1:]), math.nan)
+    joined = {name: torch.cat([old[name], values.to(old[name])]) for name, values in new.items()}
+    return replace(scene, **dict.fromkeys(SOURCE_FIELDS) | joined)
 
 
 def population_like(catalog: Table, seen: Observation) -> Population:
@@ -311,43 +268,35 @@ def population_like(catalog: Table, seen: Observation) -> Population:
     follow after an underscore. Where there are no radii, they are those of galaxies of such magnitudes.
     """
     names = {name.removesuffix(f"_{seen.bands[0]}"): name for name in reversed(catalog.colnames)}
-    radius, scale = names.get(RADIUS), _pixel_scale(seen)
-    absolute = bool(np.isfinite(seen.zero_point).all())
-    if (name := next((names[name] for name in MAGNITUDES if absolute and name in names), None)) is not None:
-        magnitude = _column(catalog, name)
-    elif (name := next((names[name] for name in FLUXES if name in names), None)) is not None:
+    absolute, scale, usual = bool(np.isfinite(seen.zero_point).all()), _pixel_scale(seen), Population.default()
+    wanted = (*MAGNITUDES, *FLUXES) if absolute else FLUXES
+    name = next((name for name in wanted if name in names), "")
+    if not name or not (absolute or RADIUS in names):
+        also = "" if absolute else f", and {RADIUS} for an image without a zero point"
+        raise ValueError(f"catalog must have a column {' or '.join(wanted)}{also}, got {', '.join(catalog.colnames)}")
+    columns = [catalog[names[own]] for own in (name, RADIUS) if own in names]
+    brightness, *radius = (np.ma.filled(np.ma.array(column, dtype=float), np.nan) for column in columns)
+    if name in FLUXES:
+        if (unit := str(columns[0].unit or seen.unit)) != seen.unit:
+            raise ValueError(f"catalog must have {name} in {seen.unit or 'no unit'}, as the image's fluxes, got {unit}")
         with np.errstate(invalid="ignore", divide="ignore"):
-            magnitude = (seen.zero_point[0] if absolute else 0.0) - 2.5 * np.log10(_column(catalog, name, seen.unit))
-    else:
-        wanted = " or ".join(MAGNITUDES * absolute + FLUXES)
-        raise ValueError(f"catalog must have a column {wanted}, got {', '.join(catalog.colnames)}")
-    if radius is None and not absolute:
-        raise ValueError(f"catalog must have a column {RADIUS} for an image without a zero point")
-    size = np.ones(len(catalog)) if radius is None else _column(catalog, radius) * scale / seen.pixel_scale
-    rows = np.flatnonzero(np.isfinite(magnitude) & (size > 0) & np.isfinite(size))
+            brightness = (seen.zero_point[0] if absolute else 0.0) - 2.5 * np.log10(brightness)
+    rows = np.flatnonzero(np.isfinite(brightness) & (radius[0] > 0 if radius else True))
     if len(rows) < LEAST_ROWS:
         raise ValueError(f"catalog must have {LEAST_ROWS} sources with fluxes and radii, got {len(rows)}")
     rows = np.random.default_rng(0).permutation(rows)[:MOST_ROWS]
-    usual, place = Population.default(), torch.from_numpy(magnitude[rows]).float().expand(len(GALAXY_TYPES), -1)
-    kind = torch.arange(len(GALAXY_TYPES))[:, None].expand_as(place)
-    with seeded(0):
-        ln_radius = usual.ln_radius(kind, place, scale).sample()
-    if radius is not None:
-        ln_radius = torch.from_numpy(np.log(size[rows] / AXIS_RATIO**0.5)).float().expand_as(place)
-    limits = (float(place.min()) - SCATTER, float(place.max()) + SCATTER)
-    return usual.replace(
-        weights=nested_tuples(torch.full_like(place, 1 / len(rows)).tolist()),
-        means=nested_tuples(torch.stack([place, ln_radius], -1).tolist()),
-        covariances=nested_tuples((SCATTER**2 * torch.eye(2)).expand(*place.shape, 2, 2).tolist()),
-        magnitude_range=limits,
-        snr=None,
-        size_scatter=0.0,
-    )
-
-
-def _column(catalog: Table, name: str, unit: str | None = None) -> NDArray[np.float64]:
-    """Return the numbers of a column, NaN where masked, which must be in a unit if it has one."""
-    column, own = catalog[name], str(catalog[name].unit or "")
-    if unit is not None and own not in ("", unit):
-        raise ValueError(f"catalog must have {name} in {unit or 'no unit'}, as the image's fluxes, got {own}")
-    return np.ma.filled(np.ma.asarray(getattr(column, "value", column)).astype(np.float64), np.nan)
+    place = torch.from_numpy(brightness[rows]).float().expand(len(GALAXY_TYPES), -1)
+    if radius:
+        size = np.log(radius[0][rows] * scale / seen.pixel_scale / AXIS_RATIO**0.5)
+        ln_radius = torch.from_numpy(size).float().expand_as(place)
+    else:
+        with seeded(0):
+            ln_radius = usual.ln_radius(torch.arange(len(place))[:, None].expand_as(place), place, scale).sample()
+    fields = {
+        "weights": torch.full_like(place, 1 / len(rows)),
+        "means": torch.stack([place, ln_radius], -1),
+        "covariances": (SCATTER**2 * torch.eye(2)).expand(*place.shape, 2, 2),
+        "magnitude_range": torch.stack([place.min() - SCATTER, place.max() + SCATTER]),
+    }
+    given = {field: nested_tuples(values.tolist()) for field, values in fields.items()}
+    return usual.replace(**given, snr=None, size_scatter=0.0)

@@ -120,7 +120,7 @@ def test_calibrate_on_images_and_resume(run, images, random_weights, tmp_path, m
         random_weights,
     )
     succeeded(run(*command, "--output", "whole"))
-    answer, numbers = calibrate._answer, []
+    answer, numbers = calibrate.answer, []
 
     def interrupted(number, *arguments):
         numbers.append(number)
@@ -128,7 +128,7 @@ def test_calibrate_on_images_and_resume(run, images, random_weights, tmp_path, m
             raise KeyboardInterrupt
         return answer(number, *arguments)
 
-    monkeypatch.setattr(calibrate, "_answer", interrupted)
+    monkeypatch.setattr(calibrate, "answer", interrupted)
     assert run(*command, "--output", "again").exit_code == 130
     refused(run(*command, "--output", "again"), "resume continues it")
     refused(run(*command, "--output", "again", "--seed", 1, "--resume"), "settings")

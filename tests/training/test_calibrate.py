@@ -14,7 +14,7 @@ from probdeblend.posterior import Cutouts, Posterior
 from probdeblend.posterior.calibrator import Known
 from probdeblend.scene import Scene
 from probdeblend.training import fit_calibrator
-from probdeblend.training.calibrate import CalibratorFit, _answer, answers_of, fit_answers
+from probdeblend.training.calibrate import CalibratorFit, answer, answers_of, fit_answers
 from probdeblend.training.fields import AsImages, simulated_fields
 
 SIZE, SKY_RMS, COUNT = 8, 0.01, 400
@@ -167,7 +167,7 @@ def test_right_error_bars_are_said_to_be_right():
 
 def test_the_calibrator_that_was_used_so_far_is_judged(fit):
     scenes = batches_of(scenes_of(seed=1))
-    found = fit_answers([_answer(*one, Wrong(), 0) for one in enumerate(scenes)], before=fit.calibrator)
+    found = fit_answers([answer(*one, Wrong(), 0) for one in enumerate(scenes)], before=fit.calibrator)
     for kind in ("flux", "flux_auto"):
         before = rows(found.tested, flux=kind, sources="all", state="before")
         assert before["coverage_68"] == pytest.approx(0.68, abs=spread(before["count"][0], 800))
@@ -185,7 +185,7 @@ def test_an_interrupted_run_is_resumed(tmp_path):
             yield number, scenes[number], Wrong()
 
     scenes = batches_of(scenes_of(30), 5)
-    whole = [_answer(number, scene, Wrong(), 0) for number, scene in enumerate(scenes)]
+    whole = [answer(number, scene, Wrong(), 0) for number, scene in enumerate(scenes)]
     scenes[3] = None
     with pytest.raises(AttributeError):
         answers_of(fields, 6, tmp_path)
