@@ -174,7 +174,7 @@ def prepare(home):
     from xarray import Dataset
 
     from probdeblend import cli, surveys
-    from probdeblend.cli.evaluate import TESTED
+    from probdeblend.cli.evaluate import ACCURACY
     from probdeblend.deblending import Deblender, weights
     from probdeblend.plots import images, sources
     from probdeblend.posterior.calibrator import Known
@@ -185,7 +185,7 @@ def prepare(home):
     tqdm.monitor_interval = 0  # it would be a thread, which a fork lacks
     galaxies, calibrator = [galaxy(number) for number in range(3)], weights.load().calibrator
     unknown = Known("network", {}, {}, *np.zeros((4, 2, 0)))
-    tested, report = Table({name: ["all"] for name in [*TESTED, "sources"]}), Table({"factor": [1.0]})
+    tested, report = Table({name: ["all"] for name in ["state", "bands", *ACCURACY]}), Table({"factor": [1.0]})
     fit = calibrate.CalibratorFit(calibrator, tested, Table({"ece": [0.01]}), report[:0])
     calibrate.fit_answers, calibrate.answer = lambda *_, **options: fit, lambda *_: unknown
     calibrate.HELD_OUT = fields.CHUNK = 1

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 __all__: list[str] = []  # used from the command line alone
 
 SIMULATED = 250  # fields; they take eight minutes on one core
-TESTED = ["state", "bands", "flux", "count", "mape", "nmad_mag", "bias_mag", "outliers", "coverage_68", "joint_68"]
-TESTED += ["total_68", "color_68"]
 ACCURACY = ["method", "flux", "sources", "count", "mape", "nmad_mag", "bias_mag", "outliers", "coverage_68", "joint_68"]
 ACCURACY += ["total_68", "iou"]
 
@@ -114,7 +112,8 @@ def calibrate(paths: tuple[Path, ...], **given: object) -> None:
         for name, table in (("report", fit.report), ("tested", fit.tested)):
             table.write(folder / f"{name}.ecsv", format="ascii.ecsv")
         names = sorted(path.name for path in folder.iterdir())
-    for table in (fit.tested[fit.tested["sources"] == "all"][TESTED], fit.probabilities, fit.report):
+    tested = fit.tested[fit.tested["sources"] == "all"]["state", "bands", *ACCURACY[1:-1]]
+    for table in (tested, fit.probabilities, fit.report):
         options.show(table)
         click.echo()
     click.echo("\n".join([*fit.findings(), f"written to {given['output']}: {', '.join(names)}"]))

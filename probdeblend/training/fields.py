@@ -151,21 +151,22 @@ def injected_fields(
     *,
     count: int,
     catalog: Table | None = None,
-    sources: Sources = SimulatedSources(),  # noqa: B008
+    sources: Sources | None = None,
     seed: int = 0,
     **known: object,
 ) -> Iterator[Field]:
     """Inject sources into windows of images, which share `count` fields evenly and are opened one after the other.
 
     What is `known` of each image are the arguments of `probdeblend.deblend`. Sources are like those of crowds, or as
-    bright and as large as those of a `catalog`; `sources` make their light. A field depends on its number, their count
-    and the seed alone.
+    bright and as large as those of a `catalog`; `sources` make their light, by default `SimulatedSources`. A field
+    depends on its number, their count and the seed alone.
     """
     for place, own in groupby(numbers, lambda number: number * len(images) // count):
         with observe(images[place], **known) as seen:
             if min(seen.shape) < GROUP_SIDE:
                 raise ValueError(f"image must be at least {GROUP_SIDE} pixels on a side, got shape {seen.shape}")
-            simulate = partial(_simulated, _crowds() if catalog is None else population_like(catalog, seen), sources)
+            population = _crowds() if catalog is None else population_like(catalog, seen)
+            simulate = partial(_simulated, population, sources or SimulatedSources())
             look = lru_cache(maxsize=1)(partial(_look, deblender, seen, known.get("psf")))
             for number in own:
                 scene, window = _injected(look, seen.shape, simulate, np.random.default_rng((seed, number)))
