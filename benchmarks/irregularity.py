@@ -35,8 +35,8 @@ from probdeblend.surveys import Galaxy, RealGalaxies
 __all__ = ["compared", "main", "measure", "measured"]
 
 SIZE = 160  # pixels
-# Of galaxies that statmorph can measure: magnitudes as of real ones, and sizes of several pixels.
-BRIGHTEST, FAINTEST, SNR = 18.0, 23.0, (60.0, 200.0)
+# Magnitudes as of those real galaxies whose images are deep enough for such signal-to-noise ratios.
+BRIGHTEST, FAINTEST, SNR = 18.0, 22.5, (40.0, 120.0)
 SMOOTHING, THRESHOLD = 1.5, 1.0  # Gaussian in pixels, and least light in it over the noise of a pixel
 LEAST_AREA, LEAST_SNR = 60, 2.5  # pixels of a segment, and signal-to-noise ratio of a pixel of it
 CHANCE = 1.36  # the distance of two samples of n is below this times sqrt(2 / n) in 95 % of cases
