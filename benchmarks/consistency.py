@@ -178,6 +178,8 @@ def _cutouts(deblender: Deblender, most: int | None) -> Iterator[Image]:
         found = deblender(pixels, psf="candels_f160w", sky_rms=rms, gain=exposure)
         good = (found.dataset["existence"].values > 0.5) & (found.flags & int(Flag.EDGE) == 0)
         place = np.stack([found.dataset[name].values[good] for name in "xy"], -1)
+        if not len(place):
+            continue
         counts = exposure * float(correlation_sum(kernel))
         variance = rms**2 + ndimage.gaussian_filter(pixels, 1.0).clip(0) / counts
         known = {"psf": "candels_f160w", "gain": exposure, "positions": place}
