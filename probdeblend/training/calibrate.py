@@ -196,6 +196,10 @@ def answer(number: int, scene: Scene, deblender: Deblends, seed: int) -> Known:
     listed, seed = number % 2 == 0 and bool(bright.any()), seed_of(seed, number)
     posterior, matched = _asked(scene, deblender, bright | unknown, listed=listed, seed=seed)
     faint = np.isin(matched, np.flatnonzero(~bright))
+    if unknown.any():  # what is detected elsewhere than in injected light was there, or is as false as it was before
+        lit = (scene.light[~unknown].sum(0) > scene.sky_rms[0, :, None, None]).any(0).numpy()
+        place = (np.rint(posterior.dataset[axis].values).astype(int) for axis in "yx")
+        faint |= (matched < 0) & ~lit[*(n.clip(0, side - 1) for n, side in zip(place, lit.shape, strict=True))]
     known = known_sources(posterior, scene, np.where(np.isin(matched, np.flatnonzero(unknown)), -1, matched))
     for truth in known.truth.values():
         truth[faint] = np.nan

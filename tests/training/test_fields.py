@@ -30,7 +30,7 @@ class Photometer:
     """Fits a star at each place, or at each peak, and claims an error that is off by a factor."""
 
     def __init__(self, factor=1.0):
-        self.factor, self.images = factor, []
+        self.factor, self.images, self.false = factor, [], np.zeros((2, 0))
 
     def __call__(self, image, *, positions=None, seed=0, **known):
         self.images.append((image, known))
@@ -40,7 +40,7 @@ class Photometer:
         highest = ndimage.maximum_filter(flux[0], 9)
         given = positions is not None
         y, x = np.nonzero((flux[0] == highest) & (highest > 5 * NOISE))
-        x, y = positions.T if given else (x.astype(float), y.astype(float))
+        x, y = positions.T if given else np.append([x, y], self.false, 1)
         place = np.rint(np.stack([y, x])).astype(int)
         found = np.stack([ndimage.maximum_filter(band, 5)[*place] for band in flux], -1)  # lists err
         error = self.factor * np.hypot(NOISE, ERROR * found)
@@ -105,6 +105,8 @@ def test_sources_that_are_there_are_listed_but_not_known(stars, monkeypatch):
     apart = [torch.hypot(scene.x[1:] - scene.x[0], scene.y[1:] - scene.y[0]).min() > 12 for scene, _ in found]
     scene, window = found[apart.index(True)]
     there = photometer([NDData(band) for band in image])
+    far = 2.0 if scene.x[0] > SIZE / 2 else SIZE - 3.0
+    photometer.false = np.array([[float(scene.x[0]) + 2, far], [float(scene.y[0]) + 1, 2.0]])
     own = scene.flux.isfinite().all(1).numpy()
     assert own.tolist() == [True] + [False] * len(there)
     for name in "xy":
@@ -112,11 +114,12 @@ def test_sources_that_are_there_are_listed_but_not_known(stars, monkeypatch):
     assert scene.light[~own].isnan().all()
     assert scene.auto_flux[~own].isnan().all()
     listed, detected = (answer(number, scene, window, 0) for number in (0, 1))
-    for known in (listed, detected):
+    for known, false in ((listed, 0), (detected, 2)):
         assert np.isfinite(known.truth["total"]).sum() == 1
-        assert len(known.features) == 1 + len(there)
+        assert len(known.features) == 1 + len(there) + false
     assert listed.existence.shape == (2, 0)
-    assert detected.existence[1].tolist() == [1]  # the others count neither as real nor as false
+    # The others count neither as real nor as false, nor does what is false in the dark.
+    assert sorted(detected.existence[1]) == [0, 1]
 
 
 def test_windows_of_a_mosaic_have_good_pixels_and_do_not_depend_on_others(monkeypatch):
