@@ -33,7 +33,7 @@ ARRAYS = BAND_ARRAYS | {"footprint": "?"}
 ATTRIBUTES = {"identity": str, "origin": str, "flags": str, "pixel_scale": float, "ra": float, "dec": float}
 PER_SHEET = 48
 KEPT, REJECTED = "#009E73", "#D55E00"
-SAME_GALAXY = 0.6  # arcsec within which two positions are those of one galaxy
+SAME_GALAXY = 2.0  # arcsec within which two galaxies share pixels, if they are not one
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +215,8 @@ def write_library(path: str | PathLike[str], galaxies: Sequence[Galaxy], *, over
 def read_library(*paths: str | PathLike[str]) -> list[Galaxy]:
     """Read libraries as one, with the choice of galaxies in their lists.
 
-    Galaxies within 0.6 arcsec of one another on the sky are one: they share the first of their names in the alphabet.
+    Galaxies within 2 arcsec of one another on the sky are one, or share pixels: they share the first of their names in
+    the alphabet, and so a fold.
 
     Parameters
     ----------
