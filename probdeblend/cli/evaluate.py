@@ -97,7 +97,7 @@ def calibrate(paths: tuple[Path, ...], **given: object) -> None:
     deblender.use(None)
     of_images = options.picked(given, "each", "hdu", "catalog") | options.observed(given)
     count, fields, fitted_on = _fields(deblender, paths, given, of_images)
-    settings = {"paths": [*map(str, paths)], "count": count, "seed": given["seed"], "weights": deblender.digest}
+    settings = {"paths": [*map(str, paths)], "seed": given["seed"], "weights": deblender.digest}
     settings |= {name: str(value) for name, value in of_images.items()}
     with (
         unfinished_folder(given["output"], settings, **options.picked(given, "resume", "overwrite")) as kept,
@@ -139,5 +139,5 @@ def _fields(deblender: Deblender, paths: tuple[Path, ...], given: dict, of_image
     images = [[band] for band in bands] if given["each"] else [bands]
     count = count or fields.usual_count(images[0])
     catalog = None if given["catalog"] is None else read_table(given["catalog"])
-    how = {"count": count, "catalog": catalog, "seed": given["seed"]} | options.observed(given)
+    how = {"catalog": catalog, "seed": given["seed"]} | options.observed(given)
     return count, partial(fields.injected_fields, deblender, images, **how), f"{count} windows of {text}"

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import groupby
 from os import PathLike
 from typing import NamedTuple
 
@@ -103,19 +102,23 @@ class _Window:
         return answer
 
 
-def simulated_fields(deblender: Deblender, numbers: Iterable[int], *, seed: int = 0) -> Iterator[Field]:
+def simulated_fields(
+    deblender: Deblender, numbers: Iterable[int], *, sources: Sources | None = None, seed: int = 0
+) -> Iterator[Field]:
     """Simulate fields of sources like those that networks are trained on, but others.
 
     Each has 384 pixels on a side and holds 4 to 12 groups and, between them, sky. In three tenths of them the groups
     are pairs in CANDELS F160W, in the others crowds of 0 to 14 sources, some too faint to count, of random cameras with
-    one to three bands and white or drizzled noise. A field depends on its number and the seed alone.
+    one to three bands and white or drizzled noise; `sources` make their light, by default `SimulatedSources`. A field
+    depends on its number and the seed alone.
     """
     crowds = _crowds()
     for field in numbers:
         rng = np.random.default_rng((seed, field))
         population, number, native = (Population.pairs(), 2, 1.0) if rng.random() < PAIRS else (crowds, None, NATIVE)
         camera, groups = Cameras(native_fraction=native).sample(rng), int(rng.integers(*GROUPS))
-        simulator = Simulator(population, camera, (SIDE, SIDE), number, groups=groups)
+        how = {"sources": sources or SimulatedSources(), "groups": groups}
+        simulator = Simulator(population, camera, (SIDE, SIDE), number, **how)
         yield field, next(simulator.batches(1, seed=seed_of(seed, field + 1))), AsImages(deblender)
 
 
@@ -147,28 +150,28 @@ def usual_count(image: Sequence[str | PathLike[str]]) -> int:
 def injected_fields(
     deblender: Deblender,
     images: Sequence[Image | Sequence[Image]],
-    numbers: Iterable[int],
+    numbers: Sequence[int],
     *,
-    count: int,
     catalog: Table | None = None,
     sources: Sources | None = None,
     seed: int = 0,
     **known: object,
 ) -> Iterator[Field]:
-    """Inject sources into windows of images, which share `count` fields evenly and are opened one after the other.
+    """Inject sources into windows of images, which take turns in the numbers and are opened one after the other.
 
     What is `known` of each image are the arguments of `probdeblend.deblend`. Sources are like those of crowds, or as
     bright and as large as those of a `catalog`; `sources` make their light, by default `SimulatedSources`. A field
-    depends on its number, their count and the seed alone.
+    depends on its number and the seed alone.
     """
-    for place, own in groupby(numbers, lambda number: number * len(images) // count):
+    own = {place: [number for number in numbers if number % len(images) == place] for place in range(len(images))}
+    for place in filter(own.get, own):
         with observe(images[place], **known) as seen:
             if min(seen.shape) < GROUP_SIDE:
                 raise ValueError(f"image must be at least {GROUP_SIDE} pixels on a side, got shape {seen.shape}")
             population = _crowds() if catalog is None else population_like(catalog, seen)
             simulate = partial(_simulated, population, sources or SimulatedSources())
             look = lru_cache(maxsize=1)(partial(_look, deblender, seen, known.get("psf")))
-            for number in own:
+            for number in own[place]:
                 scene, window = _injected(look, seen.shape, simulate, np.random.default_rng((seed, number)))
                 yield number, scene, _Window(deblender, *window)
 

@@ -71,9 +71,9 @@ def stars(monkeypatch):
     return population
 
 
-def injected(deblender, image, numbers=(7,), *, count=9, **changes):
+def injected(deblender, image, numbers=(7,), **changes):
     how = {"psf": PSF, "sky_rms": RMS, "gain": 5.0} | changes
-    return list(injected_fields(deblender, [image], numbers, count=count, **how))
+    return list(injected_fields(deblender, [image], numbers, **how))
 
 
 @pytest.mark.parametrize("bands", [1, 2])
@@ -139,8 +139,8 @@ def test_windows_of_a_mosaic_have_good_pixels_and_do_not_depend_on_others(monkey
 
 def test_images_share_the_fields():
     photometer, images = Photometer(), [sky(seed=number) for number in range(3)]
-    found = injected_fields(photometer, images, range(6), count=6, psf=PSF, sky_rms=RMS)
-    assert [number for number, *_ in found] == list(range(6))
+    found = injected_fields(photometer, images, range(6), psf=PSF, sky_rms=RMS)
+    assert [number for number, *_ in found] == [0, 3, 1, 4, 2, 5]
     asked = [image[0].data[0, 0] for image, _ in photometer.images]
     assert asked == [image[0, 0, 0] for image in images]  # each is looked at once, as it is a single window
 
@@ -219,7 +219,7 @@ def test_a_calibrator_repairs_error_bars_in_the_users_sky(factor, how, stars, tm
     """
     monkeypatch.setattr(fields, "_crowds", lambda: stars.replace(number=(0.0, 1.0)))
     photometer, image = Photometer(factor), sky(384, stars=10)
-    make = partial(injected_fields, photometer, [image], count=60, psf=PSF, sky_rms=RMS)
+    make = partial(injected_fields, photometer, [image], psf=PSF, sky_rms=RMS)
     fit = fit_answers(answers_of(make, 60, tmp_path), least=100)
     assert f"times too {how} for all sources" in fit.findings()[0]
     before, after = (row for row in fit.report if row["sources"] == "all sources")
