@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -18,10 +21,11 @@ if TYPE_CHECKING:
 
     from probdeblend.deblending.deblender import Deblender
 
-__all__ = ["FILE", "Run", "benchmark", "kept_arrays", "sized_option", "weights_option"]
+__all__ = ["FILE", "RESULTS", "Command", "Run", "benchmark", "digests", "kept_arrays", "sized_option", "weights_option"]
 
 RESULTS = Path("results")
 FILE = click.Path(path_type=Path)
+NOT_QUOTED = ("--output", "--overwrite", "--resume", "--weights")  # the table states digests of weights instead
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,13 @@ class Run:
     full: bool
     overwrite: bool
     resume: bool = False
+    command: str = ""
+    asked: list[dict[str, str]] = field(default_factory=list)
+
+    def asks(self, deblender: Deblender) -> dict[str, str]:
+        """Note that the table is about the answers of a deblender, whose `digests` it then states."""
+        self.asked.append(digests(deblender))
+        return self.asked[-1]
 
     @contextmanager
     def unfinished(self, *, deblender: Deblender | None = None, **settings: object) -> Iterator[Path]:
@@ -43,15 +54,23 @@ class Run:
 
         settings |= {"benchmark": self.name, "seed": self.seed, "probdeblend": __version__}
         if deblender is not None:
+            self.asks(deblender)
             calibrator = deblender.calibrator
             settings["network"] = [deblender.digest, None if calibrator is None else calibrator.fitted_on]
         with unfinished_folder(self.output, settings, resume=self.resume, overwrite=self.overwrite) as kept:
             yield kept
 
     def write(self, table: Table, *, figure: Figure | None = None) -> None:
-        """Write OUTPUT/NAME.ecsv, and NAME.png with a figure, and print the table and its metadata."""
+        """Write OUTPUT/NAME.ecsv, and NAME.png with a figure, and print the table and its metadata.
+
+        The metadata tell how the table was made: the command, the version, and digests of the weights.
+        """
+        from probdeblend import __version__
         from probdeblend._files import output_folder
 
+        table.meta |= {"command": self.command, "probdeblend": __version__}
+        for name in ("weights", "calibrator") if self.asked else ():
+            table.meta[name] = ", ".join(dict.fromkeys(one[name] for one in self.asked))
         names = [f"{self.name}.ecsv"] if figure is None else [f"{self.name}.ecsv", f"{self.name}.png"]
         with output_folder(self.output, overwrite=self.overwrite) as folder:
             table.write(folder / names[0], format="ascii.ecsv")
@@ -81,12 +100,32 @@ def benchmark(name: str, *, resume: bool = True) -> Callable[[Callable[..., None
             taken = {option.name: given.pop(option.name) for option in options}
             if taken["output"].exists() and not taken["overwrite"]:
                 raise FileExistsError(f"{taken['output']}: exists already; --overwrite replaces it")
-            function(Run(name, **taken), **given)
+            function(Run(name, **taken, command=_quoted(click.get_current_context())), **given)
 
         run.__click_params__ = options[::-1] + getattr(function, "__click_params__", [])
-        return click.command(f"python -m benchmarks.{name}", cls=_Command)(run)
+        return click.command(f"python -m benchmarks.{name}", cls=Command)(run)
 
     return make
+
+
+def digests(deblender: Deblender) -> dict[str, str]:
+    """Return digests of the network and of its calibrator, in hexadecimal digits."""
+    fitted = deblender.calibrator
+    calibrator = "none" if fitted is None else hashlib.sha256(fitted.describe().encode()).hexdigest()[:16]
+    return {"weights": deblender.digest, "calibrator": calibrator}
+
+
+def _quoted(context: click.Context) -> str:
+    """Return the command with its options, without what depends on where files lie."""
+    words = context.command.name.split()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+        if not given or option.opts[0] in NOT_QUOTED:
+            continue
+        value = context.params[option.name]
+        for one in value if option.multiple else [value]:
+            words += [option.opts[0]] if option.is_flag else [option.opts[0], getattr(one, "name", str(one))]
+    return shlex.join(words)
 
 
 def sized_option(flag: str, small: int, full: int, *, least: int = 1, help: str) -> Callable:  # noqa: A002
@@ -118,7 +157,7 @@ def kept_arrays(path: Path | None, make: Callable[[], dict[str, NDArray]]) -> di
         return dict(stored)
 
 
-class _Command(click.Command):
+class Command(click.Command):
     """A command that ends with a sentence where the input is at fault."""
 
     def invoke(self, ctx: click.Context) -> object:

@@ -71,10 +71,9 @@ def main(run: Run, count: int, files: tuple[Path, ...]) -> None:
     mean spread of masks over passes where they are undecided; and `ratio`, the standard deviation between passes over
     that of unchanged pairs. With several weights, compare their rows of unchanged pairs.
     """
-    rows = []
-    with run.unfinished(count=count, weights=[str(path) for path in files]) as kept:
-        for number, path in enumerate(files or (None,)):
-            deblender = load(path)
+    rows, deblenders = [], {path: load(path) for path in files or (None,)}
+    with run.unfinished(count=count, weights=[run.asks(deblender) for deblender in deblenders.values()]) as kept:
+        for number, (path, deblender) in enumerate(deblenders.items()):
             methods = {name: partial(parts, deblender, name, calibrate=True) for name in CHANGES}
             methods[NOT_CALIBRATED] = partial(parts, deblender, "none", calibrate=False)
             found = compare(kept, f"weights-{number}", count, published_pairs, methods, seed=run.seed)

@@ -56,7 +56,7 @@ def main(run: Run, weights: Path | None) -> None:
     """
     sides, tiles = (SIDES, TILES) if run.full else (SMALL_SIDES, SMALL_TILES)
     rows, catalogs = [], []
-    with run.unfinished(weights=str(weights), full=run.full) as kept:
+    with run.unfinished(deblender=load(weights), full=run.full) as kept:
         for side in sides:
             image = kept / f"field-{side}.fits"
             if not image.exists():

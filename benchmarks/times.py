@@ -37,6 +37,7 @@ def main(run: Run, count: int, refined: int, draws: int, weights: Path | None) -
     """Time each method per scene on one core: seconds of CPU, and how many times as long as the network it takes."""
     torch.set_num_threads(1)
     deblender = load(weights)
+    run.asks(deblender)
     deblender.scenes(published_scenes(1, 1, seed=0))  # the first call loads libraries
     rows = []
     for number in NUMBERS:
