@@ -63,7 +63,7 @@ def test_tables_state_how_they_were_made(shipped, tmp_path):
     given = ["--full", "--library", str(tmp_path / "my library"), "--fold", "1", "--fold", "3", "--weights", "w"]
     answer = CliRunner().invoke(main, [*given, "--output", str(tmp_path / "out")], catch_exceptions=False)
     meta = Table.read(tmp_path / "out" / "pairs.ecsv").meta
-    assert meta["command"] == "python -m benchmarks.pairs --full --library 'my library' --fold 1 --fold 3"
+    assert meta["command"] == "python -m benchmarks.pairs --library 'my library' --fold 1 --fold 3 --full"
     assert f"command: {meta['command']}" in answer.output
     assert {name: meta[name] for name in ("weights", "calibrator")} == digests(shipped)
     other = changed(shipped)
