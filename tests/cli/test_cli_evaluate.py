@@ -107,7 +107,7 @@ def test_calibrate_refuses_images(run, images, random_weights, tmp_path, image, 
 @pytest.mark.slow
 def test_calibrate_on_images_and_resume(run, images, random_weights, tmp_path, monkeypatch):
     """What was done is not done again, and the result is that of a run without interruption."""
-    how = ("--psf", "candels_f160w", "--count", 5, "--least", 20)
+    how = ("--psf", "candels_f160w", "--count", 10, "--least", 20)
     command = ("calibrate", *images, *how, "--weights", random_weights)
     succeeded(run(*command, "--output", "whole"))
     answer, numbers = calibrate.answer, []
@@ -123,8 +123,8 @@ def test_calibrate_on_images_and_resume(run, images, random_weights, tmp_path, m
     refused(run(*command, "--output", "again"), "resume continues it")
     refused(run(*command, "--output", "again", "--seed", 1, "--resume"), "settings")
     succeeded(run(*command, "--output", "again", "--resume"))
-    assert numbers == [0, 1, 2, 3, 3, 4]
+    assert numbers == [0, 1, 2, 3, *range(3, 10)]
     one, other = (json.loads((tmp_path / name / "calibrator.json").read_text()) for name in ("whole", "again"))
     assert one == other
-    assert one["fitted_on"] == "5 windows of g.fits, r.fits"
+    assert one["fitted_on"] == "10 windows of g.fits, r.fits"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "flat.fits", *images, "small.fits", "whole"]
