@@ -33,7 +33,6 @@ from .scenes import paste
 
 __all__ = ["SceneBatch", "SceneStream"]
 
-BANK = 160  # cameras in the bank
 BATCHES_PER_CAMERA = 4
 ONE_BAND = 0.75  # fraction of the batches of crowds that have one band
 LEAST_SNR = 5.0  # a fainter source does not count
@@ -87,6 +86,8 @@ class SceneStream(IterableDataset[SceneBatch]):
         Fraction of the batches that are pairs of the published population.
     size
         Sides of the scenes in pixels, multiples of 16.
+    bank
+        Number of cameras whose templates scenes are made of at a time; it takes about a second each to begin.
     """
 
     templates: Templates = field(default_factory=Templates)
@@ -95,9 +96,10 @@ class SceneStream(IterableDataset[SceneBatch]):
     first: int = 0
     pairs: float = 0.5
     size: tuple[int, ...] = (64, 64, 80)
+    bank: int = 160
 
     def __post_init__(self) -> None:
-        self._make = lru_cache(maxsize=BANK + 4)(self.templates.make)
+        self._make = lru_cache(maxsize=self.bank + 4)(self.templates.make)
 
     def __iter__(self) -> Iterator[SceneBatch]:
         worker = get_worker_info()
@@ -118,8 +120,8 @@ class SceneStream(IterableDataset[SceneBatch]):
             The batch.
         """
         rng = np.random.default_rng((self.seed, 2, number))
-        latest = number // BATCHES_PER_CAMERA + BANK
-        bank = [self._make(k) for k in range(latest - BANK, latest)]
+        latest = number // BATCHES_PER_CAMERA + self.bank
+        bank = [self._make(k) for k in range(latest - self.bank, latest)]
         pool = [template for template in bank if template.camera.native]
         if not (pair := rng.random() < self.pairs and bool(pool)):
             bands = sorted({len(template.camera) for template in bank})

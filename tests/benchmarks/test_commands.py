@@ -1,5 +1,7 @@
 """Every benchmark's command, at its smallest: it runs to its end and writes the table that it promises."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -21,7 +23,7 @@ from benchmarks import (
 )
 from benchmarks._nuts import Reference
 from benchmarks.boucaud2020 import __main__ as boucaud2020
-from probdeblend.simulation import stream
+from probdeblend.simulation.stream import SceneStream
 
 pytestmark = pytest.mark.slow
 COVERAGE = ("coverage_50", "coverage_68", "coverage_95")
@@ -125,7 +127,7 @@ def test_boucaud2020(run, tmp_path):
 
 
 def test_ablation(run, monkeypatch):
-    monkeypatch.setattr(stream, "BANK", 2)
+    monkeypatch.setattr("benchmarks.ablation.SceneStream", partial(SceneStream, bank=2))
     settings = ["--steps", "1", "--batch-size", "2", "--test", "1", "--network", "whole", "--network", "no exchange"]
     table = run(ablation, *settings, weighted=False)
     assert table["network"].tolist() == ["whole"] * 2 + ["no exchange"] * 2

@@ -1,11 +1,13 @@
 """Simulate and train from the command line."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from astropy.table import Table
 from commands import refused, succeeded
 
-from probdeblend.simulation import Cameras, count_scenes, read_scenes
+from probdeblend.simulation import Cameras, count_scenes, read_scenes, stream
 from probdeblend.training import recipes
 
 
@@ -71,7 +73,7 @@ def test_train_refuses(run, tmp_path):
 
 @pytest.mark.slow
 def test_train_writes_what_can_be_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("probdeblend.simulation.stream.BANK", 12)
+    monkeypatch.setattr(stream, "SceneStream", partial(stream.SceneStream, bank=12))
     succeeded(run("train", "new", "--steps", 1, "--batch-size", 2))
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     succeeded(run("deblend", "--weights", "new", "--draws", 40, "--passes", 2, "--output", "out"))

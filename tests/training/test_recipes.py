@@ -159,10 +159,9 @@ def test_refuses(weights, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_stream_of_scenes_is_what_it_trains_on(tmp_path, monkeypatch):
+def test_the_stream_of_scenes_is_what_it_trains_on(tmp_path):
     """A worker process makes the scenes of the bank; one step of them."""
-    monkeypatch.setattr("probdeblend.simulation.stream.BANK", 12)
-    table = train(tmp_path / "w", stream=SceneStream(batch_size=2), steps=1)
+    table = train(tmp_path / "w", stream=SceneStream(batch_size=2, bank=12), steps=1)
     assert len(table) == 1
     assert load(tmp_path / "w").description.training["stream"]["pairs"] == 0.5
 
