@@ -146,8 +146,8 @@ def measure(scene: Scene, posterior: Posterior, *, kind: str = "total", row: NDA
     """Compare one kind of flux, "total" or "auto", with the truth.
 
     `row` has the source of the posterior for each true one, by default the nearest. Per true source, in the first band:
-    the true flux and the median (NaN if it was missed), the rank of the truth, and the half-width of the 68 % interval
-    in ln flux; per group its number of sources, and the ranks of the Mahalanobis distance, over all bands, and of the
+    the true flux and the median (NaN if it was missed), the rank of the truth, and half-width and score of the 68 %
+    interval in ln flux; per group its number of sources, and the ranks of the Mahalanobis distance, over all bands, and of the
     total flux in the first.
     """
     draws = flat_draws(posterior, kind)
@@ -158,7 +158,9 @@ def measure(scene: Scene, posterior: Posterior, *, kind: str = "total", row: NDA
     low, high = np.quantile(floored, (0.16, 0.84), axis=0)
     rank = np.where(np.isfinite(flux).all(0), ((flux < true).sum(0) + 0.5) / (len(flux) + 1), np.nan)
     known = truth(scene)
+    outside = np.maximum(low - np.log(true), 0) + np.maximum(np.log(true) - high, 0)
     measured = {"flux": true, "estimate": np.median(flux, 0), "rank": rank, "width": (high - low) / 2}
+    measured["score"] = high - low + 2 / (1 - 0.68) * outside
     measured = {name: values[:, 0] for name, values in measured.items()}
     of_found = np.full(draws.shape[1:], np.nan)
     of_found[row[row >= 0]] = true[row >= 0]
