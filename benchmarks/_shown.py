@@ -80,10 +80,10 @@ SHOWN = (
     ),
     Shown(
         "consistency",
-        "Repeats, blending, and what was left out",
+        "Repeats and blending",
         "simulated groups, real blends of HSC, and cutouts of CANDELS and of the eXtreme Deep Field, without truth",
         ("test", "images", "case", "bin", "values", *SCATTER),
-        rows=("test", ("repeats", "blending excess", "predicted flux", "held-out pixels")),
+        rows=("test", ("repeats", "blending excess")),
     ),
     Shown(
         "consistency",
@@ -121,7 +121,10 @@ SHOWN = (
     ),
 )
 MEASURES = {
+    "weights": "`given`: as they are; `heads`: trained further, and `calibrated`: with a calibrator, on real galaxies",
     "number": "sources per scene",
+    "sources, galaxies": "how many count; in a field and where times are measured, how many there are",
+    "feature": "brightness: Kron flux over the sky noise of a pixel; contested: fraction of light that others share",
     "detected, found": "sources that are found: a fraction, or in a field their number",
     "mape": "mean absolute error of the flux, in percent of the true one",
     "bias_mag": "median error in magnitudes, positive where fluxes are too faint",
@@ -152,5 +155,6 @@ MEASURES = {
     "cpu_per_megapixel, memory": "CPU seconds per million pixels, and peak memory in GB",
     "same, worst": "fraction of sources that other tiles find too, and largest change of a flux in sigma",
     "seconds, over_network": "CPU seconds per scene, and in units of the network's",
-    "distance": "Kolmogorov-Smirnov distance between simulated and real galaxies",
+    "isolated galaxies": "how many, and how their Kron fluxes differ, in units of the quoted errors",
+    "simulated: distance": "Kolmogorov-Smirnov distance between simulated and real galaxies",
 }

@@ -254,7 +254,7 @@ def _training(deblender: Deblender) -> Lines:
 def _results(tables: Mapping[str, Table | None], deblender: Deblender) -> Lines:
     yield (
         "All of this was measured with the weights and the calibrator of this card, unless it says otherwise. Where "
-        "these are not the weights that ship, the commands need `--weights FILE`."
+        "these are not the weights that ship, the commands need `--weights FILE`. They print more than is shown here."
     )
     for shown in SHOWN:
         yield f"### {shown.title}"
@@ -266,7 +266,7 @@ def _results(tables: Mapping[str, Table | None], deblender: Deblender) -> Lines:
         chosen = table if shown.rows is None else table[np.isin(table[shown.rows[0]], shown.rows[1])]
         yield _table([_code(column) for column in shown.columns], _rows(chosen, shown.columns))
         if shown.meta:
-            yield ", ".join(f"{key}: {_number(table.meta[key])}" for key in shown.meta) + "."
+            yield "; ".join(f"{key}: {_number(table.meta[key])}" for key in shown.meta) + "."
         if name == "real_galaxies":
             yield _of_real(table, deblender)
 

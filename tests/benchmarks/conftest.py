@@ -6,6 +6,7 @@ import torch
 from astropy.table import Table
 from click.testing import CliRunner
 
+from benchmarks._shown import SHOWN
 from probdeblend.posterior import Posterior
 from probdeblend.scene import Scene
 
@@ -98,6 +99,11 @@ def run(tmp_path, weights):
         result = CliRunner().invoke(module.main, given, catch_exceptions=False)
         assert result.exit_code == 0, result.output
         assert not output.with_name(f"{name}.partial").exists()
-        return Table.read(output / f"{name}.ecsv")
+        table = Table.read(output / f"{name}.ecsv")
+        for shown in SHOWN:
+            if shown.benchmark == name:  # what a model card shows of the table is there
+                assert set(shown.columns) <= set(table.colnames)
+                assert set(shown.meta) <= set(table.meta)
+        return table
 
     return answer

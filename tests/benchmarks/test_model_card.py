@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from benchmarks import model_card
 from benchmarks._command import FILE, benchmark, digests, sized_option, weights_option
-from benchmarks._shown import SHOWN
+from benchmarks._shown import MEASURES, SHOWN
 from benchmarks.model_card import card, main
 from probdeblend.deblending import Deblender, Description, load
 
@@ -95,6 +95,11 @@ def test_numbers_of_every_table_appear(shipped, results, name):
         assert all(f"{key}: 0.568" in text for key in shown.meta)
     assert f"`python -m benchmarks.{name} --count 7`, probdeblend 1.2.3" in text
     assert f"`{name}` was not measured" not in text
+
+
+def test_meanings_are_of_what_is_shown():
+    shown = {name for own in SHOWN for name in (*own.columns, *own.meta)}
+    assert {name for names in MEASURES for name in names.split(", ")} <= shown
 
 
 def test_a_table_that_is_missing_is_named(shipped, results):
