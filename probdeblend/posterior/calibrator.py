@@ -1,4 +1,4 @@
-"""Calibration of posteriors with sources of known flux: fluxes, totals of groups, masks and existence probabilities.
+"""Calibration of posteriors with sources of known flux: fluxes, totals of groups, and existence probabilities.
 
 **Fluxes.** Sources are put into bins by what is known of them: listed or detected, one band or several, alone or in a
 group, estimated signal-to-noise ratio, contested light and size. Each bin has a monotone map of scaled errors in ln
@@ -14,15 +14,14 @@ intervals of neighboring bands' colors cover; the rest changes the other way, so
 bands and its signal-to-noise ratio. What sources have in common becomes the error of the total, the division of the
 light changes the other way.
 
-**Masks and existence.** Slope and shift of the logit are fitted to the true masks where the image exceeds the sky
-noise, and to which sources are real (Platt 1999).
+**Existence.** Slope and shift of the logit are fitted to which sources are real (Platt 1999).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +32,6 @@ from numpy.typing import ArrayLike, NDArray
 from .._files import check_file, check_header, header, readable, whole_file
 from ..metrics.arrays import group_total
 from ..scene import Scene
-from .cutouts import Cutouts
 from .draws import Posterior
 from .flags import Flag
 from .maps import cell_of, color_stretch, fit_cells, fit_logistic, logistic, mapped, maps_of, with_colors, with_totals
@@ -49,7 +47,6 @@ GROUP_EDGES = ((0.5,), (2.0,), (3.0, 4.0, 6.0), (100.0, 500.0))
 LIMITED = [2, 5]  # the features of sources whose range is that of the fit
 MARGIN = 2.0  # beyond the fitted range of signal-to-noise ratio and size, as a factor, without a flag
 DRAWS = 400  # of a source, about, are enough to fit
-PIXELS = 50_000  # of a batch are enough for two numbers
 
 
 class Known(NamedTuple):
@@ -58,7 +55,7 @@ class Known(NamedTuple):
     - `draws`, `truth`: of ln flux ``(draw, source, band)`` and ``(source, band)``, for each kind; true values are minus
       infinity of false sources, NaN if unknown.
     - `features (source, band, feature)`, which put a source into a bin.
-    - `mask`, `existence`: probabilities and whether they come true ``(2, pixel)`` and ``(2, source)``.
+    - `existence`: probabilities and whether they come true ``(2, source)``.
     """
 
     method: str
@@ -66,7 +63,6 @@ class Known(NamedTuple):
     truth: dict[str, NDArray]
     features: NDArray
     group: NDArray
-    mask: NDArray
     existence: NDArray
 
 
@@ -86,7 +82,7 @@ class Calibrator:
         Range of signal-to-noise ratio and size in pixels that it was fitted on.
     method
         Of the posteriors that it was fitted on; others are refused.
-    mask, existence
+    existence
         Slope and shift of the logit; None leaves the probabilities as they are.
     fitted_on
         Description of the scenes that it was fitted on.
@@ -98,7 +94,6 @@ class Calibrator:
     low: tuple[float, ...]
     high: tuple[float, ...]
     method: str
-    mask: tuple[float, float] | None = None
     existence: tuple[float, float] | None = None
     fitted_on: str = ""
 
@@ -166,8 +161,7 @@ class Calibrator:
                 changed[FLUX_OF[kind]] = given.copy(data=moved.astype(given.dtype))
         if self.existence is not None and "existence" in posterior.dataset:
             changed["existence"] = ("source", logistic(posterior.dataset["existence"].values, self.existence))
-        dataset = posterior.dataset.assign(changed).assign_attrs(calibrated=1)
-        return Posterior(dataset, self._masks(posterior.cutouts))
+        return Posterior(posterior.dataset.assign(changed).assign_attrs(calibrated=1), posterior.cutouts)
 
     def corrected(self, kind: str, draws: NDArray, features: NDArray, group: NDArray) -> NDArray[np.float64]:
         """Map draws of ln flux ``(draw, source, band)`` of sources with such features, in groups.
@@ -196,18 +190,6 @@ class Calibrator:
         low, high = np.array(self.low) / MARGIN, np.array(self.high) * MARGIN
         values = np.nan_to_num(features[..., LIMITED])
         return ((values < low) | (values > high)).any((1, 2))
-
-    def _masks(self, cutouts: Cutouts | None) -> Cutouts | None:
-        """Map masks; their standard deviation follows the slope of the map."""
-        if cutouts is None or cutouts.mask is None or self.mask is None:
-            return cutouts
-        moved = [logistic(mask, self.mask).astype(mask.dtype) for mask in cutouts.mask]
-        pairs = zip(moved, cutouts.mask, strict=True)
-        ratio = [np.maximum(new * (1 - new), 1e-5) / np.maximum(old * (1 - old), 1e-5) for new, old in pairs]
-        spread = cutouts.mask_std
-        if spread is not None:
-            spread = [(self.mask[0] * v * r).astype(v.dtype) for v, r in zip(spread, ratio, strict=True)]
-        return replace(cutouts, mask=moved, mask_std=spread)
 
     def describe(self) -> str:
         """Return the calibrator as JSON, as it is stored in a file or in weights.
@@ -250,7 +232,7 @@ class Calibrator:
         check_header(numbers, "calibrator", path)
         with readable(path, "damaged calibrator"):
             kinds = [kind for kind in FLUX_OF if kind in numbers["flux"]]
-            pairs = {name: numbers[name] for name in ("low", "high", "mask", "existence") if numbers[name] is not None}
+            pairs = {name: numbers[name] for name in ("low", "high", "existence") if numbers[name] is not None}
             kept = {name: (float(first), float(second)) for name, (first, second) in pairs.items()}
             kept |= {name: str(numbers[name]) for name in ("method", "fitted_on")}
             for name, edges in (("flux", EDGES), ("total", GROUP_EDGES)):
@@ -317,12 +299,8 @@ def known_sources(posterior: Posterior, scene: Scene, matched: ArrayLike) -> Kno
             draws[kind] = values[:: max(1, len(values) // DRAWS)].astype(np.float32)
             with np.errstate(divide="ignore"):
                 truth[kind] = np.log(np.append(true.double().numpy(), np.zeros((1, true.shape[1])), 0)[matched])
-    mask = existence = np.zeros((2, 0))
-    if posterior.cutouts is not None and posterior.cutouts.mask is not None and scene.light is not None:
-        mask = _mask_pixels(posterior, scene, matched)
-    if "existence" in data:
-        existence = np.stack([data["existence"].values, matched >= 0])
-    return Known(data.attrs["method"], draws, truth, _features(posterior), data["group"].values, mask, existence)
+    existence = np.stack([data["existence"].values, matched >= 0]) if "existence" in data else np.zeros((2, 0))
+    return Known(data.attrs["method"], draws, truth, _features(posterior), data["group"].values, existence)
 
 
 def fit_known(known: Iterable[Known], *, least: int = LEAST, fitted_on: str = "") -> Calibrator:
@@ -351,10 +329,8 @@ def fit_known(known: Iterable[Known], *, least: int = LEAST, fitted_on: str = ""
     low, high = (
         tuple(end(np.nan_to_num(np.concatenate(seen)[:, LIMITED]), axis=0).tolist()) for end in (np.min, np.max)
     )
-    mask, existence = (
-        fit_logistic(*np.concatenate([getattr(batch, name) for batch in known], 1)) for name in ("mask", "existence")
-    )
-    return Calibrator(flux, total, color, low, high, methods[0], mask, existence, fitted_on)
+    existence = fit_logistic(*np.concatenate([batch.existence for batch in known], 1))
+    return Calibrator(flux, total, color, low, high, methods[0], existence, fitted_on)
 
 
 def _totals(batch: Known, moved: NDArray, kind: str) -> tuple[NDArray, NDArray, NDArray]:
@@ -402,17 +378,3 @@ def _group_cell(features: NDArray, group: NDArray) -> NDArray[np.int64]:
 def _log_total(moved: NDArray, draws: NDArray, group: NDArray) -> NDArray[np.float64]:
     """Return ln totals ``(draw, group, band)`` of mapped draws that keep the medians of the given ones."""
     return np.log(group_total(np.exp(moved - np.median(moved, axis=0) + np.median(draws, axis=0)), group))
-
-
-def _mask_pixels(posterior: Posterior, scene: Scene, matched: NDArray) -> NDArray[np.float32]:
-    """Return probabilities and true masks of pixels ``(2, pixel)`` where the bands' image exceeds their sky noise."""
-    ratio = (scene.image / scene.sky_rms[..., None, None]).nan_to_num().sum(1) / scene.image.shape[1] ** 0.5
-    bright, masks, given, true = (ratio > 1).numpy(), scene.mask.numpy(), [np.zeros(0)], [np.zeros(0)]
-    number = posterior.dataset["scene"].values
-    for source in np.flatnonzero(matched >= 0):
-        cutout = posterior.cutouts.cutout("mask", int(source))
-        chosen = bright[number[source]][cutout.slices]
-        given.append(cutout.data[chosen])
-        true.append(masks[matched[source]][cutout.slices][chosen])
-    pixels = np.stack([np.concatenate(given), np.concatenate(true)]).astype(np.float32)
-    return pixels[:, :: max(1, pixels.shape[1] // PIXELS)]

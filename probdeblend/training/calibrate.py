@@ -50,8 +50,7 @@ class CalibratorFit:
         Rows with the ``state`` "before" and "after", for each number of ``bands``, with the columns of the accuracy of
         an `Evaluation`: kinds of flux by the number of sources in a group.
     probabilities
-        The expected calibration error ``ece`` of the quantities "mask" (where the image exceeds the sky noise) and
-        "existence", with the same states.
+        The expected calibration error ``ece`` of the quantity "existence", with the same states.
     report
         For each state, kind of ``flux`` and class of ``sources`` the ``factor`` by which 68 % intervals in ln flux must
         be stretched so that they contain 68 % of the truths, with its standard error ``factor_err`` by bootstrap over
@@ -179,12 +178,11 @@ def fit_answers(
         moved = {number: _moved(known, calibrator) for number, known in judged}
         tested += _tested(state, [moved[number] for number, _ in held])
         report += _reported(state, moved)
-        for name in ("mask", "existence"):
-            given, true = np.concatenate([getattr(known, name) for _, known in held], 1)
-            numbers = getattr(calibrator, name, None)
-            if len(given):
-                given = given if numbers is None else logistic(given, numbers)
-                errors.append({"state": state, "quantity": name, "ece": reliability(given, true).meta["ece"]})
+        given, true = np.concatenate([known.existence for _, known in held], 1)
+        if len(given):
+            numbers = getattr(calibrator, "existence", None)
+            given = given if numbers is None else logistic(given, numbers)
+            errors.append({"state": state, "quantity": "existence", "ece": reliability(given, true).meta["ece"]})
     return CalibratorFit(everything, *map(evaluation.formatted, (tested, errors, report)))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from probdeblend.metrics import group_pit, pit, reliability
 from probdeblend.metrics.arrays import group_total
-from probdeblend.posterior import Calibrator, Cutouts, Flag, Posterior
+from probdeblend.posterior import Calibrator, Flag, Posterior
 from probdeblend.scene import Scene
 
 SKY_RMS, SIZE = 0.01, 6
@@ -258,46 +258,6 @@ def test_existence_probabilities(sharpen):
     # Twenty bins of 150 sources: their noise alone makes 0.027.
     assert error[0] > 0.06
     assert error[1] < 0.04
-
-
-@cache
-def masked(*, seed, sharpen, count=500):
-    """One source per scene in 12 x 12 pixels, with mask probabilities that are too sharp or too soft."""
-    rng = np.random.default_rng(seed)
-    right = rng.beta(0.7, 0.7, (count, 12, 12))
-    light = np.where(rng.random(right.shape) < right, 4.0, 2.0) * SKY_RMS
-    odds = (right / (1 - right)) ** sharpen
-    flux = np.exp(0.1 * rng.normal(size=(2, 50, count, 1)))
-    number, one = torch.arange(count), torch.ones(count, 1)
-    image = torch.from_numpy(light[:, None])
-    place = {name: torch.full((count,), 6.0) for name in "xy"}
-    scene = Scene(image, SKY_RMS * one, one[..., None, None], 0.06, scene=number, **place, light=image,
-                  flux=torch.from_numpy(np.exp(0.1 * rng.normal(size=(count, 1)))))  # fmt: skip
-    mask = [m.astype(np.float32) for m in odds / (1 + odds)]
-    spread = [np.full((12, 12), 0.05, np.float32)] * count
-    cutouts = Cutouts(np.zeros((count, 2)), (12, 12), mask=mask, mask_std=spread)
-    x = np.full(count, 6.0)
-    posterior = Posterior.from_draws(
-        flux, scene=number.numpy(), group=number.numpy(), x=x, y=x, pixel_scale=0.06, cutouts=cutouts
-    )
-    return posterior, scene, light > 3 * SKY_RMS
-
-
-@pytest.mark.parametrize("sharpen", [0.5, 1.0, 2.0])
-def test_masks(sharpen):
-    posterior, scene, _ = masked(seed=1, sharpen=sharpen)
-    calibrator = Calibrator.fit([(posterior, scene, np.arange(len(posterior)))])
-    assert calibrator.mask == pytest.approx((1 / sharpen, 0), abs=0.03)
-    posterior, _, true = masked(seed=2, sharpen=sharpen)
-    repaired = calibrator(posterior)
-    error = [reliability(np.stack(p.cutouts.mask), true).meta["ece"] for p in (posterior, repaired)]
-    assert error[1] < 0.008
-    assert (error[0] > 0.04) == (sharpen != 1.0)
-    spread = np.stack(repaired.cutouts.mask_std)
-    assert spread.shape == (500, 12, 12)
-    assert (spread >= 0).all()
-    if sharpen == 1.0:
-        np.testing.assert_allclose(spread, 0.05, rtol=0.1)
 
 
 def test_sources_outside_the_fitted_range_have_a_flag():

@@ -10,7 +10,7 @@ from astropy.table import Table
 
 from probdeblend.deblending import Deblender, Description
 from probdeblend.networks import SceneNetwork
-from probdeblend.posterior import Cutouts, Posterior
+from probdeblend.posterior import Posterior
 from probdeblend.posterior.calibrator import Known
 from probdeblend.scene import Scene
 from probdeblend.training import fit_calibrator
@@ -48,10 +48,10 @@ def batches_of(scenes, size=20):
 
 
 class Wrong:
-    """Errs by 0.2 in ln flux and claims another error; claims too much of existence and of masks."""
+    """Errs by 0.2 in ln flux and claims another error; claims too much of existence."""
 
-    def __init__(self, narrow=0.5, *, pixels=True, existence=True):
-        self.narrow, self.pixels, self.existence = narrow, pixels, existence
+    def __init__(self, narrow=0.5, *, existence=True):
+        self.narrow, self.existence = narrow, existence
 
     def scenes(self, scene, *, positions=None, seed=0):
         rng = np.random.default_rng(seed)
@@ -64,14 +64,11 @@ class Wrong:
         flux = np.append(total[chosen], np.ones((false, total.shape[1])), 0)
         noise = rng.normal(size=(101, *flux.shape))
         draws = flux * np.exp(0.2 * (noise[:1] + self.narrow * noise[1:]))
-        masks = [np.where(m, 0.999, 0.2).astype(np.float32) for m in scene.mask.numpy()[chosen]]
-        masks = [np.where(rng.random(m.shape) < 0.2, m.max() - m + m.min(), m) for m in masks]
-        cutouts = Cutouts(np.zeros((len(chosen), 2)), (SIZE, SIZE), mask=masks) if given and self.pixels else None
         columns = {"sky_rms": np.full(flux.shape, SKY_RMS)}
         columns |= {"existence": np.full(len(owner), 0.99)} if self.existence else {}
         return Posterior.from_draws(draws[None], 0.9 * draws[None], scene=owner.astype(int), group=owner.astype(int),
-                                    x=x, y=x, bands="gri"[: total.shape[1]], pixel_scale=0.06, columns=columns,
-                                    cutouts=cutouts)  # fmt: skip
+                                    x=x, y=x, bands="gri"[: total.shape[1]], pixel_scale=0.06,
+                                    columns=columns)  # fmt: skip
 
 
 def rows(table, **wanted):
@@ -104,7 +101,7 @@ def test_the_test_is_on_unseen_scenes(fit):
 
 
 def test_posteriors_that_are_too_wide():
-    found = fit_calibrator(batches_of(scenes_of()), Wrong(2.0, pixels=False)).tested
+    found = fit_calibrator(batches_of(scenes_of()), Wrong(2.0)).tested
     before, after = rows(found, flux="flux", sources="all")
     assert before["coverage_68"] > 0.85
     assert after["coverage_68"] == pytest.approx(0.68, abs=spread(after["count"], 600))
@@ -112,7 +109,7 @@ def test_posteriors_that_are_too_wide():
 
 def test_each_number_of_bands_is_tested():
     one, three = scenes_of(), scenes_of(200, seed=1, bands=3)
-    found = fit_calibrator(batches_of(one) + batches_of(three), Wrong(pixels=False), least=200).tested
+    found = fit_calibrator(batches_of(one) + batches_of(three), Wrong(), least=200).tested
     for bands in (1, 3):
         before, after = rows(found, flux="flux", sources="all", bands=bands)
         assert before["coverage_68"] < 0.5
@@ -124,7 +121,7 @@ def test_each_number_of_bands_is_tested():
 
 @pytest.mark.parametrize(("narrow", "how"), [(0.5, "small"), (2.0, "wide")])
 def test_the_report_says_how_wrong_error_bars_were(narrow, how):
-    fit = fit_calibrator(batches_of(scenes_of()), Wrong(narrow, pixels=False))
+    fit = fit_calibrator(batches_of(scenes_of()), Wrong(narrow))
     for kind in ("flux", "flux_auto"):
         before, after = rows(fit.report, flux=kind, sources="all sources")
         assert before["count"] > 4 * after["count"]  # before calibration, no scene needs to be held out
@@ -144,7 +141,7 @@ def test_the_report_tells_classes_apart():
     truth, one = rng.normal(size=(600, 1)) * np.where(size > 3, 1.5, 1.0)[:, None], np.ones(600)
     features, none = np.stack([one, one, 100 * one, one, 0 * one, size], -1)[:, None], np.zeros((2, 0))
     known = [
-        Known("network", {"total": draws[:, part]}, {"total": truth[part]}, features[part], np.arange(60), none, none)
+        Known("network", {"total": draws[:, part]}, {"total": truth[part]}, features[part], np.arange(60), none)
         for part in np.arange(600).reshape(60, 10).T
     ]
     report = {row["sources"]: row for row in fit_answers(known, least=100).report if row["state"] == "before"}
@@ -198,7 +195,7 @@ def test_an_interrupted_run_is_resumed(tmp_path):
         for kind in ("total", "auto"):
             np.testing.assert_array_equal(one.draws[kind], other.draws[kind])
             np.testing.assert_array_equal(one.truth[kind], other.truth[kind])
-        for name in ("features", "group", "mask", "existence"):
+        for name in ("features", "group", "existence"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     with pytest.raises(ValueError, match="scenes must hold at least 5 batches, got 4"):
         answers_of(fields, 4, tmp_path)
@@ -224,10 +221,9 @@ def test_listed_and_detected_sources_take_turns():
 
 
 def test_probabilities(fit):
-    for quantity in ("mask", "existence"):
-        before, after = rows(fit.probabilities, quantity=quantity)["ece"]
-        assert before > 0.1
-        assert after < 0.05
+    before, after = rows(fit.probabilities, quantity="existence")["ece"]
+    assert before > 0.1
+    assert after < 0.05
 
 
 def test_the_calibrator_is_fitted_to_all_scenes(fit):
@@ -243,9 +239,8 @@ def test_the_calibrator_is_fitted_to_all_scenes(fit):
 
 
 def test_what_is_not_known_is_left_out():
-    found = fit_calibrator(batches_of(scenes_of()), Wrong(pixels=False, existence=False))
+    found = fit_calibrator(batches_of(scenes_of()), Wrong(existence=False))
     assert len(found.probabilities) == 0
-    assert found.calibrator.mask is None
     assert found.calibrator.existence is None
 
 
