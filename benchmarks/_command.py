@@ -54,9 +54,7 @@ class Run:
 
         settings |= {"benchmark": self.name, "seed": self.seed, "probdeblend": __version__}
         if deblender is not None:
-            self.asks(deblender)
-            calibrator = deblender.calibrator
-            settings["network"] = [deblender.digest, None if calibrator is None else calibrator.fitted_on]
+            settings |= self.asks(deblender)
         with unfinished_folder(self.output, settings, resume=self.resume, overwrite=self.overwrite) as kept:
             yield kept
 
