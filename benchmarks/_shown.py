@@ -71,7 +71,7 @@ SHOWN = (
     Shown(
         "real_galaxies",
         "Real galaxies",
-        "groups of isolated real galaxies, in five folds by galaxy",
+        "groups of isolated real galaxies, which are split into folds",
         (
             *("weights", "number", "sources", "galaxies", "nmad_mag", "of_sep", "wrong", "coverage_68", "low_68"),
             *("high_68", "coverage_95", "joint_68", "total_68", "excess", "caught", "false_flags"),

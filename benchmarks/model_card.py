@@ -274,12 +274,13 @@ def _results(tables: Mapping[str, Table | None], deblender: Deblender) -> Lines:
 def _of_real(table: Table, deblender: Deblender) -> str:
     """Return what the rows of real galaxies say of these weights."""
     galaxies = _record(deblender.description.training, "stream").get("galaxies", ())
-    folds = "Rows `heads` and `calibrated` are weights and calibrators of each fold, which never saw its galaxies."
+    folds = "Rows `heads` and `calibrated` are weights and calibrators of each fold, made without its galaxies."
     if _of_folds("real_galaxies", table, deblender):
         start = f"They started from weights `{table.meta['weights']}`, as those of this card did"
         return f"{folds} {start}, which were not measured themselves."
     if galaxies:
-        return f"{folds} These weights saw {len(galaxies)} real galaxies in training, perhaps the tested ones too."
+        saw = f"saw {len(galaxies)} real galaxies in training, perhaps the tested ones too"
+        return f"{folds} But the weights of this card, from which all rows start, {saw}."
     return f"{folds} Row `given` is of the weights of this card."
 
 

@@ -149,7 +149,7 @@ def test_folds_may_have_started_from_the_same_weights(shipped, results):
 def test_weights_that_saw_the_galaxies_of_the_test_say_so(shipped, results):
     own = changed(shipped, stream={"galaxies": ["one", "two"]})
     text = card(own, results("real_galaxies", **digests(own)))
-    assert "These weights saw 2 real galaxies in training, perhaps the tested ones too." in text
+    assert "from which all rows start, saw 2 real galaxies in training, perhaps the tested ones too." in text
 
 
 def test_an_unknown_training_and_no_calibrator(shipped, results):
