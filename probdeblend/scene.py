@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "STAMP_SIZE",
     "Scene",
     "drizzle_kernel",
+    "on_cpu",
     "overlap_groups",
     "seed_of",
     "seeded",
@@ -309,6 +310,11 @@ def seed_of(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def on_cpu() -> AbstractContextManager:
+    """Make the CPU torch's default device, if it is not: a device that is asked for slows each operation down."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's generator in the ``with`` block, which only one thread at a time may be in.
@@ -326,7 +332,7 @@ def seeded(seed: int) -> Iterator[None]:
     None
         While the generator is seeded.
     """
-    with ALONE, torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.autocast("cpu", enabled=False):
+    with ALONE, torch.random.fork_rng(devices=[]), on_cpu(), torch.autocast("cpu", enabled=False):
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         torch.default_generator.manual_seed(seed)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from itertools import groupby
@@ -26,7 +26,7 @@ from ..networks.scenes import SHAPES, SceneNetwork
 from ..networks.sources import SourceFeatures
 from ..posterior.calibrator import Calibrator
 from ..posterior.draws import Posterior
-from ..scene import SOURCE_TYPES, Scene
+from ..scene import SOURCE_TYPES, Scene, on_cpu
 from .answers import distances, familiar, posterior_of
 from .inputs import Image, Observation, observe, widened
 from .positions import locate
@@ -318,8 +318,7 @@ class Deblender(nn.Module):
         if os.getpid() != PROCESS:
             torch.set_num_threads(1)  # torch would wait forever for its threads, which a fork does not copy
         off = [torch.autocast(kind, enabled=False) for kind in {"cpu", self._device.type}]
-        usual = torch.get_default_device().type == "cpu"  # asking for it would slow each operation down
-        with nullcontext() if usual else torch.device("cpu"), off[0], off[-1], np.errstate(all="ignore"):
+        with on_cpu(), off[0], off[-1], np.errstate(all="ignore"):
             yield
 
     def train(self, mode: bool = True) -> Self:
