@@ -37,6 +37,7 @@ RIM = 3.0  # sky noise of a pixel at the rim of a footprint, where it is not kno
 SMOOTHING, FAINT_RIM = 2.0, 6.0  # pixels, and noise of smoothed pixels: fainter rims are replaced
 CLEAR = 1e4  # sky noise
 EXTENSION = 0.75  # of the frame beyond the footprint, over its size
+TAPER = 0.12  # of the frame, over which light falls to zero at its edge
 SCALE_LENGTHS = (0.1, 0.6)  # of the wings, over the radius of the footprint
 POINT = 0.6  # half-light radius of a PSF, over 1 / sqrt(sum of its squares)
 LEAST_TRANSFER = 0.02  # of a galaxy's own PSF: no frequency is divided by less
@@ -254,7 +255,8 @@ def extended(galaxy: Galaxy) -> NDArray[np.float64]:
     Returns
     -------
     ndarray
-        Light ``(band, y, x)`` in image units; beyond the footprint and where that is but noise, exponentials.
+        Light ``(band, y, x)`` in image units; beyond the footprint and where that is but noise, exponentials
+        that end smoothly at the edge of the frame.
     """
     trusted = _above_noise(galaxy)
     filled = ndimage.binary_fill_holes(trusted)
@@ -265,7 +267,8 @@ def extended(galaxy: Galaxy) -> NDArray[np.float64]:
     inside, filled, *pixels = (
         cut_stamps(values.astype(float), corner, side)[0] for values in (trusted, filled, *galaxy.pixels)
     )
-    return np.stack([_with_wings(band, inside == 1, filled == 1) for band in pixels])
+    ramp = np.sin(np.pi / 2 * np.clip(np.minimum(np.arange(side), np.arange(side)[::-1]) / (TAPER * side), 0, 1)) ** 2
+    return np.stack([ramp[:, None] * ramp * _with_wings(band, inside == 1, filled == 1) for band in pixels])
 
 
 def _above_noise(galaxy: Galaxy) -> NDArray[np.bool_]:
