@@ -57,7 +57,7 @@ NATIVE = 0.4  # fraction of the cameras
 REAL = 0.5  # fraction of real galaxies where a network is trained or calibrated
 JITTER = 0.3  # pixels, standard deviation of listed positions
 WRONG = 0.75  # mag
-TELLING = Flag.EDGE | Flag.DOUBTFUL | Flag.UNLISTED | Flag.BRIGHT | Flag.ANOMALY
+TELLING = Flag.DOUBTFUL | Flag.UNLISTED | Flag.BRIGHT | Flag.ANOMALY
 WORST, COLUMNS = 20, 5
 LEVELS = (0.68, 0.95)
 SIGMAS = 3.0
@@ -125,7 +125,7 @@ def _methods(
         resume = path.with_name(f"{path.name}.partial").exists()
         train(path, stream=stream, steps=steps, start=weights or SHIPPED, trunk=False, resume=resume)
     if not calibration.exists():
-        least = min(LEAST, 20 * fields)
+        least = min(LEAST, 5 * fields)
         (kept / f"{fold}-fields").mkdir(exist_ok=True)
         ask = partial(simulated_fields, load(path), sources=other, seed=seed_of(seed, fold))
         answers = answers_of(ask, fields, kept / f"{fold}-fields", seed=seed)
@@ -146,7 +146,7 @@ def _calibrated_sep(galaxies: RealGalaxies, seed: int, fields: int) -> Callable[
             matched, row = np.full(len(posterior), -1), match(scene, posterior)
             matched[row[row >= 0]] = np.flatnonzero(row >= 0)
             batches.append((posterior, scene, matched))
-    calibrator = Calibrator.fit(batches, least=min(LEAST, 20 * fields))
+    calibrator = Calibrator.fit(batches, least=min(LEAST, 5 * fields))
     return lambda scene: calibrator(sep.scenes(scene))
 
 
@@ -195,7 +195,7 @@ def numbers(found: Arrays, beside: Arrays) -> dict[str, float]:
     """
     bright = found["snr"] >= LEAST_SNR
     chosen = {name: values[bright] for name, values in found.items() if not name.startswith(("group_", "scene_"))}
-    error = LN_FLUX_UNIT * np.log(chosen["estimate"] / chosen["flux"])
+    error = -LN_FLUX_UNIT * np.log(chosen["estimate"] / chosen["flux"])
     known = np.isfinite(error)
     row = {"sources": int(bright.sum()), "galaxies": len(set(chosen["identity"])), "detected": known.mean()}
     row |= {"bias_mag": np.median(error[known]), "nmad_mag": mad_std(error[known])}
