@@ -147,8 +147,8 @@ def measure(scene: Scene, posterior: Posterior, *, kind: str = "total", row: NDA
 
     `row` has the source of the posterior for each true one, by default the nearest. Per true source, in the first band:
     the true flux and the median (NaN if it was missed), the rank of the truth, and half-width and score of the 68 %
-    interval in ln flux; per group its number of sources, and the ranks of the Mahalanobis distance, over all bands, and of the
-    total flux in the first.
+    interval in ln flux; per group its number of sources, and the ranks of the Mahalanobis distance, over all bands, and
+    of the total flux in the first.
     """
     draws = flat_draws(posterior, kind)
     true = (scene.flux if kind == "total" else scene.auto_flux).double().numpy()
