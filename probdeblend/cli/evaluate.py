@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []  # used from the command line alone
 
-SIMULATED = 250  # fields; they take eight minutes on one core
+FIELDS, LEAST_FIELDS = 250, 40  # by default, of one band or simulated: a quarter of an hour on two cores; and of many
 ACCURACY = ["method", "flux", "sources", "count", "mape", "nmad_mag", "bias_mag", "outliers", "coverage_68", "joint_68"]
 ACCURACY += ["total_68", "iou"]
 
@@ -66,9 +66,7 @@ def evaluate(scenes: Path, **given: object) -> None:
 @options.observation
 @click.option("--each", is_flag=True, help="IMAGES are fields of one band, instead of the bands of one field.")
 @click.option("--catalog", type=FILE, help="Table of magnitudes or fluxes, and radii, that injected sources follow.")
-@click.option(
-    "--count", type=click.IntRange(5), help="Number of fields.  [default: what a quarter of an hour suffices for]"
-)
+@click.option("--count", type=click.IntRange(5), help="Number of fields.  [default: 250, fewer of several bands]")
 @click.option("--least", type=click.IntRange(20), default=400, help="Least sources with one map.")
 @options.weights
 @options.seed
@@ -124,20 +122,20 @@ def _fields(deblender: Deblender, paths: tuple[Path, ...], given: dict, of_image
     from .._files import read_table
     from ..training import fields
 
-    text, count = ", ".join(map(str, paths)), given["count"]
-    if all(path.is_dir() for path in paths):
-        if wrong := [name for name, value in of_images.items() if value not in (None, False)]:
-            raise ValueError(f"{wrong[0]} must be left out without images, got {of_images[wrong[0]]}")
-        if not paths:
-            count = count or SIMULATED
-            text = f"{count} simulated fields: pairs in CANDELS F160W, and crowds of random cameras"
-            return count, partial(fields.simulated_fields, deblender, seed=given["seed"]), text
+    text, on_images = ", ".join(map(str, paths)), not all(path.is_dir() for path in paths)
+    if wrong := [name for name, value in of_images.items() if not on_images and value not in (None, False)]:
+        raise ValueError(f"{wrong[0]} must be left out without images, got {of_images[wrong[0]]}")
+    if not paths:
+        count = given["count"] or FIELDS
+        text = f"{count} simulated fields: pairs in CANDELS F160W, and crowds of random cameras"
+        return count, partial(fields.simulated_fields, deblender, seed=given["seed"]), text
+    if not on_images:
         options.exclusive({"scenes": paths} | given, "scenes", "count")
         parts = fields.stored_parts(paths)
         return len(parts), partial(fields.stored_fields, deblender, parts), text
     bands = options.bands(given, paths)
     images = [[band] for band in bands] if given["each"] else [bands]
-    count = count or fields.usual_count(images[0])
-    catalog = None if given["catalog"] is None else read_table(given["catalog"])
-    how = {"catalog": catalog, "seed": given["seed"]} | options.observed(given)
+    count = given["count"] or max(LEAST_FIELDS, FIELDS // len(images[0]))
+    how = {"catalog": given["catalog"] and read_table(given["catalog"]), "seed": given["seed"]}
+    how |= options.observed(given)
     return count, partial(fields.injected_fields, deblender, images, **how), f"{count} windows of {text}"

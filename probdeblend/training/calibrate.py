@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -71,15 +70,14 @@ class CalibratorFit:
             A sentence for each state and kind of flux. It names the classes whose factor differs from 1 by more than
             twice its standard error, as one in twenty does by chance.
         """
-        found: dict[str, dict[str, list[str]]] = {}
+        found: dict[str, list[str]] = {}
         for row in self.report:
-            start = STATES[row["state"]].format("total" if row["flux"] == "flux" else "Kron")
+            wrong = found.setdefault(STATES[row["state"]].format("total" if row["flux"] == "flux" else "Kron"), [])
             how, factor = ("small", row["factor"]) if row["factor"] > 1 else ("wide", 1 / row["factor"])
-            error, wrong = row["factor_err"] * factor / row["factor"], found.setdefault(start, {})
+            error = row["factor_err"] * factor / row["factor"]
             if factor - 1 > SIGNIFICANT * error:
-                times = f" times too {how}" if how not in wrong else ""
-                wrong.setdefault(how, []).append(f"{factor:.2f} ± {error:.2f}{times} for {row['sources']}")
-        return [f"{start} {', '.join(chain(*wrong.values())) or RIGHT}." for start, wrong in found.items()]
+                wrong.append(f"{factor:.2f} ± {error:.2f} times too {how} for {row['sources']}")
+        return [f"{start} {', '.join(wrong) or RIGHT}." for start, wrong in found.items()]
 
 
 def fit_calibrator(
