@@ -29,7 +29,6 @@ from ..scene import SCENE_FIELDS, SOURCE_FIELDS, Scene
 __all__ = ["count_scenes", "read_scenes", "write_scenes"]
 
 KIND = "set of scenes"
-SETTINGS = "settings.json"
 PIXELS = ("image", "light")
 WHOLE = ("scene", "source_type", "identity")  # integers
 SURE = ("x", "y", "light")  # what is always known of a scene that has it
@@ -121,13 +120,12 @@ def read_scenes(path: str | PathLike[str], start: int = 0, stop: int | None = No
         raise ValueError(f"start and stop must be from 0 to {total} and in order, got {start} and {stop}")
     parts: list[Scene] = []
     for shard, low, high in zip(shards, starts[:-1], starts[1:], strict=True):
-        if (low < stop and high > start) or (start == stop and not parts):
-            begin = max(start - low, 0)
+        first, last = np.clip([start, stop], low, high) - low
+        if first < last or (start == stop and not parts):
             with open_hdf5(shard, KIND) as file:
-                if high - low == len(file["image"]):
-                    parts.append(_load(file, begin, max(min(stop, high) - low, begin)))
-                    continue
-            raise ValueError(f"{path}: a shard is missing after {shard.name}, or one does not belong there")
+                if high - low != len(file["image"]):
+                    raise ValueError(f"{shard}: the next shard of the set is missing, or one does not belong there")
+                parts.append(_load(file, first, last))
     return Scene.join(parts)
 
 
@@ -165,16 +163,13 @@ def _index(path: str | PathLike[str]) -> tuple[list[Path], list[int]]:
 
 
 def _alike(batches: Iterable[Scene]) -> Iterator[Scene]:
-    """Yield batches as long as they have the same known fields, and were taken with the same pixels."""
-    first = None
+    """Yield batches as long as the same is known of them, in arrays of the same shapes, and pixels are of one size."""
+    first: dict[str, object] = {}
     for batch in batches:
-        given = {name for name, value in vars(batch).items() if value is not None}
-        camera = (batch.image.shape[1:], batch.noise_kernel.shape[1:], batch.pixel_scale, batch.zero_point)
-        first = first or (given, camera)
-        if differing := ", ".join(sorted(given ^ first[0])):
-            raise ValueError(f"batches must have the same fields, only some have {differing}")
-        if camera != first[1]:
-            raise ValueError(f"batches must have the same shape, pixel scale and zero points, got {camera}")
+        own = {name: tuple(value.shape[1:]) if torch.is_tensor(value) else value for name, value in vars(batch).items()}
+        first = first or own
+        for name in (name for name, form in own.items() if form != first[name]):
+            raise ValueError(f"batches must be alike, got {name} {own[name]} after {first[name]}")
         yield batch
 
 
@@ -206,19 +201,12 @@ def _unit(scenes: Scene, name: str) -> np.ndarray:
 
 
 def _load(file: h5py.File, start: int, stop: int) -> Scene:
-    for names in (SCENE_FIELDS, SOURCE_FIELDS):
-        for name in filter(file.__contains__, names):
-            kind, count = file[name].dtype.kind, len(file[name])
-            if kind != ("i" if name in WHOLE else "f") or count != len(file[names[0]]):
-                raise ValueError(f"{name} must be as many numbers as {names[0]}, got {count} of {file[name].dtype}")
-    loaded = {name: torch.from_numpy(file[name][start:stop]) for name in SCENE_FIELDS if name in file}
-    if "scene" in file:
-        number = file["scene"][()]
-        if (np.diff(number, prepend=0, append=len(file["image"]) - 1) < 0).any():
-            raise ValueError(f"scene must not decrease, and be from 0 to {len(file['image']) - 1}")
-        low, high = np.searchsorted(number, [start, stop])
-        loaded |= {name: torch.from_numpy(file[name][low:high]) for name in SOURCE_FIELDS if name in file}
-        loaded["scene"] -= start
+    """Read a shard, check it, and return some of its scenes."""
+    loaded, names = {}, SCENE_FIELDS + (SOURCE_FIELDS if "scene" in file else ())
+    for name in filter(file.__contains__, names):
+        if (kind := file[name].dtype).kind != ("i" if name in WHOLE else "f"):
+            raise ValueError(f"{name} must be {'integers' if name in WHOLE else 'floats'}, got {kind}")
+        loaded[name] = torch.from_numpy(file[name][()])
     if wrong := [name for name in SURE if name in loaded and not bool(loaded[name].isfinite().all())]:
         raise ValueError(f"{wrong[0]} must be finite")
     for kernel in (loaded[name] for name in ("psf", "noise_kernel") if name in loaded):
@@ -226,10 +214,10 @@ def _load(file: h5py.File, start: int, stop: int) -> Scene:
         if not bool(((power > 0) & power.isfinite() & (kernel.sum((-2, -1)) > 0)).all()):
             raise ValueError("psf and noise_kernel must be finite, with positive sums")
     numbers = {"pixel_scale": float(file.attrs["pixel_scale"]), "zero_point": tuple(file.attrs["zero_point"].tolist())}
-    scenes = Scene(**loaded, **numbers)
+    scenes = Scene(**loaded, **numbers).select(slice(start, stop))
     if fluxes := [flux for flux in (scenes.flux, scenes.auto_flux) if flux is not None]:
         both = torch.stack(fluxes)
         if bool(both.isinf().any() | both.isnan().all(0).any()):
             raise ValueError("flux must be finite, or NaN where auto_flux is known")
-    pixels = {name: loaded[name].float() * torch.from_numpy(_unit(scenes, name)) for name in PIXELS if name in loaded}
-    return replace(scenes, **pixels)
+    stored = {name: getattr(scenes, name).float() for name in PIXELS if name in loaded}
+    return replace(scenes, **{name: torch.from_numpy(_unit(scenes, name)) * own for name, own in stored.items()})
