@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate, product
@@ -15,7 +14,7 @@ from scipy import ndimage
 
 from ..photometry.detection import HOT, detect
 from ..photometry.images import uncovered
-from ..photometry.sky import blank_sky, middle_of, sky_scatter, smooth_noise, subtract_sky
+from ..photometry.sky import blank_sky, dilate, middle_of, smooth_noise, subtract_sky
 
 __all__ = ["BLOCK", "CHECKED", "LARGEST_MISFIT", "NARROW", "SMALLEST_SKY", "BandPixels", "bridged", "numbers"]
 
@@ -222,7 +221,6 @@ def _measured_noise(pixels: NDArray, scatter: NDArray) -> NDArray:
     """Scale the local scatter of the sky to that of blank pixels, once the sources are known."""
     if not (scatter > 0).all():
         raise ValueError("sky_rms must be given where the sky has no scatter, got None")
-    found = detect(pixels, scatter, **HOT).segmentation
-    with contextlib.suppress(ValueError):
-        return scatter * (sky_scatter(pixels / scatter, found) or 1.0)
-    return scatter
+    sources = dilate(detect(pixels, scatter, **HOT).segmentation) > 0
+    blank = (pixels / scatter)[~sources & np.isfinite(pixels)]
+    return scatter * (mad_std(blank) or 1.0) if blank.size else scatter

@@ -24,7 +24,6 @@ __all__ = [
     "dilate",
     "estimate_noise_kernel",
     "middle_of",
-    "sky_scatter",
     "smooth_noise",
     "subtract_sky",
 ]
@@ -110,15 +109,6 @@ def dilate(segmentation: NDArray[np.int32], *, margin: float = 4.0, growth: floa
     distance, nearest = ndimage.distance_transform_edt(segmentation == 0, return_indices=True)
     label = segmentation[tuple(nearest)]
     return np.where(distance <= margin + growth * np.sqrt(area[label] / np.pi), label, 0).astype(np.int32)
-
-
-def sky_scatter(image: ArrayLike, segmentation: NDArray[np.int32]) -> float:
-    """Return the robust standard deviation of the finite pixels ``(y, x)`` outside the sources, which are dilated."""
-    pixels = native_image(image)
-    blank = (dilate(segmentation) == 0) & np.isfinite(pixels)
-    if not blank.any():
-        raise ValueError("segmentation must leave blank sky, got none")
-    return float(mad_std(pixels[blank]))
 
 
 def middle_of(shape: tuple[int, int], size: int) -> tuple[slice, ...]:

@@ -43,22 +43,9 @@ def test_dilation_of_nothing():
     assert not sky.dilate(np.zeros((5, 5), dtype=np.int32)).any()
 
 
-def test_scatter_sees_neither_sources_nor_wings_nor_bad_pixels(rng):
-    image = 3 * drizzled(rng)
-    segmentation = disks(image.shape, (100, 100, 10))
-    image[disks(image.shape, (100, 100, 14)) > 0] += 1e4
-    image[200:] = np.nan
-    assert sky.sky_scatter(image, segmentation) == pytest.approx(3, rel=0.03)
-
-
 def test_sky_needs_an_image():
     with pytest.raises(ValueError, match=r"image must have the axes \(y, x\), got shape \(3,\)"):
-        sky.sky_scatter(np.zeros(3), np.zeros(3, dtype=np.int32))
-
-
-def test_scatter_needs_blank_sky():
-    with pytest.raises(ValueError, match="segmentation must leave blank sky, got none"):
-        sky.sky_scatter(np.zeros((8, 8)), np.ones((8, 8), dtype=np.int32))
+        sky.subtract_sky(np.zeros(3))
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
