@@ -19,17 +19,7 @@ import numpy as np
 import sep
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "COLD",
-    "HOT",
-    "Detection",
-    "auto_flux",
-    "detect",
-    "detect_cold_hot",
-    "kron_flux",
-    "kron_radius",
-    "native_image",
-]
+__all__ = ["COLD", "HOT", "Detection", "auto_flux", "detect", "detect_cold_hot", "kron_flux", "native_image"]
 
 COLD = {"threshold": 5.0, "minimum_area": 10, "contrast": 0.01}
 HOT = {"threshold": 4.0, "minimum_area": 6, "contrast": 1e-4}
@@ -168,31 +158,12 @@ def detect_cold_hot(image: ArrayLike, sky_rms: ArrayLike) -> Detection:
     return cold if len(cold) > 1 else detect(image, sky_rms, **HOT)
 
 
-def kron_radius(image: ArrayLike, detection: Detection) -> NDArray[np.float64]:
-    """Return the radius of each source's Kron aperture in units of its semi-axes ``(source,)``.
-
-    It is 2.5 Kron radii (Kron 1980, doi:10.1086/190669) or 3.5, whichever is larger.
-    """
-    pixels = native_image(image)
-    radius, _ = sep.kron_radius(pixels, *_ellipses(detection), KRON_EXTENT, **_owners(detection, pixels))
-    return np.maximum(KRON_FACTOR * np.nan_to_num(radius), KRON_MINIMUM)
-
-
-def _ellipses(detection: Detection) -> tuple[NDArray[np.float64], ...]:
-    return detection.x, detection.y, detection.semi_major, detection.semi_minor, detection.angle
-
-
-def _owners(detection: Detection, pixels: NDArray[np.float64]) -> dict[str, NDArray | None]:
-    """Return the arguments that keep SEP from summing bad pixels and those of other sources."""
-    bad = ~np.isfinite(pixels)
-    # With any mask, even an empty one, SEP would also fill the pixels of other sources with the mean of the aperture.
-    return {"mask": bad if bad.any() else None, "seg_id": detection.label, "segmap": detection.segmentation}
-
-
 def kron_flux(
     image: ArrayLike, detection: Detection, sky_rms: ArrayLike, *, exposure: float = np.inf
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sum the pixels in each source's Kron aperture (SExtractor's AUTO flux), without those of other sources.
+
+    An aperture is 2.5 Kron radii (Kron 1980, doi:10.1086/190669) or 3.5 semi-axes large, whichever is more.
 
     Parameters
     ----------
@@ -216,9 +187,12 @@ def kron_flux(
         If shapes disagree, or the noise or the exposure is not positive.
     """
     pixels = native_image(image)
-    noise = {"err": _noise(sky_rms, pixels.shape, exposure), "gain": exposure}
-    radius, owners = kron_radius(pixels, detection), _owners(detection, pixels)
-    return sep.sum_ellipse(pixels, *_ellipses(detection), radius, **noise, **owners)[:2]
+    noise, bad = {"err": _noise(sky_rms, pixels.shape, exposure), "gain": exposure}, ~np.isfinite(pixels)
+    ellipses = [getattr(detection, name) for name in ("x", "y", "semi_major", "semi_minor", "angle")]
+    # With any mask, even an empty one, SEP would also fill the pixels of other sources with the mean of the aperture.
+    owners = {"mask": bad if bad.any() else None, "seg_id": detection.label, "segmap": detection.segmentation}
+    radius = np.nan_to_num(sep.kron_radius(pixels, *ellipses, KRON_EXTENT, **owners)[0])
+    return sep.sum_ellipse(pixels, *ellipses, np.maximum(KRON_FACTOR * radius, KRON_MINIMUM), **noise, **owners)[:2]
 
 
 def auto_flux(image: ArrayLike, sky_rms: ArrayLike) -> float:

@@ -19,14 +19,7 @@ from ..scene import drizzle_kernel
 from .detection import HOT, detect, native_image
 from .noise import autocorrelation
 
-__all__ = [
-    "blank_sky",
-    "dilate",
-    "estimate_noise_kernel",
-    "middle_of",
-    "smooth_noise",
-    "subtract_sky",
-]
+__all__ = ["blank_sky", "dilate", "estimate_noise_kernel", "middle_of", "smooth_noise", "subtract_sky"]
 
 MESH = 64  # pixels per side of a cell of the background mesh
 # Pixels around a source that are left out of the background, and how much more around large ones; see `dilate`. The

@@ -61,7 +61,6 @@ def test_blank_sky_holds_nothing(rng):
     found = photometry.detect_cold_hot(noise(rng), SKY_RMS)
     assert len(found) == 0
     assert [len(values) for values in photometry.kron_flux(noise(rng), found, SKY_RMS)] == [0, 0]
-    assert len(photometry.kron_radius(noise(rng), found)) == 0
 
 
 def test_cold_is_enough_for_two(pair):
@@ -92,9 +91,8 @@ def test_bad_pixels_are_not_detected(pair):
 def test_kron_flux_of_a_gaussian():
     image = gaussian(63.2, 63.7, 100, major=5, minor=3, angle=1.0)
     found = photometry.detect(image, SKY_RMS)
-    (radius,) = photometry.kron_radius(image, found)
-    assert radius == photometry.KRON_MINIMUM  # a Gaussian's Kron radius is 1.25 and its aperture 3.1
     flux, error = photometry.kron_flux(image, found, SKY_RMS)
+    # A Gaussian's Kron radius is 1.25 and its aperture would be 3.1, less than the least one.
     assert flux == pytest.approx(100 * (1 - np.exp(-0.5 * 3.5**2)), rel=5e-3)
     area = np.pi * 3.5**2 * found.semi_major * found.semi_minor
     np.testing.assert_allclose(error, SKY_RMS * np.sqrt(area), rtol=0.01)
@@ -106,21 +104,21 @@ def test_kron_radius_grows_with_the_wings():
     radius = np.hypot(ROWS - 63.5, COLUMNS - 63.5)
     image = 100 * np.exp(-7.67 * (radius / 8) ** 0.25)  # de Vaucouleurs, without its cusp
     found = photometry.detect(image, SKY_RMS)
-    (aperture,) = photometry.kron_radius(image, found)
+    flux, error = photometry.kron_flux(image, found, SKY_RMS)
+    aperture = error / (SKY_RMS * np.sqrt(np.pi * found.semi_major * found.semi_minor))
     assert photometry.KRON_MINIMUM < aperture < photometry.KRON_FACTOR * photometry.KRON_EXTENT
-    fraction = photometry.kron_flux(image, found, SKY_RMS)[0] / image.sum()
-    assert 0.6 < fraction < 0.9
+    assert 0.6 < flux / image.sum() < 0.9
 
 
 def test_neighbors_pixels_do_not_count():
     faint, bright = gaussian(50, 63, 10.0), gaussian(66, 63, 100.0)
     found = photometry.detect(faint + bright, SKY_RMS)
-    flux, _ = photometry.kron_flux(faint + bright, found, SKY_RMS)
+    flux, error = photometry.kron_flux(faint + bright, found, SKY_RMS)
     assert flux[np.argmin(found.x)] == pytest.approx(10, rel=0.1)
     unmasked = replace(found, segmentation=np.zeros_like(found.segmentation))
-    assert photometry.kron_flux(faint + bright, unmasked, SKY_RMS)[0][np.argmin(found.x)] > 30
-    radius, inflated = (photometry.kron_radius(faint + bright, given) for given in (found, unmasked))
-    assert radius[np.argmin(found.x)] < 0.7 * inflated[np.argmin(found.x)]
+    flux, inflated = photometry.kron_flux(faint + bright, unmasked, SKY_RMS)
+    assert flux[np.argmin(found.x)] > 30
+    assert error[np.argmin(found.x)] < 0.7 * inflated[np.argmin(found.x)]  # as are the radii of the apertures
 
 
 def test_bad_pixels_get_the_mean_of_the_aperture(rng):
