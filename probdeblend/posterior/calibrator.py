@@ -150,7 +150,9 @@ class Calibrator:
         if "calibrated" in posterior.dataset.attrs:
             raise ValueError("posterior must not be calibrated already")
         features, group = _features(posterior), posterior.dataset["group"].values
-        outside = np.where(self._outside(features), int(Flag.OUTSIDE_CALIBRATION), 0)
+        values = np.nan_to_num(features[..., LIMITED])
+        outside = ((values < np.divide(self.low, MARGIN)) | (values > np.multiply(self.high, MARGIN))).any((1, 2))
+        outside = np.where(outside, int(Flag.OUTSIDE_CALIBRATION), 0)
         changed: dict[str, object] = {"flags": ("source", posterior.flags | outside)}
         for kind in self.flux:
             if FLUX_OF[kind] in posterior.dataset:
@@ -185,11 +187,6 @@ class Calibrator:
             total = _log_total(moved, draws, group)
             moved = with_totals(moved, mapped(total, self.total[kind], _group_cell(features, group)), group)
         return moved
-
-    def _outside(self, features: NDArray) -> NDArray[np.bool_]:
-        low, high = np.array(self.low) / MARGIN, np.array(self.high) * MARGIN
-        values = np.nan_to_num(features[..., LIMITED])
-        return ((values < low) | (values > high)).any((1, 2))
 
     def describe(self) -> str:
         """Return the calibrator as JSON, as it is stored in a file or in weights.

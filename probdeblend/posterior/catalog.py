@@ -73,10 +73,8 @@ def tabulate(posterior: Posterior) -> QTable:
         array = np.asarray(values[name])
         for suffix, column in zip(suffixes, array.T, strict=True) if array.ndim == 2 else [("", array)]:
             look = {"unit": flux_unit if unit is FLUX else unit, "format": form or None, "description": description}
-            masked = name in MASKED
-            table[name + suffix] = (
-                MaskedColumn(np.ma.masked_invalid(column), **look) if masked else Column(column, **look)
-            )
+            values_of, kind = (np.ma.masked_invalid, MaskedColumn) if name in MASKED else (np.asarray, Column)
+            table[name + suffix] = kind(values_of(column), **look)
     return table
 
 
