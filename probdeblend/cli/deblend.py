@@ -32,7 +32,9 @@ SPARED = ("correlation", "star", "group", "existence", "mag", "flux_err")  # col
 @click.argument("images", type=FILE, nargs=-1)
 @options.observation
 @click.option("--positions", type=FILE, help="Table with x, y (from 0) or ra, dec, or map of labels.  [default: found]")
-@options.sampling
+@click.option("--draws", type=click.IntRange(1), default=1000, help="Posterior draws.")
+@click.option("--passes", type=click.IntRange(0), default=32, help="Monte Carlo dropout passes; 0: none.")
+@options.seed
 @click.option("--tile", type=click.IntRange(64), default=512, help="Side of a tile in pixels.")
 @options.output("probdeblend-output")
 @click.option("--each", is_flag=True, help="Deblend every image by itself, into a folder of OUTPUT with its name.")
@@ -53,6 +55,7 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
     """  # noqa: D301
     from .._files import RECORD
     from ..deblending import weights
+    from ..deblending.positions import read_positions
 
     options.exclusive(given, "calibrator", "no_calibrator")
     if not images:
@@ -63,7 +66,10 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
         folders = {given["output"] / path.name.partition(".fit")[0]: (path,) for path in images}
         if len(folders) < len(images):
             raise ValueError(f"images must have different names with each, got {len(folders)} of {len(images)}")
-    arguments, failed = _arguments(given), 0
+    arguments = options.picked(given, "draws", "passes", "seed", "tile") | options.observed(given)
+    arguments["calibrate"] = not given["no_calibrator"]
+    arguments["positions"] = given["positions"] and read_positions(given["positions"])
+    failed = 0
     deblender = weights.load(given["weights"], calibrator=given["calibrator"])
     for output, bands in folders.items():
         if given["each"] and (output / RECORD).is_file() and not given["overwrite"]:
@@ -94,16 +100,6 @@ def _deblend_image(deblender: Deblender, images: tuple[Path, ...], arguments: di
         failed = _draw(folder / "field.png", posterior, bands[0])
         names = sorted(path.name for path in folder.iterdir())
     _report(posterior, names, failed, given)
-
-
-def _arguments(given: dict) -> dict[str, object]:
-    """Turn options into arguments of a `Deblender`."""
-    from ..deblending.positions import read_positions
-
-    found = options.picked(given, "draws", "passes", "seed", "tile") | options.observed(given)
-    found["calibrate"] = not given["no_calibrator"]
-    found["positions"] = None if given["positions"] is None else read_positions(given["positions"])
-    return found
 
 
 def _advance(bar: tqdm, done: int, total: int) -> None:

@@ -54,9 +54,9 @@ def evaluate(scenes: Path, **given: object) -> None:
         found = evaluation.evaluate(evaluation.stored_scenes(scenes), deblender, seed=given["seed"])
         for name, table in vars(found).items() if path is not None else ():
             table.write(path / f"{name}.ecsv", format="ascii.ecsv")
-    options.show(found.accuracy[ACCURACY])
+    found.accuracy[ACCURACY].pprint_all()
     click.echo()
-    options.show(found.summary)
+    found.summary.pprint_all()
     if output is not None:
         click.echo(f"written to {output}: {', '.join(f'{name}.ecsv' for name in vars(found))}")
 
@@ -112,7 +112,7 @@ def calibrate(paths: tuple[Path, ...], **given: object) -> None:
         names = sorted(path.name for path in folder.iterdir())
     tested = fit.tested[fit.tested["sources"] == "all"]["state", "bands", *ACCURACY[1:-1]]
     for table in (tested, fit.probabilities, fit.report):
-        options.show(table)
+        table.pprint_all()
         click.echo()
     click.echo("\n".join([*fit.findings(), f"written to {given['output']}: {', '.join(names)}"]))
 

@@ -6,7 +6,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from functools import partial, reduce
+from functools import reduce
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from astropy.table import Table
-
     from ..scene import Scene
-    from ..simulation import Simulator
     from ..simulation.light import Sources
 
 __all__: list[str] = []  # used from the command line alone
@@ -25,6 +22,7 @@ __all__: list[str] = []  # used from the command line alone
 FILE = click.Path(path_type=Path)
 BATCH_PIXELS = 2**20  # of the images of a batch
 LONGEST = 600  # letters of a sentence
+CAMERAS = ("candels_f160w", "random")
 
 
 class Group(click.Group):
@@ -114,34 +112,19 @@ def new_folder(given: Mapping[str, Any], *inputs: object) -> AbstractContextMana
     return output_folder(given["output"], overwrite=given["overwrite"], inputs=[*inputs, *others])
 
 
-def show(table: Table) -> None:
-    """Print a whole table."""
-    click.echo("\n".join(table.pformat(max_width=-1, max_lines=-1)))
-
-
-def simulator_of(given: Mapping[str, Any], sources: Sources) -> Simulator:
-    """Return the simulator of what `population`, `sources`, `camera`, `seed` and `size` name."""
-    import numpy as np
-
-    from ..simulation import Cameras, Population, Simulator
-    from ..simulation.cameras import CAMERAS
-
-    random = partial(Cameras(native_fraction=0.0).sample, np.random.default_rng(given["seed"]))
-    makers, name = CAMERAS | {"random": random}, given["camera"]
-    if name not in makers:
-        raise ValueError(f"camera must be one of {', '.join(makers)}, got {name!r}")
-    population = getattr(Population, given["population"])()
-    return Simulator(population, makers[name](), (given["size"],) * 2, given["sources"], sources)
-
-
 def write_set(output: Path, sources: Sources, given: Mapping[str, Any], settings: dict) -> None:
     """Write a set of the scenes that are asked for, with a progress bar, and say how many they are."""
+    import numpy as np
     from tqdm import tqdm
 
-    from ..simulation import write_scenes
+    from ..simulation import Camera, Cameras, Population, Simulator, write_scenes
 
-    simulator, count = simulator_of(given, sources), given["count"]
-    size = max(1, min(64, count, BATCH_PIXELS // given["size"] ** 2))
+    camera, count, side = Camera.candels_f160w(), given["count"], given["size"]
+    if given["camera"] == "random":
+        camera = Cameras(native_fraction=0.0).sample(np.random.default_rng(given["seed"]))
+    population = getattr(Population, given["population"])()
+    simulator = Simulator(population, camera, (side, side), given["sources"], sources)
+    size = max(1, min(64, count, BATCH_PIXELS // side**2))
 
     def batches(first: int) -> Iterator[Scene]:
         made = simulator.batches(count, seed=given["seed"], batch_size=size, first=first, workers=given["workers"])
@@ -156,28 +139,16 @@ def write_set(output: Path, sources: Sources, given: Mapping[str, Any], settings
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
 resume = click.option("--resume", is_flag=True, help="Resume an interrupted run.")
 weights = click.option("--weights", type=FILE, help="Weights file.  [default: shipped]")
-hdu = click.option("--hdu", metavar="HDU", help="Number or name of the image HDU, or NAME,VERSION.")
 seed = click.option("--seed", type=click.IntRange(0), default=0, help="Random seed: same seed, same result.")
 observation = combine(
-    hdu,
-    click.option(
-        "--psf", metavar="FILE|CAMERA", multiple=True, help="Effective PSF, or candels_f160w.  [default: measured]"
-    ),
+    click.option("--hdu", metavar="HDU", help="Number or name of the image HDU, or NAME,VERSION."),
+    click.option("--psf", metavar="FILE|candels_f160w", multiple=True, help="Effective PSF.  [default: measured]"),
     click.option("--rms", metavar="VALUE|FILE", multiple=True, help="Sky noise per pixel.  [default: measured]"),
     click.option("--mask", type=FILE, help="Image that is not zero where pixels are bad."),
-    click.option(
-        "--dq", metavar="BITS", help="Bits of the extension DQ that make a pixel bad.  [default: the usual ones]"
-    ),
-    click.option(
-        "--zero-point", type=float, multiple=True, help="AB magnitude of unit flux.  [default: from the header]"
-    ),
+    click.option("--dq", metavar="BITS", help="Bits of extension DQ that make a pixel bad.  [default: the usual ones]"),
+    click.option("--zero-point", type=float, multiple=True, help="AB magnitude of unit flux.  [default: the header's]"),
     click.option("--gain", type=float, callback=finite, help="Counts per unit of flux, for photon noise."),
     click.option("--wavelength", type=float, multiple=True, help="Wavelength in micron."),
-)
-sampling = combine(
-    click.option("--draws", type=click.IntRange(1), default=1000, help="Posterior draws."),
-    click.option("--passes", type=click.IntRange(0), default=32, help="Monte Carlo dropout passes; 0: none."),
-    seed,
 )
 calibrator = combine(
     click.option("--calibrator", type=FILE, help="Calibrator file.  [default: the one inside the weights]"),
@@ -204,7 +175,7 @@ scenes = combine(
         help="published or fainter pairs; default: 0 to 14 clustered galaxies and stars.",
     ),
     click.option("--sources", type=click.IntRange(0), help="Number of sources in every scene.  [default: drawn]"),
-    click.option("--camera", default="candels_f160w", help="Name of a camera, or random: one drawn by the seed."),
+    click.option("--camera", type=click.Choice(CAMERAS), default=CAMERAS[0], help="random: one drawn by the seed."),
     click.option("--size", type=click.IntRange(16), default=128, help="Pixels on a side."),
     seed,
     workers(0),

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .._files import whole_bytes
-from ..deblending.deblender import Deblends
+from ..deblending.deblender import Deblends, Positions
 from ..metrics.arrays import ONE_SIGMA
 from ..metrics.coverage import bootstrap
 from ..metrics.masks import reliability
 from ..posterior.calibrator import LEAST, Calibrator, Known, fit_known, known_sources
-from ..posterior.draws import Posterior
 from ..posterior.maps import logistic
 from ..posterior.moments import FLUX_OF
 from ..scene import Scene, seed_of
@@ -32,6 +31,7 @@ JITTER = 0.7  # pixels, largest standard deviation of listed positions
 FAINT, EXTENDED = 30.0, 3.0  # signal-to-noise ratio, and half-light radius in pixels, between classes of the report
 LEAST_IN_CLASS = 100  # values; a factor is then uncertain by a tenth
 WITHIN = 0.68
+KINDS = ("draws", "truth")  # of what is known, those with values for each kind of flux
 SIGNIFICANT = 2.0  # standard errors of a factor
 RIGHT = "right, as far as this test can tell"
 STATES = {"before": "Your error bars of {} fluxes were", "after": "With the calibrator, error bars of {} fluxes are"}
@@ -113,8 +113,8 @@ def fit_calibrator(
     ValueError
         If there are fewer than five batches, too few sources, they have no truth, or the deblender calibrates already.
     """
-    fields = ((number, scene, deblender) for number, scene in enumerate(scenes))
-    return fit_answers([answer(*field, seed) for field in fields], least=least, fitted_on=fitted_on)
+    answers = [answer(number, scene, deblender, seed) for number, scene in enumerate(scenes)]
+    return fit_answers(answers, least=least, fitted_on=fitted_on)
 
 
 def answers_of(
@@ -144,7 +144,7 @@ def answers_of(
     left = [number for number, file in enumerate(files) if not file.exists()]
     for field in tqdm(fields(left), total=count, initial=count - len(left), desc="fields", unit="field", disable=None):
         known = answer(*field, seed)._asdict()
-        flat = {f"{name} {kind}": values for name in ("draws", "truth") for kind, values in known.pop(name).items()}
+        flat = {f"{name} {kind}": values for name in KINDS for kind, values in known.pop(name).items()}
         with whole_bytes(files[field[0]]) as file:
             np.savez(file, **known, **flat)
     return [_stored(file) for file in files]
@@ -154,11 +154,8 @@ def _stored(path: Path) -> Known:
     """Read an answer that `answers_of` wrote."""
     with np.load(path, allow_pickle=False) as file:
         found = {name: file[name] for name in file.files}
-    kinds: dict[str, dict[str, NDArray]] = {"draws": {}, "truth": {}}
-    for key in [key for key in found if " " in key]:
-        name, kind = key.split()
-        kinds[name][kind] = found.pop(key)
-    return Known(**found | kinds | {"method": str(found["method"])})
+    draws, truth = ({k: found.pop(f"{name} {k}") for k in FLUX_OF if f"{name} {k}" in found} for name in KINDS)
+    return Known(**found | {"method": str(found["method"]), "draws": draws, "truth": truth})
 
 
 def fit_answers(
@@ -189,34 +186,27 @@ def answer(number: int, scene: Scene, deblender: Deblends, seed: int) -> Known:
     evaluation.check_truth(scene)
     bright = evaluation.signal_to_noise(scene) >= evaluation.LEAST_SNR
     unknown = scene.light.isnan().flatten(1).any(1).numpy()  # sources that were there before others were injected
-    listed, seed = number % 2 == 0 and bool(bright.any()), seed_of(seed, number)
-    posterior, matched = _asked(scene, deblender, bright | unknown, listed=listed, seed=seed)
+    wanted, listed, seed = bright | unknown, number % 2 == 0 and bool(bright.any()), seed_of(seed, number)
+    posterior = deblender.scenes(scene, positions=_catalog(scene, wanted, seed) if listed else None, seed=seed)
+    matched = np.flatnonzero(wanted) if listed else evaluation.detected(scene, posterior)
     faint = np.isin(matched, np.flatnonzero(~bright))
     if unknown.any():  # what is detected elsewhere than in injected light was there, or is as false as it was before
         lit = (scene.light[~unknown].sum(0) > scene.sky_rms[0, :, None, None]).any(0).numpy()
         place = (np.rint(posterior.dataset[axis].values).astype(int) for axis in "yx")
         faint |= (matched < 0) & ~lit[*(n.clip(0, side - 1) for n, side in zip(place, lit.shape, strict=True))]
-    known = known_sources(posterior, scene, np.where(np.isin(matched, np.flatnonzero(unknown)), -1, matched))
+    known = known_sources(posterior, scene, matched)
     for truth in known.truth.values():
         truth[faint] = np.nan
     counts = np.zeros_like(faint) if listed else ~faint
     return known._replace(existence=known.existence[:, counts[: known.existence.shape[1]]])
 
 
-def _asked(
-    scene: Scene, deblender: Deblends, wanted: NDArray[np.bool_], *, listed: bool, seed: int
-) -> tuple[Posterior, NDArray[np.int64]]:
-    """Ask for sources, wanted ones or detected ones, and return the true source of each, -1 for none."""
-    if not listed:
-        posterior = deblender.scenes(scene, seed=seed)
-        return posterior, evaluation.detected(scene, posterior)
-    rng = np.random.default_rng(seed)
-    error = JITTER * torch.from_numpy(rng.random(len(scene))[scene.scene.numpy()] * rng.normal(size=(2, len(wanted))))
-    places = (
-        (place + own)[wanted].clamp(0, side - 1)
-        for place, own, side in zip((scene.x, scene.y), error, scene.image.shape[:-3:-1], strict=True)
-    )
-    return deblender.scenes(scene, positions=(scene.scene[wanted], *places), seed=seed), np.flatnonzero(wanted)
+def _catalog(scene: Scene, wanted: NDArray[np.bool_], seed: int) -> Positions:
+    """Return places in the image where a catalog would list some of the sources; they err more in some scenes."""
+    rng, last = np.random.default_rng(seed), torch.tensor(scene.image.shape[:-3:-1]) - 1.0
+    error = JITTER * rng.random(len(scene))[scene.scene.numpy()] * rng.normal(size=(2, len(wanted)))
+    places = (torch.stack([scene.x, scene.y]) + torch.from_numpy(error)).clamp(min=0).minimum(last[:, None].double())
+    return scene.scene[wanted], *places[:, wanted]
 
 
 def _moved(known: Known, calibrator: Calibrator | None) -> Known:

@@ -179,10 +179,7 @@ def _injected(
 
 
 def _window(seen: Observation, rng: Generator) -> tuple[Camera, Tensor, dict[str, object]]:
-    """Return what a random window of an image was taken with, its pixels above zero, and its noise if that is given.
-
-    Pixels ``(band, y, x)`` are in units of flux and NaN where they are bad. Only the level of the sky is subtracted.
-    """
+    """Return the camera, the pixels ``(band, y, x)`` over the sky's level and the given noise of a random window."""
     corner = [int(rng.integers(max(side - SIDE, 0) + 1)) for side in seen.shape]
     part = [slice(start, min(start + SIDE, side)) for start, side in zip(corner, seen.shape, strict=True)]
     pixels, noise = (
