@@ -323,9 +323,8 @@ def fit_known(known: Iterable[Known], *, least: int = LEAST, fitted_on: str = ""
             seen += [batch.features[np.isfinite(batch.truth[kind])] for batch in own]
     if not flux:
         raise ValueError("scenes must have true fluxes of a kind that the posteriors hold, got none")
-    low, high = (
-        tuple(end(np.nan_to_num(np.concatenate(seen)[:, LIMITED]), axis=0).tolist()) for end in (np.min, np.max)
-    )
+    limited = np.nan_to_num(np.concatenate(seen)[:, LIMITED])
+    low, high = (tuple(end.tolist()) for end in (limited.min(0), limited.max(0)))
     existence = fit_logistic(*np.concatenate([batch.existence for batch in known], 1))
     return Calibrator(flux, total, color, low, high, methods[0], existence, fitted_on)
 

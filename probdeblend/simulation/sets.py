@@ -175,9 +175,7 @@ def _alike(batches: Iterable[Scene]) -> Iterator[Scene]:
 
 def _store(file: h5py.File, batch: Scene) -> None:
     """Store the known fields of a batch as datasets."""
-    file.attrs.update(
-        header(KIND) | {"pixel_scale": batch.pixel_scale, "zero_point": np.array(batch.zero_point, float)}
-    )
+    file.attrs.update(header(KIND), pixel_scale=batch.pixel_scale, zero_point=np.array(batch.zero_point, float))
     for name in SCENE_FIELDS + SOURCE_FIELDS:
         tensor = getattr(batch, name)
         if tensor is None:
