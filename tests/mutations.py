@@ -91,7 +91,7 @@ def _calibrator():
     )
     kinds = ("total", "auto")
     maps = dict.fromkeys(kinds, flux), dict.fromkeys(kinds, total), dict.fromkeys(kinds, 1.0)
-    return Calibrator(*maps, (1.0, 0.5), (900.0, 9.0), "network", (1.1, 0.1), (0.9, 0.2), "made-up truths")
+    return Calibrator(*maps, (1.0, 0.5), (900.0, 9.0), "network", (0.9, 0.2), "made-up truths")
 
 
 # Mutations of the bytes of any file

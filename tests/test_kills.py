@@ -184,7 +184,7 @@ def prepare(home):
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # it would be a thread, which a fork lacks
     galaxies, calibrator = [galaxy(number) for number in range(3)], weights.load().calibrator
-    unknown = Known("network", {}, {}, *np.zeros((4, 2, 0)))
+    unknown = Known("network", {}, {}, *np.zeros((3, 2, 0)))
     tested, report = Table({name: ["all"] for name in ["state", "bands", *ACCURACY]}), Table({"factor": [1.0]})
     fit = calibrate.CalibratorFit(calibrator, tested, Table({"ece": [0.01]}), report[:0])
     calibrate.fit_answers, calibrate.answer = lambda *_, **options: fit, lambda *_: unknown
