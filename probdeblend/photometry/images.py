@@ -29,6 +29,7 @@ PIXEL_SCALE_CARDS = ("PIXSCALE", "PIXSCL", "PIXSCAL")
 LARGEST_PACKED = 2**31  # bytes that a compressed file may hold, as they are held in memory
 LARGEST_CHECKED = 2**31  # bytes of a file whose checksums are verified, for which astropy loads whole HDUs
 LARGEST_SIDE = 2**18  # pixels; longer rows could not be read in blocks
+OFF_CENTER = 0.3  # largest distance of a PSF's peak from the middle, over 1 / sqrt(sum of squares): coma moves it
 NO_COVERAGE = np.ones((5, 5), dtype=bool)  # smallest block of exact zeros that means no exposure
 
 
@@ -139,8 +140,8 @@ def read_psf(path: str | PathLike[str], *, pixel_scale: float | None = None) -> 
     Raises
     ------
     FileNotFoundError, ValueError
-        As for `read_image`, and if the PSF is not square, not finite, without a positive sum, more than a pixel off its
-        center, or sampled at another scale.
+        As for `read_image`, and if the PSF is not square, not finite, without a positive sum, clearly off its center,
+        or sampled at another scale.
     """
     image = read_image(path)
     psf = image.data.astype(float)
@@ -163,8 +164,9 @@ def check_psf(name: str, psf: NDArray) -> None:
     if not np.isfinite(psf).all() or not psf.sum() > 0:
         raise ValueError(f"{name} must be finite with a positive sum, got {psf.sum():g}")
     off = np.abs(np.array(np.unravel_index(psf.argmax(), psf.shape)) - (side - 1) / 2).max()
-    if off > 1:
-        raise ValueError(f"{name} must have its brightest pixel within one of the middle, got {off:g} off")
+    most = max(1.0, OFF_CENTER * psf.sum() / np.square(psf, dtype=float).sum() ** 0.5)
+    if off > most:
+        raise ValueError(f"{name} must have its brightest pixel within {most:.1f} of the middle, got {off:g} off")
 
 
 @contextlib.contextmanager

@@ -378,7 +378,7 @@ def test_psf(tmp_path):
         (lambda psf: psf - 1, "the PSF must be finite with a positive sum, got -"),
         (
             lambda psf: np.roll(psf, 3, axis=1),
-            "the PSF must have its brightest pixel within one of the middle, got 3 off",
+            r"the PSF must have its brightest pixel within 2\.. of the middle, got 3 off",
         ),
     ],
 )
