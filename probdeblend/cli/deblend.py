@@ -97,9 +97,9 @@ def _deblend_image(deblender: Deblender, images: tuple[Path, ...], arguments: di
         with tqdm(desc="sky, noise and PSF", unit="tile", leave=False, disable=None if sys.stderr else True) as bar:
             posterior = deblender(bands, **arguments, progress=partial(_advance, bar))
         write_products(folder, posterior, save_draws=given["save_draws"])
-        failed = _draw(folder / "field.png", posterior, bands[0])
+        _draw(folder / "field.png", posterior, bands[0])
         names = sorted(path.name for path in folder.iterdir())
-    _report(posterior, names, failed, given)
+    _report(posterior, names, given)
 
 
 def _advance(bar: tqdm, done: int, total: int) -> None:
@@ -108,8 +108,8 @@ def _advance(bar: tqdm, done: int, total: int) -> None:
     bar.update(done - bar.n)
 
 
-def _draw(target: Path, posterior: Posterior, path: Path | str) -> list[str]:
-    """Draw a field, whatever settings the user has; a failure is noted and costs nothing else."""
+def _draw(target: Path, posterior: Posterior, path: Path | str) -> None:
+    """Draw a field, whatever settings the user has; a failure is reported and costs nothing else."""
     from ..photometry.images import open_mosaic
 
     try:
@@ -121,23 +121,22 @@ def _draw(target: Path, posterior: Posterior, path: Path | str) -> list[str]:
             plot_field(posterior, image.data)[0].figure.savefig(target, dpi=180)
     except Exception as error:
         target.unlink(missing_ok=True)
-        return [f"{target.name} could not be drawn: {options.sentence(error)}"]
-    return []
+        click.echo(f"{target.name} could not be drawn: {options.sentence(error)}", err=True)
 
 
-def _report(posterior: Posterior, names: list[str], notes: list[str], given: dict) -> None:
+def _report(posterior: Posterior, names: list[str], given: dict) -> None:
     """Print the main columns of the catalog, and what was measured or assumed."""
     from ..deblending.products import short_table
 
     catalog, output, unit = posterior.catalog(), str(given["output"]), posterior.dataset.attrs["unit"]
     table = short_table(catalog, most=len(catalog) if given["json"] else 20)
-    assumed = [*filter(None, posterior.dataset.attrs.get("notes", "").split("; ")), *notes]
+    assumed = [*filter(None, posterior.dataset.attrs.get("notes", "").split("; "))]
     if given["json"]:
         sources = [dict(zip(table.colnames, row, strict=True)) for row in table.as_array().tolist()]
         found = {"sources": sources, "unit": unit, "notes": assumed, "output": output, "files": names}
         click.echo(json.dumps(json.loads(json.dumps(found), parse_constant=lambda _: None)))  # JSON has no NaN
     elif given["each"]:
-        click.echo("\n".join([f"{len(catalog)} sources written to {output}", *notes]))
+        click.echo(f"{len(catalog)} sources written to {output}")
     else:
         lines = partial(table.pformat, max_width=-1, max_lines=-1, show_unit=False)
         for name in SPARED:

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from . import options
 from .options import FILE
-
-if TYPE_CHECKING:
-    from ..deblending import Deblender
 
 __all__: list[str] = []  # used from the command line alone
 
@@ -94,14 +90,14 @@ def calibrate(paths: tuple[Path, ...], **given: object) -> None:
     before = deblender.calibrator
     deblender.use(None)
     of_images = options.picked(given, "each", "hdu", "catalog") | options.observed(given)
-    count, fields, fitted_on = _fields(deblender, paths, given, of_images)
+    count, fields, fitted_on = _fields(paths, given, of_images)
     settings = {"paths": [*map(str, paths)], "seed": given["seed"], "weights": deblender.digest}
     settings |= {name: str(value) for name, value in of_images.items()}
     with (
         unfinished_folder(given["output"], settings, **options.picked(given, "resume", "overwrite")) as kept,
         options.new_folder(given, *paths, *given["psf"], *given["rms"]) as folder,
     ):
-        answers = answers_of(fields, count, kept, seed=given["seed"])
+        answers = answers_of(partial(fields, deblender), count, kept, seed=given["seed"])
         fit = fit_answers(answers, before=before, least=given["least"], fitted_on=fitted_on)
         deblender.use(fit.calibrator)
         fit.report.meta["comments"] = fit.findings()
@@ -117,9 +113,10 @@ def calibrate(paths: tuple[Path, ...], **given: object) -> None:
     click.echo("\n".join([*fit.findings(), f"written to {given['output']}: {', '.join(names)}"]))
 
 
-def _fields(deblender: Deblender, paths: tuple[Path, ...], given: dict, of_images: dict) -> tuple[int, Callable, str]:
-    """Return the number of fields, what makes them from their numbers, and their description."""
+def _fields(paths: tuple[Path, ...], given: dict, of_images: dict) -> tuple[int, Callable, str]:
+    """Return the number of fields, what makes them for a deblender from their numbers, and their description."""
     from .._files import read_table
+    from ..simulation import read_scenes
     from ..training import fields
 
     text, on_images = ", ".join(map(str, paths)), not all(path.is_dir() for path in paths)
@@ -128,14 +125,14 @@ def _fields(deblender: Deblender, paths: tuple[Path, ...], given: dict, of_image
     if not paths:
         count = given["count"] or FIELDS
         text = f"{count} simulated fields: pairs in CANDELS F160W, and crowds of random cameras"
-        return count, partial(fields.simulated_fields, deblender, seed=given["seed"]), text
+        return count, partial(fields.simulated_fields, seed=given["seed"]), text
     if not on_images:
         options.exclusive({"scenes": paths} | given, "scenes", "count")
         parts = fields.stored_parts(paths)
-        return len(parts), partial(fields.stored_fields, deblender, parts), text
+        return len(parts), lambda deblender, numbers: ((n, read_scenes(*parts[n]), deblender) for n in numbers), text
     bands = options.bands(given, paths)
     images = [[band] for band in bands] if given["each"] else [bands]
     count = given["count"] or max(LEAST_FIELDS, FIELDS // len(images[0]))
-    how = {"catalog": given["catalog"] and read_table(given["catalog"]), "seed": given["seed"]}
+    how = {"images": images, "catalog": given["catalog"] and read_table(given["catalog"]), "seed": given["seed"]}
     how |= options.observed(given)
-    return count, partial(fields.injected_fields, deblender, images, **how), f"{count} windows of {text}"
+    return count, partial(fields.injected_fields, **how), f"{count} windows of {text}"

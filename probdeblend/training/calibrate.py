@@ -162,22 +162,21 @@ def fit_answers(
     answers: Sequence[Known], *, before: Calibrator | None = None, least: int = LEAST, fitted_on: str = ""
 ) -> CalibratorFit:
     """Fit a calibrator to answers for fields, and test it; `before` is the calibrator that was used so far."""
-    held = [(number, known) for number, known in enumerate(answers) if number % HELD_OUT == HELD_OUT - 1]
+    held = range(HELD_OUT - 1, len(answers), HELD_OUT)
     if not held:
         raise ValueError(f"scenes must hold at least {HELD_OUT} batches, got {len(answers)}")
-    fitted = [known for number, known in enumerate(answers) if number % HELD_OUT != HELD_OUT - 1]
+    fitted = [known for number, known in enumerate(answers) if number not in held]
     partial = fit_known(fitted, least=least * (HELD_OUT - 1) // HELD_OUT)
     everything = fit_known(answers, least=least, fitted_on=fitted_on)
     tested, errors, report = [], [], []
-    for state, calibrator, judged in (("before", before, list(enumerate(answers))), ("after", partial, held)):
-        moved = {number: _moved(known, calibrator) for number, known in judged}
-        tested += _tested(state, [moved[number] for number, _ in held])
+    for state, calibrator, judged in (("before", before, range(len(answers))), ("after", partial, held)):
+        moved = {number: _moved(answers[number], calibrator) for number in judged}
+        tested += _tested(state, [moved[number] for number in held])
         report += _reported(state, moved)
-        given, true = np.concatenate([known.existence for _, known in held], 1)
+        given, true = np.concatenate([answers[number].existence for number in held], 1)
         if len(given):
-            numbers = getattr(calibrator, "existence", None)
-            given = given if numbers is None else logistic(given, numbers)
-            errors.append({"state": state, "quantity": "existence", "ece": reliability(given, true).meta["ece"]})
+            corrected = logistic(given, getattr(calibrator, "existence", None) or (1.0, 0.0))
+            errors.append({"state": state, "quantity": "existence", "ece": reliability(corrected, true).meta["ece"]})
     return CalibratorFit(everything, *map(evaluation.formatted, (tested, errors, report)))
 
 
@@ -254,7 +253,7 @@ def _misfit(draws: NDArray, truth: NDArray) -> NDArray[np.float64]:
 
 def _classes(features: NDArray) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Return classes of sources by the features that a calibrator knows, and which of them are in each."""
-    listed, bands, snr, number, _, size = features.T
+    listed, _, snr, number, _, size = features.T
     yield "all sources", np.ones(len(features), dtype=bool)
     for names, first in {
         ("listed sources", "detected sources"): listed > 0.5,
@@ -263,6 +262,3 @@ def _classes(features: NDArray) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         ("compact sources", "extended sources"): ~(size >= EXTENDED),
     }.items():
         yield from zip(names, (first, ~first), strict=True)
-    several = np.unique(bands).astype(int).tolist()
-    for number in several if len(several) > 1 else ():
-        yield f"sources in {number} band{'s' * (number > 1)}", bands == number

@@ -30,16 +30,15 @@ from ..simulation.light import SimulatedSources, Sources
 from ..simulation.mixtures import nested_tuples
 from ..simulation.population import Population
 from ..simulation.scenes import GROUP_SIDE, Simulator
-from ..simulation.sets import count_scenes, read_scenes
+from ..simulation.sets import count_scenes
 
-__all__ = ["AsImages", "Field", "injected_fields", "population_like", "simulated_fields"]
-__all__ += ["stored_fields", "stored_parts"]
+__all__ = ["AsImages", "Field", "injected_fields", "population_like", "simulated_fields", "stored_parts"]
 
 PAIRS = 0.3  # fraction of the simulated fields
 NATIVE = 0.1  # fraction of the fields of crowds that CANDELS F160W sees
 SIDE = 384  # pixels of a field
 GROUPS = (4, 13)  # least number of groups in a field, and the first that is too large
-FAINTEST = 2.0  # signal-to-noise ratio of sources in crowds
+SNR = (2.0, 300.0)  # of sources in crowds: as in the training, and fainter
 SKY = 100.0  # sky noise of a pixel: the level of the sky that is added to images
 CHUNK = 16  # stored scenes in a field
 TRIES = 20  # windows of an image, until one can be deblended
@@ -79,8 +78,7 @@ class AsImages:
                 if bool(value[number].isfinite().all()):
                     known[name] = value[number].tolist()
             if positions is not None:
-                here = positions[0] == number
-                known["positions"] = torch.stack([place[here] for place in positions[1:]], 1).numpy()
+                known["positions"] = torch.stack([place[positions[0] == number] for place in positions[1:]], 1).numpy()
             answers.append(self.deblender(image.numpy(), **known | self.known))
             answers[-1].dataset.attrs["notes"] = ""
         return Posterior.concatenate(answers)
@@ -96,26 +94,16 @@ def simulated_fields(
     one to three bands and white or drizzled noise; `sources` make their light, by default `SimulatedSources`. A field
     depends on its number and the seed alone.
     """
-    crowds = _crowds()
     for number in numbers:
         rng = np.random.default_rng((seed, number))
-        population, sizes, native = (Population.pairs(), 2, 1.0) if rng.random() < PAIRS else (crowds, None, NATIVE)
+        population, sizes, native = (Population.pairs(), 2, 1.0) if rng.random() < PAIRS else (_crowds(), None, NATIVE)
         camera, groups = Cameras(native_fraction=native).sample(rng), int(rng.integers(*GROUPS))
-        how = {"sources": sources or SimulatedSources(), "groups": groups}
-        simulator = Simulator(population, camera, (SIDE, SIDE), sizes, **how)
+        simulator = Simulator(population, camera, (SIDE, SIDE), sizes, sources or SimulatedSources(), groups)
         yield number, next(simulator.batches(1, seed=seed_of(seed, number + 1))), AsImages(deblender)
 
 
 def _crowds() -> Population:
-    crowds = Population.default()
-    return crowds.replace(snr=(FAINTEST, crowds.snr[1]))
-
-
-def stored_fields(
-    deblender: Deblends, parts: Sequence[tuple[str | PathLike[str], int, int]], numbers: Iterable[int]
-) -> Iterator[Field]:
-    """Read fields of stored sets, whose `parts` are a path, the first scene and the one after the last."""
-    return ((number, read_scenes(*parts[number]), deblender) for number in numbers)
+    return Population.default().replace(snr=SNR)
 
 
 def stored_parts(paths: Iterable[str | PathLike[str]]) -> list[tuple[str | PathLike[str], int, int]]:
@@ -126,9 +114,9 @@ def stored_parts(paths: Iterable[str | PathLike[str]]) -> list[tuple[str | PathL
 
 def injected_fields(
     deblender: Deblender,
-    images: Sequence[Image | Sequence[Image]],
     numbers: Sequence[int],
     *,
+    images: Sequence[Image | Sequence[Image]],
     catalog: Table | None = None,
     sources: Sources | None = None,
     seed: int = 0,
@@ -163,10 +151,8 @@ def _injected(
             groups = max(1, round(int(rng.integers(*GROUPS)) * sky[0].numel() / SIDE**2))
             simulate = replace(simulator, camera=camera, shape=tuple(sky.shape[1:]), groups=groups)
             scene = next(simulate.batches(1, seed=int(rng.integers(2**62)), batch_size=1))
-            window = AsImages(deblender, named | noise)
-            there = AsImages(deblender, window.known | {"draws": 1, "passes": 0}).scenes(
-                replace(scene, image=sky[None])
-            )
+            known = named | noise
+            there = AsImages(deblender, known | {"draws": 1, "passes": 0}).scenes(replace(scene, image=sky[None]))
         except ValueError as error:
             reason = error
             continue
@@ -174,7 +160,7 @@ def _injected(
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         how = {"exposure": scene.exposure, "noise_kernel": scene.noise_kernel, "generator": generator}
         added = add_noise(light.sum(0, keepdim=True), sky_rms=torch.zeros_like(scene.sky_rms), **how)
-        return _with_others(replace(scene, image=sky + added, light=light), there), window
+        return _with_others(replace(scene, image=sky + added, light=light), there), AsImages(deblender, known)
     raise ValueError(f"image must have windows that can be deblended, got none in {TRIES} tries: {reason}")
 
 
@@ -189,13 +175,9 @@ def _window(seen: Observation, rng: Generator) -> tuple[Camera, Tensor, dict[str
         raise ValueError("more than half of the pixels of a window are bad")
     y, x = np.array([[side / 2, (own.start + own.stop) / 2] for side, own in zip(seen.shape, part, strict=True)])
     middle, rms = torch.from_numpy(seen.sky_rms(x, y)).float()
-    camera = Camera(
-        pixel_scale=_pixel_scale(seen),
-        sky_rms=rms,
-        exposure=(1 / (seen.photon * correlation_sum(seen.noise_kernel) * middle)).nan_to_num(math.inf, math.inf),
-        zero_point=seen.zero_point if np.isfinite(seen.zero_point).all() else (0.0,) * len(rms),
-        **{name: getattr(seen, name) for name in ("psf", "noise_kernel", "wavelength")},
-    )
+    exposure = (1 / (seen.photon * correlation_sum(seen.noise_kernel) * middle)).nan_to_num(math.inf, math.inf)
+    points = seen.zero_point if np.isfinite(seen.zero_point).all() else (0.0,) * len(rms)
+    camera = Camera(_pixel_scale(seen), seen.psf, rms, exposure, seen.noise_kernel, seen.wavelength, points)
     given = np.isfinite(noise).reshape(len(noise), -1).any(1).all()
     sky = torch.from_numpy(pixels - np.nanmedian(pixels, axis=(1, 2), keepdims=True))
     return camera, sky, {"sky_rms": noise} if given else {}
@@ -208,11 +190,10 @@ def _pixel_scale(seen: Observation) -> float:
 
 def _with_others(scene: Scene, there: Posterior) -> Scene:
     """Add the sources that are there already, of which nothing is known but where they are."""
-    old = {name: getattr(scene, name) for name in SOURCE_FIELDS}
-    new = {name: torch.from_numpy(there.dataset[name].values) for name in ("scene", "x", "y")}
+    new = {name: torch.from_numpy(there.dataset[name].values).to(getattr(scene, name)) for name in ("scene", "x", "y")}
     for name in ("flux", "auto_flux", "light"):
-        new[name] = old[name].new_full((len(there), *old[name].shape[1:]), math.nan)
-    joined = {name: torch.cat([old[name], values.to(old[name])]) for name, values in new.items()}
+        new[name] = getattr(scene, name).new_full((len(there), *getattr(scene, name).shape[1:]), math.nan)
+    joined = {name: torch.cat([getattr(scene, name), values]) for name, values in new.items()}
     return replace(scene, **dict.fromkeys(SOURCE_FIELDS) | joined)
 
 
@@ -229,13 +210,12 @@ def population_like(catalog: Table, seen: Observation) -> Population:
     if not {kind, RADIUS} <= names.keys():
         wanted = f"flux, or mag for an image with zero points, and {RADIUS}"
         raise ValueError(f"catalog must have the columns {wanted}, got {', '.join(catalog.colnames)}")
-    columns = [catalog[names[name]] for name in (kind, RADIUS)]
-    magnitude, radius = (np.ma.filled(np.ma.array(column, dtype=float), np.nan) for column in columns)
+    magnitude, radius = (np.ma.filled(np.ma.array(catalog[names[key]], dtype=float), np.nan) for key in (kind, RADIUS))
     if kind == "flux":
-        if (unit := str(columns[0].unit or seen.unit)) != seen.unit:
+        if (unit := str(catalog[names[kind]].unit or seen.unit)) != seen.unit:
             raise ValueError(f"catalog must have flux in {seen.unit or 'no unit'}, as the image's fluxes, got {unit}")
-        with np.errstate(invalid="ignore", divide="ignore"):
-            magnitude = (seen.zero_point[0] if absolute else 0.0) - 2.5 * np.log10(magnitude)
+        zero_point = seen.zero_point[0] if absolute else 0.0
+        magnitude = zero_point - 2.5 * np.log10(np.where(magnitude > 0, magnitude, np.nan))
     rows = np.flatnonzero(np.isfinite(magnitude) & (radius > 0))
     if len(rows) < LEAST_ROWS:
         raise ValueError(f"catalog must have {LEAST_ROWS} sources with fluxes and radii, got {len(rows)}")

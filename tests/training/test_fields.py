@@ -71,7 +71,7 @@ def stars(monkeypatch):
 
 def injected(deblender, image, numbers=(7,), **changes):
     how = {"psf": PSF, "sky_rms": RMS, "gain": 5.0} | changes
-    return list(injected_fields(deblender, [image], numbers, **how))
+    return list(injected_fields(deblender, numbers, images=[image], **how))
 
 
 @pytest.mark.parametrize("bands", [1, 2])
@@ -138,7 +138,7 @@ def test_windows_of_a_mosaic_have_good_pixels_and_do_not_depend_on_others(monkey
 
 def test_images_share_the_fields():
     photometer, images = Photometer(), [sky(seed=number) for number in range(3)]
-    found = injected_fields(photometer, images, range(6), psf=PSF, sky_rms=RMS)
+    found = injected_fields(photometer, range(6), images=images, psf=PSF, sky_rms=RMS)
     order = [number for number, *_ in found]
     assert order == [0, 3, 1, 4, 2, 5]
     asked = [
@@ -211,7 +211,7 @@ def test_a_calibrator_repairs_error_bars_in_the_users_sky(factor, how, stars, tm
     """
     monkeypatch.setattr(fields, "_crowds", lambda: stars.replace(number=(0.0, 1.0)))
     photometer, image = Photometer(factor), sky(384, stars=10)
-    make = partial(injected_fields, photometer, [image], psf=PSF, sky_rms=RMS)
+    make = partial(injected_fields, photometer, images=[image], psf=PSF, sky_rms=RMS)
     fit = fit_answers(answers_of(make, 75, tmp_path), least=100)
     assert f"times too {how} for all sources" in fit.findings()[0]
     before, after = (row for row in fit.report if row["sources"] == "all sources")
