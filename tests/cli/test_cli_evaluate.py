@@ -78,7 +78,11 @@ def images(tmp_path):
 
 def test_calibrate_hands_over_what_is_known_of_images(run, images, random_weights, monkeypatch):
     asked = {}
-    monkeypatch.setattr(calibrate, "answers_of", lambda fields, *_, **options: asked.update(fields.keywords))
+
+    def answers_of(fields, count, *_, **options):
+        asked.update(fields.keywords, count=count)
+
+    monkeypatch.setattr(calibrate, "answers_of", answers_of)
     monkeypatch.setattr(calibrate, "fit_answers", lambda *_, **options: 1 / 0)
     Table({"mag": [20.0]}).write("catalog.ecsv")
     options = ("--psf", "p.fits", "--rms", 1, "--rms", 2, "--gain", 3, "--zero-point", 25, "--catalog", "catalog.ecsv")
@@ -86,6 +90,8 @@ def test_calibrate_hands_over_what_is_known_of_images(run, images, random_weight
     known = {"psf": "p.fits", "sky_rms": [1.0, 2.0], "gain": 3.0, "zero_point": [25.0]}
     assert {name: asked[name] for name in known} == known
     assert asked["catalog"]["mag"] == [20.0]
+    assert [[path.name for path in bands] for bands in asked["images"]] == [list(images)]
+    assert asked["count"] == 125  # 250 of one band
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def test_light_is_added_to_the_users_pixels(bands):
     (before, known), (after, _) = photometer.images
     assert known["gain"] == pytest.approx([5.0] * bands)
     assert known["wavelength"] == pytest.approx([0.8] * bands)
+    assert known["sky_rms"].tolist() == [RMS] * bands
     level = np.nanmean(before - image, axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(before - level, image, atol=1e-9)
     own = scene.flux.isfinite().all(1)
