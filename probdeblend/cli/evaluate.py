@@ -107,7 +107,7 @@ def calibrate(paths: tuple[Path, ...], **given: object) -> None:
             table.write(folder / f"{name}.ecsv", format="ascii.ecsv")
         names = sorted(path.name for path in folder.iterdir())
     tested = fit.tested[fit.tested["sources"] == "all"]["state", "bands", *ACCURACY[1:-1]]
-    for table in (tested, fit.probabilities, fit.report):
+    for table in filter(len, (tested, fit.probabilities, fit.report)):  # astropy cannot print one without columns
         table.pprint_all()
         click.echo()
     click.echo("\n".join([*fit.findings(), f"written to {given['output']}: {', '.join(names)}"]))
