@@ -62,6 +62,7 @@ def evaluate(scenes: Path, **given: object) -> None:
 @options.observation
 @click.option("--each", is_flag=True, help="IMAGES are fields of one band, instead of the bands of one field.")
 @click.option("--catalog", type=FILE, help="Table of magnitudes or fluxes, and radii, that injected sources follow.")
+@options.galaxies
 @click.option("--count", type=click.IntRange(5), help="Number of fields.  [default: 250, fewer of several bands]")
 @click.option("--least", type=click.IntRange(20), default=400, help="Least sources with one map.")
 @options.weights
@@ -74,7 +75,8 @@ def calibrate(paths: tuple[Path, ...], **given: object) -> None:
 
     IMAGES are the bands of one field, as for `deblend`. Galaxies and stars are injected into windows of them. They are
     as bright and as large as those of --catalog, such as one that `deblend` wrote, if there is one. SCENES are sets
-    with truth, of any cameras; without both, fields with sources like those of the training are simulated.
+    with truth, of any cameras; without both, fields with sources like those of the training are simulated. With
+    --galaxies, half of the injected or simulated galaxies are real ones, such as `isolate` cuts out.
     OUTPUT holds calibrator.json (for `deblend --calibrator`), weights.safetensors (the weights with it inside, for
     `deblend --weights`), report.ecsv and tested.ecsv. What is done is kept beside OUTPUT, and --resume continues it.
 
@@ -92,7 +94,7 @@ def calibrate(paths: tuple[Path, ...], **given: object) -> None:
     of_images = options.picked(given, "each", "hdu", "catalog") | options.observed(given)
     count, fields, fitted_on = _fields(paths, given, of_images)
     settings = {"paths": [*map(str, paths)], "seed": given["seed"], "weights": deblender.digest}
-    settings |= {name: str(value) for name, value in of_images.items()}
+    settings |= {name: str(value) for name, value in of_images.items()} | {"galaxies": [*map(str, given["galaxies"])]}
     with (
         unfinished_folder(given["output"], settings, **options.picked(given, "resume", "overwrite")) as kept,
         options.new_folder(given, *paths, *given["psf"], *given["rms"]) as folder,
@@ -122,17 +124,19 @@ def _fields(paths: tuple[Path, ...], given: dict, of_images: dict) -> tuple[int,
     text, on_images = ", ".join(map(str, paths)), not all(path.is_dir() for path in paths)
     if wrong := [name for name, value in of_images.items() if not on_images and value not in (None, False)]:
         raise ValueError(f"{wrong[0]} must be left out without images, got {of_images[wrong[0]]}")
+    how = {"sources": options.sources(given), "seed": given["seed"]}
     if not paths:
         count = given["count"] or FIELDS
         text = f"{count} simulated fields: pairs in CANDELS F160W, and crowds of random cameras"
-        return count, partial(fields.simulated_fields, seed=given["seed"]), text
+        text += ", half of the galaxies real" if given["galaxies"] else ""
+        return count, partial(fields.simulated_fields, **how), text
     if not on_images:
         options.exclusive({"scenes": paths} | given, "scenes", "count")
+        options.exclusive({"scenes": paths} | given, "scenes", "galaxies")
         parts = fields.stored_parts(paths)
         return len(parts), lambda deblender, numbers: ((n, read_scenes(*parts[n]), deblender) for n in numbers), text
     bands = options.bands(given, paths)
     images = [[band] for band in bands] if given["each"] else [bands]
     count = given["count"] or max(LEAST_FIELDS, FIELDS // len(images[0]))
-    how = {"images": images, "catalog": given["catalog"] and read_table(given["catalog"]), "seed": given["seed"]}
-    how |= options.observed(given)
+    how |= {"images": images, "catalog": given["catalog"] and read_table(given["catalog"])} | options.observed(given)
     return count, partial(fields.injected_fields, **how), f"{count} windows of {text}"

@@ -23,6 +23,7 @@ FILE = click.Path(path_type=Path)
 BATCH_PIXELS = 2**20  # of the images of a batch
 LONGEST = 600  # letters of a sentence
 CAMERAS = ("candels_f160w", "random")
+REAL = 0.5  # fraction of the galaxies that are real ones, where there are any
 
 
 class Group(click.Group):
@@ -65,6 +66,19 @@ def sentence(error: Exception) -> str:
 def combine(*options: Callable) -> Callable:
     """Make one decorator of several options."""
     return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
+
+
+galaxies = click.option(
+    "--galaxies", type=FILE, multiple=True, help="Library of real galaxies, for half of all.  [default: simulated ones]"
+)
+
+
+def sources(given: dict[str, Any]) -> Sources:
+    """Return what makes the light of sources: half of the galaxies are real, if there are any."""
+    from ..simulation.light import SimulatedSources
+    from ..surveys import RealGalaxies, read_library
+
+    return RealGalaxies(read_library(*given["galaxies"]), REAL) if given["galaxies"] else SimulatedSources()
 
 
 def finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -11,8 +10,6 @@ from . import options
 from .options import FILE
 
 __all__: list[str] = []  # used from the command line alone
-
-REAL = 0.5  # fraction of the galaxies that are real ones, where there are any
 
 
 @click.command(short_help="Simulate a set of scenes.")
@@ -37,7 +34,7 @@ def simulate(output: Path, **given: object) -> None:
 @click.option("--steps", type=click.IntRange(1), default=40_000, help="Number of batches.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, help="Scenes per batch.")
 @click.option("--start", type=FILE, help="Weights to train further.  [default: random ones]")
-@click.option("--galaxies", type=FILE, multiple=True, help="Library of real galaxies, to train the heads further on.")
+@options.galaxies
 @options.workers(1)
 @options.seed
 @options.resume
@@ -45,7 +42,8 @@ def simulate(output: Path, **given: object) -> None:
 def train(output: Path, **given: object) -> None:
     """Train a network on simulated scenes, on a GPU if there is one, and write its weights to OUTPUT.
 
-    What is done is kept beside OUTPUT, and --resume continues it. One worker and the network keep two cores busy.
+    On real galaxies, only what follows the trunk of weights to --start with is trained. What is done is kept beside
+    OUTPUT, and --resume continues it. One worker and the network keep two cores busy.
 
     \b
     Example:
@@ -55,13 +53,9 @@ def train(output: Path, **given: object) -> None:
     from ..simulation.stream import SceneStream
     from ..training.recipes import train as train_network
 
-    templates, galaxies = Templates(seed=given["seed"]), given["galaxies"]
-    if galaxies:
-        from ..surveys import RealGalaxies, read_library
-
-        templates = replace(templates, sources=RealGalaxies(read_library(*galaxies), REAL))
+    templates = Templates(sources=options.sources(given), seed=given["seed"])
     stream = SceneStream(templates, **options.picked(given, "batch_size", "seed"))
     how = options.picked(given, "steps", "start", "workers", "resume", "overwrite")
-    table = train_network(output, stream=stream, trunk=not galaxies, **how)
+    table = train_network(output, stream=stream, trunk=not given["galaxies"], **how)
     click.echo(", ".join(f"{name} {value:.4g}" for name, value in table.meta.items()))
     click.echo(f"written to {output}")
