@@ -311,7 +311,13 @@ def seed_of(*key: int) -> int:
 
 
 def on_cpu() -> AbstractContextManager:
-    """Make the CPU torch's default device, if it is not: a device that is asked for slows each operation down."""
+    """Make the CPU torch's default device, if it is not: a device that is asked for slows each operation down.
+
+    Returns
+    -------
+    context manager
+        In whose ``with`` block new tensors are on the CPU.
+    """
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
