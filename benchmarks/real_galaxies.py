@@ -40,7 +40,7 @@ from probdeblend.simulation.cameras import Cameras
 from probdeblend.simulation.population import Population
 from probdeblend.simulation.scenes import Simulator
 from probdeblend.simulation.stream import SceneStream
-from probdeblend.surveys.library import Galaxy, fold_of, read_library
+from probdeblend.surveys.library import Galaxy, fold_of, identity_number, read_library
 from probdeblend.surveys.templates import RealGalaxies
 from probdeblend.training.calibrate import answers_of, fit_answers
 from probdeblend.training.fields import simulated_fields
@@ -83,14 +83,15 @@ def main(
     """
     galaxies = [galaxy for galaxy in read_library(library) if galaxy.keep]
     found: dict[int, list[dict[str, Arrays]]] = {number: [] for number in NUMBERS}
-    settings = {"galaxies": len(galaxies), "count": count, "steps": steps, "fields": fields}
+    names = identity_number(",".join(sorted(galaxy.identity for galaxy in galaxies)))
+    settings = {"galaxies": names, "count": count, "steps": steps, "fields": fields}
     with run.unfinished(deblender=load(weights), **settings) as kept:
         for fold in folds or range(FOLDS):
             methods = _methods(kept, galaxies, fold, weights, steps=steps, fields=fields, seed=run.seed)
             test = RealGalaxies([galaxy for galaxy in galaxies if fold_of(galaxy.identity) == fold])
             for number in NUMBERS:
                 draw, scenes = partial(real_scenes, test, number), -(-count // number)
-                seed = seed_of(run.seed, fold + 1)
+                seed = seed_of(run.seed, fold + 1, number)
                 answers = compare(kept, f"{fold}-{number}", scenes, draw, methods, seed=seed, chunk=ONE_CAMERA)
                 found[number].append(answers)
         together = {n: {name: joined(part[name] for part in parts) for name in parts[0]} for n, parts in found.items()}

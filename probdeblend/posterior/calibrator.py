@@ -44,6 +44,7 @@ LEAST = 400  # sources with one map; quantiles at one sigma are then uncertain b
 # size in pixels; and of groups: positions given, bands, sources, signal-to-noise ratio.
 EDGES = ((0.5,), (2.0,), (10.0, 30.0, 100.0, 300.0), (2.0, 3.0), (0.05, 0.2), (3.0,))
 GROUP_EDGES = ((0.5,), (2.0,), (3.0, 4.0, 6.0), (100.0, 500.0))
+PARTIAL = 0.3  # a flux known of a smaller part is left alone: of real galaxies, totals are known of the stars beside
 LIMITED = [2, 5]  # the features of sources whose range is that of the fit
 MARGIN = 2.0  # beyond the fitted range of signal-to-noise ratio and size, as a factor, without a flag
 DRAWS = 400  # of a source, about, are enough to fit
@@ -308,9 +309,10 @@ def fit_known(known: Iterable[Known], *, least: int = LEAST, fitted_on: str = ""
     if len(methods) != 1 or len(draws) > 1:
         raise ValueError(f"posteriors must be of one method and number of draws, got {methods} and {draws}")
     flux, color, total, seen = {}, {}, {}, []
-    for kind in FLUX_OF:
-        own = [batch for batch in known if kind in batch.draws]
-        if any(np.isfinite(batch.truth[kind]).any() for batch in own):
+    having = {kind: [batch for batch in known if kind in batch.draws] for kind in FLUX_OF}
+    true = {kind: sum(np.isfinite(batch.truth[kind]).sum() for batch in own) for kind, own in having.items()}
+    for kind, own in having.items():
+        if true[kind] and true[kind] > PARTIAL * max(true.values()):
             values = [(batch.draws[kind], batch.truth[kind], cell_of(batch.features, EDGES)) for batch in own]
             flux[kind], count = fit_cells(values, EDGES, least=least)
             if count < least:

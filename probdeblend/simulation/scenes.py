@@ -168,12 +168,14 @@ class Simulator:
 
     def _fluxes(self, drawn: Mapping[str, Tensor], cutout: Tensor, color: Tensor, brightest: Tensor) -> Tensor:
         """Total flux ``(source, band)`` in image units."""
-        snr = color.exp() * cutout.square().sum((-2, -1)).sqrt() / self.camera.sky_rms
+        unit = 10 ** (0.4 * torch.tensor(self.camera.zero_point or (0.0,) * len(self.camera)))  # of flux, per AB flux
+        flux = color.exp() * unit
+        snr = flux * cutout.square().sum((-2, -1)).sqrt() / self.camera.sky_rms
         if self.population.snr is None:
-            factor = 10 ** (-0.4 * (drawn["magnitude"][:, None] - torch.tensor(self.camera.zero_point)))
+            factor = 10 ** (-0.4 * drawn["magnitude"])
         else:
-            factor = (drawn["ln_snr"].exp() / snr.amax(1))[:, None]
-        return color.exp() * torch.minimum(factor, (brightest[:, None] / snr).amin(1, keepdim=True))
+            factor = drawn["ln_snr"].exp() / snr.amax(1)
+        return flux * torch.minimum(factor[:, None], (brightest[:, None] / snr).amin(1, keepdim=True))
 
     def _is_enough(self, cutout: Tensor, flux: Tensor, size: int) -> Tensor:
         """Whether the light at a cutout's edge is negligible, or the cutout as large as it need be."""

@@ -210,7 +210,7 @@ def _fluxes(template: Template, which: list[int], snr: Tensor | None) -> Tensor:
         flux = flux * 10 ** (-0.4 * magnitude)
     else:
         flux = flux * (snr / (flux * template.norm[which]).amax(-1))[:, None]
-    return torch.minimum(flux, template.brightest[which, None])
+    return flux * (template.brightest[which, None] / flux).amin(1, keepdim=True).clamp(max=1)
 
 
 def _unlisted(rng: np.random.Generator, template: Template, size: int, *, pair: bool) -> list[Source]:

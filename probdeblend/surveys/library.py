@@ -96,6 +96,8 @@ class Galaxy:
                 raise ValueError(f"{name} must have shape {shape}, got {np.shape(values)}")
         for psf in self.psf:
             check_psf("psf", psf)
+            if len(psf) % 2 == 0 or not abs(psf.sum() - 1) < 1e-3:
+                raise ValueError(f"psf must have an odd side and unit sum, got side {len(psf)} and sum {psf.sum():.4g}")
         good = np.isfinite(self.pixels).all(0)[self.footprint]
         if not (good.size and good.all()):
             raise ValueError(f"footprint must hold finite pixels alone, got {good.sum()} of {good.size}")

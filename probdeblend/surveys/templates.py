@@ -31,6 +31,7 @@ from .library import Galaxy, identity_number
 __all__ = ["RealGalaxies", "extended"]
 
 NARROWER = 0.9  # largest width of a galaxy's own PSF, over that of the camera's
+LEAST = 5.0  # signal-to-noise ratio of sources that a galaxy can stand for
 NOISELESS = 1 / 3  # largest signal-to-noise ratio of a source, over that of the galaxy's own image
 LARGEST = 0.1  # fraction of the galaxies that sources are made of that none can be magnified to
 RIM = 3.0  # sky noise of a pixel at the rim of a footprint, where it is not known
@@ -47,13 +48,14 @@ BAND_LIMIT = 1.5  # of what a camera sees, over its pixels' highest frequency
 class _Template(NamedTuple):
     """What is known of a galaxy, in pixels of its own.
 
-    - `spectrum (band, y, x)`: transform of its light, of unit flux and without the PSF that it was observed with.
+    - `light`, `psf (band, y, x)`: its extended light, of unit flux, and the PSFs that it was observed with.
     - `center`, `radius`: x, y in the frame, and the half-light radius.
     - `flux (band,)`, `snr (band,)`: its light in image units, and its signal-to-noise ratio.
     - `width`: of the broadest of its PSFs, 1 / sqrt(sum of its squares).
     """
 
-    spectrum: NDArray[np.complex64]
+    light: NDArray[np.float32]
+    psf: NDArray[np.float32]
     center: NDArray[np.float64]
     radius: float
     flux: NDArray[np.float64]
@@ -133,23 +135,29 @@ class RealGalaxies:
         width = float(camera.psf.square().sum((1, 2)).rsqrt().min())
         limits = [(t.radius, NARROWER * width / t.width, t.limit(len(camera))) for t in self.templates]
         own, largest, snr = np.array(limits).T
+        if not (snr >= LEAST).any():
+            raise ValueError(
+                f"galaxies must hold one with a signal-to-noise ratio of {LEAST / NOISELESS:.0f}, got none"
+            )
         reach = own * largest
         far = reach >= np.quantile(reach, 1 - LARGEST)
         number, zoom = torch.full((count,), -1), torch.ones(count)
         for i in real.nonzero()[:, 0].tolist():
-            fits = (reach >= float(radius[i])) | far
+            fits = ((reach >= float(radius[i])) | far) & (snr >= LEAST)
+            fits = fits if fits.any() else snr >= LEAST
             bright = fits & (snr >= float(wanted[i]))
             among = np.flatnonzero(bright if bright.any() else fits)
             number[i] = int(among[int(choice[i] * len(among))])
             zoom[i] = min(float(radius[i]) / own[number[i]], largest[number[i]])
-        return _RealLight(others, number, torch.stack([drawn["x"], drawn["y"], zoom, turn], 1), self)
+        return _RealLight(others, number, torch.stack([drawn["slope"], drawn["x"], drawn["y"], zoom, turn], 1), self)
 
 
 @dataclass(frozen=True, eq=False)
 class _RealLight:
     """The light of all sources as if they were simulated, the number of each one's galaxy, and how that is seen.
 
-    A galaxy is seen at x, y, zoomed, and turned in one of eight ways ``(source, 4)``.
+    A galaxy is seen at x, y, zoomed, and turned in one of eight ways; if its colors are not known, they follow the
+    slope of ln flux with ln wavelength that stands before ``(source, 5)``.
     """
 
     others: Light
@@ -177,12 +185,14 @@ class _RealLight:
         image[~real], color[~real] = rest.image, rest.color
         brightest = torch.full((len(real),), torch.inf)
         for i in real.nonzero()[:, 0].tolist():
-            number, (x, y, *how) = int(self.number[i]), self.placed[i].tolist()
+            number, (slope, x, y, *how) = int(self.number[i]), self.placed[i].tolist()
             own, place = self.how.templates[number], (x - float(corner[i, 0]), y - float(corner[i, 1]))
             image[i] = torch.from_numpy(_observed(own, camera, place, *how, size=size))
             brightest[i] = own.limit(bands)
             flux = (own.flux * 10 ** (-0.4 * self.how.kept[number].zero_point))[own.bands(bands)]
-            color[i] = torch.from_numpy(np.nan_to_num(np.log(flux / flux[0])))
+            known = np.isfinite(flux).all() and len(own.flux) >= bands
+            usual = slope * (camera.wavelengths / camera.wavelengths[0]).log()
+            color[i] = torch.from_numpy(np.log(flux / flux[0])) if known else usual
         return Seen(image, color, brightest)
 
 
@@ -190,31 +200,30 @@ def _observed(
     own: _Template, camera: Camera, place: tuple[float, float], zoom: float, turn: float, *, size: int
 ) -> NDArray[np.float32]:
     """Sum a galaxy's transform ``(band, y, x)`` at a camera's pixels, with its center at x, y."""
-    psfs, scale = (camera.psf, 1.0) if camera.fine_psf is None else (camera.fine_psf, 0.5)
+    psfs, scale, limit = (camera.psf, 1.0, 1.0) if camera.fine_psf is None else (camera.fine_psf, 0.5, BAND_LIMIT)
     first, second, swap = (bool(int(turn) >> bit & 1) for bit in range(3))
     sides = [np.arange(size) - value for value in (place[::-1] if swap else place)]
     x, y = (
         (-1) ** flip * side / zoom + mid for side, flip, mid in zip(sides, (first, second), own.center, strict=True)
     )
-    wave = _wavenumbers(own.spectrum.shape[-1])
-    inside = np.flatnonzero(np.abs(wave) <= BAND_LIMIT * math.pi * zoom)
-    wave, drawn = wave[inside], []
-    within = ((values >= 0) & (values < own.spectrum.shape[-1]) for values in (x, y))  # its transform is periodic
+    # A transform is periodic: the frame has room for the camera's PSF.
+    side = own.light.shape[-1]
+    frame = side + math.ceil(psfs.shape[-1] * scale / zoom)
+    wave = 2 * np.pi / frame * np.arange(-(most := int(min(limit * zoom, 1.0) * (frame - 1) / 2)), most + 1)
+    within = (np.abs(values - (side - 1) / 2) < frame / 2 for values in (x, y))
     at_x, at_y = (
         (known[:, None] * np.exp(1j * np.outer(values, wave))).astype(np.complex64)
         for values, known in zip((x, y), within, strict=True)
     )
+    into, drawn = np.exp(-1j * np.outer(wave, np.arange(side))).astype(np.complex64), []
     for band, psf in zip(own.bands(len(camera)), psfs, strict=True):
         kernel = np.asarray(psf, dtype=float).T if swap else np.asarray(psf, dtype=float)
-        transfer = _transfer(kernel[:: -1 if second else 1, :: -1 if first else 1], wave, scale / zoom)
-        spectrum = own.spectrum[band][np.ix_(inside, inside)] * transfer
+        blur, mine = _transfer(kernel[:: -1 if second else 1, :: -1 if first else 1], wave, scale / zoom), own.psf[band]
+        sharp = (known := _transfer(mine, wave, 1.0)).conj() / np.maximum(np.abs(known), LEAST_TRANSFER) ** 2
+        spectrum = into @ own.light[band] @ into.T * (blur * sharp / frame**2)
         image = (at_y @ spectrum @ at_x.T).real / zoom**2
         drawn.append(image.T if swap else image)
     return np.stack(drawn)
-
-
-def _wavenumbers(side: int) -> NDArray[np.float64]:
-    return 2 * np.pi * np.fft.fftfreq(side)
 
 
 def _transfer(psf: NDArray[np.float64], wave: NDArray[np.float64], scale: float) -> NDArray[np.complex64]:
@@ -235,13 +244,12 @@ def _template(galaxy: Galaxy) -> _Template:
     radius = math.sqrt(np.searchsorted(ordered, ordered[-1] / 2) / math.pi)
     radius = max(radius**2 - (POINT * widths.mean()) ** 2, (0.3 * radius) ** 2) ** 0.5
     pixels = galaxy.pixels[:, galaxy.footprint].astype(float)
-    rms = np.where(np.isfinite(galaxy.sky_rms), galaxy.sky_rms, np.quantile(pixels, 0.05, axis=1) / RIM)
+    rim = [np.quantile(band[band > 0], 0.05) / RIM if (band > 0).any() else np.inf for band in pixels]
+    rms = np.where(np.isfinite(galaxy.sky_rms), galaxy.sky_rms, rim)
     flux = light.sum((1, 2))
-    snr = np.sqrt(np.maximum((np.square(pixels / rms[:, None]) - 1).sum(1), 0))
-    own = np.stack([_transfer(psf.astype(float), _wavenumbers(len(image)), 1.0) for psf in galaxy.psf])
-    inverse = own.conj() / np.maximum(np.abs(own), LEAST_TRANSFER) ** 2
-    spectrum = np.fft.fft2(light / flux[:, None, None]) / image.size * inverse
-    return _Template(spectrum.astype(np.complex64), center, radius, flux, snr, widths.max())
+    snr = np.sqrt(np.maximum((np.square(pixels / rms[:, None]) - 1).sum(1), 0)) * (flux > 0)
+    light = light / np.where(flux > 0, flux, np.inf)[:, None, None]
+    return _Template(light.astype(np.float32), galaxy.psf, center, radius, flux, snr, widths.max())
 
 
 def extended(galaxy: Galaxy) -> NDArray[np.float64]:
@@ -278,8 +286,11 @@ def _above_noise(galaxy: Galaxy) -> NDArray[np.bool_]:
     inside = galaxy.footprint.astype(float)
     ratio = np.where(galaxy.footprint, np.minimum(ratio, CLEAR).sum(0) / len(rms) ** 0.5, 0.0)
     smooth = ndimage.gaussian_filter(ratio, SMOOTHING) / np.maximum(ndimage.gaussian_filter(inside, SMOOTHING), 0.1)
-    labels, _ = ndimage.label(galaxy.footprint & (2 * SMOOTHING * math.pi**0.5 * smooth > FAINT_RIM), np.ones((3, 3)))
-    return labels == labels[np.unravel_index(np.argmax(smooth * (labels > 0)), labels.shape)]
+    labels, some = ndimage.label(
+        galaxy.footprint & (2 * SMOOTHING * math.pi**0.5 * smooth > FAINT_RIM), np.ones((3, 3))
+    )
+    place = np.unravel_index(np.argmax(np.where(labels > 0, smooth, -np.inf)), labels.shape)
+    return labels == labels[place] if some else galaxy.footprint
 
 
 def _with_wings(
@@ -293,8 +304,9 @@ def _with_wings(
         (low, high, inside & (depth > low) & (depth <= high)) for low, high in pairwise(np.linspace(0, 0.5, 6) * radius)
     ]
     known = [((low + high) / 2, pixels[ring].mean()) for low, high, ring in rings if ring.any()]
-    at, means = np.array(known).T
-    slope = np.polyfit(at, np.log(np.maximum(means, 1e-3 * means.max())), 1)[0] if len(at) > 1 else 0.0
+    at, means = np.array(known or [(0.0, 0.0)]).T
+    lit = len(at) > 1 and means.max() > 0
+    slope = np.polyfit(at, np.log(np.maximum(means, 1e-3 * means.max())), 1)[0] if lit else 0.0
     scale = 1 / np.clip(slope, *(1 / (limit * radius) for limit in reversed(SCALE_LENGTHS)))
     rim = inside & (depth < 0.2 * radius + 1)
     weight, level = (ndimage.gaussian_filter(np.where(rim, v, 0.0), 0.1 * radius, truncate=3) for v in (1.0, pixels))

@@ -156,7 +156,7 @@ def _injected(
         except ValueError as error:
             reason = error
             continue
-        light = scene.light * sky.isfinite().all(0)
+        light = scene.light * sky.isfinite()
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         how = {"exposure": scene.exposure, "noise_kernel": scene.noise_kernel, "generator": generator}
         added = add_noise(light.sum(0, keepdim=True), sky_rms=torch.zeros_like(scene.sky_rms), **how)

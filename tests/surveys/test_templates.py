@@ -68,7 +68,7 @@ def test_the_psf_becomes_the_cameras():
     assert len(found) > 1
 
 
-@pytest.mark.parametrize("factor", [0.5, 0.8])
+@pytest.mark.parametrize("factor", [0.07, 0.5, 0.8])
 def test_it_has_the_size_that_the_population_drew(factor):
     own = RealGalaxies([WHOLE]).templates[0].radius
     image = seen([WHOLE], factor * own)[1].image[0, 0].double().numpy()
@@ -116,6 +116,28 @@ def test_holes_are_filled():
     footprint[58:61, 66:69] = False
     spoiled = galaxy(np.where(footprint, whole, np.nan), footprint, SHARP)
     assert extended(spoiled).sum() == pytest.approx(whole.sum(), rel=0.01)
+
+
+def test_a_galaxy_that_is_lost_in_its_noise_is_not_taken():
+    """Whatever its pixels, a band without light or a footprint of one pixel gives no light that is not finite."""
+    one = np.zeros((SIDE, SIDE), dtype=bool)
+    one[60, 60] = True
+    dark, little = galaxy(-light(SHARP), WHOLE.footprint, SHARP), galaxy(light(SHARP), one, SHARP)
+    assert np.isfinite(extended(little)).all()
+    with pytest.raises(ValueError, match="galaxies must hold one with a signal-to-noise ratio of 15, got none"):
+        seen([dark], 2.0)
+    assert all(seen([dark, WHOLE], 2.0, seed=seed)[0].number.tolist() == [1] for seed in range(5))
+
+
+def test_colors_of_a_galaxy_in_one_band_follow_the_population():
+    """A slope of ln flux with ln wavelength, with the same light in all bands."""
+    camera = replace(
+        CAMERA, psf=CAMERA.psf.repeat(2, 1, 1), sky_rms=CAMERA.sky_rms.repeat(2), exposure=CAMERA.exposure.repeat(2),
+        noise_kernel=CAMERA.noise_kernel.repeat(2, 1, 1), wavelength=torch.tensor([0.8, 1.6]), zero_point=(26.0, 25.0),
+    )  # fmt: skip
+    _, (image, color, _) = seen([WHOLE], 3.0, camera=camera, slope=1.5)
+    torch.testing.assert_close(image[:, 0], image[:, 1])
+    assert color[0].tolist() == pytest.approx([0, 1.5 * math.log(2)])
 
 
 def test_a_library_without_a_galaxy_to_keep_is_refused():
