@@ -227,10 +227,13 @@ def test_one_kind_alone():
     np.testing.assert_array_equal(fitted(**alone)(posterior).flux, posterior.flux)
 
 
-def test_total_fluxes_that_are_unknown_are_left_out():
+@pytest.mark.parametrize(("real", "kinds"), [(1.0, {"auto"}), (0.85, {"auto"}), (0.5, {"auto", "total"})])
+def test_total_fluxes_that_are_unknown_are_left_out(real, kinds):
+    """Of real galaxies, they are; those of the few stars beside them say nothing of galaxies."""
     posterior, scene = made(seed=1, kinds=("flux", "flux_auto"))
-    real = replace(scene, flux=torch.full_like(scene.flux, torch.nan))
-    assert set(Calibrator.fit([(posterior, real, np.arange(len(posterior)))]).flux) == {"auto"}
+    unknown = torch.arange(len(scene.flux)) < real * len(scene.flux)
+    given = replace(scene, flux=scene.flux.masked_fill(unknown[:, None], torch.nan))
+    assert set(Calibrator.fit([(posterior, given, np.arange(len(posterior)))]).flux) == kinds
 
 
 def test_false_detections_tell_nothing_of_fluxes():
