@@ -178,7 +178,7 @@ def prepare(home):
     from probdeblend.deblending import Deblender, weights
     from probdeblend.plots import images, sources
     from probdeblend.posterior.calibrator import Known
-    from probdeblend.simulation import Simulator
+    from probdeblend.simulation import Simulator, stream
     from probdeblend.training import calibrate, evaluation, fields, recipes
 
     torch.set_num_threads(1)
@@ -199,7 +199,7 @@ def prepare(home):
     written_once(Figure, "savefig")
     written_once(Dataset, "to_netcdf")
     recipes.SceneLoss.forward = quick
-    recipes.SceneStream, recipes.VALIDATE_EVERY = Bumps, 1
+    stream.SceneStream, recipes.VALIDATE_EVERY = Bumps, 1
     recipes.VALIDATION_SCENES = recipes.FAMILIAR_SCENES = 2
     cli.options.BATCH_PIXELS = 64**2
     os.chdir(home)
