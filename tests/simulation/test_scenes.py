@@ -44,7 +44,9 @@ def same(first, second, tolerance=0.0):
     for name in (f.name for f in fields(Scene)):
         one, other = getattr(first, name), getattr(second, name)
         if isinstance(one, torch.Tensor):
-            torch.testing.assert_close(one, other, rtol=1e-4 * (tolerance > 0), atol=tolerance, equal_nan=True, msg=name)
+            torch.testing.assert_close(
+                one, other, rtol=1e-4 * (tolerance > 0), atol=tolerance, equal_nan=True, msg=name
+            )
         else:
             assert one == other
 
