@@ -76,7 +76,8 @@ def calibrate(paths: tuple[Path, ...], **given: object) -> None:
     IMAGES are the bands of one field, as for `deblend`. Galaxies and stars are injected into windows of them. They are
     as bright and as large as those of --catalog, such as one that `deblend` wrote, if there is one. SCENES are sets
     with truth, of any cameras; without both, fields with sources like those of the training are simulated. With
-    --galaxies, half of the injected or simulated galaxies are real ones, such as `isolate` cuts out.
+    --galaxies, half of the injected or simulated galaxies are real ones, such as `isolate` cuts out; --fold leaves
+    some of them for a test.
     OUTPUT holds calibrator.json (for `deblend --calibrator`), weights.safetensors (the weights with it inside, for
     `deblend --weights`), report.ecsv and tested.ecsv. What is done is kept beside OUTPUT, and --resume continues it.
 
@@ -92,9 +93,11 @@ def calibrate(paths: tuple[Path, ...], **given: object) -> None:
     before = deblender.calibrator
     deblender.use(None)
     of_images = options.picked(given, "each", "hdu", "catalog") | options.observed(given)
-    count, fields, fitted_on = _fields(paths, given, of_images)
+    sources = options.sources(given)
+    count, fields, fitted_on = _fields(paths, given | {"sources": sources}, of_images)
     settings = {"paths": [*map(str, paths)], "seed": given["seed"], "weights": deblender.digest}
-    settings |= {name: str(value) for name, value in of_images.items()} | {"galaxies": [*map(str, given["galaxies"])]}
+    names = sorted(galaxy.identity for galaxy in getattr(sources, "kept", ()))
+    settings |= {name: str(value) for name, value in of_images.items()} | {"galaxies": names}
     with (
         unfinished_folder(given["output"], settings, **options.picked(given, "resume", "overwrite")) as kept,
         options.new_folder(given, *paths, *given["psf"], *given["rms"]) as folder,
@@ -124,7 +127,7 @@ def _fields(paths: tuple[Path, ...], given: dict, of_images: dict) -> tuple[int,
     text, on_images = ", ".join(map(str, paths)), not all(path.is_dir() for path in paths)
     if wrong := [name for name, value in of_images.items() if not on_images and value not in (None, False)]:
         raise ValueError(f"{wrong[0]} must be left out without images, got {of_images[wrong[0]]}")
-    how = {"sources": options.sources(given), "seed": given["seed"]}
+    how = options.picked(given, "sources", "seed")
     if not paths:
         count = given["count"] or FIELDS
         text = f"{count} simulated fields: pairs in CANDELS F160W, and crowds of random cameras"

@@ -16,6 +16,7 @@ import click
 if TYPE_CHECKING:
     from ..scene import Scene
     from ..simulation.light import Sources
+    from ..surveys import RealGalaxies
 
 __all__: list[str] = []  # used from the command line alone
 
@@ -68,17 +69,29 @@ def combine(*options: Callable) -> Callable:
     return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
-galaxies = click.option(
-    "--galaxies", type=FILE, multiple=True, help="Library of real galaxies, for half of all.  [default: simulated ones]"
+fold = click.option(
+    "--fold", "folds", type=click.IntRange(0, 4), multiple=True, help="Folds of galaxies to use.  [default: all five]"
 )
+galaxies = combine(
+    click.option("--galaxies", type=FILE, multiple=True, help="Library of real galaxies, for half of all."), fold
+)
+
+
+def real_galaxies(libraries: Iterable[Path], folds: Iterable[int], fraction: float) -> RealGalaxies:
+    """Return the real galaxies of some folds of libraries, of all five if none is named."""
+    from ..surveys import RealGalaxies, fold_of, read_library
+
+    chosen = set(folds) or {*range(5)}
+    return RealGalaxies([one for one in read_library(*libraries) if fold_of(one.identity) in chosen], fraction)
 
 
 def sources(given: dict[str, Any]) -> Sources:
     """Return what makes the light of sources: half of the galaxies are real, if there are any."""
     from ..simulation.light import SimulatedSources
-    from ..surveys import RealGalaxies, read_library
 
-    return RealGalaxies(read_library(*given["galaxies"]), REAL) if given["galaxies"] else SimulatedSources()
+    if given["folds"] and not given["galaxies"]:
+        raise ValueError("fold requires galaxies, got none")
+    return real_galaxies(given["galaxies"], given["folds"], REAL) if given["galaxies"] else SimulatedSources()
 
 
 def finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:

@@ -44,7 +44,7 @@ def isolate(images: tuple[Path, ...], **given: object) -> None:
 @click.command(short_help="Put isolated galaxies into scenes.")
 @click.argument("libraries", type=FILE, nargs=-1, required=True)
 @options.output(None, "Set")
-@click.option("--fold", type=click.IntRange(0, 4), multiple=True, help="Folds of galaxies to use.  [default: all five]")
+@options.fold
 @options.scenes
 def inject(libraries: tuple[Path, ...], **given: object) -> None:
     """Simulate scenes of the real galaxies of LIBRARIES, and write a set of these with their truth.
@@ -55,9 +55,6 @@ def inject(libraries: tuple[Path, ...], **given: object) -> None:
     Example:
       probdeblend inject isolated --fold 0 --count 1000 --output real-test
     """  # noqa: D301
-    from ..surveys import RealGalaxies, fold_of, read_library
-
-    folds = given["fold"] or range(5)
-    galaxies = [galaxy for galaxy in read_library(*libraries) if fold_of(galaxy.identity) in folds]
-    names = sorted(galaxy.identity for galaxy in galaxies if galaxy.keep)
-    options.write_set(given["output"], RealGalaxies(galaxies), given, {"command": "inject", "galaxies": names})
+    galaxies = options.real_galaxies(libraries, given["folds"], 1.0)
+    names = sorted(galaxy.identity for galaxy in galaxies.kept)
+    options.write_set(given["output"], galaxies, given, {"command": "inject", "galaxies": names})

@@ -39,8 +39,8 @@ def isolate(
 ) -> list[Galaxy]:
     """Cut isolated galaxies out of an image of any size and any number of bands.
 
-    Each source that is bright enough is cut out, and judged. It is to be kept (`Galaxy.keep`) if nothing speaks against
-    it. What may do so (`Galaxy.flags`):
+    Every source that is bright enough becomes a `Galaxy`, which is kept (`Galaxy.keep`) unless one of these is true of
+    it (`Galaxy.flags`):
 
     - ``neighbor``: other sources take more than a twentieth of the footprint;
     - ``asymmetric``: more than a quarter of the light has no counterpart on the opposite side of the center (Conselice

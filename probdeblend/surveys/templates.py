@@ -167,8 +167,8 @@ class _RealLight:
 
     @property
     def identity(self) -> Tensor:
-        names = [identity_number(galaxy.identity) for galaxy in self.how.kept]
-        return torch.tensor([*names, -1], dtype=torch.long)[self.number]
+        names = torch.tensor([identity_number(galaxy.identity) for galaxy in self.how.kept])
+        return torch.where(self.number >= 0, names[self.number], self.others.identity)
 
     @property
     def ln_index(self) -> Tensor:
@@ -184,6 +184,7 @@ class _RealLight:
         image, color = torch.zeros(len(real), bands, size, size), torch.zeros(len(real), bands)
         image[~real], color[~real] = rest.image, rest.color
         brightest = torch.full((len(real),), torch.inf)
+        brightest[~real] = rest.brightest
         for i in real.nonzero()[:, 0].tolist():
             number, (slope, x, y, *how) = int(self.number[i]), self.placed[i].tolist()
             own, place = self.how.templates[number], (x - float(corner[i, 0]), y - float(corner[i, 1]))

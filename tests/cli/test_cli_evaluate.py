@@ -59,6 +59,7 @@ def test_calibrate_refuses(run, scenes, random_weights, tmp_path):
     refused(run("calibrate", scenes, "--weights", random_weights), "scenes must hold at least 5 batches, got 1")
     refused(run("calibrate", "--count", 8, scenes), "scenes and count are mutually exclusive, got both")
     refused(run("calibrate", "--galaxies", "none"), "none: not a library of galaxies, it has no library.h5")
+    refused(run("calibrate", "--fold", 1), "fold requires galaxies, got none")
     refused(
         run("calibrate", scenes, "--psf", "candels_f160w"), "psf must be left out without images, got candels_f160w"
     )

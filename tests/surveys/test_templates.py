@@ -140,6 +140,20 @@ def test_colors_of_a_galaxy_in_one_band_follow_the_population():
     assert color[0].tolist() == pytest.approx([0, 1.5 * math.log(2)])
 
 
+def test_real_galaxies_may_stand_beside_others_of_another_library():
+    """Each keeps its own name and limit."""
+    other, noise = replace(WHOLE, identity="two"), np.random.default_rng(1).normal(size=WHOLE.pixels.shape)
+    other = replace(other, pixels=(WHOLE.pixels + 1e-3 * noise).astype(np.float32), sky_rms=np.array([1e-3]))
+    drawn = {name: torch.full((40,), value) for name, value in (("x", 60.0), ("y", 60.0), ("half_light_radius", 0.2))}
+    drawn |= {name: torch.full((40,), 0.8) for name in ("axis_ratio", "angle", "slope", "sersic_quantile")}
+    drawn |= {"bulge_fraction": torch.full((40,), 0.5), "source_type": torch.ones(40, dtype=torch.long)}
+    torch.manual_seed(0)
+    light = RealGalaxies([WHOLE], 0.5, RealGalaxies([other]))(drawn, CAMERA)
+    brightest = light.seen(CAMERA, corner=torch.zeros(40, 2), size=96).brightest
+    assert set(light.identity.tolist()) == {identity_number("one"), identity_number("two")}
+    assert torch.equal(brightest < 100, light.identity == identity_number("two"))
+
+
 def test_a_library_without_a_galaxy_to_keep_is_refused():
     with pytest.raises(ValueError, match="galaxies must hold one to keep, got none of 1"):
         RealGalaxies([replace(WHOLE, keep=False)])
