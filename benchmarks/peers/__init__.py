@@ -1,0 +1,1 @@
+"""Benchmarks beside other systems of the field, and short baselines of them."""
