@@ -61,6 +61,7 @@ TELLING = Flag.DOUBTFUL | Flag.UNLISTED | Flag.BRIGHT | Flag.ANOMALY
 WORST, COLUMNS = 20, 5
 LEVELS = (0.68, 0.95)
 SIGMAS = 3.0
+THIRD = 1 / 3
 
 
 @benchmark("real_galaxies")
@@ -158,7 +159,7 @@ def _listed(answer: Callable[..., Posterior], scene: Scene) -> Arrays:
     x, y = (v.clamp(0, SIDE - 1) for v in (scene.x + error[0], scene.y + error[1]))
     posterior = answer(scene, positions=(scene.scene, x, y))
     found = measure(scene, posterior, kind="auto", row=np.arange(len(scene.x)))
-    found |= {"flags": column(posterior, "flags"), "identity": scene.identity.numpy()}
+    found |= {"identity": scene.identity.numpy()} | {name: column(posterior, name) for name in ("flags", "anomaly")}
     found["excess"] = blending_excess(_Asked(answer), scene)["z"]
     return found | {"image": _pictures(scene)}
 
@@ -176,7 +177,8 @@ def _detected(answer: Callable[[Scene], Posterior], scene: Scene) -> Arrays:
     row = match(scene, posterior)
     flags = np.where(row >= 0, np.append(column(posterior, "flags"), 0)[row], 0)
     found = measure(scene, posterior, kind="auto", row=row)
-    known = {"flags": flags, "identity": scene.identity.numpy(), "excess": np.full(len(row), np.nan)}
+    known = {"flags": flags, "identity": scene.identity.numpy()}
+    known |= dict.fromkeys(("anomaly", "excess"), np.full(len(row), np.nan))
     return found | known | {"image": _pictures(scene)}
 
 
@@ -192,7 +194,8 @@ def numbers(found: Arrays, beside: Arrays) -> dict[str, float]:
 
     Coverage comes with the ends of its 68 % interval by bootstrap over galaxies; `excess` is the scatter of the
     blending excess, `caught` the fraction of errors beyond three sigma that a flag tells of, `false_flags` that of all
-    others that have one.
+    others that have one. `ratio_familiar` and `ratio_strange` are the 68th percentiles of errors in ln flux over the
+    half-width of their interval, where the anomaly score is in its lowest and in its highest third.
     """
     bright = found["snr"] >= LEAST_SNR
     chosen = {name: values[bright] for name, values in found.items() if not name.startswith(("group_", "scene_"))}
@@ -216,7 +219,13 @@ def numbers(found: Arrays, beside: Arrays) -> dict[str, float]:
     far = np.abs(error[known]) > SIGMAS * LN_FLUX_UNIT * chosen["width"][known]
     flagged = (chosen["flags"][known].astype(int) & int(TELLING)) > 0
     row |= {"excess": mad_std(excess) if len(excess) else np.nan, "beyond": far.mean()}
-    return row | {"caught": flagged[far].mean() if far.any() else np.nan, "false_flags": flagged[~far].mean()}
+    row |= {"caught": flagged[far].mean() if far.any() else np.nan, "false_flags": flagged[~far].mean()}
+    ratio, strange = np.abs(error[known]) / (LN_FLUX_UNIT * chosen["width"][known]), chosen["anomaly"][known]
+    for name, edges in (("familiar", (0, THIRD)), ("strange", (1 - THIRD, 1))):
+        low, high = np.quantile(strange, edges)
+        own = ratio[(strange >= low) & (strange <= high)]
+        row[f"ratio_{name}"] = np.quantile(own, LEVELS[0]) if len(own) else np.nan
+    return row
 
 
 def worst(together: Mapping[int, Mapping[str, Arrays]]) -> Figure:
