@@ -1,4 +1,4 @@
-"""Detections compared with true sources: matching by position, completeness, purity and average precision of masks."""
+"""Detections compared with true sources: matches, classes of blends, completeness, purity, precision of masks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 
 from .coverage import in_bins
 
-__all__ = ["average_precision", "binned_fraction", "match_positions", "match_sources"]
+__all__ = ["average_precision", "binned_fraction", "blend_classes", "match_positions", "match_sources"]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)  # of COCO
 RECALLS = np.linspace(0, 1, 101)  # of COCO
@@ -65,6 +68,61 @@ def match_positions(found: NDArray, true: NDArray, *, radius: float) -> NDArray[
     near = distance[rows, columns] <= radius
     matched[rows[near]] = columns[near]
     return matched
+
+
+def blend_classes(
+    found: tuple[ArrayLike, ArrayLike, ArrayLike], true: tuple[ArrayLike, ArrayLike, ArrayLike], *, radius: float
+) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """Tell which blends were resolved, and which detections are pieces of a source or nothing.
+
+    True sources and detections within the radius of each other belong to one group, and so do friends of friends. In
+    it they are matched one to one as by `match_sources`. A blend is a group in which several true sources have a
+    detection within the radius.
+
+    Parameters
+    ----------
+    found, true
+        Scene, x and y ``(source,)`` of the detections, and of the true sources.
+    radius
+        Linking length and largest distance of a match, in pixels. Classes depend on it: quote more than one.
+
+    Returns
+    -------
+    true_class
+        Class of each true source ``(source,)``: "missed" without a detection within the radius; "shredded" if one of
+        those within it is left over; otherwise "single" outside of blends, and in blends "resolved" if all of
+        its sources are matched, "unrecognized" if one alone is, and "partial" in between.
+    found_class
+        Class of each detection ``(source,)``: that of its true source; without one it is "shredded" if it lies within
+        the radius of a true source, and "spurious" if not.
+
+    Raises
+    ------
+    ValueError
+        If the radius is not positive, or scene, x and y differ in length.
+
+    References
+    ----------
+    Classes and matching follow DeepDISC for Roman and Rubin (https://github.com/grantmerz/DeepDISC_Roman_Rubin), which
+    calls every blend that is not resolved both unrecognized and partial.
+    """
+    matched = match_sources(found, true, radius=radius)
+    # Scenes are farther apart than the radius in a third coordinate.
+    places = [np.stack(_positions("", of), -1).astype(float) * (2 * radius, 1, 1) for of in (found, true)]
+    count, size = map(len, places)
+    pairs = KDTree(np.concatenate(places)).query_pairs(radius, output_type="ndarray").T
+    links = coo_array((np.ones(pairs.shape[1]), pairs), shape=(count + size, count + size))
+    group = connected_components(links, directed=False)[1][count:]
+    own, theirs = pairs[:, (pairs[0] < count) & (pairs[1] >= count)]
+    left, seen, shredded = ~np.isin(np.arange(count), matched), matched >= 0, np.zeros(size, dtype=bool)
+    seen[theirs - count] = True
+    shredded[theirs[left[own]] - count] = True
+    connected, resolved = (np.bincount(group, kind, minlength=count + size)[group] for kind in (seen, matched >= 0))
+    kinds = [~seen, shredded, connected == 1, resolved == connected, resolved == 1]
+    true_class = np.select(kinds, ["missed", "shredded", "single", "resolved", "unrecognized"], "partial")
+    found_class = np.where(np.isin(np.arange(count), own), "shredded", "spurious").astype(true_class.dtype)
+    found_class[matched[matched >= 0]] = true_class[matched >= 0]
+    return true_class, found_class
 
 
 def _positions(name: str, values: tuple[ArrayLike, ArrayLike, ArrayLike]) -> list[NDArray]:

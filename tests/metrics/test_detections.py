@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probdeblend.metrics import average_precision, binned_fraction, match_sources
+from probdeblend.metrics import average_precision, binned_fraction, blend_classes, match_sources
 
 
 def test_each_source_gets_its_own_detection():
@@ -75,3 +75,49 @@ def test_mistakes():
         binned_fraction([True, False], [1], [0, 2])
     with pytest.raises(ValueError, match=r"score must have one number per detection \(1,\), got shape \(2,\)"):
         average_precision([np.ones((1, 2))], [[0.5, 0.5]])
+
+
+def classes(found, true, *, radius=1.0):
+    """Return classes of positions x on a line."""
+    line = ((np.zeros(len(x)), np.array(x, dtype=float), np.zeros(len(x))) for x in (found, true))
+    return [answer.tolist() for answer in blend_classes(*line, radius=radius)]
+
+
+def test_classes_of_blends_by_hand():
+    """From left to right: found alone, resolved, one detection for two, one missed, and one detection of nothing."""
+    true, found = [0, 10, 10.6, 20, 20.8, 30], [0.1, 10, 10.7, 20.4, 40]
+    expected = ["single", "resolved", "resolved", "unrecognized", "unrecognized", "missed"]
+    assert classes(found, true) == [expected, ["single", "resolved", "resolved", "unrecognized", "spurious"]]
+
+
+def test_partly_resolved_and_shredded():
+    assert classes([0.4, 1.6], [0, 0.8, 1.6]) == [["partial"] * 3, ["partial"] * 2]
+    assert classes([-0.5, 0.1, 0.6], [0]) == [["shredded"], ["shredded"] * 3]
+    # The source of a resolved blend of which a piece is left over; its neighbor is resolved.
+    assert classes([-0.8, 0, 0.9], [0, 0.9]) == [["shredded", "resolved"], ["shredded", "shredded", "resolved"]]
+
+
+def test_a_source_without_detection_makes_no_blend():
+    """It is linked to its neighbor, and the detection of that lies too far from it."""
+    assert classes([-0.5], [0, 0.8]) == [["single", "missed"], ["single"]]
+
+
+def test_classes_depend_on_the_radius_and_not_on_order_or_other_scenes(rng):
+    assert classes([0.4], [0, 0.8], radius=0.3) == [["missed", "missed"], ["spurious"]]
+    scene, (x, y), found = np.arange(400) // 20, rng.uniform(0, 20, (2, 400)), rng.uniform(0, 20, (2, 400))
+    found, order = (scene, *found), rng.permutation(400)
+    true_class, found_class = blend_classes(found, (scene, x, y), radius=2.0)
+    assert set(true_class) == {"missed", "shredded", "single", "resolved", "unrecognized", "partial"}
+    mixed = blend_classes(tuple(v[order] for v in found), (scene, x, y), radius=2.0)
+    assert (mixed[0] == true_class).all()
+    assert (mixed[1] == found_class[order]).all()
+    first = blend_classes(tuple(v[:20] for v in found), (scene[:20], x[:20], y[:20]), radius=2.0)
+    assert (first[0] == true_class[:20]).all()
+
+
+def test_classes_of_nothing():
+    assert classes([], [1, 2]) == [["missed", "missed"], []]
+    assert classes([1, 2], []) == [[], ["spurious", "spurious"]]
+    assert classes([], []) == [[], []]
+    with pytest.raises(ValueError, match="radius must be positive, got -1"):
+        classes([1], [1], radius=-1)
