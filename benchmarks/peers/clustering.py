@@ -51,7 +51,7 @@ TOUCHING = np.ones((3, 3), dtype=bool)
 NUMBERS = (1, 2, 3, 5, 8)
 SEPARATIONS = (0.0, 1.0, 1.5, 2.0, 3.0, np.inf)  # over the FWHM
 BRIGHT = (100.0, 300.0)  # signal-to-noise ratios of galaxies whose knots may be seen
-SHOWN = (("irregular", 3), (2, 1), (5, 1), (8, 1))  # scenes of the figure: set and seed
+SHOWN = (("irregular", 5), ("disk", 11), (2, 1), (8, 1))  # scenes of the figure: set and seed
 Arrays = dict[str, NDArray]
 
 
@@ -263,7 +263,8 @@ def draw_figure(methods: dict[str, Callable[[Scene], Segments]]) -> Figure:
     """Draw a few scenes with the outlines of true masks and of those of each method."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(SHOWN), 1 + len(methods), figsize=(12, 3 * len(SHOWN)), layout="constrained")
+    shape = (len(SHOWN), 1 + len(methods))
+    figure, axes = plt.subplots(*shape, figsize=(12, 3 * shape[0]), squeeze=False, layout="constrained")
     for row, (name, seed) in zip(axes, SHOWN, strict=True):
         scene = SETS[name](1, seed)
         true = Segments(*(v.numpy() for v in (scene.scene, scene.x, scene.y, scene.mask)))
