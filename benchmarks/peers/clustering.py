@@ -261,10 +261,10 @@ def _mean(values: NDArray) -> float:
 
 def draw_figure(methods: dict[str, Callable[[Scene], Segments]]) -> Figure:
     """Draw a few scenes with the outlines of true masks and of those of each method."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    shape = (len(SHOWN), 1 + len(methods))
-    figure, axes = plt.subplots(*shape, figsize=(12, 3 * shape[0]), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(12, 3 * len(SHOWN)), layout="constrained")
+    axes = figure.subplots(len(SHOWN), 1 + len(methods), squeeze=False)
     for row, (name, seed) in zip(axes, SHOWN, strict=True):
         scene = SETS[name](1, seed)
         true = Segments(*(v.numpy() for v in (scene.scene, scene.x, scene.y, scene.mask)))
