@@ -18,16 +18,16 @@ def main() -> None:
     """Set others the task of deblending images whose truth you keep, and score what they find."""
 
 
-@main.command(cls=Command)
+@main.command(cls=Command, short_help="Make the sets.")
 @click.argument("challenge", type=FILE)
 @click.argument("truth", type=FILE)
 @click.option("--full", is_flag=True, is_eager=True, help="Make the sets of the size that a challenge has.")
 @sized_option("--train", 64, 4096, help="Scenes per camera to train on.")
 @sized_option("--test", 16, 512, help="Scenes per camera in each of the two tests.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of train and public test.")
 @click.option(
-    "--hidden-seed", type=click.IntRange(0), help="Of the hidden test.  [default: a random one, kept in TRUTH]"
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the training set and the public test."
 )
+@click.option("--hidden-seed", type=click.IntRange(0), help="Seed of the hidden test.  [default: random]")
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that simulate.")
 @overwrite_option
 def make(challenge: Path, truth: Path, full: bool, **given: int | bool | None) -> None:
@@ -45,7 +45,7 @@ def make(challenge: Path, truth: Path, full: bool, **given: int | bool | None) -
     click.echo(f"written to {truth}: their truth, and the seed of the hidden test")
 
 
-@main.command(cls=Command)
+@main.command(cls=Command, short_help="Write the submission of SEP or of the scene network.")
 @click.argument("method", type=click.Choice(["sep", "network"]))
 @click.argument("challenge", type=FILE)
 @click.argument("submission", type=FILE)
@@ -75,7 +75,7 @@ def baseline(method: str, challenge: Path, submission: Path, test: str, seed: in
     click.echo(f"written to {submission}: {sources}")
 
 
-@main.command("score", cls=Command)
+@main.command("score", cls=Command, short_help="Score submissions.")
 @click.argument("truth", type=FILE)
 @click.argument("submissions", type=FILE, nargs=-1, required=True)
 @click.option("--output", type=FILE, help="ECSV table to write, too.")

@@ -119,10 +119,7 @@ def write_submission(
         text = json.dumps(header(KIND) | about | {"flux": flux, "method": method}, indent=2)
         (folder / "submission.json").write_text(text + "\n", encoding="utf-8")
         for camera, answer in answers.items():
-            table = Table({"scene": answer.scene, "x": answer.x, "y": answer.y})
-            for name, values in zip(_columns(camera), np.reshape(answer.flux, (len(table), -1)).T, strict=True):
-                table[name] = values
-            table.write(folder / f"{camera}.ecsv", format="ascii.ecsv")
+            _catalog(camera, answer).write(folder / f"{camera}.ecsv", format="ascii.ecsv")
             np.savez_compressed(folder / f"{camera}.npz", **{str(n): own for n, own in enumerate(answer.masks)})
         read_submission(folder, challenge)
 
@@ -172,6 +169,15 @@ def _columns(camera: str) -> list[str]:
     return [f"{name}_{band}" if band else name for band in CAMERAS[camera][0] or [""] for name in QUANTILES]
 
 
+def _catalog(camera: str, answer: Answer) -> Table:
+    """Return the catalog of a camera, as it is stored."""
+    names, flux, sources = _columns(camera), np.asarray(answer.flux), len(answer.scene)
+    if flux.shape != (shape := (sources, len(names) // len(LEVELS), len(LEVELS))):
+        raise ValueError(f"flux of {camera} must have shape {shape}, got {flux.shape}")
+    columns = {"scene": answer.scene, "x": answer.x, "y": answer.y}
+    return Table(columns | dict(zip(names, flux.reshape(sources, len(names)).T, strict=True)))
+
+
 def _read_answer(folder: Path, camera: str, scenes: int) -> Answer:
     """Read and check what was found in the images of a camera."""
     file, names = folder / f"{camera}.ecsv", _columns(camera)
@@ -182,7 +188,7 @@ def _read_answer(folder: Path, camera: str, scenes: int) -> Answer:
     number = values["scene"]
     if (wrong := (number != number.round()) | (number < 0) | (number >= scenes)).any():
         raise ValueError(f"{file}: scene must be a whole number from 0 to {scenes - 1}, got {number[wrong][0]:g}")
-    flux = np.stack([values[name] for name in names], -1).reshape(len(table), -1, len(LEVELS))
+    flux = np.stack([values[name] for name in names], -1).reshape(len(table), len(names) // len(LEVELS), len(LEVELS))
     if (wrong := (np.diff(flux, axis=-1) < 0).any((1, 2))).any():
         raise ValueError(f"{file}: quantiles of a flux must not decrease, got row {wrong.argmax()}")
     number = number.astype(np.int64)
