@@ -50,6 +50,7 @@ NEIGHBORS = 1.5  # pixels, the radius of DBSCAN: a pixel and the eight around it
 TOUCHING = np.ones((3, 3), dtype=bool)
 NUMBERS = (1, 2, 3, 5, 8)
 SEPARATIONS = (0.0, 1.0, 1.5, 2.0, 3.0, np.inf)  # over the FWHM
+PAIRED = (20.0, 300.0)  # signal-to-noise ratios of pairs
 BRIGHT = (100.0, 300.0)  # signal-to-noise ratios of galaxies whose knots may be seen
 SHOWN = (("irregular", 5), ("disk", 11), (2, 1), (8, 1))  # scenes of the figure: set and seed
 Arrays = dict[str, NDArray]
@@ -191,21 +192,28 @@ def galaxies(kind: str, count: int, seed: int) -> Scene:
     return simulate(count, population=population, camera=camera, size=SIDE, number=1, seed=seed)
 
 
+def close_pairs(count: int, seed: int) -> Scene:
+    """Draw pairs, most of them closer than in the sky, taken by one camera."""
+    population = Population.default().replace(layout="paired", close_fraction=0.6, snr=PAIRED)
+    camera = Cameras().sample(np.random.default_rng(seed))
+    return simulate(count, population=population, camera=camera, size=SIDE, number=2, seed=seed)
+
+
 SETS: dict[object, Callable[[int, int], Scene]] = {number: partial(crowded_scenes, number) for number in NUMBERS}
-SETS |= {"irregular": partial(galaxies, "irr"), "disk": partial(galaxies, "disk")}
+SETS |= {"separation": close_pairs, "irregular": partial(galaxies, "irr"), "disk": partial(galaxies, "disk")}
 
 
 @benchmark("peers.clustering")
-@sized_option("--count", 8, 400, help="Scenes of each number of sources, and galaxies of each kind.")
+@sized_option("--count", 8, 400, help="Scenes of each number of sources, pairs, and galaxies of each kind.")
 @weights_option
 def main(run: Run, count: int, weights: Path | None) -> None:
     """Cluster pixels as ASTErIsM does, beside SEP and the network: counts and masks, and how often galaxies are split.
 
-    Rows are groups of one to eight sources, pairs by the separation over the FWHM, and single galaxies, irregular
-    ones with knots and disks of which a third has spiral arms. `found` is the number of detections over that of true
-    sources, `right` the fraction of the scenes with the right number, and `split` of those with more than there are;
-    completeness and purity are by position; `iou` is the mean overlap of the masks of what was found, and `masks`
-    the fraction of all true masks that are found with an overlap of one half and more.
+    Rows are groups of one to eight sources, pairs by their separation over the FWHM (from the number on), and single
+    galaxies: irregular ones with knots, and disks of which a third has spiral arms. `found` is the number of
+    detections over that of true sources, `right` the fraction of the scenes with the right number, and `split` of those
+    with more than there are; completeness and purity are by position; `iou` is the mean overlap of the masks of what
+    was found, and `masks` the fraction of all true masks that are found with an overlap of one half and more.
     """
     deblender = load(weights)
     found_by = {"clustering": clustered, "SEP": lambda scene: segments(SepDeblender(draws=2).scenes(scene))}
@@ -224,7 +232,7 @@ def rows(found: dict[object, dict[str, Arrays]]) -> Iterator[dict[str, object]]:
     """Return one row per bin and method."""
     every = (0.0, np.inf)
     bins = [("sources", float(number), number, every) for number in NUMBERS]
-    bins += [("separation", low, 2, (low, high)) for low, high in pairwise(SEPARATIONS)]
+    bins += [("separation", low, "separation", (low, high)) for low, high in pairwise(SEPARATIONS)]
     bins += [(name, 1.0, name, every) for name in ("irregular", "disk")]
     for feature, value, name, ends in bins:
         for method, arrays in found[name].items():
