@@ -49,7 +49,7 @@ __all__ = ["ClusterDeblender", "Segments", "main"]
 NEIGHBORS = 1.5  # pixels, the radius of DBSCAN: a pixel and the eight around it
 TOUCHING = np.ones((3, 3), dtype=bool)
 NUMBERS = (1, 2, 3, 5, 8)
-SEPARATIONS = (0.0, 1.0, 1.5, 2.0, 3.0, np.inf)  # over the FWHM
+SEPARATIONS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, np.inf)  # over the FWHM
 PAIRED = (20.0, 300.0)  # signal-to-noise ratios of pairs
 BRIGHT = (100.0, 300.0)  # signal-to-noise ratios of galaxies whose knots may be seen
 SHOWN = (("irregular", 5), ("disk", 11), (2, 1), (8, 1))  # scenes of the figure: set and seed
