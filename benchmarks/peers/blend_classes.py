@@ -8,9 +8,9 @@ a PSF of 0.75 arcsec.
 
 What is too faint to be found does not count: in simulations sources with a signal-to-noise ratio below 5, in DC2 those
 with an i magnitude above 26. A detection that no other source needs, and that lies within the radius of such a one,
-does not count either. DC2 lists what the pipeline of LSST found and matched with the truth: no two that count lie within
-1 arcsec of each other, so that there are no blends to be told apart, and a detection of a source that is not listed
-counts as spurious.
+does not count either. DC2 lists what the pipeline of LSST found and matched with the truth: no two that count lie
+within 1 arcsec of each other, so that there are no blends to be told apart, and a detection of a source that is not
+listed counts as spurious.
 """
 
 from __future__ import annotations
