@@ -42,6 +42,7 @@ GALAXIES, SLOPE = 46.0, 0.31  # per square arcmin to magnitude 25, and dex per m
 STARS, STAR_SLOPE, STAR_FAINTEST = 8.0, 0.1, 24.0  # per square arcmin to the faintest, and dex per magnitude
 BRIGHTEST, BRIGHTEST_STAR = 18.0, 16.5
 VARIATION = 0.06  # standard deviation of ln of the seeing
+WEIGHT = (0.7, 1.0, 1.5)  # of the bands in pictures, as z is the shallowest
 CUTOUT, LARGEST_CUTOUT, FAINT = 64, 512, 0.03  # pixels on a side, and sky rms of light at the edge of a cutout
 
 
@@ -191,14 +192,14 @@ def overlaps(first: csr_array, second: csr_array) -> NDArray[np.float64]:
 
 
 def rgb(image: NDArray, sky_rms: NDArray, *, stretch: float = 8.0, softening: float = 8.0) -> NDArray[np.float32]:
-    """Return pixels ``(band, y, x)`` in three colors ``(y, x, 3)`` from 0 to 1: z, r and g over their sky noise.
+    """Return pixels ``(band, y, x)`` in three colors ``(y, x, 3)`` from 0 to 1: z, r and g about over their sky noise.
 
     The stretch of Lupton et al. (2004, doi:10.1086/382245) keeps colors however bright a pixel is; it is linear up to
     about `stretch` sky rms.
     """
     from astropy.visualization import make_lupton_rgb
 
-    over = (image / sky_rms[:, None, None])[::-1]
+    over = (image / sky_rms[:, None, None] * np.reshape(WEIGHT, (-1, 1, 1)))[::-1]
     return make_lupton_rgb(*over, minimum=-1.0, stretch=stretch, Q=softening).astype(np.float32) / 255
 
 

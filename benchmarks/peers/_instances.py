@@ -26,8 +26,8 @@ from probdeblend.metrics.detections import IOU_THRESHOLDS, RECALLS
 from probdeblend.scene import Scene
 from probdeblend.training.evaluation import REACH
 
-__all__ = ["CLASSES", "IOU_THRESHOLDS", "LEAST_AREA", "Instances", "by_network", "by_sep", "curves", "hits", "judged"]
-__all__ += ["precision"]
+__all__ = ["CLASSES", "IOU_THRESHOLDS", "LEAST_AREA", "Instances", "by_network", "by_sep", "curves", "expected_iou"]
+__all__ += ["hits", "judged", "precision"]
 
 CLASSES = ("any", "galaxy", "star")
 LEAST_AREA = 5  # pixels, as SExtractor asks of a detection
@@ -47,12 +47,22 @@ class Instances:
 
 
 def by_network(deblender: Deblends, scene: Scene, *, seed: int = 0) -> Instances:
-    """Return what a network finds: each source is a galaxy and a star, by the probabilities that it exists as such."""
+    """Return what a network finds: each source is a galaxy and a star, by the probabilities that it exists as such.
+
+    The score is this probability times the `expected_iou` of the mask.
+    """
     posterior = deblender.scenes(scene, seed=seed)
-    existence, star = column(posterior, "existence"), column(posterior, "star")
+    star = column(posterior, "star")
+    existence = column(posterior, "existence") * [expected_iou(mask) for mask in posterior.cutouts.mask]
     score = np.stack([existence, existence * (1 - star), existence * star], -1)
     center = np.stack([column(posterior, "x"), column(posterior, "y")], -1)
     return Instances(flat_masks(posterior.cutouts), center, score)
+
+
+def expected_iou(probability: NDArray) -> float:
+    """Return about how much a mask, where its probability is one half or more, overlaps the truth: expected sums."""
+    mask = probability >= 0.5
+    return float(probability[mask].sum() / max(mask.sum() + probability[~mask].sum(), 1e-9))
 
 
 def by_sep(deblender: Deblends, scene: Scene) -> Instances:

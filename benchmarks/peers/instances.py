@@ -65,8 +65,9 @@ mask_rcnn_option = click.option(
 def main(run: Run, count: int, side: int, mask_rcnn: Path | None, weights: Path | None) -> None:
     """Segment stars and galaxies in three bands: average precision by class, brightness and contested light.
 
-    Masks, classes and scores are those of the scene network (existence times the probability of the class), of Mask
-    R-CNN if it is given, and of SEP, which knows no classes. `ap` is the mean over IoU thresholds from 0.50 to 0.95.
+    The scene network scores a source by its existence, the probability of the class and the expected overlap of its
+    mask, SEP, which knows no classes, by its signal-to-noise ratio, and Mask R-CNN, if it is given, as it learned to.
+    `ap` is the mean over IoU thresholds from 0.50 to 0.95.
     """
     deblender, found = load(weights), {}
     methods = {name: partial(timed, finder) for name, finder in finders(deblender, mask_rcnn, side).items()}
@@ -179,7 +180,7 @@ def _picture(part: SubFigure, drawn: Field, deblender: Deblends) -> None:
             if cutout is not None:
                 pixels[:, *cutout.slices] = cutout.data
             padded = np.pad(pixels, ((0, 0), *((STAMP // 2,) * 2,) * 2))
-            show(panel, rgb(padded[:, y : y + STAMP, x : x + STAMP], rms))
+            show(panel, rgb(padded[:, y : y + STAMP, x : x + STAMP], rms, stretch=3.0))
             panel.set_title(title, fontsize=7)
 
 
