@@ -135,12 +135,16 @@ def _methods(
     given, heads = load(weights), load(path, calibrator=calibration)
     asked = {"given": given.scenes, "heads": partial(heads.scenes, calibrate=False), "calibrated": heads.scenes}
     methods = {name: partial(_listed, scenes) for name, scenes in asked.items()}
-    return methods | {"SEP": partial(_detected, _calibrated_sep(other, seed_of(seed, fold), fields))}
+    sep, beside = SepDeblender(), kept / f"{fold}-sep.json"
+    if not beside.exists():
+        _sep_calibrator(sep, other, seed_of(seed, fold), fields).save(beside)
+    calibrator = Calibrator.open(beside)
+    return methods | {"SEP": partial(_detected, lambda scene: calibrator(sep.scenes(scene)))}
 
 
-def _calibrated_sep(galaxies: RealGalaxies, seed: int, fields: int) -> Callable[[Scene], Posterior]:
-    """Return SEP with a calibrator fitted on its detections of other real galaxies."""
-    sep, batches = SepDeblender(), []
+def _sep_calibrator(sep: SepDeblender, galaxies: RealGalaxies, seed: int, fields: int) -> Calibrator:
+    """Fit a calibrator to SEP's detections of other real galaxies."""
+    batches = []
     for number in NUMBERS:
         for batch in range(fields):
             scene = real_scenes(galaxies, number, ONE_CAMERA, seed_of(seed, 1000 * number + batch))
@@ -148,8 +152,7 @@ def _calibrated_sep(galaxies: RealGalaxies, seed: int, fields: int) -> Callable[
             matched, row = np.full(len(posterior), -1), match(scene, posterior)
             matched[row[row >= 0]] = np.flatnonzero(row >= 0)
             batches.append((posterior, scene, matched))
-    calibrator = Calibrator.fit(batches, least=min(LEAST, 5 * fields))
-    return lambda scene: calibrator(sep.scenes(scene))
+    return Calibrator.fit(batches, least=min(LEAST, 5 * fields))
 
 
 def _listed(answer: Callable[..., Posterior], scene: Scene) -> Arrays:
