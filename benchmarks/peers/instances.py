@@ -1,9 +1,10 @@
 """Segment stars and galaxies in three bands, beside Mask R-CNN and SEP: average precision by class, as COCO has it.
 
 Burke et al. (2019, doi:10.1093/mnras/stz2845) trained Mask R-CNN for simulated fields of DECam in z, r and g, and found
-AP50 of 0.816 for galaxies and 0.708 for stars. Their fields, of 512 pixels, are simulated here by the package, for a
-DECam-like and an HSC-like camera; true masks are those of the package, the pixels where a source alone is above three
-times the sky noise.
+AP50 of 0.816 for galaxies and 0.708 for stars; in a field of 30 galaxies per square arcmin, precisions of 98 and 92 %
+at a recall of 80 %. Fields of as many pixels, 512 on a side, are simulated here by the package, for a DECam-like and an
+HSC-like camera; true masks are those of the package, the pixels where a source alone is above three times the sky
+noise.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def main(run: Run, count: int, side: int, mask_rcnn: Path | None, weights: Path 
 
     The scene network scores a source by its existence, the probability of the class and the expected overlap of its
     mask, SEP, which knows no classes, by its signal-to-noise ratio, and Mask R-CNN, if it is given, as it learned to.
-    `ap` is the mean over IoU thresholds from 0.50 to 0.95.
+    `ap` is the mean over IoU thresholds from 0.50 to 0.95, `precision_at_80` the precision at 80 % recall and IoU 0.50.
     """
     deblender, found = load(weights), {}
     methods = {name: partial(timed, finder) for name, finder in finders(deblender, mask_rcnn, side).items()}
@@ -116,7 +117,7 @@ def rows(survey: str, found: Mapping[str, Mapping[str, NDArray]]) -> Iterator[di
                 row = {"survey": survey, "method": method, "class": kind, "feature": feature, "low": low, "high": high}
                 at = dict(zip(IOU_THRESHOLDS.tolist(), curve.mean(1).tolist(), strict=True))
                 row |= {"sources": sources, "ap": float(curve.mean()), "ap_50": at[0.5], "ap_75": at[0.75]}
-                yield row
+                yield row | {"precision_at_80": float(curve[0, np.searchsorted(RECALLS, 0.8)])}
 
 
 def _figure(
