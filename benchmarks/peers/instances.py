@@ -166,7 +166,8 @@ def _picture(part: SubFigure, drawn: Field, deblender: Deblends) -> None:
     axes.set(xticks=[], yticks=[])
     overlap = overlaps(flat_masks(posterior.cutouts), flat_masks(drawn.truth))
     hit = hits(overlap, np.asarray(posterior.dataset["existence"]), 0.5)
-    worth = np.where(~drawn.star & np.isin(np.arange(len(drawn.star)), hit), drawn.contested, -1)
+    contested, galaxy = drawn.contested, ~drawn.star & np.isin(np.arange(len(drawn.star)), hit)
+    worth = np.where(galaxy, contested * drawn.snr, -1)  # bright, and not alone
     chosen = [number for number in np.argsort(-worth)[:GALAXIES] if worth[number] >= 0]
     grid = right.subplots(GALAXIES // 2, 6, squeeze=False)
     for panel in grid.ravel():
@@ -175,7 +176,7 @@ def _picture(part: SubFigure, drawn: Field, deblender: Deblends) -> None:
         found = posterior.cutouts.cutout("image", int(np.flatnonzero(hit == number)[0]))
         true = drawn.truth.cutout("image", number)
         y, x = (round(float(value[number])) for value in (drawn.scene.y, drawn.scene.x))
-        titles = f"image, contested {worth[number]:.2f}", "network", "truth"
+        titles = f"image, contested {contested[number]:.2f}", "network", "truth"
         for panel, cutout, title in zip(panels, (None, found, true), titles, strict=True):
             pixels = image if cutout is None else np.zeros_like(image)
             if cutout is not None:
