@@ -79,7 +79,8 @@ def main(run: Run, count: int, moves: int, weights: Path | None) -> None:
     sources and negative for brighter ones. `completeness` is the fraction of true sources in the condensed catalog,
     `false` the fraction of its sources that are not real, at existence probabilities of one half and more, and
     `completeness_equal` the completeness at the existence probability at which as many are false as of SEP's. `depth`
-    is the magnitude at which that falls to one half, by logistic regression. `number` columns have the bias and scatter
+    is the magnitude at which that falls to one half, by logistic regression, and 0 if the faintest sources are still
+    found more often. `number` columns have the bias and scatter
     of the median of the number of sources, its uncertainty (half of the 68 % interval), and how often the interval
     holds the true number.
     """
@@ -255,11 +256,11 @@ def _mean(values: NDArray) -> float:
 
 
 def _depth(magnitude: NDArray, found: NDArray) -> float:
-    """Return the magnitude at which half of the sources are found; NaN without found and missed ones."""
+    """Return the magnitude at which half of the sources are found, 0 at most; NaN without found and missed ones."""
     if found.all() or not found.any():
         return np.nan
     fit = LogisticRegression(C=np.inf).fit(magnitude[:, None], found)
-    return float(-fit.intercept_[0] / fit.coef_[0, 0])
+    return min(float(-fit.intercept_[0] / fit.coef_[0, 0]), MAGNITUDES[-1])
 
 
 def draw_figure(found: dict[str, dict[str, Arrays]], seed: int) -> Figure:
