@@ -1,7 +1,7 @@
 """Calibration of posteriors with sources of known flux: fluxes, totals of groups, and existence probabilities.
 
-**Fluxes.** Sources are put into bins by what is known of them: listed or detected, one band or several, alone or in a
-group, estimated signal-to-noise ratio, contested light and size. Each bin has a monotone map of scaled errors in ln
+**Fluxes.** Sources are put into bins by what is known of them: listed or detected, size, estimated signal-to-noise
+ratio, one band or several, contested light, alone or in a group. Each bin has a monotone map of scaled errors in ln
 flux. It is applied to every draw, so that chains remain dropout passes, and the ranks of a source's draws among each
 other remain, and with them its dependence on its neighbors. The guarantee is marginal and holds for exchangeable
 sources ("conformal"; Vovk et al. 2005, doi:10.1007/b106715): with N sources in a bin, an interval contains the truth as
@@ -40,12 +40,12 @@ from .moments import FLUX_OF
 __all__ = ["Calibrator", "Known", "fit_known", "known_sources"]
 
 LEAST = 400  # sources with one map; quantiles at one sigma are then uncertain by 8 % of sigma
-# Edges of the bins of sources: positions given, bands, signal-to-noise ratio, sources in the group, contested light,
-# size in pixels; and of groups: positions given, bands, sources, signal-to-noise ratio.
-EDGES = ((0.5,), (2.0,), (10.0, 30.0, 100.0, 300.0), (2.0, 3.0), (0.05, 0.2), (3.0,))
+# Edges of the bins of sources: positions given, size in pixels, signal-to-noise ratio, bands, contested light, sources
+# in the group, what matters most first; and of groups: positions given, bands, sources, signal-to-noise ratio.
+EDGES = ((0.5,), (3.0,), (10.0, 30.0, 100.0, 300.0), (2.0,), (0.05, 0.2), (2.0, 3.0))
 GROUP_EDGES = ((0.5,), (2.0,), (3.0, 4.0, 6.0), (100.0, 500.0))
 PARTIAL = 0.3  # a flux known of a smaller part is left alone: of real galaxies, totals are known of the stars beside
-LIMITED = [2, 5]  # the features of sources whose range is that of the fit
+LIMITED = [2, 1]  # the features of sources whose range is that of the fit
 MARGIN = 2.0  # beyond the fitted range of signal-to-noise ratio and size, as a factor, without a flag
 DRAWS = 400  # of a source, about, are enough to fit
 
@@ -200,7 +200,7 @@ class Calibrator:
         numbers = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("flux", "total"):
             numbers[name] = {kind: np.round(maps, 4).tolist() for kind, maps in numbers[name].items()}
-        return json.dumps(header("calibrator") | numbers)
+        return json.dumps(header("calibrator") | {"bins": [EDGES, GROUP_EDGES]} | numbers)
 
     @classmethod
     def parse(cls, text: str | bytes, *, path: str | PathLike[str] = "calibrator") -> Calibrator:
@@ -333,7 +333,7 @@ def fit_known(known: Iterable[Known], *, least: int = LEAST, fitted_on: str = ""
 
 def _totals(batch: Known, moved: NDArray, kind: str) -> tuple[NDArray, NDArray, NDArray]:
     """Return draws, truths and cells of the totals of groups of several sources, from mapped draws of all."""
-    several = batch.features[:, 0, 3] > 1
+    several = batch.features[:, 0, 5] > 1
     group, truth = batch.group[several], np.exp(batch.truth[kind][several])
     total = _log_total(moved[:, several], batch.draws[kind][:, several], group)
     with np.errstate(divide="ignore"):
@@ -363,14 +363,14 @@ def _features(posterior: Posterior) -> NDArray[np.float64]:
     _, owner, number = np.unique(data["group"].values, return_inverse=True, return_counts=True)
     number, contested, size = (values[:, None] for values in (number[owner], known["contested"], size))
     listed = data.attrs.get("positions") == "given"
-    return np.stack(np.broadcast_arrays(listed, snr.shape[1], snr, number, contested, size), axis=-1)
+    return np.stack(np.broadcast_arrays(listed, size, snr, snr.shape[1], contested, number), axis=-1)
 
 
 def _group_cell(features: NDArray, group: NDArray) -> NDArray[np.int64]:
     """Return the bin of `GROUP_EDGES` of each group and band ``(group, band)``."""
     first = features[np.unique(group, return_index=True)[1]]
     snr = np.sqrt(group_total(np.nan_to_num(features[..., 2]) ** 2, group))
-    return cell_of(np.stack([first[..., 0], first[..., 1], first[..., 3], snr], -1), GROUP_EDGES)
+    return cell_of(np.stack([*np.moveaxis(first[..., [0, 3, 5]], -1, 0), snr], -1), GROUP_EDGES)
 
 
 def _log_total(moved: NDArray, draws: NDArray, group: NDArray) -> NDArray[np.float64]:

@@ -253,7 +253,7 @@ def _misfit(draws: NDArray, truth: NDArray) -> NDArray[np.float64]:
 
 def _classes(features: NDArray) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Return classes of sources by the features that a calibrator knows, and which of them are in each."""
-    listed, _, snr, number, _, size = features.T
+    listed, size, snr, _, _, number = features.T
     yield "all sources", np.ones(len(features), dtype=bool)
     for names, first in {
         ("listed sources", "detected sources"): listed > 0.5,

@@ -159,7 +159,8 @@ def _validated(loss: nn.Module, batches: Sequence[Sequence[Tensor]], history: Hi
         for batch in batches:
             scores.append({"validation": float(_forward(loss, batch))} | getattr(loss, "parts", {}))
     loss.train()
-    mean = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
+    own = {name: [score[name] for score in scores if name in score] for score in scores for name in score}
+    mean = {name: sum(values) / len(values) for name, values in own.items()}  # batches without sources lack some terms
     if not math.isfinite(score := mean["validation"]) or not math.isfinite(training):
         raise ValueError(f"loss must stay finite, got {score} at step {history.step}: lower the learning rate")
     better = score < history.best

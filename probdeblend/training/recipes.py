@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from itertools import count, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from astropy.table import Table
 from torch import Tensor
@@ -37,7 +38,8 @@ FAMILIAR_SCENES = 2048  # whose features define what is familiar
 HELD_OUT = 2**20  # added to the seed, for the scenes to validate on
 PREFETCHED = 8  # batches per worker
 RATE, FINE_TUNING = 1.5e-3, 3e-4  # learning rates of new and of trained weights
-SLACK = 0.03  # relative, of the range of PSFs: rare ones were not among those that were looked at
+CAMERAS = 500  # whose PSFs are looked at
+SLACK = 0.03  # relative, of their range: rare ones are not among them
 
 
 def train(
@@ -130,7 +132,7 @@ def train(
                 ),
                 checkpoint=kept / "checkpoint.pt",
             )
-            ranges, tokens = _familiar(network.cpu(), islice(later, familiar))
+            ranges, tokens = _familiar(network.cpu(), islice(later, familiar), stream)
         built = {} if begun is None else begun.description.settings
         record = {"command": "probdeblend train", "torch": torch.__version__, "probdeblend": __version__} | settings
         record |= {"steps_done": history.step, "validation_loss": round(history.best, 4)}
@@ -148,11 +150,13 @@ def _described(stream: SceneStream) -> dict[str, object]:
 
 
 @torch.no_grad()
-def _familiar(network: SceneNetwork, batches: Iterator[SceneBatch]) -> tuple[dict[str, object], Tensor]:
+def _familiar(
+    network: SceneNetwork, batches: Iterator[SceneBatch], stream: SceneStream
+) -> tuple[dict[str, object], Tensor]:
     """Return the range of the scenes that a network is trained on, and the features of their sources."""
-    widths, brightest, tokens = [], [], []
+    rng, brightest, tokens = np.random.default_rng(stream.seed), [], []
+    widths = [fwhm_of(stream.templates.cameras.sample(rng).psf).flatten() for _ in range(CAMERAS)]
     for batch in batches:
-        widths.append(fwhm_of(batch.psf).flatten())
         maps = network.encode(batch.image, batch.good, batch.psf, batch.noise)
         token = network.read(maps, batch.x, batch.y)[1].token
         tokens.append(token[:, : batch.light.shape[1]].flatten(0, 1))

@@ -289,6 +289,7 @@ def test_files_that_are_no_calibrators(tmp_path):
     for change, message in [
         ({"version": 10}, "must be a calibrator of version 1, got version 10"),
         ({"format": "x"}, "must be a calibrator written by probdeblend, got another file"),
+        ({"bins": []}, "damaged calibrator .*not how it was written"),
         ({"flux": []}, "damaged calibrator"),
         (
             {"flux": {kind: maps[1:] for kind, maps in numbers["flux"].items()}},

@@ -139,7 +139,7 @@ def test_the_report_tells_classes_apart():
     rng = np.random.default_rng(0)
     size, draws = np.repeat([1.0, 5.0], 300), rng.normal(size=(200, 600, 1))
     truth, one = rng.normal(size=(600, 1)) * np.where(size > 3, 1.5, 1.0)[:, None], np.ones(600)
-    features, none = np.stack([one, one, 100 * one, one, 0 * one, size], -1)[:, None], np.zeros((2, 0))
+    features, none = np.stack([one, size, 100 * one, one, 0 * one, one], -1)[:, None], np.zeros((2, 0))
     known = [
         Known("network", {"total": draws[:, part]}, {"total": truth[part]}, features[part], np.arange(60), none)
         for part in np.arange(600).reshape(60, 10).T

@@ -165,6 +165,22 @@ def test_parts_of_the_loss_are_told(capsys):
     assert f"step 40: training {table['training'][-1]:.4f}" in capsys.readouterr().out
 
 
+def test_a_part_that_some_batches_lack_is_the_mean_of_the_others():
+    """A term of the fluxes, and batches of empty scenes first and last."""
+
+    class SomeParts(LineLoss):
+        def forward(self, image, target):
+            value = super().forward(image, target)
+            self.parts = {"positive": 3.0} if target.mean() > 0 else {"other": 1.0}
+            return value
+
+    image = VALIDATION[0][0]
+    validation = [(image, torch.full_like(VALIDATION[0][1], sign)) for sign in (-1.0, 1.0, -1.0)]
+    table = fit(SomeParts(), batches, validation, schedule=Schedule(20, validate_every=20)).table()
+    assert table["positive"].tolist() == [3.0]
+    assert table["other"].tolist() == [1.0]
+
+
 def test_a_batch_without_a_finite_gradient_is_skipped():
     def some_bad(first):
         for number, (image, target) in enumerate(islice(batches(first), 100)):
