@@ -232,7 +232,7 @@ def numbers(found: Arrays, beside: Arrays) -> dict[str, float]:
 
 
 def worst(together: Mapping[int, Mapping[str, Arrays]]) -> Figure:
-    """Draw the answers that are farthest off in sigma, with the flags of each: the image, and what is true."""
+    """Draw the answers that are farthest off in sigma, with the flags of each: the image, and the light of the source."""
     parts = [arrays["calibrated"] for arrays in together.values()]
     names = ("image", "flux", "estimate", "width", "flags", "snr")
     image, flux, estimate, width, flags, snr = (np.concatenate([part[name] for part in parts]) for name in names)
@@ -243,6 +243,8 @@ def worst(together: Mapping[int, Mapping[str, Arrays]]) -> Figure:
         for part in range(2):
             axis = axes[2 * (place // COLUMNS) + part, place % COLUMNS]
             axis.imshow(np.arcsinh(image[i, part].astype(float)), origin="lower", cmap="gray_r", vmin=-1, vmax=5)
+            y, x = np.unravel_index(image[i, 1].argmax(), image[i, 1].shape)
+            axis.plot(x, y, "o", markersize=14, fillstyle="none", color="C3")
             axis.set_axis_off()
         off = f"{LN_FLUX_UNIT * np.log(estimate[i] / flux[i]):+.2f} mag, {sigma[i]:+.1f} sigma of {number[i]}"
         axes[2 * (place // COLUMNS), place % COLUMNS].set_title(f"{off}\n{Flag(int(flags[i]))}", fontsize=7)
