@@ -232,7 +232,7 @@ def numbers(found: Arrays, beside: Arrays) -> dict[str, float]:
 
 
 def worst(together: Mapping[int, Mapping[str, Arrays]]) -> Figure:
-    """Draw the answers that are farthest off in sigma, with the flags of each: the image, and the light of the source."""
+    """Draw the answers that are farthest off in sigma, with their flags: the image, and the light of the source."""
     parts = [arrays["calibrated"] for arrays in together.values()]
     names = ("image", "flux", "estimate", "width", "flags", "snr")
     image, flux, estimate, width, flags, snr = (np.concatenate([part[name] for part in parts]) for name in names)
