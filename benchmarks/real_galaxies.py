@@ -4,9 +4,10 @@ The galaxies of a library (``python -m benchmarks.real_library``) are split into
 tested by weights whose heads were trained further on three other folds, and by a calibrator fitted on a fourth, among
 simulated sources. What is true of a galaxy in a group is its own Kron flux without noise and neighbors.
 
-Rows are states of the weights: as given, with heads that have seen real galaxies, and with a calibrator that has, and
-SEP with a calibrator of the same kind. All are asked about the same images of one band, by random cameras and by
-CANDELS F160W. The network is given positions that err by 0.3 pixels, SEP detects.
+Rows are states of the weights: as given, without their calibrator, which may have seen the galaxies; with heads that
+have seen others; and with a calibrator that has; and SEP with a calibrator of the same kind. All are asked about the
+same images of one band, by random cameras and by CANDELS F160W. The network is given positions that err by 0.3 pixels,
+SEP detects.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ def _methods(
         answers = answers_of(ask, fields, kept / f"{fold}-fields", seed=seed)
         fit_answers(answers, least=least).calibrator.save(calibration)
     given, heads = load(weights), load(path, calibrator=calibration)
-    asked = {"given": given.scenes, "heads": partial(heads.scenes, calibrate=False), "calibrated": heads.scenes}
+    asked = {"given": partial(given.scenes, calibrate=False), "heads": partial(heads.scenes, calibrate=False)}
+    asked |= {"calibrated": heads.scenes}
     methods = {name: partial(_listed, scenes) for name, scenes in asked.items()}
     sep, beside = SepDeblender(), kept / f"{fold}-sep.json"
     if not beside.exists():
