@@ -121,7 +121,7 @@ SHOWN = (
     ),
 )
 MEASURES = {
-    "weights": "`given`: not calibrated; `heads`: trained further, and `calibrated`: with a calibrator, on real galaxies",
+    "weights": "`given`: not calibrated; `heads`: trained further, and `calibrated`: calibrated, on real galaxies",
     "number": "sources per scene",
     "sources, galaxies": "how many count; in a field and where times are measured, how many there are",
     "feature": "brightness: Kron flux over the sky noise of a pixel; contested: fraction of light that others share",
