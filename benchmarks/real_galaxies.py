@@ -57,7 +57,7 @@ SNR = (20.0, 300.0)
 NATIVE = 0.4  # fraction of the cameras
 REAL = 0.5  # fraction of real galaxies where a network is trained or calibrated
 JITTER = 0.3  # pixels, standard deviation of listed positions
-WRONG = 0.75  # mag
+WRONG, CONTESTED = 0.75, 0.5  # mag, and fraction of a source's light that others share
 TELLING = Flag.DOUBTFUL | Flag.UNLISTED | Flag.BRIGHT | Flag.ANOMALY
 WORST, COLUMNS = 20, 5
 LEVELS = (0.68, 0.95)
@@ -197,6 +197,7 @@ def _pictures(scene: Scene) -> NDArray[np.float16]:
 def numbers(found: Arrays, beside: Arrays) -> dict[str, float]:
     """Return accuracy, coverage and flags of sources that are bright enough, and the scatter of those that SEP finds.
 
+    `wrong` is the fraction of errors beyond 0.75 mag, `wrong_contested` that of these whose light is mostly contested.
     Coverage comes with the ends of its 68 % interval by bootstrap over galaxies; `excess` is the scatter of the
     blending excess, `caught` the fraction of errors beyond three sigma that a flag tells of, `false_flags` that of all
     others that have one. `ratio_familiar` and `ratio_strange` are the 68th percentiles of errors in ln flux over the
@@ -210,7 +211,9 @@ def numbers(found: Arrays, beside: Arrays) -> dict[str, float]:
     row |= {"bias_mag": np.median(error[known]), "nmad_mag": mad_std(error[known])}
     seen = known & np.isfinite(beside["estimate"][bright])
     row |= {"of_sep": mad_std(error[seen])}
-    row |= {"wrong": (np.abs(error[known]) > WRONG).mean(), "score": chosen["score"][known].mean()}
+    wrong, contested = np.abs(error[known]) > WRONG, chosen["contested"][known] > CONTESTED
+    row |= {"wrong": wrong.mean(), "wrong_contested": contested[wrong].mean() if wrong.any() else np.nan}
+    row["score"] = chosen["score"][known].mean()
     row["score_of_sep"] = chosen["score"][seen].mean()
     for level in LEVELS:
         inside = np.abs(2 * chosen["rank"][known] - 1) <= level
@@ -234,10 +237,13 @@ def numbers(found: Arrays, beside: Arrays) -> dict[str, float]:
 
 
 def worst(together: Mapping[int, Mapping[str, Arrays]]) -> Figure:
-    """Draw the answers that are farthest off in sigma, with their flags: the image, and the light of the source."""
+    """Draw the answers that are farthest off in sigma, the image, and the light of the source.
+
+    Titles tell the error, which part of the source's light in the image its Kron flux holds, and the flags.
+    """
     parts = [arrays["calibrated"] for arrays in together.values()]
-    names = ("image", "flux", "estimate", "width", "flags", "snr")
-    image, flux, estimate, width, flags, snr = (np.concatenate([part[name] for part in parts]) for name in names)
+    names = ("image", "flux", "estimate", "width", "flags", "snr", "brightness")
+    image, flux, estimate, width, flags, snr, auto = (np.concatenate([part[name] for part in parts]) for name in names)
     number = np.concatenate([np.full(len(part["flux"]), n) for n, part in zip(together, parts, strict=True)])
     sigma = np.where(snr >= LEAST_SNR, np.log(estimate / flux) / width, 0)
     figure, axes = plt.subplots(2 * WORST // COLUMNS, COLUMNS, figsize=(2.4 * COLUMNS, 5 * WORST // COLUMNS))
@@ -249,7 +255,8 @@ def worst(together: Mapping[int, Mapping[str, Arrays]]) -> Figure:
             axis.plot(x, y, "o", markersize=14, fillstyle="none", color="C3")
             axis.set_axis_off()
         off = f"{LN_FLUX_UNIT * np.log(estimate[i] / flux[i]):+.2f} mag, {sigma[i]:+.1f} sigma of {number[i]}"
-        axes[2 * (place // COLUMNS), place % COLUMNS].set_title(f"{off}\n{Flag(int(flags[i]))}", fontsize=7)
+        kron = f"Kron flux {auto[i] / image[i, 1].sum(dtype=float):.2f} of its light here"
+        axes[2 * (place // COLUMNS), place % COLUMNS].set_title(f"{off}\n{kron}\n{Flag(int(flags[i]))}", fontsize=7)
     figure.tight_layout(pad=0.3)
     return figure
 

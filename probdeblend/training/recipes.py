@@ -38,8 +38,8 @@ FAMILIAR_SCENES = 2048  # whose features define what is familiar
 HELD_OUT = 2**20  # added to the seed, for the scenes to validate on
 PREFETCHED = 8  # batches per worker
 RATE, FINE_TUNING = 1.5e-3, 3e-4  # learning rates of new and of trained weights
-CAMERAS = 500  # whose PSFs are looked at
-SLACK = 0.03  # relative, of their range: rare ones are not among them
+CAMERAS = 500  # number whose PSFs set the range of widths: fewer than one camera in a hundred is outside of it
+SLACK = 0.03  # relative widening of that range, for most of the others
 
 
 def train(

@@ -23,6 +23,7 @@ def answered(rng, scatter, *, strange=1.0):
         "score": np.full(COUNT, 0.2),
         "snr": np.full(COUNT, 50.0),
         "flags": np.zeros(COUNT, dtype=int),
+        "contested": np.tile([0.1, 0.9, 0.1, 0.1], COUNT // 4),
         "anomaly": anomaly,
         "identity": np.repeat(np.arange(COUNT // 10), 10),
         "excess": error / 0.1,
@@ -75,3 +76,4 @@ def test_scatter_beside_another_code_is_that_of_the_sources_it_finds():
     other = {"estimate": np.where(np.arange(COUNT) < COUNT // 2, np.nan, 1.0)}
     assert numbers(found, other)["of_sep"] == pytest.approx(0.1086, rel=0.1)
     assert numbers(found, other)["wrong"] == pytest.approx(0.5, abs=0.01)
+    assert numbers(found, other)["wrong_contested"] == pytest.approx(0.25, abs=0.01)

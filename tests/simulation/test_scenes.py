@@ -177,6 +177,7 @@ def test_same_seed_same_scenes_whatever_the_count_and_the_engine():
 def test_engines_and_workers_agree():
     settings = {"population": CROWDS, "camera": camera(), "size": 64, "seed": 1}
     made, drawn = simulate(2, **settings), simulate(2, sources=SimulatedSources(engine=render_galsim), **settings)
+    assert len(made) == len(drawn) == 2
     same(made, drawn, tolerance=2e-3 * float(made.light.max()))
     same(made, simulate(2, workers=2, **settings))
 
