@@ -3,6 +3,7 @@
 from .deblender import Deblender, Deblends, Description
 from .products import short_table, write_products
 from .sep import SepDeblender
+from .toolkit import ToolkitDeblender
 from .weights import deblend, load, save
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Deblends",
     "Description",
     "SepDeblender",
+    "ToolkitDeblender",
     "deblend",
     "load",
     "save",
