@@ -19,8 +19,10 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
+from scipy.linalg import helmert
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -59,13 +61,6 @@ class FluxNumbers(NamedTuple):
     aperture_freedom: Tensor
 
 
-def contrasts(sources: int, like: Tensor) -> Tensor:
-    """Return an orthonormal basis ``(source, source - 1)`` of the differences of sources (Helmert's)."""
-    row, column = torch.arange(sources)[:, None], torch.arange(1, sources)
-    basis = torch.where(row < column, 1.0, torch.where(row == column, -column.double(), 0.0)).double()
-    return (basis / (column * (column + 1)).double().sqrt()).to(like)
-
-
 def _in_full_precision(like: Tensor) -> torch.autocast:
     """Leave mixed precision: a covariance in bfloat16 need not be positive definite where errors are correlated."""
     return torch.autocast(like.device.type, enabled=False)
@@ -87,7 +82,8 @@ class GroupFlux(TorchDistribution):
     def __init__(self, numbers: FluxNumbers) -> None:
         self.numbers = numbers
         groups, sources, bands = numbers.mean.shape
-        self._basis = contrasts(sources, numbers.mean)
+        # An orthonormal basis (source, source - 1) of the differences of sources.
+        self._basis = torch.from_numpy(np.ascontiguousarray(helmert(sources).T)).to(numbers.mean)
         with _in_full_precision(numbers.mean):
             self._division_factor = self._scale_of_division()
             self._total_factor = _factor(numbers.total_width, numbers.total_common)

@@ -34,6 +34,8 @@ PATCH = 2  # pixels on a side that the fully convolutional network folds into ch
 
 def _convolutions(*channels: int) -> nn.Sequential:
     """Build 3 x 3 convolutions, each followed by a ReLU."""
+    if min(channels) < 1:
+        raise ValueError(f"first_filters must be at least 1, got {min(channels)}")
     layers = []
     for pair in pairwise(channels):
         layers += [nn.Conv2d(*pair, 3, padding=1), nn.ReLU()]
@@ -96,8 +98,6 @@ class PairEstimate(NamedTuple):
 
 def _flux_cnn(channels: int, *, first_filters: int, hidden: int, dropout: float) -> nn.Sequential:
     """Build the network from stamps to ln of both fluxes."""
-    if first_filters < 1:
-        raise ValueError(f"first_filters must be at least 1, got {first_filters}")
     filters = [channels, *(first_filters * times for times in (1, 1, 2, 2, 4))]
     layers = []
     for pair in pairwise(filters):
@@ -209,8 +209,6 @@ class FullyConvolutional(nn.Module):
 
     def __init__(self, *, first_filters: int = 32, dropout: float = 0.1) -> None:
         super().__init__()
-        if first_filters < 1:
-            raise ValueError(f"first_filters must be at least 1, got {first_filters}")
         widths = [first_filters * 2 ** min(stage, 3) for stage in range(5)]
         channels = pairwise([PATCH**2, *widths])
         self.stages = nn.ModuleList(_convolutions(inputs, width, width) for inputs, width in channels)

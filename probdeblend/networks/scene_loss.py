@@ -38,49 +38,31 @@ class SceneLoss(nn.Module):
         self.network = network
         self.parts: dict[str, float] = {}
 
-    def forward(  # noqa: PLR0913, PLR0917
-        self,
-        image: Tensor,
-        good: Tensor,
-        psf: Tensor,
-        noise: Tensor,
-        x: Tensor,
-        y: Tensor,
-        light: Tensor,
-        rest: Tensor,
-        log_flux: Tensor,
-        shape: Tensor,
-        kind: Tensor,
-        heat: Tensor,
-    ) -> Tensor:
+    def forward(self, *batch: Tensor) -> Tensor:
         """Return the loss of a batch of scenes; all light is in units of the sky noise.
 
         Parameters
         ----------
-        image, good, psf, noise
-            As for `SceneNetwork.encode`.
-        x, y
-            Positions of the listed sources ``(scene, source)`` in pixels. Those beyond the ones with `light` do not
-            exist; the first of them moves to the highest false peak of the heat map.
-        light
-            True light of each source ``(scene, source, band, y, x)``.
-        rest
-            Light of no listed source ``(scene, band, y, x)``.
-        log_flux
-            ln of true fluxes ``(scene, source, band, kind)``; NaN where the total flux is unknown.
-        shape
-            True x, y and the rest of `SHAPES` ``(scene, source, 6)``; NaN where unknown.
-        kind
-            True class ``(scene, source)``; -1 where unknown.
-        heat
-            1 where a center is, 0 where none is, -1 where it does not count, and the centers' offsets
-            ``(scene, 3, y, x)``, in folded pixels.
+        *batch
+            Twelve tensors, in the order in which a stream of scenes makes them:
+
+            - ``image``, ``good``, ``psf``, ``noise``: as for `SceneNetwork.encode`.
+            - ``x``, ``y``: positions of the listed sources ``(scene, source)`` in pixels. Those beyond the ones with
+              ``light`` do not exist; the first of them moves to the highest false peak of the heat map.
+            - ``light``: true light of each source ``(scene, source, band, y, x)``.
+            - ``rest``: light of no listed source ``(scene, band, y, x)``.
+            - ``log_flux``: ln of true fluxes ``(scene, source, band, kind)``; NaN where the total flux is unknown.
+            - ``shape``: true x, y and the rest of `SHAPES` ``(scene, source, 6)``; NaN where unknown.
+            - ``kind``: true class ``(scene, source)``; -1 where unknown.
+            - ``heat``: 1 where a center is, 0 where none is, -1 where it does not count, and the centers' offsets
+              ``(scene, 3, y, x)``, in folded pixels.
 
         Returns
         -------
         Tensor
             Weighted sum of the terms.
         """
+        image, good, psf, noise, x, y, light, rest, log_flux, shape, kind, heat = batch
         maps = self.network.encode(image, good, psf, noise)
         terms, real = {"heat": self._heat(maps.heat, heat)}, light.shape[1]
         if x.shape[1]:
