@@ -10,7 +10,7 @@ from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from .images import EXACT_COLOR, PALETTE, new_axes
+from .images import EXACT_COLOR, PALETTE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,13 +34,10 @@ def plot_coverage(table: Table, *, group: str = "state") -> NDArray[np.object_]:
     NDArray
         The `Axes` of each quantity ``(quantity,)``; bars are the bands of the table.
     """
-    from matplotlib.figure import Figure
-
     quantities = list(dict.fromkeys(table["quantity"]))
     names = [name for name in table.colnames if name.startswith("coverage_") and name.count("_") == 1]
     levels = np.array([float(name.removeprefix("coverage_")) / 100 for name in names])
-    figure = Figure(figsize=(4 * len(quantities), 4), layout="constrained")
-    panels = figure.subplots(1, len(quantities), squeeze=False)[0]
+    panels = new_figure(4 * len(quantities), 4).subplots(1, len(quantities), squeeze=False)[0]
     for axes, quantity in zip(panels, quantities, strict=True):
         axes.plot([0, 1], [0, 1], color=EXACT_COLOR, lw=1)
         rows = table[table["quantity"] == quantity]
@@ -72,7 +69,7 @@ def plot_ranks(ranks: Mapping[str, ArrayLike], *, level: float = 0.99, axes: Axe
     Axes
         Cumulative distribution minus the diagonal.
     """
-    axes = axes or new_axes(4.8, 3.6)
+    axes = axes or new_figure(4.8, 3.6).subplots()
     values = {name: np.sort(np.ravel(np.asarray(found, dtype=float))) for name, found in ranks.items()}
     points, reach = np.linspace(0, 1, 501), stats.kstwo.ppf(level, min(map(len, values.values())))
     axes.axhspan(-reach, reach, color=EXACT_COLOR, alpha=0.35, lw=0, label=f"{level:.0%} band")
@@ -100,7 +97,7 @@ def plot_reliability(curves: Mapping[str, Table], *, axes: Axes | None = None) -
     Axes
         The reliability curves; the area of a point grows with its number of pixels.
     """
-    axes = axes or new_axes(4.4, 4.2)
+    axes = axes or new_figure(4.4, 4.2).subplots()
     axes.plot([0, 1], [0, 1], color=EXACT_COLOR, lw=1)
     for (name, curve), color in zip(curves.items(), PALETTE, strict=False):
         size = 120 * np.sqrt(curve["count"] / curve["count"].max()) + 4

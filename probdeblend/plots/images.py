@@ -12,19 +12,20 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import AsinhNorm
+    from matplotlib.figure import Figure
 
-__all__ = ["EXACT_COLOR", "PALETTE", "new_axes", "plot_image", "plot_stamps", "show", "stretch"]
+__all__ = ["EXACT_COLOR", "PALETTE", "new_figure", "plot_image", "plot_stamps", "show", "stretch"]
 
 EXACT_COLOR = "0.6"  # of what an exact posterior would show
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#B5A900")
 """Colors of sources and curves, which color-blind readers can tell apart (Okabe and Ito)."""
 
 
-def new_axes(width: float, height: float) -> Axes:
-    """Return the axes of a new figure of a size in inches."""
+def new_figure(width: float, height: float) -> Figure:
+    """Return a new figure of a size in inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained").subplots()
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def stretch(image: NDArray) -> AsinhNorm:
@@ -70,7 +71,7 @@ def plot_image(image: ArrayLike, *, axes: Axes | None = None) -> Axes:
     if image.ndim != 2:
         raise ValueError(f"image must have the axes (y, x), got shape {image.shape}")
     norm = stretch(image)
-    axes = axes or new_axes(5, 5)
+    axes = axes or new_figure(5, 5).subplots()
     show(axes, image, norm=norm, cmap="gray_r")
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(-0.5, image.shape[0] - 0.5))
     axes.set(xlabel="x [pixel]", ylabel="y [pixel]")
@@ -110,13 +111,10 @@ def plot_stamps(
     ValueError
         If there is no stamp, or not one title for each.
     """
-    from matplotlib.figure import Figure
-
     if not len(stamps) or len(titles) != len(stamps):
         raise ValueError(f"titles must be as many as stamps, and at least one, got {len(titles)} for {len(stamps)}")
     rows = -(-len(stamps) // columns)
-    figure = Figure(figsize=(2.0 * columns, 2.5 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    panels = new_figure(2.0 * columns, 2.5 * rows).subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[len(stamps) :]:
         axes.axis("off")
     for number, axes in enumerate(panels[: len(stamps)]):

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
 
 from ..metrics.arrays import ONE_SIGMA
-from .images import PALETTE, plot_image, show, stretch
+from .images import PALETTE, new_figure, plot_image, show, stretch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,9 +61,7 @@ def plot_source(
     NDArray
         The four `Axes`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12.5, 3.3), layout="constrained")
+    figure = new_figure(12.5, 3.3)
     panels = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.2])
     number = posterior.index(label)
     mask = posterior.cutouts.cutout("mask", number)
@@ -112,8 +110,6 @@ def plot_group(
         The `Axes` of the image, and those of the fluxes ``(source, source)``, one row and one column per source: this
         one and at most four that are correlated most with it.
     """
-    from matplotlib.figure import Figure
-
     number = posterior.index(label)
     members = np.flatnonzero(posterior.dataset["group"] == posterior.dataset["group"][number])
     draws, kind = _draws(posterior, band)
@@ -121,7 +117,7 @@ def plot_group(
     tied = np.abs((error * error[members == number]).sum(1)) / (error.std(1) + np.finfo(float).tiny)
     tied[members == number] = np.inf
     shown = np.sort(members[np.argsort(-np.nan_to_num(tied))[:MOST_FLUXES]])
-    figure = Figure(figsize=(4.5 + 2.2 * max(len(shown), 1.5), 2.2 * max(len(shown), 2)), layout="constrained")
+    figure = new_figure(4.5 + 2.2 * max(len(shown), 1.5), 2.2 * max(len(shown), 2))
     left, right = figure.subfigures(1, 2, width_ratios=[4.5, 2.2 * max(len(shown), 1.5)])
     axes = left.subplots()
     colors = {source: PALETTE[place % len(PALETTE)] for place, source in enumerate(members)}
@@ -167,12 +163,11 @@ def plot_field(
         The `Axes` of the image and of the sources; sources have their labels where there are at most 150.
     """
     from matplotlib.colors import to_rgb
-    from matplotlib.figure import Figure
 
     pixels = _scene_image(posterior, scene, image, band)
     step = -(-max(pixels.shape) // MOST_PIXELS)
     pixels = _binned(pixels, step)
-    figure = Figure(figsize=(12.2, max(6 * pixels.shape[0] / pixels.shape[1], 1.5) + 0.3), layout="constrained")
+    figure = new_figure(12.2, max(6 * pixels.shape[0] / pixels.shape[1], 1.5) + 0.3)
     panels, norm = figure.subplots(1, 2, sharex=True, sharey=True), stretch(pixels)
     show(panels[0], pixels, step=step, norm=norm, cmap="gray_r")
     sources = np.flatnonzero(posterior.dataset["scene"].values == scene)
