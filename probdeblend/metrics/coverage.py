@@ -20,12 +20,7 @@ SIGMAS = (1, 2, 3)
 
 
 def diagnose(
-    draws: ArrayLike,
-    truth: ArrayLike,
-    *,
-    cluster: ArrayLike | None = None,
-    band: float = 0.95,
-    seed: int = 0,
+    draws: ArrayLike, truth: ArrayLike, *, cluster: ArrayLike | None = None, band: float = 0.95, seed: int = 0
 ) -> dict[str, float]:
     """Measure the calibration of one quantity.
 

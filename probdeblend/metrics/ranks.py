@@ -80,10 +80,8 @@ def joint_pit(draws: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> NDArray[n
     mean = fitted.mean(0)
     covariance = np.einsum("dgi,dgj->gij", fitted - mean, fitted - mean) / (len(fitted) - 1)
     whitening = np.linalg.inv(np.linalg.cholesky(covariance))
-    distance = [
-        np.square(np.einsum("...gi,gji->...gj", error, whitening)).sum(-1) for error in (ranked - mean, truth - mean)
-    ]
-    return pit(*distance, seed=seed)
+    errors = (ranked - mean, truth - mean)
+    return pit(*(np.square(np.einsum("...gi,gji->...gj", own, whitening)).sum(-1) for own in errors), seed=seed)
 
 
 def group_pit(draws: ArrayLike, truth: ArrayLike, group: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
