@@ -17,14 +17,16 @@ from astropy import units as u
 from astropy.table import QTable
 from astropy.wcs.utils import pixel_to_pixel
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage, signal
 
 from ..deblending.inputs import Image, Observation, observe
-from ..photometry.detection import COLD, HOT, detect, kron_flux
+from ..photometry.detection import detect, kron_flux
 
 __all__ = ["Overlap", "label_ground"]
 
 Images = Image | Sequence[Image]
-DEEP = HOT | {"contrast": COLD["contrast"]}
+SEP = {"minimum_area": 5, "contrast": 0.005}  # as by SExtractor's default
+FILTER, SIGMAS = np.outer([1, 2, 1], [1, 2, 1]) / 16, 4.0  # SEP's, and how many times the noise that it leaves
 PARTS, SHOWN = 8, 0.5  # see `_rebinned`
 
 
@@ -66,8 +68,9 @@ def label_ground(
 ) -> Overlap:
     """Label a ground image with what a sharper image of the same sky resolves.
 
-    SEP detects the sources of each image in the sum of its bands over their noise, with the hot settings and the cold
-    contrast of Boucaud et al. (2020, doi:10.1093/mnras/stz3056, table 3). Both images are held in memory, so cut large
+    SEP detects the sources of each image in the sum of its bands over their noise, at 4 times the noise of the image
+    smoothed with its 3 x 3 kernel: 1.5 sky rms where noise is white, as is the default of SExtractor (Bertin & Arnouts
+    1996, doi:10.1051/aas:1996164), and more where it is correlated. Both images are held in memory, so cut large
     mosaics to where they overlap.
 
     Parameters
@@ -121,22 +124,21 @@ def label_ground(
     fluxes = [positions["flux"].value.sum(1).clip(0)[owner == label] for label in sources["label"]]
     sources["number"] = np.bincount(owner, minlength=len(sources) + 1)[1:]
     sources["share"] = [flux.max() / flux.sum() if flux.any() else math.nan for flux in fluxes]
-    area, shown = (np.bincount(segments[of], minlength=len(sources) + 1)[1:] for of in (segments > 0, covered))
-    sources["covered"] = shown / area
+    sources["covered"] = ndimage.mean(covered, segments, sources["label"])
     return Overlap(positions, sources, segments, light, covered)
 
 
 def _detected(one: Observation) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int32], QTable]:
     """Return light ``(band, y, x)`` in units of flux, pixels ``(y, x)`` that are good in all bands, and the sources."""
     ratio, good = (values.cpu().double().numpy() for values in one.window(*map(slice, (0, 0), one.shape)))
-    rows, columns = np.indices(one.shape).reshape(2, -1)
-    good, light = good.all(0), ratio * one.sky_rms(columns, rows).T.reshape(ratio.shape)
-    found = detect(np.where(good, ratio.sum(0) / len(ratio) ** 0.5, np.nan), 1.0, **DEEP)
-    flux = np.stack([kron_flux(np.where(good, band, np.nan), found, 1.0)[0] for band in light], -1)
+    good, light = good.all(0), ratio * one.sky_rms(*np.indices(one.shape)[::-1].reshape(2, -1)).T.reshape(ratio.shape)
+    light[:, ~good], kernel = np.nan, one.noise_kernel[0].double().cpu().numpy()
+    noise = (signal.convolve2d(kernel, FILTER) ** 2).sum() ** 0.5 / (kernel**2).sum() ** 0.5
+    found = detect(np.where(good, ratio.sum(0) / len(ratio) ** 0.5, np.nan), 1.0, threshold=SIGMAS * noise, **SEP)
+    flux = np.stack([kron_flux(band, found, 1.0)[0] for band in light], -1) * u.Unit(one.unit, parse_strict="silent")
     sky = one.wcs.celestial.pixel_to_world(found.x, found.y).icrs
-    columns = {"label": found.label, "x": found.x, "y": found.y, "ra": sky.ra, "dec": sky.dec}
-    table = QTable(columns | {"flux": flux * u.Unit(one.unit, parse_strict="silent")})
-    return np.where(good, light, 0), good, found.segmentation, table
+    columns = {"label": found.label, "x": found.x, "y": found.y, "ra": sky.ra, "dec": sky.dec, "flux": flux}
+    return np.nan_to_num(light), good, found.segmentation, QTable(columns)
 
 
 def _rebinned(
@@ -147,13 +149,12 @@ def _rebinned(
     There are at least 8 parts of sharp pixels along the side of a pixel.
     """
     number = math.ceil(PARTS * fine.pixel_scale / seen.pixel_scale)
-    sums = np.zeros((len(light) + 1, math.prod(seen.shape)))
+    sums = np.zeros((len(light) + 1, 1 + math.prod(seen.shape)))  # the first is what lies outside
     steps, (y, x) = (np.arange(number) + 0.5) / number - 0.5, np.indices(fine.shape)
     for dy, dx in product(steps, steps):
         index = _onto(fine, seen, x + dx, y + dy)[2]
-        inside = index >= 0
-        sums += [np.bincount(index[inside], band[inside] / number**2, sums.shape[1]) for band in (*light, good)]
-    *light, shown = sums.reshape(-1, *seen.shape)
+        sums += [np.bincount(1 + index.ravel(), band.ravel() / number**2, sums.shape[1]) for band in (*light, good)]
+    *light, shown = sums[:, 1:].reshape(-1, *seen.shape)
     return np.stack(light), shown > SHOWN * (seen.pixel_scale / fine.pixel_scale) ** 2
 
 

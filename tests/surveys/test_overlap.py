@@ -4,12 +4,15 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData
 from astropy.wcs import WCS
 from galaxies import gaussian
 
 from probdeblend.deblending import deblend
+from probdeblend.photometry.noise import correlated_noise
+from probdeblend.simulation import Camera
 from probdeblend.surveys import label_ground
 
 SPACE, GROUND = 0.05, 0.168  # arcsec
@@ -161,3 +164,13 @@ def test_the_sharp_image_must_be_the_sharper_one():
             sharp_options=options(GROUND, wcs[0]),
             **options(SPACE, wcs[1]),
         )
+
+
+def test_correlated_noise_is_no_source():
+    """Drizzled noise peaks higher than white noise once smoothed, and is not taken for sources."""
+    wcs, camera = frame(SPACE, 180), Camera.candels_f160w()
+    noise = RMS * correlated_noise((180, 180), camera.noise_kernel[0], generator=torch.Generator().manual_seed(1))
+    sharp = noise.double().numpy() + image(wcs, SPACE, 180) - image(wcs, SPACE, 180, sky=SKY[:0], flux=())
+    ground = frame(GROUND, 66)
+    known = options(GROUND, ground) | {"sharp_options": options(SPACE, wcs)}
+    assert len(label_ground(image(ground, GROUND, 66), sharp, **known).positions) == 3
