@@ -232,8 +232,6 @@ def _log_size(factor: Tensor) -> Tensor:
 
 
 def _solve(factor: Tensor, values: Tensor) -> Tensor:
-    if not values.shape[-1]:
-        return values
     return torch.linalg.solve_triangular(factor, values[..., None], upper=False)[..., 0]
 
 

@@ -97,10 +97,9 @@ class SceneLoss(nn.Module):
             answer = self.network.answer(features, index)
             scene = torch.tensor([number for number, _ in index])[:, None].to(x.device)
             member = torch.tensor([members for _, members in index]).to(x.device)
-            exists = member < real
-            sums["existence"] = sums["existence"] + functional.binary_cross_entropy_with_logits(
-                answer.existence, exists.to(answer.existence), reduction="sum"
-            )
+            exists, logit = member < real, answer.existence
+            entropy = functional.binary_cross_entropy_with_logits(logit, exists.to(logit), reduction="sum")
+            sums["existence"] = sums["existence"] + entropy
             if not real:
                 continue
             true = member.clamp(max=real - 1)
