@@ -135,7 +135,7 @@ class RealGalaxies:
         width = float(camera.psf.square().sum((1, 2)).rsqrt().min())
         limits = [(t.radius, NARROWER * width / t.width, t.limit(len(camera))) for t in self.templates]
         own, largest, snr = np.array(limits).T
-        if not (snr >= LEAST).any():
+        if not (enough := snr >= LEAST).any():
             raise ValueError(
                 f"galaxies must hold one with a signal-to-noise ratio of {LEAST / NOISELESS:.0f}, got none"
             )
@@ -143,8 +143,8 @@ class RealGalaxies:
         far = reach >= np.quantile(reach, 1 - LARGEST)
         number, zoom = torch.full((count,), -1), torch.ones(count)
         for i in real.nonzero()[:, 0].tolist():
-            fits = ((reach >= float(radius[i])) | far) & (snr >= LEAST)
-            fits = fits if fits.any() else snr >= LEAST
+            fits = ((reach >= float(radius[i])) | far) & enough
+            fits = fits if fits.any() else enough
             bright = fits & (snr >= float(wanted[i]))
             among = np.flatnonzero(bright if bright.any() else fits)
             number[i] = int(among[int(choice[i] * len(among))])
@@ -204,9 +204,8 @@ def _observed(
     psfs, scale, limit = (camera.psf, 1.0, 1.0) if camera.fine_psf is None else (camera.fine_psf, 0.5, BAND_LIMIT)
     first, second, swap = (bool(int(turn) >> bit & 1) for bit in range(3))
     sides = [np.arange(size) - value for value in (place[::-1] if swap else place)]
-    x, y = (
-        (-1) ** flip * side / zoom + mid for side, flip, mid in zip(sides, (first, second), own.center, strict=True)
-    )
+    turned = zip(sides, (first, second), own.center, strict=True)
+    x, y = ((-1) ** flip * side / zoom + middle for side, flip, middle in turned)
     # A transform is periodic: the frame has room for the camera's PSF.
     side = own.light.shape[-1]
     frame = side + math.ceil(psfs.shape[-1] * scale / zoom)
@@ -273,9 +272,8 @@ def extended(galaxy: Galaxy) -> NDArray[np.float64]:
     reach = max(int(last - first) + 1 for first, last in ends)
     side = reach + 2 * int(EXTENSION * reach)
     corner = [int(first + last + 1 - side) // 2 for first, last in ends]
-    inside, filled, *pixels = (
-        cut_stamps(values.astype(float), corner, side)[0] for values in (trusted, filled, *galaxy.pixels)
-    )
+    known = (trusted, filled, *galaxy.pixels)
+    inside, filled, *pixels = (cut_stamps(values.astype(float), corner, side)[0] for values in known)
     ramp = np.sin(np.pi / 2 * np.clip(np.minimum(np.arange(side), np.arange(side)[::-1]) / (TAPER * side), 0, 1)) ** 2
     return np.stack([ramp[:, None] * ramp * _with_wings(band, inside == 1, filled == 1) for band in pixels])
 
@@ -287,9 +285,8 @@ def _above_noise(galaxy: Galaxy) -> NDArray[np.bool_]:
     inside = galaxy.footprint.astype(float)
     ratio = np.where(galaxy.footprint, np.minimum(ratio, CLEAR).sum(0) / len(rms) ** 0.5, 0.0)
     smooth = ndimage.gaussian_filter(ratio, SMOOTHING) / np.maximum(ndimage.gaussian_filter(inside, SMOOTHING), 0.1)
-    labels, some = ndimage.label(
-        galaxy.footprint & (2 * SMOOTHING * math.pi**0.5 * smooth > FAINT_RIM), np.ones((3, 3))
-    )
+    bright = galaxy.footprint & (2 * SMOOTHING * math.pi**0.5 * smooth > FAINT_RIM)
+    labels, some = ndimage.label(bright, np.ones((3, 3)))
     place = np.unravel_index(np.argmax(np.where(labels > 0, smooth, -np.inf)), labels.shape)
     return labels == labels[place] if some else galaxy.footprint
 
@@ -301,10 +298,9 @@ def _with_wings(
     distance, nearest = ndimage.distance_transform_edt(~inside, return_indices=True)
     pixels, depth = np.where(inside, pixels, 0.0), ndimage.distance_transform_edt(filled)
     radius = math.sqrt(filled.sum() / math.pi)
-    rings = [
-        (low, high, inside & (depth > low) & (depth <= high)) for low, high in pairwise(np.linspace(0, 0.5, 6) * radius)
-    ]
-    known = [((low + high) / 2, pixels[ring].mean()) for low, high, ring in rings if ring.any()]
+    edges = pairwise(np.linspace(0, 0.5, 6) * radius)
+    rings = [((low + high) / 2, inside & (depth > low) & (depth <= high)) for low, high in edges]
+    known = [(middle, pixels[ring].mean()) for middle, ring in rings if ring.any()]
     at, means = np.array(known or [(0.0, 0.0)]).T
     lit = len(at) > 1 and means.max() > 0
     slope = np.polyfit(at, np.log(np.maximum(means, 1e-3 * means.max())), 1)[0] if lit else 0.0
