@@ -12,8 +12,7 @@ from .. import __version__
 from .deblend import deblend
 from .evaluate import calibrate, evaluate
 from .options import Group
-from .surveys import inject, isolate
-from .training import simulate, train
+from .scenes import inject, isolate, simulate, train
 
 __all__ = ["main"]
 
