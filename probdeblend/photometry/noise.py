@@ -63,12 +63,7 @@ def correlated_noise(shape: tuple[int, ...], kernel: Tensor, *, generator: torch
 
 
 def add_noise(
-    light: Tensor,
-    *,
-    sky_rms: Tensor,
-    exposure: Tensor,
-    noise_kernel: Tensor,
-    generator: torch.Generator | None = None,
+    light: Tensor, *, sky_rms: Tensor, exposure: Tensor, noise_kernel: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
     """Add sky and photon noise to noiseless images.
 
