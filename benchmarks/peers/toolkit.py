@@ -129,7 +129,7 @@ def measure(method: Callable[[BlendBatch], DeblendBatch], band: int, batch: Blen
     judged |= {"mse": (MSE, *images), "psnr": (PSNR, *images), "ssim": (StructSim, *images)}
     for name, (metric, true, own) in judged.items():
         judge, pair = metric(batch.batch_size), (matching.match_true_arrays(true), matching.match_pred_arrays(own))
-        with np.errstate(invalid="ignore"):  # masks of faint galaxies may be empty
+        with np.errstate(invalid="ignore", divide="ignore"):  # masks may be empty, and images alike
             judge(*(values.astype(true.dtype) for values in pair))
         values = judge.all_data[0][name].ravel()
         found[name] = values[np.isfinite(values)]
