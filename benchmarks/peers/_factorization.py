@@ -28,7 +28,7 @@ __all__ = ["constrained", "inverse_starlets", "monotonic", "morpho_spectral", "s
 STEPS = 60
 B3_SPLINE = np.array([1, 4, 6, 4, 1]) / 16
 SCALES = 4  # of starlets, besides the smooth rest
-THRESHOLD = 3.0  # in standard deviations of the noise, of the coefficients that are kept
+THRESHOLD = 4.0  # in standard deviations of the noise, of the coefficients that are kept
 BRIGHT = 5.0  # least signal-to-noise ratio of pixels that tell colors
 PURE = 0.15  # largest sine of the angle between colors that are one
 TINY = 1e-12
@@ -155,11 +155,12 @@ def _noise(scales: int) -> NDArray[np.float64]:
     return np.sqrt(np.square(starlets(point, scales)).sum((1, 2)))
 
 
-def morpho_spectral(images: NDArray, place: NDArray, *, steps: int = STEPS) -> NDArray[np.float64]:
+def morpho_spectral(images: NDArray, place: NDArray, *, steps: int = 10) -> NDArray[np.float64]:
     """Separate images into shapes of different colors, sparse in starlets, and these into sources.
 
-    Shapes take gradient steps, after each of which coefficients below a threshold are dropped; it falls from the
-    brightest to three standard deviations of their noise.
+    Coefficients of a shape are kept where they exceed four standard deviations of their noise in the solution of least
+    squares. Within these, positive shapes are fitted step by step; that the noise has no part in them is all that
+    sparsity means here.
 
     Parameters
     ----------
@@ -175,22 +176,17 @@ def morpho_spectral(images: NDArray, place: NDArray, *, steps: int = STEPS) -> N
     ndarray
         Light ``(source, band, y, x)``.
     """
-    pixels = images.reshape(len(images), -1)
     color, component = _pixel_colors(images, place)
-    rate = 1 / np.linalg.norm(color @ color.T, 2)
-    # The noise of a component is that of the best unbiased one, which is larger the more alike colors are.
-    error = np.sqrt(np.diag(np.linalg.pinv(color @ color.T)))[:, None] * _noise(SCALES)
-    shape = np.zeros((len(color), *images.shape[1:]))
-    for step in range(steps):
-        residual = pixels - color.T @ shape.reshape(len(color), -1)
-        shape = shape + rate * (color @ residual).reshape(shape.shape)
-        planes = np.stack([starlets(one) for one in shape])
-        over = np.abs(planes) / error[..., None, None]
-        if step == 0:
-            highest = over.max()
-        threshold = THRESHOLD + max(highest - THRESHOLD, 0) * (1 - (step + 1) / steps) ** 4
-        shape = np.maximum(np.where(over >= threshold, planes, 0).sum(1), 0)
-    return _divided(color, shape, component, place)
+    solve = np.linalg.pinv(color.T)
+    shape = np.tensordot(solve, images, 1)
+    error = np.linalg.norm(solve, axis=1)[:, None] * _noise(SCALES)
+    kept = np.stack([np.abs(starlets(one)) for one in shape]) >= THRESHOLD * error[..., None, None]
+    shape = np.zeros_like(shape)
+    for _ in range(steps):
+        missing = np.tensordot(solve, images - np.tensordot(color.T, shape, 1), 1)
+        planes = np.stack([starlets(one) for one in missing])
+        shape = np.maximum(shape + inverse_starlets(np.where(kept, planes, 0).swapaxes(0, 1)), 0)
+    return color[component][..., None, None] * _divided(shape, component, place)[:, None]
 
 
 def _pixel_colors(images: NDArray, place: NDArray) -> tuple[NDArray, NDArray]:
@@ -224,12 +220,10 @@ def _unit(spectra: NDArray) -> NDArray[np.float64]:
     return spectra / np.linalg.norm(spectra, axis=1, keepdims=True)
 
 
-def _divided(color: NDArray, shape: NDArray, component: NDArray, place: NDArray) -> NDArray[np.float64]:
-    """Return the light of each source ``(source, band, y, x)``: the nearest one's if several have one color."""
+def _divided(shape: NDArray, component: NDArray, place: NDArray) -> NDArray[np.float64]:
+    """Return the shape of each source ``(source, y, x)``: what of its component is nearest to it."""
     y, x = np.indices(shape.shape[1:])
     distance = np.hypot(x - place[:, 0, None, None], y - place[:, 1, None, None])
-    nearest = [
-        np.where(component[:, None, None] == component[number], distance, np.inf).argmin(0) == number
-        for number in range(len(place))
-    ]
-    return color[component][..., None, None] * (shape[component] * nearest)[:, None]
+    same = (component[:, None] == component)[..., None, None]
+    nearest = np.where(same, distance, np.inf).argmin(1)
+    return shape[component] * (nearest == np.arange(len(place))[:, None, None])
