@@ -122,7 +122,7 @@ def _fields(paths: tuple[Path, ...], given: dict, of_images: dict) -> tuple[int,
     """Return the number of fields, what makes them for a deblender from their numbers, and their description."""
     from .._files import read_table
     from ..simulation import read_scenes
-    from ..training import fields
+    from ..training import evaluation, fields
 
     text, on_images = ", ".join(map(str, paths)), not all(path.is_dir() for path in paths)
     if wrong := [name for name, value in of_images.items() if not on_images and value not in (None, False)]:
@@ -136,7 +136,7 @@ def _fields(paths: tuple[Path, ...], given: dict, of_images: dict) -> tuple[int,
     if not on_images:
         options.exclusive({"scenes": paths} | given, "scenes", "count")
         options.exclusive({"scenes": paths} | given, "scenes", "galaxies")
-        parts = fields.stored_parts(paths)
+        parts = evaluation.stored_parts(paths)
         return len(parts), lambda deblender, numbers: ((n, read_scenes(*parts[n]), deblender) for n in numbers), text
     bands = options.bands(given, paths)
     images = [[band] for band in bands] if given["each"] else [bands]

@@ -30,9 +30,9 @@ from ..scene import LN_FLUX_UNIT, Scene, seed_of
 from ..simulation.sets import count_scenes, read_scenes
 
 __all__ = ["REACH", "Evaluation", "accuracy_rows", "check_truth", "detected", "evaluate", "flat_draws", "formatted"]
-__all__ += ["joined", "signal_to_noise", "stored_scenes"]
+__all__ += ["joined", "signal_to_noise", "stored_parts", "stored_scenes"]
 
-CHUNK = 16  # scenes in memory at a time
+CHUNK = 16  # scenes in memory at a time, and in a field of a stored set
 LEAST_SNR = 5.0  # fainter sources do not count as detectable
 REACH = 5.0  # pixels; a detection farther from a source is another one
 SIZES = (1, 2, 3, 4, 6, 11, 10**6)  # edges of the numbers of sources in a group
@@ -84,9 +84,14 @@ def stored_scenes(path: str | PathLike[str], *, progress: bool = True) -> Iterat
     Scene
         Up to 16 scenes.
     """
-    count = count_scenes(path)
-    for start in tqdm(range(0, count, CHUNK), disable=not progress, desc="scenes", unit="batch"):
-        yield read_scenes(path, start, min(start + CHUNK, count))
+    for part in tqdm(stored_parts([path]), disable=not progress, desc="scenes", unit="batch"):
+        yield read_scenes(*part)
+
+
+def stored_parts(paths: Iterable[str | PathLike[str]]) -> list[tuple[str | PathLike[str], int, int]]:
+    """Return the parts of stored sets that are read at a time: path, first scene, and the one after the last."""
+    sizes = [(path, count_scenes(path)) for path in paths]
+    return [(path, n, min(n + CHUNK, count)) for path, count in sizes for n in range(0, count, CHUNK)]
 
 
 def signal_to_noise(scene: Scene) -> NDArray[np.float64]:

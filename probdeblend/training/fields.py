@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike
 
 import numpy as np
 import torch
@@ -30,9 +29,8 @@ from ..simulation.light import SimulatedSources, Sources
 from ..simulation.mixtures import nested_tuples
 from ..simulation.population import Population
 from ..simulation.scenes import GROUP_SIDE, Simulator
-from ..simulation.sets import count_scenes
 
-__all__ = ["AsImages", "Field", "injected_fields", "population_like", "simulated_fields", "stored_parts"]
+__all__ = ["AsImages", "Field", "injected_fields", "population_like", "simulated_fields"]
 
 PAIRS = 0.3  # fraction of the simulated fields
 NATIVE = 0.1  # fraction of the fields of crowds that CANDELS F160W sees
@@ -40,7 +38,6 @@ SIDE = 384  # pixels of a field
 GROUPS = (4, 13)  # least number of groups in a field, and the first that is too large
 SNR = (2.0, 300.0)  # of sources in crowds: as in the training, and fainter
 SKY = 100.0  # sky noise of a pixel: the level of the sky that is added to images
-CHUNK = 16  # stored scenes in a field
 TRIES = 20  # windows of an image, until one can be deblended
 LEAST_GOOD = 0.5  # of a window's pixels
 SEEING = 0.25  # arcsec: width of the PSF where the size of a pixel is not known
@@ -106,12 +103,6 @@ def _crowds() -> Population:
     return Population.default().replace(snr=SNR)
 
 
-def stored_parts(paths: Iterable[str | PathLike[str]]) -> list[tuple[str | PathLike[str], int, int]]:
-    """Return the parts of stored sets that are fields."""
-    sizes = [(path, count_scenes(path)) for path in paths]
-    return [(path, n, min(n + CHUNK, count)) for path, count in sizes for n in range(0, count, CHUNK)]
-
-
 def injected_fields(
     deblender: Deblender,
     numbers: Sequence[int],
@@ -168,9 +159,8 @@ def _window(seen: Observation, rng: Generator) -> tuple[Camera, Tensor, dict[str
     """Return the camera, the pixels ``(band, y, x)`` over the sky's level and the given noise of a random window."""
     corner = [int(rng.integers(max(side - SIDE, 0) + 1)) for side in seen.shape]
     part = [slice(start, min(start + SIDE, side)) for start, side in zip(corner, seen.shape, strict=True)]
-    pixels, noise = (
-        seen.pixel_flux * np.stack(np.broadcast_arrays(*bands)) for bands in (seen.raw(*part), seen.noise_map(*part))
-    )
+    given = seen.raw(*part), seen.noise_map(*part)
+    pixels, noise = (seen.pixel_flux * np.stack(np.broadcast_arrays(*bands)) for bands in given)
     if np.isfinite(pixels).all(0).mean() < LEAST_GOOD:
         raise ValueError("more than half of the pixels of a window are bad")
     y, x = np.array([[side / 2, (own.start + own.stop) / 2] for side, own in zip(seen.shape, part, strict=True)])
@@ -178,9 +168,9 @@ def _window(seen: Observation, rng: Generator) -> tuple[Camera, Tensor, dict[str
     exposure = (1 / (seen.photon * correlation_sum(seen.noise_kernel) * middle)).nan_to_num(math.inf, math.inf)
     points = seen.zero_point if np.isfinite(seen.zero_point).all() else (0.0,) * len(rms)
     camera = Camera(_pixel_scale(seen), seen.psf, rms, exposure, seen.noise_kernel, seen.wavelength, points)
-    given = np.isfinite(noise).reshape(len(noise), -1).any(1).all()
+    known = np.isfinite(noise).reshape(len(noise), -1).any(1).all()
     sky = torch.from_numpy(pixels - np.nanmedian(pixels, axis=(1, 2), keepdims=True))
-    return camera, sky, {"sky_rms": noise} if given else {}
+    return camera, sky, {"sky_rms": noise} if known else {}
 
 
 def _pixel_scale(seen: Observation) -> float:
