@@ -6,10 +6,9 @@ the FWHM of the PSF in quadrature. The error is relative to the same measurement
 subtracted: the noise in the ellipse is in both, so that only errors of the deblending count. Contamination is the light
 of others in the ellipse over that of its own; the published means are of galaxies with at most 5.
 
-Deblended images of the network and of SEP hold a share of the noise of each pixel, and end where a galaxy is no longer
-seen: what is left of bright neighbors beyond is not subtracted. "network, profiles" has a Sérsic profile of the flux,
-size, shape and index that the network tells of each galaxy instead, and "network, both" the deblended image where there
-is one and the profile around it. Models of scarlet2 hold no noise, either.
+What the network says of a galaxy is subtracted as a Sérsic profile of its flux, size, shape and index, which holds no
+noise, as models of MADNESS and scarlet2 hold none. Deblended images are divided pixels and serve less well: they end
+where a galaxy is no longer seen, so that what bright neighbors have beyond is left. So do SEP's, which are segments.
 """
 
 from __future__ import annotations
@@ -140,24 +139,19 @@ def measure(method: Callable[[Scene], Answer], scene: Scene) -> Arrays:
 
 
 def deblended(
-    deblender: Deblends,
-    scene: Scene,
-    *,
-    bands: tuple[str, ...] = NETWORK_BANDS,
-    images: bool = True,
-    around: bool = True,
+    deblender: Deblends, scene: Scene, *, profiles: bool = True, bands: tuple[str, ...] = NETWORK_BANDS
 ) -> Answer:
     """Ask a network about some bands, at the true positions; its own fluxes are means of total fluxes.
 
-    Light is that of deblended images if `images`, and of profiles where there are none, if `around`.
+    Light is that of `rendered` profiles, or of its deblended images.
     """
     index = [BANDS.index(name) for name in bands]
     seen = in_bands(scene, index)
     posterior = deblender.scenes(seen, positions=positions(seen))
     light, flux = _nothing(scene)
     flux[:, index] = posterior.flux.values.mean((0, 1))
-    light[:, index] = rendered(posterior, flux[:, index], seen.psf[0]) if around else 0.0
-    for number in range(len(posterior) if images else 0):
+    light[:, index] = rendered(posterior, flux[:, index], seen.psf[0]) if profiles else 0.0
+    for number in () if profiles else range(len(posterior)):
         cutout = posterior.cutouts.cutout("image", number)
         light[number, index, *cutout.slices] = cutout.data
     return Answer(light, flux, scene.flux.double().numpy())
@@ -238,10 +232,9 @@ def main(run: Run, count: int, scarlet2: int, weights: Path | None) -> None:
     """
     deblender = load(weights)
     methods = {
-        "network": partial(deblended, deblender, around=False),
-        "network, profiles": partial(deblended, deblender, images=False),
-        "network, both": partial(deblended, deblender),
-        "network, both, six bands": partial(deblended, deblender, bands=BANDS),
+        "network": partial(deblended, deblender),
+        "network, six bands": partial(deblended, deblender, bands=BANDS),
+        "network, deblended images": partial(deblended, deblender, profiles=False),
         "SEP": segmented,
         "no deblending": not_deblended,
         "known light": known_light,
