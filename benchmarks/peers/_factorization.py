@@ -193,25 +193,29 @@ def _pixel_colors(images: NDArray, place: NDArray) -> tuple[NDArray, NDArray]:
     """Return unit colors ``(component, band)``, and the component of each source.
 
     Bright pixels, projected on the principal components of their colors, are clustered, beginning with the colors at
-    the positions. Clusters of one color are joined.
+    the positions. The color of a cluster is the mean of its pixels on the side away from the others, where they hold
+    the least light of other sources. The brightest count most. Clusters of nearly one color are joined.
     """
     summed = ndimage.uniform_filter(images, (0, 3, 3)) * 9
     column, row = np.clip(np.round(place).astype(int), 0, np.array(images.shape[:0:-1]) - 1).T
     own = _unit(summed[:, row, column].T)
-    bright = _unit(images[:, images.sum(0) / np.sqrt(len(images)) > BRIGHT].T)
+    ratio = images.sum(0) / np.sqrt(len(images))
+    bright, weight = _unit(images[:, ratio > BRIGHT].T), ratio[ratio > BRIGHT] ** 4
     if len(bright) > len(place):
         found = PCA(n_components=min(len(place), len(images), 2)).fit(bright)
-        seeds = found.transform(own)
-        clusters = KMeans(len(place), init=seeds, n_init=1).fit(found.transform(bright))
-        own = _unit(found.inverse_transform(clusters.cluster_centers_))
-    component, color = np.zeros(len(place), dtype=int), own[:1]
-    for number, one in enumerate(own):
-        sine = np.sqrt(np.maximum(1 - (color @ one) ** 2, 0))
-        if sine.min() > PURE:
-            color, component[number] = np.concatenate([color, one[None]]), len(color)
-        else:
-            component[number] = sine.argmin()
-    return color, component
+        points = found.transform(bright)
+        clusters = KMeans(len(place), init=found.transform(own), n_init=1).fit(points, sample_weight=weight)
+        centers = clusters.cluster_centers_
+        outward = centers - centers.mean(0)
+        for number, away in enumerate(outward):
+            of = np.flatnonzero(clusters.labels_ == number)
+            beyond = of[(points[of] - centers[number]) @ away >= 0]
+            if len(beyond):
+                centers[number] = np.average(points[beyond], axis=0, weights=weight[beyond])
+        own = _unit(found.inverse_transform(centers))
+    sine = np.sqrt(np.maximum(1 - np.square(own @ own.T), 0))
+    component = np.unique((sine <= PURE).argmax(1), return_inverse=True)[1]
+    return _unit(np.stack([own[component == number].sum(0) for number in range(component.max() + 1)])), component
 
 
 def _unit(spectra: NDArray) -> NDArray[np.float64]:
