@@ -13,7 +13,8 @@ noise. None fits the sky, of which the images of the generative model have 0.05 
 - pysersic (Pasha & Miller 2023, doi:10.21105/joss.05703) has Bayesian Sérsic profiles; its renderer and its default
   priors are taken here, but for that of fluxes, whose width depends on the unit: it is as wide as the first guess. The
   posterior is approximated by Laplace's method, which pysersic calls its fastest. The mode is found by least squares in
-  double precision, for the optimizer of pysersic takes thousands of steps, and is compiled anew for each image.
+  double precision, for the optimizer of pysersic takes thousands of steps, and is compiled anew for each image. A rim
+  around the cut-out is rendered as well: without it, fluxes of profiles of index 2.5 and 4 were 4 and 5 % too small.
 - scarlet2 (successor of scarlet, Melchior et al. 2018, doi:10.1016/j.ascom.2018.07.001) fits positive pixels, as in
   `benchmarks.peers._scarlet2`, and gives no errors here.
 """
@@ -57,6 +58,7 @@ TRIED = 4  # scenes that are drawn together, of which groups are taken
 JITTER = 0.3  # pixels
 SIDE = 81  # pixels of a cut-out, on a side
 MARGIN = 20  # pixels of a cut-out around sources, at least
+RIM = 40  # pixels around cut-outs that pysersic renders too: it has light that leaves an image return at the other side
 APERTURE = 8.0  # pixels, radius in which sources have their first guess
 SEEN = 2.0  # times the noise, of pixels that count in moments
 FEWEST = 6  # of such pixels, for a shape
@@ -231,17 +233,18 @@ def pysersic(cut: Cut) -> Fit:
     first, began = cut.start(), time.process_time()
     number, side = len(cut.place), len(cut.image)
     with jax.enable_x64(True):
-        render = _pysersic_renderer(number, side, cut.psf.tobytes())
+        render, inner = _pysersic_renderer(number, side + 2 * RIM, cut.psf.tobytes()), slice(RIM, RIM + side)
         compilation = time.process_time() - began
         # x, y, flux, radius: normal, the last above 0.5; index, ellipticity: uniform between bounds; angle: any
         middle = np.column_stack([*cut.place.T, first.flux, first.radius])
         width = np.column_stack([np.ones((number, 2)), first.flux, 2 * np.sqrt(first.radius)])
         other = [np.full(number, INDEX), 1 - first.ratio, first.angle - np.pi / 2]
+        shift = np.array([RIM, RIM] + [0] * 5)
         low, high = ([-np.inf] * 3 + [0.5, 0.65, 0.0, -np.inf], [np.inf] * 4 + [8.0, 0.9, np.inf])
 
         def residuals(values: NDArray) -> NDArray:
             values = values.reshape(number, -1)
-            image = (render(values) - cut.image) / cut.noise
+            image = (render(values + shift)[inner, inner] - cut.image) / cut.noise
             return np.concatenate([image.ravel(), ((values[:, :4] - middle) / width).ravel()])
 
         found = least_squares(
