@@ -98,14 +98,11 @@ def train(
     settings = {"steps": steps, "trunk": trunk, "start": begun and begun.digest, "stream": _described(stream)}
 
     def batches(first: int) -> DataLoader:
-        return DataLoader(
-            replace(stream, first=first),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=PREFETCHED if workers else None,
-            pin_memory=device == "cuda",
-        )
+        how = {"prefetch_factor": PREFETCHED if workers else None, "pin_memory": device == "cuda"}
+        return DataLoader(replace(stream, first=first), batch_size=None, num_workers=workers, **how)
 
+    rate = RATE if begun is None else FINE_TUNING
+    schedule = Schedule(steps, learning_rate=rate, validate_every=min(VALIDATE_EVERY, steps))
     other = replace(stream.templates, seed=stream.templates.seed + HELD_OUT)
     held_out = replace(stream, templates=other, seed=stream.seed + HELD_OUT)
     validating = min(steps, math.ceil(VALIDATION_SCENES / stream.batch_size))
@@ -121,17 +118,8 @@ def train(
         network.trunk.requires_grad_(trunk)
         # The processes that make scenes have cores of their own: threads that wait for one another spin.
         with on_threads(max(1, (os.cpu_count() or 1) - workers)):
-            history = fit(
-                SceneLoss(network.to(device)),
-                batches,
-                [held_out.batch(number) for number in range(validating)],
-                schedule=Schedule(
-                    steps,
-                    learning_rate=RATE if begun is None else FINE_TUNING,
-                    validate_every=min(VALIDATE_EVERY, steps),
-                ),
-                checkpoint=kept / "checkpoint.pt",
-            )
+            loss, validation = SceneLoss(network.to(device)), [held_out.batch(n) for n in range(validating)]
+            history = fit(loss, batches, validation, schedule=schedule, checkpoint=kept / "checkpoint.pt")
             ranges, tokens = _familiar(network.cpu(), islice(later, familiar), stream)
         built = {} if begun is None else begun.description.settings
         record = {"command": "probdeblend train", "torch": torch.__version__, "probdeblend": __version__} | settings
