@@ -121,10 +121,8 @@ class Templates:
         with seeded(own_seed), torch.no_grad():
             offset = torch.rand(2, len(source["angle"])) - 0.5
             centered = source | {"x": HALF + offset[0], "y": HALF + offset[1]}
-            light = self.sources(centered, camera)
-            image, color, brightest = light.seen(
-                camera, corner=torch.zeros(len(offset[0]), 2, dtype=torch.long), size=TEMPLATE
-            )
+            light, corner = self.sources(centered, camera), torch.zeros(len(offset[0]), 2, dtype=torch.long)
+            image, color, brightest = light.seen(camera, corner=corner, size=TEMPLATE)
         edge = torch.cat([image[..., :2, :].flatten(2), image[..., :2].flatten(2)], -1).amax((1, 2))
         norm, real = image.square().sum((-2, -1)).sqrt(), light.identity >= 0
         shape = describe_shapes(source, offset, light.ln_index, camera.pixel_scale)

@@ -40,10 +40,8 @@ class TruncatedMixture(dist.TorchDistribution):
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draw values."""
         part = dist.Categorical(logits=self.log_mass).sample(sample_shape)[..., None]
-        mean, sd, below, share = (
-            values.expand(*part.shape[:-1], values.shape[-1]).gather(-1, part)[..., 0]
-            for values in (self.mean_, self.sd, self.below, (self.log_mass - self.log_weight).exp())
-        )
+        known = (self.mean_, self.sd, self.below, (self.log_mass - self.log_weight).exp())
+        mean, sd, below, share = (v.expand(*part.shape[:-1], v.shape[-1]).gather(-1, part)[..., 0] for v in known)
         drawn = mean + sd * torch.special.ndtri(below + share * torch.rand_like(below))
         return torch.minimum(torch.maximum(drawn.to(self.low), self.low), self.high)
 

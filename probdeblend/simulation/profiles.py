@@ -30,14 +30,7 @@ from torch import Tensor
 
 from ..scene import STAMP_SIZE
 
-__all__ = [
-    "TABLE_INDEX",
-    "TABLE_WAVENUMBER",
-    "Components",
-    "render",
-    "sersic_surface_brightness",
-    "widen_psf",
-]
+__all__ = ["TABLE_INDEX", "TABLE_WAVENUMBER", "Components", "render", "sersic_surface_brightness", "widen_psf"]
 
 _INDEX_RANGE = (0.5, 6.0)
 _SOFTENING = 1e-4

@@ -131,15 +131,14 @@ class Simulator:
             kept = int((scene < count).sum())
             light = self.sources(drawn, self.camera).select(slice(kept))
             drawn = {name: value[:kept] for name, value in drawn.items()}
-            image, *truth = self._painted(drawn, light, scene[:kept], size)
-        truth = dict(zip(("light", "flux", "auto_flux"), truth, strict=True)) | {"scene": scene[:kept]}
-        truth["identity"] = light.identity
+            image, truth = self._painted(drawn, light, scene[:kept], size)
+        truth |= {"scene": scene[:kept], "identity": light.identity}
         return self._observed(drawn, image, truth, count, seeds[2])
 
     def _painted(
         self, drawn: Mapping[str, Tensor], light: Light, scene: Tensor, count: int
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Return the noiseless images, the light of each source, and its total and AUTO flux."""
+    ) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """Return the noiseless images, and the light of each source, and its total and AUTO flux by name."""
         bands, sources = len(self.camera), len(scene)
         image = torch.zeros(count, bands, *self.shape)
         alone = torch.zeros(sources, bands, *self.shape) if max(self.shape) <= LIGHT_SIDE else None
@@ -164,7 +163,8 @@ class Simulator:
                     for pixels in (image[scene[number]], *([] if alone is None else [alone[number]])):
                         paste(pixels, own, corner[i])
             todo, size = [some for some in larger if len(some)], 2 * size
-        return image, alone, total.masked_fill(light.identity[:, None] >= 0, torch.nan), auto
+        total[light.identity >= 0] = torch.nan
+        return image, {"light": alone, "flux": total, "auto_flux": auto}
 
     def _fluxes(self, drawn: Mapping[str, Tensor], cutout: Tensor, color: Tensor, brightest: Tensor) -> Tensor:
         """Total flux ``(source, band)`` in image units."""
