@@ -6,9 +6,11 @@ the FWHM of the PSF in quadrature. The error is relative to the same measurement
 subtracted: the noise in the ellipse is in both, so that only errors of the deblending count. Contamination is the light
 of others in the ellipse over that of its own; the published means are of galaxies with at most 5.
 
-What the network says of a galaxy is subtracted as a Sérsic profile of its flux, size, shape and index, which holds no
-noise, as models of MADNESS and scarlet2 hold none. Deblended images are divided pixels and serve less well: they end
-where a galaxy is no longer seen, so that what bright neighbors have beyond is left. So do SEP's, which are segments.
+The network's model of a galaxy is a Sérsic profile of the flux, size, shape and index that it tells. Its light is that
+of the pixels, divided in proportion to these models: where an error of the flux of a bright galaxy leaves or takes much
+of a faint neighbor, dividing does less harm than subtracting models, for which "network, models" stands. Deblended
+images ("network, images") are divided pixels, too, but end where a galaxy is no longer seen, so that what bright
+neighbors have beyond is left. SEP's are its segments.
 """
 
 from __future__ import annotations
@@ -39,9 +41,21 @@ from probdeblend.scene import LN_FLUX_UNIT, Scene
 from probdeblend.simulation.profiles import Components, render
 from probdeblend.simulation.scenes import auto_over_total
 
-__all__ = ["Answer", "Ellipses", "aperture_flux", "contamination", "cosine", "main", "measure", "summary"]
+__all__ = [
+    "Answer",
+    "Ellipses",
+    "aperture_flux",
+    "contamination",
+    "cosine",
+    "divided",
+    "main",
+    "measure",
+    "models",
+    "summary",
+]
 
 RADIUS = 2.0  # semi-axes of the ellipses
+DARK = 1e-3  # sky rms, as faint as which models have no light
 MOST = 5.0  # contamination of galaxies that count
 BINS = (-np.inf, 0.03, 0.1, 0.3, 1.0, MOST, np.inf)  # of contamination
 COLORS = (("g", "r"), ("r", "i"), ("i", "z"))
@@ -75,7 +89,9 @@ class Answer(NamedTuple):
     Parameters
     ----------
     light
-        Deblended images ``(source, band, y, x)``.
+        Light ``(source, band, y, x)`` that others are freed from.
+    model
+        Image of each source alone, of the same shape.
     flux
         The method's own fluxes ``(source, band)``.
     true
@@ -83,6 +99,7 @@ class Answer(NamedTuple):
     """
 
     light: NDArray
+    model: NDArray
     flux: NDArray
     true: NDArray
 
@@ -131,7 +148,7 @@ def measure(method: Callable[[Scene], Answer], scene: Scene) -> Arrays:
         "scene": scene.scene.numpy(),
         "error": aperture_flux(image, answer.light, ellipses) / truth - 1,
         "own_error": answer.flux / answer.true - 1,
-        "cosine": cosine(answer.light, true),
+        "cosine": cosine(answer.model, true),
         "snr": signal_to_noise(flux, radius),
         "contamination": contamination(image, true, ellipses),
         "scene_seconds": np.array([seconds]),
@@ -139,25 +156,33 @@ def measure(method: Callable[[Scene], Answer], scene: Scene) -> Arrays:
 
 
 def deblended(
-    deblender: Deblends, scene: Scene, *, profiles: bool = True, bands: tuple[str, ...] = NETWORK_BANDS
+    deblender: Deblends, scene: Scene, *, way: str = "divided", bands: tuple[str, ...] = NETWORK_BANDS
 ) -> Answer:
     """Ask a network about some bands, at the true positions; its own fluxes are means of total fluxes.
 
-    Light is that of `rendered` profiles, or of its deblended images.
+    Light is that of the pixels "divided" in proportion to the `models`, that of the "models", or deblended "images".
     """
     index = [BANDS.index(name) for name in bands]
     seen = in_bands(scene, index)
     posterior = deblender.scenes(seen, positions=positions(seen))
-    light, flux = _nothing(scene)
+    (light, flux), model = _nothing(scene), _nothing(scene)[0]
     flux[:, index] = posterior.flux.values.mean((0, 1))
-    light[:, index] = rendered(posterior, flux[:, index], seen.psf[0]) if profiles else 0.0
-    for number in () if profiles else range(len(posterior)):
-        cutout = posterior.cutouts.cutout("image", number)
-        light[number, index, *cutout.slices] = cutout.data
-    return Answer(light, flux, scene.flux.double().numpy())
+    model[:, index] = models(posterior, flux[:, index], seen.psf[0]) if way != "images" else 0.0
+    if way == "images":
+        for number in range(len(posterior)):
+            cutout = posterior.cutouts.cutout("image", number)
+            model[number, index, *cutout.slices] = cutout.data
+    light[:, index] = divided(seen, model[:, index]) if way == "divided" else model[:, index]
+    return Answer(light, model, flux, scene.flux.double().numpy())
 
 
-def rendered(posterior: Posterior, flux: NDArray, psf: Tensor) -> NDArray[np.float64]:
+def divided(scene: Scene, model: NDArray) -> NDArray[np.float64]:
+    """Divide the pixels of a scene in proportion to models ``(source, band, y, x)``, where these have light."""
+    model, sky_rms = np.maximum(model, 0), scene.sky_rms[0].double().numpy()[:, None, None]
+    return scene.image[0].double().numpy() * model / (model.sum(0) + DARK * sky_rms)
+
+
+def models(posterior: Posterior, flux: NDArray, psf: Tensor) -> NDArray[np.float64]:
     """Return Sérsic profiles ``(source, band, y, x)`` as a posterior tells, of given fluxes ``(source, band)``."""
     names = ("half_light_radius", "sersic_index", "axis_ratio", "angle", "x", "y")
     known = [torch.from_numpy(column(posterior, name)).double()[:, None] for name in names]
@@ -178,7 +203,8 @@ def segmented(scene: Scene) -> Answer:
         light[number][:, *cutout.slices] = image[:, *cutout.slices] * cutout.data
     unit = scene.light / scene.flux[..., None, None]
     kron = [[*map(auto_over_total, *pair)] for pair in zip(unit, (scene.flux / scene.sky_rms).tolist(), strict=True)]
-    return Answer(light, posterior.flux_auto.values.mean((0, 1)), scene.flux.double().numpy() * np.array(kron))
+    flux = posterior.flux_auto.values.mean((0, 1))
+    return Answer(light, light, flux, scene.flux.double().numpy() * np.array(kron))
 
 
 def scarlet2_fit(scene: Scene) -> Answer:
@@ -188,20 +214,22 @@ def scarlet2_fit(scene: Scene) -> Answer:
     try:
         found = _scarlet2.fit(image, sky_rms[:, None, None], psf, place)
     except RuntimeError:  # it diverged
-        return Answer(*_nothing(scene), scene.flux.double().numpy())
-    return Answer(found.light, found.flux, scene.flux.double().numpy())
+        light, flux = _nothing(scene)
+        return Answer(light, light, flux, scene.flux.double().numpy())
+    return Answer(found.light, found.light, found.flux, scene.flux.double().numpy())
 
 
 def not_deblended(scene: Scene) -> Answer:
     """Leave the light of others where it is."""
-    return Answer(np.zeros(scene.light.shape), _nothing(scene)[1], scene.flux.double().numpy())
+    light, flux = _nothing(scene)
+    return Answer(np.zeros(light.shape), light, flux, scene.flux.double().numpy())
 
 
 def known_light(scene: Scene) -> Answer:
     """Know the light of all others: what error the noise alone makes in the ellipse is that of its own flux."""
     ellipses, true = Ellipses.of(scene), scene.light.double().numpy()
     flux = aperture_flux(scene.image[0].double().numpy(), true, ellipses)
-    return Answer(true, flux, aperture_flux(true.sum(0), true, ellipses))
+    return Answer(true, true, flux, aperture_flux(true.sum(0), true, ellipses))
 
 
 def in_bands(scene: Scene, index: list[int]) -> Scene:
@@ -234,7 +262,8 @@ def main(run: Run, count: int, scarlet2: int, weights: Path | None) -> None:
     methods = {
         "network": partial(deblended, deblender),
         "network, six bands": partial(deblended, deblender, bands=BANDS),
-        "network, deblended images": partial(deblended, deblender, profiles=False),
+        "network, models": partial(deblended, deblender, way="models"),
+        "network, images": partial(deblended, deblender, way="images"),
         "SEP": segmented,
         "no deblending": not_deblended,
         "known light": known_light,

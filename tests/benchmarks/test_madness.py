@@ -1,5 +1,6 @@
 """Fields of LSST, and what MADNESS measures in them."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from benchmarks.peers import _lsst, madness
 from benchmarks.peers._lsst import BANDS, field, lsst_camera, signal_to_noise
-from benchmarks.peers.madness import Answer, Ellipses, R, aperture_flux, cosine, measure, rendered, summary
+from benchmarks.peers.madness import Answer, Ellipses, R, aperture_flux, cosine, divided, measure, models, summary
 from probdeblend.posterior import Posterior
 from probdeblend.posterior.cutouts import Cutouts
 
@@ -123,7 +124,15 @@ def test_sep_has_images_of_segments_and_kron_fluxes(made):
     assert (found.true[:, R] < made.flux[:, R].numpy()).all()
 
 
-def test_profiles_are_those_of_the_posterior(made):
+def test_pixels_are_divided_in_proportion_to_models(made):
+    light = made.light.double().numpy()
+    alone = replace(made, image=made.light.sum(0, keepdim=True))
+    found = divided(alone, 2 * light)
+    assert_allclose(found, light, atol=2e-3 * float(made.sky_rms.max()))
+    assert (divided(made, 0 * light) == 0).all()
+
+
+def test_models_are_those_of_the_posterior(made):
     names = ("half_light_radius", "axis_ratio", "angle")
     columns = {name: getattr(made, name).numpy() for name in names} | {"sersic_index": np.ones(3)}
     flux = made.flux.double().numpy()
@@ -139,7 +148,7 @@ def test_profiles_are_those_of_the_posterior(made):
         columns=columns,
         cutouts=Cutouts(np.zeros((3, 2)), (SIDE, SIDE), mask=mask),
     )
-    light = rendered(posterior, flux, made.psf[0])
+    light = models(posterior, flux, made.psf[0])
     assert_allclose(light.sum((2, 3)), flux, rtol=0.02)
     assert cosine(light, made.light.double().numpy()).min() > 0.95
 
@@ -163,7 +172,8 @@ def test_summary_takes_galaxies_of_a_bin_that_are_bright_enough():
 
 
 def test_methods_that_say_nothing_have_no_numbers(made):
-    nothing = measure(lambda scene: Answer(*madness._nothing(scene), scene.flux.numpy()), made)
+    light, flux = madness._nothing(made)
+    nothing = measure(lambda scene: Answer(light, light, flux, scene.flux.numpy()), made)
     row = summary(nothing, -np.inf, np.inf)
     assert row["galaxies"] == 3
     assert np.isnan([row["mean_r"], row["own_mean_r"], row["cosine"]]).all()
@@ -175,7 +185,7 @@ def test_command(run, small, monkeypatch):
     monkeypatch.setattr(madness, "field", partial(field, number=3))
     table = run(madness, "--count", "2", "--scarlet2", "0")
     every = table[(table["up_to"] == madness.MOST) & np.isinf(table["above"])]["method", "galaxies", "mean_r"]
-    assert len(every) == 6
+    assert len(every) == 7
     assert (every["galaxies"] <= 6).all()
     assert np.isfinite(every["mean_r"]).all()
     assert every["mean_r"][every["method"] == "known light"] < 1e-6
