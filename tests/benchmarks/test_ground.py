@@ -79,16 +79,16 @@ def test_both_images_show_one_sky(monkeypatch):
     monkeypatch.setattr(ground, "SIDE", 96)
     drawn = sky(SimulatedSources(), 1, 2)
     sharp = drawn.sharp.double().numpy().reshape(96, 3, 96, 3).sum((1, 3))
-    noise = 3 * float(draw_cameras(np.random.default_rng(2)).sharp.sky_rms)
-    seen = drawn.scene.image[0, 0].double().numpy()
-    inner = np.s_[10:-10, 10:-10]
-    assert seen[inner].sum() == pytest.approx(sharp[inner].sum(), abs=10 * 76 * noise)
-    assert np.corrcoef(seen[inner].ravel(), sharp[inner].ravel())[0, 1] > 0.4
-    owner, flux = ground.matched(drawn), drawn.scene.auto_flux[:, 0].numpy()
-    bright = flux.argmax()
+    seen, flux = drawn.scene.image[0, 0].double().numpy(), drawn.scene.auto_flux[:, 0].numpy()
+    owner, bright = ground.matched(drawn), flux.argmax()
     assert owner[bright] >= 0
-    position = drawn.overlap.positions[owner[bright]]
-    assert np.hypot(position["x"] - drawn.scene.x[bright], position["y"] - drawn.scene.y[bright]) < 0.5
+    x, y, light = (drawn.overlap.positions[name][owner[bright]] for name in ("x", "y", "flux"))
+    true_x, true_y = (float(getattr(drawn.scene, name)[bright]) for name in "xy")
+    assert np.hypot(x - true_x, y - true_y) < 0.5
+    assert float(light[0]) == pytest.approx(flux[bright], rel=0.3)
+    rows_, columns = np.indices(seen.shape)
+    near = np.hypot(columns - true_x, rows_ - true_y) < 8
+    assert seen[near].sum() == pytest.approx(sharp[near].sum(), rel=0.2)
 
     def told(scene, *, positions=None, factor=1.0):
         """Answer with the true flux of the nearest source, of which the middle draw is right."""
@@ -102,15 +102,16 @@ def test_both_images_show_one_sky(monkeypatch):
     knows = SimpleNamespace(scenes=told)
     answers = {"ground": listed(knows, drawn), "sharp": forced(knows, drawn)}
     row = next(rows(answers))
-    assert row["ground"] > 3
-    assert row["sharp_coverage_68"] == 1
-    assert row["coverage_68"] > 0.8
-    single = answers["ground"]["kind"] == 1
-    assert (answers["ground"]["error"][single] == answers["ground"]["error_all"][single]).mean() > 0.8
+    assert row["ground"] > 1
+    assert row["sharp_coverage_68"] > 0.8
+    assert row["coverage_68"] > 0.6
+    single = (answers["ground"]["kind"] == 1) & np.isfinite(answers["ground"]["error"])
+    np.testing.assert_allclose(answers["ground"]["error"][single], answers["ground"]["error_all"][single])
     wrong = SimpleNamespace(scenes=lambda scene, **given: told(scene, factor=2.0, **given))
     row = next(rows({"ground": listed(wrong, drawn), "sharp": forced(wrong, drawn)}))
-    assert row["sharp_coverage_68"] == row["coverage_68"] == 0
-    assert row["sharp_mape"] == pytest.approx(100, abs=1)
+    assert row["sharp_coverage_68"] < 0.2
+    assert row["coverage_68"] < 0.4
+    assert row["sharp_mape"] > 80
 
 
 @pytest.mark.slow
