@@ -21,18 +21,9 @@ if TYPE_CHECKING:
     from .simulation import Camera, Population, simulate
 
 __all__ = [
-    "Calibrator",
-    "Camera",
-    "Deblender",
-    "Flag",
-    "Population",
-    "Posterior",
-    "Scene",
-    "__version__",
-    "deblend",
-    "load",
+    "Calibrator", "Camera", "Deblender", "Flag", "Population", "Posterior", "Scene", "__version__", "deblend", "load",
     "simulate",
-]
+]  # fmt: skip
 
 _NAMES_OF = {
     "deblending": ("Deblender", "deblend", "load"),

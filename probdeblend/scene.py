@@ -18,20 +18,9 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "GALAXY_TYPES",
-    "LN_FLUX_UNIT",
-    "MASK_THRESHOLD",
-    "PIXEL_SCALE_TOLERANCE",
-    "PSF_SIZE",
-    "SOURCE_TYPES",
-    "STAMP_SIZE",
-    "Scene",
-    "drizzle_kernel",
-    "on_cpu",
-    "overlap_groups",
-    "seed_of",
-    "seeded",
-]
+    "GALAXY_TYPES", "LN_FLUX_UNIT", "MASK_THRESHOLD", "PIXEL_SCALE_TOLERANCE", "PSF_SIZE", "SOURCE_TYPES", "STAMP_SIZE",
+    "Scene", "drizzle_kernel", "on_cpu", "overlap_groups", "seed_of", "seeded",
+]  # fmt: skip
 
 STAMP_SIZE = 128
 PSF_SIZE = 41  # pixels on a side of the PSFs that networks see

@@ -7,14 +7,6 @@ from .toolkit import ToolkitDeblender
 from .weights import deblend, load, save
 
 __all__ = [
-    "Deblender",
-    "Deblends",
-    "Description",
-    "SepDeblender",
-    "ToolkitDeblender",
-    "deblend",
-    "load",
-    "save",
-    "short_table",
-    "write_products",
-]
+    "Deblender", "Deblends", "Description", "SepDeblender", "ToolkitDeblender", "deblend", "load", "save",
+    "short_table", "write_products",
+]  # fmt: skip

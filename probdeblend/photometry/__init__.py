@@ -7,16 +7,6 @@ from .sky import estimate_noise_kernel, subtract_sky
 from .stars import measure_psf
 
 __all__ = [
-    "Detection",
-    "FieldImage",
-    "add_noise",
-    "autocorrelation",
-    "detect",
-    "estimate_noise_kernel",
-    "kron_flux",
-    "measure_psf",
-    "open_mosaic",
-    "read_image",
-    "read_psf",
-    "subtract_sky",
-]
+    "Detection", "FieldImage", "add_noise", "autocorrelation", "detect", "estimate_noise_kernel", "kron_flux",
+    "measure_psf", "open_mosaic", "read_image", "read_psf", "subtract_sky",
+]  # fmt: skip

@@ -8,13 +8,5 @@ from .residuals import misfit
 from .unknowns import Unknowns
 
 __all__ = [
-    "Listed",
-    "Refined",
-    "Refiner",
-    "SceneGuide",
-    "SceneModel",
-    "Unknowns",
-    "listed_scenes",
-    "misfit",
-    "refine",
-]
+    "Listed", "Refined", "Refiner", "SceneGuide", "SceneModel", "Unknowns", "listed_scenes", "misfit", "refine",
+]  # fmt: skip

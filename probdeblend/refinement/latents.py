@@ -29,16 +29,9 @@ from ..simulation.morphology import SMOOTH_INDEX
 from ..simulation.population import Population
 
 __all__ = [
-    "AXES",
-    "FLUX_RANGE",
-    "POSITION_RANGE",
-    "POSITION_SPREAD",
-    "SHAPE_RANGE",
-    "FluxPrior",
-    "ShapePrior",
-    "Within",
+    "AXES", "FLUX_RANGE", "POSITION_RANGE", "POSITION_SPREAD", "SHAPE_RANGE", "FluxPrior", "ShapePrior", "Within",
     "galaxy_shapes",
-]
+]  # fmt: skip
 
 AXES = 6  # unknowns of a source besides its fluxes: position (2) and shape (4)
 # Lowest value, highest value, and width of the margin at both ends in which values are squeezed.

@@ -10,17 +10,6 @@ from .scenes import Simulator, simulate
 from .sets import count_scenes, read_scenes, write_scenes
 
 __all__ = [
-    "Camera",
-    "Cameras",
-    "Components",
-    "Frame",
-    "Population",
-    "SimulatedSources",
-    "Simulator",
-    "count_scenes",
-    "read_scenes",
-    "render",
-    "render_galsim",
-    "simulate",
-    "write_scenes",
-]
+    "Camera", "Cameras", "Components", "Frame", "Population", "SimulatedSources", "Simulator", "count_scenes",
+    "read_scenes", "render", "render_galsim", "simulate", "write_scenes",
+]  # fmt: skip

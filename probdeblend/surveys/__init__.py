@@ -6,14 +6,6 @@ from .overlap import Overlap, label_ground
 from .templates import RealGalaxies, extended
 
 __all__ = [
-    "Galaxy",
-    "Overlap",
-    "RealGalaxies",
-    "extended",
-    "fold_of",
-    "isolate",
-    "keep_table",
-    "label_ground",
-    "read_library",
+    "Galaxy", "Overlap", "RealGalaxies", "extended", "fold_of", "isolate", "keep_table", "label_ground", "read_library",
     "write_library",
-]
+]  # fmt: skip
