@@ -157,9 +157,9 @@ def measure(method: Callable[[Scene], Answer], kind: str, scene: Scene) -> Array
 def summary(found: Mapping[str, NDArray]) -> dict[str, float]:
     """Return the errors of sources that are bright enough.
 
-    ``error`` is the median absolute error of the fluxes in percent, all bands together; ``nmad_mag`` and ``bias_mag``
-    are scatter and median of each band's error, joined by slashes; ``color_mag`` is the scatter of the errors of colors
-    of neighboring bands.
+    ``error`` is the median absolute error of the fluxes in percent, all bands together; ``nmad_mag_0`` and
+    ``bias_mag_0`` are scatter and median of the errors in the first band; ``color_mag`` is the scatter of the errors of
+    colors of neighboring bands. What was missed is only in ``detected``.
     """
     bright = found["snr"] >= LEAST_SNR
     true, estimate = found["flux"][bright], found["estimate"][bright]
