@@ -16,7 +16,8 @@ noise. None fits the sky, of which the images of the generative model have 0.05 
   double precision, for the optimizer of pysersic takes thousands of steps, and is compiled anew for each image. A rim
   around the cut-out is rendered as well: without it, fluxes of profiles of index 2.5 and 4 were 4 and 5 % too small.
 - scarlet2 (successor of scarlet, Melchior et al. 2018, doi:10.1016/j.ascom.2018.07.001) fits positive pixels, as in
-  `benchmarks.peers._scarlet2`, and gives no errors here.
+  `benchmarks.peers._scarlet2`, and gives no errors here. Its boxes end where galaxies do not: of a bright, isolated
+  exponential galaxy it lost 6 %, where AstroPhot lost 0.7 % and pysersic 1 %.
 """
 
 from __future__ import annotations
