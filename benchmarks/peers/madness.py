@@ -134,19 +134,21 @@ def contamination(image: NDArray, true: NDArray, ellipses: Ellipses) -> NDArray[
 def measure(method: Callable[[Scene], Answer], scene: Scene) -> Arrays:
     """Compare what a method says of one scene with the truth.
 
-    Per galaxy and band ``error`` in the ellipse and ``own_error`` of the method's own flux, both relative to the truth,
-    ``cosine`` with the true image, and signal-to-noise ratio ``snr``; per galaxy ``contamination``; per scene CPU
-    seconds.
+    Per galaxy and band, relative to the truth, ``error`` in the ellipse, ``divided_error`` there if pixels are divided
+    in proportion to the method's models, whatever it is, and ``own_error`` of the method's own flux; ``cosine`` with
+    the true image, and signal-to-noise ratio ``snr``; per galaxy ``contamination``; per scene CPU seconds.
     """
     began = time.process_time()
     answer = method(scene)
     seconds = time.process_time() - began
     image, true, ellipses = scene.image[0].double().numpy(), scene.light.double().numpy(), Ellipses.of(scene)
     truth = aperture_flux(image, true, ellipses)
+    shared = divided(scene, answer.model)
     flux, radius = scene.flux.double().numpy(), scene.half_light_radius.double().numpy()
     return {
         "scene": scene.scene.numpy(),
         "error": aperture_flux(image, answer.light, ellipses) / truth - 1,
+        "divided_error": aperture_flux(image, shared, ellipses) / truth - 1,
         "own_error": answer.flux / answer.true - 1,
         "cosine": cosine(answer.model, true),
         "snr": signal_to_noise(flux, radius),
@@ -253,10 +255,10 @@ def main(run: Run, count: int, scarlet2: int, weights: Path | None) -> None:
 
     Rows are methods, for all galaxies whose contamination is at most 5, and by contamination; those of "first fields"
     are about the fields that scarlet2 has fitted. `mean` and `median` columns have the absolute error in percent of
-    fluxes in ellipses, with the standard error of the mean in r; `own` columns that of the method's own flux, for
-    "known light" what noise alone does in the ellipse; `found` is the fraction of galaxies that have one. Bands other
-    than r are of galaxies that are bright enough in them. `cosine` is the median in r, and colors are mean absolute
-    errors in magnitudes.
+    fluxes in ellipses, with the standard error of the mean in r, `divided` that of any method if pixels are divided in
+    proportion to its models; `own` columns that of the method's own flux, for "known light" what noise alone does in
+    the ellipse; `found` is the fraction of galaxies that have one. Bands other than r are of galaxies that are bright
+    enough in them. `cosine` is the median in r, and colors are mean absolute errors in magnitudes.
     """
     deblender = load(weights)
     methods = {
@@ -312,6 +314,7 @@ def summary(found: Arrays, low: float, high: float) -> dict[str, float]:
     sizes, own_sizes = 100 * np.abs(error), 100 * np.abs(own)
     row = {"galaxies": int(chosen.sum()), "mean_r": _mean(sizes[:, R])}
     row["mean_r_error"] = _mean_error(sizes[:, R], found["scene"][chosen])
+    row["divided_mean_r"] = _mean(100 * np.abs(found["divided_error"][chosen, R]))
     row |= {"median_r": _median(sizes[:, R]), "own_mean_r": _mean(own_sizes[:, R])}
     row |= {"own_median_r": _median(own_sizes[:, R]), "found": _mean(1.0 * np.isfinite(own[:, R]))}
     row["cosine"] = _median(alike[:, R])

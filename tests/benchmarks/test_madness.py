@@ -108,6 +108,7 @@ def test_known_light_makes_no_error_and_none_the_contamination(made):
     known = measure(madness.known_light, made)
     assert_allclose(known["error"], 0, atol=1e-9)
     assert_allclose(known["cosine"], 1, rtol=1e-6)
+    assert (np.abs(known["divided_error"][:, R]) < 0.2).all()  # the noise is divided, too
     assert np.abs(known["own_error"][:, R]).max() < 0.5
     nothing = measure(madness.not_deblended, made)
     assert_allclose(nothing["error"][:, R], nothing["contamination"])
@@ -159,12 +160,20 @@ def test_summary_takes_galaxies_of_a_bin_that_are_bright_enough():
     error[0, 3] = 0.2
     snr = np.full((4, 6), 20.0)
     snr[1:, 3] = 5
-    arrays = {"scene": np.array([0, 0, 1, 1]), "error": error, "own_error": 2 * error, "cosine": 1 - error, "snr": snr}
+    arrays = {
+        "scene": np.array([0, 0, 1, 1]),
+        "error": error,
+        "own_error": 2 * error,
+        "divided_error": error / 2,
+        "cosine": 1 - error,
+        "snr": snr,
+    }
     arrays |= {"contamination": np.array([0.0, 1.0, 4.0, 6.0]), "scene_seconds": np.array([1.0, 3.0])}
     row = summary(arrays, -np.inf, 5.0)
     assert row["galaxies"] == 3
     assert_allclose([row[name] for name in ("mean_r", "median_r", "own_mean_r", "mean_i")], [30, 30, 60, 20])
     assert_allclose([row["found"], row["cosine"], row["seconds"]], [1, 0.9, 2])
+    assert_allclose(row["divided_mean_r"], 15)
     assert_allclose(row["r-i"], 2.5 * np.log10(1.2 / 1.1))
     # Two fields: their sums of deviations from the mean are -20 and 20 percent.
     assert_allclose(row["mean_r_error"], np.sqrt(2 * 20**2) / 3)
