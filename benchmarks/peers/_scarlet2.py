@@ -4,8 +4,8 @@ scarlet2 (https://github.com/pmelchior/scarlet2) is the successor of scarlet (Me
 doi:10.1016/j.ascom.2018.07.001). It is used as its quick start does, without a neural prior of the shapes: sources
 start from the moments of the light around them, or as points where these make no sense; Adam fits spectra, in steps
 relative to themselves, and pixels. What differs is that images are in units of their noise, that steps shrink to zero,
-that sources start from moments of images with a rim of zeros, so that boxes may reach over the edge, and that points
-have boxes of 25 pixels instead of 11.
+that sources start from moments of images with a rim of zeros, so that boxes may reach over the edge, and that boxes
+have at least 25 pixels on a side.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["SIZES", "Fit", "fit", "installed"]
 
 SIZES = (11, 17, 25, 35, 47, 61)  # pixels on a side of the boxes of sources
 FRAME_SIGMA = 0.7  # pixels, of the Gaussian PSF that models have before they are convolved
-COMPACT_RIM = 7  # pixels added around points, which would have no room to become as wide as a galaxy
+LEAST_SIDE = 25  # pixels, of boxes; where colors change, those of scarlet2 end too close to have room for a galaxy
 DARK = 1e-4  # of the peak, the least light of a pixel to start from; of 1e-6 Adam cannot make it bright
 LEAST = 0.1  # of the noise of a pixel, to which spectra to start from are raised
 WEIGHTLESS = 1e6  # times the median noise; pixels that are noisier have no weight
@@ -193,8 +193,9 @@ def _starts(
                 compact[number] = True
             if compact[number]:
                 spectrum = scarlet2.init.pixel_spectrum(seen, center, correct_psf=True)
-                shape = jnp.pad(scarlet2.init.compact_morphology(DARK), COMPACT_RIM, constant_values=DARK)
-            starts.append((np.maximum(np.nan_to_num(spectrum), LEAST), np.asarray(shape)))
+                shape = scarlet2.init.compact_morphology(DARK)
+            shape = np.pad(shape, max(0, (LEAST_SIDE - len(shape)) // 2), constant_values=DARK)
+            starts.append((np.maximum(np.nan_to_num(spectrum), LEAST), shape))
     return starts, compact
 
 
