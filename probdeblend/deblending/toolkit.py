@@ -40,7 +40,22 @@ class ToolkitDeblender:
         return type(self).__name__  # which a generator has as key
 
     def batch_call(self, blend_batch: object, njobs: int = 1, catalogs: list[Table] | None = None) -> object:
-        """Deblend all images of a batch, in `njobs` processes; see `deblend`."""
+        """Deblend all images of a batch.
+
+        Parameters
+        ----------
+        blend_batch
+            The batch.
+        njobs
+            Number of processes.
+        catalogs
+            As for `deblend`.
+
+        Returns
+        -------
+        btk.blend_batch.DeblendBatch
+            What `deblend` returns of each image.
+        """
         return self._base.batch_call(self, blend_batch, njobs, catalogs=catalogs)
 
     __call__ = batch_call
