@@ -42,7 +42,7 @@ LINK = 1.0  # expected number of pixels that the masks of a group's neighbors sh
 UNCONTESTED = 1e-4  # least contested fraction that the network knows
 NEGLIGIBLE = 2.5e-3  # contested fraction that is not kept
 MASK_PASSES = 8  # dropout passes that tell the spread of a mask to a quarter of itself
-FAINT = 0.02  # mask probability below which a cutout ends
+FAINT, FOREIGN = 0.02, 0.5  # mask probability and share of the light below which a cutout ends
 
 
 class Cut(NamedTuple):
@@ -268,7 +268,7 @@ def _read_patch(
     weight = (share * light).sum((1, 2, 3)).clamp(min=1e-6)
     contested = 1 - (share.square() * light).sum((1, 2, 3)) / weight
     probability = shares.mask[0, :own].sigmoid()
-    visible = probability > FAINT
+    visible = (probability > FAINT) | (share.amax(1) > FOREIGN)
     limit = [min(n, size - start) for n, size, start in zip(visible.shape[1:], shape, corner, strict=True)]
     centers = np.stack([sources.row - corner[0], sources.column - corner[1]], 1)[:own].tolist()
     cuts = []

@@ -45,3 +45,11 @@ def test_most_sources_are_found(answers):
     scene, _ = answers
     detected = probdeblend.load().scenes(scene, draws=32, passes=1)
     assert abs(len(detected) - FOUND) <= 2
+
+
+def test_images_hold_most_of_the_light(answers):
+    scene, posterior = answers
+    images = [posterior.cutouts.cutout("image", number).data[0].sum() for number in range(len(posterior))]
+    held, bright = images / scene.flux[:, 0].numpy(), scene.flux[:, 0] / scene.sky_rms[scene.scene, 0] > 1000
+    assert np.median(held[~bright]) > 0.55
+    assert np.median(held[bright]) == pytest.approx(1, abs=0.08)
