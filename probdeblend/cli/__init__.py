@@ -4,8 +4,6 @@ Every command imports what it needs when it runs, so that ``--help`` is quick. I
 a message of one sentence on standard error and exit status 1; nothing is written.
 """
 
-from __future__ import annotations
-
 import click
 
 from .. import __version__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -17,10 +18,9 @@ from . import options
 from .options import FILE
 
 if TYPE_CHECKING:
+    from astropy.table import QTable
+    from dask.distributed import Client
     from tqdm import tqdm
-
-    from ..deblending import Deblender
-    from ..posterior.draws import Posterior
 
 __all__: list[str] = []  # used from the command line alone
 
@@ -38,7 +38,11 @@ SPARED = ("correlation", "star", "group", "existence", "mag", "flux_err")  # col
 @click.option("--tile", type=click.IntRange(64), default=512, help="Side of a tile in pixels.")
 @options.output("probdeblend-output")
 @click.option("--each", is_flag=True, help="Deblend every image by itself, into a folder of OUTPUT with its name.")
+@options.workers(0)
 @options.overwrite
+@click.option(
+    "--table", type=click.Choice(["ecsv", "fits", "vot", "parquet"]), default="ecsv", help="Catalog's format."
+)
 @click.option("--save-draws", is_flag=True, help="Also write the whole posterior, as draws.nc.")
 @click.option("--json", is_flag=True, help="Print the catalog as JSON, with all rows.")
 @options.weights
@@ -47,59 +51,59 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
     """Find the sources in IMAGES and deblend them; without IMAGES, deblend the example that ships.
 
     IMAGES are the bands of one image, on one grid of pixels. --psf, --rms, --zero-point and --wavelength may be
-    repeated, once per band. With --each, IMAGES are images of one band; those that have a folder already are left out.
+    repeated, once per band. With --each, IMAGES are images of one band; those that have a folder already are left out,
+    and --workers share the others.
 
     \b
     Example:
       probdeblend deblend field.fits --psf psf.fits --rms rms.fits --output field
     """  # noqa: D301
-    from .._files import RECORD
-    from ..deblending import weights
-    from ..deblending.positions import read_positions
+    from tqdm import tqdm
+
+    from ..deblending import deblend_files
 
     options.exclusive(given, "calibrator", "no_calibrator")
     if not images:
         images = (Path(str(files("probdeblend") / "data" / "example.fits")),)
         given |= {name: value for name, value in EXAMPLE.items() if not given[name]}
-    folders = {given["output"]: images}
+    folders = {given["output"]: options.bands(given, images)}
     if given["each"]:
-        folders = {given["output"] / path.name.partition(".fit")[0]: (path,) for path in images}
+        folders = {given["output"] / path.name.partition(".fit")[0]: options.bands(given, [path]) for path in images}
         if len(folders) < len(images):
             raise ValueError(f"images must have different names with each, got {len(folders)} of {len(images)}")
-    arguments = options.picked(given, "draws", "passes", "seed", "tile") | options.observed(given)
-    arguments["calibrate"] = not given["no_calibrator"]
-    arguments["positions"] = given["positions"] and read_positions(given["positions"])
+    elif given["output"].exists() and not given["overwrite"]:
+        raise FileExistsError(f"{given['output']}: exists already")
+    arguments = options.observed(given) | {"calibrate": not given["no_calibrator"]}
+    arguments |= options.picked(given, "weights", "calibrator", "positions", "draws", "passes", "seed", "tile")
+    arguments |= options.picked(given, "table", "save_draws", "overwrite")
     failed = 0
-    deblender = weights.load(given["weights"], calibrator=given["calibrator"])
-    for output, bands in folders.items():
-        if given["each"] and (output / RECORD).is_file() and not given["overwrite"]:
-            click.echo(f"{output}: finished already", err=True)
-            continue
-        try:
-            _deblend_image(deblender, bands, arguments, given | {"output": output})
-        except Exception as error:
-            if not given["each"]:
-                raise
-            failed += 1
-            click.echo(f"Error in {output}: {options.sentence(error)}", err=True)
+    with (
+        _cluster(given["workers"]) as client,
+        tqdm(desc="sky, noise and PSF", unit="tile", leave=False, disable=None if sys.stderr else True) as bar,
+    ):
+        arguments["progress"] = partial(_advance, bar) if client is None else None
+        for folder, catalog in deblend_files(folders, client=client, **arguments):
+            bar.clear()
+            if isinstance(catalog, Exception):
+                if not given["each"]:
+                    raise catalog
+                failed += 1
+                click.echo(f"Error in {folder}: {options.sentence(catalog)}", err=True)
+            elif catalog is None:
+                click.echo(f"{folder}: finished already", err=True)
+            else:
+                _report(catalog, folder, given)
     if failed:
         raise click.ClickException(f"{failed} of {len(images)} images could not be deblended")
 
 
-def _deblend_image(deblender: Deblender, images: tuple[Path, ...], arguments: dict, given: dict) -> None:
-    """Deblend one image, write its files and print its main numbers."""
-    from tqdm import tqdm
+def _cluster(workers: int) -> AbstractContextManager[Client | None]:
+    """Start worker processes, if any are wanted."""
+    if not workers:
+        return nullcontext()
+    from dask.distributed import Client
 
-    from ..deblending.products import write_products
-
-    with options.new_folder(given, *images, *given["psf"], *given["rms"]) as folder:
-        bands = options.bands(given, images)
-        with tqdm(desc="sky, noise and PSF", unit="tile", leave=False, disable=None if sys.stderr else True) as bar:
-            posterior = deblender(bands, **arguments, progress=partial(_advance, bar))
-        write_products(folder, posterior, save_draws=given["save_draws"])
-        _draw(folder / "field.png", posterior, bands[0])
-        names = sorted(path.name for path in folder.iterdir())
-    _report(posterior, names, given)
+    return Client(n_workers=workers, threads_per_worker=1, dashboard_address=None)
 
 
 def _advance(bar: tqdm, done: int, total: int) -> None:
@@ -108,32 +112,16 @@ def _advance(bar: tqdm, done: int, total: int) -> None:
     bar.update(done - bar.n)
 
 
-def _draw(target: Path, posterior: Posterior, path: Path | str) -> None:
-    """Draw a field, whatever settings the user has; a failure is reported and costs nothing else."""
-    from ..photometry.images import open_mosaic
+def _report(catalog: QTable, output: Path, given: dict) -> None:
+    """Print the main columns of a catalog, and what was measured or assumed."""
+    from ..deblending import short_table
 
-    try:
-        from matplotlib import style
-
-        from ..plots.sources import plot_field
-
-        with open_mosaic(path) as image, style.context("default"):
-            plot_field(posterior, image.data)[0].figure.savefig(target, dpi=180)
-    except Exception as error:
-        target.unlink(missing_ok=True)
-        click.echo(f"{target.name} could not be drawn: {options.sentence(error)}", err=True)
-
-
-def _report(posterior: Posterior, names: list[str], given: dict) -> None:
-    """Print the main columns of the catalog, and what was measured or assumed."""
-    from ..deblending.products import short_table
-
-    catalog, output, unit = posterior.catalog(), str(given["output"]), posterior.dataset.attrs["unit"]
-    table = short_table(catalog, most=len(catalog) if given["json"] else 20)
-    assumed = [*filter(None, posterior.dataset.attrs.get("notes", "").split("; "))]
+    table, unit = short_table(catalog, most=len(catalog) if given["json"] else 20), catalog.meta["unit"]
+    assumed = [*filter(None, catalog.meta.get("notes", "").split("; "))]
+    names = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
     if given["json"]:
         sources = [dict(zip(table.colnames, row, strict=True)) for row in table.as_array().tolist()]
-        found = {"sources": sources, "unit": unit, "notes": assumed, "output": output, "files": names}
+        found = {"sources": sources, "unit": unit, "notes": assumed, "output": str(output), "files": names}
         click.echo(json.dumps(json.loads(json.dumps(found), parse_constant=lambda _: None)))  # JSON has no NaN
     elif given["each"]:
         click.echo(f"{len(catalog)} sources written to {output}")

@@ -1,7 +1,5 @@
 """Measure accuracy and coverage, and calibrate."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

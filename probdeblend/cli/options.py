@@ -24,7 +24,6 @@ FILE = click.Path(path_type=Path)
 BATCH_PIXELS = 2**20  # of the images of a batch
 LONGEST = 600  # letters of a sentence
 CAMERAS = ("candels_f160w", "random")
-REAL = 0.5  # fraction of the galaxies that are real ones, where there are any
 
 
 class Group(click.Group):
@@ -58,7 +57,7 @@ def sentence(error: Exception) -> str:
         text = f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror.lower()
     elif "Original Traceback" in text:  # raised in a worker of a data loader
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    elif not isinstance(error, ValueError | TypeError | OSError):
+    elif not isinstance(error, ValueError | TypeError | OSError | ImportError):
         text = f"unexpected {type(error).__name__}: {text}"
     hint = "; --overwrite replaces it" if text.endswith("exists already") else ""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split())[:LONGEST]) + hint
@@ -91,7 +90,7 @@ def sources(given: dict[str, Any]) -> Sources:
 
     if given["folds"] and not given["galaxies"]:
         raise ValueError("fold requires galaxies, got none")
-    return real_galaxies(given["galaxies"], given["folds"], REAL) if given["galaxies"] else SimulatedSources()
+    return real_galaxies(given["galaxies"], given["folds"], 0.5) if given["galaxies"] else SimulatedSources()
 
 
 def finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:

@@ -1,7 +1,5 @@
 """Simulate sets of scenes, of real galaxies as well, and train networks on them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

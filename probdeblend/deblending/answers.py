@@ -1,7 +1,5 @@
 """What the network answers for the sources of images, as a posterior with its columns, flags and cutouts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

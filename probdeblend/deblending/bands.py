@@ -1,7 +1,5 @@
 """The bands of an image, whatever form users have them in: arrays with units, uncertainties and masks, and files."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace

@@ -5,8 +5,6 @@ array with three axes, or a list. What is not given is taken from the image's ow
 was assumed is kept as sentences. Large files are read in blocks, each with its own sky, when a tile needs them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re

@@ -1,7 +1,5 @@
 """The pixels of one band of an image of any size: read, and their sky measured, block by block as they are needed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate, product

@@ -1,7 +1,5 @@
 """Positions of sources as users have them: arrays, tables, sky coordinates, segmentation maps, and files of these."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping
 from os import PathLike

@@ -1,7 +1,5 @@
 """Effective PSFs as users have them, as stamps of one size."""
 
-from __future__ import annotations
-
 import math
 from os import PathLike
 

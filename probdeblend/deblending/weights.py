@@ -22,7 +22,7 @@ from ..scene import seeded
 from .deblender import Deblender, Description
 from .inputs import Image
 
-__all__ = ["deblend", "load", "save"]
+__all__ = ["deblend", "load", "loaded", "save"]
 
 KIND = "weights file"
 DEFAULT = "weights.safetensors"
@@ -74,7 +74,10 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
     return deblender
 
 
-_shipped = cache(load)
+@cache
+def loaded(path: Path | str | None = None, calibrator: Path | str | None = None) -> Deblender:
+    """Load weights once in each process."""
+    return load(path, calibrator=calibrator)
 
 
 def deblend(image: Image, **options: object) -> Posterior:
@@ -98,7 +101,7 @@ def deblend(image: Image, **options: object) -> Posterior:
     ValueError, TypeError, FileNotFoundError
         As `Deblender` does.
     """
-    return _shipped()(image, **options)
+    return loaded()(image, **options)
 
 
 def save(deblender: Deblender, path: Path | str) -> None:

@@ -1,7 +1,5 @@
 """Checks and sums of draws and truths that all diagnostics share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

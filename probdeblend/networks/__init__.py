@@ -7,12 +7,6 @@ from .scene_loss import SceneLoss
 from .scenes import SceneNetwork
 
 __all__ = [
-    "Blend2Flux",
-    "Blend2Mask2Flux",
-    "FullyConvolutional",
-    "GroupFlux",
-    "PairEstimate",
-    "SceneLoss",
-    "SceneNetwork",
+    "Blend2Flux", "Blend2Mask2Flux", "FullyConvolutional", "GroupFlux", "PairEstimate", "SceneLoss", "SceneNetwork",
     "draw_groups",
-]
+]  # fmt: skip

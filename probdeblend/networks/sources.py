@@ -11,8 +11,6 @@ A flux network reads a window of the deblended light of each source and makes th
 it, so that they stay probabilities.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What FITS headers say of an image: world coordinates, unit, zero point and gain, and which extensions go along."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -10,12 +10,15 @@ from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from ..metrics.arrays import ONE_SIGMA
 from .images import EXACT_COLOR, PALETTE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_coverage", "plot_ranks", "plot_reliability"]
+__all__ = ["plot_coverage", "plot_errors", "plot_ranks", "plot_reliability"]
+
+LARGEST_ERROR = 1.0  # of ln flux that is shown; larger ones are at the edge
 
 
 def plot_coverage(table: Table, *, group: str = "state") -> NDArray[np.object_]:
@@ -50,6 +53,44 @@ def plot_coverage(table: Table, *, group: str = "state") -> NDArray[np.object_]:
     panels[0].set_ylabel("fraction of true values inside")
     panels[0].legend(frameon=False)
     return panels
+
+
+def plot_errors(draws: ArrayLike, truth: ArrayLike, *, axes: Axes | None = None) -> Axes:
+    """Plot errors of fluxes, with their 68 % intervals, against the true fluxes.
+
+    Parameters
+    ----------
+    draws
+        Draws of the fluxes ``(draw, source)``; NaN where a source was not measured.
+    truth
+        True fluxes ``(source,)``, which are positive.
+    axes
+        Where to draw; None makes a figure.
+
+    Returns
+    -------
+    Axes
+        ln of the median over the true flux; intervals that contain the truth are blue, the others orange.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of sources differ.
+    """
+    draws, truth = np.asarray(draws, dtype=float), np.asarray(truth, dtype=float)
+    if draws.ndim != 2 or draws.shape[1:] != truth.shape:
+        raise ValueError(f"truth must have one flux for each source of the draws {draws.shape}, got {truth.shape}")
+    axes = axes or new_figure(5.6, 3.6).subplots()
+    axes.axhline(0, color=EXACT_COLOR, lw=1)
+    logs = np.log(np.maximum(np.quantile(draws, ONE_SIGMA, axis=0), np.finfo(float).tiny) / truth)
+    low, middle, high = logs.clip(-LARGEST_ERROR, LARGEST_ERROR)
+    inside = (low <= 0) & (high >= 0)
+    for chosen, color, name in ((inside, PALETTE[0], "68 % interval holds the truth"), (~inside, PALETTE[1], "misses")):
+        ends = np.abs(np.stack([low, high]) - middle)[:, chosen]
+        axes.errorbar(truth[chosen], middle[chosen], ends, fmt="o", ms=3, lw=0.8, color=color, label=name)
+    axes.set(xscale="log", xlabel="true flux", ylabel="ln (flux / true flux)", ylim=(-LARGEST_ERROR, LARGEST_ERROR))
+    axes.legend(frameon=False, fontsize=8)
+    return axes
 
 
 def plot_ranks(ranks: Mapping[str, ArrayLike], *, level: float = 0.99, axes: Axes | None = None) -> Axes:

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.colors import AsinhNorm
     from matplotlib.figure import Figure
 
-__all__ = ["EXACT_COLOR", "PALETTE", "new_figure", "plot_image", "plot_stamps", "show", "stretch"]
+__all__ = ["EXACT_COLOR", "PALETTE", "new_figure", "plot_image", "plot_rgb", "plot_stamps", "show", "stretch"]
 
 EXACT_COLOR = "0.6"  # of what an exact posterior would show
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#B5A900")
 """Colors of sources and curves, which color-blind readers can tell apart (Okabe and Ito)."""
+
+RGB_LINEAR, RGB_SOFTENING = 8.0, 5.0  # sky rms up to which colors are linear; of the stretch above
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -75,6 +77,40 @@ def plot_image(image: ArrayLike, *, axes: Axes | None = None) -> Axes:
     show(axes, image, norm=norm, cmap="gray_r")
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(-0.5, image.shape[0] - 0.5))
     axes.set(xlabel="x [pixel]", ylabel="y [pixel]")
+    return axes
+
+
+def plot_rgb(image: ArrayLike, *, axes: Axes | None = None) -> Axes:
+    """Show three bands in colors, with the stretch of Lupton et al. (2004, doi:10.1086/382245).
+
+    Each band counts in units of its own sky noise. Colors stay, however bright a pixel is.
+
+    Parameters
+    ----------
+    image
+        Pixels ``(3, y, x)``, from the bluest band to the reddest; bad ones may be NaN.
+    axes
+        Where to draw; None makes a figure.
+
+    Returns
+    -------
+    Axes
+        The image.
+
+    Raises
+    ------
+    ValueError
+        If `image` has not three bands, or one has no finite pixel.
+    """
+    from astropy.visualization import make_lupton_rgb
+
+    image = np.asarray(image, dtype=float)
+    if image.ndim != 3 or len(image) != 3:
+        raise ValueError(f"image must have the axes (band, y, x) with three bands, got shape {image.shape}")
+    norms = [stretch(band) for band in image]  # from two sky rms below the sky on
+    over = [np.nan_to_num(2 * (band - norm.vmin) / norm.linear_width) for band, norm in zip(image, norms, strict=True)]
+    axes = plot_image(image[0], axes=axes)
+    axes.images[0].set(data=make_lupton_rgb(*over[::-1], stretch=RGB_LINEAR, Q=RGB_SOFTENING))
     return axes
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial import KDTree
 
 from ..metrics.arrays import ONE_SIGMA
@@ -15,6 +15,8 @@ from .images import PALETTE, new_figure, plot_image, show, stretch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from ..posterior.draws import Posterior
 
 __all__ = ["plot_field", "plot_group", "plot_source"]
 
@@ -27,23 +29,10 @@ MOST_PIXELS = 1500  # on a side of a field; of larger ones the means of squares 
 DEPTH = 1.5  # of the colors, relative to the gray of the image
 
 
-class Sources(Protocol):
-    """What a figure needs of a `probdeblend.Posterior`."""
-
-    dataset: xr.Dataset
-    cutouts: Any
-
-    def index(self, label: int) -> int:
-        """Return the place of a source."""
-
-    def model_image(self, scene: int) -> NDArray:
-        """Return the sum of the images of the sources."""
-
-
 def plot_source(
-    posterior: Sources, label: int, image: ArrayLike | None = None, *, band: int = 0
+    posterior: Posterior, label: int, image: ArrayLike | None = None, *, band: int = 0
 ) -> NDArray[np.object_]:
-    """Show a source: the image, its mask probability, its deblended image, and the posterior of its flux.
+    """Show a source: the image, its mask probability, its light, what is left of the image, and its flux.
 
     Parameters
     ----------
@@ -59,10 +48,10 @@ def plot_source(
     Returns
     -------
     NDArray
-        The four `Axes`.
+        The five `Axes`.
     """
-    figure = new_figure(12.5, 3.3)
-    panels = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.2])
+    figure = new_figure(15, 3.3)
+    panels = figure.subplots(1, 5, width_ratios=[1, 1, 1, 1, 1.2])
     number = posterior.index(label)
     mask = posterior.cutouts.cutout("mask", number)
     pixels = _scene_image(posterior, int(posterior.dataset["scene"][number]), image, band)
@@ -71,25 +60,27 @@ def plot_source(
     show(panels[1], mask.data, mask.corner, vmin=0, vmax=1, cmap=MASK_COLORS)
     figure.colorbar(panels[1].images[0], ax=panels[1], ticks=[0, 0.5, 1], shrink=0.8)
     if "image" in posterior.cutouts.known:
-        show(panels[2], posterior.cutouts.cutout("image", number).data[band], mask.corner, norm=norm, cmap="gray_r")
+        own = posterior.cutouts.cutout("image", number).data[band]
+        for panel, light in zip(panels[2:], (own, pixels[mask.slices] - own), strict=False):
+            show(panel, light, mask.corner, norm=norm, cmap="gray_r")
     else:
         panels[2].text(0.5, 0.5, "no image", ha="center", transform=panels[2].transAxes)
     _outline(panels[0], mask, PALETTE[1])
-    for panel, title in zip(panels, (f"source {label}", "mask probability", "deblended"), strict=False):
+    for panel, title in zip(panels, (f"source {label}", "mask probability", "deblended", "rest"), strict=False):
         panel.set_title(title, fontsize="medium")
         panel.set_box_aspect(mask.data.shape[0] / mask.data.shape[1])
     draws, kind = _draws(posterior, band)
     draws, unit = draws[number], posterior.dataset.attrs["unit"]
-    panels[3].set(xlabel=kind + (f" [{unit}]" if unit else ""), yticks=[])
-    panels[3].set_title(_measured(np.median(draws), draws.std(ddof=min(1, len(draws) - 1))), fontsize="medium")
+    panels[4].set(xlabel=kind + (f" [{unit}]" if unit else ""), yticks=[])
+    panels[4].set_title(_measured(np.median(draws), draws.std(ddof=min(1, len(draws) - 1))), fontsize="medium")
     if np.isfinite(draws).all():
-        panels[3].hist(draws, np.linspace(*_limits(draws), 41), color=PALETTE[1], alpha=0.75)
-        panels[3].axvspan(*np.quantile(draws, ONE_SIGMA)[::2], color="0.5", alpha=0.2, lw=0, zorder=0)
+        panels[4].hist(draws, np.linspace(*_limits(draws), 41), color=PALETTE[1], alpha=0.75)
+        panels[4].axvspan(*np.quantile(draws, ONE_SIGMA)[::2], color="0.5", alpha=0.2, lw=0, zorder=0)
     return panels
 
 
 def plot_group(
-    posterior: Sources, label: int, image: ArrayLike | None = None, *, band: int = 0
+    posterior: Posterior, label: int, image: ArrayLike | None = None, *, band: int = 0
 ) -> tuple[Axes, NDArray[np.object_]]:
     """Show a group: the masks of its sources in colors over the image, and the joint posterior of their fluxes.
 
@@ -141,9 +132,11 @@ def plot_group(
 
 
 def plot_field(
-    posterior: Sources, image: ArrayLike | None = None, *, scene: int = 0, band: int = 0
+    posterior: Posterior, image: ArrayLike | None = None, *, scene: int = 0, band: int = 0
 ) -> NDArray[np.object_]:
     """Show a field beside its deblended sources: each source's light in a color that its neighbors do not have.
+
+    Lines join the sources of a group; a triangle is around sources with a flag.
 
     Parameters
     ----------
@@ -188,12 +181,19 @@ def plot_field(
     show(panels[1], 1 - depth * (1 - mixed / np.maximum(light, 1e-30)[..., None]), step=step)
     panels[0].set(xlabel="x [pixel]", ylabel="y [pixel]")
     panels[1].set(xlabel="x [pixel]")
-    for number in range(len(sources) if len(sources) <= MOST_LABELS else 0):
-        _note(panels[1], str(label[number]), x[number], y[number], color=0.7 * colors[number], offset=(7, 6))
+    if len(sources) <= MOST_LABELS:
+        flagged = posterior.dataset["flags"].values[sources] > 0
+        panels[1].plot(x[flagged], y[flagged], "^", mfc="none", mec="0.2", mew=0.8, ms=9)
+        group = posterior.dataset["group"].values[sources]
+        apart = np.nan_to_num(np.hypot(x[:, None] - x, y[:, None] - y)) * (group[:, None] == group)
+        joined = np.stack(minimum_spanning_tree(apart).nonzero())
+        panels[1].plot(x[joined], y[joined], color="0.2", lw=0.7)
+        for number, text in enumerate(label):
+            _note(panels[1], str(text), x[number], y[number], color=0.7 * colors[number], offset=(7, 6))
     return panels
 
 
-def _scene_image(posterior: Sources, scene: int, image: ArrayLike | None, band: int) -> NDArray:
+def _scene_image(posterior: Posterior, scene: int, image: ArrayLike | None, band: int) -> NDArray:
     pixels = posterior.model_image(int(scene)) if image is None else image
     pixels = pixels if hasattr(pixels, "shape") else np.asarray(pixels)
     pixels = pixels[band] if len(pixels.shape) == 3 else pixels
@@ -212,7 +212,7 @@ def _binned(pixels: ArrayLike, step: int) -> NDArray[np.float64]:
     return np.stack(found)
 
 
-def _draws(posterior: Sources, band: int) -> tuple[NDArray, str]:
+def _draws(posterior: Posterior, band: int) -> tuple[NDArray, str]:
     """Return the draws ``(source, draw)`` of the total flux, or of the Kron flux where that alone is known."""
     name = "flux" if "flux" in posterior.dataset else "flux_auto"
     draws = posterior.dataset[name].isel(band=band).transpose("source", "chain", "draw").values.astype(float)
@@ -225,7 +225,7 @@ def _outline(axes: Axes, mask: object, color: str) -> None:
         axes.contour(x + np.arange(columns), y + np.arange(rows), mask.data, [0.5], colors=[color], linewidths=1.3)
 
 
-def _group_image(axes: Axes, posterior: Sources, colors: dict[int, str], pixels: NDArray) -> None:
+def _group_image(axes: Axes, posterior: Posterior, colors: dict[int, str], pixels: NDArray) -> None:
     plot_image(pixels, axes=axes)
     label, x, y = (posterior.dataset[name].values for name in ("label", "x", "y"))
     edges = []

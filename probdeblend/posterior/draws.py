@@ -22,9 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 from .._files import header
 from ..scene import SOURCE_TYPES
 from .catalog import tabulate
-from .cutouts import Cutouts
+from .cutouts import Cutouts, image, label_image, mask, model_image, segmentation
 from .moments import color, covariance, draws, group_flux, magnitude, to_arviz
-from .pixels import image, label_image, mask, model_image, segmentation
 from .storage import open_posterior, save
 
 __all__ = ["COLUMNS", "Posterior"]
@@ -359,7 +358,7 @@ class Posterior:
         return type(self)(self.dataset.assign(_columns(columns, self.dataset.sizes)), self.cutouts)
 
     def plot(self, label: int, image: ArrayLike | None = None) -> NDArray[np.object_]:
-        """Show a source: the image, its mask, its deblended image, and the posterior of its flux.
+        """Show a source: the image, its mask, its light, what is left of the image, and its flux.
 
         Parameters
         ----------
@@ -371,7 +370,7 @@ class Posterior:
         Returns
         -------
         NDArray
-            The four `Axes`, as from `probdeblend.plots.plot_source`.
+            The five `Axes`, as from `probdeblend.plots.plot_source`.
         """
         from ..plots.sources import plot_source
 

@@ -9,8 +9,6 @@ the mapped total. The rest is scaled by one number per group, such that the vari
 sources, remains. At last all fluxes of a draw are scaled alike, so that its total is exactly the mapped one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

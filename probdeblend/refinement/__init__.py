@@ -2,9 +2,9 @@
 
 from .guide import SceneGuide
 from .importance import Refined, refine
+from .mode import misfit
 from .model import Listed, SceneModel, listed_scenes
 from .refiner import Refiner
-from .residuals import misfit
 from .unknowns import Unknowns
 
 __all__ = [

@@ -7,8 +7,6 @@ the fraction of the cutout over which a lag has both its ends (Sykulski et al. 2
 the mean chi-square is one per pixel.
 """
 
-from __future__ import annotations
-
 import math
 
 import pyro.distributions as dist

@@ -1,26 +1,37 @@
-"""Modes of the posterior of a scene under the generative model, and its curvature there.
+"""Modes of the posterior of a scene under the generative model, its curvature there, and how well it fits.
 
 Damped Gauss-Newton steps (Levenberg 1944, doi:10.1090/qam/10666) climb from a guess of all unknowns, with the image's
-derivatives by central differences and the population's moments as a normal prior. The damping is Nielsen's (1999,
-IMM-REP-1999-05, Technical University of Denmark): it decreases when the gain of a step matches the predicted one, and
+derivatives by central differences and the population's moments as a normal prior. The damping is Nielsen's (1999, IMM-
+REP-1999-05, Technical University of Denmark): it decreases when the gain of a step matches the predicted one, and
 increases faster with each consecutive failure.
 
 The light of sources closer than 1.5 FWHM of the PSF can often be divided in several ways. Climbs then start from
 several guesses, and once more with the positions of the two closest sources exchanged.
+
+Goodness of fit is judged by the residual smoothed by the PSF. Light that a model cannot describe (knots, arms, another
+source) comes in patches no smaller than the PSF. A residual smoothed by the PSF's core keeps these and loses most of
+the noise, so that its mean square inside the sources' footprints is far more sensitive than that of the pixels. What it
+is under a right model follows from the correlation of the noise, and from how much of the noise the fit has absorbed.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from astropy.stats import gaussian_fwhm_to_sigma
+from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
+from ..scene import MASK_THRESHOLD
 from .likelihood import NoisyImage, whitened
 from .unknowns import Unknowns
 
-__all__ = ["expected", "find_mode", "find_modes", "fwhm_of", "linearized"]
+__all__ = ["expected", "find_mode", "find_modes", "fwhm_of", "linearized", "misfit"]
 
+LEAST_LEFT = 0.05  # of the degrees of freedom, where a fit absorbs nearly all
 DAMPING, MORE = 1e-2, 2.0
 MOST_STEPS = 40  # of a climb
 CONVERGED = 0.02  # gain in ln of the posterior that an undamped step predicts
@@ -125,3 +136,51 @@ def _exchanged(unknowns: Unknowns, place: Tensor) -> Tensor | None:
     moved[one] += center[other] - center[one]
     moved[other] += center[one] - center[other]
     return unknowns.vector(values["log_flux"][:, 0, ..., 1], moved[None], values["shape"])[0]
+
+
+def misfit(unknowns: Unknowns, mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> float:
+    """Return the probability that a right model leaves as much light behind.
+
+    The residual at the posterior's mean is smoothed by a Gaussian of the PSF's width in each band. Its square, summed
+    over the pixels where a source is brighter than three times the sky noise, is taken as a scaled chi-square variable
+    with the mean and variance that it has, less what the fit absorbs (Satterthwaite 1946, doi:10.2307/3002019).
+
+    Parameters
+    ----------
+    unknowns
+        The scene and its model.
+    mean, covariance
+        Moments of the posterior of the vector ``(number,)`` and ``(number, number)``.
+
+    Returns
+    -------
+    float
+        A p-value; 1 where no pixel is that bright.
+    """
+    listed, vector = unknowns.listed, torch.from_numpy(mean).float()
+    power = listed.power[0]
+    height, width = (2 * math.pi * torch.fft.fftfreq(size) for size in power.shape[-2:])
+    sigma = fwhm_of(listed.psf[0])[:, None, None] * gaussian_fwhm_to_sigma
+    window = torch.exp(-(height[:, None].square() + width.square()) * sigma.square() / 2)
+    window = window / (power * window.square()).mean((-2, -1), keepdim=True).sqrt()  # leaves noise of unit variance
+    correlation = torch.fft.ifft2(power * window.square()).real
+    with torch.no_grad():
+        light, noisy, derivatives = expected(unknowns, vector)
+        residual = _filtered(noisy.residual(listed.image)[0], window)
+        moved = _filtered(derivatives, window)
+    inside = ((light > MASK_THRESHOLD).any(0) & (listed.good[0] > 0)).float()
+    pixels = float(inside.sum())
+    if not pixels:
+        return 1.0
+    moved = (moved * inside).flatten(1).double()
+    absorbed = float((moved @ moved.T * torch.from_numpy(covariance)).sum())
+    overlap = torch.fft.irfft2(torch.fft.rfft2(inside).abs().square(), s=inside.shape[-2:])
+    variance = float(2 * (overlap * correlation.square()).sum())
+    share = min(max(1 - absorbed / pixels, LEAST_LEFT), 1.0)
+    degrees = 2 * pixels**2 / variance * share
+    left = float((residual.square() * inside).sum())
+    return float(stats.chi2.sf(degrees * left / (pixels * share), degrees))
+
+
+def _filtered(images: Tensor, window: Tensor) -> Tensor:
+    return torch.fft.ifft2(torch.fft.fft2(images) * window).real

@@ -5,7 +5,7 @@ sources are subtracted. If the model is right, refinement extracts all that can 
 are far too narrow, and importance weights do not show it. A group is refined only if
 
 - its importance weights are reliable: k-hat below ``min(1 - 1 / log10(draws), 0.7)``;
-- the fit leaves no more light behind than noise would (`~probdeblend.refinement.residuals.misfit`);
+- the fit leaves no more light behind than noise would (`~probdeblend.refinement.mode.misfit`);
 - its sources resemble the training set, and nothing else about them is doubtful;
 - no other group shines through it: what is subtracted is not known better than the network knows it;
 - the network, which was trained on galaxies with knots and arms, agrees: the refined fluxes lie within its posterior.
@@ -30,8 +30,8 @@ from ..posterior.flags import Flag
 from ..scene import MASK_THRESHOLD, SCENE_FIELDS, Scene, seed_of, seeded
 from .guide import SceneGuide
 from .importance import refine
+from .mode import misfit
 from .model import SceneModel, listed_scenes
-from .residuals import misfit
 from .unknowns import Unknowns
 
 __all__ = ["Refiner"]

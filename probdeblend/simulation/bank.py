@@ -5,8 +5,6 @@ adding it to a scene, moved by whole pixels and scaled, takes microseconds. Sour
 program, one by one: cameras of CANDELS F160W see the galaxies of pairs, all others those of crowds.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ keeps it band-limited as its sampling implies; GalSim's default kernel differs b
 indices are not rounded: GalSim computes the table of a new index once, which takes most of the time.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Mixtures of normal distributions: of magnitudes and radii, between limits."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -10,8 +10,6 @@ distributions around the ranges that van der Wel et al. (2012, doi:10.1088/0067-
 al. (2015, doi:10.1088/0004-637X/800/1/39) see in CANDELS.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

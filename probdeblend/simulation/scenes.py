@@ -8,24 +8,27 @@ not find the source, it is that of a brighter source of the same shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from torch import Tensor
 
 from ..photometry.detection import auto_flux
 from ..photometry.noise import add_noise
-from ..scene import SCENE_FIELDS, SOURCE_TYPES, STAMP_SIZE, Scene, seeded
+from ..scene import SCENE_FIELDS, SOURCE_TYPES, STAMP_SIZE, Scene, seed_of, seeded
 from .cameras import Camera
 from .light import Light, SimulatedSources, Sources
 from .population import Population
 from .positions import Frame
-from .workers import in_batches
 
-__all__ = ["Simulator", "auto_over_total", "paste", "simulate"]
+__all__ = ["Simulator", "auto_over_total", "in_batches", "on_threads", "paste", "simulate"]
+
+Maker = Callable[[tuple[int, int], int], Scene]
 
 CUTOUT, LARGEST_CUTOUT = 128, 512  # pixels on a side
 FAINTEST = 0.02  # sky rms; brighter light at the edge of a cutout makes it larger
@@ -271,3 +274,40 @@ def paste(image: Tensor, cutout: Tensor, corner: Tensor) -> None:
     y, x = max(-top, 0), max(-left, 0)
     inside = image[:, max(top, 0) : max(top + cutout.shape[-2], 0), max(left, 0) : max(left + cutout.shape[-1], 0)]
     inside += cutout[:, y : y + inside.shape[-2], x : x + inside.shape[-1]]
+
+
+def in_batches(
+    make: Maker, count: int, *, seed: int, batch_size: int, first: int = 0, workers: int = 0
+) -> Iterator[Scene]:
+    """Make `count` scenes by ``make((seed, number of the batch), size)``, in order; 0 workers means in this process.
+
+    Nothing starts before the first batch is asked for, and an error is that of its batch.
+    """
+    least = {"count": (count, 0), "seed": (seed, 0), "batch_size": (batch_size, 1), "workers": (workers, 0)}
+    for name, (value, minimum) in least.items():
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    tasks = [((seed, i), min(batch_size, count - start)) for i, start in enumerate(range(0, count, batch_size))]
+    return _results(make, tasks[first:], workers)
+
+
+def _results(make: Maker, tasks: list[tuple[tuple[int, int], int]], workers: int) -> Iterator[Scene]:
+    shared = Parallel(n_jobs=max(workers, 1), return_as="generator")
+    yield from shared(delayed(_on_one_thread)(make, *task) for task in tasks)
+
+
+def _on_one_thread(make: Maker, key: tuple[int, int], size: int) -> Scene:
+    """Make a batch on one thread, as sums depend on how they are split: the same for any number of workers."""
+    with seeded(seed_of(*key)), on_threads(1):
+        return make(key, size)
+
+
+@contextmanager
+def on_threads(number: int) -> Iterator[None]:
+    """Use so many threads at most in the ``with`` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(number, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

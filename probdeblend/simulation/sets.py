@@ -11,8 +11,6 @@ While a set is written, its complete shards are in a folder with ``.partial`` ap
 interrupted run can be resumed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice

@@ -9,8 +9,6 @@ Beside the population's sources, fainter ones and neighbors that the edge cuts a
 listed positions belong to no source, and some sources are listed nowhere, as it is with any catalog.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Fluxes are measured at the true positions of the sources that are bright enough 
 of sources in their group, which is what makes them hard. Detections are judged without any position given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

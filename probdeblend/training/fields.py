@@ -6,8 +6,6 @@ already are listed with the injected ones, but nothing is known of them: their f
 neither as real nor as false.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

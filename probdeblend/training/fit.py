@@ -1,7 +1,5 @@
 """The training loop, shared by all losses and sources of batches."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 What is done is kept in a folder beside the output, so that an interrupted run can be resumed. Every scene is seen once.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -26,8 +24,8 @@ from ..deblending.weights import load, save
 from ..networks.scene_loss import SceneLoss
 from ..networks.scenes import SceneNetwork
 from ..refinement.mode import fwhm_of
+from ..simulation.scenes import on_threads
 from ..simulation.stream import SceneBatch, SceneStream
-from ..simulation.workers import on_threads
 from .fit import Schedule, fit
 
 __all__ = ["train"]

@@ -33,7 +33,7 @@ def drawing(monkeypatch):
 @pytest.fixture
 def fake(drawing, monkeypatch):
     """Weights whose answer is known; and no figure is drawn."""
-    monkeypatch.setattr(import_module("probdeblend.cli.deblend"), "_draw", lambda *_: [])
+    monkeypatch.setattr(import_module("probdeblend.deblending.products"), "_draw", lambda *_: [])
     return drawing
 
 

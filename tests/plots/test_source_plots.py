@@ -45,13 +45,15 @@ def texts(axes):
 
 def test_source(posterior, image):
     panels = plot_source(posterior, 12, image)
-    assert [axes.get_title() for axes in panels[:3]] == ["source 12", "mask probability", "deblended"]
-    assert float(panels[3].get_title().split(" ± ")[0]) == pytest.approx(40, abs=0.3)
-    assert panels[3].get_xlabel() == "flux [nJy]"
+    assert [axes.get_title() for axes in panels[:4]] == ["source 12", "mask probability", "deblended", "rest"]
+    assert float(panels[4].get_title().split(" ± ")[0]) == pytest.approx(40, abs=0.3)
+    assert panels[4].get_xlabel() == "flux [nJy]"
     np.testing.assert_array_equal(panels[0].images[0].get_array(), image[10:23, 18:31])
     np.testing.assert_array_equal(panels[1].images[0].get_array(), posterior.mask(12).data)
     assert panels[0].images[0].get_extent() == [17.5, 30.5, 9.5, 22.5]
     assert panels[2].images[0].norm is panels[0].images[0].norm
+    rest = panels[2].images[0].get_array() + panels[3].images[0].get_array()
+    np.testing.assert_allclose(rest, image[10:23, 18:31], atol=1e-12)
 
 
 def test_source_without_an_image_shows_the_sum_of_the_deblended_ones(posterior):
@@ -67,8 +69,8 @@ def test_source_of_masks_and_kron_fluxes_alone(posterior, image):
     missed = Posterior(posterior.dataset.drop_vars("flux").assign(flux_auto=flux), masks)
     panels = plot_source(missed, 11, image)
     assert texts(panels[2]) == ["no image"]
-    assert panels[3].get_title() == "not detected"
-    assert panels[3].get_xlabel() == "Kron flux [nJy]"
+    assert panels[4].get_title() == "not detected"
+    assert panels[4].get_xlabel() == "Kron flux [nJy]"
     axes, corner = plot_group(missed, 11, image)
     assert not corner[1, 0].collections
     axes.figure.figure.draw_without_rendering()
@@ -85,7 +87,7 @@ def test_errors_have_two_digits(posterior, image):
     for scale, title in [(1e-3, "0.0800 ± 0.0020"), (1, "80.0 ± 2.0"), (1e6, "8e+07 ± 2e+06")]:
         levels = np.repeat(scale * np.array([78.0, 80.0, 82.0]), [399, 2, 399]).reshape(2, 400, 1, 1)
         certain = Posterior(posterior.dataset.assign(flux=posterior.flux * 0 + levels), posterior.cutouts)
-        assert plot_source(certain, 11, image)[3].get_title() == title
+        assert plot_source(certain, 11, image)[4].get_title() == title
 
 
 def test_group_shows_the_joint_distribution(posterior, image):
@@ -130,6 +132,14 @@ def test_field_shows_each_source_in_a_color_of_its_own(posterior, image):
     nearest = [int(np.abs(colors - center).sum(1).argmin()) for center in centers]
     assert len(set(nearest)) == 3
     panels[0].figure.draw_without_rendering()
+
+
+def test_field_joins_groups_and_marks_flags(posterior, image):
+    posterior = posterior.with_columns({"flags": [0, 4, 0, 8]})
+    flagged, *lines = plot_field(posterior, image)[1].lines
+    np.testing.assert_array_equal(flagged.get_xydata(), [[24, 16], [46, 26]])
+    ends = {frozenset(map(tuple, line.get_xydata())) for line in lines}
+    assert ends == {frozenset({(16, 16), (24, 16)}), frozenset({(16, 16), (16, 24)})}
 
 
 def test_field_without_sources(posterior, image):

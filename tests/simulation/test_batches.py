@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from probdeblend.simulation.workers import in_batches
+from probdeblend.simulation.scenes import in_batches
 
 SEVERAL = [0, pytest.param(2, marks=pytest.mark.slow)]  # processes start slowly
 ONE = {"seed": 7, "batch_size": 1}

@@ -6,9 +6,9 @@ import torch
 
 from probdeblend.scene import SOURCE_TYPES
 from probdeblend.simulation.cameras import Camera
+from probdeblend.simulation.light import textured
 from probdeblend.simulation.morphology import source_components
 from probdeblend.simulation.profiles import render
-from probdeblend.simulation.texture import textured
 
 CAMERA = Camera.candels_f160w()
 SIZE = 128
