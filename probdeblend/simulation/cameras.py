@@ -230,7 +230,7 @@ def random_psf(rng: np.random.Generator, fwhm: float, *, kind: str, fine: bool) 
     # The pixel widens the PSF, so the light without it is narrower than what is asked for.
     for _ in range(2):
         measured = galsim.Convolve(light, pixel).drawImage(nx=33, ny=33, scale=0.5, method="no_pixel").calculateFWHM()
-        light = light.dilate(min(max(fwhm / measured, 0.6), 1.4))
+        light = light.dilate(min(max(fwhm / measured, 0.6), 1.4) if measured > 0 else 1.0)  # GalSim may find none: NaN
     effective = galsim.Convolve(light, pixel)
     return [_drawn(effective, *grid) for grid in [(PSF_SIZE, 1.0), (2 * PSF_SIZE - 1, 0.5)][: 1 + fine]]
 
