@@ -44,6 +44,20 @@ def test_version_is_that_of_the_project():
     assert probdeblend.__version__ == project["version"]
 
 
+def test_conda_recipe_needs_what_the_project_needs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    recipe = (ROOT / ".ci" / "recipe.yaml").read_text()
+    assert f'version: "{project["version"]}"' in recipe
+    run = recipe.partition("  run:\n")[2].partition("\n\n")[0]
+    known = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+    needed = dict(line.strip(" -").split(" ") for line in run.splitlines())
+    needed = {known.get(name, name): version for name, version in needed.items()}
+    assert needed.pop("python") == project["requires-python"]
+    assert needed == {
+        name: text.removeprefix(name) for text in project["dependencies"] for name in [re.split("[<>=]", text)[0]]
+    }
+
+
 def test_module_run_prints_the_version():
     assert probdeblend.__version__ in run_python("-m", "probdeblend", "--version")
 

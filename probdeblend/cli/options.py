@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from functools import reduce
 from math import isfinite
 from pathlib import Path
@@ -68,6 +68,12 @@ def combine(*options: Callable) -> Callable:
     return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
+def _silence(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print nothing on standard output."""
+    context.with_resource(redirect_stdout(None) if wanted else nullcontext())
+
+
+quiet = click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_silence, help="Print errors alone.")
 fold = click.option(
     "--fold", "folds", type=click.IntRange(0, 4), multiple=True, help="Folds of galaxies to use.  [default: all five]"
 )

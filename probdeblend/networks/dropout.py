@@ -9,8 +9,6 @@ Every group has random numbers of its own, as many whatever the network says, so
 rounding error changes its draws by no more.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

@@ -13,8 +13,6 @@ The total flux of a source follows from its Kron flux by the aperture correction
 own whose mean may depend on the Kron flux.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple

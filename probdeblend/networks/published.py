@@ -14,8 +14,6 @@ image.
 All see asinh of the pixels, as bright cores would drown all else. Benchmarks train them.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The loss of the scene network: proper scores of all that it answers, so that the best answer is a calibrated one."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

@@ -7,8 +7,6 @@ of the group's fluxes, and with shape, class and existence of every source. Mont
 so that everything else is computed once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
