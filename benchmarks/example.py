@@ -1,4 +1,4 @@
-"""Make the example that ships with the package, and the picture of it in the README.
+"""Make the example that ships with the package, and the picture of a real field in the README.
 
 The example is a crowded field of galaxies and stars, drawn from the package's population and rendered by GalSim in the
 conditions of CANDELS F160W: correlated sky noise and photon noise. The position in the sky is made up.
@@ -7,6 +7,7 @@ conditions of CANDELS F160W: correlated sky noise and photon noise. The position
 from __future__ import annotations
 
 import math
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from astropy.wcs import WCS
 
 import probdeblend
 from probdeblend._files import whole_file
-from probdeblend.plots import plot_field
+from probdeblend.photometry import measure_psf, subtract_sky
+from probdeblend.plots import plot_field, plot_rgb
 from probdeblend.scene import SOURCE_TYPES, Scene
 from probdeblend.simulation.cameras import Camera
 from probdeblend.simulation.galsim import render_galsim
@@ -30,6 +32,8 @@ __all__ = ["EXAMPLE_PATH", "PICTURE_PATH", "main", "write_example", "write_pictu
 EXAMPLE_PATH = Path(str(files("probdeblend") / "data" / "example.fits"))
 PICTURE_PATH = Path(__file__).parent.parent / "docs" / "images" / "field.png"
 
+HSC = "deepdisc_fields/hsc/{}-10054-0,2-c1_scarlet_img.fits"
+REGION = (slice(500, 720), slice(500, 720))
 SEED = 3
 SIZE, SOURCES = 192, 40
 POSITION = (53.1227, -27.8051)
@@ -46,14 +50,21 @@ def write_example(path: Path, *, overwrite: bool = False) -> None:
         fits.HDUList([image, fits.table_to_hdu(_truth(scene))]).writeto(temporary)
 
 
-def write_picture(path: Path) -> None:
-    """Deblend the example with the weights that ship and draw the field beside its sources."""
-    with fits.open(EXAMPLE_PATH) as hdus:
-        pixels, header = hdus[0].data.astype(float), hdus[0].header
-    posterior = probdeblend.deblend(
-        EXAMPLE_PATH, psf="candels_f160w", sky_rms=header["SKYRMS"], gain=header["EXPOSURE"]
-    )
-    plot_field(posterior, pixels)[0].figure.savefig(path, dpi=120)
+def write_picture(path: Path, folder: Path) -> None:
+    """Deblend a part of a real field with the weights that ship and draw it in colors beside its sources.
+
+    The field is one of Hyper Suprime-Cam in g, r and i (Aihara et al. 2022, doi:10.1093/pasj/psab122), from the test
+    data of DeepDISC; its PSFs are measured on the whole image.
+    """
+    bands = [fits.getdata(folder / HSC.format(band)).astype(float) for band in "GRI"]
+    psf = [measure_psf(*subtract_sky(band)) for band in bands]
+    pixels = [band[REGION] for band in bands]
+    panels = plot_field(probdeblend.deblend(pixels, psf=psf, zero_point=27.0), pixels, band=2)
+    panels[0].images[0].remove()
+    plot_rgb(pixels, axes=panels[0])
+    for panel in panels:
+        panel.set(xlabel="", ylabel="", xticks=[], yticks=[])
+    panels[0].figure.savefig(path, dpi=120)
 
 
 def _truth(scene: Scene) -> Table:
@@ -86,9 +97,11 @@ def _header(camera: Camera) -> fits.Header:
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
 @click.option("--picture", is_flag=True, help="Draw the picture of the README instead.")
 def main(output: Path, overwrite: bool, picture: bool) -> None:
-    """Simulate the example that ships with the package, or draw the picture of it."""
+    """Simulate the example that ships with the package, or draw the picture of a real field."""
     if picture:
-        write_picture(PICTURE_PATH)
+        if not (folder := os.environ.get("PROBDEBLEND_DATA")):
+            raise click.ClickException("PROBDEBLEND_DATA must name the folder of survey data for the picture, got none")
+        write_picture(PICTURE_PATH, Path(folder))
         click.echo(f"written to {PICTURE_PATH}")
         return
     try:
