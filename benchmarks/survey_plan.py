@@ -3,8 +3,8 @@
 Fields of `benchmarks.field` are deblended one after the other, as one worker of `probdeblend deblend --each` does it,
 with their catalogs in Parquet. Images of a survey then take as long as these, drawn at random and scaled by a
 log-normal factor, as some are more crowded than others. A worker gets the next image when it is done with one. Workers
-die at random: the image begins anew where another is free, and the worker is back after a while. Some hundreds of
-images per worker are simulated, and the days of the whole survey follow in proportion.
+die at random: the image begins anew where another is free, and the worker is back after a while. What a scheduler
+itself can do is not in it: Dask's starts some thousand tasks per second.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks._command import Run, benchmark, sized_option, weights_option
 from benchmarks._scenes import formatted
@@ -25,20 +26,19 @@ from probdeblend.simulation.cameras import Camera
 
 __all__ = ["main", "simulated"]
 
-SOURCES = 10**9
 WORKERS = (100, 1000, 10_000)
 SCATTER = 0.3  # of ln time from image to image, beyond that of the measured ones
 LIFE = 24 * 3600.0  # seconds of a worker until it dies, in the mean
 RESTART = 60.0  # seconds until another takes its place, and has loaded the weights
-EACH = 200  # images per worker that are simulated
 FILES = ("catalog.parquet", "segmentation.fits", "model.fits", "draws.nc")
 
 
 @benchmark("survey_plan")
 @sized_option("--count", 2, 12, help="Fields that are measured.")
 @sized_option("--side", 384, 1000, least=192, help="Their pixels on a side.")
+@sized_option("--sources", 10**7, 10**9, help="Sources of the survey.")
 @weights_option
-def main(run: Run, count: int, side: int, weights: Path | None) -> None:
+def main(run: Run, count: int, side: int, sources: int, weights: Path | None) -> None:
     """Measure what an image takes, and simulate how many workers share a survey of a billion sources.
 
     One row per number of workers: images of the survey, days until it is done, the fraction of the workers' time in
@@ -66,7 +66,7 @@ def main(run: Run, count: int, side: int, weights: Path | None) -> None:
             began = time.process_time()
         sizes = {name: np.sum([(folder / name).stat().st_size for folder in folders]) for name in FILES}
         measured = np.array(seconds[1:] or seconds)  # the first one loads the weights
-        number = round(SOURCES / np.mean(found))
+        number = round(sources / np.mean(found))
         table = formatted([simulated(measured, workers, number, seed=run.seed) for workers in WORKERS])
         per_source = {name: float(size / np.sum(found)) for name, size in sizes.items()}
         table.meta = {
@@ -77,40 +77,33 @@ def main(run: Run, count: int, side: int, weights: Path | None) -> None:
             "memory, GB": _peak_memory(),
         }
         for name, size in per_source.items():
-            table.meta |= {f"bytes per source, {name}": size, f"terabytes of the survey, {name}": size * SOURCES / 1e12}
+            table.meta |= {f"bytes per source, {name}": size, f"terabytes of the survey, {name}": size * sources / 1e12}
         run.write(table)
 
 
-def simulated(measured: np.ndarray, workers: int, images: int, *, seed: int, each: int = EACH) -> dict[str, float]:
-    """Simulate `each` images per worker, or all `images` if they are fewer, and scale the rest.
-
-    Returns
-    -------
-    dict
-        One row of the table.
-    """
-    rng, simulated_images = np.random.default_rng((seed, workers)), min(images, each * workers)
-    times = rng.choice(measured, simulated_images) * np.exp(rng.normal(-(SCATTER**2) / 2, SCATTER, simulated_images))
+def simulated(measured: NDArray, workers: int, images: int, *, seed: int) -> dict[str, float]:
+    """Simulate a survey of so many images, and return a row of the table."""
+    rng = np.random.default_rng((seed, workers))
+    times = rng.choice(measured, images) * np.exp(rng.normal(-(SCATTER**2) / 2, SCATTER, images))
     free = [(0.0, worker) for worker in range(workers)]  # when each worker has nothing to do
-    death = rng.exponential(LIFE, workers)  # when it dies
-    worked = again = 0
-    for duration in times:
+    death = rng.exponential(LIFE, workers).tolist()  # when it dies
+    worked = again = begun = last = 0
+    for duration in times.tolist():
         now, worker = heapq.heappop(free)
         while now + duration > death[worker]:  # the image begins anew where a worker is free
             again += 1
             heapq.heappush(free, (death[worker] + RESTART, worker))
             death[worker] += RESTART + rng.exponential(LIFE)
             now, worker = heapq.heappop(free)
-        worked += duration
+        worked, begun, last = worked + duration, max(begun, now), max(last, now + duration)
         heapq.heappush(free, (now + duration, worker))
-    ends = np.array([end for end, _ in free])
     return {
         "workers": workers,
         "images": images,
-        "days": float(ends.max() / simulated_images * images / 86400),
-        "busy": float(worked / (ends.max() * workers)),
-        "again": again / simulated_images,
-        "tail_hours": float((ends.max() - ends.min()) / 3600),
+        "days": last / 86400,
+        "busy": worked / (last * workers),
+        "again": again / images,
+        "tail_hours": (last - begun) / 3600,
     }
 
 

@@ -1,6 +1,8 @@
 """The package as a whole: its names, what importing it costs, and that contracts, docs and code agree."""
 
+import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
 import subprocess
@@ -86,6 +88,14 @@ def test_public_names_stay_light():
 def test_unknown_name_is_refused():
     with pytest.raises(AttributeError, match="module 'probdeblend' has no attribute 'deblend_everything'"):
         _ = probdeblend.deblend_everything
+
+
+WITH_EXAMPLES = [name for name in MODULES if ">>> " in Path(importlib.util.find_spec(name).origin).read_text()]
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_in_docstrings_run(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__: list[str] = []  # used from the command line alone
 
 EXAMPLE = {"psf": ("candels_f160w",), "rms": ("0.003",), "gain": 3200.0, "wavelength": (1.54,)}
-SPARED = ("correlation", "star", "group", "existence", "mag", "flux_err")  # columns that it has only if there is room
 
 
 @click.command(short_help="Find the sources in an image and deblend them.")
@@ -71,6 +70,8 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
         folders = {given["output"] / path.name.partition(".fit")[0]: options.bands(given, [path]) for path in images}
         if len(folders) < len(images):
             raise ValueError(f"images must have different names with each, got {len(folders)} of {len(images)}")
+    elif given["workers"]:
+        raise ValueError(f"workers must be 0 without each, got {given['workers']}")
     elif given["output"].exists() and not given["overwrite"]:
         raise FileExistsError(f"{given['output']}: exists already")
     arguments = options.observed(given) | {"calibrate": not given["no_calibrator"]}
@@ -79,11 +80,12 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
     failed = 0
     with (
         _cluster(given["workers"]) as client,
-        tqdm(desc="sky, noise and PSF", unit="tile", leave=False, disable=None if sys.stderr else True) as bar,
+        tqdm(total=len(folders), desc="images", unit="", leave=False, disable=None if sys.stderr else True) as bar,
     ):
         arguments["progress"] = partial(_advance, bar) if client is None else None
         for folder, catalog in deblend_files(folders, client=client, **arguments):
             bar.clear()
+            bar.update(client is not None)
             if isinstance(catalog, Exception):
                 if not given["each"]:
                     raise catalog
@@ -107,7 +109,8 @@ def _cluster(workers: int) -> AbstractContextManager[Client | None]:
 
 
 def _advance(bar: tqdm, done: int, total: int) -> None:
-    bar.total = total
+    if not done:
+        bar.reset(total)
     bar.set_description("sources" if done < total else "fluxes")
     bar.update(done - bar.n)
 
@@ -124,10 +127,10 @@ def _report(catalog: QTable, output: Path, given: dict) -> None:
         found = {"sources": sources, "unit": unit, "notes": assumed, "output": str(output), "files": names}
         click.echo(json.dumps(json.loads(json.dumps(found), parse_constant=lambda _: None)))  # JSON has no NaN
     elif given["each"]:
-        click.echo(f"{len(catalog)} sources written to {output}")
+        click.echo(f"{len(catalog)} sources written to {output}{'' if 'field.png' in names else ', without a picture'}")
     else:
         lines = partial(table.pformat, max_width=-1, max_lines=-1, show_unit=False)
-        for name in SPARED:
+        for name in ("correlation", "star", "group", "existence", "mag", "flux_err"):  # only if there is room
             if len(lines()[0]) > get_terminal_size().columns:
                 table.remove_columns([column for column in table.colnames if re.match(f"{name}(_|$)", column)])
         rest = [f"... and {len(catalog) - len(table)} more"] if len(catalog) > len(table) else []

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__: list[str] = []  # used from the command line alone
 
 FILE = click.Path(path_type=Path)
-BATCH_PIXELS = 2**20  # of the images of a batch
-LONGEST = 600  # letters of a sentence
 CAMERAS = ("candels_f160w", "random")
 
 
@@ -60,7 +58,8 @@ def sentence(error: Exception) -> str:
     elif not isinstance(error, ValueError | TypeError | OSError | ImportError):
         text = f"unexpected {type(error).__name__}: {text}"
     hint = "; --overwrite replaces it" if text.endswith("exists already") else ""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split())[:LONGEST]) + hint
+    hint = "; pip install 'probdeblend[batch]' brings it" if isinstance(error, ImportError) else hint
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split())[:600]) + hint
 
 
 def combine(*options: Callable) -> Callable:
@@ -73,7 +72,7 @@ def _silence(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     context.with_resource(redirect_stdout(None) if wanted else nullcontext())
 
 
-quiet = click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_silence, help="Print errors alone.")
+quiet = click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_silence, help="Print no results.")
 fold = click.option(
     "--fold", "folds", type=click.IntRange(0, 4), multiple=True, help="Folds of galaxies to use.  [default: all five]"
 )
@@ -156,7 +155,7 @@ def write_set(output: Path, sources: Sources, given: Mapping[str, Any], settings
         camera = Cameras(native_fraction=0.0).sample(np.random.default_rng(given["seed"]))
     population = getattr(Population, given["population"])()
     simulator = Simulator(population, camera, (side, side), given["sources"], sources)
-    size = max(1, min(64, count, BATCH_PIXELS // side**2))
+    size = max(1, min(64, count, 2**20 // side**2))
 
     def batches(first: int) -> Iterator[Scene]:
         made = simulator.batches(count, seed=given["seed"], batch_size=size, first=first, workers=given["workers"])

@@ -146,9 +146,9 @@ def deblend_files(
     weights, calibrator
         Files, as for `load`.
     client
-        A Dask cluster, whose workers see the files under the same names. Each loads the weights once and deblends on
-        one thread. A worker that dies costs the image that it was at, which another one begins anew. None deblends one
-        image after the other, here.
+        A Dask cluster, whose workers see the files under the same names; each loads the weights once. If a worker dies,
+        only the image in progress is lost, and another worker restarts it. None deblends one image after the other,
+        here.
     table, save_draws
         What is written, as for `write_products`.
     overwrite
@@ -162,19 +162,22 @@ def deblend_files(
         Each folder as soon as it is done, and its catalog; None where it was finished already; the exception where the
         image could not be deblended.
     """
-    given = (one for value in (weights, calibrator, *options.values()) for one in np.atleast_1d(value))
+    values = (weights, calibrator, *options.values())
+    given = (one for value in values for one in (value if isinstance(value, list | tuple) else [value]))
     how = {"table": table, "save_draws": save_draws, "overwrite": overwrite, "options": options}
     how["inputs"] = [path for path in given if isinstance(path, str | PathLike)]
     if isinstance(path := options.get("positions"), str | PathLike):
         options["positions"] = read_positions(path)
+    left = {folder: own for folder, own in folders.items() if overwrite or not (Path(folder) / RECORD).is_file()}
+    yield from ((Path(folder), None) for folder in folders if folder not in left)
     if client is None:
         deblender = files.load(weights, calibrator=calibrator)
-        yield from ((Path(item[0]), _deblended(lambda: deblender, *item, **how)) for item in folders.items())
+        yield from ((Path(item[0]), _deblended(lambda: deblender, *item, **how)) for item in left.items())
         return
     from dask.distributed import as_completed
 
     deblend = partial(_deblended, partial(files.loaded, weights, calibrator), **how)
-    futures = {client.submit(deblend, *item, pure=False): Path(item[0]) for item in folders.items()}
+    futures = {client.submit(deblend, *item, pure=False): Path(item[0]) for item in left.items()}
     for future in as_completed(futures):
         yield futures.pop(future), future.exception() or future.result()
 
@@ -188,11 +191,11 @@ def _deblended(
     overwrite: bool,
     options: Mapping[str, object],
     **how: object,
-) -> QTable | Exception | None:
+) -> QTable | Exception:
     """Deblend one image into a folder."""
     images = [images] if isinstance(images, str | PathLike) else list(images)
-    if (Path(folder) / RECORD).is_file() and not overwrite:
-        return None
+    if (Path(folder) / RECORD).is_file() and not overwrite:  # by a worker that died before it could say so
+        return QTable.read(Path(folder) / f"catalog.{how['table']}", format=TABLES[f".{how['table']}"])
     try:
         with output_folder(folder, overwrite=overwrite, inputs=[*images, *inputs]) as temporary:
             posterior = loaded()(images, **options)

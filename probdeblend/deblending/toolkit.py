@@ -1,7 +1,5 @@
 """A trained network as a deblender of the Blending ToolKit (Mendoza et al. 2025, doi:10.33232/001c.129699)."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from astropy.table import Table

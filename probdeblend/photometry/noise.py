@@ -10,8 +10,6 @@ Photon noise is the same field, scaled: a pixel of expected flux ``I`` has the v
 ``sky_rms**2 + I / (exposure * sum(rho))``, so that the flux of a galaxy has Poisson scatter ``sqrt(flux / exposure)``.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -85,7 +85,7 @@ def plot_errors(draws: ArrayLike, truth: ArrayLike, *, axes: Axes | None = None)
     logs = np.log(np.maximum(np.quantile(draws, ONE_SIGMA, axis=0), np.finfo(float).tiny) / truth)
     low, middle, high = logs.clip(-LARGEST_ERROR, LARGEST_ERROR)
     inside = (low <= 0) & (high >= 0)
-    for chosen, color, name in ((inside, PALETTE[0], "68 % interval holds the truth"), (~inside, PALETTE[1], "misses")):
+    for chosen, color, name in ((inside, PALETTE[0], "truth inside 68 %"), (~inside, PALETTE[1], "truth outside")):
         ends = np.abs(np.stack([low, high]) - middle)[:, chosen]
         axes.errorbar(truth[chosen], middle[chosen], ends, fmt="o", ms=3, lw=0.8, color=color, label=name)
     axes.set(xscale="log", xlabel="true flux", ylabel="ln (flux / true flux)", ylim=(-LARGEST_ERROR, LARGEST_ERROR))

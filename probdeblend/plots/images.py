@@ -83,7 +83,7 @@ def plot_image(image: ArrayLike, *, axes: Axes | None = None) -> Axes:
 def plot_rgb(image: ArrayLike, *, axes: Axes | None = None) -> Axes:
     """Show three bands in colors, with the stretch of Lupton et al. (2004, doi:10.1086/382245).
 
-    Each band counts in units of its own sky noise. Colors stay, however bright a pixel is.
+    Each band is scaled by its own sky noise; the hue of a pixel does not depend on its brightness.
 
     Parameters
     ----------

@@ -136,7 +136,7 @@ def plot_field(
 ) -> NDArray[np.object_]:
     """Show a field beside its deblended sources: each source's light in a color that its neighbors do not have.
 
-    Lines join the sources of a group; a triangle is around sources with a flag.
+    Up to 150 sources have their labels; then lines also join the sources of a group, and triangles mark flags.
 
     Parameters
     ----------

@@ -8,8 +8,6 @@ is the most probable class; the sky level and the width of the PSF follow their 
 ``Trace_ELBO()(model, guide)`` on images without truth.
 """
 
-from __future__ import annotations
-
 import pyro
 import pyro.distributions as dist
 import torch

@@ -8,8 +8,6 @@ where that is larger than ``r``. Networks are trained on pairs anywhere in the i
 In a cluster, each source lies anywhere or, more often, near one of those before it.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ image of any size needs little memory. Its AUTO flux is what SEP measures on tha
 not find the source, it is that of a brighter source of the same shape.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
