@@ -16,7 +16,7 @@ from .images import PALETTE, new_figure, plot_image, show, stretch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..posterior.draws import Posterior
+    from probdeblend.posterior.draws import Posterior
 
 __all__ = ["plot_field", "plot_group", "plot_source"]
 

@@ -111,7 +111,7 @@ def test_each_image_is_deblended_by_itself(run, fake, image, output, monkeypatch
         "Error in probdeblend-output/b: b.fit: not a FITS file, or damaged",
         "Error: 1 of 3 images could not be deblended",
     ]
-    lines = [f"2 sources written to probdeblend-output/{name}" for name in ("image", "a")]
+    lines = [f"2 sources written to probdeblend-output/{name}, without a picture" for name in ("image", "a")]
     assert result.stdout.splitlines() == lines
     assert [[str(path) for path in call["image"]] for call in fake.calls] == [[image], ["more/a.fits.gz"]]
     assert len(loads) == 1
@@ -126,6 +126,7 @@ def test_each_image_is_deblended_by_itself(run, fake, image, output, monkeypatch
     Path("b.fit").rename("c.fits")
     result = run("deblend", "c.fits", "--each")
     assert "Error in probdeblend-output/c: probdeblend-output/c: exists already" in result.stderr
+    refused(run("deblend", image, "--workers", 2, "--output", "two"), "workers must be 0 without each, got 2")
     refused(
         run("deblend", image, f"more/../{image}", "--each"),
         "images must have different names with each, got 1 of 2",
