@@ -9,7 +9,7 @@ import click
 from .. import __version__
 from .deblend import deblend
 from .evaluate import calibrate, evaluate
-from .options import Group, quiet
+from .options import Group
 from .scenes import inject, isolate, simulate, train
 
 __all__ = ["main"]
@@ -17,7 +17,6 @@ __all__ = ["main"]
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="probdeblend")
-@quiet
 def main() -> None:
     """Posteriors over the fluxes and masks of overlapping sources."""
 

@@ -109,8 +109,7 @@ def _cluster(workers: int) -> AbstractContextManager[Client | None]:
 
 
 def _advance(bar: tqdm, done: int, total: int) -> None:
-    if not done:
-        bar.reset(total)
+    bar.total = total
     bar.set_description("sources" if done < total else "fluxes")
     bar.update(done - bar.n)
 

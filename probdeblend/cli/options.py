@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager
 from functools import reduce
 from math import isfinite
 from pathlib import Path
@@ -58,7 +58,6 @@ def sentence(error: Exception) -> str:
     elif not isinstance(error, ValueError | TypeError | OSError | ImportError):
         text = f"unexpected {type(error).__name__}: {text}"
     hint = "; --overwrite replaces it" if text.endswith("exists already") else ""
-    hint = "; pip install 'probdeblend[batch]' brings it" if isinstance(error, ImportError) else hint
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split())[:600]) + hint
 
 
@@ -67,12 +66,6 @@ def combine(*options: Callable) -> Callable:
     return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
-def _silence(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    """Print nothing on standard output."""
-    context.with_resource(redirect_stdout(None) if wanted else nullcontext())
-
-
-quiet = click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_silence, help="Print no results.")
 fold = click.option(
     "--fold", "folds", type=click.IntRange(0, 4), multiple=True, help="Folds of galaxies to use.  [default: all five]"
 )

@@ -77,11 +77,3 @@ def test_an_interrupt_leaves_nothing(tmp_path, number):
     assert errors == "Interrupted!\n"
     assert "Traceback" not in errors
     assert not list(tmp_path.iterdir())
-
-
-def test_quiet_prints_errors_alone(run, tmp_path):
-    assert run("--quiet", "simulate", "set", "--count", "1", "--size", "64").stdout == ""
-    assert (tmp_path / "set").is_dir()
-    result = run("-q", "evaluate", "missing")
-    assert result.exit_code == 1
-    assert "missing" in result.stderr
