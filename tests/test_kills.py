@@ -175,8 +175,8 @@ def prepare(home):
 
     from probdeblend import cli, surveys
     from probdeblend.cli.evaluate import ACCURACY
-    from probdeblend.deblending import Deblender, weights
-    from probdeblend.plots import images, sources
+    from probdeblend.deblending import Deblender, products, weights
+    from probdeblend.plots import images
     from probdeblend.posterior.calibrator import Known
     from probdeblend.simulation import Simulator, stream
     from probdeblend.training import calibrate, evaluation, fields, recipes
@@ -192,7 +192,7 @@ def prepare(home):
     surveys.isolate = lambda *_, **options: galaxies
     for owner, name in ((weights, "load"), (Deblender, "__call__"), (evaluation, "evaluate")):
         once(owner, name)
-    for owner, name in ((images, "plot_stamps"), (sources, "plot_field")):
+    for owner, name in ((images, "plot_stamps"), (products, "plot_field")):
         once(owner, name)
     once(Simulator, "_batch", key=lambda *arguments: arguments[1:])
     once(recipes, "_familiar")

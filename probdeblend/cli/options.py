@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []  # used from the command line alone
 
 FILE = click.Path(path_type=Path)
+BATCH_PIXELS = 2**20  # of the images of a batch
 CAMERAS = ("candels_f160w", "random")
 
 
@@ -148,7 +149,7 @@ def write_set(output: Path, sources: Sources, given: Mapping[str, Any], settings
         camera = Cameras(native_fraction=0.0).sample(np.random.default_rng(given["seed"]))
     population = getattr(Population, given["population"])()
     simulator = Simulator(population, camera, (side, side), given["sources"], sources)
-    size = max(1, min(64, count, 2**20 // side**2))
+    size = max(1, min(64, count, BATCH_PIXELS // side**2))
 
     def batches(first: int) -> Iterator[Scene]:
         made = simulator.batches(count, seed=given["seed"], batch_size=size, first=first, workers=given["workers"])

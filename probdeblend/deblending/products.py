@@ -65,8 +65,6 @@ def write_products(
     list of str
         Names of the files.
     """
-    if image is not None:
-        _draw(folder / "field.png", posterior, image)
     catalog = posterior.catalog()
     catalog = catalog.filled(np.nan) if table == "parquet" else catalog  # it has no masks
     catalog.write(folder / f"catalog.{table}", format=TABLES[f".{table}"])
@@ -77,6 +75,8 @@ def write_products(
         fits.PrimaryHDU(posterior.model_image(), header=header).writeto(folder / "model.fits")
     if save_draws:
         posterior.save(folder / "draws.nc")
+    if image is not None:
+        _draw(folder / "field.png", posterior, image)
     return sorted(path.name for path in folder.iterdir())
 
 
