@@ -4,7 +4,7 @@ Fields of `benchmarks.field` are deblended one after the other, as one worker of
 with their catalogs in Parquet. Images of a survey then take as long as these, drawn at random and scaled by a
 log-normal factor, as some are more crowded than others. A worker gets the next image when it is done with one. Workers
 die at random: the image begins anew where another is free, and the worker is back after a while. What a scheduler
-itself can do is not in it: Dask's starts some thousand tasks per second.
+itself can do is not in it.
 """
 
 from __future__ import annotations
