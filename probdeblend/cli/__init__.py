@@ -17,7 +17,9 @@ __all__ = ["main"]
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="probdeblend")
-def main() -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Print errors and progress only.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print warnings, and the traceback of an error.")
+def main(**_: bool) -> None:
     """Posteriors over the fluxes and masks of overlapping sources."""
 
 

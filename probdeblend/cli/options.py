@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from functools import reduce
 from math import isfinite
 from pathlib import Path
@@ -35,8 +36,10 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run a command, which a request to terminate ends like Ctrl-C, so that nothing unfinished stays."""
         before = signal.signal(signal.SIGTERM, signal.default_int_handler) or signal.SIG_DFL
+        quiet, verbose = ctx.params["quiet"], ctx.params["verbose"]
+        shown = warnings.catch_warnings(action="default" if verbose else "ignore")  # notes and errors say what matters
         try:
-            with warnings.catch_warnings(action="ignore"):  # notes and errors say what matters
+            with shown, redirect_stdout(None) if quiet else nullcontext():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("Interrupted!", err=True)
@@ -44,6 +47,8 @@ class Group(click.Group):
         except (BrokenPipeError, click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
+            if verbose:
+                traceback.print_exc()
             raise click.ClickException(sentence(error)) from error
         finally:
             signal.signal(signal.SIGTERM, before)

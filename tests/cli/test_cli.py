@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,26 @@ def test_a_request_to_terminate_ends_a_command_like_an_interrupt(run, monkeypatc
     assert result.exit_code == 130
     assert result.stderr.strip() == "Interrupted!"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_quiet_prints_errors_alone(run, fake):
+    assert run("-q", "deblend").output == ""
+    assert run("-q", "deblend").stderr == "Error: probdeblend-output: exists already; --overwrite replaces it\n"
+
+
+def test_verbose_prints_warnings_and_where_an_error_was_raised(run, monkeypatch):
+    def observed(_):
+        warnings.warn("the header is odd", UserWarning, stacklevel=1)
+        raise ValueError("psf is odd")
+
+    monkeypatch.setattr(options, "observed", observed)
+    with pytest.warns(UserWarning, match="the header is odd") as seen:
+        plain, verbose = run("deblend"), run("--verbose", "deblend")
+    assert len(seen) == 1
+    assert plain.exit_code == verbose.exit_code == 1
+    assert plain.stderr == "Error: psf is odd\n"
+    assert "Traceback" in verbose.stderr
+    assert verbose.stderr.endswith("Error: psf is odd\n")
 
 
 def test_version(run):
