@@ -1,8 +1,12 @@
 """Settings of the documentation: Sphinx, numpydoc, and MyST notebooks that are executed while it is built."""
 
 import os
+import re
 from importlib import import_module
 from importlib.metadata import version as installed_version
+
+from numpy.typing import ArrayLike
+from sphinx.util.typing import stringify_annotation
 
 # Kernels inherit this: notebooks run without ipywidgets, and their progress bars are text.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
@@ -68,8 +72,22 @@ def link_to_room(app, env, node, contnode):
     return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode)
 
 
+def name_arrays(app, what, name, obj, options, signature, returned):
+    """Write numpy's names of arrays in signatures, not what they stand for."""
+    spelled = stringify_annotation(ArrayLike, "smart")
+    short = [text and text.replace(spelled, "ArrayLike") for text in (signature, returned)]
+    known = r"~?numpy\.ndarray\[tuple\[~?typing\.Any, \.\.\.\], ~?numpy\.dtype\[~?([\w.]+)\]\]"
+    return tuple(text and re.sub(known, _named, text) for text in short)
+
+
+def _named(found):
+    kind = found[1].rpartition(".")[2]
+    return "NDArray" if kind == "_ScalarT" else f"NDArray[{kind}]"
+
+
 def setup(app):
     """Register what Sphinx is to call."""
+    app.connect("autodoc-process-signature", name_arrays)
     app.connect("missing-reference", link_to_room)
 
 

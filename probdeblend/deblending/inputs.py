@@ -346,12 +346,14 @@ def _window(bands: list[BandPixels], rows: slice, columns: slice, notes: list[st
     return ratio.where(good, 0.0), good.float()
 
 
-def widened(seen: Observation, fwhm: tuple[float, float]) -> Observation:
+def widened(seen: Observation, fwhm: tuple[float, float], bands: int | None) -> Observation:
     """Let a network see bands smoothed whose PSFs are narrower than its range of widths, and note it.
 
     Pixels and sky noise stay those of the image. Raises a ValueError for a PSF that smoothing cannot bring into the
-    range.
+    range, and for more bands than the weights are meant for.
     """
+    if bands is not None and len(seen.psf) > bands:
+        raise ValueError(f"bands must be at most {bands} with these weights, got {len(seen.psf)}")
     sigma = [widening(psf, fwhm, band) for psf, band in zip(seen.psf.cpu(), seen.bands, strict=True)]
     if not any(sigma):
         return seen

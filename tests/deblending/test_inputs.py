@@ -520,7 +520,7 @@ def test_bands_with_narrow_psfs_are_smoothed_and_the_others_are_not():
     noise[1, bad] = 1e6
     star = light_of((150, 160), [90], [100], 1e4, sigma=0.6)
     with observe(noise + star, psf=[PSF, NARROW], sky_rms=[1.0, 1.0], mask=bad) as opened:
-        seen = widened(opened, (1.9, 6.0))
+        seen = widened(opened, (1.9, 6.0), None)
         parts = slice(0, 150), slice(0, 160)
         (plain, good), (ratio, also) = opened.window(*parts), seen.network_window(*parts)
         inner = seen.network_window(slice(32, 96), slice(16, 160))[0]

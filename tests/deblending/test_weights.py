@@ -107,7 +107,13 @@ def test_damaged_and_foreign_files(deblender, tmp_path):
         with pytest.raises(ValueError, match=finite):
             load(path)
     description = json.loads(metadata["description"])
-    for change in ({"fwhm": [6.0, 1.7]}, {"brightest": True}, {"settings": {"dynamic": 3}}, {"training": [1]}):
+    for change in (
+        {"fwhm": [6.0, 1.7]},
+        {"brightest": True},
+        {"settings": {"dynamic": 3}},
+        {"training": [1]},
+        {"bands": True},
+    ):
         save_file(tensors, path, metadata | {"description": json.dumps(description | change)})
         with pytest.raises(ValueError, match=fitting):
             load(path)
