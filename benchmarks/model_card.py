@@ -264,7 +264,8 @@ def _results(tables: Mapping[str, Table | None], deblender: Deblender) -> Lines:
             continue
         yield f"`{_cell(table.meta['command'])}`, probdeblend {table.meta['probdeblend']}: {shown.data}."
         chosen = table if shown.rows is None else table[np.isin(table[shown.rows[0]], shown.rows[1])]
-        yield _table([_code(column) for column in shown.columns], _rows(chosen, shown.columns))
+        head = [column.replace("_", "_<wbr>") for column in shown.columns]  # where a narrow page may break the line
+        yield _table(head, _rows(chosen, shown.columns))
         if shown.meta:
             yield "; ".join(f"{key}: {_number(table.meta[key])}" for key in shown.meta) + "."
         if name == "real_galaxies":
