@@ -126,7 +126,8 @@ def _report(catalog: QTable, output: Path, given: dict) -> None:
         found = {"sources": sources, "unit": unit, "notes": assumed, "output": str(output), "files": names}
         click.echo(json.dumps(json.loads(json.dumps(found), parse_constant=lambda _: None)))  # JSON has no NaN
     elif given["each"]:
-        click.echo(f"{len(catalog)} sources written to {output}{'' if 'field.png' in names else ', without a picture'}")
+        failed = [note for note in assumed if note.startswith("field.png")]
+        click.echo("; ".join([f"{len(catalog)} sources written to {output}", *failed]))
     else:
         lines = partial(table.pformat, max_width=-1, max_lines=-1, show_unit=False)
         for name in ("correlation", "star", "group", "existence", "mag", "flux_err"):  # only if there is room

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib import import_module
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,7 +163,21 @@ def deblend_files(
     folder, catalog
         Each folder as soon as it is done, and its catalog; None where it was finished already; the exception where the
         image could not be deblended.
+
+    Raises
+    ------
+    TypeError
+        If there is no such option.
+    ValueError
+        If there is no such format of a table, or the weights do not fit.
+    ImportError
+        If the format of the table needs a package that is not installed.
     """
+    signature(Deblender.forward).bind_partial(**options)  # what is wrong for every image is told before the first
+    if f".{table}" not in TABLES:
+        raise ValueError(f"table must be one of {', '.join(name[1:] for name in TABLES)}, got {table}")
+    if table == "parquet":
+        import_module("pyarrow")
     values = (weights, calibrator, *options.values())
     given = (one for value in values for one in (value if isinstance(value, list | tuple) else [value]))
     how = {"table": table, "save_draws": save_draws, "overwrite": overwrite, "options": options}

@@ -111,7 +111,7 @@ def test_each_image_is_deblended_by_itself(run, fake, image, output, monkeypatch
         "Error in probdeblend-output/b: b.fit: not a FITS file, or damaged",
         "Error: 1 of 3 images could not be deblended",
     ]
-    lines = [f"2 sources written to probdeblend-output/{name}, without a picture" for name in ("image", "a")]
+    lines = [f"2 sources written to probdeblend-output/{name}" for name in ("image", "a")]
     assert result.stdout.splitlines() == lines
     assert [[str(path) for path in call["image"]] for call in fake.calls] == [[image], ["more/a.fits.gz"]]
     assert len(loads) == 1
@@ -198,6 +198,8 @@ def test_a_picture_that_fails_costs_nothing_else(run, drawing, image, output, mo
     assert "catalog.ecsv, model.fits" in text
     assert "\nfield.png could not be drawn: no font is found\n" in text
     assert {path.name for path in output.iterdir()} == FILES - {"field.png"}
+    text = succeeded(run("deblend", image, *FEW, "--each", "--output", "each"))
+    assert text == "2 sources written to each/image; field.png could not be drawn: no font is found\n"
 
 
 @pytest.mark.parametrize(

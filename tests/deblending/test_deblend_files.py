@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from importlib.resources import files
 
 import numpy as np
@@ -48,6 +49,21 @@ def test_each_image_has_a_folder(images, tmp_path):
     assert [folder for folder, catalog in again.items() if catalog is not None] == [third]
     whole = pyarrow.dataset.dataset([str(folder / "catalog.parquet") for folder in images]).to_table()
     assert len(whole) == sum(map(len, answers.values())) + len(again[third])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"postions": [[3, 4]]}, TypeError, "unexpected keyword argument 'postions'"),
+        ({"table": "txt"}, ValueError, "table must be one of ecsv, csv, fits, fit, vot, parquet, got txt"),
+        ({"table": "parquet"}, ImportError, "pyarrow"),
+    ],
+)
+def test_what_is_wrong_for_every_image_is_told_before_the_first(images, monkeypatch, options, error, says):
+    monkeypatch.setattr(weights, "load", lambda *_, **__: pytest.fail("no image can be deblended"))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(error, match=says):
+        next(deblend_files(images, **KNOWN | options))
 
 
 def test_an_input_is_not_replaced(images, tmp_path):
