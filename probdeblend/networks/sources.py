@@ -33,6 +33,7 @@ REACH = 64.0  # pixels; farther away a source has no share of the light
 PROFILE = 8
 DYNAMIC_SIZE = (DYNAMIC + 2) * DYNAMIC + DYNAMIC + DYNAMIC + 1
 FAR = -1e4
+SPAN = int(2 * REACH) // FOLD + 4  # cells on a side of a window: all within that reach, and what they interpolate
 
 
 class Shares(NamedTuple):
@@ -75,6 +76,42 @@ def read_at(features: Tensor, x: Tensor, y: Tensor, stride: int) -> Tensor:
     return found[..., 0].transpose(1, 2)
 
 
+class _Windows(NamedTuple):
+    """Windows of maps around sources: `column` and `row` of their cells ``(scene, source, cell)``; `shape` of a map."""
+
+    column: Tensor
+    row: Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def around(cls, x: Tensor, y: Tensor, shape: tuple[int, int]) -> "_Windows":
+        """Return windows around positions that hold all that is within `REACH` of them."""
+        height, width = shape
+        cells = []
+        for value, size in ((x, width), (y, height)):
+            first = ((value / FOLD).floor().long() - SPAN // 2).clamp(0, max(size - SPAN, 0))
+            cells.append(first[..., None] + torch.arange(min(size, SPAN), device=x.device))
+        return cls(*cells, shape)
+
+    @staticmethod
+    def pixels(cells: Tensor) -> Tensor:
+        """Return the numbers of the pixels of cells ``(scene, source, pixel)``."""
+        return (FOLD * cells[..., None] + torch.arange(FOLD, device=cells.device)).flatten(-2)
+
+    def cut(self, maps: Tensor) -> Tensor:
+        """Cut windows ``(scene, source, band, channel, y, x)`` out of maps ``(scene, band, channel, y, x)``."""
+        scene = torch.arange(len(maps), device=maps.device)[:, None, None, None]
+        return maps[scene, :, :, self.row[..., None], self.column[..., None, :]].permute(0, 1, 4, 5, 2, 3)
+
+    def paste(self, values: Tensor, beyond: float) -> Tensor:
+        """Paste pixels of windows ``(scene, source, band, y, x)`` into whole maps, which are constant `beyond` them."""
+        height, width = (FOLD * size for size in self.shape)
+        place = self.pixels(self.row)[..., None] * width + self.pixels(self.column)[..., None, :]
+        place = place.flatten(-2)[:, :, None].expand(*values.shape[:3], -1)
+        maps = values.new_full((*values.shape[:3], height * width), beyond)
+        return maps.scatter(3, place, values.flatten(-2)).unflatten(-1, (height, width))
+
+
 class SourceReader(nn.Module):
     """Reads queries at positions, and divides the light.
 
@@ -102,24 +139,24 @@ class SourceReader(nn.Module):
 
         `queries` are those of the sources where they were read before, from larger maps.
         """
-        height, width = maps.image.shape[-2:]
         each = self.queries(maps, x, y) if queries is None else queries
         weight = self.gate(each).float().softmax(2)
         query = (weight * each).sum(2)
         both = torch.cat([each, query[:, :, None].expand_as(each)], -1)
-        dx, dy = (torch.arange(size, device=x.device) - v[..., None] for v, size in ((x, width), (y, height)))
-        logit = self._profile(self.profile(both).float(), dx, dy)
+        near = _Windows.around(x, y, maps.share_features.shape[-2:])
+        dx, dy = (near.pixels(cells) - v[..., None] for cells, v in ((near.column, x), (near.row, y)))
         offset = [(value[..., 1::2] + value[..., ::2]) / 2 for value in (dx, dy)]
-        logit = logit + _own_network(self.share_network(both), maps.share_features, *offset)
-        far = torch.hypot(dx[:, :, None, :], dy[..., None]) > REACH
-        logit = logit.masked_fill(far[:, :, None], FAR)
-        log_share = torch.cat([logit, maps.unlisted[:, None]], 1).log_softmax(1)
-        share = log_share[:, :-1].exp()
+        logit = self._profile(self.profile(both).float(), dx, dy)
+        logit = logit + _own_network(self.share_network(both), near.cut(maps.share_features), *offset)
+        logit = logit.masked_fill((torch.hypot(dx[:, :, None, :], dy[..., None]) > REACH)[:, :, None], FAR)
+        logit = torch.cat([near.paste(logit, FAR), maps.unlisted[:, None]], 1)
+        share = logit.softmax(1)[:, :-1]
         gate = maps.gate.repeat_interleave(FOLD, -2).repeat_interleave(FOLD, -1)
         seen = (gate[:, None] * share).sum(2).clamp(min=1e-8).log()
         mask = self.mask_slope.abs() * (maps.union[:, None] + seen)
-        own = _own_network(self.mask_network(self.drop(query))[:, :, None], maps.mask_features[:, None], *offset)
-        return Shares(share, log_share, mask + own[:, :, 0], query, each)
+        weights = self.mask_network(self.drop(query))[:, :, None]
+        own = near.paste(_own_network(weights, near.cut(maps.mask_features[:, None]), *offset), 0.0)
+        return Shares(share, logit.log_softmax(1), mask + own[:, :, 0], query, each)
 
     def queries(self, maps: TrunkMaps, x: Tensor, y: Tensor) -> Tensor:
         """Return the query of each source in each band ``(scene, source, band, feature)``."""
@@ -152,7 +189,9 @@ class SourceReader(nn.Module):
         numbers = [torch.arange(s.start, s.stop, dtype=torch.float32, device=query.device) for s in cells]
         places = [FOLD * cell + (FOLD - 1) / 2 for cell in numbers]
         offset = [(place - center).expand(1, 1, -1) for place, center in zip(places, (y, x), strict=True)]
-        own = _own_network(weights[None, :, None], maps.mask_features[:1, None, :, *cells], *offset[::-1])[0, :, 0]
+        own = _own_network(weights[None, :, None], maps.mask_features[:1, None, None, :, *cells], *offset[::-1])[
+            0, :, 0
+        ]
         inside = (slice(s.start - FOLD * c.start, s.stop - FOLD * c.start) for s, c in zip(part, cells, strict=True))
         own = own[:, *inside]
         mask = (logit + own[1:] - own[0]).sigmoid()
@@ -173,14 +212,15 @@ class SourceReader(nn.Module):
 def _own_network(weights: Tensor, features: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
     """Evaluate the small network of each source ``(scene, source, band, weight)`` on folded maps, at full size.
 
-    `features` are ``(scene, band, channel, y, x)``; offsets ``(scene, source, x)`` and ``(scene, source, y)``.
+    `features` are ``(scene, source, band, channel, y, x)``, or the same for all sources; offsets are those of cells,
+    ``(scene, source, x)`` and ``(scene, source, y)``.
     """
     scenes, sources = weights.shape[:2]
     height, width = features.shape[-2:]
     first, last = weights[..., : (DYNAMIC + 2) * DYNAMIC], weights[..., (DYNAMIC + 2) * DYNAMIC :]
     first = first.unflatten(-1, (DYNAMIC, DYNAMIC + 2))
     bias, second, constant = last[..., :DYNAMIC], last[..., DYNAMIC:-1], last[..., -1:]
-    hidden = torch.einsum("snbhc,sbcp->snbhp", first[..., :DYNAMIC], features.flatten(-2))
+    hidden = first[..., :DYNAMIC] @ features.flatten(-2)
     near_x, near_y = (value.div(16).clamp(-2, 2).to(weights)[:, :, None, None] for value in (dx, dy))
     hidden = hidden.unflatten(-1, (height, width)) + bias[..., None, None]
     hidden = hidden + first[..., DYNAMIC, None, None] * near_x[..., None, :]

@@ -3,6 +3,7 @@
 import torch
 from scenery import bumps, scenes, understand
 
+from probdeblend.networks import sources
 from probdeblend.networks.sources import pair_features, read_at
 
 
@@ -21,6 +22,20 @@ def test_a_source_has_no_share_far_away(network):
     shares, _ = network.read(network.encode(*inputs), torch.tensor([[20.0]]), torch.tensor([[80.0]]))
     assert shares.share[0, 0, 0, 80, 90:].amax() == 0
     assert shares.share[0, 0, 0, 80, 20] > 0
+
+
+@torch.no_grad()
+def test_windows_around_sources_change_nothing(network, monkeypatch):
+    """Far from a source, where its share is nothing, its networks need not be evaluated."""
+    *inputs, _, _ = scenes(number=2, size=240, bands=2)
+    maps = network.encode(*inputs)
+    x, y = torch.tensor([[-5.0, 63.9, 130.2, 238.0], [70.0, 71.0, 1.0, 150.0]]), 240 * torch.rand(2, 4)
+    windowed, features = network.read(maps, x, y)
+    monkeypatch.setattr(sources, "SPAN", 10_000)
+    whole, other = network.read(maps, x, y)
+    torch.testing.assert_close(windowed.log_share, whole.log_share)
+    torch.testing.assert_close(windowed.mask.sigmoid(), whole.mask.sigmoid())
+    torch.testing.assert_close(features.token, other.token)
 
 
 @torch.no_grad()
