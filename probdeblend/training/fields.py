@@ -85,16 +85,28 @@ def simulated_fields(
     """Simulate fields of sources like those that networks are trained on, but others.
 
     Each has 384 pixels on a side and holds 4 to 12 groups and, between them, sky. In three tenths of them the groups
-    are pairs in CANDELS F160W, in the others crowds of 0 to 14 sources, some too faint to count, of random cameras with
-    one to three bands and white or drizzled noise; `sources` make their light, by default `SimulatedSources`. A field
-    depends on its number and the seed alone.
+    are pairs in CANDELS F160W, if the network was trained on that camera, in the others crowds of 0 to 14 sources, some
+    too faint to count, of the cameras of its training; `sources` make their light, by default `SimulatedSources`. A
+    field depends on its number, the seed and these cameras alone.
     """
+    cameras = _trained_on(deblender)
+    native = cameras.native_fraction if cameras.native_fraction in (0, 1) else NATIVE
     for number in numbers:
         rng = np.random.default_rng((seed, number))
-        population, sizes, native = (Population.pairs(), 2, 1.0) if rng.random() < PAIRS else (_crowds(), None, NATIVE)
-        camera, groups = Cameras(native_fraction=native).sample(rng), int(rng.integers(*GROUPS))
+        pair = rng.random() < PAIRS * (native > 0)
+        population, sizes = (Population.pairs(), 2) if pair else (_crowds(), None)
+        camera = replace(cameras, native_fraction=1.0 if pair else native).sample(rng)
+        groups = int(rng.integers(*GROUPS))
         simulator = Simulator(population, camera, (SIDE, SIDE), sizes, sources or SimulatedSources(), groups)
         yield number, next(simulator.batches(1, seed=seed_of(seed, number + 1))), AsImages(deblender)
+
+
+def _trained_on(deblender: Deblender) -> Cameras:
+    """Return the cameras of a network's training, as its weights state them."""
+    try:
+        return Cameras(**deblender.description.training["stream"]["templates"]["cameras"])
+    except (AttributeError, KeyError, TypeError):  # made in another way
+        return Cameras()
 
 
 def _crowds() -> Population:

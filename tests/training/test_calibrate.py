@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -361,3 +362,15 @@ def test_fields_like_the_scenes_of_the_training():
     again, other = (next(simulated_fields(Photometer(), [3], seed=seed))[1] for seed in (5, 6))
     np.testing.assert_array_equal(fields[3].image, again.image)
     assert fields[3].image.shape != other.image.shape or not np.array_equal(fields[3].image, other.image)
+
+
+@pytest.mark.slow
+def test_fields_are_seen_by_the_cameras_of_the_training():
+    """A network that saw F160W alone is calibrated on F160W alone, and one that never saw it without."""
+    others = {"native_fraction": 0.0, "bands": [0, 0, 1]}
+    for cameras, expected in (({"native_fraction": 1.0}, (1, True)), (others, (3, False))):
+        known = {"stream": {"templates": {"cameras": cameras}}}
+        network = SimpleNamespace(description=Description(training=known))
+        fields = [field for _, field, _ in simulated_fields(network, range(4), seed=5)]
+        seen = {(field.image.shape[1], field.pixel_scale == 0.06) for field in fields}
+        assert seen == {expected}
