@@ -1,7 +1,5 @@
 """A trained scene network: images in, posteriors out."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -94,7 +92,7 @@ class Description:
         return json.dumps(asdict(self))
 
     @classmethod
-    def parse(cls, text: str) -> Description:
+    def parse(cls, text: str) -> Self:
         """Make a description from what `describe` returns."""
         numbers = json.loads(text)
         range_and_more = tuple(numbers["fwhm"]), numbers["brightest"], dict(numbers["training"]), numbers.get("bands")

@@ -4,8 +4,6 @@ The draws are independent normals with SEP's errors. These contain no correlatio
 nor of neighbors' fluxes, and no error of the deblending: that is what a network improves on.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

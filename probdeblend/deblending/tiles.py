@@ -5,13 +5,11 @@ same whatever the tiles; it belongs to the tile, and in it to the patch, that it
 the tile, and by some kilobytes per source.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -114,9 +112,9 @@ class _Sources(NamedTuple):
     row: NDArray[np.int64]
     unlisted: NDArray[np.bool_]
 
-    def chosen(self, index: NDArray) -> _Sources:
+    def chosen(self, index: NDArray) -> Self:
         """Return some of the sources."""
-        return _Sources(*(value[index] for value in self))
+        return self._make(value[index] for value in self)
 
     def within(self, part: Sequence[slice], margin: int = 0) -> NDArray[np.bool_]:
         """Whether sources lie in a part of the image, or in its margin."""

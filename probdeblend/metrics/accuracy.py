@@ -5,8 +5,6 @@ NaN is a non-detection: it counts as an outlier and is left out of everything el
 belongs beside every number. An estimate that is not positive has no magnitude error and counts as a non-detection.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from astropy.stats import mad_std
 from numpy.typing import ArrayLike, NDArray

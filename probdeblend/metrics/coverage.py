@@ -1,7 +1,5 @@
 """Coverage of intervals, with bands for the number of independent sources, and their score."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import pairwise
 

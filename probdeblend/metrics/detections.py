@@ -1,7 +1,5 @@
 """Detections compared with true sources: matches, classes of blends, completeness, purity, precision of masks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

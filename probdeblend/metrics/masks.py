@@ -3,8 +3,6 @@
 Masks defined by light above 3 rms and masks of a segmentation are different events; judge one kind at a time.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray

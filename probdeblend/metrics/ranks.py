@@ -5,8 +5,6 @@ Draws have the shape ``(draw, ...)``, truths ``(...)``; the last axis of joint q
 Non-detections (NaN) are left out.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

@@ -11,10 +11,8 @@ The bands of an image share the weights of the trunk and are fused by a gate per
 serves any number of bands.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from scipy.fft import next_fast_len
@@ -57,7 +55,7 @@ class TrunkMaps(NamedTuple):
     mask_features: Tensor
     condition: Tensor
 
-    def crop(self, rows: slice, columns: slice) -> TrunkMaps:
+    def crop(self, rows: slice, columns: slice) -> Self:
         """Return the maps of a part of the image, whose sides in pixels are multiples of `STRIDE`."""
 
         def cut(values: Tensor, step: int) -> Tensor:

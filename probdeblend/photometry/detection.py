@@ -10,8 +10,6 @@ SEP's errors hold independent sky noise and, with an exposure, photon noise. Dri
 of an aperture is larger by the root of the sum of that correlation.
 """
 
-from __future__ import annotations
-
 import threading
 from dataclasses import dataclass
 

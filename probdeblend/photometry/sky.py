@@ -4,8 +4,6 @@ Drizzling correlates the noise of neighboring pixels, so an aperture scatters mo
 correlation are measured on blank sky: what is left of an image once its sources and their wings are taken out.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

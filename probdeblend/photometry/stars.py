@@ -7,9 +7,7 @@ moments (Hirata & Seljak 2003, doi:10.1046/j.1365-8711.2003.06683.x), by GalSim.
 pixel in Fourier space, scaled to one another, and averaged; in the faint wings, rings are averaged too.
 """
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from astropy.stats import mad_std
@@ -52,9 +50,9 @@ class _Sources(NamedTuple):
     size: NDArray[np.float64]
     snr: NDArray[np.float64]
 
-    def select(self, index: NDArray) -> _Sources:
+    def select(self, index: NDArray) -> Self:
         """Return some of the sources."""
-        return _Sources(*(values[index] for values in self))
+        return self._make(values[index] for values in self)
 
 
 def measure_psf(image: ArrayLike, sky_rms: ArrayLike) -> NDArray[np.float64]:

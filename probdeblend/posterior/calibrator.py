@@ -17,14 +17,12 @@ light changes the other way.
 **Existence.** Slope and shift of the logit are fitted to which sources are real (Platt 1999).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -101,7 +99,7 @@ class Calibrator:
     @classmethod
     def fit(
         cls, batches: Iterable[tuple[Posterior, Scene, ArrayLike]], *, least: int = LEAST, fitted_on: str = ""
-    ) -> Calibrator:
+    ) -> "Calibrator":
         """Fit a calibrator to posteriors with known truths.
 
         Parameters
@@ -203,7 +201,7 @@ class Calibrator:
         return json.dumps(header("calibrator") | {"bins": [EDGES, GROUP_EDGES]} | numbers)
 
     @classmethod
-    def parse(cls, text: str | bytes, *, path: str | PathLike[str] = "calibrator") -> Calibrator:
+    def parse(cls, text: str | bytes, *, path: str | PathLike[str] = "calibrator") -> Self:
         """Return the calibrator that `describe` described.
 
         Parameters
@@ -259,7 +257,7 @@ class Calibrator:
             temporary.write_text(self.describe(), encoding="utf-8")
 
     @classmethod
-    def open(cls, path: str | PathLike[str]) -> Calibrator:
+    def open(cls, path: str | PathLike[str]) -> Self:
         """Read what `save` wrote.
 
         Parameters

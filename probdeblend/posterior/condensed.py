@@ -5,8 +5,6 @@ are the same one is decided by position, following Portillo et al. (2017, doi:10
 is made where most samples have a source, and in each sample every seed is matched with one source at most.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray

@@ -5,8 +5,6 @@ The first two dimensions are those of ArviZ; a chain is a dropout pass. Covarian
 quantiles.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

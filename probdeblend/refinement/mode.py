@@ -14,8 +14,6 @@ the noise, so that its mean square inside the sources' footprints is far more se
 is under a right model follows from the correlation of the noise, and from how much of the noise the fit has absorbed.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -14,10 +14,8 @@ All is in units of the sky noise. With the PSF or the sky taken as known, interv
 chi-square does not show it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pyro
 import pyro.distributions as dist
@@ -62,9 +60,9 @@ class Listed(NamedTuple):
     there: Tensor
     pixel_scale: float
 
-    def repeated(self, count: int) -> Listed:
+    def repeated(self, count: int) -> Self:
         """Return the only scene so many times."""
-        return Listed(*(v.expand(count, *v.shape[1:]) for v in self[:-1]), self.pixel_scale)
+        return self._make([*(v.expand(count, *v.shape[1:]) for v in self[:-1]), self.pixel_scale])
 
 
 def listed_scenes(scene: Scene, *, positions: tuple[Tensor, Tensor, Tensor] | None = None) -> Listed:

@@ -4,8 +4,6 @@ Of each source it has ln of the total flux over the sky noise in each band, the 
 the size and shape (4), the last of galaxies alone; then for each band the sky level and ln of the growth of the PSF.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

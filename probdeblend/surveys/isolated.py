@@ -5,8 +5,6 @@ its wings, without bad pixels and without the other sources, which are grown as 
 measured on pixels alone: no network has a say, which would keep the galaxies that it knows already.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import product
 

@@ -5,8 +5,6 @@ row per galaxy for the user to edit: its column ``keep``, yes or no, is what cou
 with the outlines of their footprints, in green frames if they are kept and red ones if not.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ at least eight along the side of a pixel of the blurred one, and the light of ea
 middle falls into. The light is conserved, and moves by at most a sixteenth of a pixel along a side of the sharp image.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ where the new PSF is the broader one, which limits how far a galaxy can be magni
 can be.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

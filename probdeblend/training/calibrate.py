@@ -1,7 +1,5 @@
 """Fit a calibrator to fields of known truth, test it on others, and say how wrong error bars were without it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
