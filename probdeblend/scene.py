@@ -253,6 +253,20 @@ def check_conditions(known: dict[str, Any], *axes: int) -> None:
         raise ValueError(f"pixel_scale must be positive, and zero_point {one}, got {scale} and {points}")
 
 
+def check_least(least: int, **values: int) -> None:
+    """Refuse numbers that are below the least one."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_positive(**values: float) -> None:
+    """Refuse numbers that are not positive."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
 def overlap_groups(overlap: Tensor, *, link: float = 1.0, most: int = 16) -> list[list[int]]:
     """Return the groups of sources that overlap, each in increasing order: friends of friends.
 

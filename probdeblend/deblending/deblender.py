@@ -24,7 +24,7 @@ from ..networks.scenes import SHAPES, SceneNetwork
 from ..networks.sources import SourceFeatures
 from ..posterior.calibrator import Calibrator
 from ..posterior.draws import Posterior
-from ..scene import SOURCE_TYPES, Scene, on_cpu
+from ..scene import SOURCE_TYPES, Scene, check_least, on_cpu
 from .answers import distances, familiar, posterior_of
 from .inputs import Image, Observation, observe, widened
 from .positions import locate
@@ -314,8 +314,7 @@ class Deblender(nn.Module):
     @contextmanager
     def _usual(self, draws: int) -> Iterator[None]:
         """Keep the user's default device, mixed precision and error state outside."""
-        if draws < 1:
-            raise ValueError(f"draws must be at least 1, got {draws}")
+        check_least(1, draws=draws)
         if (precision := self.network.trunk.gate.weight.dtype) != torch.float32:
             raise TypeError(f"the weights must be in single precision, as .float() brings them, got {precision}")
         if os.getpid() != PROCESS:

@@ -16,7 +16,7 @@ from ..photometry.detection import COLD, HOT, Detection, detect, detect_cold_hot
 from ..posterior.cutouts import Cutouts
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
-from ..scene import Scene
+from ..scene import Scene, check_least
 
 __all__ = ["SepDeblender"]
 
@@ -50,8 +50,7 @@ class SepDeblender:
     pairs: bool = False
 
     def __post_init__(self) -> None:
-        if self.draws < 2:
-            raise ValueError(f"draws must be at least 2, got {self.draws}")
+        check_least(2, draws=self.draws)
 
     def scenes(
         self, scene: Scene, *, positions: tuple[Tensor, Tensor, Tensor] | None = None, seed: int = 0

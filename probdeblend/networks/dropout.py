@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..scene import seed_of
+from ..scene import check_least, seed_of
 from .scenes import GroupTokens, SceneNetwork
 from .sources import QUERY, TOKEN, SourceFeatures
 
@@ -122,9 +122,7 @@ def draw_groups(
 @lru_cache(maxsize=8)
 def kept_units(dropout: float, passes: int, seed: int) -> KeptUnits:
     """Return what is kept in each of `passes` dropout passes; all in one pass if that is 0."""
-    for name, value in (("passes", passes), ("seed", seed)):
-        if value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
+    check_least(0, passes=passes, seed=seed)
     if not passes:
         return KeptUnits(torch.ones(1, 2, TOKEN, dtype=REAL), torch.ones(1, QUERY, dtype=REAL))
     generators = (torch.Generator().manual_seed(seed_of(seed, 0, number)) for number in range(passes))

@@ -26,7 +26,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from ..posterior.moments import import_arviz
-from ..scene import seeded
+from ..scene import check_least, seeded
 from .mode import find_modes
 from .unknowns import Unknowns
 
@@ -191,13 +191,10 @@ def refine(unknowns: Unknowns, starts: Tensor, *, draws: int = 400, attempts: in
     numbers = int(unknowns.free.sum())
     if starts.ndim != 2 or not len(starts) or starts.shape[1] != numbers:
         raise ValueError(f"starts must have the shape (guess, {numbers}), got {tuple(starts.shape)}")
-    if not bool(torch.isfinite(starts).all()):
-        raise ValueError(
-            f"starts must be finite, got NaN or infinity in {int((~torch.isfinite(starts)).sum())} numbers"
-        )
-    for name, value, least in (("draws", draws, 100), ("attempts", attempts, 1)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if bad := int((~torch.isfinite(starts)).sum()):
+        raise ValueError(f"starts must be finite, got NaN or infinity in {bad} numbers")
+    check_least(100, draws=draws)
+    check_least(1, attempts=attempts)
     with torch.no_grad(), seeded(seed), np.errstate(all="ignore"):
         places, curvatures, share = find_modes(unknowns, starts)
         proposal, tried = Mixture(places, torch.linalg.inv(curvatures), share), []

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from ..networks.joint import TOTAL
 from ..photometry.noise import noise_numbers
-from ..scene import Scene
+from ..scene import Scene, check_positive
 from ..simulation.population import Population
 from ..simulation.profiles import Components, render, widen_psf
 from .latents import FLATTEST, POSITION_SPREAD, FluxPrior, ShapePrior
@@ -119,9 +119,7 @@ class SceneModel:
     psf_growth: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("sky_level", "psf_growth"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(sky_level=self.sky_level, psf_growth=self.psf_growth)
 
     def __call__(self, listed: Listed, *, observed: bool = True) -> Tensor:
         """Run the program.

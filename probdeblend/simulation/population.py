@@ -27,7 +27,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..scene import GALAXY_TYPES, SOURCE_TYPES, seeded
+from ..scene import GALAXY_TYPES, SOURCE_TYPES, check_least, check_positive, seeded
 from .mixtures import TruncatedMixture, conditional, nested_tuples
 from .positions import Frame, anywhere, clustered, paired
 
@@ -108,9 +108,7 @@ class Population:
         for name in ("magnitude_range", "snr"):
             if (limits := getattr(self, name)) and not limits[0] < limits[1]:
                 raise ValueError(f"{name} must increase, got {limits}")
-        for name in ("max_difference", "largest"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(max_difference=self.max_difference, largest=self.largest)
         if not self.number or min(self.number) < 0 or abs(sum(self.number) - 1) > 1e-6:
             raise ValueError(f"number must be probabilities that sum to 1, got {self.number}")
 
@@ -318,9 +316,7 @@ class Population:
         ValueError
             If a number is negative.
         """
-        for name, value in (("count", count), ("seed", seed), ("number", number or 0)):
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+        check_least(0, count=count, seed=seed, number=number or 0)
         drawn: list[dict[str, Tensor]] = []
         size = 2 * count + 8 if math.isfinite(self.max_difference) else max(count, 1)
         with seeded(seed), torch.no_grad(), pyro.poutine.block():

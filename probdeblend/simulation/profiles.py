@@ -28,7 +28,7 @@ from scipy.interpolate import CubicSpline
 from scipy.special import gammaincinv
 from torch import Tensor
 
-from ..scene import STAMP_SIZE
+from ..scene import STAMP_SIZE, check_positive
 
 __all__ = ["TABLE_INDEX", "TABLE_WAVENUMBER", "Components", "render", "sersic_surface_brightness", "widen_psf"]
 
@@ -183,8 +183,7 @@ def render(components: Components, psf: Tensor, *, pixel_scale: float, size: int
 
 
 def _check_shapes(psf: Tensor, leading: torch.Size, *, pixel_scale: float, size: int) -> None:
-    if not pixel_scale > 0:
-        raise ValueError(f"pixel_scale must be positive, got {pixel_scale}")
+    check_positive(pixel_scale=pixel_scale)
     if psf.ndim == 3 and (not leading or len(psf) != leading[0]):
         raise ValueError(f"psf must be one for all or one for each of {tuple(leading)[:1]}, got {len(psf)}")
     shape = tuple(psf.shape)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..photometry.detection import auto_flux
 from ..photometry.noise import add_noise
-from ..scene import SCENE_FIELDS, SOURCE_TYPES, STAMP_SIZE, Scene, seed_of, seeded
+from ..scene import SCENE_FIELDS, SOURCE_TYPES, STAMP_SIZE, Scene, check_least, seed_of, seeded
 from .cameras import Camera
 from .light import Light, SimulatedSources, Sources
 from .population import Population
@@ -258,8 +258,7 @@ def simulate(
     ...     1, population=Population.default(), camera=Cameras().sample(rng), size=1000, number=200
     ... )  # doctest: +SKIP
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    check_least(1, count=count)
     camera = Camera.candels_f160w() if camera is None else camera
     shape = (size, size) if isinstance(size, int) else tuple(size)
     simulator = Simulator(population or Population.published(), camera, shape, number, sources or SimulatedSources())
@@ -281,10 +280,8 @@ def in_batches(
 
     Nothing starts before the first batch is asked for, and an error is that of its batch.
     """
-    least = {"count": (count, 0), "seed": (seed, 0), "batch_size": (batch_size, 1), "workers": (workers, 0)}
-    for name, (value, minimum) in least.items():
-        if value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    check_least(0, count=count, seed=seed, workers=workers)
+    check_least(1, batch_size=batch_size)
     tasks = [((seed, i), min(batch_size, count - start)) for i, start in enumerate(range(0, count, batch_size))]
     return _results(make, tasks[first:], workers)
 

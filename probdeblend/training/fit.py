@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .._files import whole_bytes
+from ..scene import check_positive
 
 __all__ = ["History", "Schedule", "fit"]
 
@@ -34,9 +35,7 @@ class Schedule:
     validate_every: int = 250
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "validate_every"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(steps=self.steps, learning_rate=self.learning_rate, validate_every=self.validate_every)
 
     def rate(self, step: int) -> float:
         """Return the learning rate at a step."""

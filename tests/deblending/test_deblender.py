@@ -355,8 +355,8 @@ def test_fluxes_through_narrow_psfs_are_as_good_as_through_trained_ones(shipped)
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"draws": 0}, "draws must be at least 1, got 0"), ({"passes": -1}, "passes must not be negative, got -1"),
-     ({"seed": -2}, "seed must not be negative, got -2"), ({"tile": 0}, "tile must be at least 16 pixels, got 0")],
+    [({"draws": 0}, "draws must be at least 1, got 0"), ({"passes": -1}, "passes must be at least 0, got -1"),
+     ({"seed": -2}, "seed must be at least 0, got -2"), ({"tile": 0}, "tile must be at least 16 pixels, got 0")],
 )  # fmt: skip
 def test_numbers_out_of_range(blank, image, places, options, message):
     with pytest.raises(ValueError, match=message):

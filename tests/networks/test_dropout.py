@@ -85,8 +85,8 @@ def test_without_passes_draws_are_those_of_the_network(network, features, false_
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"passes": -1}, "passes must not be negative, got -1"),
-        ({"seed": -2}, "seed must not be negative, got -2"),
+        ({"passes": -1}, "passes must be at least 0, got -1"),
+        ({"seed": -2}, "seed must be at least 0, got -2"),
         ({"keys": [1]}, "argument 2 is shorter"),
         ({"keys": [1, -4, 2]}, "non-negative"),
     ],

@@ -306,5 +306,5 @@ def test_impossible_populations(change, message):
 
 def test_counts_and_seeds_are_not_negative():
     for options in ({"count": -1, "seed": 0}, {"count": 1, "seed": -1}, {"count": 1, "seed": 0, "number": -1}):
-        with pytest.raises(ValueError, match="must not be negative, got -1"):
+        with pytest.raises(ValueError, match="must be at least 0, got -1"):
             Population.published().sample(frame=FRAME, **options)

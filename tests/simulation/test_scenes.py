@@ -205,7 +205,7 @@ def test_scenes_say_how_they_were_taken(crowds):
     [
         ({"count": 0}, "count must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"number": -2}, "number must not be negative, got -2"),
+        ({"number": -2}, "number must be at least 0, got -2"),
         ({"size": 0}, r"shape must be at least 1 on a side, got \(0, 0\)"),
         ({"camera": camera()}, "camera must have zero points for a population whose fluxes follow from magnitudes"),
     ],
