@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..scene import MASK_THRESHOLD, overlap_groups
+from ..scene import MASK_THRESHOLD
 from .joint import student_t
-from .scenes import SceneNetwork
+from .scenes import SceneNetwork, groups_by_size
 from .trunk import FOLD
 
 __all__ = ["SceneLoss", "with_false_peaks"]
@@ -85,13 +85,9 @@ class SceneLoss(nn.Module):
     def _sources(
         self, features: object, x: Tensor, y: Tensor, log_flux: Tensor, shape: Tensor, kind: Tensor, real: int
     ) -> dict[str, Tensor]:
-        by_size: dict[int, list[tuple[int, list[int]]]] = {}
-        for scene, overlap in enumerate(features.overlap.detach().cpu()):
-            for members in overlap_groups(overlap):
-                by_size.setdefault(len(members), []).append((scene, members))
         sums = {name: x.new_zeros(()) for name in ("flux", "shape", "kind", "existence")}
         counted = 0
-        for index in by_size.values():
+        for index in groups_by_size(features.overlap.detach().cpu()):
             answer = self.network.answer(features, index)
             scene = torch.tensor([number for number, _ in index])[:, None].to(x.device)
             member = torch.tensor([members for _, members in index]).to(x.device)

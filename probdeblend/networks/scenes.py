@@ -7,18 +7,19 @@ of the group's fluxes, and with shape, class and existence of every source. Mont
 so that everything else is computed once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..scene import overlap_groups
 from .joint import FluxNumbers, GroupFlux
 from .sources import TOKEN, Shares, SourceFeatures, SourceReader, TokenNetwork
 from .trunk import Trunk, TrunkMaps
 
-__all__ = ["SHAPES", "GroupAnswer", "GroupTokens", "SceneNetwork"]
+__all__ = ["SHAPES", "GroupAnswer", "GroupTokens", "SceneNetwork", "groups_by_size"]
 
 SHAPES = ("dx", "dy", "ln_radius", "e1", "e2", "ln_index")
 CLASSES = 5
@@ -258,6 +259,15 @@ class SceneNetwork(nn.Module):
         alike = alike + functional.linear(edge, pair, self.pair[0].bias)
         own = functional.linear(each, first)[:, :, None] + functional.linear(each, second)[:, None]
         return self.pair[1:](own + alike[..., None, :]).float()
+
+
+def groups_by_size(overlaps: Iterable[Tensor]) -> Iterable[list[tuple[int, list[int]]]]:
+    """Return groups of equal size as scenes and members, from the overlap ``(source, source)`` in each scene."""
+    groups: dict[int, list[tuple[int, list[int]]]] = {}
+    for scene, overlap in enumerate(overlaps):
+        for members in overlap_groups(overlap):
+            groups.setdefault(len(members), []).append((scene, members))
+    return groups.values()
 
 
 def _positive(value: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from ..networks.joint import FLUX_KINDS, TOTAL, GroupFlux
 from ..networks.scene_loss import SHAPE_FREEDOM
-from ..networks.scenes import SHAPES, SceneNetwork
+from ..networks.scenes import SHAPES, SceneNetwork, groups_by_size
 from ..networks.trunk import STRIDE
-from ..scene import SOURCE_TYPES, overlap_groups
+from ..scene import SOURCE_TYPES
 from .latents import FLUX_RANGE, POSITION_RANGE, SHAPE_RANGE, Within
 from .model import Listed, SceneModel
 from .unknowns import Unknowns
@@ -98,14 +98,10 @@ class SceneGuide(nn.Module):
         image, good = (functional.pad(values, padding) for values in (listed.image, listed.good))
         maps = self.network.encode(image, good, listed.psf, listed.noise)
         _, features = self.network.read(maps, listed.x, listed.y)
-        by_size: dict[int, list[tuple[int, list[int]]]] = {}
-        for scene, (overlap, there) in enumerate(zip(features.overlap.detach(), listed.there, strict=True)):
-            count = int(there.sum())
-            for members in overlap_groups(overlap[:count, :count]):
-                by_size.setdefault(len(members), []).append((scene, members))
+        counts = zip(features.overlap.detach(), listed.there.sum(1).tolist(), strict=True)
         bands, sizes = listed.photon.shape[1], (*listed.x.shape, 2 * len(SHAPES) + len(SOURCE_TYPES))
         groups, numbers = [], torch.zeros(sizes).to(listed.image)
-        for index in by_size.values():
+        for index in groups_by_size(overlap[:count, :count] for overlap, count in counts):
             found = self.network.answer(features, index)
             scene = torch.tensor([number for number, _ in index])
             member = torch.tensor([members for _, members in index])
