@@ -217,9 +217,8 @@ def _own_network(weights: Tensor, features: Tensor, dx: Tensor, dy: Tensor) -> T
     """
     scenes, sources = weights.shape[:2]
     height, width = features.shape[-2:]
-    first, last = weights[..., : (DYNAMIC + 2) * DYNAMIC], weights[..., (DYNAMIC + 2) * DYNAMIC :]
+    first, bias, second, constant = weights.split([(DYNAMIC + 2) * DYNAMIC, DYNAMIC, DYNAMIC, 1], -1)
     first = first.unflatten(-1, (DYNAMIC, DYNAMIC + 2))
-    bias, second, constant = last[..., :DYNAMIC], last[..., DYNAMIC:-1], last[..., -1:]
     hidden = first[..., :DYNAMIC] @ features.flatten(-2)
     near_x, near_y = (value.div(16).clamp(-2, 2).to(weights)[:, :, None, None] for value in (dx, dy))
     hidden = hidden.unflatten(-1, (height, width)) + bias[..., None, None]
