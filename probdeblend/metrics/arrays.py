@@ -1,11 +1,11 @@
 """Checks and sums of draws and truths that all diagnostics share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ONE_SIGMA", "group_total", "over_finite", "paired_arrays"]
+__all__ = ["ONE_SIGMA", "group_total", "members_by_size", "over_finite", "paired_arrays"]
 
 ONE_SIGMA = (0.16, 0.5, 0.84)
 """Quantiles of the lower end, the median and the upper end of the central 68 % interval."""
@@ -31,7 +31,16 @@ def over_finite(statistic: Callable[[NDArray], float], values: NDArray) -> float
 
 def group_total(values: ArrayLike, group: ArrayLike) -> NDArray[np.float64]:
     """Return the sums ``(..., group, band)`` over groups of values ``(..., source, band)``, in the groups' order."""
-    values, group = np.asarray(values, dtype=np.float64), np.asarray(group)
+    values, group = np.asarray(values), np.asarray(group)
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=group.min(initial=0) - 1))
     return np.add.reduceat(values[..., order, :], starts, axis=-2) if len(starts) else values
+
+
+def members_by_size(group: NDArray, *, least: int = 1) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield the groups of each size, numbered in order, with their sources ``(group, member)``."""
+    _, owner, size = np.unique(group, return_inverse=True, return_counts=True)
+    order, start = np.argsort(owner, kind="stable"), np.cumsum(size) - size
+    for number in np.unique(size[size >= least]):
+        own = np.flatnonzero(size == number)
+        yield own, order[start[own][:, None] + np.arange(number)]

@@ -8,7 +8,7 @@ Non-detections (NaN) are left out.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arrays import paired_arrays
+from .arrays import members_by_size, paired_arrays
 
 __all__ = ["group_pit", "joint_pit", "pit"]
 
@@ -111,14 +111,10 @@ def group_pit(draws: ArrayLike, truth: ArrayLike, group: ArrayLike, *, seed: int
     if group.shape != truth.shape[:1] or draws.shape[1:] != truth.shape:
         shapes = f"{draws.shape}, {truth.shape}, {group.shape}"
         raise ValueError(f"draws, truth and group must have one row per source, got shapes {shapes}")
-    _, owner, size = np.unique(group, return_inverse=True, return_counts=True)
-    order, start = np.argsort(owner, kind="stable"), np.cumsum(size) - size
-    values = np.full(len(size), np.nan)
-    for number in np.unique(size):
-        groups = np.flatnonzero(size == number)
-        members = order[start[groups, None] + np.arange(number)]
+    values = np.full(len(np.unique(group)), np.nan)
+    for groups, members in members_by_size(group):
         true, drawn = truth[members].reshape(len(groups), -1), draws[:, members].reshape(len(draws), len(groups), -1)
         known = np.isfinite(true).all(-1) & np.isfinite(drawn).all((0, 2))
         if known.any():
-            values[groups[known]] = joint_pit(drawn[:, known], true[known], seed=seed + int(number))
+            values[groups[known]] = joint_pit(drawn[:, known], true[known], seed=seed + members.shape[1])
     return values

@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
+from ..metrics.arrays import members_by_size
+
 __all__ = ["NODES", "cell_of", "color_stretch", "fit_cells", "fit_logistic", "logistic", "mapped", "with_colors"]
 __all__ += ["maps_of", "with_totals"]
 
@@ -136,11 +138,7 @@ def with_totals(draws: NDArray, wanted: NDArray, group: NDArray) -> NDArray[np.f
     Groups of one source stay, and those in which a draw is not finite.
     """
     moved = draws.copy()
-    _, owner, size = np.unique(group, return_inverse=True, return_counts=True)
-    order, start = np.argsort(owner, kind="stable"), np.cumsum(size) - size
-    for number in np.unique(size[size > 1]):
-        own = np.flatnonzero(size == number)
-        members = order[start[own][:, None] + np.arange(number)]
+    for own, members in members_by_size(group, least=2):
         finite = np.isfinite(draws[:, members]).all((0, 2, 3))
         for part in np.array_split(np.flatnonzero(finite), max(1, members.size // 500)):  # bounds the memory
             moved[:, members[part]] = _with_total(draws[:, members[part]], wanted[:, own[part]])
