@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from ..metrics.arrays import group_total
 from ..scene import ALONE
 
 if TYPE_CHECKING:
@@ -73,11 +74,10 @@ def group_flux(posterior: Posterior, kind: str = "total") -> xr.DataArray:
         is NaN.
     """
     flux = draws(posterior, kind)
-    order = np.argsort(flux["group"].values, kind="stable")
-    number, start = np.unique(flux["group"].values[order], return_index=True)
-    total = np.add.reduceat(flux.values[:, :, order], start, axis=2) if len(order) else flux.values
+    number, first = np.unique(flux["group"].values, return_index=True)
     coordinates = {name: flux[name].values for name in ("chain", "draw", "band")}
-    coordinates |= {"group": number, "scene": ("group", flux["scene"].values[order][start])}
+    coordinates |= {"group": number, "scene": ("group", flux["scene"].values[first])}
+    total = group_total(flux.values, flux["group"].values)
     return xr.DataArray(total, coordinates, ("chain", "draw", "group", "band"), "total_flux", flux.attrs)
 
 
