@@ -283,12 +283,8 @@ def in_batches(
     check_least(0, count=count, seed=seed, workers=workers)
     check_least(1, batch_size=batch_size)
     tasks = [((seed, i), min(batch_size, count - start)) for i, start in enumerate(range(0, count, batch_size))]
-    return _results(make, tasks[first:], workers)
-
-
-def _results(make: Maker, tasks: list[tuple[tuple[int, int], int]], workers: int) -> Iterator[Scene]:
     shared = Parallel(n_jobs=max(workers, 1), return_as="generator")
-    yield from shared(delayed(_on_one_thread)(make, *task) for task in tasks)
+    return shared(delayed(_on_one_thread)(make, *task) for task in tasks[first:])
 
 
 def _on_one_thread(make: Maker, key: tuple[int, int], size: int) -> Scene:
