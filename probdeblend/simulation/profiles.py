@@ -298,13 +298,16 @@ def _light(values: Tensor, nodes: Tensor, shifts: Tensor, pixel_scale: float) ->
 
 
 @cache
-def _tensors(table: Callable[[], tuple[np.ndarray, ...]], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def _tensors(table: Callable[[], np.ndarray], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Return the values of a table, and their slopes along the index."""
+    nodes = table()
+    slopes = CubicSpline(np.arange(len(nodes)), nodes)(np.arange(len(nodes)), 1)
     with torch.inference_mode(False):
-        return [torch.as_tensor(array, dtype=dtype, device=device) for array in table()]
+        return [torch.as_tensor(array, dtype=dtype, device=device) for array in (nodes, slopes)]
 
 
-def _interpolate_index(table: Callable[[], tuple[np.ndarray, ...]], index: Tensor) -> Tensor:
-    """Evaluate splines from their nodes, whose first axis is `TABLE_INDEX`, and slopes: (*index, *rest)."""
+def _interpolate_index(table: Callable[[], np.ndarray], index: Tensor) -> Tensor:
+    """Evaluate the splines of a table, whose first axis is `TABLE_INDEX`: (*index, *rest)."""
     nodes, slopes = _tensors(table, index.dtype, index.device)
     step = np.log(TABLE_INDEX[1] / TABLE_INDEX[0])
     place = (index / TABLE_INDEX[0]).log() / step
@@ -315,21 +318,16 @@ def _interpolate_index(table: Callable[[], tuple[np.ndarray, ...]], index: Tenso
     return low + rest * (high - low) + rest * (1 - rest) * ((1 - rest) * bend_low - rest * bend_high)
 
 
-def _with_slopes(nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    place = np.arange(len(nodes))
-    return nodes, CubicSpline(place, nodes)(place, 1)
-
-
-def _table() -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients (index, cell, power) of the cubics along log k, and their slopes along the index."""
+def _table() -> np.ndarray:
+    """Coefficients (index, cell, power) of the cubics along log k."""
     with (files("probdeblend") / "data" / "sersic_table.npy").open("rb") as file:
         nodes = np.load(file, allow_pickle=False).astype(float)
-    return _with_slopes(np.ascontiguousarray(CubicSpline(np.arange(nodes.shape[1]), nodes.T).c[::-1].T))
+    return np.ascontiguousarray(CubicSpline(np.arange(nodes.shape[1]), nodes.T).c[::-1].T)
 
 
-def _scale_nodes() -> tuple[np.ndarray, np.ndarray]:
-    """Scale b of exp(-b (r / r_e)^(1/n)) at the nodes of the index, and its slopes."""
-    return _with_slopes(gammaincinv(2 * TABLE_INDEX, 0.5))
+def _scale_nodes() -> np.ndarray:
+    """Scale b of exp(-b (r / r_e)^(1/n)) at the nodes of the index."""
+    return gammaincinv(2 * TABLE_INDEX, 0.5)
 
 
 @cache
