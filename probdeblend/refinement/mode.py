@@ -131,8 +131,7 @@ def _exchanged(unknowns: Unknowns, place: Tensor) -> Tensor | None:
         return None
     one, other = int(pair) // unknowns.sources, int(pair) % unknowns.sources
     moved = offset.clone()
-    moved[one] += center[other] - center[one]
-    moved[other] += center[one] - center[other]
+    moved[[one, other]] += center[[other, one]] - center[[one, other]]
     return unknowns.vector(values["log_flux"][:, 0, ..., 1], moved[None], values["shape"])[0]
 
 
