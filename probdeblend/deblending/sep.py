@@ -123,11 +123,15 @@ class SepDeblender:
         group, *axes = np.append(known, none[:, :1].repeat(3, 1), 0)[chosen].T
         group = np.where(chosen < 0, -1 - np.arange(len(at)), group)
         flags = np.where(chosen < 0, int(Flag.NOT_DETECTED), 0)
-        boxes = ndimage.find_objects(detection.segmentation)
-        cutouts = [_cutout(detection, boxes, index, *position) for index, position in zip(chosen, at, strict=True)]
-        corner = np.array([corner for corner, _ in cutouts]).reshape(-1, 2)
+        # The cutout of what was not detected is one empty pixel at its position.
+        middle = np.rint(at).clip(0, np.subtract(detection.segmentation.shape[::-1], 1)).astype(int)
+        pixels, found = [np.s_[y : y + 1, x : x + 1] for x, y in middle], ndimage.find_objects(detection.segmentation)
+        boxes = [pixel if index < 0 else found[index] for index, pixel in zip(chosen, pixels, strict=True)]
+        corner = np.array([(y.start, x.start) for y, x in boxes]).reshape(-1, 2)
+        own = np.where(chosen < 0, -1, chosen + 1)
+        masks = [(detection.segmentation[box] == n).astype(np.float32) for box, n in zip(boxes, own, strict=True)]
         rows = np.column_stack([np.full(len(at), number), group, at, flags, *axes, corner])
-        return draws, rows, [mask for _, mask in cutouts]
+        return draws, rows, masks
 
 
 def _combined(image: NDArray, rms: NDArray) -> NDArray[np.float64]:
@@ -146,14 +150,3 @@ def _detect_everywhere(image: NDArray, sky_rms: float) -> Detection:
     number[new] = len(cold) + 1 + np.arange(len(new))
     joined = {name: np.concatenate([v, vars(hot)[name][new - 1]]) for name, v in vars(cold).items() if v.ndim == 1}
     return Detection(np.where(cold.segmentation > 0, cold.segmentation, number[hot.segmentation]), **joined)
-
-
-def _cutout(
-    detection: Detection, boxes: list[tuple[slice, slice]], index: int, x: float, y: float
-) -> tuple[list[int], NDArray[np.float32]]:
-    """Return corner and pixels of a segment; of an undetected source, one empty pixel at its position."""
-    if index < 0:
-        height, width = detection.segmentation.shape
-        return [int(np.clip(round(y), 0, height - 1)), int(np.clip(round(x), 0, width - 1))], np.zeros((1, 1), "f4")
-    rows, columns = boxes[index]
-    return [rows.start, columns.start], (detection.segmentation[rows, columns] == index + 1).astype(np.float32)
