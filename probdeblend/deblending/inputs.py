@@ -32,7 +32,7 @@ from .bands import Image, bad_pixels, bands_of, plain
 from .pixels import CHECKED, LARGEST_MISFIT, SMALLEST_SKY, BandPixels, bridged, numbers
 from .psfs import REACH, PsfLike, band_psfs, camera_of, gaussian, smooth, widening
 
-__all__ = ["Image", "Observation", "Window", "observe", "widened"]
+__all__ = ["Image", "Observation", "observe", "widened"]
 
 COUNTS = (u.electron, u.ct, u.photon, u.adu, u.DN, u.one)
 COVERED = (
@@ -41,9 +41,6 @@ COVERED = (
 SQUARE = 0.01  # difference of the sides of a pixel that is worth a note
 LARGEST_RATIO = 1e7  # times the sky noise; beyond it a pixel is bad, and would drown its tile in rounding errors
 TOO_BRIGHT = f"pixels above {LARGEST_RATIO:,.0f} times the sky noise are bad: sources there may be missing"
-
-Window = Callable[[slice, slice], tuple[Tensor, Tensor]]
-"""A function that returns pixels over sky noise and good pixels ``(band, y, x)`` of rows and columns of an image."""
 
 
 @dataclass(eq=False)
@@ -63,7 +60,7 @@ class Observation:
     wavelength
         In micron ``(band,)``; NaN where unknown.
     window
-        Returns pixels.
+        Returns pixels over sky noise and good pixels ``(band, y, x)`` of rows and columns.
     smoothing, noise_ratio
         Gaussians ``(band, y, x)`` that bands are smoothed with for the network, if any is, and the sky noise that is
         left of that of the image's pixels ``(band,)``.
@@ -91,7 +88,7 @@ class Observation:
     noise_kernel: Tensor
     photon: Tensor
     wavelength: Tensor
-    window: Window
+    window: Callable[[slice, slice], tuple[Tensor, Tensor]]
     sky_rms: Callable[[NDArray, NDArray], NDArray[np.float64]]
     bands: tuple[str, ...] = ("",)
     pixel_scale: float = 1.0
@@ -197,11 +194,13 @@ def _names(given: list[str]) -> tuple[str, ...]:
     return tuple(given) if all(given) and len(set(given)) == len(given) else tuple(map(str, range(len(given))))
 
 
-def _value(name: str, given: Quantity, *units: u.UnitBase) -> NDArray:
-    """Return the numbers of a Quantity in the first unit that it can be converted to."""
+def _array(name: str, given: object, *units: u.UnitBase) -> np.ma.MaskedArray:
+    """Return numbers as an array, those of a Quantity in the first unit that it can be converted to."""
+    if not isinstance(given := plain(name, given), Quantity):
+        return numbers(name, given).astype(np.float64)
     for unit in units:
         with contextlib.suppress(ValueError):  # a unit that astropy does not know raises no UnitsError
-            return given.to_value(unit, u.spectral())
+            return numbers(name, given.to_value(unit, u.spectral())).astype(np.float64)
     raise ValueError(f"{name} must be in {' or '.join(filter(None, map(str, units))) or 'no unit'}, got {given.unit}")
 
 
@@ -209,9 +208,7 @@ def _per_band(name: str, given: object, otherwise: list, *units: u.UnitBase) -> 
     """One value per band: what is given, or what is known otherwise."""
     if given is None:
         return otherwise
-    if isinstance(given := plain(name, given), Quantity):
-        given = _value(name, given, *units)
-    values = numbers(name, given).astype(np.float64)
+    values = _array(name, given, *units)
     if values.shape not in {(), (1,), (len(otherwise),)}:
         raise ValueError(f"{name} must be one number or one for each of {len(otherwise)} bands, got {given}")
     if not np.isfinite(values).all() or (name != "zero_point" and not (values > 0).all()):
@@ -226,9 +223,7 @@ def _noise_of(sky_rms: object, opened: list[FieldImage], shape: tuple[int, int],
     if isinstance(sky_rms, (str, PathLike)):
         file = read_image(sky_rms, kind="ERR")
         sky_rms = deviations("sky_rms", file.header, unit, notes)(file.data)
-    if isinstance(sky_rms := plain("sky_rms", sky_rms), Quantity):
-        sky_rms = _value("sky_rms", sky_rms, u.Unit(unit, parse_strict="silent"))
-    noise = numbers("sky_rms", sky_rms).astype(np.float64).filled(np.nan)
+    noise = _array("sky_rms", sky_rms, u.Unit(unit, parse_strict="silent")).filled(np.nan)
     if noise.shape not in {(), (len(opened),), shape, (len(opened), *shape)}:
         form = f"a number, one for each of {len(opened)} bands, or a map of the image's shape {shape}"
         raise ValueError(f"sky_rms must be {form}, got shape {noise.shape}")
@@ -273,7 +268,7 @@ def _gains(given: object, opened: list[FieldImage], unit: str, notes: list[str])
         pixel = u.Unit(unit, parse_strict="silent")
         if isinstance(pixel, u.UnrecognizedUnit):
             raise ValueError(f"gain must be a number for an image in {unit}, got {given}")
-        given = _value("gain times image", given * pixel, *COUNTS)
+        given = _array("gain times image", given * pixel, *COUNTS)
     return _per_band("gain", given, [None] * len(opened))
 
 
