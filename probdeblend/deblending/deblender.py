@@ -302,7 +302,11 @@ class Deblender(nn.Module):
         order: NDArray[np.int64] | None,
     ) -> Posterior:
         """Put the answers together, in the order of the list where `order` says what they are read in."""
-        anomaly = self._anomaly(torch.cat([reading.token for reading in readings]))
+        token = torch.cat([reading.token for reading in readings])
+        anomaly = np.full(len(token), math.nan)
+        if self.token_mean is not None:  # distance from the features of the training, over the largest usual one
+            anomaly = distances(token, self.token_mean.cpu(), self.token_whitening.cpu())
+            anomaly /= max(float(self.token_limit), 1e-9)
         brightest = self.description.brightest
         posterior = posterior_of(seen, readings, answers, anomaly=anomaly, brightest=brightest, label=label)
         posterior.dataset.attrs["notes"] = "; ".join(dict.fromkeys(note for image in seen for note in image.notes))
@@ -341,13 +345,6 @@ class Deblender(nn.Module):
     @property
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
-
-    def _anomaly(self, token: Tensor) -> NDArray[np.float64]:
-        """Distance from the features of the training, over the largest usual one; NaN where that is not known."""
-        if self.token_mean is None:
-            return np.full(len(token), math.nan)
-        distance = distances(token, self.token_mean.cpu(), self.token_whitening.cpu())
-        return distance / max(float(self.token_limit), 1e-9)
 
     def use(self, calibrator: Calibrator) -> None:
         """Correct posteriors with a calibrator from now on.

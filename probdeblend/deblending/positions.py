@@ -24,12 +24,11 @@ CORNERS = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
 LARGEST_LABEL = 2**31 - 1  # that a segmentation map holds
 
 
-Located = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray | None]
-"""Sources inside an image: x and y in pixels, labels, and what names the sources where that cannot be a label."""
+def locate(positions: object, shape: tuple[int, int], wcs: WCS | None, notes: list[str]) -> tuple:
+    """Return the sources of a list, see `Deblender.forward`; what is outside of the image is left out and noted.
 
-
-def locate(positions: object, shape: tuple[int, int], wcs: WCS | None, notes: list[str]) -> Located:
-    """Return the sources of a list, see `Deblender.forward`; what is outside of the image is left out and noted."""
+    They are x and y in pixels, labels, and what names the sources where that cannot be a label, or None.
+    """
     if isinstance(positions, (str, PathLike)):
         positions = read_positions(positions)
     if isinstance(positions, np.ndarray) and positions.dtype.names:
