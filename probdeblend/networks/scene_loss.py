@@ -62,7 +62,7 @@ class SceneLoss(nn.Module):
         """
         image, good, psf, noise, x, y, light, rest, log_flux, shape, kind, heat = batch
         maps = self.network.encode(image, good, psf, noise)
-        terms, real = {"heat": self._heat(maps.heat, heat)}, light.shape[1]
+        terms, real = {"heat": _heat_entropy(maps.heat, heat)}, light.shape[1]
         if x.shape[1]:
             if x.shape[1] > real:
                 x, y = with_false_peaks(x, y, maps.heat.detach(), heat, real)
@@ -73,14 +73,6 @@ class SceneLoss(nn.Module):
             terms |= self._sources(features, x, y, log_flux, shape, kind, real)
         self.parts = {name: float(value.detach()) for name, value in terms.items()}
         return sum(WEIGHTS[name] * value for name, value in terms.items())
-
-    @staticmethod
-    def _heat(logit: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of the heat map and error of the centers, per source."""
-        found, counts = target[:, 0], (target[:, 0] >= 0).to(logit)
-        entropy = functional.binary_cross_entropy_with_logits(logit[:, 0], found.clamp(min=0), reduction="none")
-        wrong = (logit[:, 1:] - target[:, 1:]).abs().sum(1) * (found > 0)
-        return ((entropy * counts).sum() + 0.3 * wrong.sum()) / ((found > 0).sum() + len(logit))
 
     def _sources(
         self, features: object, x: Tensor, y: Tensor, log_flux: Tensor, shape: Tensor, kind: Tensor, real: int
@@ -130,6 +122,14 @@ def with_false_peaks(x: Tensor, y: Tensor, heat: Tensor, target: Tensor, real: i
         first = torch.where(height.isfinite(), center, values[:, real])
         moved.append(torch.cat([values[:, :real], first[:, None], values[:, real + 1 :]], 1))
     return moved[0], moved[1]
+
+
+def _heat_entropy(logit: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of the heat map and error of the centers, per source."""
+    found, counts = target[:, 0], (target[:, 0] >= 0).to(logit)
+    entropy = functional.binary_cross_entropy_with_logits(logit[:, 0], found.clamp(min=0), reduction="none")
+    wrong = (logit[:, 1:] - target[:, 1:]).abs().sum(1) * (found > 0)
+    return ((entropy * counts).sum() + 0.3 * wrong.sum()) / ((found > 0).sum() + len(logit))
 
 
 def _share_entropy(log_share: Tensor, light: Tensor, rest: Tensor, good: Tensor, real: int) -> Tensor:
