@@ -106,10 +106,9 @@ def draw_groups(
         tokens.anchor.repeat(passes, 1, 1),
     )
     answer = network.heads(dropped)
-    noise = torch.empty(each, passes, groups, answer.flux.normals, dtype=REAL)
-    for number, key in zip(range(groups), keys, strict=True):
-        generator = torch.Generator().manual_seed(seed_of(seed, 1, key))
-        noise[:, :, number] = torch.randn(each, passes, answer.flux.normals, generator=generator, dtype=REAL)
+    size = (each, passes, answer.flux.normals)
+    generators = [torch.Generator().manual_seed(seed_of(seed, 1, key)) for _, key in zip(index, keys, strict=True)]
+    noise = torch.stack([torch.randn(size, generator=one, dtype=REAL) for one in generators], 2)
     log_flux = answer.flux.transform(noise.flatten(1, 2).to(answer.shape.device))
     of_passes = (answer.shape, answer.shape_width, answer.kind.softmax(-1), answer.existence.sigmoid())
     shape, width, kind, existence = (value.unflatten(0, (passes, groups)) for value in of_passes)
