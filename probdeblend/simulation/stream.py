@@ -150,7 +150,9 @@ class SceneStream(IterableDataset[SceneBatch]):
         for scene, (template, sources) in enumerate(zip(seen, drawn, strict=True)):
             unlisted = _unlisted(rng, template, size, pair=pair)
             for number, (which, middle, fluxes) in enumerate(sources + unlisted):
-                own = _placed(template, which, middle, fluxes, size)
+                own = torch.zeros(bands, size, size)
+                paste(own, template.light[which], middle.long() - HALF)
+                own *= (fluxes / STORED_UNIT)[:, None, None]
                 image[scene] += own
                 place = template.shape[which, :2] + middle
                 snr = float((fluxes * template.norm[which]).square().sum().sqrt())
@@ -222,13 +224,6 @@ def _unlisted(rng: np.random.Generator, template: Template, size: int, *, pair: 
     which = rng.integers(len(template.norm), size=len(place)).tolist()
     fluxes = _fluxes(template, which, torch.from_numpy(snr).float())
     return list(zip(which, torch.from_numpy(place).float(), fluxes, strict=True))
-
-
-def _placed(template: Template, which: int, middle: Tensor, fluxes: Tensor, size: int) -> Tensor:
-    """Light of a template ``(band, y, x)`` with its middle on a pixel x, y of a scene."""
-    image = torch.zeros(len(fluxes), size, size)
-    paste(image, template.light[which], middle.long() - HALF)
-    return image * (fluxes / STORED_UNIT)[:, None, None]
 
 
 def _mark(heat: Tensor, place: Tensor, *, counts: bool) -> None:
