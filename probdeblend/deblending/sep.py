@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
 
 from ..metrics.detections import match_positions
 from ..photometry.detection import COLD, HOT, Detection, detect, detect_cold_hot, kron_flux
@@ -17,6 +16,7 @@ from ..posterior.cutouts import Cutouts
 from ..posterior.draws import Posterior
 from ..posterior.flags import Flag
 from ..scene import Scene, check_least
+from .deblender import Positions
 
 __all__ = ["SepDeblender"]
 
@@ -52,9 +52,7 @@ class SepDeblender:
     def __post_init__(self) -> None:
         check_least(2, draws=self.draws)
 
-    def scenes(
-        self, scene: Scene, *, positions: tuple[Tensor, Tensor, Tensor] | None = None, seed: int = 0
-    ) -> Posterior:
+    def scenes(self, scene: Scene, *, positions: Positions | None = None, seed: int = 0) -> Posterior:
         """Detect and measure the sources of scenes.
 
         Parameters

@@ -175,13 +175,12 @@ def read_image(
         raise ValueError(f"tile must be at least {STRIDE} pixels, got {tile}")
     tiles = _squares([slice(0, size) for size in seen.shape], tile)
     parts: list[_Part] = []
-    if progress is not None:
-        progress(0, len(tiles))
+    report = progress or (lambda *_: None)
+    report(0, len(tiles))
     with torch.inference_mode():
         for number, core in enumerate(tiles):
             parts += _read_tile(network, seen, core, positions, kept)
-            if progress is not None:
-                progress(number + 1, len(tiles))
+            report(number + 1, len(tiles))
     return _joined(parts, bands=len(seen.psf))
 
 
