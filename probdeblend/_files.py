@@ -294,7 +294,6 @@ def read_table(path: str | PathLike[str], **options: object) -> Table:
 
 def read_tensors(path: str | PathLike[str], *, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the metadata and the tensors of a safetensors file, which must be of a kind as by `header`."""
-    path = Path(path)
     check_file(path, kind)
     with readable(path, "not a safetensors file, or damaged"), safe_open(path, framework="pt") as file:
         metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
