@@ -4,14 +4,12 @@ Axes are always ``(scene, band, y, x)`` for images and ``(source, band)`` for fl
 first pixel, angles are in radians from +x toward +y, sizes in arcsec.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -181,7 +179,7 @@ class Scene:
             start += len(masks)
         return groups
 
-    def select(self, scenes: Tensor | slice) -> Scene:
+    def select(self, scenes: Tensor | slice) -> Self:
         """Return some of the scenes, with their sources.
 
         Parameters
@@ -203,10 +201,10 @@ class Scene:
             kept = number[self.scene] >= 0
             values |= {name: values[name][kept] for name in SOURCE_FIELDS if values[name] is not None}
             values["scene"] = number[values["scene"]]
-        return Scene(**values)
+        return type(self)(**values)
 
     @classmethod
-    def join(cls, batches: Iterable[Scene]) -> Scene:
+    def join(cls, batches: Iterable[Self]) -> Self:
         """Return the scenes of several batches, with the same known fields, as one batch.
 
         Parameters

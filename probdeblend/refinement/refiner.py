@@ -13,8 +13,6 @@ are far too narrow, and importance weights do not show it. A group is refined on
 Otherwise the network's answer stays, and a flag gives the reason.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +43,16 @@ MARGIN = 20  # pixels of a cutout around the centers of a group
 LARGEST_CUTOUT = 160  # pixels on a side
 RENDERED = 64  # draws of each group that become images and masks
 KEY = 64.0  # positions in 1 / 64 of a pixel are the key of a group's seed
+
+
+class _Found(NamedTuple):
+    """Result for a group: flags and anomaly score; where it is refined, draws by name, and pixels of each source."""
+
+    flags: int
+    anomaly: float
+    drawn: dict[str, NDArray[np.float64]] | None = None
+    corner: tuple[int, int] = (0, 0)
+    pixels: dict[str, NDArray[np.float32]] | None = None
 
 
 class Refiner:
@@ -131,16 +139,6 @@ class Refiner:
         found |= {"x": found["x"] + corner[1], "y": found["y"] + corner[0]}
         found["flux"] = np.exp(found.pop("log_flux")) * scale
         return _Found(flags, odd, found, corner, _pixels(unknowns, drawn, found["flux"].mean(0) / scale, scale))
-
-
-class _Found(NamedTuple):
-    """Result for a group: flags and anomaly score; where it is refined, draws by name, and pixels of each source."""
-
-    flags: int
-    anomaly: float
-    drawn: dict[str, NDArray[np.float64]] | None = None
-    corner: tuple[int, int] = (0, 0)
-    pixels: dict[str, NDArray[np.float32]] | None = None
 
 
 def _put(dataset: xr.Dataset, cutouts: Cutouts, members: NDArray[np.int64], found: _Found) -> None:

@@ -7,21 +7,16 @@ obscuration, struts and aberrations, blurred by jitter, the others Moffat profil
 GalSim (Rowe et al. 2015, doi:10.1016/j.ascom.2015.02.002), and contain the pixel.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..scene import PSF_SIZE, check_conditions, correlation_sum, drizzle_kernel
-
-if TYPE_CHECKING:
-    import galsim
 
 __all__ = ["CAMERAS", "Camera", "Cameras"]
 
@@ -78,7 +73,7 @@ class Camera:
             raise ValueError(f"psf must have unit sum, got {total.tolist()}")
 
     @classmethod
-    def candels_f160w(cls, *, sky_rms: float = 3e-3, exposure: float = 3200.0) -> Camera:
+    def candels_f160w(cls, *, sky_rms: float = 3e-3, exposure: float = 3200.0) -> Self:
         """HST WFC3/F160W as in the CANDELS mosaics (Koekemoer et al. 2011, doi:10.1088/0067-0049/197/2/36).
 
         Parameters
@@ -235,7 +230,7 @@ def random_psf(rng: np.random.Generator, fwhm: float, *, kind: str, fine: bool) 
     return [_drawn(effective, *grid) for grid in [(PSF_SIZE, 1.0), (2 * PSF_SIZE - 1, 0.5)][: 1 + fine]]
 
 
-def _drawn(effective: galsim.GSObject, size: int, scale: float) -> Tensor:
+def _drawn(effective: object, size: int, scale: float) -> Tensor:
     """Draw an effective PSF of unit sum."""
     drawn = effective.drawImage(nx=size, ny=size, scale=scale, method="no_pixel", dtype=np.float32).array
     return torch.from_numpy(drawn / drawn.sum())

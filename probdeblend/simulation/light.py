@@ -10,12 +10,10 @@ galaxies, and what a Sérsic fit leaves of them, are distributed as those of rea
 benchmarks.irregularity``).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -68,7 +66,7 @@ class Light(Protocol):
     def ln_index(self) -> Tensor:
         """The ln of the Sérsic index of sources ``(source,)`` of a single profile; NaN of others."""
 
-    def select(self, index: Tensor | slice) -> Light:
+    def select(self, index: Tensor | slice) -> Self:
         """Return the light of some of the sources."""
 
     def seen(self, camera: Camera, *, corner: Tensor, size: int) -> Seen:
@@ -132,7 +130,7 @@ class _SimulatedLight:
         single = self.components.present.sum(-1) == 1
         return torch.where(single, self.components.sersic_index[:, 0].log(), torch.nan)
 
-    def select(self, index: Tensor | slice) -> Light:
+    def select(self, index: Tensor | slice) -> Self:
         drawn = {name: value[index] for name, value in self.drawn.items()}
         return replace(self, components=self.components.select(index), slope=self.slope[index], drawn=drawn)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -172,7 +172,7 @@ class _RealLight:
     def ln_index(self) -> Tensor:
         return self.others.ln_index.masked_fill(self.number >= 0, torch.nan)
 
-    def select(self, index: Tensor | slice) -> Light:
+    def select(self, index: Tensor | slice) -> Self:
         chosen = {"number": self.number[index], "placed": self.placed[index]}
         return replace(self, others=self.others.select(index), **chosen)
 
