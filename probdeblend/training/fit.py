@@ -16,7 +16,6 @@ from ..scene import check_positive
 
 __all__ = ["History", "Schedule", "fit"]
 
-Batches = Callable[[int], Iterable[tuple[Tensor, ...]]]
 WARM_UP = 0.05  # fraction of the steps
 CLIP = 5.0  # largest norm of the gradient
 
@@ -72,7 +71,7 @@ class History:
 
 def fit(
     loss: nn.Module,
-    batches: Batches,
+    batches: Callable[[int], Iterable[tuple[Tensor, ...]]],
     validation: Sequence[Sequence[Tensor]],
     *,
     schedule: Schedule,
