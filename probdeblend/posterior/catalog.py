@@ -81,8 +81,7 @@ def tabulate(posterior: Posterior) -> QTable:
 def _values(posterior: Posterior) -> dict[str, NDArray]:
     """Return arrays ``(source,)`` or ``(source, band)`` by the names of columns."""
     dataset = posterior.dataset
-    per_source = [name for name, value in dataset.variables.items() if value.dims[:1] == ("source",)]
-    values = {name: dataset[name].values for name in per_source}
+    values = {name: value.values for name, value in dataset.variables.items() if value.dims[:1] == ("source",)}
     values |= {name: value.astype(str) for name, value in values.items() if value.dtype.kind == "O"}
     if dataset.attrs["scenes"] < 2:
         del values["scene"]

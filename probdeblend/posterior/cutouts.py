@@ -189,10 +189,9 @@ class Cutouts:
         known = {"shape": np.array(self.shape), "names": " ".join(self.known)}
         stored = {"cutout_corner": (("source", "axis"), self.corner, known)}
         stored["cutout_size"] = (("source", "axis"), self.sizes)
-        for name, arrays in self.known.items():
+        for name, arrays in self.known.items() if len(self) else ():
             rows = [array.reshape(*array.shape[:-2], -1) for array in arrays]
-            if rows:
-                stored[f"cutout_{name}"] = ((*PIXELS[name], "pixel"), np.concatenate(rows, axis=-1))
+            stored[f"cutout_{name}"] = ((*PIXELS[name], "pixel"), np.concatenate(rows, axis=-1))
         return xr.Dataset(stored)
 
     @classmethod

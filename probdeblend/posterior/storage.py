@@ -72,13 +72,12 @@ def open_posterior(cls: type[Posterior], path: str | os.PathLike[str]) -> Poster
         known = {name: values.values for name, values in dataset.variables.items()}
         if not all(isinstance(dataset.attrs[name], str) for name in ("unit", "method")):
             raise ValueError("unit and method must be words")
-        columns = {name: known[name] for name in dataset.data_vars if name not in FLUXES}
         same = cls.from_draws(
             **{name: known[name] for name in FLUXES if name in known},
             **{name: known[name] for name in ("scene", "group", "x", "y", "label", "zero_point")},
             **{name: dataset.attrs[name] for name in ("unit", "pixel_scale", "method", "scenes")},
             bands=known["band"].tolist(),
-            columns=columns,
+            columns={name: known[name] for name in dataset.data_vars if name not in FLUXES},
             cutouts=cutouts,
         ).dataset
         like = dict(same.variables) | {name: same["x"].variable for name in ("ra", "dec") if name in known}
