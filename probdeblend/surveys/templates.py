@@ -179,10 +179,7 @@ class _RealLight:
     def seen(self, camera: Camera, *, corner: Tensor, size: int) -> Seen:
         real, bands = self.number >= 0, len(camera)
         rest = self.others.select(~real).seen(camera, corner=corner[~real], size=size)
-        image, color = torch.zeros(len(real), bands, size, size), torch.zeros(len(real), bands)
-        image[~real], color[~real] = rest.image, rest.color
-        brightest = torch.full((len(real),), torch.inf)
-        brightest[~real] = rest.brightest
+        image, color, brightest = (v.new_zeros(len(real), *v.shape[1:]).index_put((~real,), v) for v in rest)
         for i in real.nonzero()[:, 0].tolist():
             number, (slope, x, y, *how) = int(self.number[i]), self.placed[i].tolist()
             own, place = self.how.templates[number], (x - float(corner[i, 0]), y - float(corner[i, 1]))
