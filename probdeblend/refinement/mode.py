@@ -103,8 +103,7 @@ def find_modes(unknowns: Unknowns, starts: Tensor) -> tuple[Tensor, Tensor, Tens
     ``(mode, number)``, the curvature there ``(mode, number, number)``, and the share of draws ``(mode,)``.
     """
     ends = [find_mode(unknowns, starts[0])]
-    exchanged = _exchanged(unknowns, ends[0][0])
-    if exchanged is not None:
+    if (exchanged := _exchanged(unknowns, ends[0][0])) is not None:
         ends += [find_mode(unknowns, start) for start in [exchanged, *starts[1:]]]
     ends.sort(key=lambda end: -float(end[2].nan_to_num(nan=-math.inf)))
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
