@@ -108,8 +108,7 @@ class SimulatedSources:
             The light.
         """
         components, slope = source_components(drawn, pixel_scale=camera.pixel_scale, smooth=self.smooth)
-        seeds = {"seed": torch.randint(2**62, slope.shape[:1])}
-        return _SimulatedLight(components, slope, {**drawn, **seeds}, self)
+        return _SimulatedLight(components, slope, {**drawn, "seed": torch.randint(2**62, slope.shape[:1])}, self)
 
 
 @dataclass(frozen=True, eq=False)
