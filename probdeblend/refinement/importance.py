@@ -230,8 +230,7 @@ def _smoothed(log_weight: NDArray[np.float64]) -> tuple[NDArray[np.float64], flo
     if possible.mean() <= LEAST_POSSIBLE:
         return np.full(len(log_weight), -math.log(len(log_weight))), math.inf
     finite = np.where(possible, log_weight, log_weight[possible].max() - 1e3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
         smoothed, k_hat = import_arviz().psislw(finite)
     smoothed = np.asarray(smoothed)
     return np.maximum(smoothed - logsumexp(smoothed), NOTHING), float(k_hat)
