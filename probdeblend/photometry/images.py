@@ -197,7 +197,9 @@ def open_mosaic(
     FileNotFoundError, ValueError
         As for `read_image`, but for the values of the pixels.
     """
-    path, hdu = _split(path, hdu)
+    named = re.fullmatch(r"(.+)\[([^\[\]]+)\]", str(path))  # such as field.fits[SCI,2]
+    if named and hdu is None and not Path(path).exists():
+        path, hdu = named.groups()
     with contextlib.ExitStack() as stack:
         with _readable(path):
             # Not mapped, as astropy refuses to map integers that are to be scaled.
@@ -249,18 +251,11 @@ def uncovered(pixels: NDArray) -> NDArray[np.bool_]:
     return ndimage.binary_opening(zero, NO_COVERAGE) if zero.any() and not zero.all() else zero
 
 
-def _split(path: str | PathLike[str], hdu: int | str | None) -> tuple[str | PathLike[str], int | str | None]:
-    """Take the HDU from a path such as ``field.fits[SCI,2]``."""
-    match = re.fullmatch(r"(.+)\[([^\[\]]+)\]", str(path))
-    return (match[1], match[2]) if match and hdu is None and not Path(path).exists() else (path, hdu)
-
-
 @contextlib.contextmanager
 def _readable(path: str | PathLike[str]) -> Iterator[None]:
     """Turn whatever astropy raises while it reads a FITS file into one sentence."""
     check_file(path)
-    with ALONE, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with ALONE, warnings.catch_warnings(action="ignore"):
         fatal = r"(?s).*(truncated|[Mm]issing END card|sum verification failed)"
         warnings.filterwarnings("error", fatal, AstropyUserWarning)
         with readable(path, "not a FITS file, or damaged", "dq must"):
