@@ -144,8 +144,7 @@ def observe(  # noqa: PLR0913
             raise TypeError(f"wcs must be an astropy.wcs.WCS, got {type(wcs).__name__}")
         notes = [note for band in opened for note in band.notes]
         noise, masks = _noise_of(sky_rms, opened, shape, unit, notes), _masks(mask, len(opened), shape)
-        bands = [BandPixels(band.data, *known) for band, *known in zip(opened, masks, noise, strict=True)]
-        bands = [_checked(band, notes) for band in bands]
+        bands = [_checked(BandPixels(one.data, *how), notes) for one, *how in zip(opened, masks, noise, strict=True)]
         notes += [_not_subtracted(band) for band in bands if not band.background]
         notes += [COVERED for band in bands if band.covered]
         own = [band.psf for band in opened]
