@@ -22,7 +22,7 @@ from .cameras import Camera
 from .morphology import source_components
 from .profiles import Components, render
 
-__all__ = ["Light", "Renderer", "Seen", "SimulatedSources", "Sources", "textured"]
+__all__ = ["Light", "Seen", "SimulatedSources", "Sources", "textured"]
 
 GRID = 128  # pixels, the period of random fields; their shortest wave is 4 pixels
 # For each of `SOURCE_TYPES`: amplitude of the field, median and scatter of its ln; slope from side to side per
@@ -37,9 +37,6 @@ DOWN, UP = 0.5, 0.25  # fractions of the disks with a break of types II and III
 # Breaks of both types: from and to which radius, and how much ln light falls per radius beyond, in half-light radii.
 BREAKS = ((1.4, 2.4, 1.0), (1.8, 3.2, -0.5))
 SOFTNESS, HIGHEST = 0.3, 0.7  # half-light radii over which a break bends; most that ln light rises
-
-Renderer = Callable[..., Tensor]
-"""`render` or `render_galsim`: a function of components and a PSF that returns each source's image."""
 
 
 class Seen(NamedTuple):
@@ -90,7 +87,7 @@ class SimulatedSources:
     """
 
     smooth: bool = False
-    engine: Renderer = render
+    engine: Callable[..., Tensor] = render
 
     def __call__(self, drawn: Mapping[str, Tensor], camera: Camera) -> Light:
         """Draw what is random about the light of sources.
