@@ -11,8 +11,6 @@ model is right*: importance weights test the proposal against the model, not the
 reveal a mode that the proposal never samples, so the proposal is a mixture about all modes that were found.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import dataclass
@@ -77,7 +75,7 @@ class Mixture:
         modes = dist.MultivariateStudentT(degrees, self.mean[:, None], self._scale[:, None], validate_args=False)
         return modes.log_prob(vector) + self.share.log()[:, None]
 
-    def moved(self, vector: Tensor, weight: Tensor) -> Mixture:
+    def moved(self, vector: Tensor, weight: Tensor) -> "Mixture":
         """Update toward the weighted moments of draws; the step grows with their effective number.
 
         Weights ``(draw,)`` add up to one, or are all zero, which moves nothing.

@@ -11,8 +11,6 @@ galaxy, with the moments of galaxies of `~probdeblend.simulation.population.Popu
 ratios that the population leaves out and real galaxies have.
 """
 
-from __future__ import annotations
-
 import math
 from copy import copy
 from functools import lru_cache
@@ -88,7 +86,7 @@ class _SourcePrior(dist.TorchDistribution):
 
     arg_constraints: dict = {}  # noqa: RUF012
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> _SourcePrior:
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "_SourcePrior":
         """Return the distribution with a larger batch."""
         wider = copy(self)
         wider._batch_shape = torch.Size(batch_shape)

@@ -14,8 +14,6 @@ The program has the plates ``scenes`` (-2) and ``sources`` (-1), the site ``numb
 magnitudes is a factor ``difference``.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
@@ -113,24 +111,24 @@ class Population:
             raise ValueError(f"number must be probabilities that sum to 1, got {self.number}")
 
     @classmethod
-    def published(cls) -> Population:
+    def published(cls) -> "Population":
         """Return the pairs of the published test set: magnitudes 18 to 23, a galaxy in the middle and a companion."""
         return cls(**_fitted("prior"), max_difference=2.0, layout="centered")
 
     @classmethod
-    def pairs(cls) -> Population:
+    def pairs(cls) -> "Population":
         """Return the pairs that networks are trained on: the published ones to magnitude 26, anywhere in the image."""
         fractions = {"anywhere_fraction": 0.2, "close_fraction": 0.1}
         return cls(**_fitted("extended"), max_difference=2.0, layout="paired", **fractions)
 
     @classmethod
-    def default(cls) -> Population:
+    def default(cls) -> "Population":
         """Return what networks are trained on besides pairs: 0 to 14 galaxies and stars of any camera, clustered."""
         number = tuple(NUMBERS.get(i, 0.0) for i in range(max(NUMBERS) + 1))
         wider = {"snr": (5.0, 300.0), "size_scatter": 0.3, "largest": 14.0, "star_fraction": 0.15}
         return cls(**_fitted("extended"), layout="clustered", number=number, **wider)
 
-    def replace(self, **changes: object) -> Population:
+    def replace(self, **changes: object) -> "Population":
         """Return a population with some fields changed.
 
         Parameters
