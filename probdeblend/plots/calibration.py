@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +45,7 @@ def plot_coverage(table: Table, *, group: str = "state") -> NDArray[np.object_]:
     for axes, quantity in zip(panels, quantities, strict=True):
         axes.plot([0, 1], [0, 1], color=EXACT_COLOR, lw=1)
         rows = table[table["quantity"] == quantity]
-        for row, color, shift in zip(rows, PALETTE, np.linspace(-0.006, 0.006, len(rows)), strict=False):
+        for row, color, shift in zip(rows, cycle(PALETTE), np.linspace(-0.006, 0.006, len(rows)), strict=False):
             covered, low, high = (np.array([row[f"{name}{end}"] for name in names]) for end in ("", "_low", "_high"))
             middle = (low + high) / 2  # a binomial band lies around the level, a bootstrap one around the fraction
             error = np.stack([middle - low, high - middle])
@@ -114,7 +115,7 @@ def plot_ranks(ranks: Mapping[str, ArrayLike], *, level: float = 0.99, axes: Axe
     values = {name: np.sort(np.ravel(np.asarray(found, dtype=float))) for name, found in ranks.items()}
     points, reach = np.linspace(0, 1, 501), stats.kstwo.ppf(level, min(map(len, values.values())))
     axes.axhspan(-reach, reach, color=EXACT_COLOR, alpha=0.35, lw=0, label=f"{level:.0%} band")
-    for (name, found), color in zip(values.items(), PALETTE, strict=False):
+    for (name, found), color in zip(values.items(), cycle(PALETTE), strict=False):
         below = np.searchsorted(found, points, side="right") / len(found)
         axes.plot(points, below - points, color=color, lw=1.4, label=name)
     axes.axhline(0, color="k", lw=0.6)
@@ -140,7 +141,7 @@ def plot_reliability(curves: Mapping[str, Table], *, axes: Axes | None = None) -
     """
     axes = axes or new_figure(4.4, 4.2).subplots()
     axes.plot([0, 1], [0, 1], color=EXACT_COLOR, lw=1)
-    for (name, curve), color in zip(curves.items(), PALETTE, strict=False):
+    for (name, curve), color in zip(curves.items(), cycle(PALETTE), strict=False):
         size = 120 * np.sqrt(curve["count"] / curve["count"].max()) + 4
         label = f"{name} (ECE {curve.meta['ece']:.3f})"
         axes.plot(curve["predicted"], curve["observed"], color=color, lw=1, label=label)

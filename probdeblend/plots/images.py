@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -157,7 +158,7 @@ def plot_stamps(
         plot_image(stamps[number], axes=axes)
         axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
         axes.set_title(titles[number], fontsize=7)
-        for mask, color in zip(() if outlines is None else outlines[number], PALETTE, strict=False):
+        for mask, color in zip(() if outlines is None else outlines[number], cycle(PALETTE), strict=False):
             if np.any(mask):
                 axes.contour(np.asarray(mask, dtype=float), [0.5], colors=[color], linewidths=0.7)
         if colors is not None:

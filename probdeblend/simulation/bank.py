@@ -121,7 +121,8 @@ class Templates:
             centered = source | {"x": HALF + offset[0], "y": HALF + offset[1]}
             light, corner = self.sources(centered, camera), torch.zeros(len(offset[0]), 2, dtype=torch.long)
             image, color, brightest = light.seen(camera, corner=corner, size=TEMPLATE)
-        edge = torch.cat([image[..., :2, :].flatten(2), image[..., :2].flatten(2)], -1).amax((1, 2))
+        edge = image.clone()
+        edge[..., 2:-2, 2:-2] = 0
         norm, real = image.square().sum((-2, -1)).sqrt(), light.identity >= 0
         shape = describe_shapes(source, offset, light.ln_index, camera.pixel_scale)
         shape[real, 2:] = torch.nan
@@ -132,7 +133,7 @@ class Templates:
             _auto(image),
             shape,
             norm,
-            torch.minimum(EDGE_LIGHT / edge.clamp(min=1e-9), brightest / norm.amax(1)),
+            torch.minimum(EDGE_LIGHT / edge.amax((1, 2, 3)).clamp(min=1e-9), brightest / norm.amax(1)),
             source | {"source_type": source["source_type"].masked_fill(real, -1)},
         )
 

@@ -231,7 +231,7 @@ def simulate(
     camera
         What images are taken with; CANDELS F160W by default.
     size
-        Pixels on a side of the images, or ``(y, x)``. Images of more than 256 pixels on a side come without the light
+        Pixels on a side of the images, or ``(y, x)``. Images of more than 384 pixels on a side come without the light
         of every source.
     number
         Number of sources in every scene; drawn from the population if None.

@@ -31,6 +31,11 @@ def test_uniform_ranks_stay_in_the_band_and_others_leave_it(rng):
     assert abs(curves["too wide"][:, 1]).max() > 1.5 * band
 
 
+def test_more_curves_than_colors_are_all_drawn(rng):
+    curves = {f"{number}": rng.uniform(size=40) for number in range(11)}
+    assert curves.keys() <= lines(plot_ranks(curves)).keys()
+
+
 def test_reliability_shows_the_fraction_of_pixels(rng):
     probability = rng.uniform(size=4000)
     axes = plot_reliability({"overconfident": reliability(probability, probability > 0.5)})

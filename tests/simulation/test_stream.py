@@ -122,6 +122,14 @@ def test_templates_are_what_the_camera_sees(real):
     assert ((real.auto > -1.5) & (real.auto < 0.1)).all()
 
 
+def test_no_template_ends_in_visible_light(real):
+    """As bright as it may be, a source has less than 0.3 sky rms in any pixel at the edge of its template."""
+    light = real.light.float() / 4096
+    inside = torch.zeros_like(light)
+    inside[..., 2:-2, 2:-2] = light[..., 2:-2, 2:-2]
+    assert ((light - inside).amax((1, 2, 3)) * real.brightest * (1 - 1e-3) <= 0.3).all()
+
+
 def test_a_batch_depends_on_its_number_alone(small):
     templates = Points(count=20)
     first = batches(templates, [3, 0, 7], batch_size=4)
