@@ -71,11 +71,12 @@ def plot_source(
         panel.set_box_aspect(mask.data.shape[0] / mask.data.shape[1])
     draws, kind = _draws(posterior, band)
     draws, unit = draws[number], posterior.dataset.attrs["unit"]
+    low, middle, high = np.quantile(draws, ONE_SIGMA)
     panels[4].set(xlabel=kind + (f" [{unit}]" if unit else ""), yticks=[])
-    panels[4].set_title(_measured(np.median(draws), draws.std(ddof=min(1, len(draws) - 1))), fontsize="medium")
+    panels[4].set_title(_measured(middle, (high - low) / 2), fontsize="medium")
     if np.isfinite(draws).all():
         panels[4].hist(draws, np.linspace(*_limits(draws), 41), color=PALETTE[1], alpha=0.75)
-        panels[4].axvspan(*np.quantile(draws, ONE_SIGMA)[::2], color="0.5", alpha=0.2, lw=0, zorder=0)
+        panels[4].axvspan(low, high, color="0.5", alpha=0.2, lw=0, zorder=0)
     return panels
 
 

@@ -161,7 +161,9 @@ class Calibrator:
                 moved = np.where(np.isfinite(moved), moved, given.values)
                 changed[FLUX_OF[kind]] = given.copy(data=moved.astype(given.dtype))
         if self.existence is not None and "existence" in posterior.dataset:
-            changed["existence"] = ("source", logistic(posterior.dataset["existence"].values, self.existence))
+            existence = logistic(posterior.dataset["existence"].values, self.existence)
+            flags = (posterior.flags | outside) & ~int(Flag.DOUBTFUL) | (existence < 0.5) * int(Flag.DOUBTFUL)
+            changed |= {"existence": ("source", existence), "flags": ("source", flags)}
         return Posterior(posterior.dataset.assign(changed).assign_attrs(calibrated=1), posterior.cutouts)
 
     def corrected(self, kind: str, draws: NDArray, features: NDArray, group: NDArray) -> NDArray[np.float64]:

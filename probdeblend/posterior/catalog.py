@@ -24,7 +24,7 @@ __all__ = ["tabulate"]
 
 META = ("method", "unit", "pixel_scale", "notes")
 FLUX = "flux"  # the unit of the fluxes
-ENDS = {"": "median", "_err": "standard deviation", "_16": "16 % quantile", "_50": "median", "_84": "84 % quantile"}
+ENDS = {"": "median", "_err": "half of the central 68 % interval", "_16": "16 % quantile", "_50": "median", "_84": "84 % quantile"}
 KINDS = {"flux": ("mag", "total"), "flux_auto": ("mag_auto", "Kron")}
 COLUMNS = {  # in the order of the table: format, unit, description
     "label": ("", None, "number of the source"),
@@ -101,11 +101,11 @@ def _values(posterior: Posterior) -> dict[str, NDArray]:
 
 def _of_draws(draws: NDArray, zero_point: NDArray, name: str) -> dict[str, NDArray]:
     low, middle, high = np.quantile(draws, ONE_SIGMA, axis=-1)
-    std = draws.std(-1, ddof=1) if draws.shape[-1] > 1 else np.full_like(middle, np.nan)
+    half = (high - low) / 2 if draws.shape[-1] > 1 else np.full_like(middle, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         magnitude = zero_point - 2.5 * np.log10(middle)
         error = 1.25 * np.log10(high / low) + 0 * magnitude
-    found = {name + end: value for end, value in zip(ENDS, (middle, std, low, middle, high), strict=True)}
+    found = {name + end: value for end, value in zip(ENDS, (middle, half, low, middle, high), strict=True)}
     return found | {KINDS[name][0]: magnitude, f"{KINDS[name][0]}_err": error}
 
 

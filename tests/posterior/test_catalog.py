@@ -50,7 +50,8 @@ def test_rows_of_a_normal_posterior(posterior, draws):
     table, central = posterior.catalog(), draws[:, :, 0, 0].ravel()
     row = table[0]
     np.testing.assert_allclose(row["flux_g"].value, np.median(central))
-    np.testing.assert_allclose(row["flux_err_g"].value, central.std(ddof=1))
+    low, high = np.quantile(central, [0.16, 0.84])
+    np.testing.assert_allclose(row["flux_err_g"].value, (high - low) / 2, rtol=1e-3)
     # Quantiles of 1000 normal draws of standard deviation 2 have a standard error of 0.1.
     np.testing.assert_allclose([row["flux_16_g"].value, row["flux_84_g"].value], [78, 82], atol=0.4)
     np.testing.assert_allclose(row["mag_g"].value, 26 - 2.5 * np.log10(np.median(central)))
@@ -72,10 +73,9 @@ def test_heavy_tails_do_not_matter(draws):
     clean = one_band(draws[..., :1], zero_point=[25.0]).catalog()
     draws[0, 0, 0, 0] = 1e6
     wild = one_band(draws[..., :1], zero_point=[25.0]).catalog()
-    for name in ("flux", "flux_16", "flux_84"):
+    for name in ("flux", "flux_err", "flux_16", "flux_84"):
         assert abs(wild[name][0] - clean[name][0]) < 0.05
     assert abs(wild["mag_err"][0] - clean["mag_err"][0]) < 0.001 * u.mag
-    assert wild["flux_err"][0] > 1000 * clean["flux_err"][0]
 
 
 def test_what_is_not_known_is_masked(draws):
