@@ -43,7 +43,7 @@ EXAMPLE = {"psf": ("candels_f160w",), "rms": ("0.003",), "gain": 3200.0, "wavele
     "--table", type=click.Choice(["ecsv", "fits", "vot", "parquet"]), default="ecsv", help="Catalog's format."
 )
 @click.option("--save-draws", is_flag=True, help="Also write the whole posterior, as draws.nc.")
-@click.option("--json", is_flag=True, help="Print the catalog as JSON, with all rows.")
+@click.option("--json", is_flag=True, help="Print the main columns as JSON, with all rows.")
 @options.weights
 @options.calibrator
 def deblend(images: tuple[Path, ...], **given: object) -> None:
@@ -62,6 +62,7 @@ def deblend(images: tuple[Path, ...], **given: object) -> None:
     from ..deblending import deblend_files
 
     options.exclusive(given, "calibrator", "no_calibrator")
+    options.exclusive(given | click.get_current_context().find_root().params, "quiet", "json")
     if not images:
         images = (Path(str(files("probdeblend") / "data" / "example.fits")),)
         given |= {name: value for name, value in EXAMPLE.items() if not given[name]}

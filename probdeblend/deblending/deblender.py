@@ -77,15 +77,12 @@ class Description:
         Largest ln flux over sky rms of the training.
     training
         Numbers and words by name: how it was trained.
-    bands
-        Largest number of bands that it is meant for; None for any.
     """
 
     settings: dict[str, int | float | bool] = field(default_factory=dict)
     fwhm: tuple[float, float] = (1.7, 6.0)
     brightest: float = 13.0
     training: dict[str, object] = field(default_factory=dict)
-    bands: int | None = None
 
     def describe(self) -> str:
         """Return the description as JSON, to be stored beside the weights."""
@@ -95,8 +92,7 @@ class Description:
     def parse(cls, text: str) -> Self:
         """Make a description from what `describe` returns."""
         numbers = json.loads(text)
-        range_and_more = tuple(numbers["fwhm"]), numbers["brightest"], dict(numbers["training"]), numbers.get("bands")
-        return cls(dict(numbers["settings"]), *range_and_more)
+        return cls(dict(numbers["settings"]), tuple(numbers["fwhm"]), numbers["brightest"], dict(numbers["training"]))
 
 
 class Deblender(nn.Module):
@@ -212,7 +208,7 @@ class Deblender(nn.Module):
         """
         known = {"psf": psf, "sky_rms": sky_rms, "wcs": wcs, "zero_point": zero_point, "gain": gain}
         with self._usual(draws), observe(image, **known, mask=mask, dq=dq, wavelength=wavelength) as opened:
-            seen = widened(opened, self.description.fwhm, self.description.bands)
+            seen = widened(opened, self.description.fwhm)
             given = label = order = name = None
             if positions is not None:
                 x, y, label, name = locate(positions, seen.shape, seen.wcs, seen.notes)
@@ -263,9 +259,8 @@ class Deblender(nn.Module):
             parts = np.split(order, np.searchsorted(number[order], np.arange(1, len(scene))))
             given = [(x[part], y[part]) for part in parts]
         label = None if order is None else order + 1
-        fwhm, bands = self.description.fwhm, self.description.bands
         with self._usual(draws):
-            seen = [widened(image, fwhm, bands) for image in _observations(scene)]
+            seen = [widened(image, self.description.fwhm) for image in _observations(scene)]
             kept = kept_units(self.network.drop.p, passes, seed).query
             readings = [read_image(self.network, *pair, kept=kept) for pair in zip(seen, given, strict=True)]
             answers = self._answers(readings, draws=draws, passes=passes, seed=seed)

@@ -246,7 +246,7 @@ def _checked(band: BandPixels, notes: list[str]) -> BandPixels:
     Such a map may be corrected for the correlation between pixels, which leaves its level off.
     """
     if not isinstance(noise := band.rms, Parts):
-        band.check_noise()
+        band.check_noise(notes)
         return band
     factor, known = band.scatter()[0], np.isfinite(band.given_noise(middle_of(band.shape, CHECKED))).any()
     factor = 1.0 if known and np.isnan(factor) else factor  # there is too little blank sky to tell
@@ -298,6 +298,10 @@ def _pixel_scale(wcs: WCS | None, camera: Camera | None, notes: list[str]) -> fl
         if scale and abs(scale / camera.pixel_scale - 1) > PIXEL_SCALE_TOLERANCE:
             pixels = f"pixels of {camera.pixel_scale:.4g} arcsec for an image of {scale:.4g}"
             raise ValueError(f"psf must be that of the image, got a camera with {pixels}")
+        size = "" if scale else f"pixels of {camera.pixel_scale:g} arcsec, "
+        notes.append(
+            f"{size}the correlation of the noise and, without a gain, photon noise are those of the PSF's camera"
+        )
         return camera.pixel_scale
     if scale is None:
         notes.append("without world coordinates, sizes are in pixels")
@@ -340,14 +344,12 @@ def _window(bands: list[BandPixels], rows: slice, columns: slice, notes: list[st
     return ratio.where(good, 0.0), good.float()
 
 
-def widened(seen: Observation, fwhm: tuple[float, float], bands: int | None) -> Observation:
+def widened(seen: Observation, fwhm: tuple[float, float]) -> Observation:
     """Let a network see bands smoothed whose PSFs are narrower than its range of widths, and note it.
 
     Pixels and sky noise stay those of the image. Raises a ValueError for a PSF that smoothing cannot bring into the
-    range, and for more bands than the weights are meant for.
+    range.
     """
-    if bands is not None and len(seen.psf) > bands:
-        raise ValueError(f"bands must be at most {bands} with these weights, got {len(seen.psf)}")
     sigma = [widening(psf, fwhm, band) for psf, band in zip(seen.psf.cpu(), seen.bands, strict=True)]
     if not any(sigma):
         return seen

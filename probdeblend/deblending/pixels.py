@@ -24,6 +24,7 @@ LARGEST = 1e15  # over the median size of the pixels; beyond it a pixel is bad, 
 CELL, LEAST_CELLS = 16, 12  # pixels on a side of cells whose medians tell the error of the sky's level, and how many
 LEAST_IN_CELL = 64  # blank pixels
 SIGNIFICANT, LEAST_LEVEL = 5.0, 0.2  # standard errors, and sky noise of a pixel, of a level that is subtracted
+NOTED_MISFIT = 1.15
 LARGEST_MISFIT = 2.0  # of the noise that is given, over or below the scatter of blank sky
 CHECKED, LEAST_BLANK = 512, 1000  # pixels on a side that it is checked in, and of blank sky
 # Width in pixels of defects that are interpolated, and the Gaussian for that: standard deviation in pixels, and passes.
@@ -87,14 +88,17 @@ class BandPixels:
         blank = blank[np.isfinite(blank)]
         return (mad_std(blank), blank.std()) if len(blank) >= LEAST_BLANK else (np.nan, np.nan)
 
-    def check_noise(self) -> None:
-        """Refuse noise that is not the scatter of blank sky, as a variance or a weight is not."""
+    def check_noise(self, notes: list[str]) -> None:
+        """Refuse noise that is not the scatter of blank sky, as a variance is not, and note where it is off."""
         if self.rms is None:
             return
         low, high = sorted(self.scatter())  # the robust one is coarse where pixels are integers
+        scatter = f"{low if low > 1 else high:.2g} times as much"
         if low > LARGEST_MISFIT or high < 1 / LARGEST_MISFIT:
-            scatter = f"which scatter {low if low > 1 else high:.2g} times as much"
-            raise ValueError(f"sky_rms must be the standard deviation of pixels of blank sky, {scatter}")
+            wanted = "sky_rms must be the standard deviation of pixels of blank sky, as no variance or weight is; they"
+            raise ValueError(f"{wanted} scatter {scatter}; without it, the noise is measured")
+        if low > NOTED_MISFIT or high < 1 / NOTED_MISFIT:
+            notes.append(f"pixels of blank sky scatter {scatter} as the given noise says")
 
     @property
     def covered(self) -> bool:

@@ -18,7 +18,7 @@ from .pixels import numbers
 __all__ = ["locate", "read_positions"]
 
 PIXEL_COLUMNS = ("x", "y"), ("x_centroid", "y_centroid"), ("xcentroid", "ycentroid"), ("X_IMAGE", "Y_IMAGE")
-SKY_COLUMNS = ("ra", "dec"), ("alpha_j2000", "delta_j2000")  # in small or capital letters
+SKY_COLUMNS = ("ra", "dec"), ("alpha_j2000", "delta_j2000"), ("raj2000", "dej2000")  # in small or capital letters
 LABEL_COLUMNS = ("label", "id", "number", "source_id", "object_id", "objid", "name")  # likewise
 CORNERS = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
 LARGEST_LABEL = 2**31 - 1  # that a segmentation map holds

@@ -19,6 +19,7 @@ from .pixels import BandPixels, numbers
 __all__ = ["REACH", "PsfLike", "band_psfs", "camera_of", "gaussian", "smooth", "widening"]
 
 NARROWEST = 1.2  # pixels; of a narrower PSF, pixels hold too little to be smoothed
+DARK, BRIGHT = 1e-3, 5e-3  # of the peak: what a PSF may have at its rim
 REACH = 6  # pixels that the Gaussians reach with which images are smoothed
 CENTERS = (("x_0", "y_0"), ("x_mean", "y_mean"))  # parameters of models that are their centers
 
@@ -46,7 +47,11 @@ def band_psfs(psf: PsfLike | None, bands: list[BandPixels], pixel_scale: float, 
         arrays = list(array) if array.ndim == 3 else [array]
     if len(arrays) not in (1, len(bands)):
         raise ValueError(f"psf must be one or one for each of {len(bands)} bands, got {len(arrays)}")
-    return torch.stack([_stamp(array) for array in arrays]).expand(len(bands), -1, -1)
+    stamps = torch.stack([_stamp(array) for array in arrays]).expand(len(bands), -1, -1)
+    rims = [np.mean([psf[0], psf[-1], psf[:, 0], psf[:, -1]]) / psf.max() for psf in arrays]
+    if not -DARK < min(rims) <= max(rims) < BRIGHT:
+        notes.append(f"the PSF has {max(rims, key=abs):.1%} of its peak at its rim: its sky must be subtracted")
+    return stamps
 
 
 def _psf_array(psf: PsfLike, pixel_scale: float) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from .inputs import Image
 __all__ = ["deblend", "load", "loaded", "save"]
 
 KIND = "weights file"
-SHIPPED = {None: "weights.safetensors", "f160w": "weights_f160w.safetensors"}
+DEFAULT = "weights.safetensors"
 
 
 def load(path: Path | str | None = None, *, calibrator: Path | str | None = None) -> Deblender:
@@ -34,8 +34,7 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
     Parameters
     ----------
     path
-        A weights file; None for the weights that ship with the package, which are for any camera; "f160w" for those
-        that ship for HST WFC3/F160W in pixels of 0.06 arcsec, which are meant for one band.
+        A weights file; None for the weights that ship with the package.
     calibrator
         File of a calibrator to use instead of the one inside the weights.
 
@@ -51,14 +50,13 @@ def load(path: Path | str | None = None, *, calibrator: Path | str | None = None
     ValueError
         If the file is damaged, is not a weights file of this version, or does not fit its own description.
     """
-    name = SHIPPED.get(path if path is None else str(path))
-    path = Path(path) if name is None else Path(str(files("probdeblend") / "data" / name))
+    path = Path(str(files("probdeblend") / "data" / DEFAULT)) if path is None else Path(path)
     metadata, tensors = read_tensors(path, kind=KIND)
     wanted = f"tensors must match the stored description of the {KIND}"
     with readable(path, wanted), seeded(0):  # a network is made of random weights before it gets its own
         description = Description.parse(metadata["description"])
         (low, high), known = description.fwhm, signature(SceneNetwork).parameters
-        numbers = [(value, 0.0) for value in (low, high, description.brightest, description.bands or 1)]
+        numbers = [(value, 0.0) for value in (low, high, description.brightest)]
         numbers += [(value, known[name].default) for name, value in description.settings.items()]
         if not 0 < low < high or any(isinstance(value, bool) != isinstance(usual, bool) for value, usual in numbers):
             raise ValueError("fwhm must be a range, and settings those of the network")

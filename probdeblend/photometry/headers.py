@@ -31,6 +31,7 @@ EXTENSIONS = {"SCI": ("SCI",), "ERR": ("ERR", "RMS", "VAR", "VARIANCE", "IVAR", 
 
 ACCOMPANYING = {*EXTENSIONS["ERR"], *EXTENSIONS["DQ"], "PSFIMAGE"}
 
+SHOWN = 8  # HDUs in an error
 VARIANCES, WEIGHTS = ("VAR", "VARIANCE", "VARIANCEUNCERTAINTY"), ("IVAR", "INVERSEVARIANCE", "WHT", "WGT", "WEIGHT")
 POWERS = dict.fromkeys(VARIANCES, 0.5) | dict.fromkeys(WEIGHTS, -0.5)
 """What a variance, inverse variance or weight is raised to for the standard deviation, by its EXTNAME or UTYPE."""
@@ -78,8 +79,10 @@ def choose(path: object, hdus: fits.HDUList, hdu: int | str | None, kind: str) -
     if len(chosen) == 1:
         return images[chosen[0]]
     sizes = ((n, item, " x ".join(map(str, item.shape[::-1]))) for n, item in images.items())
-    described = "; ".join(f"{n} or {item.name},{item.ver} ({size})" for n, item, size in sizes)
-    raise ValueError(f"{path}: hdu must be one of {described}, got {hdu}")
+    names = [f"{n} or {item.name},{item.ver} ({size})" if item.name else f"{n} ({size})" for n, item, size in sizes]
+    described = "; ".join([*names[:SHOWN], *([f"{len(names) - SHOWN} more"] if len(names) > SHOWN else [])])
+    got = f"got {hdu}: choose one, as in '{path}[{next(iter(images))}]'"
+    raise ValueError(f"{path}: hdu must be one of {described}, {got}")
 
 
 def deviations(name: str, header: fits.Header, unit: str, notes: list[str]) -> Callable[[NDArray], NDArray]:

@@ -73,7 +73,8 @@ def plot_source(
     draws, unit = draws[number], posterior.dataset.attrs["unit"]
     low, middle, high = np.quantile(draws, ONE_SIGMA)
     panels[4].set(xlabel=kind + (f" [{unit}]" if unit else ""), yticks=[])
-    panels[4].set_title(_measured(middle, (high - low) / 2), fontsize="medium")
+    measured = f"{middle:#.4g} ± {(high - low) / 2:#.2g}" if np.isfinite(middle) else "not detected"
+    panels[4].set_title(measured, fontsize="medium")
     if np.isfinite(draws).all():
         panels[4].hist(draws, np.linspace(*_limits(draws), 41), color=PALETTE[1], alpha=0.75)
         panels[4].axvspan(low, high, color="0.5", alpha=0.2, lw=0, zorder=0)
@@ -256,15 +257,6 @@ def _note(axes: Axes, text: str, x: float, y: float, *, color: object, offset: t
     halo = [withStroke(linewidth=2, foreground="w")]
     look = {"ha": "center", "va": "center", "fontsize": "x-small", "annotation_clip": True, "path_effects": halo}
     axes.annotate(text, (x, y), offset, textcoords="offset points", color=color, **look)
-
-
-def _measured(middle: float, error: float) -> str:
-    if np.isnan(middle):
-        return "not detected"
-    if not 1e-4 < error < 1e5:
-        return f"{middle:.4g} ± {error:.2g}"
-    digits = max(0, 1 - int(np.floor(np.log10(error))))
-    return f"{middle:.{digits}f} ± {error:.{digits}f}"
 
 
 def _limits(values: NDArray) -> tuple[float, float]:

@@ -24,7 +24,13 @@ __all__ = ["tabulate"]
 
 META = ("method", "unit", "pixel_scale", "notes")
 FLUX = "flux"  # the unit of the fluxes
-ENDS = {"": "median", "_err": "half of the central 68 % interval", "_16": "16 % quantile", "_50": "median", "_84": "84 % quantile"}
+ENDS = {
+    "": "median",
+    "_err": "half of the central 68 % interval",
+    "_16": "16 % quantile",
+    "_50": "median",
+    "_84": "84 % quantile",
+}
 KINDS = {"flux": ("mag", "total"), "flux_auto": ("mag_auto", "Kron")}
 COLUMNS = {  # in the order of the table: format, unit, description
     "label": ("", None, "number of the source"),
@@ -66,13 +72,14 @@ def tabulate(posterior: Posterior) -> QTable:
     suffixes = [f"_{band}" for band in bands] if len(bands) > 1 else [""]
     flux_unit = u.Unit(dataset.attrs["unit"] or "bad unit", parse_strict="silent")
     flux_unit = None if isinstance(flux_unit, u.UnrecognizedUnit) else flux_unit
+    units = {FLUX: flux_unit, u.arcsec: u.pix if dataset.attrs["pixel_scale"] == 1 else u.arcsec}
     table = QTable(meta={name: dataset.attrs[name] for name in META if name in dataset.attrs})
     for name in filter(values.__contains__, dict.fromkeys(name + end for name in COLUMNS for end in ("", "_err"))):
         of = name.removesuffix("_err")
         form, unit, description = COLUMNS.get(name) or (*COLUMNS[of][:2], f"standard deviation of {of}")
         array = np.asarray(values[name])
         for suffix, column in zip(suffixes, array.T, strict=True) if array.ndim == 2 else [("", array)]:
-            look = {"unit": flux_unit if unit is FLUX else unit, "format": form or None, "description": description}
+            look = {"unit": units.get(unit, unit), "format": form or None, "description": description}
             values_of, kind = (np.ma.masked_invalid, MaskedColumn) if name in MASKED else (np.asarray, Column)
             table[name + suffix] = kind(values_of(column), **look)
     return table

@@ -53,7 +53,7 @@ class Cutout:
         return tuple(slice(at, at + size) for at, size in zip(self.corner, self.data.shape[-2:], strict=True))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Cutouts:
     """The pixels of all sources of a posterior; each source has one rectangle, whatever is known there.
 

@@ -37,7 +37,7 @@ COLUMNS = {
 """What may be known of each source beside its fluxes, with its axes."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Posterior:
     """Draws of the fluxes of sources, with their masks, images, positions, shapes and flags.
 
@@ -197,6 +197,10 @@ class Posterior:
 
     def __len__(self) -> int:
         return self.dataset.sizes["source"]
+
+    def __repr__(self) -> str:
+        sizes = self.dataset.sizes
+        return f"<Posterior of {len(self)} sources in {sizes['band']} bands: {sizes['chain']} x {sizes['draw']} draws>"
 
     @property
     def flux(self) -> xr.DataArray:

@@ -42,6 +42,18 @@ def test_quiet_prints_errors_alone(run, fake):
     assert run("-q", "deblend").stderr == "Error: probdeblend-output: exists already; --overwrite replaces it\n"
 
 
+def test_quiet_and_json_exclude_each_other(run, fake):
+    result = run("--quiet", "deblend", "--json")
+    assert (result.exit_code, result.stderr) == (1, "Error: quiet and json are mutually exclusive, got both\n")
+
+
+def test_a_missing_package_is_told_with_its_remedy(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = run("deblend", "--table", "parquet")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("; python -m pip install pyarrow\n")
+
+
 def test_verbose_prints_warnings_and_where_an_error_was_raised(run, monkeypatch):
     def observed(_):
         warnings.warn("the header is odd", UserWarning, stacklevel=1)

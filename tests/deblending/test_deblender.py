@@ -246,14 +246,6 @@ def test_sources_unlike_the_training_are_flagged(blank, image, places):
     assert np.isnan(unknown.dataset["anomaly"]).all()
 
 
-def test_more_bands_than_weights_are_meant_for_are_refused(blank):
-    single, cube = Deblender(blank.network, Description(bands=1)), noise_of((2, 40, 40))
-    assert len(single(cube[0], **GIVEN)) == 0
-    for refused in (lambda: single(cube, **GIVEN), lambda: single.scenes(scene_of([cube]), **QUICK)):
-        with pytest.raises(ValueError, match="bands must be at most 1 with these weights, got 2"):
-            refused()
-
-
 @pytest.mark.parametrize("bands", [1, 3])
 def test_an_image_without_a_source_has_an_empty_catalog(blank, bands):
     cube = noise_of((bands, 100, 90))

@@ -443,6 +443,25 @@ def test_noise_that_is_not_the_scatter_of_blank_sky_is_refused(factor):
         seen_of(image, sky_rms=factor)
 
 
+@pytest.mark.parametrize(("factor", "noted"), [(0.7, True), (0.95, False), (1.05, False), (1.5, True)])
+def test_noise_that_is_off_is_noted(factor, noted):
+    notes = seen_of(light_of(SHAPE, [20, 40], [30, 12], [200, 100]) + noise_of(SHAPE), sky_rms=factor)[2].notes
+    assert any("times as much as the given noise says" in note for note in notes) == noted
+
+
+def test_what_a_camera_brings_is_noted():
+    notes = seen_of(PIXELS, sky_rms=RMS, psf="candels_f160w")[2].notes
+    assert any(note.startswith("pixels of 0.06 arcsec, the correlation of the noise") for note in notes)
+
+
+@pytest.mark.parametrize(("sky", "noted"), [(0.02, "2.0%"), (0.002, None), (-0.003, "-0.3%")])
+def test_a_psf_with_sky_is_noted(sky, noted):
+    notes = seen_of(PIXELS, sky_rms=RMS, psf=PSF + sky * PSF.max())[2].notes
+    found = [note for note in notes if "of its peak at its rim" in note]
+    assert len(found) == (noted is not None)
+    assert not found or noted in found[0]
+
+
 def test_photon_noise_in_a_map_does_not_divide_the_light():
     light = light_of((128, 128), [60], [70], 3000)
     noise = np.sqrt(1 + light)
@@ -520,7 +539,7 @@ def test_bands_with_narrow_psfs_are_smoothed_and_the_others_are_not():
     noise[1, bad] = 1e6
     star = light_of((150, 160), [90], [100], 1e4, sigma=0.6)
     with observe(noise + star, psf=[PSF, NARROW], sky_rms=[1.0, 1.0], mask=bad) as opened:
-        seen = widened(opened, (1.9, 6.0), None)
+        seen = widened(opened, (1.9, 6.0))
         parts = slice(0, 150), slice(0, 160)
         (plain, good), (ratio, also) = opened.window(*parts), seen.network_window(*parts)
         inner = seen.network_window(slice(32, 96), slice(16, 160))[0]

@@ -112,7 +112,6 @@ def test_damaged_and_foreign_files(deblender, tmp_path):
         {"brightest": True},
         {"settings": {"dynamic": 3}},
         {"training": [1]},
-        {"bands": True},
     ):
         save_file(tensors, path, metadata | {"description": json.dumps(description | change)})
         with pytest.raises(ValueError, match=fitting):

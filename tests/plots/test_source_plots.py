@@ -84,7 +84,7 @@ def test_image_must_be_that_of_the_scene(posterior, image):
 
 
 def test_errors_have_two_digits(posterior, image):
-    for scale, title in [(1e-3, "0.0800 ± 0.0020"), (1, "80.0 ± 2.0"), (1e6, "8e+07 ± 2e+06")]:
+    for scale, title in [(1e-3, "0.08000 ± 0.0020"), (1, "80.00 ± 2.0"), (1e6, "8.000e+07 ± 2.0e+06")]:
         levels = np.repeat(scale * np.array([78.0, 80.0, 82.0]), [399, 2, 399]).reshape(2, 400, 1, 1)
         certain = Posterior(posterior.dataset.assign(flux=posterior.flux * 0 + levels), posterior.cutouts)
         assert plot_source(certain, 11, image)[4].get_title() == title

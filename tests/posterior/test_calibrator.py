@@ -243,9 +243,12 @@ def test_false_detections_tell_nothing_of_fluxes():
     wrong = posterior.with_columns({"existence": np.where(false, 0.5, 0.9)})
     found = Calibrator.fit([(wrong, scene, np.where(false, -1, np.arange(len(posterior))))])
     np.testing.assert_allclose(found.flux["total"][:, 1, 3], fitted(narrow=0.5).flux["total"][:, 1, 3], rtol=0.5)
-    existence = found(wrong).dataset["existence"].values
+    calibrated = found(wrong.with_columns({"flags": np.where(false, 0, int(Flag.DOUBTFUL | Flag.EDGE))}))
+    existence = calibrated.dataset["existence"].values
     assert existence[false].max() < 0.1
     assert existence[~false].min() > 0.9
+    np.testing.assert_array_equal((calibrated.flags & Flag.DOUBTFUL) > 0, false)
+    assert ((calibrated.flags & Flag.EDGE > 0) == ~false).all()
 
 
 @pytest.mark.parametrize("sharpen", [0.5, 2.0])

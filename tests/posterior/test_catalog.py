@@ -58,6 +58,13 @@ def test_rows_of_a_normal_posterior(posterior, draws):
     np.testing.assert_allclose(row["mag_err_g"].value, 1.0857 * 2 / 80, rtol=0.15)
 
 
+def test_sizes_are_in_pixels_where_their_scale_is_unknown(draws):
+    for scale, unit in ((0.06, u.arcsec), (1.0, u.pix)):
+        posterior = one_band(draws[..., :1]).with_columns({"half_light_radius": np.full(draws.shape[2], 3.0)})
+        posterior.dataset.attrs["pixel_scale"] = scale
+        assert posterior.catalog()["half_light_radius"].unit == unit
+
+
 def test_the_neighbor_is_the_most_correlated_source(rng):
     covariance = np.diag([1.0, 1.0, 1.0, 1.0])
     covariance[0, 1] = covariance[1, 0] = -0.3
