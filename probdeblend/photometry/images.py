@@ -269,4 +269,4 @@ def _parts(path: str | PathLike[str], hdu: fits.ImageHDU) -> Parts:
         with _readable(path):
             return hdu.section[(*(0,) * (len(hdu.shape) - 2), *part)]
 
-    return Parts(hdu.shape[-2:], read, f"{hdu.name},{hdu.ver} of {path}", hdu.section.dtype)
+    return Parts(hdu.shape[-2:], read, f"{hdu.name},{hdu.ver} of {path}", read((slice(0, 0), slice(None))).dtype)

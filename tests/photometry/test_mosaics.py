@@ -44,7 +44,7 @@ def test_pixels_are_read_when_they_are_asked_for(mosaic, monkeypatch):
     read, pixels = [], fits.Section.__getitem__
     monkeypatch.setattr(fits.Section, "__getitem__", lambda self, part: read.append(pixels(self, part)) or read[-1])
     with open_mosaic(path) as opened:
-        assert read == []
+        assert not any(part.size for part in read)
         assert opened.data[:5, :5].shape == (5, 5)
         assert opened.noise[:2, 3:5].tolist() == [[1, 1], [1, 1]]
         assert opened.data[:2, 3:5].mask.all()
