@@ -4,8 +4,6 @@ A weights file is a safetensors file: the tensors of the network and the usual r
 settings that it was built with, what it was trained on, and the calibrator that was fitted to it.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from importlib.resources import files
 from inspect import signature

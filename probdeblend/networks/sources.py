@@ -93,11 +93,6 @@ class _Windows(NamedTuple):
             cells.append(first[..., None] + torch.arange(min(size, SPAN), device=x.device))
         return cls(*cells, shape)
 
-    @staticmethod
-    def pixels(cells: Tensor) -> Tensor:
-        """Return the numbers of the pixels of cells ``(scene, source, pixel)``."""
-        return (FOLD * cells[..., None] + torch.arange(FOLD, device=cells.device)).flatten(-2)
-
     def cut(self, maps: Tensor) -> Tensor:
         """Cut windows ``(scene, source, band, channel, y, x)`` out of maps ``(scene, band, channel, y, x)``."""
         scene = torch.arange(len(maps), device=maps.device)[:, None, None, None]
@@ -106,10 +101,15 @@ class _Windows(NamedTuple):
     def paste(self, values: Tensor, beyond: float) -> Tensor:
         """Paste pixels of windows ``(scene, source, band, y, x)`` into whole maps, which are constant `beyond` them."""
         height, width = (FOLD * size for size in self.shape)
-        place = self.pixels(self.row)[..., None] * width + self.pixels(self.column)[..., None, :]
+        place = _pixels(self.row)[..., None] * width + _pixels(self.column)[..., None, :]
         place = place.flatten(-2)[:, :, None].expand(*values.shape[:3], -1)
         maps = values.new_full((*values.shape[:3], height * width), beyond)
         return maps.scatter(3, place, values.flatten(-2)).unflatten(-1, (height, width))
+
+
+def _pixels(cells: Tensor) -> Tensor:
+    """Return the numbers of the pixels of cells ``(scene, source, pixel)``."""
+    return (FOLD * cells[..., None] + torch.arange(FOLD, device=cells.device)).flatten(-2)
 
 
 class SourceReader(nn.Module):
@@ -144,9 +144,9 @@ class SourceReader(nn.Module):
         query = (weight * each).sum(2)
         both = torch.cat([each, query[:, :, None].expand_as(each)], -1)
         near = _Windows.around(x, y, maps.share_features.shape[-2:])
-        dx, dy = (near.pixels(cells) - v[..., None] for cells, v in ((near.column, x), (near.row, y)))
+        dx, dy = (_pixels(cells) - v[..., None] for cells, v in ((near.column, x), (near.row, y)))
         offset = [(value[..., 1::2] + value[..., ::2]) / 2 for value in (dx, dy)]
-        logit = self._profile(self.profile(both).float(), dx, dy)
+        logit = _profile(self.profile(both).float(), dx, dy)
         logit = logit + _own_network(self.share_network(both), near.cut(maps.share_features), *offset)
         logit = logit.masked_fill((torch.hypot(dx[:, :, None, :], dy[..., None]) > REACH)[:, :, None], FAR)
         logit = torch.cat([near.paste(logit, FAR), maps.unlisted[:, None]], 1)
@@ -197,16 +197,16 @@ class SourceReader(nn.Module):
         mask = (logit + own[1:] - own[0]).sigmoid()
         return (mask - mask.mean(0)).square().mean(0).sqrt()
 
-    @staticmethod
-    def _profile(numbers: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-        """Log of an elliptical profile ``(scene, source, band, y, x)`` with a soft core and a Sérsic-like tail."""
-        shift_x, shift_y, size, e1, e2, height, slope, steep = numbers[..., None, None].unbind(-3)
-        x = dx[:, :, None, None, :] - 2 * shift_x.tanh()
-        y = dy[:, :, None, :, None] - 2 * shift_y.tanh()
-        e1, e2 = 0.8 * e1.tanh(), 0.8 * e2.tanh()
-        squared = ((1 - e1) * x.square() + (1 + e1) * y.square() - 2 * e2 * x * y) * (-2 * size.clamp(-3, 4)).exp()
-        power = 0.1 + 0.65 * slope.sigmoid()
-        return height - (1 + functional.softplus(steep)) * ((1 + squared.clamp(min=0)) ** power - 1) / power
+
+def _profile(numbers: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+    """Log of an elliptical profile ``(scene, source, band, y, x)`` with a soft core and a Sérsic-like tail."""
+    shift_x, shift_y, size, e1, e2, height, slope, steep = numbers[..., None, None].unbind(-3)
+    x = dx[:, :, None, None, :] - 2 * shift_x.tanh()
+    y = dy[:, :, None, :, None] - 2 * shift_y.tanh()
+    e1, e2 = 0.8 * e1.tanh(), 0.8 * e2.tanh()
+    squared = ((1 - e1) * x.square() + (1 + e1) * y.square() - 2 * e2 * x * y) * (-2 * size.clamp(-3, 4)).exp()
+    power = 0.1 + 0.65 * slope.sigmoid()
+    return height - (1 + functional.softplus(steep)) * ((1 + squared.clamp(min=0)) ** power - 1) / power
 
 
 def _own_network(weights: Tensor, features: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
@@ -254,8 +254,8 @@ class TokenNetwork(nn.Module):
         share, probability = shares.share.detach(), shares.mask.detach().sigmoid()
         first = slice(wanted)
         light = share[:, first] * maps.image[:, None]
-        windows = self._windows(maps, light, share[:, first], probability[:, first], x[:, first], y[:, first])
-        apertures, anchor = self._apertures(windows, x[:, first], y[:, first])
+        windows = _windows(maps, light, share[:, first], probability[:, first], x[:, first], y[:, first])
+        apertures, anchor = _apertures(windows, x[:, first], y[:, first])
         features = self._convolved(windows[0])
         edge, overlap = pair_features(maps, share, probability, x, y, anchor)
         contested = edge[..., 0].amax(-1)[..., None, None].expand_as(anchor[..., None])
@@ -267,49 +267,6 @@ class TokenNetwork(nn.Module):
         token = (self.gate(each).float().softmax(2) * each).sum(2)
         return SourceFeatures(token, each + self.together(token)[:, :, None], anchor, edge, overlap)
 
-    @staticmethod
-    def _windows(
-        maps: TrunkMaps, light: Tensor, share: Tensor, probability: Tensor, x: Tensor, y: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cut windows: what the convolutions see, light ``(..., cell, 4)`` per source and of all sources."""
-        scenes, sources, bands = share.shape[:3]
-        half = CELLS // 2
-        height, width = maps.levels[0].shape[-2:]
-        step = torch.arange(CELLS, device=x.device)
-        cells = ((y, height), (x, width))
-        row, column = ((v / FOLD).floor().long().clamp(0, size - 1)[..., None] + step for v, size in cells)
-        scene = torch.arange(scenes, device=x.device)[:, None, None, None]
-        source = torch.arange(sources, device=x.device)[:, None, None]
-
-        def cut(values: Tensor, *index: Tensor) -> Tensor:
-            """Cut windows ``(scene, source, y, x, band, channel)`` out of ``(..., band, channel, y, x)``."""
-            padded = functional.pad(values.flatten(-4, -3), (half,) * 4)
-            return padded[(*index, slice(None), row[..., None], column[..., None, :])].unflatten(-1, (bands, -1))
-
-        image = cut(functional.pixel_unshuffle(maps.image.contiguous()[:, :, None], FOLD), scene)
-        trunk = cut(maps.levels[0], scene)
-        own = torch.stack([light, share, probability[:, :, None].expand_as(share)], 3)
-        own = cut(functional.pixel_unshuffle(own, FOLD), scene, source)
-        lights = own[..., : FOLD**2]
-        seen = torch.cat([stretched(lights), own[..., FOLD**2 :], stretched(image), trunk.to(own)], -1)
-        return seen, lights, image
-
-    @staticmethod
-    def _apertures(windows: tuple[Tensor, Tensor, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the growth curve of the deblended light, relative to the anchor, and the anchor."""
-        _, light, image = windows
-        pixel = (torch.arange(WINDOW, device=x.device) - WINDOW // 2).unflatten(0, (CELLS, FOLD))
-        dx, dy = (pixel - (value % FOLD)[..., None, None] for value in (x, y))
-        radius = torch.hypot(dx[:, :, None, :, None], dy[:, :, :, None, :, None]).flatten(-2)
-        radii = torch.tensor(RINGS, dtype=x.dtype, device=x.device)
-        inside = (radii[:, None, None, None] + 0.5 - radius[:, :, None]).clamp(0, 1)
-        growth = torch.einsum("snkyxf,snyxbf->snbk", inside, light)
-        of_all = torch.einsum("snkyxf,snyxbf->snbk", inside, image)
-        first = growth[..., ANCHOR]
-        anchor = (0.5 * (first + (first.square() + 4 * ANCHOR_FLOOR**2).sqrt())).log()
-        curve = torch.cat([stretched(growth) - anchor[..., None], stretched(of_all) - anchor[..., None]], -1)
-        return curve.clamp(-8, 8), anchor
-
     def _convolved(self, windows: Tensor) -> Tensor:
         scenes, sources, bands = windows.shape[0], windows.shape[1], windows.shape[4]
         pixels = windows.permute(0, 1, 4, 5, 2, 3).flatten(0, 2).contiguous(memory_format=torch.channels_last)
@@ -320,6 +277,49 @@ class TokenNetwork(nn.Module):
         hidden = hidden + functional.silu(self.fifth(hidden))
         flat = torch.cat([self.squeeze(hidden).flatten(1), hidden.mean((-2, -1))], 1)
         return functional.silu(self.flat(flat)).unflatten(0, (scenes, sources, bands))
+
+
+def _windows(
+    maps: TrunkMaps, light: Tensor, share: Tensor, probability: Tensor, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut windows: what the convolutions see, light ``(..., cell, 4)`` per source and of all sources."""
+    scenes, sources, bands = share.shape[:3]
+    half = CELLS // 2
+    height, width = maps.levels[0].shape[-2:]
+    step = torch.arange(CELLS, device=x.device)
+    cells = ((y, height), (x, width))
+    row, column = ((v / FOLD).floor().long().clamp(0, size - 1)[..., None] + step for v, size in cells)
+    scene = torch.arange(scenes, device=x.device)[:, None, None, None]
+    source = torch.arange(sources, device=x.device)[:, None, None]
+
+    def cut(values: Tensor, *index: Tensor) -> Tensor:
+        """Cut windows ``(scene, source, y, x, band, channel)`` out of ``(..., band, channel, y, x)``."""
+        padded = functional.pad(values.flatten(-4, -3), (half,) * 4)
+        return padded[(*index, slice(None), row[..., None], column[..., None, :])].unflatten(-1, (bands, -1))
+
+    image = cut(functional.pixel_unshuffle(maps.image.contiguous()[:, :, None], FOLD), scene)
+    trunk = cut(maps.levels[0], scene)
+    own = torch.stack([light, share, probability[:, :, None].expand_as(share)], 3)
+    own = cut(functional.pixel_unshuffle(own, FOLD), scene, source)
+    lights = own[..., : FOLD**2]
+    seen = torch.cat([stretched(lights), own[..., FOLD**2 :], stretched(image), trunk.to(own)], -1)
+    return seen, lights, image
+
+
+def _apertures(windows: tuple[Tensor, Tensor, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the growth curve of the deblended light, relative to the anchor, and the anchor."""
+    _, light, image = windows
+    pixel = (torch.arange(WINDOW, device=x.device) - WINDOW // 2).unflatten(0, (CELLS, FOLD))
+    dx, dy = (pixel - (value % FOLD)[..., None, None] for value in (x, y))
+    radius = torch.hypot(dx[:, :, None, :, None], dy[:, :, :, None, :, None]).flatten(-2)
+    radii = torch.tensor(RINGS, dtype=x.dtype, device=x.device)
+    inside = (radii[:, None, None, None] + 0.5 - radius[:, :, None]).clamp(0, 1)
+    growth = torch.einsum("snkyxf,snyxbf->snbk", inside, light)
+    of_all = torch.einsum("snkyxf,snyxbf->snbk", inside, image)
+    first = growth[..., ANCHOR]
+    anchor = (0.5 * (first + (first.square() + 4 * ANCHOR_FLOOR**2).sqrt())).log()
+    curve = torch.cat([stretched(growth) - anchor[..., None], stretched(of_all) - anchor[..., None]], -1)
+    return curve.clamp(-8, 8), anchor
 
 
 def pair_features(

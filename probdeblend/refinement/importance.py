@@ -15,6 +15,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 
 import numpy as np
 import pyro.distributions as dist
@@ -228,7 +229,11 @@ def _smoothed(log_weight: NDArray[np.float64]) -> tuple[NDArray[np.float64], flo
     if possible.mean() <= LEAST_POSSIBLE:
         return np.full(len(log_weight), -math.log(len(log_weight))), math.inf
     finite = np.where(possible, log_weight, log_weight[possible].max() - 1e3)
+    arviz = import_arviz()
     with warnings.catch_warnings(action="ignore", category=UserWarning):
-        smoothed, k_hat = import_arviz().psislw(finite)
+        if hasattr(arviz, "psislw"):
+            smoothed, k_hat = arviz.psislw(finite)
+        else:  # ArviZ 1.x, for log-likelihoods
+            smoothed, k_hat = import_module("arviz_stats.base").array_stats.psislw(-finite)
     smoothed = np.asarray(smoothed)
     return np.maximum(smoothed - logsumexp(smoothed), NOTHING), float(k_hat)
