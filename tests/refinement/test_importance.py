@@ -1,11 +1,15 @@
 """Refinement of a scene: from a guess to the posterior under the generative model."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from probdeblend.refinement import refine
+from probdeblend.posterior.moments import import_arviz
+from probdeblend.refinement import importance, refine
 from probdeblend.refinement.importance import Mixture
 
 
@@ -107,3 +111,19 @@ def test_proposal_learns_from_weighted_draws():
 def test_no_weight_moves_nothing():
     values = drawn(two(), 100)
     assert torch.allclose(two().moved(values, torch.zeros(100).double()).mean, two().mean)
+
+
+@pytest.mark.skipif(not hasattr(import_arviz(), "psislw"), reason="ArviZ 1.x does nothing else")
+def test_arviz_1_takes_weights_with_their_sign_reversed(monkeypatch):
+    """Its function is for log-likelihoods, whose negative values are the weights."""
+    weight = 2 * np.random.default_rng(0).normal(size=2000)
+    smoothed, k_hat = importance._smoothed(weight)
+    older = import_arviz()
+    newer = SimpleNamespace(array_stats=SimpleNamespace(psislw=lambda values: older.psislw(-values)))
+    monkeypatch.setitem(sys.modules, "arviz_stats", SimpleNamespace(base=newer))
+    monkeypatch.setitem(sys.modules, "arviz_stats.base", newer)
+    monkeypatch.setattr(importance, "import_arviz", SimpleNamespace)
+    again = importance._smoothed(weight)
+    np.testing.assert_allclose(again[0], smoothed)
+    assert again[1] == k_hat
+    assert np.argmax(smoothed) == np.argmax(weight)
