@@ -128,7 +128,7 @@ def _fields(paths: tuple[Path, ...], given: dict, of_images: dict) -> tuple[int,
     how = options.picked(given, "sources", "seed")
     if not paths:
         count = given["count"] or FIELDS
-        text = f"{count} simulated fields: pairs in CANDELS F160W, and crowds of the training's cameras"
+        text = f"{count} simulated fields of the training's cameras, with pairs in CANDELS F160W where that is one"
         text += ", half of the galaxies real" if given["galaxies"] else ""
         return count, partial(fields.simulated_fields, **how), text
     if not on_images:

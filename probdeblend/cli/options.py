@@ -63,7 +63,7 @@ def sentence(error: Exception) -> str:
         text = text.strip().splitlines()[-1].partition(": ")[2]
     elif not isinstance(error, ValueError | TypeError | OSError | ImportError):
         text = f"unexpected {type(error).__name__}: {text}"
-    missing = f"; python -m pip install {error.name}" if isinstance(error, ModuleNotFoundError) else ""
+    missing = f"; python -m pip install {error.name}" if isinstance(error, ModuleNotFoundError) and error.name else ""
     hint = "; --overwrite replaces it" if text.endswith("exists already") else missing
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split())[:600]) + hint
 

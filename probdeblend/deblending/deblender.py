@@ -250,8 +250,6 @@ class Deblender(nn.Module):
         Posterior
             Fluxes and everything else, one row per source.
         """
-        if not len(scene):
-            raise ValueError("scene must hold at least one image, got none")
         order, given = None, [None] * len(scene)
         if positions is not None:
             number, x, y = (value.double().cpu().numpy() for value in positions)

@@ -95,8 +95,8 @@ class BandPixels:
         low, high = sorted(self.scatter())  # the robust one is coarse where pixels are integers
         scatter = f"{low if low > 1 else high:.2g} times as much"
         if low > LARGEST_MISFIT or high < 1 / LARGEST_MISFIT:
-            wanted = "sky_rms must be the standard deviation of pixels of blank sky, as no variance or weight is; they"
-            raise ValueError(f"{wanted} scatter {scatter}; without it, the noise is measured")
+            wanted = "sky_rms must be the standard deviation of pixels of blank sky, not a variance or weight"
+            raise ValueError(f"{wanted}: they scatter {scatter}; leave it out to have the noise measured")
         if low > NOTED_MISFIT or high < 1 / NOTED_MISFIT:
             notes.append(f"pixels of blank sky scatter {scatter} as the given noise says")
 

@@ -50,7 +50,9 @@ def band_psfs(psf: PsfLike | None, bands: list[BandPixels], pixel_scale: float, 
     stamps = torch.stack([_stamp(array) for array in arrays]).expand(len(bands), -1, -1)
     rims = [np.mean([psf[0], psf[-1], psf[:, 0], psf[:, -1]]) / psf.max() for psf in arrays]
     if not -DARK < min(rims) <= max(rims) < BRIGHT:
-        notes.append(f"the PSF has {max(rims, key=abs):.1%} of its peak at its rim: its sky must be subtracted")
+        notes.append(
+            f"the PSF has {max(rims, key=abs):.1%} of its peak at its rim: it holds sky, or its array is small"
+        )
     return stamps
 
 

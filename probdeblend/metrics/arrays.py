@@ -31,7 +31,7 @@ def over_finite(statistic: Callable[[NDArray], float], values: NDArray) -> float
 
 def group_total(values: ArrayLike, group: ArrayLike) -> NDArray[np.float64]:
     """Return the sums ``(..., group, band)`` over groups of values ``(..., source, band)``, in the groups' order."""
-    values, group = np.asarray(values), np.asarray(group)
+    values, group = np.asarray(values, dtype=np.float64), np.asarray(group)
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=group.min(initial=0) - 1))
     return np.add.reduceat(values[..., order, :], starts, axis=-2) if len(starts) else values

@@ -86,12 +86,10 @@ class _Windows(NamedTuple):
     @classmethod
     def around(cls, x: Tensor, y: Tensor, shape: tuple[int, int]) -> "_Windows":
         """Return windows around positions that hold all that is within `REACH` of them."""
-        height, width = shape
-        cells = []
-        for value, size in ((x, width), (y, height)):
-            first = ((value / FOLD).floor().long() - SPAN // 2).clamp(0, max(size - SPAN, 0))
-            cells.append(first[..., None] + torch.arange(min(size, SPAN), device=x.device))
-        return cls(*cells, shape)
+        sides = ((x, shape[1]), (y, shape[0]))
+        first = [((v / FOLD).floor().long() - SPAN // 2).clamp(0, max(size - SPAN, 0)) for v, size in sides]
+        steps = [torch.arange(min(size, SPAN), device=x.device) for _, size in sides]
+        return cls(*(start[..., None] + step for start, step in zip(first, steps, strict=True)), shape)
 
     def cut(self, maps: Tensor) -> Tensor:
         """Cut windows ``(scene, source, band, channel, y, x)`` out of maps ``(scene, band, channel, y, x)``."""
@@ -155,7 +153,9 @@ class SourceReader(nn.Module):
         seen = (gate[:, None] * share).sum(2).clamp(min=1e-8).log()
         mask = self.mask_slope.abs() * (maps.union[:, None] + seen)
         weights = self.mask_network(self.drop(query))[:, :, None]
-        own = near.paste(_own_network(weights, near.cut(maps.mask_features[:, None]), *offset), 0.0)
+        own = near.paste(
+            _own_network(weights, near.cut(maps.mask_features[:, None]), *offset), 0.0
+        )  # far away: no mask
         return Shares(share, logit.log_softmax(1), mask + own[:, :, 0], query, each)
 
     def queries(self, maps: TrunkMaps, x: Tensor, y: Tensor) -> Tensor:
@@ -189,9 +189,8 @@ class SourceReader(nn.Module):
         numbers = [torch.arange(s.start, s.stop, dtype=torch.float32, device=query.device) for s in cells]
         places = [FOLD * cell + (FOLD - 1) / 2 for cell in numbers]
         offset = [(place - center).expand(1, 1, -1) for place, center in zip(places, (y, x), strict=True)]
-        own = _own_network(weights[None, :, None], maps.mask_features[:1, None, None, :, *cells], *offset[::-1])[
-            0, :, 0
-        ]
+        features = maps.mask_features[:1, None, None, :, *cells]
+        own = _own_network(weights[None, :, None], features, *offset[::-1])[0, :, 0]
         inside = (slice(s.start - FOLD * c.start, s.stop - FOLD * c.start) for s, c in zip(part, cells, strict=True))
         own = own[:, *inside]
         mask = (logit + own[1:] - own[0]).sigmoid()

@@ -81,8 +81,7 @@ def choose(path: object, hdus: fits.HDUList, hdu: int | str | None, kind: str) -
     sizes = ((n, item, " x ".join(map(str, item.shape[::-1]))) for n, item in images.items())
     names = [f"{n} or {item.name},{item.ver} ({size})" if item.name else f"{n} ({size})" for n, item, size in sizes]
     described = "; ".join([*names[:SHOWN], *([f"{len(names) - SHOWN} more"] if len(names) > SHOWN else [])])
-    got = f"got {hdu}: choose one, as in '{path}[{next(iter(images))}]'"
-    raise ValueError(f"{path}: hdu must be one of {described}, {got}")
+    raise ValueError(f"{path}: hdu must be one of {described}, got {hdu}; write '{path}[{next(iter(images))}]'")
 
 
 def deviations(name: str, header: fits.Header, unit: str, notes: list[str]) -> Callable[[NDArray], NDArray]:

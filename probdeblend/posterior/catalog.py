@@ -1,8 +1,8 @@
 """The catalog of a posterior: one row per source, whatever the size of its group.
 
-Columns are quantiles of the draws, since posteriors of blended fluxes have heavy tails: ``flux``
-is the median, ``mag`` its magnitude, and ``mag_err`` half of the magnitude's central 68 % interval. Only
-``flux_err`` and the correlation are moments of the draws.
+Columns are quantiles of the draws, since posteriors of blended fluxes have heavy tails: ``flux`` is the median, ``mag``
+its magnitude, and ``flux_err`` and ``mag_err`` are half of central 68 % intervals. Only the correlation is a moment of
+the draws.
 """
 
 from __future__ import annotations

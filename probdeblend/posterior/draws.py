@@ -199,8 +199,7 @@ class Posterior:
         return self.dataset.sizes["source"]
 
     def __repr__(self) -> str:
-        sizes = self.dataset.sizes
-        return f"<Posterior of {len(self)} sources in {sizes['band']} bands: {sizes['chain']} x {sizes['draw']} draws>"
+        return f"<Posterior: {dict(self.dataset['flux' if 'flux' in self.dataset else 'flux_auto'].sizes)}>"
 
     @property
     def flux(self) -> xr.DataArray:

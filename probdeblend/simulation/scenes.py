@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -284,7 +285,9 @@ def in_batches(
     check_least(1, batch_size=batch_size)
     tasks = [((seed, i), min(batch_size, count - start)) for i, start in enumerate(range(0, count, batch_size))]
     shared = Parallel(n_jobs=max(workers, 1), return_as="generator")
-    return shared(delayed(_on_one_thread)(make, *task) for task in tasks[first:])
+    return chain.from_iterable(
+        shared(delayed(_on_one_thread)(make, *task) for task in part) for part in [tasks[first:]]
+    )
 
 
 def _on_one_thread(make: Maker, key: tuple[int, int], size: int) -> Scene:

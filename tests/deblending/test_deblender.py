@@ -256,11 +256,6 @@ def test_an_image_without_a_source_has_an_empty_catalog(blank, bands):
         assert not posterior.model_image().any()
 
 
-def test_scenes_without_an_image_are_refused(blank):
-    with pytest.raises(ValueError, match="scene must hold at least one image, got none"):
-        blank.scenes(scene_of(noise_of((0, 1, 40, 40))), **QUICK)
-
-
 @pytest.mark.parametrize("shape", [(1, 60), (60, 1), (1, 1), (7, 5), (17, 40)])
 def test_images_smaller_than_a_tile_are_answered(shipped, shape):
     image = 50 * noise_of(shape)

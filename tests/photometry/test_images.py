@@ -99,7 +99,7 @@ def test_choosing_an_hdu(tmp_path, pixels):
 def test_of_many_hdus_some_are_named(tmp_path, pixels):
     path = tmp_path / "many.fits"
     fits.HDUList([fits.PrimaryHDU(), *(fits.ImageHDU(pixels) for _ in range(12))]).writeto(path)
-    says = rf"hdu must be one of 1 \(30 x 20\); .*8 \(30 x 20\); 4 more, got None: choose one, as in '{path}\[1\]'"
+    says = rf"hdu must be one of 1 \(30 x 20\); .*8 \(30 x 20\); 4 more, got None; write '{path}\[1\]'"
     with pytest.raises(ValueError, match=says):
         read_image(path)
 

@@ -54,7 +54,7 @@ def test_refuses_wrong_input(make_cutouts):
 
 def test_columns(posterior):
     assert posterior.dataset["kind_probability"].sel(source_type="star").values.tolist() == [0, 0, 0, 0, 1]
-    assert repr(posterior) == "<Posterior of 5 sources in 2 bands: 2 x 500 draws>"
+    assert repr(posterior) == "<Posterior: {'chain': 2, 'draw': 500, 'source': 5, 'band': 2}>"
     changed = posterior.with_columns({"anomaly": np.arange(5.0), "flags": np.full(5, 64)})
     assert changed.dataset["anomaly"].dims == COLUMNS["anomaly"] == ("source",)
     assert changed.flags.tolist() == [64] * 5
