@@ -24,8 +24,7 @@ LARGEST = 1e15  # over the median size of the pixels; beyond it a pixel is bad, 
 CELL, LEAST_CELLS = 16, 12  # pixels on a side of cells whose medians tell the error of the sky's level, and how many
 LEAST_IN_CELL = 64  # blank pixels
 SIGNIFICANT, LEAST_LEVEL = 5.0, 0.2  # standard errors, and sky noise of a pixel, of a level that is subtracted
-NOTED_MISFIT = 1.15
-LARGEST_MISFIT = 2.0  # of the noise that is given, over or below the scatter of blank sky
+NOTED_MISFIT, LARGEST_MISFIT = 1.15, 2.0  # of the noise that is given, over or below the scatter of blank sky
 CHECKED, LEAST_BLANK = 512, 1000  # pixels on a side that it is checked in, and of blank sky
 # Width in pixels of defects that are interpolated, and the Gaussian for that: standard deviation in pixels, and passes.
 BRIDGES = (3, 1.5, 7), (6, 2.0, 5)

@@ -153,9 +153,8 @@ class SourceReader(nn.Module):
         seen = (gate[:, None] * share).sum(2).clamp(min=1e-8).log()
         mask = self.mask_slope.abs() * (maps.union[:, None] + seen)
         weights = self.mask_network(self.drop(query))[:, :, None]
-        own = near.paste(
-            _own_network(weights, near.cut(maps.mask_features[:, None]), *offset), 0.0
-        )  # far away: no mask
+        # Beyond the windows the mask is far below zero already.
+        own = near.paste(_own_network(weights, near.cut(maps.mask_features[:, None]), *offset), 0.0)
         return Shares(share, logit.log_softmax(1), mask + own[:, :, 0], query, each)
 
     def queries(self, maps: TrunkMaps, x: Tensor, y: Tensor) -> Tensor:

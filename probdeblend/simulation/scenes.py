@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 
 import numpy as np
 import torch
@@ -284,10 +283,12 @@ def in_batches(
     check_least(0, count=count, seed=seed, workers=workers)
     check_least(1, batch_size=batch_size)
     tasks = [((seed, i), min(batch_size, count - start)) for i, start in enumerate(range(0, count, batch_size))]
+    return _made(make, tasks[first:], workers)
+
+
+def _made(make: Maker, tasks: list[tuple[tuple[int, int], int]], workers: int) -> Iterator[Scene]:
     shared = Parallel(n_jobs=max(workers, 1), return_as="generator")
-    return chain.from_iterable(
-        shared(delayed(_on_one_thread)(make, *task) for task in part) for part in [tasks[first:]]
-    )
+    yield from shared(delayed(_on_one_thread)(make, *task) for task in tasks)
 
 
 def _on_one_thread(make: Maker, key: tuple[int, int], size: int) -> Scene:
